@@ -1,0 +1,37 @@
+# The project's verbs; `make help` lists them. Everything lives in .venv, at the versions of constraints.txt.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: help install quickstart test lint types format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## make .venv with the pinned dependencies
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: install  ## train, measure and fit a scaling curve in a few minutes
+	$(BIN)/gsq run sweeps/configs/quickstart.yaml
+
+test: install  ## run the tests (SLURM's are skipped, with the reason, where there is none)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: install  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy
+	$(BIN)/mypy
+
+format: install  ## reformat and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and caches, keep results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,189 @@
+"""What the panels of a figure show, computed before anything is drawn (``figures.draw_panel`` draws one).
+
+Tests and notebooks look at these frozen descriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.result import Fit
+from analysis.table import Array, measured, numbers, require_columns, single, varying, with_bits_per_pixel
+
+AXES = ("codebook_size", "latent_dim", "groups", "downsample")
+LABELS = {
+    "bits_per_pixel": "bits per pixel",
+    "codebook_size": "codebook size V",
+    "latent_dim": "latent channels D",
+    "groups": "groups G",
+    "downsample": "downsampling f",
+}
+SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f"}
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A law along a panel's x axis, with its band (NaN without a bootstrap)."""
+
+    law: str
+    formula: str
+    """With the fitted numbers."""
+    x: Floats
+    central: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Series:
+    """The points of one fixed setting of all other axes."""
+
+    label: str
+    """For instance "f=8, D=16": the other axes that differ within the panel."""
+    fixed: dict[str, float | str]
+    """Those axes and their values."""
+    x: Floats
+    """One value for each measured run."""
+    rfid: Floats
+    mean_x: Floats
+    """Distinct x, ascending."""
+    mean_rfid: Floats
+    """Mean over seeds at each of ``mean_x``."""
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def joined(self) -> bool:
+        """Whether there are at least two x to join by a line."""
+        return len(self.mean_x) > 1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """rFID against one column."""
+
+    column: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    curves: tuple[Curve, ...] = ()
+    """Laws that hold for all series at once (rate panel)."""
+
+    @property
+    def x_values(self) -> Floats:
+        """Distinct x of all points, ascending."""
+        return tuple(sorted({x for one in self.series for x in one.mean_x}))
+
+
+def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = ()) -> Panel:
+    """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
+    axis that varies), and the curves of the laws in bits_per_pixel alone. Raises AnalysisError like
+    :func:`measured`."""
+    rows, _ = measured(frame)
+    require_columns(rows, "bits_per_pixel")
+    by = next(iter(varying(rows, ("downsample", "latent_dim", "groups", "codebook_size"))), None)
+    series = []
+    for value, part in rows.groupby(by, sort=True) if by else [("", rows)]:
+        fixed = {by: _plain(value)} if by else {}
+        series.append(_series(part, "bits_per_pixel", fixed, ()))
+    rate = numbers(rows, "bits_per_pixel")
+    low, high = rate.min(), rate.max()
+    if low == high:
+        return Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series))
+    grid = np.geomspace(low / 1.1, high * 1.1, 120)
+    curves = [
+        _curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid}))
+        for fit in fits
+        if fit.law.columns == ("bits_per_pixel",)
+    ]
+    return Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series), tuple(curves))
+
+
+def axis_panel(frame: pd.DataFrame, column: str, fits: Sequence[Fit] = ()) -> Panel:
+    """rFID against one tokenizer axis: a series for each fixed value of all other axes, each with the laws'
+    curves.
+
+    ``column``: codebook_size, latent_dim, groups or downsample. Raises AnalysisError where it is constant.
+    """
+    if column not in AXES:
+        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(AXES)}")
+    rows, _ = measured(frame)
+    require_columns(rows, column)
+    if rows[column].nunique() < 2:
+        raise AnalysisError(f"{column} takes one value in the measured rows ({rows[column].iloc[0]}): nothing to plot")
+    others = [name for name in varying(rows) if name != column]
+    order = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in others]
+    others = order + [name for name in others if name not in order]
+    groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
+    series = []
+    for values, part in groups:
+        fixed = {
+            name: _plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
+        }
+        series.append(_series(part, column, fixed, fits))
+    return Panel(column, LABELS[column], y_label(rows), _relabelled(series))
+
+
+def y_label(rows: pd.DataFrame) -> str:
+    """ "rFID (features, N images)", as far as the table names them."""
+    features, images = single(rows, "features"), single(rows, "num_images")
+    known = [features] if features is not None else []
+    known += [f"{int(images):,} images"] if images is not None else []
+    return f"rFID ({', '.join(known)})" if known else "rFID"
+
+
+def _series(part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits: Sequence[Fit]) -> Series:
+    x, rfid = numbers(part, column), numbers(part, "rfid")
+    distinct = np.unique(x)
+    means = [float(rfid[x == value].mean()) for value in distinct]
+    curves = []
+    if len(distinct) > 1:
+        grid = np.geomspace(distinct[0], distinct[-1], 60)
+        # The bit rate follows from the axes, so it must be computed anew along the curve.
+        row = part.iloc[[0] * len(grid)].drop(columns="bits_per_pixel", errors="ignore").assign(**{column: grid})
+        row = with_bits_per_pixel(row)
+        curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
+    label = ", ".join(setting(name, value) for name, value in fixed.items())
+    return Series(label, fixed, _floats(x), _floats(rfid), _floats(distinct), tuple(means), tuple(curves))
+
+
+def _relabelled(series: list[Series]) -> tuple[Series, ...]:
+    """Labels with only the axes that differ between the joined series: the single points need none."""
+    joined = [one for one in series if one.joined]
+    names = [n for n in (series[0].fixed if series else {}) if len({one.fixed[n] for one in joined}) > 1]
+    out = []
+    for one in series:
+        label = ", ".join(setting(name, one.fixed[name]) for name in names)
+        out.append(Series(label, one.fixed, one.x, one.rfid, one.mean_x, one.mean_rfid, one.curves))
+    return tuple(out)
+
+
+def _curve(fit: Fit, grid: Array, where: pd.DataFrame) -> Curve:
+    central, low, high = fit.predict(where)
+    return Curve(fit.law.name, fit.formula(), _floats(grid), _floats(central), _floats(low), _floats(high))
+
+
+def _floats(values: Array) -> Floats:
+    return tuple(float(value) for value in values)
+
+
+def _plain(value: object) -> float | str:
+    return float(value) if isinstance(value, int | float | np.number) else str(value)
+
+
+def setting(name: str, value: float | str) -> str:
+    """An axis and its value for a legend: "f=8", "V=$2^{10}$"."""
+    if isinstance(value, str):
+        return f"{name} {value}"
+    return f"{SHORT.get(name, name)}={power_of_two(value) if name == 'codebook_size' else f'{value:g}'}"
+
+
+def power_of_two(value: float) -> str:
+    """ "$2^{10}$" for 1024; plain digits where the value is no power of two."""
+    exponent = np.log2(value)
+    return f"$2^{{{exponent:.0f}}}$" if exponent == round(exponent) else f"{value:g}"

@@ -1,0 +1,209 @@
+"""The ``gsq`` command: its own verbs, and those of the other rooms mounted on it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis.cli import register as register_analysis
+from sweeps.cli import CellsOption, ClusterOption, JsonOption, RetryOption, SweepArgument
+from sweeps.cli import register as register_sweeps
+
+app = typer.Typer(
+    name="gsq",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Scaling-law experiments for discrete image tokenizers.
+
+From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use into
+Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then copy its YAML
+(sweeps/configs/quickstart.yaml).""",
+)
+
+
+@app.command("run")
+def run_command(
+    sweep: SweepArgument,
+    cluster: ClusterOption = "local",
+    cells: CellsOption = None,
+    retry: RetryOption = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
+    ] = None,
+) -> None:
+    """The whole job: plan, submit, wait, gather, fit and plot.
+
+    Ctrl-C stops cleanly, and the same command goes on where it was. Exit code 1: cells have failed.
+
+    Example: gsq run sweeps/configs/quickstart.yaml
+    """
+    from gsq.compose import run_command_line
+
+    run_command_line(sweep, cluster, cells, retry, output)
+
+
+register_sweeps(app)
+register_analysis(app)
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE).")
+]
+
+
+@app.command("train")
+def train_command(
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="A preset (cpu-tiny, paper-f8, ...) or a YAML file of config sections."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, for instance -s groups=4; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
+    ] = False,
+) -> None:
+    """Train and evaluate one run, without a sweep. The same command resumes it.
+
+    Example: gsq train cpu-tiny -s groups=4 -s steps=100
+    """
+    import yaml
+
+    from gsq.config import to_dict
+    from gsq.errors import UserError
+    from sweeps.spec import load_spec
+
+    values = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set: '{setting}' is not KEY=VALUE")
+        values[key] = yaml.safe_load(value)
+    config = load_spec({"name": "train", "base": base, "set": values}).base
+    from gsq.identity import identity, require_weights
+
+    signature = identity(config)
+    if dry_run:
+        typer.echo(yaml.safe_dump(to_dict(config), sort_keys=False) + f"# signature: {signature}")
+        return
+    require_weights(config)
+    raise typer.Exit(_train(config))
+
+
+def _train(config: object) -> int:
+    import signal
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gsq.config import RunConfig
+    from gsq.record import Attempt, read_evaluations, read_run, runs_root
+    from gsq.run import Stopped, StopRequest, execute
+
+    assert isinstance(config, RunConfig)
+    console = Console()
+    stop = StopRequest()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        stop.on_signals({signal.SIGINT: "cancelled", signal.SIGTERM: "cancelled"}),
+    ):
+        task = bar.add_task("training", total=config.train.steps)
+
+        def announce(attempt: Attempt) -> None:
+            console.print(f"run folder: {attempt.path.parent.parent}", highlight=False, soft_wrap=True)
+
+        def advance(step: int) -> None:
+            bar.update(task, completed=step, description="evaluating" if step == config.train.steps else "training")
+
+        try:
+            folder = execute(config, runs_root(), stop=stop, announce=announce, on_step=advance)
+        except Stopped:
+            console.print("stopped after a whole step; the same command goes on from there")
+            return 130
+    for evaluation in read_evaluations(folder):
+        console.print(
+            f"step {evaluation['step']}: rFID {evaluation['rfid']:.4g} in {evaluation['features']}, PSNR "
+            f"{evaluation['psnr_db']:.2f} dB, SSIM {evaluation['ssim']:.3f}, usage {evaluation['usage']:.3f}, "
+            f"perplexity {evaluation['perplexity']:.1f}",
+            highlight=False,
+        )
+    console.print(f"{read_run(folder).state}: {folder.path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command("evaluate")
+def evaluate_command(
+    run: RunArgument,
+    num_images: Annotated[
+        int | None, typer.Option("--num-images", metavar="N", min=2, help="Validation images; default: as in training.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a finished run again, without training. It prints the metrics and changes nothing.
+
+    Example: gsq evaluate results/runs/ab/abcdef123456
+    """
+    import dataclasses
+
+    from gsq.run import load_finished
+
+    config, source, model = load_finished(run)
+    from gsq.evaluation import evaluate
+
+    wanted = config.evaluation
+    if num_images is not None:
+        wanted = dataclasses.replace(wanted, num_images=num_images)
+    result = evaluate(model, source, wanted)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for name in (
+        "features",
+        "num_images",
+        "rank_deficient",
+        "rfid",
+        "psnr_db",
+        "ssim",
+        "usage",
+        "perplexity",
+        "protocol",
+    ):
+        typer.echo(f"{name:<15}{result[name]}")
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        from rich.console import Console
+
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(code)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What needs several rooms at once. Imported by gsq/cli.py alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gsq.record import RunFolder, newest_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from sweeps.folder import SweepFolder
+    from sweeps.planning import Plan
+
+POLL_SECONDS = 2.0
+
+
+def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, command: str) -> int:
+    """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 where cells have failed, 130 on Ctrl-C.
+
+    Raises UserError before anything is written where the sweep or the cluster is wrong.
+    """
+    from rich.console import Console
+
+    from sweeps.cli import make
+    from sweeps.cluster import load_cluster, local_workers
+    from sweeps.cost import estimate, speed
+    from sweeps.display import LiveView, duration
+    from sweeps.folder import SweepFolder
+    from sweeps.gathering import gather
+    from sweeps.submission import submit
+
+    # Figures and fits use the same cores as nothing else by then; threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    begun = time.monotonic()
+    console = Console()
+    plan = make(sweep, cells)
+    target = load_cluster(cluster)
+    slots = local_workers(target) if target.kind == "local" else target.parallel
+    folder = SweepFolder(_runs(), plan.name)
+    records = folder.records([cell.signature for cell in plan.cells])
+    done = sum(record.state == "done" for record in records.values())
+    rate = speed(plan.cells, records, target.device)
+    todo = [cell for cell in plan.cells if records[cell.signature].state != "done"]
+    seconds = sum(estimate(cell, rate, target.device).seconds for cell in todo) / max(1, min(slots, len(todo)))
+    expected = f", about {duration(seconds)} on {slots} workers" if todo and target.kind == "local" else ""
+    console.print(
+        f"[bold]{plan.name}[/bold]: {len(plan.cells)} cells, {done} already done, {len(todo)} to run{expected}",
+        highlight=False,
+    )
+    if plan.broken_images:
+        console.print(f"[yellow]{len(plan.broken_images)} broken images are left out (gsq plan names them)[/yellow]")
+    try:
+        with LiveView(plan, slots, target.device, console) as view:
+            submit(plan, target, retry=retry, on_update=view.update)
+            if target.kind == "slurm":
+                _wait(folder, plan, view)
+    except KeyboardInterrupt:
+        going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
+        console.print(f"\nstopped; {going_on}. To go on: [bold]{command}[/bold]", highlight=False)
+        return 130
+    table = gather(folder, output)
+    failed = _report(console, table, folder)
+    console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
+    return 1 if failed else 0
+
+
+def _runs() -> Path:
+    from gsq.record import runs_root
+
+    return runs_root()
+
+
+def _wait(folder: SweepFolder, plan: Plan, view: object) -> None:
+    """Poll until no job of the plan is waiting or running."""
+    from sweeps.display import LiveView
+    from sweeps.reconcile import reconcile
+    from sweeps.scheduler import slurm_jobs
+
+    assert isinstance(view, LiveView)
+    signatures = [cell.signature for cell in plan.cells]
+    while True:
+        records = folder.records(signatures)
+        actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=())
+        view.update(actions, records)
+        if not any(action.kind == "wait" for action in actions):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _report(console: Console, table: Path, folder: SweepFolder) -> int:
+    """Print the table, the laws and the paths of what was written; returns how many cells have no result."""
+    from analysis.cli import load_and_fit, print_fit
+    from analysis.errors import AnalysisError
+    from analysis.figures import saved_files, scaling_figure
+    from analysis.table import load_results, results_table
+
+    frame = load_results(table)
+    shown = results_table(frame)
+    _print_frame(console, shown, frame)
+    failed = frame[frame["state"] != "done"]
+    for _, row in failed.drop_duplicates("signature").iterrows():
+        console.print(f"[red]{row['state']}[/red] {row['signature']}: {row['failure'] or ''} {row['message'] or ''}")
+    written: list[tuple[str, Path]] = [("results table", table)]
+    try:
+        frame, fits, reasons = load_and_fit(table, None, None, 1000, 0)
+        console.print()
+        for fit in fits:
+            print_fit(fit)
+        for reason in reasons.values():
+            console.print(f"Not fitted: {reason}.", style="dim", highlight=False)
+        stem = table.with_name(f"{table.stem}-scaling")
+        scaling_figure(frame, fits, stem)
+        written.append(("scaling figure", saved_files(stem)[0]))
+        pictures = _best_and_worst(frame, folder, table)
+        if pictures:
+            written.append(("originals above reconstructions", pictures))
+    except AnalysisError as error:
+        console.print(f"no law and no figure: {error}", highlight=False)
+    console.print()
+    for what, path in written:
+        console.print(f"{what}: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+    return int(failed["signature"].nunique())
+
+
+def _print_frame(console: Console, shown: pd.DataFrame, frame: pd.DataFrame) -> None:
+    from rich.table import Table
+
+    features = frame["features"].dropna().unique()
+    names = {"rfid": f"rFID ({features[0].split('@')[0]})" if len(features) == 1 else "rFID", "psnr_db": "PSNR (dB)"}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in shown.columns:
+        name = {"device_seconds": "seconds", "bits_per_pixel": "bits/pixel"}.get(column, names.get(column, column))
+        table.add_column(name, justify="right")
+    digits = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f", "rfid": ".4g"}
+    for _, row in shown.iterrows():
+        cells = []
+        for column, value in zip(shown.columns, row, strict=True):
+            missing = value is None or value != value or str(value) == "<NA>"
+            number = isinstance(value, float)
+            cells.append("-" if missing else format(value, digits.get(str(column), ".4g")) if number else str(value))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
+    """Originals above reconstructions of the cells with the lowest and the highest rFID."""
+    from analysis.figures import reconstruction_figure
+    from analysis.table import measured, varying
+
+    rows = measured(frame)[0].sort_values("rfid")
+    entries = []
+    for word, (_, row) in zip(("best", "worst"), (*rows.head(1).iterrows(), *rows.tail(1).iterrows()), strict=False):
+        picture = newest_file(RunFolder.of(folder.runs, row["signature"]), "samples.png")
+        axes = ", ".join(f"{name} {row[name]}" for name in varying(rows))
+        if picture:
+            entries.append((f"{word}: rFID {row['rfid']:.4g}, {axes}", picture))
+    if not entries:
+        return None
+    path = table.with_name(f"{table.stem}-samples.png")
+    reconstruction_figure(entries, path)
+    return path
+
+
+def run_command_line(sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None) -> None:
+    """``gsq run``."""
+    command = " ".join(["gsq", *sys.argv[1:]])
+    code = run_sweep(sweep, cluster, cells, retry, output, command)
+    if code:
+        raise typer.Exit(code)

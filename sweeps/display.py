@@ -1,0 +1,229 @@
+"""What the commands show: the live view of a running sweep, plan and status tables. Needs rich."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from gsq.record import RunRecord
+from sweeps.cost import Speed, estimate, resource_class, speed
+from sweeps.monitoring import CellStatus, SweepStatus, row
+from sweeps.planning import Plan, derived, title
+
+if TYPE_CHECKING:
+    from sweeps.reconcile import Action
+
+STYLES = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "planned": "dim", "pruned": "dim"}
+# Without a terminal, a line of progress every so many seconds.
+LINE_SECONDS = 20.0
+
+
+def duration(seconds: float | None) -> str:
+    """``2 h 05 min``, ``3 min 20 s``, ``12 s``."""
+    if seconds is None:
+        return "-"
+    whole = max(0, round(seconds))
+    if whole >= 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def size(count: float, unit: str = "B", base: int = 1000) -> str:
+    """``1.2 GB``, ``340 kFLOPs``."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(count) < base:
+            return f"{count:.3g} {prefix}{unit}"
+        count /= base
+    return f"{count:.3g} Z{unit}"
+
+
+def _counts(states: Iterable[str]) -> str:
+    counted = Counter(states)
+    order = ("queued", "planned", "running", "done", "failed", "pruned")
+    # To a user a cell that waits for a worker is queued, whether a scheduler knows it or not.
+    counted["queued"] += counted.pop("planned", 0)
+    return ", ".join(f"{counted[s]} {s}" for s in order if s in ("queued", "running", "done", "failed") or counted[s])
+
+
+class LiveView:
+    """Shows a running sweep: counts, a line for each running cell, total time left.
+
+    On a terminal it is drawn in place; elsewhere a line is printed for each cell that ends, and one in between.
+    """
+
+    def __init__(self, plan: Plan, slots: int, device: str, console: Console | None = None) -> None:
+        self.cells = {cell.signature: cell for cell in plan.cells}
+        self.name, self.slots, self.device = plan.name, max(1, slots), device
+        self.console = console or Console()
+        self.live = (
+            Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+        )
+        self.states: dict[str, str] = {}
+        self.printed = time.monotonic()
+        self.begun = time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, actions: Sequence[Action], records: dict[str, RunRecord]) -> None:
+        """Called with what reconcile says of every cell and what the run folders hold."""
+        rows = [row(self.cells[a.cell.signature], a.cell, records[a.cell.signature]) for a in actions]
+        left = self._seconds_left(rows, records)
+        self._announce(rows)
+        if self.live:
+            self.live.update(self._render(rows, left))
+        elif time.monotonic() - self.printed > LINE_SECONDS:
+            self.printed = time.monotonic()
+            running = "; ".join(f"{r.title}: step {r.step}/{r.steps}" for r in rows if r.state == "running")
+            self._line(f"{_counts(r.state for r in rows)}; about {duration(left)} left; {running}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False, soft_wrap=True)
+
+    def _announce(self, rows: Sequence[CellStatus]) -> None:
+        for r in rows:
+            before = self.states.get(r.signature)
+            self.states[r.signature] = r.state
+            if r.state == before or r.state not in ("done", "failed"):
+                continue
+            if before is None and r.state == "done":
+                continue
+            if r.state == "done":
+                self._line(f"[green]done[/green]   {r.title}")
+            else:
+                self._line(f"[red]failed[/red] {r.title}: {r.failure}: {r.message or ''}")
+
+    def _seconds_left(self, rows: Sequence[CellStatus], records: dict[str, RunRecord]) -> float:
+        rate = speed(self.cells.values(), records, self.device)
+        total, longest = 0.0, 0.0
+        for r in rows:
+            if r.state in ("done", "failed", "pruned"):
+                continue
+            whole = estimate(self.cells[r.signature], rate, self.device).seconds
+            left = whole * (1 - r.step / r.steps)
+            if r.seconds_left is not None:
+                left = r.seconds_left + 0.1 * whole
+            total, longest = total + left, max(longest, left)
+        return max(total / self.slots, longest)
+
+    def _render(self, rows: Sequence[CellStatus], left: float) -> Group:
+        finished = sum(r.state in ("done", "failed", "pruned") for r in rows)
+        share = sum(1.0 if r.state in ("done", "failed", "pruned") else r.step / r.steps for r in rows)
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(self.name, style="bold"),
+            ProgressBar(total=len(rows), completed=share, width=30),
+            f"{finished} of {len(rows)} cells",
+            _counts(r.state for r in rows),
+            f"about {duration(left)} left",
+        )
+        body = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("running", "step", "images/s", "time left"):
+            body.add_column(name, justify="left" if name == "running" else "right")
+        for r in rows:
+            if r.state == "running":
+                rate = f"{r.images_per_second:.0f}" if r.images_per_second else "-"
+                body.add_row(r.title, f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
+        hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
+        return Group(head, body, hint)
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# Heads on two lines keep a row within 80 columns.
+HEADS = {"downsample": "down- sample", "codebook_size": "code- book", "latent_dim": "latent dim"}
+
+
+def plan_table(plan: Plan, rate: Speed, device: str) -> Table:
+    """A row a cell: axes, derived quantities, cost."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))
+    table.add_column("signature", no_wrap=True, vertical="bottom")
+    for name in (*axes, "bits/ pixel", "param- eters", "train FLOPs", "images", "time", "memory"):
+        table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right", overflow="fold", vertical="bottom")
+    for cell in plan.cells:
+        wanted = estimate(cell, rate, device)
+        table.add_row(
+            f"[dim]{cell.signature}[/dim]",
+            *(_plain(cell.axes.get(name, "")) for name in axes),
+            f"{derived(cell.config)['bits_per_pixel']:.3g}",
+            *(
+                size(n).rstrip("B").replace(" ", "")
+                for n in (cell.cost.parameters, cell.cost.train_flops, cell.cost.images)
+            ),
+            duration(wanted.seconds).replace(" min", "m").replace(" s", "s"),
+            size(wanted.memory_bytes).replace(" ", ""),
+        )
+    return table
+
+
+def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: int, limit: int | None = 60) -> None:
+    """Cells, what was left out and why, duplicates, totals."""
+    shown = plan if limit is None else plan.cut(limit)
+    console.print(plan_table(shown, rate, device))
+    if len(shown.cells) < len(plan.cells):
+        console.print(f"... and {len(plan.cells) - len(shown.cells)} more (--all shows them)")
+    for constraint, count in Counter(text for _, text in plan.dropped).items():
+        console.print(f"left out {count} by where: [bold]{constraint}[/bold]")
+        left_out = [title(axes) for axes, text in plan.dropped if text == constraint]
+        for line in left_out if limit is None else left_out[:4]:
+            console.print(f"  {line}", style="dim", highlight=False)
+        if limit is not None and count > 4:
+            console.print(f"  ... and {count - 4} more (--all shows them)", style="dim")
+    for axes, signature in plan.merged:
+        console.print(f"merged: {title(axes)} is the same run as {signature}")
+    for name in plan.broken_images[:10]:
+        console.print(f"[yellow]broken image left out:[/yellow] {name}")
+    if len(plan.broken_images) > 10:
+        console.print(f"[yellow]... and {len(plan.broken_images) - 10} more broken images[/yellow]")
+    estimates = [estimate(cell, rate, device) for cell in plan.cells]
+    total = sum(e.seconds for e in estimates)
+    classes = {resource_class(e) for e in estimates}
+    console.print(
+        f"[bold]{len(plan.cells)} cells[/bold], {duration(total)} of {device} time, about "
+        f"{duration(max(total / slots, max(e.seconds for e in estimates)))} with {slots} at a time; largest "
+        f"{size(max(e.memory_bytes for e in estimates))}; {len(classes)} resource class{'es' * (len(classes) > 1)} "
+        f"(speed: {size(rate.flops_per_second, 'FLOP/s')}, {rate.basis})",
+        highlight=False,
+    )
+
+
+def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
+    """Counts, a row a cell, failures by class with the line that says why."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("signature", "cell", "state", "step", "images/s", "left", "attempt", "node", "job"):
+        table.add_column(name, justify="right" if name in ("step", "images/s", "left", "attempt") else "left")
+    for c in found.cells[:limit]:
+        state = Text(f"failed ({c.failure})" if c.failure else c.state, style=STYLES[c.state])
+        rate = f"{c.images_per_second:.0f}" if c.images_per_second else ""
+        left = duration(c.seconds_left) if c.seconds_left is not None else ""
+        table.add_row(c.signature, c.title, state, f"{c.step}/{c.steps}", rate, left, str(c.attempts), c.node, c.job)
+    parts: list[Table | Text] = [table]
+    if limit is not None and len(found.cells) > limit:
+        parts.append(Text(f"... and {len(found.cells) - limit} more (--all shows them)"))
+    parts.append(Text(f"{found.name}: {_counts(c.state for c in found.cells)}", style="bold"))
+    for failure, count in found.failures.items():
+        reason = next((c.message for c in found.cells if c.failure == failure and c.message), "no message")
+        parts.append(Text(f"{count} failed as {failure}: {reason}", style="red"))
+    return Group(*parts)

@@ -1,0 +1,59 @@
+"""Run folders -> results table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gsq.record import RunFolder, newest_file, read_evaluations, read_json
+from sweeps.folder import SweepFolder, sweep_folder
+from sweeps.monitoring import CellStatus, status
+from sweeps.planning import Cell, axis_columns
+from sweeps.schema import BY_NAME, write_table
+
+RESULTS = Path("results")
+
+
+def gather(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Path:
+    """Write the results table of a sweep, by default results/<sweep>.parquet, and return its path.
+
+    One row for each evaluation of each planned cell; a cell without one has a row of its own. Raises UserError for
+    an unknown sweep.
+    """
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    cells = {cell.signature: cell for cell in folder.read_plan().cells}
+    rows: list[dict[str, Any]] = []
+    for cell_status in status(folder).cells:
+        rows += _rows(folder, cells[cell_status.signature], cell_status)
+    path = output or RESULTS / f"{folder.name}.parquet"
+    write_table(rows, path)
+    return path
+
+
+def _rows(folder: SweepFolder, cell: Cell, cell_status: CellStatus) -> list[dict[str, object]]:
+    run = RunFolder.of(folder.runs, cell.signature)
+    record = folder.records([cell.signature])[cell.signature]
+    environment_file = newest_file(run, "env.json")
+    environment = (read_json(environment_file) if environment_file else None) or {}
+    common: dict[str, object] = {
+        "sweep": folder.name,
+        "signature": cell.signature,
+        **axis_columns(cell.config, cell.data_label),
+        "parameters": cell.cost.parameters,
+        "device_seconds": record.seconds if record.attempts else None,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "attempts": record.attempts,
+        "execution_signature": environment.get("execution_signature"),
+        "commit": environment.get("commit"),
+        "versions": json.dumps(environment["versions"], sort_keys=True) if "versions" in environment else None,
+        "device": environment.get("device"),
+        "state": cell_status.state,
+        "failure": cell_status.failure,
+        "message": cell_status.message,
+    }
+    evaluations = [
+        {**common, **{name: value for name, value in evaluation.items() if name in BY_NAME}}
+        for evaluation in read_evaluations(run)
+    ]
+    return evaluations or [common]

@@ -1,0 +1,102 @@
+"""State of a sweep, cell by cell."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gsq.record import RUNNING, RunRecord
+from sweeps.folder import SweepFolder, sweep_folder
+from sweeps.planning import Cell
+from sweeps.reconcile import STATES, CellState, Job, cell_state
+from sweeps.scheduler import slurm_jobs
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One row of ``gsq status``."""
+
+    signature: str
+    title: str
+    state: str
+    failure: str | None
+    message: str | None
+    step: int
+    steps: int
+    images_per_second: float | None
+    seconds_left: float | None
+    attempts: int
+    node: str
+    job: str
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """All cells of a sweep at one moment."""
+
+    name: str
+    cells: tuple[CellStatus, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cells by state, every state named."""
+        counted = Counter(cell.state for cell in self.cells)
+        return {state: counted[state] for state in STATES}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed cells by failure class."""
+        return dict(Counter(cell.failure or "error" for cell in self.cells if cell.state == "failed"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "sweep": self.name,
+            "counts": self.counts,
+            "failures": self.failures,
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+
+
+def seconds_left(record: RunRecord, batch_size: int) -> float | None:
+    """Training time left, from the attempt's own rate; None before it has one."""
+    if not record.images_per_second:
+        return None
+    return (record.steps - record.step) * batch_size / record.images_per_second
+
+
+def row(cell: Cell, state: CellState, record: RunRecord, job: Job | None = None) -> CellStatus:
+    running = state.state == RUNNING
+    return CellStatus(
+        signature=cell.signature,
+        title=cell.title,
+        state=state.state,
+        failure=state.failure,
+        message=state.message,
+        step=record.step,
+        steps=cell.config.train.steps,
+        images_per_second=record.images_per_second if running else None,
+        seconds_left=seconds_left(record, cell.config.train.batch_size) if running else None,
+        attempts=record.attempts,
+        node=record.node or record.host,
+        job=job.name if job else "",
+    )
+
+
+def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
+    """Read the run folders, then ask SLURM once if the sweep has jobs there.
+
+    sweep: its name, its YAML file or its folder. Raises UserError for an unknown sweep.
+    """
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    plan = folder.read_plan()
+    records = folder.records([cell.signature for cell in plan.cells])
+    jobs = slurm_jobs(folder)
+    now = time.time()
+    rows = []
+    for cell in plan.cells:
+        record, job = records[cell.signature], jobs.get(cell.signature)
+        rows.append(row(cell, cell_state(record, job, now), record, job))
+    return SweepStatus(plan.name, tuple(rows))

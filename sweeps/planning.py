@@ -1,0 +1,142 @@
+"""Spec -> plan: the cells to run, what was left out and why, and what they will cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gsq.config import SHORT_NAMES, RunConfig, override
+from gsq.datasets import Manifest, manifest
+from gsq.errors import UserError
+from gsq.flops import Cost, cost
+from gsq.identity import identity
+from sweeps.spec import Spec
+
+
+def derived(config: RunConfig) -> dict[str, Any]:
+    """Derived axes by column name."""
+    q, m = config.quantizer, config.model
+    bits = q.groups * math.log2(q.codebook_size)
+    return {
+        "group_dim": config.group_dim,
+        "bits_per_token": bits,
+        "bits_per_pixel": bits / m.downsample**2,
+        "compression_ratio": 3 * m.downsample**2 / m.latent_dim,
+        "tokens_per_image": q.groups * (config.data.image_size // m.downsample) ** 2,
+    }
+
+
+def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
+    """Axes and derived axes of a run, by the results table's column names."""
+    axes = {name: _get(config, name) for name in SHORT_NAMES}
+    return {**axes, **derived(config), "data": data_label}
+
+
+def _get(config: RunConfig, name: str) -> Any:
+    section, key = SHORT_NAMES[name].split(".")
+    return getattr(getattr(config, section), key)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a plan."""
+
+    signature: str
+    axes: dict[str, Any]
+    """The values that the sweep set, by the names used in the YAML."""
+    config: RunConfig
+    data_label: str
+
+    @cached_property
+    def cost(self) -> Cost:
+        return cost(self.config)
+
+    @property
+    def title(self) -> str:
+        return title(self.axes)
+
+
+def title(axes: dict[str, Any]) -> str:
+    """``latent_dim=8 groups=2``."""
+    return " ".join(f"{name}={value}" for name, value in axes.items()) or "base"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will run."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    dropped: tuple[tuple[dict[str, Any], str], ...] = ()
+    """Axes of the cells left out, with the constraint that did it."""
+    merged: tuple[tuple[dict[str, Any], str], ...] = ()
+    """Axes of the cells that another one makes unnecessary, with its signature."""
+    broken_images: tuple[str, ...] = ()
+
+    def cut(self, cells: int) -> Plan:
+        """The first ``cells`` cells only."""
+        return Plan(self.name, self.cells[:cells], self.dropped, self.merged, self.broken_images)
+
+
+class _Names:
+    """Values of the names in a constraint: the cell's own, else the base config's, else derived from these."""
+
+    def __init__(self, base: RunConfig, axes: dict[str, Any]) -> None:
+        self.base = base
+        self.values = {short: axes.get(short, axes.get(key)) for short, key in SHORT_NAMES.items()}
+
+    def __call__(self, name: str) -> Any:
+        if name in SHORT_NAMES:
+            value = self.values[name]
+            return _get(self.base, name) if value is None else value
+        d, g, v, f = (self(n) for n in ("latent_dim", "groups", "codebook_size", "downsample"))
+        # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
+        if name in ("bits_per_token", "bits_per_pixel"):
+            bits = g * math.log2(v)
+            return bits if name == "bits_per_token" else bits / f**2
+        if name in ("group_dim", "compression_ratio"):
+            return d / g if name == "group_dim" else 3 * f**2 / d
+        if name == "tokens_per_image":
+            return g * (self("image_size") // f) ** 2
+        if name == "images":
+            return self("steps") * self("batch_size")
+        changed = override(self.base, {k: v for k, v in self.values.items() if v is not None})
+        return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
+
+
+def make_plan(spec: Spec) -> Plan:
+    """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
+
+    Raises UserError for an invalid cell that no constraint drops, or where nothing is left.
+    """
+    cells: dict[str, Cell] = {}
+    dropped: list[tuple[dict[str, Any], str]] = []
+    merged: list[tuple[dict[str, Any], str]] = []
+    manifests: dict[Any, Manifest] = {}
+    for axes in spec.candidates():
+        names = _Names(spec.base, axes)
+        broken = next((c.text for c in spec.where if not c.holds(names)), None)
+        if broken is not None:
+            dropped.append((axes, broken))
+            continue
+        try:
+            config = override(spec.base, axes, "axes")
+        except UserError as error:
+            raise UserError(f"sweep '{spec.name}', cell {title(axes)}: {error}") from None
+        if config.data not in manifests:
+            manifests[config.data] = manifest(config.data)
+        files = manifests[config.data]
+        signature = identity(config, files)
+        if signature in cells:
+            merged.append((axes, signature))
+        else:
+            cells[signature] = Cell(signature, axes, config, files.label)
+    if not cells:
+        counts = Counter(constraint for _, constraint in dropped)
+        why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
+        raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
+    bad = tuple(name for files in manifests.values() for name in files.broken)
+    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), bad)

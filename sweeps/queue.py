@@ -1,0 +1,147 @@
+"""The local queue: as many worker processes as cores (or GPUs), one cell and one thread each.
+
+Workers write to the run folders like any job; the queue reads those, so a driver that was killed and started
+again finds what its predecessor's workers did, and waits for those that still run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from gsq.record import RunRecord
+from sweeps.cluster import Cluster, local_workers
+from sweeps.folder import SweepFolder
+from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, reconcile
+
+POLL_SECONDS = 0.25
+# How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
+GRACE_SECONDS = 60.0
+
+
+def _cell_of_process(pid: int) -> str | None:
+    """The signature that a worker process of this machine works on; None for any other process."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    texts = [word.decode(errors="replace") for word in words if word]
+    return texts[-1] if "sweeps.job" in texts else None
+
+
+class LocalQueue:
+    """Runs the cells of a sweep on this machine until nothing more can be done for any of them."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        signatures: list[str],
+        cluster: Cluster,
+        on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+        retry: frozenset[str] = frozenset(),
+    ) -> None:
+        """retry: failure classes, beside the usual ones, that are tried once again at the start."""
+        self.folder, self.signatures, self.on_update = folder, signatures, on_update
+        self.slots = local_workers(cluster)
+        self.gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
+        self.environment = cluster.environment
+        self.retry = retry
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.slot_of: dict[str, int] = {}
+        self.fruitless: Counter[str] = Counter()
+        self.steps: dict[str, int] = {}
+        self.started: set[str] = set()
+        self.exits: dict[str, int] = {}
+
+    def run(self) -> list[Action]:
+        """Returns the last actions: finished and left cells. Ctrl-C stops the workers at the end of their step,
+        each with a checkpoint, and raises KeyboardInterrupt."""
+        try:
+            while True:
+                actions, records = self._look()
+                self.on_update(actions, records)
+                busy = sum(action.kind == "wait" for action in actions)
+                ready = [action.cell.signature for action in actions if action.kind == "submit"]
+                if not busy and not ready:
+                    return actions
+                for signature in ready[: max(0, self.slots - busy)]:
+                    self._start(signature)
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._stop()
+
+    def _look(self) -> tuple[list[Action], dict[str, RunRecord]]:
+        records = self.folder.records(self.signatures)
+        jobs: dict[str, Job] = {}
+        for signature, process in list(self.processes.items()):
+            code = process.poll()
+            if code is None:
+                jobs[signature] = Job("running", name=str(process.pid))
+                continue
+            del self.processes[signature], self.slot_of[signature]
+            advanced = records[signature].step > self.steps.get(signature, -1)
+            self.fruitless[signature] = 0 if advanced else self.fruitless[signature] + 1
+            self.steps[signature] = records[signature].step
+            self.exits[signature] = code
+        for signature, record in records.items():
+            if signature in jobs or record.state != "running":
+                continue
+            # An attempt that this driver did not start: its predecessor's worker, or one that died.
+            if record.host == os.uname().nodename and not record.node:
+                alive = _cell_of_process(record.pid) == signature
+                jobs[signature] = Job("running" if alive else "gone", name=str(record.pid))
+        for signature in self.started - set(jobs):
+            if records[signature].state is None:
+                code = self.exits.get(signature)
+                log = self.folder.log(signature)
+                jobs[signature] = Job("gone", "error", f"{signature} (exit code {code}, see {log})")
+        now = time.time()
+        # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
+        first = reconcile(self.signatures, records, jobs, now, resumed=RESUMED_ON_SUBMIT | self.retry)
+        again = reconcile(self.signatures, records, jobs, now, resumed=RESUMED, fruitless=self.fruitless)
+        return [b if b.cell.signature in self.started else a for a, b in zip(first, again, strict=True)], records
+
+    def _start(self, signature: str) -> None:
+        slot = next(i for i in range(self.slots + len(self.slot_of)) if i not in self.slot_of.values())
+        environment = {
+            **os.environ,
+            # Threads of several workers on the same cores slow each other down many times over.
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            **self.environment,
+        }
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        path = self.folder.log(signature)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as log:
+            self.processes[signature] = subprocess.Popen(
+                [sys.executable, "-m", "sweeps.job", str(self.folder.runs), self.folder.name, signature],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # Ctrl-C in the terminal reaches the driver alone, which then stops the workers in good order.
+                start_new_session=True,
+            )
+        self.slot_of[signature] = slot
+        self.started.add(signature)
+
+    def _stop(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,112 @@
+"""What is the state of each cell, and what should be done about it: one pure function.
+
+submit, run, status and the local queue only carry out or print its actions. There is no daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gsq.record import DONE, FAILED, PRUNED, RUNNING, RunRecord
+
+PLANNED, QUEUED = "planned", "queued"
+STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
+
+# Failures that a later attempt resumes from the last checkpoint without being asked to.
+RESUMED = frozenset({"preempted", "node_failure", "timeout", "lost"})
+# Resumed when the user submits again: they have made room on the disk, or want to go on after cancelling.
+RESUMED_ON_SUBMIT = RESUMED | {"disk_full", "cancelled"}
+# These come back only when asked for (--retry): another attempt would fail alike, or change the science.
+ON_REQUEST = frozenset({"out_of_memory", "diverged", "error"})
+# Attempts in a row of one driver that may end without a further step before it gives up.
+PATIENCE = 3
+
+SchedulerState = Literal["pending", "running", "gone"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the scheduler says of the newest job of a cell."""
+
+    state: SchedulerState
+    failure: str | None = None
+    """Failure class, where the scheduler says why a job is gone."""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class CellState:
+    signature: str
+    state: str
+    failure: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Action:
+    """``submit`` the cell, ``wait`` for its job, or nothing: it is ``finished`` or the driver will ``leave`` it."""
+
+    kind: Literal["submit", "wait", "finished", "leave"]
+    cell: CellState
+
+
+def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
+    """State of one cell. Its own status file speaks first; the scheduler decides what the file cannot know.
+
+    job: None where no scheduler was asked or none knows the cell. now: seconds since the epoch; it only tells a
+    silent attempt from a live one where no scheduler can.
+    """
+    sig = record.signature
+    if record.state in (DONE, PRUNED):
+        return CellState(sig, record.state)
+    if job is not None and job.state == "pending":
+        return CellState(sig, QUEUED)
+    if job is not None and job.state == "running":
+        # Between the start of a job and its first status the cell is still waiting for its turn.
+        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
+    gone = job is not None and job.state == "gone"
+    if record.state == RUNNING:
+        if gone or record.stale(now):
+            why = job.failure if job is not None and job.failure else "lost"
+            return CellState(sig, FAILED, why, f"no sign of life since step {record.step}")
+        return CellState(sig, RUNNING)
+    if record.state == FAILED:
+        # The scheduler knows better why a run was stopped from outside.
+        failure = record.failure
+        if failure == "preempted" and job is not None and job.failure in ("timeout", "node_failure"):
+            failure = job.failure
+        return CellState(sig, FAILED, failure, record.message)
+    if gone and job is not None:
+        message = f"job {job.name} ended before the run wrote anything"
+        return CellState(sig, FAILED, job.failure or "lost", message)
+    return CellState(sig, PLANNED)
+
+
+def reconcile(
+    signatures: Iterable[str],
+    records: Mapping[str, RunRecord],
+    jobs: Mapping[str, Job],
+    now: float,
+    *,
+    resumed: Collection[str] = RESUMED_ON_SUBMIT,
+    fruitless: Mapping[str, int] | None = None,
+) -> list[Action]:
+    """One action a cell, in the order of ``signatures``.
+
+    resumed: failure classes that are submitted again. fruitless: attempts of this driver in a row that ended
+    without a further step; at PATIENCE of them a cell is left alone.
+    """
+    actions = []
+    for sig in signatures:
+        cell = cell_state(records.get(sig) or RunRecord(sig), jobs.get(sig), now)
+        if cell.state in (DONE, PRUNED):
+            actions.append(Action("finished", cell))
+        elif cell.state in (QUEUED, RUNNING):
+            actions.append(Action("wait", cell))
+        elif cell.state == FAILED and (cell.failure not in resumed or (fruitless or {}).get(sig, 0) >= PATIENCE):
+            actions.append(Action("leave", cell))
+        else:
+            actions.append(Action("submit", cell))
+    return actions

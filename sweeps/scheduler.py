@@ -1,0 +1,87 @@
+"""What SLURM says of a sweep's jobs: one sacct call for all of them, squeue as a tie-break."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from gsq.errors import UserError
+from sweeps.folder import SweepFolder
+from sweeps.reconcile import Job, SchedulerState
+
+# Everything else that sacct prints means that the job is over.
+PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
+FAILURES = {
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "CANCELLED": "cancelled",
+}
+
+
+def require_slurm() -> None:
+    """Raise UserError unless SLURM's commands are on the PATH and the controller answers."""
+    missing = [name for name in ("sbatch", "sacct", "squeue") if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"cluster slurm: {', '.join(missing)} not found on the PATH; run this on a login node of the cluster, or "
+            "use --cluster local"
+        )
+    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
+    if ping.returncode:
+        lines = (ping.stdout + ping.stderr).strip().splitlines()
+        raise UserError(
+            f"cluster slurm: the controller does not answer (scontrol ping: {lines[0] if lines else 'failed'})"
+        )
+
+
+def _lines(*words: str) -> list[str]:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _state(text: str) -> tuple[SchedulerState, str | None]:
+    word = text.split()[0].rstrip("+") if text.split() else ""
+    if word in PENDING:
+        return "pending", None
+    if word in ACTIVE:
+        return "running", None
+    return "gone", FAILURES.get(word)
+
+
+def ask(job_ids: Iterable[str]) -> dict[str, Job]:
+    """State of each job (``12_3`` or ``12``). A job that neither sacct nor squeue knows is left out."""
+    wanted = set(job_ids)
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    parents = sorted({job_id.split("_")[0] for job_id in wanted})
+    found: dict[str, Job] = {}
+    # --array expands what is still pending; --duplicates is left out: the newest run of a requeued job counts.
+    for line in _lines("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", ",".join(parents)):
+        job_id, _, text = line.partition("|")
+        if job_id in wanted:
+            found[job_id] = Job(*_state(text), name=job_id)
+    # Accounting lags behind the controller: what squeue still holds is not over, whatever sacct says.
+    for line in _lines("squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(parents)):
+        job_id, _, text = line.partition("|")
+        if job_id in wanted:
+            found[job_id] = Job(*_state(text), name=job_id)
+    return found
+
+
+def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
+    """The newest SLURM job of each cell, by signature."""
+    newest: dict[str, str] = {}
+    for entry in folder.read_journal():
+        newest |= entry["jobs"]
+    states = ask(newest.values())
+    # A job unknown to both is over and forgotten.
+    return {sig: states.get(job_id, Job("gone", name=job_id)) for sig, job_id in newest.items()}

@@ -1,0 +1,196 @@
+"""The results table: one row for each (sweep, signature, step, protocol).
+
+A planned cell without an evaluation has one row too, with null metrics, so that what is missing stays
+visible. This module is the only thing that ``analysis`` imports from the other rooms; it imports neither
+pandas nor pyarrow until a table is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+KEY = ("sweep", "signature", "step", "protocol")
+
+Role = Literal["key", "axis", "derived", "metric", "cost", "provenance", "protocol", "state"]
+
+
+class SchemaError(ValueError):
+    """A results file that is not one of ours, or is of another schema version."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One typed column; ``unit`` and ``description`` are written to the Parquet field metadata."""
+
+    name: str
+    type: Literal["string", "int64", "float64", "bool", "list<float64>"]
+    unit: str
+    role: Role
+    description: str
+
+
+def _columns(role: Role, *rows: tuple[str, str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(name, kind, unit, role, text) for name, kind, unit, text in rows)  # type: ignore[arg-type]
+
+
+COLUMNS: tuple[Column, ...] = (
+    *_columns(
+        "key",
+        ("sweep", "string", "", "name of the sweep"),
+        ("signature", "string", "", "identity of the run: 12 hex digits over its science config"),
+        ("step", "int64", "steps", "optimiser step of the evaluated weights; null without an evaluation"),
+    ),
+    *_columns(
+        "protocol",
+        ("protocol", "string", "", "hash of the evaluation protocol; null without an evaluation"),
+        ("features", "string", "", "feature extractor behind rfid, and the first digits of its weights' sha256"),
+        ("feature_dim", "int64", "features", "length of a feature vector"),
+        ("num_images", "int64", "images", "validation images compared"),
+        ("rank_deficient", "bool", "", "fewer images than feature_dim + 1: rfid is biased upwards"),
+    ),
+    *_columns(
+        "axis",
+        ("quantizer", "string", "", "kind of quantizer"),
+        ("latent_dim", "int64", "channels", "latent channels D"),
+        ("groups", "int64", "groups", "codebook groups G"),
+        ("group_dim", "int64", "channels", "channels a group, d = D / G"),
+        ("codebook_size", "int64", "rows", "codebook rows V"),
+        ("downsample", "int64", "pixels", "image height over latent height, f"),
+        ("width", "int64", "channels", "channels of the first level of the autoencoder"),
+        ("image_size", "int64", "pixels", "height and width of a training image"),
+        ("learning_rate", "float64", "", "learning rate of both optimisers"),
+        ("batch_size", "int64", "images", "images a step, over all devices"),
+        ("steps", "int64", "steps", "planned optimiser steps"),
+        ("seed", "int64", "", "random seed"),
+        ("data", "string", "", "name and fingerprint of the training data"),
+    ),
+    *_columns(
+        "derived",
+        ("bits_per_token", "float64", "bits", "G log2 V: bits of one latent position"),
+        ("bits_per_pixel", "float64", "bits/pixel", "G log2(V) / f^2"),
+        ("compression_ratio", "float64", "values/value", "3 f^2 / D: image values a latent value"),
+        ("tokens_per_image", "int64", "indices", "indices that one training image becomes, G (H / f)^2"),
+        ("effective_bits", "float64", "bits", "sum over groups of log2 perplexity (groups taken as independent)"),
+    ),
+    *_columns(
+        "metric",
+        ("rfid", "float64", "", "Frechet distance of reconstructions to originals in `features`"),
+        ("inception_score", "float64", "", "inception score of the reconstructions; null where not measured"),
+        ("lpips", "float64", "", "learned perceptual distance; null where not measured"),
+        ("psnr_db", "float64", "dB", "peak signal-to-noise ratio on uint8, mean over images"),
+        ("ssim", "float64", "", "structural similarity on uint8, mean over images"),
+        ("mse", "float64", "", "mean squared error, images in [-1, 1]"),
+        ("usage", "float64", "share", "codebook rows used at least once, all groups pooled"),
+        ("perplexity", "float64", "rows", "exp(entropy) of the pooled index histogram"),
+        ("usage_per_group", "list<float64>", "share", "usage of each group"),
+        ("perplexity_per_group", "list<float64>", "rows", "perplexity of each group"),
+        ("tokens", "int64", "indices", "indices behind usage and perplexity"),
+        ("uniform_usage", "float64", "share", "usage that as many uniform indices would give, 1 - (1 - 1/V)^tokens"),
+    ),
+    *_columns(
+        "cost",
+        ("images_seen", "int64", "images", "training images seen at `step`"),
+        ("parameters", "int64", "parameters", "encoder, quantizer and decoder"),
+        ("train_flops", "float64", "FLOPs", "training FLOPs up to `step`, 2 for a multiply-add"),
+        ("device_seconds", "float64", "s", "device time of all attempts: training, evaluation and start-up"),
+        ("peak_memory_bytes", "int64", "bytes", "largest resident (CPU) or allocated (GPU) memory"),
+    ),
+    *_columns(
+        "provenance",
+        ("execution_signature", "string", "", "hash of how it was run: source, versions, device, world size"),
+        ("commit", "string", "", "git commit of the source, with + where the tree was modified; null without git"),
+        ("versions", "string", "", "package versions as JSON"),
+        ("device", "string", "", "device name"),
+        ("attempts", "int64", "attempts", "attempts that the run has had"),
+    ),
+    *_columns(
+        "state",
+        ("state", "string", "", "planned, queued, running, done, pruned or failed"),
+        ("failure", "string", "", "failure class of a failed cell, else null"),
+        ("message", "string", "", "last line of what went wrong, else null"),
+    ),
+)
+BY_NAME = {column.name: column for column in COLUMNS}
+
+# Where two tables must be equal bit for bit, it is these columns that must be.
+SCIENCE_COLUMNS: tuple[str, ...] = (
+    "signature",
+    "step",
+    *(c.name for c in COLUMNS if c.role in ("axis", "derived", "metric", "protocol")),
+    "images_seen",
+)
+
+
+def arrow_schema() -> pa.Schema:
+    """The pyarrow schema, units and descriptions in the field metadata, version in the schema's."""
+    import pyarrow as pa
+
+    types = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "bool": pa.bool_(),
+        "list<float64>": pa.list_(pa.float64()),
+    }
+    fields = [
+        pa.field(c.name, types[c.type], metadata={"unit": c.unit, "role": c.role, "description": c.description})
+        for c in COLUMNS
+    ]
+    return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION)})
+
+
+def write_table(rows: list[dict[str, object]], path: Path) -> None:
+    """Write rows (column name to value; what is absent is null) to ``path``, atomically.
+
+    Raises ValueError where two rows have the same key (sweep, signature, step, protocol).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    keys = [tuple(row.get(name) for name in KEY) for row in rows]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"two rows have the key {dict(zip(KEY, twice, strict=True))}")
+    unknown = {name for row in rows for name in row} - set(BY_NAME)
+    if unknown:
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema")
+    complete = [{c.name: row.get(c.name) for c in COLUMNS} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(pa.Table.from_pylist(complete, schema=arrow_schema()), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a results table as pandas, nullable integer columns as Int64.
+
+    Raises SchemaError where the file is not a results table or is of another schema version.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    found = (table.schema.metadata or {}).get(b"gsq_schema_version", b"none").decode()
+    if found != str(SCHEMA_VERSION):
+        raise SchemaError(
+            f"{path}: results table of schema version {found}; this gsq reads version {SCHEMA_VERSION}. "
+            "Make it again from the run folders: gsq gather SWEEP"
+        )
+    frame = table.to_pandas()
+    for column in COLUMNS:
+        if column.type == "int64":
+            frame[column.name] = frame[column.name].astype("Int64")
+    return frame

@@ -1,0 +1,267 @@
+"""The sweep YAML: a base config, overrides, axes, and constraints over them.
+
+name: quickstart
+base: cpu-tiny                     # a preset, or a YAML file of config sections
+set: {steps: 300}                  # overrides: short names, dotted keys or sections
+axes:                              # every combination
+  groups: [1, 2, 4]
+  codebook_size: {log2: [6, 10]}   # 64, 128, 256, 512, 1024; also {log2: [6, 10], step: 2}
+  seed: {range: [0, 2]}            # 0, 1, 2; also {range: [8, 64], step: 8}, {logspace: [1e-4, 1e-2, 5]}
+zip:                               # axes that move together
+  downsample: [4, 8]
+  latent_dim: [8, 16]
+cases:                             # single cells, beside the combinations
+  - {groups: 8, latent_dim: 16}
+where:                             # cells for which one of these is false are left out
+  - latent_dim % groups == 0 and bits_per_pixel <= 1
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from gsq.config import SECTIONS, SHORT_NAMES, RunConfig, config_key, load_config, read_yaml
+from gsq.errors import UserError, nearest
+from gsq.presets import PRESETS, preset
+
+KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where")
+HELPERS = {
+    "log2": "{log2: [a, b]} is 2^a ... 2^b (step: n for every n-th power)",
+    "range": "{range: [a, b]} is a ... b with both ends (step: n)",
+    "logspace": "{logspace: [a, b, n]} is n values from a to b at equal ratios",
+}
+# Names a constraint may use beside the short names of config keys; values from gsq.config and gsq.flops.
+DERIVED_NAMES = (
+    "group_dim",
+    "bits_per_token",
+    "bits_per_pixel",
+    "compression_ratio",
+    "tokens_per_image",
+    "parameters",
+    "train_flops",
+    "images",
+)
+_ALLOWED_NODES = (
+    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub,
+    ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
+    ast.GtE, ast.In, ast.NotIn, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple, ast.IfExp,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        try:
+            tree = ast.parse(self.text.strip(), mode="eval")
+        except SyntaxError as error:
+            raise UserError(f"where: '{self.text}': {error.msg} (column {error.offset})") from None
+        valid = (*SHORT_NAMES, *DERIVED_NAMES)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                raise UserError(f"where: '{self.text}': '{ast.unparse(node)}' is a call, which is not allowed")
+            if not isinstance(node, _ALLOWED_NODES):
+                raise UserError(
+                    f"where: '{self.text}': '{ast.unparse(node)}' is not allowed; "
+                    "use names, numbers, arithmetic, comparisons, in, and, or, not"
+                )
+            if isinstance(node, ast.Name) and node.id not in valid:
+                raise UserError(
+                    f"where: '{self.text}': unknown name '{node.id}'{nearest(node.id, valid)}; "
+                    f"names are {', '.join(valid)}"
+                )
+
+    def holds(self, value_of: Callable[[str], Any]) -> bool:
+        """``value_of`` gives the value of a name. Raises UserError where the expression cannot be computed."""
+        from simpleeval import EvalWithCompoundTypes, InvalidExpression
+
+        try:
+            # Lists are needed for "in"; functions, attributes and comprehensions were refused above.
+            evaluator = EvalWithCompoundTypes(functions={}, names=lambda node: value_of(node.id))
+            return bool(evaluator.eval(self.text))
+        except (InvalidExpression, ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"where: '{self.text}': {error}") from None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sweep as it was written, validated."""
+
+    name: str
+    base: RunConfig
+    axes: dict[str, list[Any]]
+    zipped: tuple[dict[str, list[Any]], ...]
+    cases: tuple[dict[str, Any], ...]
+    where: tuple[Constraint, ...]
+    description: str = ""
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """Axis values of every combination and every case, before constraints."""
+        groups = [[dict(zip(z, values, strict=True)) for values in zip(*z.values(), strict=True)] for z in self.zipped]
+        if self.axes or groups or not self.cases:
+            for values in product(*self.axes.values(), *groups):
+                cell = dict(zip(self.axes, values, strict=False))
+                for part in values[len(self.axes) :]:
+                    cell |= part
+                yield cell
+        yield from (dict(case) for case in self.cases)
+
+
+def configs_folder() -> Path:
+    """Folder of the sweep and cluster files that ship with gsq."""
+    return Path(str(resources.files("sweeps"))) / "configs"
+
+
+def find_file(name: str, folder: Path, what: str) -> Path:
+    """``name`` as a path, or as the name of a YAML file in ``folder``. Raises UserError, listing those."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    # A path such as sweeps/configs/quickstart.yaml means the shipped file also away from a checkout.
+    if path.suffix in (".yaml", ".yml") and path.stem in shipped and str(path.parent).endswith(folder.name):
+        return shipped[path.stem]
+    raise UserError(
+        f"{name}: no such {what} file{nearest(name, shipped)}; give a path, or one that ships with gsq: "
+        f"{', '.join(shipped) or 'none'}"
+    )
+
+
+def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
+    """Read a sweep from a YAML file, from the name of one that ships with gsq, or from a mapping.
+
+    Raises UserError for anything that is not as the module's docstring shows.
+    """
+    if isinstance(source, Mapping):
+        return _build(dict(source), Path(), "sweep")
+    path = find_file(str(source), configs_folder(), "sweep")
+    values = read_yaml(path)
+    values.setdefault("name", path.stem)
+    return _build(values, path.parent, str(path))
+
+
+def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
+    for key in values:
+        if key not in KEYS:
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")
+    name = values.get("name")
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+        raise UserError(
+            f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
+        )
+    base = _base(values.get("base"), folder, where)
+    base = _overridden(base, values.get("set") or {}, f"{where}: set")
+    axes = _axes(values.get("axes") or {}, f"{where}: axes")
+    zipped = values.get("zip") or []
+    zipped = [zipped] if isinstance(zipped, Mapping) else zipped
+    if not isinstance(zipped, list):
+        raise UserError(f"{where}: zip: {zipped!r} is not a mapping of axes, nor a list of such mappings")
+    groups = []
+    for group in zipped:
+        read = _axes(group, f"{where}: zip")
+        lengths = {name: len(v) for name, v in read.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
+        groups.append(read)
+    cases = values.get("cases") or []
+    if not isinstance(cases, list) or not all(isinstance(case, Mapping) for case in cases):
+        raise UserError(f"{where}: cases: must be a list of mappings such as {{groups: 8, latent_dim: 16}}")
+    for case in cases:
+        for key in case:
+            config_key(str(key), f"{where}: cases")
+    seen: set[str] = set()
+    for part in (axes, *groups):
+        for key in part:
+            if (full := config_key(key, where)) in seen:
+                raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
+            seen.add(full)
+    texts = values.get("where") or []
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: where: must be an expression or a list of expressions, got {texts!r}")
+    return Spec(
+        name=name,
+        base=base,
+        axes=axes,
+        zipped=tuple(groups),
+        cases=tuple({str(k): v for k, v in case.items()} for case in cases),
+        where=tuple(Constraint(text) for text in texts),
+        description=str(values.get("description") or ""),
+    )
+
+
+def _base(value: Any, folder: Path, where: str) -> RunConfig:
+    if value is None:
+        raise UserError(
+            f"{where}: base: missing; name a preset ({', '.join(PRESETS)}) or a YAML file of config sections"
+        )
+    if not isinstance(value, str):
+        raise UserError(f"{where}: base: {value!r} is not the name of a preset or a file")
+    if value.endswith((".yaml", ".yml")):
+        path = folder / value if (folder / value).is_file() else Path(value)
+        return load_config(read_yaml(path), where=str(path))
+    return preset(value)
+
+
+def _overridden(base: RunConfig, values: Any, where: str) -> RunConfig:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {values!r} is not a mapping of keys to values")
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            nested.setdefault(str(name), {}).update(value)
+        else:
+            section, key = config_key(str(name), where).split(".")
+            nested.setdefault(section, {})[key] = value
+    return load_config(nested, base, where)
+
+
+def _axes(values: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {values!r} is not a mapping of axes to lists of values")
+    axes = {}
+    for name, given in values.items():
+        config_key(str(name), where)
+        expanded = _expand(given, f"{where}: {name}") if isinstance(given, Mapping) else given
+        expanded = expanded if isinstance(expanded, list) else [expanded]
+        if not expanded:
+            raise UserError(f"{where}: {name}: the list is empty")
+        axes[str(name)] = expanded
+    return axes
+
+
+def _expand(helper: Mapping[Any, Any], where: str) -> list[Any]:
+    kind = next((str(k) for k in helper if k in HELPERS), None)
+    extra = set(helper) - {kind, "step"}
+    if kind is None or extra:
+        raise UserError(f"{where}: {dict(helper)} is not one of the helpers: {'; '.join(HELPERS.values())}")
+    arguments, step = helper[kind], helper.get("step", 1)
+    wanted = 3 if kind == "logspace" else 2
+    numbers = isinstance(arguments, list) and all(
+        isinstance(a, int if kind != "logspace" else (int, float)) and not isinstance(a, bool) for a in arguments
+    )
+    if not numbers or len(arguments) != wanted or not isinstance(step, int) or step < 1:
+        raise UserError(f"{where}: {dict(helper)}: {HELPERS[kind]}")
+    if kind == "logspace":
+        first, last, count = arguments
+        if not (first > 0 and last > 0 and isinstance(count, int) and count >= 2):
+            raise UserError(f"{where}: {dict(helper)}: logspace needs positive ends and at least 2 values")
+        return [float(first * (last / first) ** (i / (count - 1))) for i in range(count)]
+    first, last = arguments
+    if first > last or (kind == "log2" and first < 0):
+        raise UserError(
+            f"{where}: {dict(helper)}: the first number must not be above the second, nor an exponent negative"
+        )
+    values = range(first, last + 1, step)
+    return [2**e for e in values] if kind == "log2" else list(values)

@@ -1,0 +1,157 @@
+"""Carry a plan out: on this machine, or as SLURM job arrays through submitit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsq.errors import UserError
+from gsq.identity import require_weights
+from gsq.record import RunRecord, runs_root
+from sweeps.cluster import Cluster, load_cluster
+from sweeps.cost import ResourceClass, estimate, resource_class, speed
+from sweeps.folder import SweepFolder
+from sweeps.planning import Cell, Plan
+from sweeps.queue import LocalQueue
+from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
+from sweeps.scheduler import require_slurm, slurm_jobs
+
+# SLURM's default MaxArraySize is 1001, which bounds the index.
+MAX_ARRAY = 1000
+# submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
+MAX_TIMEOUTS = 1000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a call of ``submit`` did."""
+
+    folder: SweepFolder
+    actions: list[Action]
+    arrays: dict[str, list[str]]
+    """Signatures by the SLURM id of the array (or single job) that was submitted."""
+
+
+def submit(
+    plan: Plan,
+    cluster: Cluster | str = "local",
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+) -> Submission:
+    """Run what is missing of a plan and nothing else.
+
+    local: blocks until every cell is finished or given up; on_update is called several times a second. slurm:
+    returns once the job arrays are handed over. retry: try failed cells again that are not resumed by themselves.
+    Raises UserError for missing weights or an unreachable cluster, before anything is submitted.
+    """
+    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    for config in {cell.config for cell in plan.cells}:
+        require_weights(config)
+    if cluster.kind == "slurm":
+        require_slurm()
+    try:
+        folder.write_plan(plan)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
+    signatures = [cell.signature for cell in plan.cells]
+    extra = ON_REQUEST if retry else frozenset()
+    if cluster.kind == "local":
+        return Submission(folder, LocalQueue(folder, signatures, cluster, on_update, extra).run(), {})
+    records = folder.records(signatures)
+    actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=RESUMED_ON_SUBMIT | extra)
+    wanted = {action.cell.signature for action in actions if action.kind == "submit"}
+    arrays: dict[str, list[str]] = {}
+    for resources, cells in resource_classes(
+        [c for c in plan.cells if c.signature in wanted], records, cluster
+    ).items():
+        for first in range(0, len(cells), MAX_ARRAY):
+            job_id, members = _submit_array(folder, cluster, resources, cells[first : first + MAX_ARRAY])
+            arrays[job_id] = members
+    return Submission(folder, actions, arrays)
+
+
+def resource_classes(
+    cells: list[Cell], records: dict[str, RunRecord], cluster: Cluster
+) -> dict[ResourceClass, list[Cell]]:
+    """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file fixes."""
+    rate = speed(cells, records, cluster.device)
+    grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        wanted = resource_class(estimate(cell, rate, cluster.device))
+        grouped[ResourceClass(cluster.memory_gb or wanted.memory_gb, cluster.minutes or wanted.minutes)].append(cell)
+    return dict(sorted(grouped.items()))
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """Without the SLURM variables of a job that this may run in: sbatch would hand them on to the new jobs."""
+    leaked = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"}
+    for name in leaked:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(leaked)
+
+
+def _submit_array(
+    folder: SweepFolder, cluster: Cluster, resources: ResourceClass, cells: list[Cell]
+) -> tuple[str, list[str]]:
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    from sweeps.job import CellJob
+
+    executor = submitit.AutoExecutor(folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
+    options: dict[str, object] = {
+        "name": f"gsq-{folder.name}",
+        "timeout_min": resources.minutes,
+        "mem_gb": resources.memory_gb,
+        "cpus_per_task": cluster.cpus,
+        "slurm_array_parallelism": cluster.parallel,
+        "slurm_setup": _setup(cluster),
+        "stderr_to_stdout": True,
+    }
+    for key in ("partition", "account", "qos", "constraint"):
+        if getattr(cluster, key):
+            options[f"slurm_{key}"] = getattr(cluster, key)
+    if cluster.gpus:
+        options["gpus_per_node"] = cluster.gpus
+    executor.update_parameters(**options)
+    try:
+        with _clean_environment():
+            submitted = executor.map_array(CellJob(str(folder.runs), folder.name), [c.signature for c in cells])
+    except FailedJobError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")
+        raise UserError(f"cluster '{cluster.name}': sbatch refused the jobs: {reason}") from None
+    by_signature = {cell.signature: job.job_id for cell, job in zip(cells, submitted, strict=True)}
+    folder.append_journal(
+        {
+            "time": time.time(),
+            "cluster": cluster.name,
+            "memory_gb": resources.memory_gb,
+            "minutes": resources.minutes,
+            "jobs": by_signature,
+        }
+    )
+    return next(iter(by_signature.values())).split("_")[0], list(by_signature)
+
+
+def _setup(cluster: Cluster) -> list[str]:
+    exports = {"OMP_NUM_THREADS": str(cluster.cpus if cluster.gpus else 1), **cluster.environment}
+    package_root = str(Path(__file__).resolve().parent.parent)
+    return [
+        *cluster.setup,
+        *(f"export {name}={value}" for name, value in exports.items()),
+        # The job imports the gsq that submitted it, wherever it starts.
+        f'export PYTHONPATH="{package_root}${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]

@@ -1,0 +1,98 @@
+"""Synthetic results tables, written as ``gsq gather`` writes them, and the paper's fig. 4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.table import load_results
+from sweeps.schema import write_table
+
+Cell = tuple[int, int, int, int]  # f, D, G, V
+
+QUICKSTART: tuple[Cell, ...] = (
+    *((4, 16, g, v) for g in (1, 2, 4) for v in (64, 256, 1024)),
+    (4, 8, 1, 64),
+    (4, 8, 2, 256),
+    (8, 16, 1, 256),
+    (8, 16, 4, 256),
+    (8, 8, 2, 1024),
+)
+
+
+def row(cell: Cell, seed: int = 0, **more: object) -> dict[str, object]:
+    """One done row: rfid = 9 bpp^-0.8, unless ``more`` says otherwise."""
+    f, d, g, v = cell
+    bpp = g * math.log2(v) / f**2
+    out: dict[str, object] = {
+        "sweep": "synthetic",
+        "signature": f"{f:x}{d:03x}{g:x}{v:05x}{seed:02x}",
+        "step": 1000,
+        "protocol": "p1a2b3",
+        "features": "efficientnet_lite0-0a1b2c",
+        "num_images": 2000,
+        "quantizer": "gsq",
+        "latent_dim": d,
+        "groups": g,
+        "group_dim": d // g,
+        "codebook_size": v,
+        "downsample": f,
+        "width": 32,
+        "image_size": 32,
+        "learning_rate": 1e-3,
+        "batch_size": 64,
+        "steps": 1000,
+        "seed": seed,
+        "bits_per_token": g * math.log2(v),
+        "bits_per_pixel": bpp,
+        "rfid": 9 * bpp**-0.8,
+        "psnr_db": 20 + 3 * bpp,
+        "usage": 0.9,
+        "perplexity": 0.8 * v,
+        "device_seconds": 60.0,
+        "state": "done",
+    }
+    out.update(more)
+    return out
+
+
+def missing(cell: Cell, state: str, failure: str | None = None) -> dict[str, object]:
+    """The row of a planned cell without an evaluation."""
+    nothing = ("step", "protocol", "features", "num_images", "rfid", "psnr_db", "usage", "perplexity")
+    return row(cell, state=state, failure=failure, **dict.fromkeys(nothing))
+
+
+def noisy(cells: Iterable[Cell], seeds: int = 1, noise: float = 0.05, random: int = 0) -> list[dict[str, object]]:
+    """``seeds`` rows a cell around rfid = 9 bpp^-0.8, log-normal noise."""
+    rng = np.random.default_rng(random)
+    rows = [row(cell, seed) for cell in cells for seed in range(seeds)]
+    return [one | {"rfid": float(one["rfid"]) * math.exp(rng.normal(0, noise))} for one in rows]  # type: ignore[arg-type]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    write_table(rows, path)
+    return path
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> SimpleNamespace:
+    """The builders above (a fixture, because test folders are not packages), and ``load(rows)``."""
+
+    def load(rows: list[dict[str, object]], protocol: str | None = None) -> pd.DataFrame:
+        return load_results(write(tmp_path / "table.parquet", rows), protocol)
+
+    return SimpleNamespace(QUICKSTART=QUICKSTART, row=row, missing=missing, noisy=noisy, write=write, load=load)
+
+
+@pytest.fixture(scope="session")
+def fig4() -> pd.DataFrame:
+    """The 20 points of fig. 4: f = 8, G = 1, a plain frame without protocol, state or bits_per_pixel."""
+    path = Path(__file__).parents[2] / "results" / "reference" / "gsq_paper_results.csv"
+    frame = pd.read_csv(path)
+    return frame[frame["source"] == "fig4"].reset_index(drop=True)

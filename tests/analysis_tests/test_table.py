@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import AnalysisError, load_results, measured, results_table, select_protocol
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, analysis, analysis.cli\n"
+        "assert analysis.AnalysisError.exit_code == 2\n"
+        "print([m for m in ('numpy', 'pandas', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves() -> None:
+    assert all(getattr(analysis, name) is not None for name in analysis.__all__)
+    assert callable(analysis.fit), "the function, not a submodule"
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = analysis.nothing  # type: ignore[attr-defined]
+
+
+def test_missing_file_names_the_tables_beside_it(tables, tmp_path: Path) -> None:
+    tables.write(tmp_path / "other.parquet", [tables.row((4, 8, 1, 64))])
+    with pytest.raises(AnalysisError, match=r"nope\.parquet: no such results table; tables there: other\.parquet"):
+        load_results(tmp_path / "nope.parquet")
+
+
+def test_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.parquet"
+    path.write_text("not parquet")
+    with pytest.raises(AnalysisError, match="not a readable Parquet file"):
+        load_results(path)
+
+
+def test_measured_keeps_the_last_step_of_each_run(tables) -> None:
+    cell = (4, 8, 1, 64)
+    frame = tables.load([tables.row(cell, step=step, rfid=10.0 - step) for step in (3, 1, 2)])
+    rows, excluded = measured(frame)
+    assert rows["rfid"].tolist() == [7.0]
+    assert (excluded.cells, excluded.used, excluded.text) == (1, 1, "")
+
+
+def test_excluded_says_what_and_where(tables) -> None:
+    frame = tables.load(
+        [
+            *(tables.row((4, 16, 1, v)) for v in (16, 64, 256)),
+            tables.row((4, 16, 1, 8), rfid=float("nan")),
+            tables.missing((4, 16, 1, 4096), "failed", "out_of_memory"),
+            tables.missing((4, 16, 1, 8192), "failed", "out_of_memory"),
+            tables.missing((4, 16, 1, 128), "queued"),
+        ]
+    )
+    rows, excluded = measured(frame)
+    assert len(rows) == 3
+    assert excluded.text == ("4 of 7 cells have no value: 1 done but not evaluated, 2 failed (out_of_memory), 1 queued")
+    (warning,) = excluded.warnings
+    assert "all 2 failed cells have codebook_size above 64, bits_per_pixel above" in warning
+    assert "latent_dim" not in warning
+
+
+def test_failures_at_the_small_end_do_not_warn(tables) -> None:
+    rows = [tables.row((4, 16, 1, v)) for v in (64, 256, 1024)]
+    frame = tables.load([*rows, tables.missing((4, 16, 1, 16), "failed", "node_failure")])
+    assert measured(frame)[1].warnings == ()
+
+
+def test_mixed_protocols_are_refused_and_one_can_be_selected(tables) -> None:
+    cells = [(4, 8, 1, v) for v in (64, 256, 1024)]
+    rows = [tables.row(cell) for cell in cells] + [tables.row(cells[0], protocol="f00d", rfid=1.0)]
+    frame = tables.load(rows)
+    with pytest.raises(AnalysisError, match=r"mixes 2 .*p1a2b3 \(3 rows\); f00d \(1 rows\).*--protocol"):
+        measured(frame)
+    assert measured(select_protocol(frame, "p1a2b3"))[1].used == 3
+    kept, excluded = measured(tables.load(rows, protocol="f0"))
+    assert kept["rfid"].tolist() == [1.0]
+    assert excluded.text == "2 of 3 cells have no value: 2 done but not evaluated", "the others stay visible"
+    with pytest.raises(AnalysisError, match="'nope' is not a protocol of this table"):
+        tables.load(rows, protocol="nope")
+
+
+def test_feature_extractors_are_not_mixed_either() -> None:
+    frame = pd.DataFrame({"rfid": [1.0, 2.0], "features": ["inception", "efficientnet"]})
+    with pytest.raises(AnalysisError, match="mixes 2 evaluation protocols"):
+        measured(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (pd.DataFrame(), "the table has no rows"),
+        (pd.DataFrame({"rfdi": [1.0]}), r"column 'rfid' is missing .* such as rfdi"),
+        (pd.DataFrame({"rfid": [np.nan, -1.0]}), "none of the 2 cells has a value"),
+        (pd.DataFrame({"rfid": ["high"]}), "column 'rfid' holds something that is not a number"),
+    ],
+)
+def test_unusable_tables(frame: pd.DataFrame, message: str) -> None:
+    with pytest.raises(AnalysisError, match=message):
+        measured(frame)
+
+
+def test_results_table_shows_what_varies(tables) -> None:
+    rows = tables.noisy([(4, 16, 1, 64), (4, 16, 1, 256)])
+    shown = results_table(tables.load([*rows, tables.missing((4, 16, 1, 1024), "failed", "diverged")]))
+    assert list(shown.columns) == [
+        *("codebook_size", "bits_per_pixel", "rfid", "psnr_db", "usage", "perplexity"),
+        *("device_seconds", "state", "failure"),
+    ]
+    assert shown["codebook_size"].tolist() == [64, 256, 1024], "sorted by rate, the failed cell included"
