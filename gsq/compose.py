@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
     Raises UserError before anything is written where the sweep or the cluster is wrong.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from sweeps.cli import make
     from sweeps.cluster import load_cluster, local_workers
@@ -64,7 +67,7 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
                 _wait(folder, plan, view)
     except KeyboardInterrupt:
         going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
-        console.print(f"\nstopped; {going_on}. To go on: [bold]{command}[/bold]", highlight=False)
+        console.print(f"\nstopped; {going_on}. To go on: {escape(command)}", highlight=False, soft_wrap=True)
         return 130
     table = gather(folder, output)
     failed = _report(console, table, folder)
@@ -97,6 +100,8 @@ def _wait(folder: SweepFolder, plan: Plan, view: object) -> None:
 
 def _report(console: Console, table: Path, folder: SweepFolder) -> int:
     """Print the table, the laws and the paths of what was written; returns how many cells have no result."""
+    from rich.markup import escape
+
     from analysis.cli import load_and_fit, print_fit
     from analysis.errors import AnalysisError
     from analysis.figures import saved_files, scaling_figure
@@ -107,7 +112,8 @@ def _report(console: Console, table: Path, folder: SweepFolder) -> int:
     _print_frame(console, shown, frame)
     failed = frame[frame["state"] != "done"]
     for _, row in failed.drop_duplicates("signature").iterrows():
-        console.print(f"[red]{row['state']}[/red] {row['signature']}: {row['failure'] or ''} {row['message'] or ''}")
+        reason = f"{row['signature']}: {row['failure'] or ''} {row['message'] or ''}"
+        console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
         frame, fits, reasons = load_and_fit(table, None, None, 1000, 0)
@@ -123,31 +129,45 @@ def _report(console: Console, table: Path, folder: SweepFolder) -> int:
         if pictures:
             written.append(("originals above reconstructions", pictures))
     except AnalysisError as error:
-        console.print(f"no law and no figure: {error}", highlight=False)
+        console.print(f"no law and no figure: {escape(str(error))}", highlight=False, soft_wrap=True)
     console.print()
     for what, path in written:
         console.print(f"{what}: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
     return int(failed["signature"].nunique())
 
 
+# Heads on two lines keep a row within 80 columns.
+HEADS = {
+    "downsample": "down- sample",
+    "codebook_size": "codebook size",
+    "bits_per_pixel": "bits/ pixel",
+    "rfid": "rFID",
+    "psnr_db": "PSNR dB",
+    "perplexity": "perplex- ity",
+    "device_seconds": "seconds",
+}
+FORMATS = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f"}
+
+
 def _print_frame(console: Console, shown: pd.DataFrame, frame: pd.DataFrame) -> None:
     from rich.table import Table
 
-    features = frame["features"].dropna().unique()
-    names = {"rfid": f"rFID ({features[0].split('@')[0]})" if len(features) == 1 else "rFID", "psnr_db": "PSNR (dB)"}
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for column in shown.columns:
-        name = {"device_seconds": "seconds", "bits_per_pixel": "bits/pixel"}.get(column, names.get(column, column))
-        table.add_column(name, justify="right")
-    digits = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f", "rfid": ".4g"}
+        head = HEADS.get(column, column.replace("_", " "))
+        table.add_column(head, justify="right", overflow="fold", vertical="bottom")
     for _, row in shown.iterrows():
         cells = []
         for column, value in zip(shown.columns, row, strict=True):
             missing = value is None or value != value or str(value) == "<NA>"
             number = isinstance(value, float)
-            cells.append("-" if missing else format(value, digits.get(str(column), ".4g")) if number else str(value))
+            cells.append("-" if missing else format(value, FORMATS.get(column, ".4g")) if number else str(value))
         table.add_row(*cells)
     console.print(table)
+    for (features, images, protocol), _ in frame.dropna(subset="protocol").groupby(
+        ["features", "num_images", "protocol"]
+    ):
+        console.print(f"rFID in {features} features over {images} images (protocol {protocol})", style="dim")
 
 
 def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
@@ -171,7 +191,9 @@ def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Pa
 
 def run_command_line(sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None) -> None:
     """``gsq run``."""
-    command = " ".join(["gsq", *sys.argv[1:]])
+    # As it was typed, but for the interpreter's folder where that is on the PATH.
+    program = "gsq" if shutil.which("gsq") == sys.argv[0] else os.path.relpath(sys.argv[0])
+    command = shlex.join([program, *sys.argv[1:]])
     code = run_sweep(sweep, cluster, cells, retry, output, command)
     if code:
         raise typer.Exit(code)

@@ -248,7 +248,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         choose("data.kind", self.kind, ("photos", "image_folder"))
         positive("data.image_size", self.image_size, 8)
-        if not 0 < self.min_crop <= self.max_crop:
+        if not 0 < self.min_crop <= self.max_crop < float("inf"):
             raise UserError(f"data.min_crop: {self.min_crop} must be above 0 and at most data.max_crop {self.max_crop}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"data.validation_share: {self.validation_share} must be between 0 and 1")
@@ -328,6 +328,11 @@ class RunConfig:
             raise UserError(
                 f"data.image_size: {size} is not divisible by model.downsample {downsample}; {near} would be"
             )
+        layers = self.discriminator.layers
+        if self.discriminator.kind == "patchgan" and size < 3 * 2**layers:
+            raise UserError(
+                f"discriminator.layers: {layers} need a data.image_size of at least {3 * 2**layers}, found {size}"
+            )
 
     @property
     def group_dim(self) -> int:
@@ -404,6 +409,9 @@ def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where:
         except OmegaConfBaseException as error:
             key = f"{name}.{error.full_key}" if getattr(error, "full_key", None) else name
             reason = str(error.msg or error).splitlines()[0]
+            if "$VALUE" in reason:  # OmegaConf leaves its own template unfilled for an entry of a tuple
+                lists = [k for k, v in section_values.items() if isinstance(v, (list, tuple))]
+                key, reason = f"{name}.{' or '.join(lists)}", "an entry is of the wrong type"
             raise UserError(f"{where}: {key}: {reason}") from None
         assert isinstance(plain, dict)
         sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
@@ -480,7 +488,7 @@ def science_dict(config: RunConfig, data_fingerprint: str, weights: Mapping[str,
     for name in SCIENCE_SECTIONS:
         section = plain[name]
         for f in fields(SECTIONS[name]):
-            if "legacy" in f.metadata and section[f.name] == f.metadata["legacy"]:
+            if "legacy" in f.metadata and getattr(getattr(config, name), f.name) == f.metadata["legacy"]:
                 del section[f.name]
         science[name] = section
     science["model"] |= {

@@ -7,6 +7,7 @@ more function from a DataConfig to a Manifest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -23,7 +24,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # The colour photographs in scikit-image's wheel: file, scene, split, sha256. Training and validation are
 # different scenes; the two views of the stereo pair are one scene.
 PHOTOS: tuple[tuple[str, str, str, str], ...] = (
-    ("astronaut.png", "astronaut", "train", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
+    ("astronaut.png", "astronaut", "validation", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
     ("chelsea.png", "cat", "validation", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
     ("coffee.png", "coffee", "validation", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"),
     ("hubble_deep_field.jpg", "hubble", "train", "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4"),
@@ -31,7 +32,7 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
     ("motorcycle_left.png", "motorcycle", "train", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179"),
     ("motorcycle_right.png", "motorcycle", "train", "5fc913ae870e42a4b662314bc904d1786bcad8e2f0b9b67dba5a229406357797"),
     ("retina.jpg", "retina", "train", "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6"),
-    ("rocket.jpg", "rocket", "validation", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
+    ("rocket.jpg", "rocket", "train", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
 )
 
 
@@ -100,7 +101,9 @@ def _readable(path: Path) -> bool:
 
     try:
         with Image.open(path) as image:
-            image.verify()
+            # verify() finds broken PNGs only. A JPEG is decoded at an eighth of its size, which finds its end too.
+            image.draft("RGB", (1, 1))
+            image.load()
     except (OSError, SyntaxError, ValueError):
         return False
     return True
@@ -115,8 +118,8 @@ def _image_folder(root: Path, validation_share: float) -> Manifest:
         raise UserError(f"data.path: {root} holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either")
     cache_file = _cache_file(root)
     try:
-        known: dict[str, list[object]] = json.loads(cache_file.read_text())
-    except (OSError, ValueError):
+        known: dict[str, list[object]] = dict(json.loads(cache_file.read_text()))
+    except (OSError, ValueError, TypeError):
         known = {}
     seen: dict[str, list[object]] = {}
     files: list[ImageFile] = []
@@ -142,13 +145,16 @@ def _image_folder(root: Path, validation_share: float) -> Manifest:
         held_out = {f.name for f in files if int(f.sha256[:8], 16) < validation_share * 2**32}
         train = [f for f in files if f.name not in held_out]
         validation = [f for f in files if f.name in held_out]
-    if not train or not validation:
+    # One validation image has no covariance.
+    if not train or len(validation) < 2:
         raise UserError(
             f"data.path: {root} gives {len(train)} training and {len(validation)} validation images of {len(files)} "
             f"readable ones ({len(broken)} broken); add images, make train and val subfolders, or raise "
             f"data.validation_share (now {validation_share})"
         )
-    return _build(root.name, train, validation, tuple(broken))
+    # In the order of their hashes any first part of them is a sample, whatever the folders are called.
+    validation.sort(key=lambda file: file.sha256)
+    return _build("image_folder", train, validation, tuple(broken))
 
 
 def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]):  # type: ignore[no-untyped-def]
@@ -170,4 +176,5 @@ def _write_cache(path: Path, content: dict[str, list[object]]) -> None:
         partial.write_text(json.dumps(content))
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

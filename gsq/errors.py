@@ -30,3 +30,5 @@ def positive(key: str, value: float, minimum: float = 1) -> None:
     """Raise UserError unless ``value`` is at least ``minimum``."""
     if not value >= minimum:
         raise UserError(f"{key}: {value!r} is too small; it must be at least {minimum}")
+    if value == float("inf"):
+        raise UserError(f"{key}: {value!r} is not a finite number")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
     from gsq.data import ImageSource
 
+# Kept free for the last status of an attempt whose disk fills up.
+RESERVE_BYTES = 32 << 10
+
 
 class Stopped(Exception):
     """Training stopped at the end of a step because it was asked to; a checkpoint of that step is on disk."""
@@ -68,7 +71,9 @@ def classify(error: BaseException) -> str:
         return "out_of_memory"
     if isinstance(error, Diverged):
         return "diverged"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # safetensors wraps the system's error in one of its own.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (type(error).__name__ == "SafetensorError" and f"os error {errno.ENOSPC})" in text):
         return "disk_full"
     if isinstance(error, KeyboardInterrupt):
         return "cancelled"
@@ -145,6 +150,8 @@ def execute(
     if started is not None:
         attempt = Attempt(attempt.path, attempt.number, started=started)
     attempt.write_status(RUNNING, 0, config.train.steps)
+    reserve = attempt.path / ".reserve"
+    reserve.write_bytes(bytes(RESERVE_BYTES))
     announce(attempt)
     progress: _Progress | None = None
     try:
@@ -156,8 +163,10 @@ def execute(
         progress = _Progress(attempt, config, stop, pick_device(config.execution.device).type, on_step)
         _train_and_evaluate(config, files, attempt, previous, progress)
     except BaseException as error:
+        reserve.unlink(missing_ok=True)
         _record_failure(error, attempt, progress, config)
         raise
+    reserve.unlink(missing_ok=True)
     for path in (*previous, attempt.path):
         checkpoint.remove_all(path)
     progress.write(DONE)

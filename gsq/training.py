@@ -20,6 +20,7 @@ from gsq.autoencoder import Autoencoder
 from gsq.config import RunConfig
 from gsq.data import ImageSource
 from gsq.discriminators import build_discriminator
+from gsq.errors import UserError
 from gsq.losses import build_perceptual_loss, discriminator_loss, generator_loss
 from gsq.optim import build_optimizer, clip_gradients, set_learning_rate, update_ema
 from gsq.record import Attempt
@@ -35,6 +36,8 @@ class Diverged(Exception):
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("execution.device: 'cuda' is not available here; use auto or cpu, or a machine with a GPU")
     return torch.device(name)
 
 
@@ -71,10 +74,11 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on; batches depend on (seed, step) alone."""
-        return {"step": self.step_count, **{name: part.state_dict() for name, part in self._modules().items()}}
+        counts = {"step": self.step_count, "failed_steps": self.failed_steps}
+        return {**counts, **{name: part.state_dict() for name, part in self._modules().items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.step_count = state["step"]
+        self.step_count, self.failed_steps = state["step"], state["failed_steps"]
         for name, part in self._modules().items():
             part.load_state_dict(state[name])
 
@@ -170,6 +174,13 @@ def train(
         trainer.load_state(checkpoint.load(path, trainer.device))
         break
     steps, every = config.train.steps, config.evaluation.every
+
+    def due(step: int) -> bool:
+        return bool(every) and step % every == 0 and 0 < step < steps
+
+    if due(trainer.step_count):
+        # The attempt that left this checkpoint may have ended before, or in, the evaluation of its step.
+        evaluate(trainer)
     images_since, since = 0, time.perf_counter()
     while trainer.step_count < steps:
         losses = trainer.step()
@@ -181,10 +192,10 @@ def train(
             images_since, since = 0, now
         try:
             tick(trainer)
+            if due(step):
+                evaluate(trainer)
         except BaseException:
             checkpoint.save(attempt.path, step, trainer.state())
             raise
         if step % config.execution.checkpoint_every == 0 or step == steps:
             checkpoint.save(attempt.path, step, trainer.state())
-        if every and step % every == 0 and step < steps:
-            evaluate(trainer)

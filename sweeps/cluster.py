@@ -50,7 +50,7 @@ class Cluster:
     @property
     def device(self) -> str:
         """cpu or gpu, for estimates."""
-        return "gpu" if self.gpus else "cpu"
+        return "gpu" if self.gpus or (self.kind == "local" and local_gpus()) else "cpu"
 
 
 def load_cluster(name: str) -> Cluster:
@@ -97,15 +97,15 @@ def _default(f: Any) -> Any:
     return f.default_factory() if f.default is MISSING else f.default
 
 
-def local_workers(cluster: Cluster) -> int:
-    """Runs at the same time on this machine: one a GPU, else one a core that this process may use."""
-    if cluster.workers:
-        return cluster.workers
+def local_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to for one worker each: the GPUs of this machine that we may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        gpus = len([device for device in visible.split(",") if device.strip()])
-    else:
-        gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    if gpus:
-        return gpus
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def local_workers(cluster: Cluster) -> int:
+    """Runs at the same time on this machine: one a GPU, else one a core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cluster.workers or len(local_gpus()) or cores

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -88,7 +89,7 @@ class LiveView:
         """Called with what reconcile says of every cell and what the run folders hold."""
         rows = [row(self.cells[a.cell.signature], a.cell, records[a.cell.signature]) for a in actions]
         left = self._seconds_left(rows, records)
-        self._announce(rows)
+        self._announce(rows, {a.cell.signature for a in actions if a.kind == "submit"})
         if self.live:
             self.live.update(self._render(rows, left))
         elif time.monotonic() - self.printed > LINE_SECONDS:
@@ -99,7 +100,7 @@ class LiveView:
     def _line(self, text: str) -> None:
         self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False, soft_wrap=True)
 
-    def _announce(self, rows: Sequence[CellStatus]) -> None:
+    def _announce(self, rows: Sequence[CellStatus], resumed: set[str]) -> None:
         for r in rows:
             before = self.states.get(r.signature)
             self.states[r.signature] = r.state
@@ -108,9 +109,10 @@ class LiveView:
             if before is None and r.state == "done":
                 continue
             if r.state == "done":
-                self._line(f"[green]done[/green]   {r.title}")
-            else:
-                self._line(f"[red]failed[/red] {r.title}: {r.failure}: {r.message or ''}")
+                self._line(f"[green]done[/green]   {escape(r.title)}")
+            elif r.signature not in resumed:
+                reason = f"{r.title}: {r.failure}: {r.message or ''}"
+                self._line(f"[red]failed[/red] {escape(reason)}")
 
     def _seconds_left(self, rows: Sequence[CellStatus], records: dict[str, RunRecord]) -> float:
         rate = speed(self.cells.values(), records, self.device)
@@ -131,11 +133,11 @@ class LiveView:
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(self.name, style="bold"),
-            ProgressBar(total=len(rows), completed=share, width=30),
-            f"{finished} of {len(rows)} cells",
-            _counts(r.state for r in rows),
+            ProgressBar(total=len(rows), completed=share, width=24),
+            f"{finished}/{len(rows)} cells",
             f"about {duration(left)} left",
         )
+        counts = Text(_counts(r.state for r in rows))
         body = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("running", "step", "images/s", "time left"):
             body.add_column(name, justify="left" if name == "running" else "right")
@@ -144,7 +146,7 @@ class LiveView:
                 rate = f"{r.images_per_second:.0f}" if r.images_per_second else "-"
                 body.add_row(r.title, f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
         hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
-        return Group(head, body, hint)
+        return Group(head, counts, body, hint)
 
 
 def _plain(value: object) -> str:
@@ -185,16 +187,16 @@ def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: in
     if len(shown.cells) < len(plan.cells):
         console.print(f"... and {len(plan.cells) - len(shown.cells)} more (--all shows them)")
     for constraint, count in Counter(text for _, text in plan.dropped).items():
-        console.print(f"left out {count} by where: [bold]{constraint}[/bold]")
+        console.print(f"left out {count} by where: [bold]{escape(constraint)}[/bold]")
         left_out = [title(axes) for axes, text in plan.dropped if text == constraint]
         for line in left_out if limit is None else left_out[:4]:
-            console.print(f"  {line}", style="dim", highlight=False)
+            console.print(f"  {escape(line)}", style="dim", highlight=False)
         if limit is not None and count > 4:
             console.print(f"  ... and {count - 4} more (--all shows them)", style="dim")
     for axes, signature in plan.merged:
-        console.print(f"merged: {title(axes)} is the same run as {signature}")
+        console.print(f"merged: {escape(title(axes))} is the same run as {signature}")
     for name in plan.broken_images[:10]:
-        console.print(f"[yellow]broken image left out:[/yellow] {name}")
+        console.print(f"[yellow]broken image left out:[/yellow] {escape(name)}")
     if len(plan.broken_images) > 10:
         console.print(f"[yellow]... and {len(plan.broken_images) - 10} more broken images[/yellow]")
     estimates = [estimate(cell, rate, device) for cell in plan.cells]

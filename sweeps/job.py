@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gsq.run import StopRequest
 
 STARTED = time.time()
+# Environment variable in which the local queue tells its workers its process id.
+DRIVER_VARIABLE = "GSQ_QUEUE_PID"
 
 
 @dataclass
@@ -75,7 +77,8 @@ def _die_with_parent() -> None:
     with suppress(OSError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() == 1:
+    # It may have died before this was asked.
+    if os.environ.get(DRIVER_VARIABLE, str(os.getppid())) != str(os.getppid()):
         sys.exit(1)
 
 

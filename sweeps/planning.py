@@ -85,7 +85,7 @@ class _Names:
     """Values of the names in a constraint: the cell's own, else the base config's, else derived from these."""
 
     def __init__(self, base: RunConfig, axes: dict[str, Any]) -> None:
-        self.base = base
+        self.base, self.axes = base, axes
         self.values = {short: axes.get(short, axes.get(key)) for short, key in SHORT_NAMES.items()}
 
     def __call__(self, name: str) -> Any:
@@ -103,7 +103,7 @@ class _Names:
             return g * (self("image_size") // f) ** 2
         if name == "images":
             return self("steps") * self("batch_size")
-        changed = override(self.base, {k: v for k, v in self.values.items() if v is not None})
+        changed = override(self.base, self.axes)
         return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
 
 
@@ -116,13 +116,15 @@ def make_plan(spec: Spec) -> Plan:
     dropped: list[tuple[dict[str, Any], str]] = []
     merged: list[tuple[dict[str, Any], str]] = []
     manifests: dict[Any, Manifest] = {}
+    # Cost needs a valid config: what may drop an impossible cell is asked first.
+    where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
     for axes in spec.candidates():
         names = _Names(spec.base, axes)
-        broken = next((c.text for c in spec.where if not c.holds(names)), None)
-        if broken is not None:
-            dropped.append((axes, broken))
-            continue
         try:
+            broken = next((c.text for c in where if not c.holds(names)), None)
+            if broken is not None:
+                dropped.append((axes, broken))
+                continue
             config = override(spec.base, axes, "axes")
         except UserError as error:
             raise UserError(f"sweep '{spec.name}', cell {title(axes)}: {error}") from None

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gsq.record import RunRecord
-from sweeps.cluster import Cluster, local_workers
+from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
+from sweeps.job import DRIVER_VARIABLE
 from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, reconcile
 
 POLL_SECONDS = 0.25
@@ -49,7 +50,7 @@ class LocalQueue:
         """retry: failure classes, beside the usual ones, that are tried once again at the start."""
         self.folder, self.signatures, self.on_update = folder, signatures, on_update
         self.slots = local_workers(cluster)
-        self.gpus = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g.strip()]
+        self.gpus = local_gpus()
         self.environment = cluster.environment
         self.retry = retry
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -115,6 +116,7 @@ class LocalQueue:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            DRIVER_VARIABLE: str(os.getpid()),
             **self.environment,
         }
         if self.gpus:

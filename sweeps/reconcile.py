@@ -23,7 +23,7 @@ ON_REQUEST = frozenset({"out_of_memory", "diverged", "error"})
 # Attempts in a row of one driver that may end without a further step before it gives up.
 PATIENCE = 3
 
-SchedulerState = Literal["pending", "running", "gone"]
+SchedulerState = Literal["pending", "running", "gone", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
         return CellState(sig, QUEUED)
     if job is not None and job.state == "running":
         # Between the start of a job and its first status the cell is still waiting for its turn.
+        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
+    if job is not None and job.state == "unknown":
+        # It cannot be asked: a job that may be alive is never given up, nor submitted twice.
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
     gone = job is not None and job.state == "gone"
     if record.state == RUNNING:

@@ -26,7 +26,7 @@ FAILURES = {
 
 def require_slurm() -> None:
     """Raise UserError unless SLURM's commands are on the PATH and the controller answers."""
-    missing = [name for name in ("sbatch", "sacct", "squeue") if shutil.which(name) is None]
+    missing = [name for name in ("sbatch", "sacct", "squeue", "scontrol") if shutil.which(name) is None]
     if missing:
         raise UserError(
             f"cluster slurm: {', '.join(missing)} not found on the PATH; run this on a login node of the cluster, or "
@@ -40,12 +40,13 @@ def require_slurm() -> None:
         )
 
 
-def _lines(*words: str) -> list[str]:
+def _lines(*words: str) -> list[str] | None:
+    """Lines that a command prints; None where it is missing, fails or hangs."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None
 
 
 def _state(text: str) -> tuple[SchedulerState, str | None]:
@@ -58,19 +59,21 @@ def _state(text: str) -> tuple[SchedulerState, str | None]:
 
 
 def ask(job_ids: Iterable[str]) -> dict[str, Job]:
-    """State of each job (``12_3`` or ``12``). A job that neither sacct nor squeue knows is left out."""
+    """State of each job (``12_3`` or ``12``); "unknown" where sacct does not answer and squeue has nothing on it."""
     wanted = set(job_ids)
-    if not wanted or shutil.which("sacct") is None:
+    if not wanted:
         return {}
     parents = sorted({job_id.split("_")[0] for job_id in wanted})
-    found: dict[str, Job] = {}
     # --array expands what is still pending; --duplicates is left out: the newest run of a requeued job counts.
-    for line in _lines("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", ",".join(parents)):
+    accounted = _lines("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", ",".join(parents))
+    # A job that accounting has forgotten is over; where accounting is down, nothing is known.
+    found = {job_id: Job("unknown" if accounted is None else "gone", name=job_id) for job_id in wanted}
+    for line in accounted or []:
         job_id, _, text = line.partition("|")
         if job_id in wanted:
             found[job_id] = Job(*_state(text), name=job_id)
     # Accounting lags behind the controller: what squeue still holds is not over, whatever sacct says.
-    for line in _lines("squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(parents)):
+    for line in _lines("squeue", "--me", "-h", "-r", "-o", "%i|%T") or []:
         job_id, _, text = line.partition("|")
         if job_id in wanted:
             found[job_id] = Job(*_state(text), name=job_id)
@@ -83,5 +86,4 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
     for entry in folder.read_journal():
         newest |= entry["jobs"]
     states = ask(newest.values())
-    # A job unknown to both is over and forgotten.
-    return {sig: states.get(job_id, Job("gone", name=job_id)) for sig, job_id in newest.items()}
+    return {sig: states[job_id] for sig, job_id in newest.items()}

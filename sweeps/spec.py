@@ -65,13 +65,17 @@ class Constraint:
             tree = ast.parse(self.text.strip(), mode="eval")
         except SyntaxError as error:
             raise UserError(f"where: '{self.text}': {error.msg} (column {error.offset})") from None
+        except (ValueError, RecursionError, MemoryError):
+            raise UserError(f"where: {self.text[:60]!r}: too deep, or not text that Python can read") from None
         valid = (*SHORT_NAMES, *DERIVED_NAMES)
         for node in ast.walk(tree):
+            # Operators have no place in the source; their names (BitXor) say enough.
+            source = ast.get_source_segment(self.text.strip(), node) or type(node).__name__
             if isinstance(node, ast.Call):
-                raise UserError(f"where: '{self.text}': '{ast.unparse(node)}' is a call, which is not allowed")
+                raise UserError(f"where: '{self.text}': '{source}' is a call, which is not allowed")
             if not isinstance(node, _ALLOWED_NODES):
                 raise UserError(
-                    f"where: '{self.text}': '{ast.unparse(node)}' is not allowed; "
+                    f"where: '{self.text}': '{source}' is not allowed; "
                     "use names, numbers, arithmetic, comparisons, in, and, or, not"
                 )
             if isinstance(node, ast.Name) and node.id not in valid:
@@ -88,8 +92,8 @@ class Constraint:
             # Lists are needed for "in"; functions, attributes and comprehensions were refused above.
             evaluator = EvalWithCompoundTypes(functions={}, names=lambda node: value_of(node.id))
             return bool(evaluator.eval(self.text))
-        except (InvalidExpression, ArithmeticError, TypeError, ValueError) as error:
-            raise UserError(f"where: '{self.text}': {error}") from None
+        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"where: '{self.text}': {str(error) or type(error).__name__}") from None
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _axes(values: Any, where: str) -> dict[str, list[Any]]:
 
 def _expand(helper: Mapping[Any, Any], where: str) -> list[Any]:
     kind = next((str(k) for k in helper if k in HELPERS), None)
-    extra = set(helper) - {kind, "step"}
+    extra = set(helper) - ({kind} if kind == "logspace" else {kind, "step"})
     if kind is None or extra:
         raise UserError(f"{where}: {dict(helper)} is not one of the helpers: {'; '.join(HELPERS.values())}")
     arguments, step = helper[kind], helper.get("step", 1)

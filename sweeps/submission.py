@@ -6,8 +6,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from gsq.errors import UserError
@@ -66,7 +67,12 @@ def submit(
     if cluster.kind == "local":
         return Submission(folder, LocalQueue(folder, signatures, cluster, on_update, extra).run(), {})
     records = folder.records(signatures)
-    actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=RESUMED_ON_SUBMIT | extra)
+    jobs = slurm_jobs(folder)
+    if any(job.state == "unknown" for job in jobs.values()):
+        raise UserError(
+            f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
+        )
+    actions = reconcile(signatures, records, jobs, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     arrays: dict[str, list[str]] = {}
     for resources, cells in resource_classes(
@@ -127,7 +133,8 @@ def _submit_array(
         options["gpus_per_node"] = cluster.gpus
     executor.update_parameters(**options)
     try:
-        with _clean_environment():
+        # submitit repeats sbatch's words on stderr; they are in the error below.
+        with _clean_environment(), redirect_stderr(StringIO()):
             submitted = executor.map_array(CellJob(str(folder.runs), folder.name), [c.signature for c in cells])
     except FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]

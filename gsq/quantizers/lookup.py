@@ -6,6 +6,7 @@ Shapes: N queries, V codebook rows, d channels.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Elements of one float64 score tile: 32 MiB, small enough for a CPU's last-level cache to help.
@@ -59,4 +60,18 @@ def _nearest_tiled(z: Tensor, rows: Tensor) -> Tensor:
             best = torch.where(better, value, best)
             index = torch.where(better, argument + first, index)
         out[start : start + tile_queries] = index
-    return out
+    return _first_of_equal(rows)[out]
+
+
+def _first_of_equal(rows: Tensor) -> Tensor:
+    """(V,): index of the first row equal to each; BLAS may round the scores of equal rows differently."""
+    first = torch.arange(len(rows), device=rows.device)
+    ordered, order = rows[:, 0].sort()
+    equal = F.pad(ordered[1:] == ordered[:-1], (1, 1))
+    # Only rows that share their first entry with another can be equal.
+    suspects = order[equal[1:] | equal[:-1]]
+    if len(suspects):
+        group = torch.unique(rows[suspects], dim=0, return_inverse=True)[1]
+        lowest = torch.full_like(suspects, len(rows)).scatter_reduce_(0, group, suspects, "amin")
+        first[suspects] = lowest[group]
+    return first

@@ -1,0 +1,270 @@
+"""Metrics against closed forms and other implementations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from gsq.metrics.codebook import IndexHistogram
+from gsq.metrics.frechet import FeatureStatistics, frechet_distance
+from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
+
+Array = NDArray[np.float64]
+
+
+def exact(mean: Array, covariance: Array, count: int = 100) -> FeatureStatistics:
+    statistics = FeatureStatistics(len(mean))
+    statistics.count, statistics.mean, statistics.scatter = count, mean, covariance * (count - 1)
+    return statistics
+
+
+def streamed(features: Array, *parts: int) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    for part in np.split(features, np.cumsum(parts)):
+        statistics.update(torch.from_numpy(part))
+    return statistics
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+# Frechet distance.
+
+
+@pytest.mark.parametrize("dim", [1, 5, 64])
+def test_distance_of_commuting_gaussians(dim: int) -> None:
+    """Covariances with the same axes: sum of squared differences of standard deviations, and of the means."""
+    axes = np.linalg.qr(random(0).normal(size=(dim, dim)))[0]
+    s, t = random(1).uniform(0.1, 2, (2, dim))
+    m, n = random(2).normal(size=(2, dim))
+    a, b = exact(m, (axes * s**2) @ axes.T), exact(n, (axes * t**2) @ axes.T)
+    wanted = ((m - n) ** 2).sum() + ((s - t) ** 2).sum()
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-8)
+    assert frechet_distance(b, a) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_distance_in_two_dimensions_by_hand() -> None:
+    """tr (S1 S2)^(1/2) of 2 x 2 matrices is sqrt(tr S1 S2 + 2 sqrt(det S1 S2))."""
+    s, t = np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([[1.0, -0.3], [-0.3, 3.0]])
+    cross = math.sqrt(np.trace(s @ t) + 2 * math.sqrt(np.linalg.det(s @ t)))
+    wanted = 9 + 16 + 3 + 4 - 2 * cross
+    assert frechet_distance(exact(np.zeros(2), s), exact(np.array([3.0, 4.0]), t)) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_distance_equals_scipys_square_root() -> None:
+    mix = random(3).normal(size=(2, 24, 24)) / 4
+    x, y = random(4).normal(size=(200, 24)) @ mix[0], random(5).normal(size=(150, 24)) @ mix[1] + 0.3
+    root = scipy.linalg.sqrtm(np.cov(x.T) @ np.cov(y.T)).real
+    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T) - 2 * root)
+    assert frechet_distance(streamed(x), streamed(y)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_equal_sets_have_no_distance() -> None:
+    x = random(6).normal(size=(100, 20))
+    assert frechet_distance(streamed(x), streamed(x)) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(streamed(x), streamed(x[::-1].copy())) == pytest.approx(0, abs=1e-10)
+
+
+def test_rank_deficient_covariances() -> None:
+    """Fewer images than features: 8 images that span 7 axes, and the same with those axes twice as wide."""
+    x = np.zeros((8, 50))
+    x[:, :8] = np.eye(8)
+    a, b = streamed(x), streamed(2 * x)
+    # S_b = 4 S_a, so that the distance is |mean|^2 + tr S_a.
+    wanted = (x.mean(0) ** 2).sum() + np.trace(np.cov(x.T))
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-6)
+    apart = np.zeros((8, 50))
+    apart[:, 20:28] = np.eye(8)
+    # No common axis: nothing crosses.
+    wanted = 2 * (x.mean(0) ** 2).sum() + 2 * np.trace(np.cov(x.T))
+    assert frechet_distance(a, streamed(apart)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_shift_of_all_features_is_its_square() -> None:
+    x = random(7).normal(size=(300, 10)) * 100
+    assert frechet_distance(streamed(x), streamed(x + 0.01)) == pytest.approx(10 * 0.01**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [(), (1, 1, 5, 90), (50,), (3,) * 40])
+def test_streaming_equals_one_pass(parts: tuple[int, ...]) -> None:
+    # Far from the origin: sums of squares would lose half the digits.
+    x = random(8).normal(size=(157, 12)) + 1e4
+    found = streamed(x, *parts)
+    assert found.count == 157
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(found.covariance, np.cov(x.T), rtol=1e-10, atol=1e-10)
+
+
+def test_merging_equals_one_pass() -> None:
+    x = random(9).normal(size=(100, 12)) + 50
+    merged = FeatureStatistics(12)
+    for part in np.split(x, [7, 60]):
+        merged.merge(streamed(part))
+    np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(merged.covariance, np.cov(x.T), rtol=1e-10, atol=1e-10)
+    merged.merge(FeatureStatistics(12))
+    assert merged.count == 100
+
+
+def test_float32_features_are_accumulated_in_float64() -> None:
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) + 1000
+    statistics = FeatureStatistics(4)
+    for part in x.split(5):
+        statistics.update(part)
+    np.testing.assert_allclose(statistics.covariance, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-9)
+
+
+def test_one_image_has_no_covariance() -> None:
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        _ = streamed(np.ones((1, 3))).covariance
+
+
+# Reconstruction.
+
+
+def test_to_uint8_rounds() -> None:
+    grey = torch.tensor([0.0, 0.4, 0.6, 1.4, 1.6, 253.6, 254.4, 254.6, 255.0])
+    assert to_uint8(grey / 127.5 - 1).tolist() == [0, 0, 1, 1, 2, 254, 254, 255, 255]
+    assert to_uint8(torch.tensor([-7.0, -1.001, 1.001, 7.0])).tolist() == [0, 0, 255, 255]
+
+
+def test_to_uint8_inverts_from_uint8() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert from_uint8(levels).min() == -1 and from_uint8(levels).max() == 1
+    assert from_uint8(levels).dtype == torch.float32 and to_uint8(from_uint8(levels)).dtype == torch.uint8
+
+
+def test_a_perfect_reconstruction_has_no_bias() -> None:
+    """Truncation would darken it by half a grey level; rounding leaves no bias, nor noise below half a level."""
+    x = torch.rand(1, 3, 200, 200, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    bias = (to_uint8(x).double() - (x.double() + 1) * 127.5).mean()
+    assert abs(bias) < 0.005
+    levels = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    noise = torch.rand(levels.shape, generator=torch.Generator().manual_seed(3)) - 0.5
+    assert torch.equal(to_uint8(from_uint8(levels) + 0.98 * noise / 127.5), levels)
+
+
+def images(seed: int, count: int = 3, height: int = 32, width: int = 40) -> torch.Tensor:
+    coarse = torch.rand(count, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(seed))
+    return to_uint8(torch.nn.functional.interpolate(coarse * 2 - 1, (height, width), mode="bicubic"))
+
+
+def noisy(x: torch.Tensor, level: float) -> torch.Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9)) * level
+    return (x.float() + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_psnr() -> None:
+    x = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    y = x.clone()
+    y[0] += 1
+    y[1, 0, 0, 0] = 200
+    found = psnr_db(y, x)
+    assert found.dtype == torch.float64
+    # A mean square of 1, and one value of 192 off by 100.
+    assert found.tolist() == pytest.approx([20 * math.log10(255), 10 * math.log10(255**2 * 192 / 100**2)])
+    assert psnr_db(x, x).isinf().all()
+    a, b = images(0), noisy(images(0), 12)
+    wanted = [peak_signal_noise_ratio(p.numpy(), q.numpy()) for p, q in zip(a, b, strict=True)]
+    assert psnr_db(b, a).tolist() == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("level", [2.0, 20.0, 80.0])
+def test_ssim_equals_scikit_image(level: float) -> None:
+    """scikit-image leaves a border of half a window out of the mean; torchmetrics mirrors the image there and keeps
+    it. So scikit-image is given the image with that border mirrored outwards."""
+    a = images(1)
+    b = noisy(a, level)
+
+    def mirrored(image: torch.Tensor) -> NDArray[np.uint8]:
+        return np.pad(image.numpy(), ((0, 0), (5, 5), (5, 5)), mode="reflect")
+
+    wanted = [
+        structural_similarity(
+            mirrored(p),
+            mirrored(q),
+            channel_axis=0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+        )
+        for p, q in zip(a, b, strict=True)
+    ]
+    assert ssim(b, a).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_ssim_of_one_and_of_equal_images() -> None:
+    a = images(2)
+    assert ssim(a, a).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+    assert ssim(a[:1], noisy(a[:1], 10)).shape == (1,)
+    assert ssim(a[:1], noisy(a[:1], 10)).item() < 0.99
+
+
+# Codebook use.
+
+
+def use(*groups: list[int], size: int = 8):  # type: ignore[no-untyped-def]
+    """Each group's indices as one image of one row."""
+    histogram = IndexHistogram(len(groups), size)
+    histogram.update(torch.tensor(groups)[None, :, None, :])
+    return histogram.result()
+
+
+def test_uniform_use() -> None:
+    found = use(list(range(8)) * 5)
+    assert found.usage == 1 and found.tokens == 40
+    assert found.perplexity == pytest.approx(8) and found.effective_bits == pytest.approx(3)
+
+
+def test_a_single_row() -> None:
+    found = use([3] * 100)
+    assert found.usage == 1 / 8
+    assert found.perplexity == pytest.approx(1) and found.effective_bits == pytest.approx(0)
+
+
+def test_groups_are_counted_apart_and_pooled() -> None:
+    found = use([0, 1, 0, 1], [4, 4, 4, 4])
+    assert found.usage_per_group == (2 / 8, 1 / 8) and found.usage == 3 / 8
+    assert found.perplexity_per_group == pytest.approx((2, 1))
+    assert found.effective_bits == pytest.approx(1)
+    # Pooled shares 1/4, 1/4, 1/2: entropy 1.5 bits.
+    assert found.perplexity == pytest.approx(2**1.5)
+    assert found.tokens == 8
+
+
+def test_effective_bits_sum_over_groups() -> None:
+    assert use(list(range(8)), list(range(8)), [0, 0, 0, 0, 1, 1, 1, 1]).effective_bits == pytest.approx(7)
+
+
+def test_uniform_usage_is_the_expectation() -> None:
+    found = use(list(range(8)) * 2)
+    assert found.uniform_usage == pytest.approx(1 - (1 - 1 / 8) ** 16)
+    # Many rows: without cancellation, about tokens / V.
+    assert use([0], size=10**7).uniform_usage == pytest.approx(1e-7, rel=1e-9)
+    draws = np.mean([len(set(random(i).integers(0, 8, 16))) / 8 for i in range(2000)])
+    assert found.uniform_usage == pytest.approx(draws, abs=0.01)
+
+
+def test_updates_add_up() -> None:
+    indices = torch.randint(0, 50, (6, 2, 4, 4), generator=torch.Generator().manual_seed(4))
+    whole, parts = IndexHistogram(2, 50), IndexHistogram(2, 50)
+    whole.update(indices)
+    for part in indices.split(4):
+        parts.update(part)
+    assert torch.equal(whole.counts, parts.counts) and whole.result() == parts.result()
+    assert whole.counts.sum(1).tolist() == [96, 96]
+    assert whole.counts[1, 7] == (indices[:, 1] == 7).sum()
+
+
+def test_nothing_counted() -> None:
+    with pytest.raises(ValueError, match="no indices"):
+        IndexHistogram(1, 4).result()

@@ -1,0 +1,335 @@
+"""A run from its config to its evaluations: what it leaves, how it fails, how it goes on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_run import curve, evaluations, files_below, status, tiny
+
+import gsq.run
+from gsq import RunFolder, UserError, checkpoint, evaluate, load_config, train
+from gsq.config import to_dict
+from gsq.identity import identity
+from gsq.record import FAILURES, Attempt, read_run
+from gsq.run import Stopped, StopRequest, classify, load_finished
+from gsq.training import Diverged
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(tiny(), tmp_path_factory.mktemp("done"))
+
+
+def test_files_of_a_done_run(done: RunFolder) -> None:
+    (result,) = evaluations(done)
+    assert files_below(done.path) == [
+        "attempts/1/env.json",
+        f"attempts/1/evaluations/{result['protocol']}-00000006.json",
+        "attempts/1/metrics.jsonl",
+        "attempts/1/model.safetensors",
+        "attempts/1/samples.png",
+        "attempts/1/status.json",
+        "config.yaml",
+    ]
+
+
+def test_a_run_can_be_moved_or_shared(done: RunFolder) -> None:
+    """No file names the folder that the run lies in."""
+    place = str(done.path.parent.parent).encode()
+    assert [name for name in files_below(done.path) if place in (done.path / name).read_bytes()] == []
+
+
+def test_folder_is_named_by_the_signature(done: RunFolder) -> None:
+    assert done.signature == identity(tiny()) and done.path.parent.name == done.signature[:2]
+
+
+def test_status_of_a_done_run(done: RunFolder) -> None:
+    found = status(done)
+    assert (found["state"], found["step"], found["steps"]) == ("done", 6, 6)
+    assert found["images_per_second"] > 0 and found["peak_memory_bytes"] > 1e7
+    assert found["heartbeat"] >= found["started"] and found["seconds"] > 0 and found["pid"] == os.getpid()
+    assert "failure" not in found
+
+
+def test_config_of_a_done_run(done: RunFolder) -> None:
+    values = done.read_config()
+    assert values.pop("data_label").startswith("photos:")
+    assert values == to_dict(tiny()) and load_config(values) == tiny()
+
+
+def test_environment_of_a_done_run(done: RunFolder) -> None:
+    found = json.loads((done.path / "attempts/1/env.json").read_text())
+    assert found["versions"]["torch"] == torch.__version__ and len(found["source"]) == 12
+    assert found["threads"] == 1 and len(found["execution_signature"]) == 12
+
+
+def test_evaluation_of_a_done_run(done: RunFolder) -> None:
+    (result,) = evaluations(done)
+    assert (result["step"], result["images_seen"], result["num_images"]) == (6, 12, 8)
+    assert result["rfid"] > 0 and 0 < result["psnr_db"] < 40 and 0 < result["ssim"] < 1 and result["train_flops"] > 0
+    assert result["tokens"] == 8 * 64 * 2 and 0 < result["usage"] <= 1 and result["rank_deficient"] is True
+    assert len(result["usage_per_group"]) == len(result["perplexity_per_group"]) == 2
+    assert result["protocol_fields"]["image_size"] == 32
+    assert [line["step"] for line in curve(done)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_protocol_changes_with_what_moves_a_metric(tmp_path: Path, done: RunFolder) -> None:
+    (plain,) = evaluations(done)
+    (more,) = evaluations(train(tiny(evaluation__num_images=9), tmp_path / "more"))
+    (split,) = evaluations(train(tiny(evaluation__batch_size=3), tmp_path / "split"))
+    assert more["protocol"] != plain["protocol"] == split["protocol"]
+    for name in ("rfid", "psnr_db", "ssim", "mse"):
+        assert split[name] == pytest.approx(plain[name], rel=1e-5)
+
+
+def test_a_done_run_is_left_alone(done: RunFolder) -> None:
+    def times() -> dict[str, int]:
+        return {name: (done.path / name).stat().st_mtime_ns for name in files_below(done.path)}
+
+    before = times()
+    again = train(tiny(), done.path.parent.parent, on_step=lambda step: pytest.fail("trained again"))
+    assert again.path == done.path and times() == before and len(done.attempt_folders()) == 1
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    steps: list[int] = []
+    attempts: list[Attempt] = []
+
+    def announce(attempt: Attempt) -> None:
+        assert json.loads((attempt.path / "status.json").read_text())["state"] == "running"
+        attempts.append(attempt)
+
+    folder = train(tiny(steps=3), tmp_path, started=1.0, announce=announce, on_step=steps.append)
+    # One call a step, and one for the single batch of the evaluation.
+    assert steps == [1, 2, 3, 3]
+    assert [a.path for a in attempts] == folder.attempt_folders()
+    assert status(folder)["started"] == 1.0 and status(folder)["seconds"] > 1e9
+
+
+# Failures.
+
+
+def real_allocation_error() -> BaseException:
+    try:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+    raise AssertionError("an exbibyte was allocated")
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (real_allocation_error(), "out_of_memory"),
+        (Diverged("loss"), "diverged"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (OSError(errno.EIO, "Input/output error"), "error"),
+        (KeyboardInterrupt(), "cancelled"),
+        (Stopped("preempted"), "preempted"),
+        (Stopped("timeout"), "timeout"),
+        (UserError("data.path: missing"), "error"),
+        (ValueError("x"), "error"),
+    ],
+)
+def test_failure_classes(error: BaseException, failure: str) -> None:
+    assert classify(error) == failure and failure in FAILURES
+
+
+def test_weights_that_find_no_room_are_a_full_disk(small_disk: Callable[[int], Path]) -> None:
+    with pytest.raises(Exception, match="No space left") as caught:
+        safetensors.torch.save_file({"a": torch.zeros(100_000)}, small_disk(64) / "model.safetensors")
+    assert classify(caught.value) == "disk_full"
+
+
+def only_run(runs: Path) -> RunFolder:
+    (path,) = runs.glob("??/*")
+    return RunFolder(path)
+
+
+def test_an_exception_is_recorded_and_the_next_attempt_goes_on(tmp_path: Path, done: RunFolder) -> None:
+    def fail(step: int) -> None:
+        if step == 3:
+            raise RuntimeError("first line\nthe wheel came off")
+
+    with pytest.raises(RuntimeError, match="wheel"):
+        train(tiny(), tmp_path, on_step=fail)
+    folder = only_run(tmp_path)
+    found = status(folder)
+    assert (found["state"], found["failure"], found["step"]) == ("failed", "error", 3)
+    assert found["message"] == "RuntimeError: the wheel came off"
+    text = (folder.path / "attempts/1/traceback.txt").read_text()
+    assert "in fail" in text and "first line" in text
+    assert read_run(folder).failure == "error"
+
+    steps: list[int] = []
+    train(tiny(), tmp_path, on_step=steps.append)
+    assert steps == [4, 5, 6, 6]
+    assert read_run(folder).state == "done" and read_run(folder).failure is None and read_run(folder).attempts == 2
+    assert evaluations(folder) == evaluations(done) and curve(folder) == curve(done)
+    assert not [name for name in files_below(folder.path) if "checkpoint" in name or "partial" in name]
+
+
+@pytest.mark.parametrize("error", [Stopped("timeout"), UserError("mend this"), KeyboardInterrupt()])
+def test_what_needs_no_traceback_has_none(tmp_path: Path, error: BaseException) -> None:
+    def fail(step: int) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        train(tiny(), tmp_path, on_step=fail)
+    folder = only_run(tmp_path)
+    assert "attempts/1/traceback.txt" not in files_below(folder.path)
+    assert status(folder)["failure"] == classify(error)
+
+
+def test_missing_weights_are_the_runs_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSQ_WEIGHTS", str(tmp_path / "weights"))
+    with pytest.raises(UserError, match="vgg16"):
+        train(tiny(loss__perceptual="lpips_vgg"), tmp_path / "runs")
+    found = status(only_run(tmp_path / "runs"))
+    assert found["failure"] == "error" and "vgg16" in found["message"] and found["step"] == 0
+
+
+def test_a_signal_stops_the_run_at_the_end_of_a_step(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def on_step(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.getsignal(signal.SIGUSR1)
+    with stop.on_signals({signal.SIGUSR1: "preempted"}), pytest.raises(Stopped):
+        train(tiny(), tmp_path, stop=stop, on_step=on_step)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    assert (stop.reason, stop.signal) == ("preempted", signal.SIGUSR1)
+    folder = only_run(tmp_path)
+    assert (status(folder)["failure"], status(folder)["step"]) == ("preempted", 2)
+    assert [p.stem for p in checkpoint.newest(folder.attempt_folders())] == ["checkpoint-00000002"]
+
+
+def test_a_second_signal_acts_as_before() -> None:
+    stop, caught = StopRequest(), []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
+    try:
+        with stop.on_signals({signal.SIGUSR1: "preempted"}):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert caught == [] and stop.reason == "preempted"
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert caught == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def fill(folder: Path, leave_kib: int) -> Path:
+    filler = folder / "filler"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    filler.write_bytes(bytes(max(0, free - leave_kib * 1024)))
+    return filler
+
+
+@pytest.mark.parametrize(("step", "leave_kib"), [(3, 200), (5, 0)])
+def test_a_full_disk(
+    small_disk: Callable[[int], Path], done: RunFolder, step: int, leave_kib: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fills up during the run: room for the status file but not for a checkpoint, or no room at all."""
+    disk = small_disk(16 << 10)
+    fillers: list[Path] = []
+
+    def on_step(now: int) -> None:
+        if now == step:
+            fillers.append(fill(disk, leave_kib))
+
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny(), disk / "runs", on_step=on_step)
+    folder = only_run(disk / "runs")
+    assert read_run(folder).failure == "disk_full" and "No space left" in str(read_run(folder).message)
+    assert not [name for name in files_below(folder.path) if "partial" in name]
+    left = [p.stem for p in checkpoint.newest(folder.attempt_folders())]
+    assert left[0] == f"checkpoint-{2 * (step // 2):08d}"
+
+    fillers[0].unlink()
+    train(tiny(), disk / "runs")
+    assert read_run(folder).state == "done"
+    assert evaluations(folder) == evaluations(done) and curve(folder) == curve(done)
+
+
+def test_a_disk_that_is_full_when_the_weights_are_written(
+    small_disk: Callable[[int], Path], done: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk(16 << 10)
+    original, fillers = safetensors.torch.save_file, []
+
+    def save(*arguments: Any) -> None:
+        fillers.append(fill(disk, 16))
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", save)
+        with pytest.raises(Exception, match="No space left"):
+            train(tiny(), disk / "runs")
+    folder = only_run(disk / "runs")
+    assert read_run(folder).failure == "disk_full"
+    fillers[0].unlink()
+    train(tiny(), disk / "runs")
+    assert evaluations(folder) == evaluations(done)
+
+
+# Reading a finished run.
+
+
+def test_a_moved_run_gives_the_same_rfid(tmp_path: Path, done: RunFolder) -> None:
+    shutil.copytree(done.path, tmp_path / "renamed")
+    config, source, model = load_finished(tmp_path / "renamed")
+    assert config == tiny() and not model.training and not any(p.requires_grad for p in model.parameters())
+    found = evaluate(model, source, config.evaluation)
+    (wanted,) = evaluations(done)
+    assert {name: wanted[name] for name in found} == found
+
+
+def test_samples_are_a_picture_of_originals_and_reconstructions(done: RunFolder) -> None:
+    from PIL import Image
+
+    with Image.open(done.path / "attempts/1/samples.png") as image:
+        assert image.size == (8 * 100 - 4, 2 * 96 + 4)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="not a run folder"):
+            load_finished(path)
+
+
+def test_a_run_that_has_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(tiny(), tmp_path, on_step=lambda step: (_ for _ in ()).throw(Stopped("timeout")))
+    with pytest.raises(UserError, match="not finished training"):
+        load_finished(only_run(tmp_path).path)
+
+
+def test_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About one status a second, not one a step."""
+    clock = iter(x / 2 for x in range(10**6))
+    monkeypatch.setattr(gsq.run.time, "monotonic", lambda: next(clock))
+    seen: list[int] = []
+    original = Attempt.write_status
+
+    def write_status(self: Attempt, state: str, step: int, steps: int, **more: Any) -> None:
+        if state == "running":
+            seen.append(step)
+        original(self, state, step, steps, **more)
+
+    monkeypatch.setattr(Attempt, "write_status", write_status)
+    train(tiny(discriminator__kind="none", loss__perceptual="none"), tmp_path)
+    assert seen[0] == 0 and 3 <= len(seen) <= 7 and seen == sorted(seen)

@@ -1,0 +1,207 @@
+"""The quantizer against equations 3 to 5, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_run import tiny
+from torch import Tensor
+
+from gsq.quantizers import GroupedSphericalQuantizer, build_quantizer
+
+
+def quantizer(dim: int = 6, groups: int = 2, size: int = 16, **more: Any) -> GroupedSphericalQuantizer:
+    torch.manual_seed(0)
+    return GroupedSphericalQuantizer(dim, groups, size, **more)
+
+
+def latent(dim: int = 6, batch: int = 2, height: int = 3, width: int = 5) -> Tensor:
+    return torch.randn(batch, dim, height, width, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def vectors_of(z: Tensor, groups: int) -> Tensor:
+    """(positions, G, d), by loops over the definition: group g has channels g d to (g + 1) d."""
+    b, channels, h, w = z.shape
+    d = channels // groups
+    return torch.stack(
+        [
+            torch.stack([z[i, g * d : (g + 1) * d, y, x] for g in range(groups)])
+            for i in range(b)
+            for y in range(h)
+            for x in range(w)
+        ]
+    )
+
+
+NORMS = [{}, {"decoder_input": "raw"}, {"lookup_norm": "none"}, {"lookup_norm": "none", "decoder_input": "raw"}]
+
+
+@pytest.mark.parametrize(("dim", "groups", "norm"), [(6, 1, "l2"), (6, 2, "l2"), (6, 3, "none"), (6, 6, "none")])
+def test_shapes_and_dtypes(dim: int, groups: int, norm: str) -> None:
+    q = quantizer(dim, groups, lookup_norm=norm)
+    out = q(latent(dim))
+    assert out.latent.shape == (2, dim, 3, 5) and out.latent.dtype == torch.float32
+    assert out.indices.shape == (2, groups, 3, 5) and out.indices.dtype == torch.int64
+    assert out.loss.shape == () and out.loss > 0
+    assert q.codebook.shape == (16, dim // groups)
+    assert q.bits_per_token == groups * 4
+    assert [name for name, _ in q.named_parameters()] == ["codebook"]
+
+
+def test_each_position_and_group_takes_its_nearest_row_of_the_shared_codebook() -> None:
+    q, z = quantizer(), latent()
+    out = q(z)
+    rows = F.normalize(q.codebook.detach(), dim=1)
+    vectors = F.normalize(vectors_of(z, 2), dim=-1)
+    wanted = torch.cdist(vectors.double(), rows.double()).argmin(-1)
+    assert torch.equal(out.indices.permute(0, 2, 3, 1).reshape(-1, 2), wanted)
+    assert torch.equal(vectors_of(out.latent.detach(), 2), rows[wanted])
+
+
+def test_groups_share_one_codebook() -> None:
+    q = quantizer()
+    same = latent(3).repeat(1, 2, 1, 1)
+    indices = q(same).indices
+    assert torch.equal(indices[:, 0], indices[:, 1])
+
+
+def test_without_normalisation_lengths_count() -> None:
+    q = quantizer(4, 1, 2, lookup_norm="none")
+    q.codebook.data = torch.tensor([[1.0, 0, 0, 0], [9.0, 9, 0, 0]])
+    z = torch.tensor([0.6, 0.6, 0, 0]).view(1, 4, 1, 1)
+    assert q(z).indices.item() == 0
+    q.lookup_norm = "l2"
+    assert q(z).indices.item() == 1
+
+
+@pytest.mark.parametrize("more", NORMS)
+def test_decoding_indices_gives_the_latent_bit_for_bit(more: dict[str, Any]) -> None:
+    q = quantizer(**more)
+    q.codebook.data *= 1.7
+    out = q(latent())
+    assert torch.equal(q.decode_indices(out.indices), out.latent)
+    raw = F.embedding(out.indices[:, 1, 0, 0], q.codebook)
+    is_raw = more.get("decoder_input") == "raw" or more.get("lookup_norm") == "none"
+    assert torch.equal(out.latent[:, 3:, 0, 0], raw if is_raw else F.normalize(raw, dim=1))
+
+
+@pytest.mark.parametrize("more", NORMS)
+def test_straight_through_gradient(more: dict[str, Any]) -> None:
+    """The gradient reaches the normalised latent unchanged, and the codebook not at all."""
+    q, z = quantizer(**more), latent().requires_grad_()
+    weight = torch.randn(2, 6, 3, 5)
+    (found,) = torch.autograd.grad((q(z).latent * weight).sum(), z)
+    normalised = z if more.get("lookup_norm") == "none" else F.normalize(z.unflatten(1, (2, 3)), dim=2).flatten(1, 2)
+    (wanted,) = torch.autograd.grad((normalised * weight).sum(), z)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    (q(z).latent * weight).sum().backward()
+    assert q.codebook.grad is None
+
+
+@pytest.mark.parametrize("loss_row", ["normalised", "raw"])
+@pytest.mark.parametrize("lookup_norm", ["l2", "none"])
+def test_loss_by_hand(loss_row: str, lookup_norm: str) -> None:
+    """(1 + 0.25) times the mean square over batch, positions, groups and channels; each half to its own side."""
+    q, z = quantizer(loss_row=loss_row, lookup_norm=lookup_norm), latent().requires_grad_()
+    q.codebook.data *= 1.7
+    out = q(z)
+    l2 = lookup_norm == "l2"
+    vectors = vectors_of(z, 2)
+    vectors = F.normalize(vectors, dim=-1) if l2 else vectors
+    rows = q.codebook if loss_row == "raw" or not l2 else F.normalize(q.codebook, dim=1)
+    chosen = rows[out.indices.permute(0, 2, 3, 1).reshape(-1, 2)]
+    square = ((vectors - chosen) ** 2).mean()
+    torch.testing.assert_close(out.loss, 1.25 * square)
+    out.loss.backward()
+    to_latent, to_codebook = torch.autograd.grad(square, [z, q.codebook])
+    assert z.grad is not None and q.codebook.grad is not None
+    torch.testing.assert_close(z.grad, 0.25 * to_latent)
+    torch.testing.assert_close(q.codebook.grad, to_codebook)
+
+
+def test_commitment_weight() -> None:
+    plain, heavy = quantizer()(latent()).loss, quantizer(commitment_weight=3.0)(latent()).loss
+    torch.testing.assert_close(heavy / plain, torch.tensor(4 / 1.25))
+
+
+def test_loss_does_not_grow_with_groups() -> None:
+    """A mean, not a sum: the same vectors in twice as many groups give the same loss."""
+    q2, q4 = quantizer(6, 2), quantizer(12, 4)
+    q4.codebook.data = q2.codebook.data.clone()
+    torch.testing.assert_close(q4(latent().repeat(1, 2, 1, 1)).loss, q2(latent()).loss)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16])
+def test_rows_start_on_the_sphere(dim: int) -> None:
+    rows = quantizer(dim, 1, 4000).codebook.detach()
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(4000))
+    # Uniform on the sphere: mean 0 and covariance 1/d in every direction.
+    assert rows.mean(0).abs().max() < 0.06
+    assert (rows.T @ rows / 4000 - torch.eye(dim) / dim).abs().max() < 0.03
+
+
+def test_rows_start_in_the_interval_at_one_dimension() -> None:
+    rows = quantizer(2, 2, 4000, lookup_norm="none").codebook.detach()[:, 0]
+    assert rows.min() > -1 and rows.max() < 1
+    quantiles = torch.quantile(rows, torch.linspace(0.1, 0.9, 9))
+    assert (quantiles - torch.linspace(-0.8, 0.8, 9)).abs().max() < 0.05
+
+
+def test_uniform_start() -> None:
+    rows = quantizer(4, 1, 100, init="uniform").codebook.detach()
+    assert 0.009 < rows.abs().max() <= 0.01
+
+
+def test_autocast_keeps_float32() -> None:
+    q, z = quantizer(), latent()
+    plain = q(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = q(z)
+        decoded = q.decode_indices(out.indices)
+    assert out.latent.dtype == out.loss.dtype == decoded.dtype == torch.float32
+    assert torch.equal(out.indices, plain.indices) and torch.equal(out.latent, plain.latent)
+    assert torch.equal(decoded, plain.latent)
+    assert q(z.bfloat16()).latent.dtype == torch.float32
+
+
+def test_training_mode_and_repetition_change_nothing() -> None:
+    q, z = quantizer(), latent()
+    first, second, third = q(z), q(z), q.eval()(z)
+    for again in (second, third):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 3), (2, 6, 3), (6, 3, 3)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(B, 6, h, w\)"):
+        quantizer()(torch.zeros(shape))
+
+
+def test_groups_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="groups must divide latent_dim"):
+        quantizer(6, 4)
+
+
+def test_a_zero_vector_gives_no_nan() -> None:
+    z = torch.zeros(1, 6, 1, 1, requires_grad=True)
+    out = quantizer()(z)
+    (out.latent.sum() + out.loss).backward()
+    assert z.grad is not None and z.grad.isfinite().all() and out.loss.isfinite()
+
+
+def test_built_from_the_config() -> None:
+    config = tiny(
+        latent_dim=8,
+        groups=8,
+        codebook_size=64,
+        quantizer__decoder_input="raw",
+        quantizer__loss_row="raw",
+        quantizer__commitment_weight=0.5,
+    )
+    q = build_quantizer(config)
+    assert (q.latent_dim, q.groups, q.codebook_size, q.lookup_norm) == (8, 8, 64, "none")
+    assert (q.decoder_input, q.loss_row, q.commitment_weight) == ("raw", "raw", 0.5)
+    assert build_quantizer(tiny()).lookup_norm == "l2"

@@ -1,0 +1,64 @@
+"""Each test has an empty working folder and runs folder of its own; run folders can be made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsq.record import RunFolder
+from sweeps.planning import Cell, Plan, make_plan
+from sweeps.spec import load_spec
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder; runs go to ``runs`` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def plan_of() -> Callable[..., Plan]:
+    """``plan_of(axes={...})``: the plan of a sweep of cpu-tiny."""
+
+    def make(name: str = "small", **parts: Any) -> Plan:
+        return make_plan(load_spec({"name": name, "base": "cpu-tiny", **parts}))
+
+    return make
+
+
+@pytest.fixture
+def write_run(folder: Path) -> Callable[..., RunFolder]:
+    """Adds one attempt to the run of a cell, as a worker would."""
+
+    def write(
+        cell: Cell,
+        state: str | None,
+        step: int = 0,
+        evaluations: tuple[dict[str, Any], ...] = (),
+        heartbeat: float | None = None,
+        environment: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> RunFolder:
+        from gsq.record import Attempt, write_json
+
+        run = RunFolder.of(folder / "runs", cell.signature)
+        attempt = run.new_attempt()
+        if heartbeat is not None:
+            attempt = Attempt(attempt.path, attempt.number, clock=lambda: heartbeat, started=heartbeat - 1)
+        if state is not None:
+            attempt.write_status(state, step, cell.config.train.steps, **more)
+        for evaluation in evaluations:
+            attempt.write_evaluation(evaluation["protocol"], evaluation["step"], evaluation)
+        if environment is not None:
+            write_json(attempt.path / "env.json", environment)
+        return run
+
+    return write

@@ -1,0 +1,97 @@
+"""Cluster files: what loads, and what a user is told about each mistake."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from gsq.errors import UserError
+from sweeps.cluster import Cluster, load_cluster, local_workers
+from sweeps.spec import configs_folder
+
+
+def cluster(text: str) -> Cluster:
+    Path("mine.yaml").write_text(text)
+    return load_cluster("mine.yaml")
+
+
+def test_local_and_slurm_need_no_file() -> None:
+    assert load_cluster("local") == Cluster() and Cluster().kind == "local"
+    assert load_cluster("slurm").kind == "slurm" and load_cluster("slurm").device == "cpu"
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_that_ship_load_by_name_and_by_path(path: Path) -> None:
+    found = load_cluster(path.stem)
+    assert found == load_cluster(str(path)) and found.name == path.stem and found.kind == "slurm"
+
+
+def test_the_example_asks_for_a_gpu() -> None:
+    found = load_cluster("example-gpu")
+    assert found.device == "gpu" and found.gpus == 1 and found.cpus == 8
+    assert found.setup == ("module load CUDA",) and found.environment == {"OMP_NUM_THREADS": "8"}
+
+
+def test_every_key_may_be_left_out_and_one_command_needs_no_list() -> None:
+    assert cluster("kind: slurm") == Cluster(kind="slurm", name="mine")
+    found = cluster("kind: slurm\nsetup: module load CUDA\nenvironment: {A: 1, B: x}\nname: other")
+    assert found.setup == ("module load CUDA",) and found.environment == {"A": "1", "B": "x"}
+    assert found.name == "other"
+
+
+def test_an_unknown_key_is_answered_with_every_key_and_its_default() -> None:
+    with pytest.raises(UserError) as caught:
+        cluster("kind: slurm\npartitions: gpu")
+    message = str(caught.value)
+    assert "mine.yaml" in message and "'partitions' (did you mean 'partition'?)" in message
+    for field in fields(Cluster):
+        assert f"{field.name} (" in message
+    for default in ("kind ('local')", "parallel (256)", "setup (())", "environment ({})", "cpus (1)"):
+        assert default in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cpus: many", ("cpus", "'many'", "int")),
+        ("cpus: 1.5", ("cpus", "1.5", "int")),
+        ("gpus: true", ("gpus", "True", "int")),
+        ("partition: 3", ("partition", "3", "str")),
+        ("setup: 3", ("setup", "3", "list of commands")),
+        ("setup: [1]", ("setup", "[1]", "list of commands")),
+        ("environment: [A=1]", ("environment", "A=1", "mapping")),
+        ("kind: slrum", ("kind", "'slrum'", "local, slurm", "did you mean 'slurm'")),
+        ("cpus: 0", ("cpus", "0", "at least 1")),
+        ("parallel: 0", ("parallel", "0", "at least 1")),
+        ("workers: -1", ("workers", "-1", "at least 0")),
+        ("minutes: null", ("minutes", "None", "int")),
+        ("- kind", ("mapping",)),
+        ("kind: [slurm", ("line", "column", "YAML")),
+    ],
+)
+def test_mistakes_are_named(text: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        cluster(text)
+    message = str(caught.value)
+    assert [word for word in ("mine.yaml", *words) if word not in message] == [], message
+    assert "\n" not in message
+
+
+def test_a_file_that_is_not_there_is_answered_with_those_that_are() -> None:
+    with pytest.raises(UserError, match=r"gpu\.yaml: no such cluster file.*example-gpu"):
+        load_cluster("gpu.yaml")
+
+
+@pytest.mark.parametrize(("visible", "workers"), [("0", 1), ("0,1,2", 3), ("GPU-1a, GPU-2b", 2)])
+def test_one_worker_a_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str, workers: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local_workers(Cluster()) == workers
+    assert local_workers(Cluster(workers=5)) == 5
+
+
+def test_one_worker_a_core_where_no_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_workers(Cluster()) == len(os.sched_getaffinity(0))

@@ -1,0 +1,190 @@
+"""The one reconciler, over its whole input space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain, combinations, product
+
+import pytest
+
+from gsq.record import FAILURES, STALE_SECONDS, RunRecord
+from sweeps.reconcile import (
+    ON_REQUEST,
+    PATIENCE,
+    RESUMED,
+    RESUMED_ON_SUBMIT,
+    STATES,
+    Action,
+    CellState,
+    Job,
+    cell_state,
+    reconcile,
+)
+
+NOW = 1_000_000.0
+SIG = "0123456789ab"
+
+RECORDS: tuple[RunRecord | None, ...] = (
+    None,
+    RunRecord(SIG),
+    RunRecord(SIG, attempts=1),
+    RunRecord(SIG, "done", step=9, steps=9, attempts=1, heartbeat=NOW - 1e6),
+    RunRecord(SIG, "pruned", step=3, steps=9, attempts=1, heartbeat=NOW - 1e6),
+    RunRecord(SIG, "running", step=3, steps=9, attempts=1, heartbeat=NOW - STALE_SECONDS + 1),
+    RunRecord(SIG, "running", step=3, steps=9, attempts=1, heartbeat=NOW - STALE_SECONDS - 1),
+    *(RunRecord(SIG, "failed", failure, f"about {failure}", 3, 9, 1, NOW - 5) for failure in FAILURES),
+)
+JOBS: tuple[Job | None, ...] = (
+    None,
+    Job("pending", name="7"),
+    Job("running", name="7"),
+    Job("unknown", name="7"),
+    *(Job("gone", failure, "7") for failure in (None, *FAILURES)),
+)
+SETS = (frozenset(), RESUMED, RESUMED_ON_SUBMIT, RESUMED_ON_SUBMIT | ON_REQUEST, frozenset({"error"}))
+Case = tuple[RunRecord | None, Job | None, frozenset[str], int]
+
+
+def act(record: RunRecord | None, job: Job | None, resumed: frozenset[str], fruitless: int = 0) -> Action:
+    records = {} if record is None else {SIG: record}
+    jobs = {} if job is None else {SIG: job}
+    (action,) = reconcile([SIG], records, jobs, NOW, resumed=resumed, fruitless={SIG: fruitless})
+    return action
+
+
+def cases() -> Iterator[tuple[Case, Action]]:
+    for case in product(RECORDS, JOBS, SETS, range(PATIENCE + 2)):
+        yield case, act(*case)
+
+
+def test_every_answer_is_one_of_the_known_ones() -> None:
+    count = 0
+    for _, action in cases():
+        count += 1
+        assert action.kind in ("submit", "wait", "finished", "leave")
+        assert action.cell.signature == SIG and action.cell.state in STATES
+        assert (action.cell.failure is not None) == (action.cell.state == "failed")
+        assert action.cell.failure in (None, *FAILURES)
+    assert count == len(RECORDS) * len(JOBS) * len(SETS) * (PATIENCE + 2)
+
+
+def test_what_is_finished_stays_finished() -> None:
+    for (record, _, _, _), action in cases():
+        finished = record is not None and record.state in ("done", "pruned")
+        assert (action.kind == "finished") == finished
+        if finished:
+            assert record is not None and action.cell == CellState(SIG, str(record.state))
+
+
+def test_nothing_is_submitted_while_a_job_waits_or_runs() -> None:
+    for (record, job, _, _), action in cases():
+        if job is None or job.state == "gone" or action.kind == "finished":
+            continue
+        assert action.kind == "wait"
+        running = job.state != "pending" and record is not None and record.state == "running"
+        assert action.cell.state == ("running" if running else "queued")
+
+
+def test_a_live_run_without_a_scheduler_is_waited_for() -> None:
+    for (record, job, _, _), action in cases():
+        if job is None and record is not None and record.state == "running" and not record.stale(NOW):
+            assert action.kind == "wait" and action.cell.state == "running"
+
+
+def test_what_never_began_is_submitted() -> None:
+    for (record, job, _, _), action in cases():
+        if (record is None or record.state is None) and job is None:
+            assert action.kind == "submit" and action.cell.state == "planned"
+
+
+def test_each_failure_is_resumed_or_left_as_the_tables_say() -> None:
+    seen = set()
+    for (_, _, resumed, fruitless), action in cases():
+        if action.cell.state != "failed":
+            continue
+        again = action.cell.failure in resumed and fruitless < PATIENCE
+        assert action.kind == ("submit" if again else "leave")
+        seen.add((action.cell.failure, again))
+    assert seen == set(product(FAILURES, (True, False)))
+
+
+def test_the_tables_divide_the_failure_classes() -> None:
+    on_submit = RESUMED_ON_SUBMIT - RESUMED
+    assert RESUMED | on_submit | ON_REQUEST == set(FAILURES)
+    for one, other in combinations((RESUMED, on_submit, ON_REQUEST), 2):
+        assert not one & other
+    # What another attempt would repeat is never tried again unasked; what came from outside always is.
+    assert {"diverged", "out_of_memory", "error"} == ON_REQUEST
+    assert {"preempted", "node_failure", "timeout", "lost"} <= RESUMED
+
+
+def test_a_silent_run_is_lost_and_comes_back() -> None:
+    silent = next(r for r in RECORDS if r is not None and r.state == "running" and r.stale(NOW))
+    action = act(silent, None, RESUMED)
+    assert action.kind == "submit" and action.cell.failure == "lost" and "step 3" in str(action.cell.message)
+    # The scheduler knows at once, long before the heartbeat is old.
+    live = next(r for r in RECORDS if r is not None and r.state == "running" and not r.stale(NOW))
+    assert act(live, Job("gone"), RESUMED) == action
+    assert act(live, Job("gone", "out_of_memory"), RESUMED).cell.failure == "out_of_memory"
+    # And a job that runs is not lost, however silent.
+    assert act(silent, Job("running"), RESUMED).kind == "wait"
+
+
+def test_a_job_that_ended_before_it_wrote_anything_says_so() -> None:
+    action = act(RunRecord(SIG), Job("gone", "node_failure", "12_3"), RESUMED)
+    assert action.kind == "submit" and action.cell.failure == "node_failure" and "12_3" in str(action.cell.message)
+    assert act(RunRecord(SIG), Job("gone", None, "12_3"), RESUMED).cell.failure == "lost"
+    assert act(RunRecord(SIG), Job("gone", "error", "12_3"), RESUMED).kind == "leave"
+
+
+@pytest.mark.parametrize("why", ["timeout", "node_failure"])
+def test_the_scheduler_says_why_a_run_was_asked_to_stop(why: str) -> None:
+    stopped = RunRecord(SIG, "failed", "preempted", "stopped", 3, 9, 1, NOW)
+    assert cell_state(stopped, Job("gone", why), NOW).failure == why
+    assert cell_state(stopped, Job("gone"), NOW).failure == "preempted"
+    # But what the run itself found wrong stands.
+    wrong = RunRecord(SIG, "failed", "diverged", "nan", 3, 9, 1, NOW)
+    assert cell_state(wrong, Job("gone", why), NOW) == CellState(SIG, "failed", "diverged", "nan")
+
+
+def test_patience_ends_attempts_that_get_nowhere() -> None:
+    lost = RunRecord(SIG, "failed", "lost", "", 3, 9, 1, NOW)
+    kinds = [act(lost, None, RESUMED, fruitless).kind for fruitless in range(PATIENCE + 2)]
+    assert kinds == ["submit"] * PATIENCE + ["leave"] * 2
+    # Another driver, without that memory, tries again.
+    assert reconcile([SIG], {SIG: lost}, {}, NOW)[0].kind == "submit"
+
+
+def test_a_plain_submission_resumes_what_the_user_can_have_mended() -> None:
+    kinds = {
+        failure: reconcile([SIG], {SIG: RunRecord(SIG, "failed", failure, "", 3, 9, 1, NOW)}, {}, NOW)[0].kind
+        for failure in FAILURES
+    }
+    assert {failure for failure, kind in kinds.items() if kind == "submit"} == RESUMED_ON_SUBMIT
+
+
+def test_cells_are_independent_and_in_order() -> None:
+    pairs = [(r, j) for r, j in product(RECORDS, JOBS) if r is not None]
+    names = [f"{i:012x}" for i in range(len(pairs))]
+    records = {
+        name: RunRecord(name, *[getattr(r, f) for f in ("state", "failure", "message", "step", "steps", "attempts")])
+        for name, (r, _) in zip(names, pairs, strict=True)
+    }
+    jobs = {name: j for name, (_, j) in zip(names, pairs, strict=True) if j is not None}
+    together = reconcile(names, records, jobs, NOW)
+    alone = chain.from_iterable(reconcile([n], {n: records[n]}, {n: jobs[n]} if n in jobs else {}, NOW) for n in names)
+    assert together == list(alone) and [a.cell.signature for a in together] == names
+    assert reconcile(names[::-1], records, jobs, NOW) == together[::-1]
+
+
+def test_it_is_a_function() -> None:
+    """The same input gives the same output, and nothing that was handed in is changed."""
+    for record, job, resumed in product(RECORDS, JOBS, SETS):
+        records = {} if record is None else {SIG: record}
+        jobs = {} if job is None else {SIG: job}
+        fruitless = {SIG: 1}
+        before = copy.deepcopy((records, jobs, resumed, fruitless))
+        first = reconcile([SIG], records, jobs, NOW, resumed=resumed, fruitless=fruitless)
+        assert first == reconcile([SIG], records, jobs, NOW, resumed=resumed, fruitless=fruitless)
+        assert (records, jobs, resumed, fruitless) == before

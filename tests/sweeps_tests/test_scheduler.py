@@ -1,0 +1,224 @@
+"""What is read from sacct and squeue, through commands that print recorded output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gsq.errors import UserError
+from gsq.record import RunFolder, runs_root
+from sweeps.folder import SweepFolder
+from sweeps.monitoring import status
+from sweeps.planning import Plan
+from sweeps.reconcile import Job
+from sweeps.scheduler import ask, require_slurm, slurm_jobs
+from sweeps.submission import submit
+
+PlanOf = Callable[..., Plan]
+
+
+class FakeSlurm:
+    """The commands of SLURM as shell scripts: each notes how it was called and prints a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("sbatch", "sacct", "squeue", "scontrol"):
+            self.answer(name, "")
+
+    def answer(self, name: str, output: str, code: int = 0, error: str = "") -> None:
+        (self.folder / f"{name}.out").write_text(output)
+        (self.folder / f"{name}.err").write_text(error)
+        script = self.folder / name
+        here = f"'{self.folder}/{name}"
+        script.write_text(
+            f"#!/bin/sh\necho \"$*\" >>{here}.calls'\ncat {here}.out'\ncat {here}.err' >&2\nexit {code}\n"
+        )
+        script.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(folder / "fake-slurm")
+    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    return fake
+
+
+@pytest.fixture
+def no_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "failure"),
+    [
+        ("PENDING", "pending", None),
+        ("REQUEUED", "pending", None),
+        ("REQUEUE_HOLD", "pending", None),
+        ("CONFIGURING", "pending", None),
+        ("RUNNING", "running", None),
+        ("COMPLETING", "running", None),
+        ("SUSPENDED", "running", None),
+        ("COMPLETED", "gone", None),
+        ("FAILED", "gone", None),
+        ("CANCELLED", "gone", "cancelled"),
+        ("CANCELLED by 1000", "gone", "cancelled"),
+        ("CANCELLED+", "gone", "cancelled"),
+        ("TIMEOUT", "gone", "timeout"),
+        ("DEADLINE", "gone", "timeout"),
+        ("PREEMPTED", "gone", "preempted"),
+        ("NODE_FAIL", "gone", "node_failure"),
+        ("BOOT_FAIL", "gone", "node_failure"),
+        ("OUT_OF_MEMORY", "gone", "out_of_memory"),
+        ("", "gone", None),
+    ],
+)
+@pytest.mark.parametrize("command", ["sacct", "squeue"])
+def test_states(slurm: FakeSlurm, command: str, text: str, state: str, failure: str | None) -> None:
+    slurm.answer(command, f"12_0|{text}\n12_1|COMPLETED\n")
+    assert ask(["12_0"]) == {"12_0": Job(state, failure, "12_0")}  # type: ignore[arg-type]
+
+
+def test_arrays_that_wait_and_jobs_that_run_in_one_answer(slurm: FakeSlurm) -> None:
+    slurm.answer("sacct", "40_0|COMPLETED\n40_1|RUNNING\n40_2|PENDING\n40_3|PENDING\n41|CANCELLED by 1000\n")
+    # The task that was requeued waits (its reason is BeginTime) though accounting calls it over.
+    slurm.answer("squeue", "40_1|RUNNING\n40_2|PENDING\n40_3|PENDING\n42_0|PENDING\n")
+    found = ask(["40_0", "40_1", "40_2", "40_3", "41", "42_0", "43"])
+    assert {name: job.state for name, job in found.items()} == {
+        "40_0": "gone",
+        "40_1": "running",
+        "40_2": "pending",
+        "40_3": "pending",
+        "41": "gone",
+        "42_0": "pending",
+        # Accounting has forgotten it.
+        "43": "gone",
+    }
+
+
+@pytest.mark.parametrize("over", ["NODE_FAIL", "PREEMPTED", "TIMEOUT", "COMPLETED"])
+def test_what_the_controller_holds_is_not_over(slurm: FakeSlurm, over: str) -> None:
+    slurm.answer("sacct", f"12_0|{over}\n")
+    slurm.answer("squeue", "12_0|PENDING\n")
+    assert ask(["12_0"])["12_0"] == Job("pending", None, "12_0")
+
+
+def test_one_call_of_each_command_for_any_number_of_jobs(slurm: FakeSlurm) -> None:
+    names = [f"{parent}_{index}" for parent in (7, 8, 9) for index in range(500)]
+    slurm.answer("sacct", "".join(f"{name}|RUNNING\n" for name in names))
+    found = ask(names)
+    assert len(found) == 1500 and {job.state for job in found.values()} == {"running"}
+    (sacct,), (squeue,) = slurm.calls("sacct"), slurm.calls("squeue")
+    # The arrays are named, not their thousand members.
+    assert "-j 7,8,9" in sacct and "--me" in squeue
+
+
+def test_nothing_is_asked_for_no_jobs(slurm: FakeSlurm) -> None:
+    assert ask([]) == {} and slurm.calls("sacct") == []
+
+
+def test_the_newest_job_of_a_cell_counts(slurm: FakeSlurm, plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"groups": [1, 2, 4]})
+    one, two, four = (cell.signature for cell in plan.cells)
+    folder = SweepFolder(runs_root(), plan.name)
+    assert slurm_jobs(folder) == {}
+    folder.append_journal({"jobs": {one: "5_0", two: "5_1"}})
+    folder.append_journal({"jobs": {two: "6"}})
+    slurm.answer("sacct", "5_0|RUNNING\n5_1|FAILED\n6|PENDING\n")
+    found = slurm_jobs(folder)
+    assert (found[one], found[two]) == (Job("running", None, "5_0"), Job("pending", None, "6"))
+    assert four not in found
+    assert len(slurm.calls("sacct")) == 1
+
+
+def test_a_torn_journal_line_is_left_out(slurm: FakeSlurm, folder: Path) -> None:
+    sweep = SweepFolder(runs_root(), "small")
+    sweep.append_journal({"jobs": {"a": "5"}})
+    with sweep.journal.open("a") as file:
+        file.write('{"jobs": {"b": ')
+    slurm.answer("sacct", "5|RUNNING\n")
+    assert set(slurm_jobs(sweep)) == {"a"}
+
+
+def test_a_job_that_slurm_has_forgotten_is_over(slurm: FakeSlurm) -> None:
+    sweep = SweepFolder(runs_root(), "small")
+    sweep.append_journal({"jobs": {"a": "5"}})
+    slurm.answer("sacct", "6|RUNNING\n")
+    assert slurm_jobs(sweep) == {"a": Job("gone", None, "5")}
+
+
+def test_status_asks_once_and_joins_both_sides(
+    slurm: FakeSlurm, plan_of: PlanOf, write_run: Callable[..., RunFolder]
+) -> None:
+    plan = plan_of(axes={"groups": [1, 2, 4, 8]})
+    sweep = SweepFolder(runs_root(), plan.name)
+    sweep.write_plan(plan)
+    sweep.append_journal({"jobs": {cell.signature: f"9_{i}" for i, cell in enumerate(plan.cells)}})
+    write_run(plan.cells[0], "running", 5)
+    write_run(plan.cells[1], "running", 5)
+    slurm.answer("sacct", "9_0|RUNNING\n9_1|OUT_OF_MEMORY\n9_2|PENDING\n9_3|NODE_FAIL\n")
+    found = status(plan.name)
+    assert [(c.state, c.failure) for c in found.cells] == [
+        ("running", None),
+        ("failed", "out_of_memory"),
+        ("queued", None),
+        ("failed", "node_failure"),
+    ]
+    assert [c.job for c in found.cells] == ["9_0", "9_1", "9_2", "9_3"]
+    assert len(slurm.calls("sacct")) == len(slurm.calls("squeue")) == 1
+
+
+@pytest.mark.parametrize("absent", [True, False], ids=["no commands", "commands fail"])
+def test_where_slurm_cannot_be_asked_a_live_run_is_not_called_lost(
+    slurm: FakeSlurm,
+    plan_of: PlanOf,
+    write_run: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    absent: bool,
+) -> None:
+    """Accounting that is down, or a look from a machine without SLURM, is no reason to think that jobs have died."""
+    plan = plan_of(axes={"groups": [1]})
+    sweep = SweepFolder(runs_root(), plan.name)
+    sweep.write_plan(plan)
+    sweep.append_journal({"jobs": {plan.cells[0].signature: "9"}})
+    write_run(plan.cells[0], "running", 5)
+    slurm.answer("sacct", "", 1, "sacct: error: slurm_persist_conn_open_without_init: failed to open connection")
+    slurm.answer("squeue", "", 1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    if absent:
+        monkeypatch.setenv("PATH", "")
+    assert [(c.state, c.failure) for c in status(plan.name).cells] == [("running", None)]
+
+
+def test_without_slurm_submission_says_what_is_missing(no_slurm: None, plan_of: PlanOf) -> None:
+    with pytest.raises(UserError, match=r"sbatch, sacct, squeue.* not found on the PATH.*login node.*--cluster local"):
+        require_slurm()
+    with pytest.raises(UserError, match="not found on the PATH"):
+        submit(plan_of(axes={"groups": [1]}), "slurm")
+    assert not runs_root().exists()
+    assert ask(["1"])["1"].state == "unknown"
+
+
+def test_a_controller_that_does_not_answer_is_said_before_anything_is_written(
+    slurm: FakeSlurm, plan_of: PlanOf
+) -> None:
+    require_slurm()
+    slurm.answer("scontrol", "Slurmctld(primary) at head is DOWN\n", 1)
+    with pytest.raises(UserError, match=r"controller does not answer.*head is DOWN"):
+        submit(plan_of(axes={"groups": [1]}), "slurm")
+    assert not runs_root().exists() and slurm.calls("sbatch") == []
+
+
+def test_slurm_without_scontrol_is_said(slurm: FakeSlurm) -> None:
+    (slurm.folder / "scontrol").unlink()
+    slurm_folder = str(slurm.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", slurm_folder)
+        with pytest.raises(UserError, match="scontrol not found"):
+            require_slurm()

@@ -1,0 +1,130 @@
+"""The results table on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsq.config import SHORT_NAMES
+from sweeps.schema import COLUMNS, KEY, SCHEMA_VERSION, SCIENCE_COLUMNS, SchemaError, read_table, write_table
+
+SAMPLES: dict[str, Any] = {
+    "string": "text",
+    "int64": 2**52 + 1,
+    "float64": 0.1,
+    "bool": True,
+    "list<float64>": [0.1, 2.0],
+}
+FULL = {c.name: SAMPLES[c.type] for c in COLUMNS}
+
+
+def row(signature: str, **more: Any) -> dict[str, Any]:
+    return {"sweep": "s", "signature": signature, **more}
+
+
+def test_every_column_comes_back_as_it_went(folder: Path) -> None:
+    path = folder / "deep" / "table.parquet"
+    write_table([FULL, row("b", state="planned")], path)
+    frame = read_table(path)
+    assert list(frame.columns) == [c.name for c in COLUMNS]
+    full, missing = frame.iloc[0], frame.iloc[1]
+    for column in COLUMNS:
+        value = full[column.name]
+        assert (list(value) if column.type == "list<float64>" else value) == SAMPLES[column.type], column.name
+    given = {"sweep", "signature", "state"}
+    assert set(frame.columns[missing.notna()]) == given
+    assert str(frame["step"].dtype) == str(frame["tokens"].dtype) == "Int64"
+
+
+def test_types_units_and_descriptions_are_in_the_file(folder: Path) -> None:
+    write_table([row("a")], folder / "t.parquet")
+    schema = pq.read_schema(folder / "t.parquet")
+    assert schema.metadata[b"gsq_schema_version"] == str(SCHEMA_VERSION).encode()
+    for column in COLUMNS:
+        field = schema.field(column.name)
+        assert field.metadata[b"unit"] == column.unit.encode()
+        assert field.metadata[b"description"] == column.description.encode() and column.description
+    assert schema.field("psnr_db").metadata[b"unit"] == b"dB" and schema.field("psnr_db").type == pa.float64()
+    assert schema.field("device_seconds").metadata[b"unit"] == b"s"
+    assert schema.field("usage_per_group").type == pa.list_(pa.float64())
+
+
+@pytest.mark.parametrize("version", ["0", "2", "10", None])
+def test_another_schema_version_is_refused_with_what_to_do(folder: Path, version: str | None) -> None:
+    path = folder / "old.parquet"
+    write_table([row("a")], path)
+    metadata = {} if version is None else {"gsq_schema_version": version}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(SchemaError) as caught:
+        read_table(path)
+    for words in (str(path), f"version {version or 'none'}", f"reads version {SCHEMA_VERSION}", "gsq gather"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"sweep,signature\n", b"PAR1 and no more PAR1"])
+def test_a_file_that_is_no_parquet_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "t.parquet").write_bytes(content)
+    with pytest.raises(SchemaError, match=r"t\.parquet: not a readable Parquet file"):
+        read_table(folder / "t.parquet")
+
+
+def test_a_file_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(SchemaError, match=r"none\.parquet"):
+        read_table(folder / "none.parquet")
+
+
+def test_two_rows_of_one_key_are_refused(folder: Path) -> None:
+    rows = [row("a", step=1, protocol="p"), row("a", step=2, protocol="p"), row("a", step=1, protocol="q"), row("a")]
+    write_table(rows, folder / "t.parquet")
+    assert len(read_table(folder / "t.parquet")) == 4
+    with pytest.raises(ValueError, match=r"'signature': 'a', 'step': 2, 'protocol': 'p'"):
+        write_table([*rows, row("a", step=2, protocol="p", rfid=1.0)], folder / "t.parquet")
+    with pytest.raises(ValueError, match="two rows"):
+        write_table([row("b"), row("b")], folder / "t.parquet")
+
+
+def test_a_column_that_is_not_in_the_schema_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="rfdi"):
+        write_table([row("a", rfdi=1.0)], folder / "t.parquet")
+    assert list(folder.glob("*t.parquet*")) == []
+
+
+def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "t.parquet"
+    write_table([row("a")], path)
+    before = path.read_bytes()
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        write_table([row("b", step="many")], path)
+
+    def full_disk(table: Any, where: Path) -> None:
+        Path(where).write_bytes(b"PAR1 half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_table([row("b")], path)
+    assert path.read_bytes() == before
+    assert [p.name for p in folder.iterdir()] == ["t.parquet"]
+
+
+def test_science_columns_are_what_must_repeat_and_no_more() -> None:
+    roles = {c.name: c.role for c in COLUMNS}
+    science = set(SCIENCE_COLUMNS)
+    assert len(science) == len(SCIENCE_COLUMNS)
+    assert {name for name, role in roles.items() if role in ("axis", "derived", "metric", "protocol")} <= science
+    assert {"signature", "step", "images_seen"} <= science
+    assert not science & {name for name, role in roles.items() if role in ("provenance", "state")}
+    assert science & {name for name, role in roles.items() if role == "cost"} == {"images_seen"}
+    assert {"rfid", "psnr_db", "ssim", "usage", "perplexity", "bits_per_pixel", "effective_bits", "protocol"} <= science
+    assert set(SHORT_NAMES) <= science
+
+
+def test_columns_are_named_once_and_hold_the_key() -> None:
+    names = [c.name for c in COLUMNS]
+    assert len(set(names)) == len(names) and set(KEY) <= set(names)
