@@ -136,14 +136,11 @@ def _report(console: Console, table: Path, folder: SweepFolder) -> int:
     return int(failed["signature"].nunique())
 
 
-# Heads on two lines keep a row within 80 columns.
 HEADS = {
-    "downsample": "down- sample",
-    "codebook_size": "codebook size",
     "bits_per_pixel": "bits/ pixel",
     "rfid": "rFID",
     "psnr_db": "PSNR dB",
-    "perplexity": "perplex- ity",
+    "perplexity": "perp- lexity",
     "device_seconds": "seconds",
 }
 FORMATS = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f"}
@@ -152,9 +149,12 @@ FORMATS = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexit
 def _print_frame(console: Console, shown: pd.DataFrame, frame: pd.DataFrame) -> None:
     from rich.table import Table
 
+    from sweeps import display
+
+    heads = {**display.HEADS, **HEADS}
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for column in shown.columns:
-        head = HEADS.get(column, column.replace("_", " "))
+        head = heads.get(column, column.replace("_", " "))
         table.add_column(head, justify="right", overflow="fold", vertical="bottom")
     for _, row in shown.iterrows():
         cells = []

@@ -65,7 +65,9 @@ def submit(
     signatures = [cell.signature for cell in plan.cells]
     extra = ON_REQUEST if retry else frozenset()
     if cluster.kind == "local":
-        return Submission(folder, LocalQueue(folder, signatures, cluster, on_update, extra).run(), {})
+        # The longest first, so that no worker is left with a long one at the end.
+        longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
+        return Submission(folder, LocalQueue(folder, longest_first, cluster, on_update, extra).run(), {})
     records = folder.records(signatures)
     jobs = slurm_jobs(folder)
     if any(job.state == "unknown" for job in jobs.values()):

@@ -22,7 +22,11 @@ STEPS = 80
 CUT = """\
 name: quickstart-cut
 base: cpu-tiny
-set: {{steps: {steps}, loss.discriminator_start: 20, evaluation.num_images: 24, execution.checkpoint_every: 5, execution.log_every: 1}}
+set:
+  steps: {steps}
+  loss.discriminator_start: 20
+  evaluation.num_images: 24
+  execution: {{checkpoint_every: 5, log_every: 1}}
 axes:
   downsample: [4, 2]
   groups: [1, 4]
