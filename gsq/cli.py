@@ -20,11 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Scaling-law experiments for discrete image tokenizers.
-
-From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use into
-Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then copy its YAML
-(sweeps/configs/quickstart.yaml).""",
+    help="Scaling-law experiments for discrete image tokenizers.\n\n"
+    "From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use into "
+    "Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then write a YAML of your own.",
 )
 
 

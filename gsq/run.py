@@ -167,9 +167,10 @@ def execute(
         _record_failure(error, attempt, progress, config)
         raise
     reserve.unlink(missing_ok=True)
+    # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
+    progress.write(DONE)
     for path in (*previous, attempt.path):
         checkpoint.remove_all(path)
-    progress.write(DONE)
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from gsq.record import RUNNING, RunRecord
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell
+from sweeps.queue import local_jobs
 from sweeps.reconcile import STATES, CellState, Job, cell_state
 from sweeps.scheduler import slurm_jobs
 
@@ -93,7 +94,7 @@ def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
-    jobs = slurm_jobs(folder)
+    jobs = {**slurm_jobs(folder), **local_jobs(records)}
     now = time.time()
     rows = []
     for cell in plan.cells:

@@ -12,28 +12,40 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gsq.record import RunRecord
+from gsq.record import RUNNING, RunRecord
 from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE
-from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, reconcile
+from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
 
 POLL_SECONDS = 0.25
 # How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
 GRACE_SECONDS = 60.0
 
 
-def _cell_of_process(pid: int) -> str | None:
-    """The signature that a worker process of this machine works on; None for any other process."""
+def _works_on(pid: int, signature: str) -> bool:
+    """Whether a process of this machine is a worker on this cell, or a ``gsq train``."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return None
-    texts = [word.decode(errors="replace") for word in words if word]
-    return texts[-1] if "sweeps.job" in texts else None
+        return False
+    return ("sweeps.job" in words and signature in words) or "train" in words
+
+
+def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
+    """Running attempts whose process belongs to this machine: alive, or gone without having said so."""
+    jobs: dict[str, Job] = {}
+    if not Path("/proc/self").exists():
+        return jobs  # Not Linux: the heartbeat has to do.
+    for signature, record in records.items():
+        # A SLURM node on this host (record.node) is for the scheduler to know.
+        if record.state == RUNNING and record.host == os.uname().nodename and not record.node:
+            state: SchedulerState = "running" if _works_on(record.pid, signature) else "gone"
+            jobs[signature] = Job(state, name=str(record.pid))
+    return jobs
 
 
 class LocalQueue:
@@ -90,13 +102,8 @@ class LocalQueue:
             self.fruitless[signature] = 0 if advanced else self.fruitless[signature] + 1
             self.steps[signature] = records[signature].step
             self.exits[signature] = code
-        for signature, record in records.items():
-            if signature in jobs or record.state != "running":
-                continue
-            # An attempt that this driver did not start: its predecessor's worker, or one that died.
-            if record.host == os.uname().nodename and not record.node:
-                alive = _cell_of_process(record.pid) == signature
-                jobs[signature] = Job("running" if alive else "gone", name=str(record.pid))
+        # Attempts that this driver did not start: workers of a predecessor, alive or dead.
+        jobs = {**local_jobs(records), **jobs}
         for signature in self.started - set(jobs):
             if records[signature].state is None:
                 code = self.exits.get(signature)

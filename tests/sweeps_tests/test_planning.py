@@ -166,7 +166,7 @@ def test_the_same_science_is_the_same_run_in_every_sweep(plan_of: PlanOf) -> Non
         {"seed": 1},
         {"steps": 8},
         {"batch_size": 4},
-        {"learning_rate": 1e-3},
+        {"learning_rate": 7e-4},
         {"width": 32},
         {"image_size": 64},
         {"quantizer.init": "uniform"},
