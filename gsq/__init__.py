@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
-    from gsq.config import RunConfig, load_config, override
+    from gsq.config import RunConfig
     from gsq.errors import UserError
     from gsq.evaluation import Protocol, evaluate
+    from gsq.loading import load_config, override
     from gsq.presets import PRESETS, preset
     from gsq.quantizers import GroupedSphericalQuantizer, QuantizerOutput
     from gsq.record import RunFolder, runs_root
@@ -33,8 +34,8 @@ _HOME = {
     "RunFolder": ("record", "RunFolder"),
     "UserError": ("errors", "UserError"),
     "evaluate": ("evaluation", "evaluate"),
-    "load_config": ("config", "load_config"),
-    "override": ("config", "override"),
+    "load_config": ("loading", "load_config"),
+    "override": ("loading", "override"),
     "preset": ("presets", "preset"),
     "runs_root": ("record", "runs_root"),
     "train": ("run", "execute"),

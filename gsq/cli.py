@@ -75,8 +75,8 @@ def train_command(
     """
     import yaml
 
-    from gsq.config import to_dict
     from gsq.errors import UserError
+    from gsq.loading import to_dict
     from sweeps.spec import load_spec
 
     values = {}

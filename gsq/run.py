@@ -15,10 +15,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from gsq import checkpoint
-from gsq.config import RunConfig, load_config, to_dict
+from gsq.config import RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.identity import identity
+from gsq.loading import load_config, to_dict
 from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, newest_file, read_run
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gsq.config import read_yaml
 from gsq.errors import UserError, choose, nearest, positive
+from gsq.loading import read_yaml
 from sweeps.spec import configs_folder, find_file
 
 

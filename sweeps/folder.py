@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.config import from_dict, to_dict
 from gsq.errors import UserError, nearest
+from gsq.loading import from_dict, to_dict
 from gsq.record import RunFolder, RunRecord, read_json, read_run, runs_root, write_json
 from sweeps.planning import Cell, Plan
 

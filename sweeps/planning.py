@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gsq.config import SHORT_NAMES, RunConfig, override
+from gsq.config import RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.flops import Cost, cost
 from gsq.identity import identity
+from gsq.loading import SHORT_NAMES, override
 from sweeps.spec import Spec
 
 

@@ -26,13 +26,16 @@ POLL_SECONDS = 0.25
 GRACE_SECONDS = 60.0
 
 
-def _works_on(pid: int, signature: str) -> bool:
-    """Whether a process of this machine is a worker on this cell, or a ``gsq train``."""
+def _alive(pid: int, heartbeat: float) -> bool:
+    """Whether the process that wrote a heartbeat still runs; a later process of the same number is another one."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+    except (OSError, ValueError, StopIteration):
         return False
-    return ("sweeps.job" in words and signature in words) or "train" in words
+    # Field 22 of proc(5): start after boot in clock ticks. Boot time is in whole seconds, hence the margin.
+    started = int(boot.split()[1]) + int(rest[18]) / os.sysconf("SC_CLK_TCK")
+    return state != "Z" and started <= heartbeat + 2
 
 
 def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
@@ -43,7 +46,7 @@ def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
     for signature, record in records.items():
         # A SLURM node on this host (record.node) is for the scheduler to know.
         if record.state == RUNNING and record.host == os.uname().nodename and not record.node:
-            state: SchedulerState = "running" if _works_on(record.pid, signature) else "gone"
+            state: SchedulerState = "running" if _alive(record.pid, record.heartbeat) else "gone"
             jobs[signature] = Job(state, name=str(record.pid))
     return jobs
 

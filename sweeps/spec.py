@@ -26,8 +26,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gsq.config import SECTIONS, SHORT_NAMES, RunConfig, config_key, load_config, read_yaml
+from gsq.config import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
+from gsq.loading import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.presets import PRESETS, preset
 
 KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where")

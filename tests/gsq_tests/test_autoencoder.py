@@ -70,11 +70,9 @@ def test_flops_counts_the_modules(changes: dict[str, Any]) -> None:
     assert counter.get_total_flops() == 2 * decoder.macs
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 4])
-@pytest.mark.parametrize("size", [32, 64])
+# Four layers leave no output at 32 pixels: the config refuses them.
+@pytest.mark.parametrize(("layers", "size"), [(1, 32), (2, 32), (3, 32), (1, 64), (2, 64), (3, 64), (4, 64)])
 def test_flops_counts_the_discriminator(layers: int, size: int) -> None:
-    if size < 3 * 2**layers:
-        pytest.skip("the config refuses it: no output would be left")
     config = tiny(discriminator__layers=layers, data__image_size=size)
     model, count = PatchDiscriminator(config.discriminator), counted.discriminator(config)
     assert count.parameters == parameters(model)

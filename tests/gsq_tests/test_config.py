@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gsq import PRESETS, RunConfig, UserError, load_config, override, preset
-from gsq.config import KEYS, SHORT_NAMES, config_key, from_dict, read_yaml, to_dict
+from gsq.loading import KEYS, SHORT_NAMES, config_key, from_dict, read_yaml, to_dict
 
 
 def refused(values: dict[str, Any]) -> str:

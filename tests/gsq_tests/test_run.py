@@ -18,8 +18,8 @@ from tiny_run import curve, evaluations, files_below, status, tiny
 
 import gsq.run
 from gsq import RunFolder, UserError, checkpoint, evaluate, load_config, train
-from gsq.config import to_dict
 from gsq.identity import identity
+from gsq.loading import to_dict
 from gsq.record import FAILURES, Attempt, read_run
 from gsq.run import Stopped, StopRequest, classify, load_finished
 from gsq.training import Diverged

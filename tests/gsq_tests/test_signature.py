@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-import gsq.config
+import gsq.signature
 from gsq import RunConfig, override, preset
-from gsq.config import SCIENCE_SECTIONS, SECTIONS, QuantizerConfig, science_dict, signature, to_dict
+from gsq.config import SECTIONS, QuantizerConfig
 from gsq.identity import identity
+from gsq.loading import to_dict
+from gsq.signature import SCIENCE_SECTIONS, science_dict, signature
 
 GOLDEN = Path(__file__).with_name("signatures.json")
 
@@ -173,7 +175,7 @@ def test_data_weights_and_science_version_change_it(monkeypatch: pytest.MonkeyPa
     assert plain != sign(BASE, fingerprint="beef")
     assert plain != sign(BASE, weights={"vgg16": "397923af"})
     assert sign(BASE, weights={"a": "1", "b": "2"}) == sign(BASE, weights={"b": "2", "a": "1"})
-    monkeypatch.setattr(gsq.config, "SCIENCE_VERSION", gsq.config.SCIENCE_VERSION + 1)
+    monkeypatch.setattr(gsq.signature, "SCIENCE_VERSION", gsq.signature.SCIENCE_VERSION + 1)
     assert plain != sign(BASE)
 
 

@@ -131,7 +131,7 @@ def test_images_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 broken image" in done.stdout
     (row,) = read_table(tmp_path / "results" / "own.parquet").to_dict("records")
-    assert row["state"] == "done" and row["data"].startswith("images:") and 2 <= row["num_images"] <= 8
+    assert row["state"] == "done" and row["data"].startswith("image_folder:") and 2 <= row["num_images"] <= 8
     # The runs know their images by content: they may move, and nothing is trained again.
     monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
     (tmp_path / "images").rename(tmp_path / "pictures")

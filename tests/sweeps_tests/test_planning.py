@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsq.config import load_config, override
 from gsq.errors import UserError
 from gsq.flops import cost
 from gsq.identity import identity
+from gsq.loading import load_config, override
 from gsq.presets import preset
 from sweeps.planning import Plan, axis_columns, derived
 from sweeps.schema import COLUMNS

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from gsq.record import RunFolder, read_metrics, read_run
+from gsq.record import RunFolder, RunRecord, read_metrics, read_run
 from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
 from sweeps.monitoring import status
 from sweeps.planning import Plan, make_plan
+from sweeps.queue import local_jobs
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 from sweeps.spec import load_spec
 from sweeps.submission import submit
@@ -287,3 +289,24 @@ def test_images_that_are_gone_after_planning_are_reported(folder: Path) -> None:
     assert str(log) in str(action.cell.message)
     text = log.read_text()
     assert "error: data.path" in text and "images is not a folder" in text and "Traceback" not in text
+
+
+def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
+    """Not after the minute that a heartbeat may be old; and a process that took over the number is not the worker."""
+    now, host = time.time(), os.uname().nodename
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        time.sleep(0.1)
+        live = RunRecord("a", "running", step=1, steps=9, attempts=1, heartbeat=now, host=host, pid=sleeper.pid)
+        reused = replace(live, signature="b", heartbeat=now - 30)
+        elsewhere = replace(live, signature="c", host="elsewhere", pid=1)
+        on_slurm = replace(live, signature="d", node="n1")
+        jobs = local_jobs({record.signature: record for record in (live, reused, elsewhere, on_slurm)})
+        assert {name: job.state for name, job in jobs.items()} == {"a": "running", "b": "gone"}
+    finally:
+        sleeper.kill()
+    # A zombie, until it is waited for.
+    time.sleep(0.1)
+    assert local_jobs({"a": live})["a"].state == "gone"
+    sleeper.wait()
+    assert local_jobs({"a": live})["a"].state == "gone"

@@ -155,8 +155,10 @@ def test_a_job_that_slurm_has_forgotten_is_over(slurm: FakeSlurm) -> None:
 
 
 def test_status_asks_once_and_joins_both_sides(
-    slurm: FakeSlurm, plan_of: PlanOf, write_run: Callable[..., RunFolder]
+    slurm: FakeSlurm, plan_of: PlanOf, write_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As slurmd sets it for a job; without it a run counts as this machine's own.
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
     plan = plan_of(axes={"groups": [1, 2, 4, 8]})
     sweep = SweepFolder(runs_root(), plan.name)
     sweep.write_plan(plan)

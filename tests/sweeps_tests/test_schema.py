@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsq.config import SHORT_NAMES
+from gsq.loading import SHORT_NAMES
 from sweeps.schema import COLUMNS, KEY, SCHEMA_VERSION, SCIENCE_COLUMNS, SchemaError, read_table, write_table
 
 SAMPLES: dict[str, Any] = {

@@ -12,8 +12,8 @@ import simpleeval  # noqa: F401  (imported here, so that evaluating an expressio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsq.config import SHORT_NAMES
 from gsq.errors import UserError
+from gsq.loading import SHORT_NAMES
 from gsq.presets import preset
 from sweeps.planning import make_plan
 from sweeps.spec import DERIVED_NAMES, Constraint, Spec, load_spec

@@ -1,0 +1,144 @@
+"""Configs from files and overrides, and back to plain values; without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gsq.config import SECTIONS, RunConfig
+from gsq.errors import UserError, nearest
+
+KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section))
+
+# Short names of sweep axes, for the config keys behind them.
+SHORT_NAMES: dict[str, str] = {
+    "latent_dim": "model.latent_dim",
+    "groups": "quantizer.groups",
+    "codebook_size": "quantizer.codebook_size",
+    "downsample": "model.downsample",
+    "width": "model.channels",
+    "quantizer": "quantizer.kind",
+    "image_size": "data.image_size",
+    "batch_size": "train.batch_size",
+    "steps": "train.steps",
+    "learning_rate": "optimizer.learning_rate",
+    "seed": "train.seed",
+}
+
+
+def config_key(name: str, where: str) -> str:
+    """The config key of a short or dotted name. Raises UserError, naming the nearest, where there is none."""
+    key = SHORT_NAMES.get(name, name)
+    if key in KEYS:
+        return key
+    valid = [*SHORT_NAMES, *KEYS]
+    last = [k for k in KEYS if k.split(".")[1] == name.split(".")[-1]]
+    hint = f" (did you mean '{last[0]}'?)" if last else nearest(name, valid)
+    raise UserError(f"{where}: '{name}' is not a config key{hint}; short names are {', '.join(SHORT_NAMES)}")
+
+
+def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config") -> RunConfig:
+    """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
+
+    Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    base = base or RunConfig()
+    sections: dict[str, Any] = {}
+    for name, section_values in values.items():
+        if name not in SECTIONS:
+            raise UserError(
+                f"{where}: unknown section '{name}'{nearest(name, SECTIONS)}; sections are {', '.join(SECTIONS)}"
+            )
+        if not isinstance(section_values, Mapping):
+            raise UserError(f"{where}: {name}: {section_values!r} is not a mapping of keys to values")
+        valid = {f.name for f in fields(SECTIONS[name])}
+        for key in section_values:
+            if key not in valid:
+                raise UserError(
+                    f"{where}: unknown key '{name}.{key}'{nearest(str(key), valid)}; "
+                    f"{name} has {', '.join(sorted(valid))}"
+                )
+        current = getattr(base, name)
+        structured = OmegaConf.structured(dataclasses.replace(current))
+        try:
+            merged = OmegaConf.merge(structured, dict(section_values))
+            plain = OmegaConf.to_container(merged, resolve=True)
+        except OmegaConfBaseException as error:
+            key = f"{name}.{error.full_key}" if getattr(error, "full_key", None) else name
+            reason = str(error.msg or error).splitlines()[0]
+            if "$VALUE" in reason:  # OmegaConf leaves its own template unfilled for an entry of a tuple
+                lists = [k for k, v in section_values.items() if isinstance(v, (list, tuple))]
+                key, reason = f"{name}.{' or '.join(lists)}", "an entry is of the wrong type"
+            raise UserError(f"{where}: {key}: {reason}") from None
+        assert isinstance(plain, dict)
+        sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
+    return dataclasses.replace(base, **sections)
+
+
+def override(config: RunConfig, values: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Set dotted or short keys ({"latent_dim": 8}) without OmegaConf, at the cost of ``dataclasses.replace``.
+
+    Raises UserError as load_config does; types are checked against the value that is replaced.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, key = config_key(name, where).split(".")
+        current = getattr(getattr(config, section), key)
+        if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(current, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if type(value) is not type(current):
+            raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
+        nested.setdefault(section, {})[key] = value
+    parts = {name: dataclasses.replace(getattr(config, name), **part) for name, part in nested.items()}
+    return dataclasses.replace(config, **parts)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; raises UserError with line and column for a syntax error."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        container = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; a YAML file is needed") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; YAML is needed") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: YAML syntax error: {error.problem or error.context}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(container, dict):
+        raise UserError(f"{path}: a mapping of keys to values is needed, found a {type(container).__name__}")
+    return {str(key): value for key, value in container.items()}
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values, tuples as lists (what config.yaml holds)."""
+    plain = dataclasses.asdict(config)
+    return {
+        name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
+        for name, section in plain.items()
+    }
+
+
+def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The inverse of to_dict, without OmegaConf (for files that we wrote)."""
+    sections = {
+        name: SECTIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+        for name, section in values.items()
+    }
+    return RunConfig(**sections)
