@@ -239,6 +239,8 @@ def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress 
     failure = classify(error)
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    if isinstance(error, Stopped):
+        message = f"stopped as asked after step {progress.step if progress else 0}"
     try:
         if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
             (attempt.path / "traceback.txt").write_text(traceback.format_exc())

@@ -49,6 +49,16 @@ def size(count: float, unit: str = "B", base: int = 1000) -> str:
     return f"{count:.3g} Z{unit}"
 
 
+# The paper's letters, as in the figures.
+SYMBOLS = {"downsample": "f", "latent_dim": "D", "groups": "G", "codebook_size": "V"}
+
+
+def brief(cell: str) -> str:
+    """A cell's title in the paper's letters: ``f=4 D=16 G=1 V=1024``."""
+    words = [word.split("=", 1) for word in cell.split(" ")]
+    return " ".join("=".join([SYMBOLS.get(word[0], word[0]), *word[1:]]) for word in words)
+
+
 def _counts(states: Iterable[str]) -> str:
     counted = Counter(states)
     order = ("queued", "planned", "running", "done", "failed", "pruned")
@@ -94,7 +104,7 @@ class LiveView:
             self.live.update(self._render(rows, left))
         elif time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
-            running = "; ".join(f"{r.title}: step {r.step}/{r.steps}" for r in rows if r.state == "running")
+            running = "; ".join(f"{brief(r.title)}: step {r.step}/{r.steps}" for r in rows if r.state == "running")
             self._line(f"{_counts(r.state for r in rows)}; about {duration(left)} left; {running}")
 
     def _line(self, text: str) -> None:
@@ -109,9 +119,9 @@ class LiveView:
             if before is None and r.state == "done":
                 continue
             if r.state == "done":
-                self._line(f"[green]done[/green]   {escape(r.title)}")
+                self._line(f"[green]done[/green]   {escape(brief(r.title))}")
             elif r.signature not in resumed:
-                reason = f"{r.title}: {r.failure}: {r.message or ''}"
+                reason = f"{brief(r.title)}: {r.failure}: {r.message or ''}"
                 self._line(f"[red]failed[/red] {escape(reason)}")
 
     def _seconds_left(self, rows: Sequence[CellStatus], records: dict[str, RunRecord]) -> float:
@@ -144,7 +154,7 @@ class LiveView:
         for r in rows:
             if r.state == "running":
                 rate = f"{r.images_per_second:.0f}" if r.images_per_second else "-"
-                body.add_row(r.title, f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
+                body.add_row(brief(r.title), f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
         hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
         return Group(head, counts, body, hint)
 
@@ -213,14 +223,30 @@ def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: in
 
 def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
     """Counts, a row a cell, failures by class with the line that says why."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("signature", "cell", "state", "step", "images/s", "left", "attempt", "node", "job"):
-        table.add_column(name, justify="right" if name in ("step", "images/s", "left", "attempt") else "left")
-    for c in found.cells[:limit]:
+    cells = found.cells[:limit]
+    # Columns that say nothing are left out, so that a row fits a terminal.
+    extra = {
+        "images/s": any(c.images_per_second for c in cells),
+        "left": any(c.seconds_left is not None for c in cells),
+        "attempt": any(c.attempts > 1 for c in cells),
+        "node": len({c.node for c in cells}) > 1,
+        "job": any(c.job for c in cells),
+    }
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown)):
+        right = name in ("step", "images/s", "left", "attempt")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "signature")
+    for c in cells:
+        values = {
+            "images/s": f"{c.images_per_second:.0f}" if c.images_per_second else "",
+            "left": duration(c.seconds_left) if c.seconds_left is not None else "",
+            "attempt": str(c.attempts),
+            "node": c.node,
+            "job": c.job,
+        }
         state = Text(f"failed ({c.failure})" if c.failure else c.state, style=STYLES[c.state])
-        rate = f"{c.images_per_second:.0f}" if c.images_per_second else ""
-        left = duration(c.seconds_left) if c.seconds_left is not None else ""
-        table.add_row(c.signature, c.title, state, f"{c.step}/{c.steps}", rate, left, str(c.attempts), c.node, c.job)
+        shown = [text for name, text in values.items() if extra[name]]
+        table.add_row(c.signature, brief(c.title), state, f"{c.step}/{c.steps}", *shown)
     parts: list[Table | Text] = [table]
     if limit is not None and len(found.cells) > limit:
         parts.append(Text(f"... and {len(found.cells) - limit} more (--all shows them)"))

@@ -38,7 +38,7 @@ def test_the_message_of_a_failure_is_printed_as_it_is(plan_of: PlanOf, message: 
     live, whole = console(), console()
     with LiveView(plan, 1, "cpu", live) as view:
         view.update([Action("leave", state)], {cell.signature: record})
-    assert f"failed groups=1: error: {message}" in text(live)
+    assert f"failed G=1: error: {message}" in text(live)
     whole.print(status_renderable(SweepStatus(plan.name, (row(cell, state, record),))))
     assert f"1 failed as error: {message}" in text(whole)
 
@@ -74,7 +74,7 @@ def test_each_cell_that_ends_is_said_once(plan_of: PlanOf) -> None:
             }
             actions = [Action("wait", cell_state(records[c.signature], None, 1.0)) for c in plan.cells]
             view.update(actions, records)
-    assert text(target).count("done   groups=1") == 1 and "groups=2" not in text(target)
+    assert text(target).count("done   G=1") == 1 and "G=2" not in text(target)
 
 
 def test_numbers_are_readable() -> None:

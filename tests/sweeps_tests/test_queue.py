@@ -264,7 +264,11 @@ def test_a_cell_that_fails_is_reported_and_stops_no_other(
     failed = next(cell for cell in found.cells if cell.state == "failed")
     assert failed.failure == "error" and "cuda" in str(failed.message).lower()
     line = next(line for line in output.splitlines() if "failed" in line)
-    assert failed.title == "groups=2 execution.device=cuda" and failed.title in line and str(failed.message) in line
+    assert (
+        failed.title == "groups=2 execution.device=cuda"
+        and "G=2 execution.device=cuda" in line
+        and str(failed.message) in line
+    )
     # Said again it does not try again, until it is asked to.
     assert submit(plan, "local").actions[1].kind == "leave" and read_run(_run(folder, plan, 1)).attempts == 1
 
