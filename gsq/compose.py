@@ -70,7 +70,7 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
         console.print(f"\nstopped; {going_on}. To go on: {escape(command)}", highlight=False, soft_wrap=True)
         return 130
     table = gather(folder, output)
-    failed = _report(console, table, folder)
+    failed = _report(console, table, folder, plan)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
 
@@ -98,8 +98,11 @@ def _wait(folder: SweepFolder, plan: Plan, view: object) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _report(console: Console, table: Path, folder: SweepFolder) -> int:
-    """Print the table, the laws and the paths of what was written; returns how many cells have no result."""
+def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> int:
+    """Print the table, the laws and the paths of what was written; returns how many cells of the plan have no result.
+
+    The table may hold more cells: those of earlier versions of the sweep stay in it.
+    """
     from rich.markup import escape
 
     from analysis.cli import load_and_fit, print_fit
@@ -110,7 +113,8 @@ def _report(console: Console, table: Path, folder: SweepFolder) -> int:
     frame = load_results(table)
     shown = results_table(frame)
     _print_frame(console, shown, frame)
-    failed = frame[frame["state"] != "done"]
+    planned = frame["signature"].isin([cell.signature for cell in plan.cells])
+    failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():
         reason = f"{row['signature']}: {row['failure'] or ''} {row['message'] or ''}"
         console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)

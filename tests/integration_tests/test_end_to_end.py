@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -140,3 +141,18 @@ def test_images_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert again.returncode == 0, again
     (record,) = SweepFolder(runs_root(), "own").records([row["signature"]]).values()
     assert (record.state, record.attempts) == ("done", 1)
+
+
+def test_cells_of_an_earlier_version_stay_visible_and_are_not_held_against_this_one(
+    first: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """A sweep that once had more cells, never run: their rows stay in the table, and the run is a success."""
+    folder, _ = first
+    sweep = SweepFolder(folder / "runs", "four")
+    ran = sweep.read_plan()
+    never = replace(ran.cells[0], signature="0" * 12)
+    sweep.write_plan(replace(ran, cells=(never,)))
+    again = run_gsq(folder, "run", "four.yaml")
+    assert again.returncode == 0, again.stdout + again.stderr
+    states = read_table(folder / "results" / "four.parquet").set_index("signature")["state"]
+    assert dict(states) == {**dict.fromkeys((cell.signature for cell in ran.cells), "done"), "0" * 12: "planned"}
