@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"downsample": 4, "latent_dim": 16, "channels": 16, "blocks": 1, "norm_groups": 8},
         "quantizer": {"codebook_size": 256},
         "discriminator": {"channels": 16, "layers": 2, "norm_groups": 8},
-        # For so few steps: pixels weigh more against the features than in the paper, and the discriminator, which
-        # would judge noise at first, joins halfway. With the paper's weights colours are still wrong at step 300.
+        # For so few steps: pixels weigh more against the features than in the paper (with its weights some cells
+        # collapsed), and the discriminator, which would judge noise at first, joins halfway.
         "loss": {"mse_weight": 4.0, "discriminator_start": 150},
         "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.99},
         "train": {"steps": 300, "batch_size": 8},
