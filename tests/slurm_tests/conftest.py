@@ -141,5 +141,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker("slurm")
-            # One worker runs them one after the other: they watch the same queue.
-            item.add_marker(pytest.mark.xdist_group("slurm"))
