@@ -20,9 +20,6 @@ from gsq.record import runs_root
 from sweeps.folder import SweepFolder
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 
-# The sweep is run once for the tests of this file.
-pytestmark = pytest.mark.xdist_group("end-to-end")
-
 TINY = {
     "model.channels": 8,
     "model.norm_groups": 4,

@@ -9,10 +9,6 @@ from typing import Any
 import pytest
 import submitit
 
-# Tests of this folder share one small cluster: one worker of pytest-xdist runs them one after the other. (A marker
-# that conftest.py adds comes too late for xdist.)
-pytestmark = pytest.mark.xdist_group("slurm")
-
 
 def test_two_nodes(slurm: Any) -> None:
     if not slurm.ours:

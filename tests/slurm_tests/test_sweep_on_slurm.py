@@ -17,10 +17,6 @@ import pytest
 from gsq.record import RunFolder, read_json
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 
-# Tests of this folder share one small cluster: one worker of pytest-xdist runs them one after the other. (A marker
-# that conftest.py adds comes too late for xdist.)
-pytestmark = pytest.mark.xdist_group("slurm")
-
 CELLS = 6
 STEPS = 80
 CUT = """\

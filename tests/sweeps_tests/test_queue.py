@@ -32,9 +32,6 @@ from sweeps.schema import SCIENCE_COLUMNS, read_table
 from sweeps.spec import load_spec
 from sweeps.submission import submit
 
-# One worker process of pytest-xdist runs this file: its tests share the fixture below and are timed.
-pytestmark = pytest.mark.xdist_group("queue")
-
 STEPS = 30
 TINY = {
     "model.channels": 8,
