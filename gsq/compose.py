@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gsq.record import RunFolder, newest_file
+from gsq.record import RunFolder, newest_file, runs_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
     plan = make(sweep, cells)
     target = load_cluster(cluster)
     slots = local_workers(target) if target.kind == "local" else target.parallel
-    folder = SweepFolder(_runs(), plan.name)
+    folder = SweepFolder(runs_root(), plan.name)
     records = folder.records([cell.signature for cell in plan.cells])
     done = sum(record.state == "done" for record in records.values())
     rate = speed(plan.cells, records, target.device)
@@ -73,12 +73,6 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
     failed = _report(console, table, folder, plan)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
-
-
-def _runs() -> Path:
-    from gsq.record import runs_root
-
-    return runs_root()
 
 
 def _wait(folder: SweepFolder, plan: Plan, view: object) -> None:

@@ -180,8 +180,6 @@ class RunRecord:
     host: str = ""
     pid: int = 0
     node: str = ""
-    progress: int = 0
-    """Attempts that ended further than any before them; retries without progress are counted by the rest."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -195,10 +193,6 @@ def read_run(folder: RunFolder) -> RunRecord:
     if not known:
         return RunRecord(folder.signature, attempts=len(statuses))
     last = next((s for s in known if s["state"] == DONE), known[-1])
-    best, progress = -1, 0
-    for status in known:
-        if status["step"] > best:
-            best, progress = status["step"], progress + 1
     return RunRecord(
         signature=folder.signature,
         state=last["state"],
@@ -214,7 +208,6 @@ def read_run(folder: RunFolder) -> RunRecord:
         host=last["host"],
         pid=last["pid"],
         node=last.get("node", ""),
-        progress=progress,
     )
 
 

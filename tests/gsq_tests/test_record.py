@@ -81,12 +81,6 @@ def test_attempts_are_numbers_not_words(folder: RunFolder) -> None:
     assert [path.name for path in folder.attempt_folders()] == [str(n) for n in range(1, 12)]
 
 
-def test_progress_counts_attempts_that_went_further(folder: RunFolder) -> None:
-    for step in (2, 2, 1, 5, 5):
-        attempt(folder, "failed", step, failure="preempted")
-    assert read_run(folder).progress == 2 and read_run(folder).attempts == 5
-
-
 def test_stale(folder: RunFolder) -> None:
     attempt(folder, "running", 1, started=0.0)
     record = read_run(folder)
