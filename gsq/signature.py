@@ -12,7 +12,7 @@ from gsq.config import SECTIONS, RunConfig
 from gsq.loading import to_dict
 
 # Raised by hand when code changes the result of an unchanged config.
-SCIENCE_VERSION = 1
+SCIENCE_VERSION = 2
 SCIENCE_SECTIONS = ("model", "quantizer", "loss", "discriminator", "optimizer", "train", "data")
 
 
@@ -32,7 +32,7 @@ def science_dict(config: RunConfig, data_fingerprint: str, weights: Mapping[str,
         "decoder_blocks": list(config.model.decoder_depths),
     }
     del science["model"]["blocks"], science["data"]["path"]
-    science["quantizer"]["lookup_norm"] = config.lookup_norm
+    science["quantizer"] |= {"lookup_norm": config.lookup_norm, "init": config.codebook_init}
     science["data"]["fingerprint"] = data_fingerprint
     science["weights"] = dict(weights)
     science["science_version"] = SCIENCE_VERSION
