@@ -89,7 +89,7 @@ def evaluate(
     rules = protocol(evaluation, source.config, source.manifest)
     extractor = EfficientNetFeatures().to(device)
     originals, reconstructed = FeatureStatistics(rules.feature_dim), FeatureStatistics(rules.feature_dim)
-    histogram = IndexHistogram(model.quantizer.groups, model.quantizer.codebook_size)
+    histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
     psnr, similarity, mse = [], [], []
     model.eval()
     for first in range(0, rules.num_images, evaluation.batch_size):

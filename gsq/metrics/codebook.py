@@ -1,6 +1,8 @@
 """Codebook use from exact counts of indices.
 
-Shapes: B images, G groups, V codebook rows, h x w latent positions.
+Shapes: B images, K indices of a latent position, L_k values of index k, h x w latent positions. Indices that share one
+codebook of V rows (GSQ) are pooled; where each has values of its own (rvq, fsq, lfq, bsq), the pairs of index and value
+are counted.
 """
 
 from __future__ import annotations
@@ -15,49 +17,66 @@ from torch import Tensor
 @dataclass(frozen=True)
 class CodebookUse:
     usage: float
-    """Share of the V rows used at least once, groups pooled."""
+    """Share of the V rows used at least once, groups pooled; of the sum of L_k pairs where nothing is shared."""
     perplexity: float
-    """exp(entropy in nats) of the pooled histogram, in rows."""
+    """exp(entropy in nats) of the pooled histogram, in rows; geometric mean over indices where nothing is shared."""
     usage_per_group: tuple[float, ...]
+    """By index, as the next."""
     perplexity_per_group: tuple[float, ...]
     effective_bits: float
-    """Sum over groups of log2 perplexity: bits a token if groups were independent."""
+    """Sum over indices of log2 perplexity: bits a token if they were independent."""
     tokens: int
-    """Indices counted."""
+    """Indices counted behind each histogram: all where they share one, else those of one index."""
     uniform_usage: float
-    """Usage that as many independent uniform indices would be expected to give, 1 - (1 - 1/V)^tokens."""
+    """Usage that as many independent uniform indices would be expected to give, 1 - (1 - 1/V)^tokens; the mean over
+    pairs where nothing is shared."""
 
 
-def _perplexity(counts: Tensor) -> float:
+def _entropy(counts: Tensor) -> float:
     p = counts.double() / counts.sum()
-    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+    return -float(torch.special.xlogy(p, p).sum())
+
+
+def _share(counts: Tensor) -> float:
+    return float((counts > 0).double().mean())
 
 
 class IndexHistogram:
-    """(G, V) int64 counts of the indices seen."""
+    """Counts of the indices seen: int64, the L_k of index 0 first, 8 bytes each (D = 64 of 2^18 values: 134 MB)."""
 
-    def __init__(self, groups: int, codebook_size: int) -> None:
-        self.counts = torch.zeros(groups, codebook_size, dtype=torch.int64)
+    def __init__(self, index_sizes: tuple[int, ...], shared: bool) -> None:
+        """shared: all indices select from the same rows, so that all of index_sizes are equal."""
+        self.index_sizes, self.shared = index_sizes, shared
+        self.counts = torch.zeros(sum(index_sizes), dtype=torch.int64)
 
     def update(self, indices: Tensor) -> None:
-        """indices: (B, G, h, w) int64 in [0, V)."""
-        size = self.counts.shape[1]
-        for group, values in enumerate(indices.cpu().transpose(0, 1).flatten(1)):
-            self.counts[group] += torch.bincount(values, minlength=size)
+        """indices: (B, K, h, w) int64, index k in [0, L_k)."""
+        values = indices.detach().cpu().transpose(0, 1).flatten(1)
+        for counts, found in zip(self.per_index(), values, strict=True):
+            counts.index_add_(0, found, torch.ones_like(found))
+
+    def per_index(self) -> tuple[Tensor, ...]:
+        """Counts of each index, (L_k,) int64 each."""
+        return self.counts.split(list(self.index_sizes))
 
     def result(self) -> CodebookUse:
         """Raises ValueError before the first update."""
-        pooled = self.counts.sum(0)
-        tokens, size = int(pooled.sum()), self.counts.shape[1]
-        if not tokens:
+        each = self.per_index()
+        if not each[0].sum():
             raise ValueError("no indices were counted")
-        per_group = tuple(_perplexity(counts) for counts in self.counts)
+        entropies = [_entropy(counts) for counts in each]
+        if self.shared:
+            pooled = self.counts.view(len(each), -1).sum(0)
+            tokens, usage, entropy = int(pooled.sum()), _share(pooled), _entropy(pooled)
+        else:
+            tokens, usage, entropy = int(each[0].sum()), _share(self.counts), sum(entropies) / len(entropies)
+        uniform = sum(-size * math.expm1(tokens * math.log1p(-1 / size)) for size in self.index_sizes)
         return CodebookUse(
-            usage=float((pooled > 0).double().mean()),
-            perplexity=_perplexity(pooled),
-            usage_per_group=tuple(float((counts > 0).double().mean()) for counts in self.counts),
-            perplexity_per_group=per_group,
-            effective_bits=sum(math.log2(p) for p in per_group),
+            usage=usage,
+            perplexity=math.exp(entropy),
+            usage_per_group=tuple(_share(counts) for counts in each),
+            perplexity_per_group=tuple(math.exp(value) for value in entropies),
+            effective_bits=sum(entropies) / math.log(2),
             tokens=tokens,
-            uniform_usage=-math.expm1(tokens * math.log1p(-1 / size)),
+            uniform_usage=uniform / sum(self.index_sizes),
         )

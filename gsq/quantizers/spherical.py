@@ -1,38 +1,42 @@
-"""Grouped spherical quantizer (GSQ, arXiv 2412.02632, eq. 3-5).
+"""Grouped spherical quantizer (GSQ, arXiv 2412.02632, eq. 3-5) and its one-group corner, VQ.
 
 Shapes: B images, D latent channels, G groups, d = D / G, V codebook rows, h x w latent positions.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsq.quantizers.lookup import nearest_rows
+from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+
+# Rows whose average is shorter than this keep their place: its direction is lost to rounding.
+SHORTEST = 1e-12
 
 
-class QuantizerOutput(NamedTuple):
-    latent: Tensor
-    """(B, D, h, w), float32: the quantized latent, with a straight-through gradient to the input."""
-    indices: Tensor
-    """(B, G, h, w), int64."""
-    loss: Tensor
-    """Scalar: codebook loss plus commitment_weight times commitment loss."""
-
-
-class GroupedSphericalQuantizer(nn.Module):
+class GroupedSphericalQuantizer(Quantizer):
     """Splits each latent vector into G groups and replaces each by its nearest row of one shared codebook.
 
-    init: "spherical" draws rows uniformly on the unit sphere (in [-1, 1] at d = 1, where the sphere is two
-    points); "uniform" draws each entry in [-1/V, 1/V], as VQ-GAN does. lookup_norm: "l2" normalises both sides
-    before the look-up, "none" compares as they are. decoder_input and loss_row choose between the row as the
-    look-up compared it ("normalised") and the "raw" parameter (the authors' code). The look-up is exact and ties
-    go to the lowest index.
+    init: see ``initial_rows``. lookup_norm: what both sides are before they are compared by Euclidean distance;
+    "l2" and "l1" divide them by that norm, "clip" clamps them to [-1, 1], "none" leaves them. decoder_input and
+    loss_row choose between the row as the look-up compared it ("normalised") and the "raw" parameter (the authors'
+    code). Ties go to the lowest index. With groups = 1 and lookup_norm "none" this is VQ (VQ-VAE).
+
+    clip: only the comparison, the row and the codebook's target are clamped; the clamp passes gradients on, and the
+    commitment loss and the straight-through gradient are those of the latent as it came. The authors' code
+    differentiates torch.clamp on the latent, so that one outside [-1, 1] gets no gradient and never returns. Inside
+    [-1, 1] the two are the same.
+
+    codebook_update "ema": the codebook is a buffer that ``update_codebook`` moves to the decayed average of the
+    (compared) latents that chose each row, normalised like them, and the loss is the commitment alone; checked
+    against vector-quantize-pytorch 1.32.0 (Euclidean and cosine). A row that nothing chooses is not replaced.
     """
+
+    shared_codebook = True
+    codebook: Tensor
 
     def __init__(
         self,
@@ -42,32 +46,34 @@ class GroupedSphericalQuantizer(nn.Module):
         *,
         init: str = "spherical",
         lookup_norm: str = "l2",
+        lookup_precision: str = "exact",
         decoder_input: str = "normalised",
         loss_row: str = "normalised",
         commitment_weight: float = 0.25,
+        codebook_update: str = "gradient",
+        codebook_decay: float = 0.99,
     ) -> None:
-        super().__init__()
+        super().__init__(latent_dim, groups, (codebook_size,) * groups)
         if latent_dim % groups:
             raise ValueError(f"groups must divide latent_dim, got latent_dim {latent_dim} and groups {groups}")
-        self.latent_dim, self.groups, self.codebook_size = latent_dim, groups, codebook_size
-        self.lookup_norm, self.decoder_input, self.loss_row = lookup_norm, decoder_input, loss_row
+        self.lookup_norm, self.lookup_precision = lookup_norm, lookup_precision
+        self.decoder_input, self.loss_row = decoder_input, loss_row
         self.commitment_weight = commitment_weight
-        shape = (codebook_size, latent_dim // groups)
-        if init == "uniform":
-            rows = torch.empty(shape).uniform_(-1 / codebook_size, 1 / codebook_size)
-        elif shape[1] == 1:
-            rows = torch.empty(shape).uniform_(-1, 1)
+        rows = initial_rows((codebook_size, latent_dim // groups), init)
+        self.average: MovingAverage | None = None
+        if codebook_update == "ema":
+            rows = self._compared(rows)
+            self.register_buffer("codebook", rows)
+            self.average = MovingAverage(rows, codebook_decay)
         else:
-            rows = F.normalize(torch.randn(shape), dim=1)
-        self.codebook = nn.Parameter(rows)
-
-    @property
-    def bits_per_token(self) -> float:
-        """Bits of one latent position, G log2 V."""
-        return self.groups * math.log2(self.codebook_size)
+            self.codebook = nn.Parameter(rows)
 
     def _compared(self, vectors: Tensor) -> Tensor:
-        return F.normalize(vectors, dim=-1) if self.lookup_norm == "l2" else vectors
+        if self.lookup_norm == "clip":
+            return straight_through(vectors.clamp(-1, 1), vectors)
+        if self.lookup_norm == "none":
+            return vectors
+        return F.normalize(vectors, p=1 if self.lookup_norm == "l1" else 2, dim=-1)
 
     def _split(self, latent: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, h, w, G, d)."""
@@ -77,26 +83,37 @@ class GroupedSphericalQuantizer(nn.Module):
         """(B, h, w, G, d) -> (B, D, h, w)."""
         return grouped.permute(0, 3, 4, 1, 2).flatten(1, 2).contiguous()
 
-    def forward(self, latent: Tensor) -> QuantizerOutput:
-        """latent: (B, D, h, w), any floating dtype; computed in float32 under any autocast."""
-        if latent.ndim != 4 or latent.shape[1] != self.latent_dim:
-            raise ValueError(f"latent must be (B, {self.latent_dim}, h, w), got {tuple(latent.shape)}")
-        with torch.autocast(latent.device.type, enabled=False):
-            vectors = self._compared(self._split(latent.float()))
-            rows = self._compared(self.codebook)
-            indices = nearest_rows(vectors.reshape(-1, vectors.shape[-1]), rows).view(vectors.shape[:-1])
-            chosen = F.embedding(indices, rows)
-            raw = F.embedding(indices, self.codebook)
-            target = raw if self.loss_row == "raw" else chosen
-            # Eq. 5; the mean is over batch, positions, groups and channels, so that d and G leave the weight alone.
-            loss = F.mse_loss(target, vectors.detach())
-            loss = loss + self.commitment_weight * F.mse_loss(vectors, target.detach())
-            received = raw if self.decoder_input == "raw" else chosen
-            # The added difference is exactly zero: the value is the row, bit for bit, the gradient the latent's.
-            quantized = received.detach() + (vectors - vectors.detach())
-        return QuantizerOutput(self._join(quantized), indices.permute(0, 3, 1, 2).contiguous(), loss)
+    def _quantize(self, latent: Tensor) -> QuantizerOutput:
+        given = self._split(latent)
+        vectors, rows = self._compared(given), self._compared(self.codebook)
+        if self.lookup_norm == "l2":
+            # From the vectors as they are: the look-up normalises them in float64.
+            indices = look_up(given, self.codebook, self.lookup_precision, normalise=True)
+        else:
+            indices = look_up(vectors, rows, self.lookup_precision)
+        target = F.embedding(indices, self.codebook if self.loss_row == "raw" else rows)
+        received = F.embedding(indices, self.codebook if self.decoder_input == "raw" else rows)
+        carrier = given if self.lookup_norm == "clip" else vectors
+        # Eq. 5; the mean is over batch, positions, groups and channels, so that d and G leave the weight alone.
+        loss = self.commitment_weight * F.mse_loss(carrier, target.detach())
+        if self.average is None:
+            loss = F.mse_loss(target, vectors.detach()) + loss
+        elif self.training:
+            self.average.add(indices, vectors)
+        quantized = self._join(straight_through(received, carrier))
+        return QuantizerOutput(quantized, indices.permute(0, 3, 1, 2).contiguous(), loss)
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """(B, G, h, w) int64 -> (B, D, h, w) float32: the latent that ``forward`` handed to the decoder."""
+    def _decode(self, indices: Tensor) -> Tensor:
         rows = self.codebook if self.decoder_input == "raw" else self._compared(self.codebook)
-        return self._join(F.embedding(indices.permute(0, 2, 3, 1), rows.float()))
+        return self._join(F.embedding(indices.permute(0, 2, 3, 1), rows))
+
+    @torch.no_grad()
+    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
+        means = None if self.average is None else self.average.update(all_reduce)
+        if means is not None:
+            lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
+            self.codebook.copy_(torch.where(lost, self.codebook, self._compared(means)))
+
+    def discard_pending(self) -> None:
+        if self.average is not None:
+            self.average.discard()

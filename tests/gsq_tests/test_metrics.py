@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gsq.metrics.codebook import IndexHistogram
+from gsq.metrics.codebook import CodebookUse, IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
 
@@ -212,21 +212,23 @@ def test_ssim_of_one_and_of_equal_images() -> None:
 # Codebook use.
 
 
-def use(*groups: list[int], size: int = 8):  # type: ignore[no-untyped-def]
+def use(*groups: list[int], size: int = 8, shared: bool = True) -> CodebookUse:
     """Each group's indices as one image of one row."""
-    histogram = IndexHistogram(len(groups), size)
+    histogram = IndexHistogram((size,) * len(groups), shared)
     histogram.update(torch.tensor(groups)[None, :, None, :])
     return histogram.result()
 
 
-def test_uniform_use() -> None:
-    found = use(list(range(8)) * 5)
+@pytest.mark.parametrize("shared", [True, False])
+def test_uniform_use(shared: bool) -> None:
+    found = use(list(range(8)) * 5, shared=shared)
     assert found.usage == 1 and found.tokens == 40
     assert found.perplexity == pytest.approx(8) and found.effective_bits == pytest.approx(3)
 
 
-def test_a_single_row() -> None:
-    found = use([3] * 100)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_single_row(shared: bool) -> None:
+    found = use([3] * 100, shared=shared)
     assert found.usage == 1 / 8
     assert found.perplexity == pytest.approx(1) and found.effective_bits == pytest.approx(0)
 
@@ -239,6 +241,32 @@ def test_groups_are_counted_apart_and_pooled() -> None:
     # Pooled shares 1/4, 1/4, 1/2: entropy 1.5 bits.
     assert found.perplexity == pytest.approx(2**1.5)
     assert found.tokens == 8
+
+
+def test_indices_that_share_nothing_are_not_pooled() -> None:
+    """The same value of two indices is two pairs; perplexity is the geometric mean of 4 and 1."""
+    found = use([0, 1, 2, 3], [0, 0, 0, 0], shared=False)
+    assert found.usage_per_group == (4 / 8, 1 / 8) and found.usage == 5 / 16
+    assert found.perplexity_per_group == pytest.approx((4, 1)) and found.perplexity == pytest.approx(2)
+    assert found.effective_bits == pytest.approx(2)
+    # Each histogram has four indices behind it.
+    assert found.tokens == 4 and found.uniform_usage == pytest.approx(1 - (7 / 8) ** 4)
+
+
+def test_indices_of_different_sizes() -> None:
+    histogram = IndexHistogram((2, 5, 3), shared=False)
+    histogram.update(torch.tensor([[0, 1, 0, 1], [4, 3, 2, 1], [2, 2, 2, 2]])[None, :, None, :])
+    found = histogram.result()
+    assert [counts.tolist() for counts in histogram.per_index()] == [[2, 2], [0, 1, 1, 1, 1], [0, 0, 4]]
+    assert found.usage_per_group == pytest.approx((1, 4 / 5, 1 / 3)) and found.usage == pytest.approx(7 / 10)
+    assert found.perplexity_per_group == pytest.approx((2, 4, 1)) and found.perplexity == pytest.approx(2)
+    assert found.effective_bits == pytest.approx(3) and found.tokens == 4
+    # Draws of the whole: the mean share of the ten pairs that four uniform draws of each index use.
+    hits = [
+        sum(len(set(random(3 * i + k).integers(0, size, 4))) for k, size in enumerate((2, 5, 3))) / 10
+        for i in range(2000)
+    ]
+    assert found.uniform_usage == pytest.approx(np.mean(hits), abs=0.01)
 
 
 def test_effective_bits_sum_over_groups() -> None:
@@ -254,17 +282,34 @@ def test_uniform_usage_is_the_expectation() -> None:
     assert found.uniform_usage == pytest.approx(draws, abs=0.01)
 
 
-def test_updates_add_up() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_updates_add_up(shared: bool) -> None:
     indices = torch.randint(0, 50, (6, 2, 4, 4), generator=torch.Generator().manual_seed(4))
-    whole, parts = IndexHistogram(2, 50), IndexHistogram(2, 50)
+    whole, parts = IndexHistogram((50, 50), shared), IndexHistogram((50, 50), shared)
     whole.update(indices)
     for part in indices.split(4):
         parts.update(part)
     assert torch.equal(whole.counts, parts.counts) and whole.result() == parts.result()
-    assert whole.counts.sum(1).tolist() == [96, 96]
-    assert whole.counts[1, 7] == (indices[:, 1] == 7).sum()
+    assert [int(counts.sum()) for counts in whole.per_index()] == [96, 96]
+    assert whole.per_index()[1][7] == (indices[:, 1] == 7).sum()
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_an_index_out_of_range_is_refused(wrong: int) -> None:
+    """It would be counted as a value of the next index otherwise."""
+    with pytest.raises(IndexError):
+        IndexHistogram((4, 4), shared=False).update(torch.full((1, 2, 1, 1), wrong))
+
+
+def test_large_and_many_codebooks() -> None:
+    """D = 64 indices of 2^18 values: one table of counts, and nothing else of that size."""
+    histogram = IndexHistogram((2**18,) * 64, shared=False)
+    assert histogram.counts.numel() * histogram.counts.element_size() == 2**27
+    histogram.update(torch.arange(64).view(1, 64, 1, 1).expand(1, 64, 2, 2) * 4096)
+    found = histogram.result()
+    assert found.tokens == 4 and found.usage == pytest.approx(2**-18) and found.effective_bits == 0
 
 
 def test_nothing_counted() -> None:
     with pytest.raises(ValueError, match="no indices"):
-        IndexHistogram(1, 4).result()
+        IndexHistogram((4,), shared=True).result()

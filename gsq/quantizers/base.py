@@ -1,0 +1,184 @@
+"""What all quantizers share: the interface, its checks, the look-up and the codebook that follows its latents.
+
+Shapes: B images, D latent channels, K indices of a latent position, V codebook rows, d channels of a row,
+h x w latent positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gsq.quantizers import lookup
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class NonFiniteLatent(ValueError):
+    """The latent holds NaN or infinity: the encoder has diverged."""
+
+
+class QuantizerOutput(NamedTuple):
+    latent: Tensor
+    """(B, D, h, w), float32: the quantized latent, with a straight-through gradient to the input."""
+    indices: Tensor
+    """(B, K, h, w), int64; index k lies in [0, index_sizes[k])."""
+    loss: Tensor
+    """Scalar, float32: codebook, commitment and entropy terms, weighted."""
+
+
+class Quantizer(nn.Module):
+    """Base class. A quantizer defines ``_quantize`` and ``_decode``, and computes in float32 under any autocast."""
+
+    shared_codebook = False
+    """Whether all indices select from the same rows."""
+
+    def __init__(self, latent_dim: int, groups: int, index_sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.latent_dim, self.groups, self.index_sizes = latent_dim, groups, index_sizes
+
+    @property
+    def codebook_size(self) -> int:
+        """V, the most values that an index can take."""
+        return max(self.index_sizes)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of one latent position: the sum of log2 over its indices."""
+        return sum(math.log2(size) for size in self.index_sizes)
+
+    def forward(self, latent: Tensor) -> QuantizerOutput:
+        """latent: (B, D, h, w), any floating dtype.
+
+        Raises ValueError for another shape, NonFiniteLatent for NaN or infinity.
+        """
+        if latent.ndim != 4 or latent.shape[1] != self.latent_dim:
+            raise ValueError(f"latent must be (B, {self.latent_dim}, h, w), got {tuple(latent.shape)}")
+        if not latent.isfinite().all():
+            raise NonFiniteLatent("latent holds NaN or infinity: the encoder has diverged; lower the learning rate")
+        with torch.autocast(latent.device.type, enabled=False):
+            return self._quantize(latent.float())
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """(B, K, h, w) whole numbers -> (B, D, h, w) float32: the latent that ``forward`` returned, bit for bit.
+
+        Raises ValueError for another shape or dtype, or an index out of its range.
+        """
+        count = len(self.index_sizes)
+        if indices.ndim != 4 or indices.shape[1] != count:
+            raise ValueError(f"indices must be (B, {count}, h, w), got {tuple(indices.shape)}")
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise ValueError(f"indices must be whole numbers, such as int64, got {indices.dtype}")
+        indices = indices.long()
+        limits = torch.tensor(self.index_sizes, device=indices.device).view(-1, 1, 1)
+        wrong = (indices < 0) | (indices >= limits)
+        if wrong.any():
+            image, group, y, x = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"index {int(indices[image, group, y, x])} of group {group} is out of range: it must be in "
+                f"[0, {self.index_sizes[group]})"
+            )
+        with torch.autocast(indices.device.type, enabled=False):
+            return self._decode(indices)
+
+    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
+        """Once a step, after all its forward passes in training mode: move a codebook that follows its latents.
+
+        all_reduce sums a tensor in place over all processes; each of them calls it as often. Does nothing where
+        the optimiser moves the codebook, or there is none.
+        """
+
+    def discard_pending(self) -> None:
+        """Forget what the forward passes since the last update saw: that step is not applied."""
+
+    def _quantize(self, latent: Tensor) -> QuantizerOutput:
+        raise NotImplementedError
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def straight_through(value: Tensor, latent: Tensor) -> Tensor:
+    """``value`` bit for bit (the added difference is exactly zero), with the gradient going to ``latent``."""
+    return value.detach() + (latent - latent.detach())
+
+
+def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: bool = False) -> Tensor:
+    """(..., d) and (V, d) -> (...) int64: nearest rows, both sides divided by their l2 norm first if ``normalise``.
+
+    precision: "exact", or "float32" or "bfloat16" for |z|^2 + |c|^2 - 2 z.c in that type, which errs.
+    """
+    queries = vectors.detach().reshape(-1, vectors.shape[-1])
+    if not hasattr(lookup, "nearest_rows_expanded"):  # INTERIM
+        if normalise:
+            queries, codebook = nn.functional.normalize(queries, dim=1), nn.functional.normalize(codebook, dim=1)
+        return lookup.nearest_rows(queries, codebook.detach()).view(vectors.shape[:-1])
+    if precision == "exact":
+        found = lookup.nearest_rows(queries, codebook.detach(), normalise=normalise)
+    else:
+        found = lookup.nearest_rows_expanded(queries, codebook.detach(), PRECISIONS[precision], normalise=normalise)
+    return found.view(vectors.shape[:-1])
+
+
+def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
+    """(..., V, d) float32. "spherical": uniform on the unit sphere; "uniform": each entry in [-1/V, 1/V], as VQ-GAN
+    does. At d = 1 both are uniform in [-1, 1], as in the authors' code: the sphere is two points there."""
+    if shape[-1] == 1:
+        return torch.empty(shape).uniform_(-1, 1)
+    if init == "uniform":
+        return torch.empty(shape).uniform_(-1 / shape[-2], 1 / shape[-2])
+    return nn.functional.normalize(torch.randn(shape), dim=-1)
+
+
+class MovingAverage(nn.Module):
+    """Decayed count and sum of the vectors that chose each row of (..., V, d) rows: the codebook's EMA update.
+
+    As vector-quantize-pytorch's Codebook (checked against 1.32.0), with one update a step instead of one a
+    forward pass, so that micro-batches and processes change nothing but the order of summation.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    pending_counts: Tensor
+    pending_sums: Tensor
+
+    EPS = 1e-5
+    """Of the Laplace smoothing."""
+
+    def __init__(self, rows: Tensor, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("counts", torch.ones(rows.shape[:-1]))
+        self.register_buffer("sums", rows.clone())
+        self.register_buffer("pending_counts", torch.zeros(rows.shape[:-1]), persistent=False)
+        self.register_buffer("pending_sums", torch.zeros_like(rows), persistent=False)
+
+    @torch.no_grad()
+    def add(self, indices: Tensor, vectors: Tensor, level: int = 0) -> None:
+        """indices (...) of the rows of one level that vectors (..., d) chose."""
+        places = indices.flatten() + level * self.counts.shape[-1]
+        self.pending_counts.view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
+        self.pending_sums.view(-1, self.sums.shape[-1]).index_add_(0, places, vectors.reshape(len(places), -1))
+
+    def discard(self) -> None:
+        self.pending_counts.zero_()
+        self.pending_sums.zero_()
+
+    @torch.no_grad()
+    def update(self, all_reduce: Callable[[Tensor], None]) -> Tensor | None:
+        """Take in what is pending and return the mean of each row, (..., V, d); None where nothing was pending."""
+        all_reduce(self.pending_counts)
+        all_reduce(self.pending_sums)
+        if not self.pending_counts.any():
+            return None
+        self.counts.lerp_(self.pending_counts, 1 - self.decay)
+        self.sums.lerp_(self.pending_sums, 1 - self.decay)
+        self.discard()
+        total = self.counts.sum(-1, keepdim=True)
+        # Laplace smoothing: no row is divided by zero, and the counts keep their total.
+        smoothed = (self.counts + self.EPS) / (total + self.counts.shape[-1] * self.EPS) * total
+        return self.sums / smoothed[..., None]

@@ -1,0 +1,49 @@
+"""Finite scalar quantizer (FSQ, arXiv 2309.15505, appendix A.1).
+
+Shapes: B images, D latent channels, h x w latent positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gsq.errors import UserError
+from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
+
+EPS = 1e-3
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """Bounds each channel by tanh and rounds it to one of its L levels; no codebook, loss zero.
+
+    Values are (i - L // 2) / (L // 2) for index i in [0, L). Checked against vector-quantize-pytorch 1.32.0's FSQ,
+    but for L > 1000, where its margin of 0.1 % rounds beyond the last level; here it is clamped.
+    Raises UserError for L = 2, at which this form splits a channel at -3.8 (the reference refuses it too).
+    """
+
+    half_range: Tensor
+    offset: Tensor
+    half_width: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__(len(levels), len(levels), levels)
+        if min(levels) < 3:
+            raise UserError(
+                f"quantizer.levels: {min(levels)} is too few for fsq, whose bound needs at least 3; kind lfq has two"
+            )
+        sizes = torch.tensor(levels).view(-1, 1, 1)
+        self.register_buffer("half_range", (sizes - 1) * (1 + EPS) / 2, persistent=False)
+        self.register_buffer("offset", torch.where(sizes % 2 == 0, 0.5, 0.0), persistent=False)
+        self.register_buffer("half_width", sizes // 2, persistent=False)
+        self.register_buffer("largest", (sizes - 1) // 2, persistent=False)
+
+    def _quantize(self, latent: Tensor) -> QuantizerOutput:
+        shift = torch.atanh(self.offset / self.half_range)
+        bounded = torch.tanh(latent + shift) * self.half_range - self.offset
+        rounded = bounded.round().clamp(-self.half_width, self.largest)
+        quantized = straight_through(rounded, bounded) / self.half_width
+        return QuantizerOutput(quantized, rounded.long() + self.half_width, latent.new_zeros(()))
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        return (indices - self.half_width).float() / self.half_width

@@ -1,0 +1,85 @@
+"""Residual vector quantizer (RVQ; SoundStream, arXiv 2107.03312, algorithm 1).
+
+Shapes: B images, D latent channels, K levels, V codebook rows, h x w latent positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+
+
+class ResidualQuantizer(Quantizer):
+    """Each of K codebooks quantizes what those before it left over; the latent is the sum of the rows.
+
+    Indices, rows, the losses of the levels and the EMA update as vector-quantize-pytorch 1.32.0's ResidualVQ (no
+    gradient from one level's residual to the rows before it). ResidualVQ hands out one loss a level; here the loss is
+    their mean, as in EnCodec and the GSQ authors' code, so that the depth leaves the weights alone. The
+    straight-through gradient reaches the latent once; summing straight-through levels, as ResidualVQ does, would
+    multiply it by K.
+    """
+
+    codebook: Tensor
+    """(K, V, D)."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        depth: int,
+        codebook_size: int,
+        *,
+        init: str = "uniform",
+        lookup_precision: str = "exact",
+        commitment_weight: float = 0.25,
+        codebook_update: str = "gradient",
+        codebook_decay: float = 0.99,
+    ) -> None:
+        super().__init__(latent_dim, 1, (codebook_size,) * depth)
+        self.lookup_precision, self.commitment_weight = lookup_precision, commitment_weight
+        rows = initial_rows((depth, codebook_size, latent_dim), init)
+        self.average: MovingAverage | None = None
+        if codebook_update == "ema":
+            self.register_buffer("codebook", rows)
+            self.average = MovingAverage(rows, codebook_decay)
+        else:
+            self.codebook = nn.Parameter(rows)
+
+    def _quantize(self, latent: Tensor) -> QuantizerOutput:
+        vectors = latent.permute(0, 2, 3, 1)
+        total, residual = torch.zeros_like(vectors), vectors
+        levels, losses = [], []
+        for level, rows in enumerate(self.codebook):
+            indices = look_up(residual, rows, self.lookup_precision)
+            chosen = F.embedding(indices, rows)
+            loss = self.commitment_weight * F.mse_loss(residual, chosen.detach())
+            if self.average is None:
+                loss = F.mse_loss(chosen, residual.detach()) + loss
+            elif self.training:
+                self.average.add(indices, residual, level)
+            levels.append(indices)
+            losses.append(loss)
+            total, residual = total + chosen.detach(), residual - chosen.detach()
+        quantized = straight_through(total, vectors).permute(0, 3, 1, 2).contiguous()
+        return QuantizerOutput(quantized, torch.stack(levels, 1), torch.stack(losses).mean())
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        total = torch.zeros(1, device=indices.device)
+        # In the order of forward, for the same rounding.
+        for chosen, rows in zip(indices.unbind(1), self.codebook, strict=True):
+            total = total + F.embedding(chosen, rows)
+        return total.permute(0, 3, 1, 2).contiguous()
+
+    @torch.no_grad()
+    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
+        means = None if self.average is None else self.average.update(all_reduce)
+        if means is not None:
+            self.codebook.copy_(means)
+
+    def discard_pending(self) -> None:
+        if self.average is not None:
+            self.average.discard()
