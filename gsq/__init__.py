@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gsq.quantizers import GroupedSphericalQuantizer, QuantizerOutput
     from gsq.record import RunFolder, runs_root
     from gsq.run import execute as train
+    from gsq.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOME = {
     "QuantizerOutput": ("quantizers", "QuantizerOutput"),
     "RunConfig": ("config", "RunConfig"),
     "RunFolder": ("record", "RunFolder"),
+    "Tokenizer": ("tokenizer", "Tokenizer"),
     "UserError": ("errors", "UserError"),
     "evaluate": ("evaluation", "evaluate"),
     "load_config": ("loading", "load_config"),
@@ -49,6 +51,7 @@ __all__ = [
     "QuantizerOutput",
     "RunConfig",
     "RunFolder",
+    "Tokenizer",
     "UserError",
     "evaluate",
     "load_config",

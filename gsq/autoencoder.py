@@ -1,6 +1,9 @@
 """Encoder and decoder (GSQ paper, appendix B, fig. 6) around a quantizer.
 
-Shapes: B images, C channels, D latent channels, f downsampling, h = H / f, w = W / f.
+Shapes: B images, C channels, D latent channels, K indices of a latent position, f downsampling, h = H / f, w = W / f.
+Compared with the authors' public code (``gsq.authors`` reads its checkpoints, a test holds the two together): the
+same function of the same weights, including where an epsilon is 1e-6 and where PyTorch's 1e-5. Only the
+initialisation differs: ours starts every residual block as its skip connection.
 ``gsq.flops`` counts the parameters and multiply-adds of the same layers without torch; a test compares them.
 """
 
@@ -44,7 +47,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -90,7 +93,8 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
         flat = latent.flatten(2)
-        scale = self.scale((flat.var(2, unbiased=False) + 1e-6).sqrt())
+        # The unbiased variance, as in the authors' code; a single position has variance 0.
+        scale = self.scale((flat.var(2, correction=min(1, flat.shape[2] - 1)) + 1e-6).sqrt())
         shift = self.shift(flat.mean(2))
         return self.norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
 
@@ -160,7 +164,7 @@ class AutoencoderOutput(NamedTuple):
     images: Tensor
     """(B, 3, H, W), not clamped."""
     indices: Tensor
-    """(B, G, h, w), int64."""
+    """(B, K, h, w), int64."""
     quantizer_loss: Tensor
     """Scalar."""
 
@@ -181,10 +185,10 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> indices (B, G, h, w)."""
+        """(B, 3, H, W) -> indices (B, K, h, w)."""
         return self.quantizer(self.encoder(images)).indices
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices (B, G, h, w) -> (B, 3, H, W)."""
+        """Indices (B, K, h, w) -> (B, 3, H, W)."""
         return self.decoder(self.quantizer.decode_indices(indices))

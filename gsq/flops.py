@@ -156,7 +156,7 @@ def cost(config: RunConfig) -> Cost:
     size, batch, model = config.data.image_size, config.train.batch_size, config.model
     e, d, disc = encoder(model, size), decoder(model, size), discriminator(config)
     positions = (size // model.downsample) ** 2
-    codebook = config.quantizer.codebook_size * config.group_dim
+    codebook = config.codebook_parameters
     images = config.train.steps * batch
     adversarial_images = max(0, config.train.steps - config.loss.discriminator_start) * batch
     parameters = e.parameters + d.parameters + codebook
@@ -172,7 +172,7 @@ def cost(config: RunConfig) -> Cost:
         discriminator_flops=2.0 * adversarial_images * (6 + 2) * disc.macs,
         # Both images forward, one backward to the image.
         perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
-        # At d = 1 the look-up is a binary search.
+        # fsq, lfq and bsq round (no codebook); at d = 1 the look-up is a binary search.
         lookup_flops=0.0 if config.group_dim == 1 else 2.0 * images * positions * config.quantizer.groups * codebook,
         images=images,
         memory_bytes=stored + activations,

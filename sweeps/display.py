@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from gsq.presets import paper_parameters
 from gsq.record import RunRecord
 from sweeps.cost import Speed, estimate, resource_class, speed
 from sweeps.monitoring import CellStatus, SweepStatus, row
@@ -163,6 +164,10 @@ def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _compact(count: float | None) -> str:
+    return "-" if count is None else size(count).rstrip("B").replace(" ", "")
+
+
 # Heads on two lines keep a row within 80 columns.
 HEADS = {"downsample": "down- sample", "codebook_size": "code- book", "latent_dim": "latent dim"}
 
@@ -172,7 +177,10 @@ def plan_table(plan: Plan, rate: Speed, device: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))
     table.add_column("signature", no_wrap=True, vertical="bottom")
-    for name in (*axes, "bits/ pixel", "param- eters", "train FLOPs", "images", "time", "memory"):
+    paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
+    # A column of the paper's parameter counts, where there is one.
+    printed = ("param. in paper",) if any(paper.values()) else ()
+    for name in (*axes, "bits/ pixel", "param- eters", *printed, "train FLOPs", "images", "time", "memory"):
         table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right", overflow="fold", vertical="bottom")
     for cell in plan.cells:
         wanted = estimate(cell, rate, device)
@@ -180,10 +188,10 @@ def plan_table(plan: Plan, rate: Speed, device: str) -> Table:
             f"[dim]{cell.signature}[/dim]",
             *(_plain(cell.axes.get(name, "")) for name in axes),
             f"{derived(cell.config)['bits_per_pixel']:.3g}",
-            *(
-                size(n).rstrip("B").replace(" ", "")
-                for n in (cell.cost.parameters, cell.cost.train_flops, cell.cost.images)
-            ),
+            _compact(cell.cost.parameters),
+            *(_compact(paper[cell.signature]) for _ in printed),
+            _compact(cell.cost.train_flops),
+            _compact(cell.cost.images),
             duration(wanted.seconds).replace(" min", "m").replace(" s", "s"),
             size(wanted.memory_bytes).replace(" ", ""),
         )
