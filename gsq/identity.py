@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from gsq.config import RunConfig
+from gsq.config import PROJECTED, RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.signature import signature
-from gsq.weights import PERCEPTUAL_WEIGHTS, REGISTRY, find_weights
+from gsq.weights import PERCEPTUAL_WEIGHTS, find_weights, weights_sha256
+
+
+def training_weights(config: RunConfig) -> tuple[str, ...]:
+    """Names in gsq.weights.REGISTRY of what the run trains with: perceptual loss, and discriminator's network."""
+    kind = config.discriminator.kind
+    projected = (PROJECTED[kind],) if kind in PROJECTED else ()
+    return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS[config.loss.perceptual], *projected)))
 
 
 def identity(config: RunConfig, files: Manifest | None = None) -> str:
-    """Signature of a run, its data set's manifest read (or given)."""
+    """Signature of a run, its data set's manifest read (or given).
+
+    Raises UserError where the run trains with weights that no published hash names and that are missing here.
+    """
     files = files or manifest(config.data)
-    weights = {name: REGISTRY[name].sha256 for name in PERCEPTUAL_WEIGHTS[config.loss.perceptual]}
+    weights = {name: weights_sha256(name) for name in training_weights(config)}
     return signature(config, files.fingerprint, weights)
 
 
 def require_weights(config: RunConfig) -> None:
-    """Raise UserError, saying what to get, where a weight file that the run needs is missing."""
-    for name in (*PERCEPTUAL_WEIGHTS[config.loss.perceptual], config.evaluation.features):
+    """Raise UserError, saying what to get, where a weight file that the run needs (or its reader) is missing."""
+    for name in (*training_weights(config), config.evaluation.features):
         find_weights(name)

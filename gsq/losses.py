@@ -1,6 +1,6 @@
-"""Adversarial losses (GSQ paper, eq. 17-24) and perceptual losses.
+"""Adversarial losses (GSQ paper, eq. 17-24), regularisers of the discriminator, and perceptual losses.
 
-Shapes: logits (B, 1, h, w); images (B, 3, H, W) in [-1, 1].
+Shapes: logits (B, ...), as many of an image as its discriminator gives; images (B, 3, H, W) in [-1, 1].
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsq.errors import UserError
-from gsq.features import EfficientNetLite0, VGG16Features
+from gsq.features import VGG16, DINOv2, EfficientNetLite0, ImageNetInput, ResNet50, VGG16Features, resized
 from gsq.weights import verified_weights
 
 
@@ -33,6 +33,56 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     if kind == "non_saturating":
         real, fake = real.flatten(1).mean(1), fake.flatten(1).mean(1)
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+class LeCAM(nn.Module):
+    """LeCAM regulariser (Tseng et al. 2021): real logits are held near the average of generated ones and vice versa.
+
+    Averages start at 0 and decay by 0.999, as in the GSQ authors' code, whose one-sided squares (of what exceeds the
+    average) these are; LeCAM's own code starts at 1000, decays by 0.99, and has the same one-sided squares, where its
+    paper's equation has plain ones. Buffers (float64 scalars): real, fake.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.real: Tensor
+        self.fake: Tensor
+        self.register_buffer("real", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("fake", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Once a step, with the mean logits of the whole batch; the authors do so before they regularise with them."""
+        self.real.lerp_(real_mean.to(self.real), 1 - self.decay)
+        self.fake.lerp_(fake_mean.to(self.fake), 1 - self.decay)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar."""
+        over = F.relu(real - self.fake.to(real.dtype))
+        under = F.relu(self.real.to(fake.dtype) - fake)
+        return over.square().mean() + under.square().mean()
+
+
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018): squared norm of the gradient of an image's summed logits, the mean over images.
+
+    images: with requires_grad, of which ``logits`` were computed. The result can be differentiated. Under autocast
+    the gradient is taken in the types of the forward pass.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+        return gradient.float().square().flatten(1).sum(1).mean()
+
+
+def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+    """Ratio of the norms of two losses' gradients at the last layer, at most 1e4 (VQ-GAN, Esser et al. 2021, eq. 7).
+
+    The published code's 1e-4 is added to the denominator; the GSQ authors' code clamps that at 1e-3 instead, and the
+    ratio at 1e3 unless the config says 1e4. Scalar, detached; NaN where a gradient is.
+    """
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
+    return ratio.clamp(0, 1e4).detach()
 
 
 class EfficientNetPerceptualLoss(nn.Module):
@@ -90,7 +140,66 @@ class LPIPS(nn.Module):
         return distance
 
 
+class EfficientNetLogits(nn.Module):
+    """EfficientNet-Lite0's logits of images resized to the 224 pixels that it was trained at, (B, 1000)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0.pretrained()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(resized(images, 224))
+
+
+class VGG16Logits(nn.Module):
+    """VGG16's logits of images resized to 224 pixels, (B, 1000)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepare = ImageNetInput(224)
+        self.network = VGG16(torch.load(verified_weights("vgg16"), weights_only=True, map_location="cpu"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.logits(self.prepare(images))
+
+
+class LogitLoss(nn.Module):
+    """Mean squared difference of a frozen network's outputs (the logit losses of the paper's table 4).
+
+    As in the GSQ authors' code, images are resized by area to the network's size (224, DINOv2 518), brought from
+    [0, 1] to ImageNet's mean and deviation, and DINOv2's output is its class token: it has no classifier.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> LogitLoss:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar; no gradient to ``targets``."""
+        with torch.no_grad():
+            wanted = self.network(targets)
+        return F.mse_loss(self.network(images).float(), wanted.float())
+
+
 def build_perceptual_loss(kind: str) -> nn.Module | None:
+    """The frozen loss that ``loss.perceptual`` names, (images, targets) -> scalar; None for "none".
+
+    Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
+    """
     if kind == "efficientnet_lite0":
         return EfficientNetPerceptualLoss()
-    return LPIPS() if kind == "lpips_vgg" else None
+    if kind == "lpips_vgg":
+        return LPIPS()
+    if kind == "efficientnet_lite0_logits":
+        return LogitLoss(EfficientNetLogits())
+    if kind == "vgg16_logits":
+        return LogitLoss(VGG16Logits())
+    if kind == "resnet50_logits":
+        return LogitLoss(nn.Sequential(ImageNetInput(224), ResNet50.pretrained()))
+    if kind == "dinov2_logits":
+        return LogitLoss(DINOv2())
+    return None

