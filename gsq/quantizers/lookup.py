@@ -1,77 +1,346 @@
-"""Exact nearest-row look-up: float64 arithmetic whatever the autocast dtype around it, flat in memory.
+"""Exact nearest-row look-up: the row of least Euclidean distance, whatever autocast is around it, flat in memory.
 
-Shapes: N queries, V codebook rows, d channels.
+Shapes: N queries, V codebook rows, d channels. Distances count as float64 gives them from differences: the expansion
+|z|^2 + |c|^2 - 2 z.c loses the small ones, even in float64. A method only narrows the rows down, within a bound on its
+own rounding, and differences decide among what is left. Methods, chosen from timings (tests/benchmarks/lookup.py):
+
+* d = 1: sorted rows and binary search; d = 2 on the circle: the same by angle (``lookup_index``);
+* few channels, many rows: a k-d tree (``lookup_index``);
+* otherwise tiles of a float32 product, of which the maxima of blocks of rows are kept; on CUDA a fused kernel
+  (``lookup_gpu``).
 """
 
 from __future__ import annotations
 
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of one float64 score tile: 2 MiB stay in a core's cache (five times faster here than 32 MiB).
+from gsq.quantizers import lookup_gpu, lookup_index
+from gsq.quantizers.lookup_index import Search
+
+# Elements of one tile of scores (1 MiB of float32 stays in a core's cache), of the block maxima held at once, and of
+# the float64 queries held at once; on CUDA that many times more.
 TILE = 1 << 18
+MAXIMA = 1 << 18
+QUERIES = 1 << 16
+CUDA = 64
+# From how many rows on the tree wins, by d, and the fewest queries that pay for building it (timed on Zen 4).
+TREE_ROWS = {2: 1, 3: 1, 4: 1 << 11, 5: 1 << 12, 6: 1 << 13, 7: 1 << 14, 8: 1 << 16}
+TREE_QUERIES = 1024
+# Seconds a query and row of the tiles: the tree's first queries are held against it.
+TILE_SECONDS = 4e-10
 
 
 @torch.no_grad()
-def nearest_rows(queries: Tensor, codebook: Tensor) -> Tensor:
+def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) -> Tensor:
     """Index of the nearest codebook row (Euclidean) for each query, ties to the lowest index.
 
-    queries (N, d) and codebook (V, d) floating point, any device -> (N,) int64. For unit vectors this is the
-    row of largest cosine. The distance is evaluated in float64 from the vectors as given: implementations that
-    expand |z|^2 + |c|^2 - 2 z.c in float32 or bfloat16 return a wrong row when d is small and V large.
-    Never holds more than a tile of the N x V scores. At d = 1 it is a binary search.
+    queries (N, d) and codebook (V, d) floating point, on one device -> (N,) int64. ``normalise`` divides both sides by
+    their l2 norms first, in float64 (a zero vector stays zero). The float64 squared distance of the answer is the least
+    there is; neither the tiles nor anything else grows as N x V. Speed on CUDA: not measured.
+    """
+    if queries.ndim != 2 or codebook.ndim != 2 or queries.shape[1] != codebook.shape[1] or not len(codebook):
+        raise ValueError(f"queries (N, d) and codebook (V, d) expected, got {[*queries.shape]}, {[*codebook.shape]}")
+    count, dim = queries.shape
+    out = torch.zeros(count, dtype=torch.int64, device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False), _full_precision():
+        search = _method(_prepared(codebook, normalise, "codebook"), count, normalise)
+        step = max(256, _larger(QUERIES, queries.device) // max(1, dim))
+        for start in range(0, count, step):
+            chunk = slice(start, start + step)
+            out[chunk] = search(_prepared(queries[chunk], normalise, "latent"))
+    return out
+
+
+@torch.no_grad()
+def nearest_rows_expanded(
+    queries: Tensor, codebook: Tensor, dtype: torch.dtype = torch.float32, *, normalise: bool = False
+) -> Tensor:
+    """What common implementations do, and inexact: argmin of |z|^2 + |c|^2 - 2 z.c, all of it in ``dtype``.
+
+    queries (N, d), codebook (V, d) -> (N,) int64; vectors are l2-normalised in float32, then cast to ``dtype`` (float32
+    or bfloat16). Tiled over queries; ties as argmin gives them. For studies of what an inexact look-up does.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        z, rows = queries.detach().double(), codebook.detach().double()
-        if rows.shape[1] == 1:
-            return _nearest_scalars(z[:, 0].contiguous(), rows[:, 0].contiguous())
-        return _nearest_tiled(z, rows)
+        z, rows = queries.detach().float(), codebook.detach().float()
+        if normalise:
+            z, rows = F.normalize(z, dim=1), F.normalize(rows, dim=1)
+        z, rows = z.to(dtype), rows.to(dtype)
+        norms = rows.square().sum(1)
+        out = torch.empty(len(z), dtype=torch.int64, device=z.device)
+        step = max(1, 8 * _larger(TILE, z.device) // len(rows))
+        for start in range(0, len(z), step):
+            part = z[start : start + step]
+            distances = part.square().sum(1, keepdim=True) + norms - 2 * (part @ rows.T)
+            out[start : start + step] = distances.argmin(1)
+    return out
 
 
-def _nearest_scalars(z: Tensor, rows: Tensor) -> Tensor:
-    # A stable sort puts the lowest index first among equal rows; searching from the left finds it.
-    ordered, order = rows.sort(stable=True)
-    right = torch.searchsorted(ordered, z).clamp_(max=len(ordered) - 1)
-    # The neighbour below, as the first of its equals.
-    left = torch.searchsorted(ordered, ordered[(right - 1).clamp_(min=0)])
-    to_right, to_left = (ordered[right] - z).abs(), (z - ordered[left]).abs()
-    lower_index = order[left] < order[right]
-    take_left = (to_left < to_right) | ((to_left == to_right) & lower_index)
-    return torch.where(take_left, order[left], order[right])
+def _larger(elements: int, device: torch.device) -> int:
+    return elements * CUDA if device.type == "cuda" else elements
 
 
-def _nearest_tiled(z: Tensor, rows: Tensor) -> Tensor:
-    # argmin |z - c|^2 = argmax z.c - |c|^2 / 2; within a tile argmax takes the first maximum, across tiles
-    # only a strictly larger score replaces it, so ties go to the lowest index.
-    half_norms = rows.square().sum(1) / 2
-    tile_rows = min(len(rows), 4096)
-    tile_queries = max(1, TILE // tile_rows)
-    out = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    for start in range(0, len(z), tile_queries):
-        chunk = z[start : start + tile_queries]
-        best = torch.full((len(chunk),), -torch.inf, dtype=torch.float64, device=z.device)
-        index = torch.zeros(len(chunk), dtype=torch.int64, device=z.device)
-        for first in range(0, len(rows), tile_rows):
-            tile = slice(first, first + tile_rows)
-            scores = torch.addmm(half_norms[tile], chunk, rows[tile].T, beta=-1)
-            value, argument = scores.max(1)
-            better = value > best
-            best = torch.where(better, value, best)
-            index = torch.where(better, argument + first, index)
-        out[start : start + tile_queries] = index
-    return _first_of_equal(rows)[out]
+def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
+    """(n, d), any floating dtype -> float64, contiguous, checked to be finite."""
+    x = vectors.detach().to(torch.float64, memory_format=torch.contiguous_format)
+    # A sum is the quickest look at every value; that of finite ones may still overflow.
+    if not math.isfinite(vectors.detach().sum().item()) and not x.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values, so no row is nearest")
+    if not normalise:
+        return x
+    if vectors.dtype == torch.float64:
+        # By a power of two, which is exact: the squares neither overflow nor vanish.
+        x = torch.ldexp(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(norms == 0, 1.0, norms)
 
 
-def _first_of_equal(rows: Tensor) -> Tensor:
-    """(V,): index of the first row equal to each; BLAS may round the scores of equal rows differently."""
-    first = torch.arange(len(rows), device=rows.device)
-    ordered, order = rows[:, 0].sort()
-    equal = F.pad(ordered[1:] == ordered[:-1], (1, 1))
-    # Only rows that share their first entry with another can be equal.
-    suspects = order[equal[1:] | equal[:-1]]
-    if len(suspects):
-        group = torch.unique(rows[suspects], dim=0, return_inverse=True)[1]
-        lowest = torch.full_like(suspects, len(rows)).scatter_reduce_(0, group, suspects, "amin")
-        first[suspects] = lowest[group]
-    return first
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32: neither TF32 nor bfloat16, which the bounds below do not cover."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _method(rows: Tensor, count: int, normalise: bool) -> Search:
+    size, dim = rows.shape
+    if size == 1 or dim == 0:
+        return lambda z: torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    if dim == 1:
+        return lookup_index.line(rows)
+    general = functools.partial(_general, rows, count)
+    if dim == 2 and normalise and bool(rows.any(1).all()):
+        return _chain(lookup_index.circle(rows), general)
+    return general()
+
+
+def _general(rows: Tensor, count: int) -> Search:
+    size, dim = rows.shape
+    if rows.device.type == "cpu" and size >= TREE_ROWS.get(dim, size + 1) and count >= TREE_QUERIES:
+        return _tree(rows)
+    if rows.device.type == "cuda" and lookup_gpu.available():
+        return _chain(_fused(rows), functools.partial(_float64, rows))
+    return _float32(rows)
+
+
+def _chain(first: Callable[[Tensor], tuple[Tensor, Tensor]], make_next: Callable[[], Search]) -> Search:
+    """``first`` gives indices and the positions that it leaves open; those go to the next method."""
+    later = functools.cache(make_next)
+
+    def search(z: Tensor) -> Tensor:
+        index, left = first(z)
+        if len(left):
+            index[left] = later()(z[left])
+        return index
+
+    return search
+
+
+def _tree(rows: Tensor) -> Search:
+    """The k-d tree, unless its first queries are slow (rows on a sphere, say, and queries near its centre)."""
+    tree = _chain(lookup_index.tree(rows), functools.partial(_float64, rows))
+
+    chosen: Search | None = None
+
+    def search(z: Tensor) -> Tensor:
+        nonlocal chosen
+        if chosen is not None:
+            return chosen(z)
+        # Both give the same rows, so that the clock may choose.
+        begun = time.perf_counter()
+        head = tree(z[:64])
+        slow = time.perf_counter() - begun > 2 * 64 * TILE_SECONDS * len(rows) + 1e-3
+        chosen = _float32(rows) if slow else tree
+        return torch.cat([head, chosen(z[64:])])
+
+    return search
+
+
+def _float32(rows: Tensor) -> Search:
+    return _chain(_tiles(rows, torch.float32), functools.partial(_float64, rows))
+
+
+def _float64(rows: Tensor) -> Search:
+    """For what float32 cannot tell apart: equal rows once, tiles in float64, then every difference."""
+    kept = lookup_index.distinct(rows)
+    rows = rows[kept]
+    if len(rows) == 1:
+        return lambda z: kept.expand(len(z))
+    search = _chain(_tiles(rows, torch.float64), lambda: functools.partial(_differences, rows))
+    return lambda z: kept[search(z)]
+
+
+def _differences(rows: Tensor, z: Tensor) -> Tensor:
+    """(N,): the definition itself, (z - c)^2 summed in float64; queries that are equal (often zero) once."""
+    z, inverse = torch.unique(z, dim=0, return_inverse=True)
+    out = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    width = max(1, _larger(TILE, z.device) // rows.shape[1])
+    for i, query in enumerate(z):
+        best = math.inf
+        for first in range(0, len(rows), width):
+            value, index = (rows[first : first + width] - query).square_().sum(1).min(0)
+            if value.item() < best:
+                best, out[i] = value.item(), index + first
+    return out[inverse]
+
+
+class _Scaled:
+    """Queries and rows such that a product alone orders the rows: w.r = (z.c - |c|^2 / 2) / scale.
+
+    Both sides are moved by the mean of the rows, which leaves distances as they are and makes a collapsed codebook
+    wide; then divided by the largest row, and each query by its own length, so that nothing over- or underflows.
+    """
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+        self.dtype, self.dim = dtype, rows.shape[1]
+        centre = rows.mean(0)
+        moved = rows - centre
+        norms = torch.linalg.vector_norm(moved, dim=1)
+        largest = norms.max()
+        # Rows that lie about the origin stay where they are: that saves a pass over the queries.
+        self.centre = centre if bool(torch.linalg.vector_norm(centre) > largest / 2) else None
+        if self.centre is None:
+            moved, norms = rows, torch.linalg.vector_norm(rows, dim=1)
+            largest = norms.max()
+        self.width = torch.where(largest > 0, largest, 1.0)
+        self.rows = torch.cat([moved / self.width, (norms / self.width).square_().mul_(-0.5)[:, None]], 1).to(dtype)
+        """(V, d + 1), of ``dtype``."""
+
+    def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) float64 -> w (n, d + 1) and (n,) a bound on twice the error of w.r, both of ``dtype``."""
+        moved = z if self.centre is None else z - self.centre
+        norms = (moved.square() @ torch.ones_like(moved[0]))[:, None].sqrt_()
+        scale = torch.maximum(norms, self.width).reciprocal_()
+        w = torch.cat([moved * scale, scale.mul_(self.width)], 1).to(self.dtype)
+        norms /= self.width
+        # A dot product of n terms errs by at most n u sum |w_i r_i|, u = eps / 2 (Higham, Accuracy and Stability of
+        # Numerical Algorithms, eq. 3.5), in any order of summation; |r| <= (1, 1/2). Rounding w and r, and the
+        # comparison, add less than 5 u. The float64 term covers the rounding of the differences that decide.
+        terms = self.dim + 6
+        error = terms * torch.finfo(self.dtype).eps * (norms + 0.5) * scale
+        error += terms * torch.finfo(torch.float64).eps * (norms + 1).square() * scale
+        return w, error[:, 0].to(self.dtype)
+
+
+def _tiles(rows: Tensor, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Scores by tiles in ``dtype``; of each block of rows only the maximum is kept, and differences decide in the end.
+
+    Blocks are strided along the first axis of a (rows, queries) tile, so that their maxima take vector instructions.
+    """
+    size, dim = rows.shape
+    # Looking through V / block maxima costs 1/6 of rescoring block rows of d channels, which single rows do without.
+    block = 1 if size < 48 * dim else 1 << min(7, round(math.log2(size / (6 * dim)) / 2))
+    scaled = _Scaled(rows, dtype)
+    padding = -size % block
+    blocks = F.pad(rows.T[None], (0, padding), mode="replicate")[0]
+    # (V / block, d, block): the last row repeated at the end is never the lowest index of its equals.
+    blocks = blocks.view(dim, -1, block).transpose(0, 1).contiguous()
+    products = torch.cat([scaled.rows, scaled.rows[-1:].expand(padding, -1)])
+    del rows, scaled.rows
+    count = len(blocks)
+    tall = min(count, max(1, 1024 // block)) * block
+    wide = max(1, _larger(TILE, blocks.device) // tall)
+    hold = max(1, _larger(MAXIMA, blocks.device) // count // wide) * wide
+    # Reused: fresh memory costs more than what is written to it.
+    held = torch.empty(count * hold, dtype=dtype, device=blocks.device)
+    scores = torch.empty(tall * wide, dtype=dtype, device=blocks.device)
+
+    def search(z: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [part(z[start : start + hold]) for start in range(0, len(z), hold)]
+        if len(parts) == 1:
+            return parts[0]
+        left = [positions + i * hold for i, (_, positions) in enumerate(parts)]
+        return torch.cat([index for index, _ in parts]), torch.cat(left)
+
+    def part(z: Tensor) -> tuple[Tensor, Tensor]:
+        w, error = scaled.queries(z)
+        maxima = held[: count * len(z)].view(count, len(z))
+        for start in range(0, len(z), wide):
+            columns = w[start : start + wide].T
+            width = columns.shape[1]
+            for first in range(0, len(products), tall):
+                tile = products[first : first + tall]
+                out = maxima[first // block : (first + len(tile)) // block, start : start + width]
+                if block == 1:
+                    torch.mm(tile, columns, out=out)
+                    continue
+                view = scores[: len(tile) * width].view(len(tile), width)
+                torch.mm(tile, columns, out=view)
+                torch.amax(view.view(-1, block, width), 1, out=out)
+        number, query = _reaching(maxima, maxima.amax(0).sub_(error))
+        left = torch.empty(0, dtype=torch.int64, device=z.device)
+        if len(query) > 2 * len(z):
+            # A query with so many blocks left is cheaper in the next method.
+            crowded = query.bincount(minlength=len(z)) > max(8, count // 16)
+            left, few = crowded.nonzero()[:, 0], ~crowded[query]
+            number, query = number[few], query[few]
+        return _decided(z, blocks, number, query), left
+
+    return search
+
+
+def _reaching(maxima: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) of the entries of maxima (m, n) that are at least limit (n,)."""
+    if maxima.device.type == "cpu":
+        # Compares and searches several times faster than torch does.
+        flat = np.divmod(np.flatnonzero(maxima.numpy() >= limit.numpy()), len(limit))
+        return torch.from_numpy(flat[0]), torch.from_numpy(flat[1])
+    row, column = (maxima >= limit).nonzero(as_tuple=True)
+    return row, column
+
+
+def _decided(z: Tensor, blocks: Tensor, number: Tensor, query: Tensor) -> Tensor:
+    """(n,): for each query the row of least float64 distance, the lowest of such, among its blocks.
+
+    z (n, d), blocks (V / block, d, block); the pairs (number, query) say which blocks. A query without any gets V.
+    """
+    n, (count, dim, block) = len(z), blocks.shape
+    index = torch.full((n,), count * block, dtype=torch.int64, device=z.device)
+    if block == 1:
+        # A single row left needs no distance.
+        index[query] = number
+        if len(query) <= n:
+            return index
+        several = query.bincount(minlength=n)[query] > 1
+        number, query = number[several], query[several]
+        index[query] = count
+    distance = torch.empty(len(query), dtype=torch.float64, device=z.device)
+    row = torch.empty(len(query), dtype=torch.int64, device=z.device)
+    step = max(1, _larger(TILE, z.device) // (dim * block))
+    for start in range(0, len(query), step):
+        chunk = slice(start, start + step)
+        gaps = blocks.view(count, -1).index_select(0, number[chunk]).view(-1, dim, block)
+        gaps = gaps.sub_(z.index_select(0, query[chunk])[:, :, None]).square_().sum(1)
+        distance[chunk], row[chunk] = gaps.min(1)
+    row += number * block
+    least = torch.full((n,), math.inf, dtype=torch.float64, device=z.device)
+    least.scatter_reduce_(0, query, distance, "amin")
+    first = distance == least[query]
+    return index.scatter_reduce_(0, query[first], row[first], "amin")
+
+
+def _fused(rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The best two scores of each query from the kernel: where they differ by more than the error, the best is it."""
+    scaled = _Scaled(rows, torch.float32)
+
+    def search(z: Tensor) -> tuple[Tensor, Tensor]:
+        w, error = scaled.queries(z)
+        best, index, second = lookup_gpu.best_two(w, scaled.rows)
+        return index, (best - error <= second).nonzero()[:, 0]
+
+    return search
