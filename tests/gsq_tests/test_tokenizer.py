@@ -1,0 +1,590 @@
+"""gsq.Tokenizer, what it reads and refuses, and the verbs that use it: gsq reconstruct and gsq tokenize."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_run import files_below, tiny
+from typer.testing import CliRunner
+
+from gsq import RunConfig, Tokenizer, UserError, train
+from gsq.autoencoder import Autoencoder
+from gsq.cli import app
+from gsq.inference import crop_to_multiple, list_images, read_image, tokenize_folder
+from gsq.metrics.reconstruction import psnr_db, to_uint8
+from gsq.record import RunFolder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run: f = 4, D = 4, G = 2, V = 32."""
+    return train(tiny(), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(run: RunFolder) -> Tokenizer:
+    return Tokenizer.from_pretrained(run.path, device="cpu")
+
+
+def fresh(config: RunConfig, seed: int = 0) -> Tokenizer:
+    torch.manual_seed(seed)
+    return Tokenizer(config, Autoencoder(config), "cpu", "fresh")
+
+
+def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape or (2, 3, 32, 24), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# Reading and writing
+
+
+def test_a_run_gives_its_averaged_weights(run: RunFolder, tokenizer: Tokenizer) -> None:
+    model = Autoencoder(tokenizer.config)
+    model.load_state_dict(load_file(run.attempt_folders()[-1] / "model.safetensors"))
+    images = pictures()
+    assert torch.equal(tokenizer.encode(images), model.eval().encode(images))
+    assert torch.equal(tokenizer.reconstruct(images), model.decode(model.encode(images)).clamp(-1, 1))
+    assert tokenizer.downsample == 4 and tokenizer.index_sizes == (32, 32)
+    assert repr(tokenizer) == "Tokenizer(gsq, f=4, D=4, 32^2 codes a position, 10 bits, on cpu)"
+
+
+@pytest.mark.parametrize("where", ["signature", "relative", "weights file", "config file"])
+def test_other_ways_to_name_a_run(
+    run: RunFolder, tokenizer: Tokenizer, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSQ_RUNS", str(run.path.parent.parent))
+    monkeypatch.chdir(run.path.parent)
+    name = {
+        "signature": run.signature,
+        "relative": f"./{run.signature}",
+        "weights file": str(run.attempt_folders()[-1] / "model.safetensors"),
+        "config file": str(run.path / "config.yaml"),
+    }[where]
+    assert Tokenizer.from_pretrained(name).fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"quantizer": "vq", "groups": 1, "model__attention": True, "model__blocks": 2},
+        {"quantizer": "rvq", "groups": 1, "quantizer__depth": 2},
+        {"quantizer": "fsq", "groups": 4, "codebook_size": 8, "quantizer__levels": (8, 6, 5, 5)},
+        {"quantizer": "lfq", "groups": 4, "codebook_size": 2, "model__upsample": "depth_to_space"},
+        {"quantizer": "bsq", "groups": 4, "codebook_size": 2},
+        {"groups": 4, "quantizer__decoder_input": "raw"},
+    ],
+)
+def test_saved_and_read_again_it_is_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    first = fresh(tiny(**changes))
+    state = torch.get_rng_state()
+    second = Tokenizer.from_pretrained(first.save_pretrained(tmp_path / "a" / "saved"), device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert second.config.model == first.config.model and second.config.quantizer == first.config.quantizer
+    assert second.fingerprint() == first.fingerprint() != fresh(tiny(**changes), seed=1).fingerprint()
+    images = pictures()
+    indices = first.encode(images)
+    assert indices.shape == (2, len(first.index_sizes), 8, 6) and indices.dtype == torch.int64
+    assert torch.equal(second.encode(images), indices) and torch.equal(second.decode(indices), first.decode(indices))
+    assert files_below(tmp_path) == ["a/saved/config.json", "a/saved/model.safetensors"]
+
+
+def test_config_json_says_what_it_is(tmp_path: Path) -> None:
+    folder = fresh(tiny()).save_pretrained(tmp_path / "saved")
+    value = json.loads((folder / "config.json").read_text())
+    assert value["format"] == 1 and set(value["config"]) == {"model", "quantizer"} and len(value["sha256"]) == 64
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+
+
+def test_saving_replaces_a_saved_tokenizer_and_nothing_else(tmp_path: Path) -> None:
+    one, two = fresh(tiny()), fresh(tiny(groups=1))
+    folder = one.save_pretrained(tmp_path / "saved")
+    two.save_pretrained(folder)
+    assert Tokenizer.from_pretrained(folder).fingerprint() == two.fingerprint()
+    (folder / "notes.txt").write_text("mine")
+    for path in (folder, folder / "notes.txt"):
+        with pytest.raises(UserError, match="is not a saved tokenizer; choose another folder"):
+            one.save_pretrained(path)
+    assert Tokenizer.from_pretrained(folder).fingerprint() == two.fingerprint()
+    with pytest.raises(UserError, match="cannot be written"):
+        one.save_pretrained(folder / "notes.txt" / "below")
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = fresh(tiny()), fresh(tiny(groups=1))
+    folder = one.save_pretrained(tmp_path / "saved")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gsq.tokenizer.save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        two.save_pretrained(folder)
+    assert Tokenizer.from_pretrained(folder).fingerprint() == one.fingerprint()
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def break_saved(folder: Path, how: str) -> None:
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    value = json.loads(config.read_text())
+    if how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "not json":
+        config.write_text("{")
+    elif how == "newer":
+        value["format"] = 99
+    elif how == "no config":
+        del value["config"]
+    elif how == "unknown key":
+        value["config"]["model"]["surprise"] = 1
+    elif how == "wrong type":
+        value["config"]["model"]["channels"] = "many"
+    elif how == "bad value":
+        value["config"]["model"]["downsample"] = 7
+    elif how == "other architecture":
+        value["config"]["model"]["channels"] = 16
+    elif how == "not finite":
+        state = load_file(weights)
+        state["encoder.0.bias"][0] = float("nan")
+        save_file(state, weights)
+    if how in ("other architecture", "not finite"):
+        del value["sha256"]
+    if how not in ("cut", "not json"):
+        config.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("cut", r"model\.safetensors: damaged; its sha256"),
+        ("not json", r"config\.json: not JSON"),
+        ("newer", r"config\.json: format 99, written by gsq .*; this one reads format 1"),
+        ("no config", "has no config"),
+        ("unknown key", r"unknown key 'model\.surprise'"),
+        ("wrong type", r"model\.channels"),
+        ("bad value", r"model\.downsample: 7 is not allowed"),
+        ("other architecture", r"another architecture than the config: .* of another shape \(.* for .*, \.\.\.\)"),
+        ("not finite", r"weights that are not finite numbers: encoder\.0\.bias"),
+    ],
+)
+def test_a_saved_tokenizer_that_cannot_be_read_says_why(tmp_path: Path, how: str, message: str) -> None:
+    folder = fresh(tiny()).save_pretrained(tmp_path / "saved")
+    break_saved(folder, how)
+    with pytest.raises(UserError, match=message) as error:
+        Tokenizer.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_tokenizer_says_so(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="neither a saved tokenizer, a run folder, nor a folder with a checkpoint"):
+        Tokenizer.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"missing: no such file or folder \(a Hugging Face"):
+        Tokenizer.from_pretrained("missing")
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path))
+    with pytest.raises(UserError, match="0123456789ab: no run of this signature below"):
+        Tokenizer.from_pretrained("0123456789ab")
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds 2 checkpoints \(a\.pt, b\.pt\); name one"):
+        Tokenizer.from_pretrained(tmp_path)
+    unfinished = shutil.copytree(run.path, tmp_path / "run")
+    (RunFolder(unfinished).attempt_folders()[-1] / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has not finished training"):
+        Tokenizer.from_pretrained(unfinished)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cuda:x", ""])
+def test_a_device_that_is_not_there(run: RunFolder, device: str) -> None:
+    with pytest.raises(UserError, match="device"):
+        Tokenizer.from_pretrained(run.path, device=device)
+
+
+class Hub(types.ModuleType):
+    """Stands for the hub's client: a cache folder, and whether it reaches the hub."""
+
+    def __init__(self, cache: Path | None, error: Exception | None = None) -> None:
+        super().__init__("huggingface_hub")
+        self.cache, self.error, self.calls = cache, error, 0
+
+    def snapshot_download(self, name: str, local_files_only: bool = False, **options: object) -> str:
+        self.calls += 1
+        if self.error and not local_files_only:
+            raise self.error
+        if self.cache is None:
+            raise FileNotFoundError("not in the cache")
+        return str(self.cache)
+
+
+class RepositoryNotFoundError(Exception):
+    pass
+
+
+def test_a_hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = fresh(tiny())
+    folder = saved.save_pretrained(tmp_path / "cache")
+    for hub in (Hub(folder), Hub(folder, ConnectionError("no route to host"))):
+        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        assert Tokenizer.from_pretrained("owner/name").fingerprint() == saved.fingerprint()
+        assert hub.calls == (2 if hub.error else 1)
+
+
+@pytest.mark.parametrize(
+    ("hub", "message"),
+    [
+        (None, "pip install huggingface_hub"),
+        (Hub(None, ConnectionError("no route\nto host")), r"hub cannot be reached \(no route\); download it where"),
+        (Hub(None, RepositoryNotFoundError("404")), "the hub has no model of this id|hub has no model of this id"),
+    ],
+)
+def test_a_hub_model_that_cannot_be_had(hub: Hub | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(UserError, match=message) as error:
+        Tokenizer.from_pretrained("owner/name")
+    assert str(error.value).startswith("owner/name: no such file or folder here") and "\n" not in str(error.value)
+
+
+# Images and indices
+
+
+def test_uint8_and_float_images_are_the_same(tokenizer: Tokenizer) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tokenizer.encode(images), tokenizer.encode(images.float() / 127.5 - 1))
+    assert torch.equal(tokenizer.encode(images), tokenizer.encode(images.double() / 127.5 - 1))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 40), (64, 32)])
+def test_any_size_that_f_divides(tokenizer: Tokenizer, size: tuple[int, int]) -> None:
+    images = pictures(1, 3, *size)
+    out = tokenizer.reconstruct(images)
+    assert out.shape == images.shape and out.isfinite().all() and out.abs().max() <= 1 and not out.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 3, 32, 32)), "a ndarray; a torch tensor"),
+        (pictures(3, 32, 32), r"shape \(3, 32, 32\); \(B, 3, H, W\) is needed"),
+        (pictures(1, 32, 32, 3), r"shape \(1, 32, 32, 3\)"),
+        (pictures(1, 1, 32, 32), r"shape \(1, 1, 32, 32\)"),
+        (torch.zeros(0, 3, 32, 32), "at least one image"),
+        (pictures(1, 3, 30, 33), "30 x 33 pixels, but both sides must be multiples of f = 4, such as 28 x 32"),
+        (pictures(1, 3, 2, 32), "such as 4 x 32"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "dtype torch.int64; floating point in"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.complex64), "dtype torch.complex64"),
+        (pictures(1, 3, 32, 32) * 1.1, r"values from -1\.09.* to 1\.09.*; they must be in \[-1, 1\]"),
+        (torch.full((1, 3, 32, 32), 255.0), "values from 255 to 255.*uint8 for 0 to 255"),
+        (torch.full((1, 3, 32, 32), float("nan")), "nan"),
+        (torch.full((1, 3, 32, 32), float("inf")), "inf"),
+    ],
+)
+def test_bad_images_are_one_message(tokenizer: Tokenizer, images: Any, message: str) -> None:
+    for verb in (tokenizer.encode, tokenizer.reconstruct):
+        with pytest.raises(UserError, match=message):
+            verb(images)
+
+
+def test_a_hair_beyond_the_range_is_taken(tokenizer: Tokenizer) -> None:
+    tokenizer.encode(pictures() * 1.0005)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([1], "a list; a torch tensor"),
+        (torch.zeros(1, 2, 8, 8), "dtype torch.float32; whole numbers"),
+        (torch.zeros(1, 2, 8, 8, dtype=torch.bool), "dtype torch.bool"),
+        (torch.zeros(2, 8, 8, dtype=torch.int64), r"shape \(2, 8, 8\); \(B, 2, h, w\) is needed"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"shape \(1, 3, 8, 8\)"),
+        (torch.zeros(1, 2, 0, 8, dtype=torch.int64), "not empty"),
+        (torch.full((1, 2, 8, 8), 32), r"from 32 to 32 at \[:, 0\], but they must be in 0 to 31"),
+        (torch.full((1, 2, 8, 8), -1), "from -1 to -1"),
+    ],
+)
+def test_bad_indices_are_one_message(tokenizer: Tokenizer, indices: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tokenizer.decode(indices)
+
+
+def test_indices_of_each_channel_have_their_own_range() -> None:
+    fsq = fresh(tiny(quantizer="fsq", groups=4, codebook_size=8, quantizer__levels=(8, 6, 5, 5)))
+    fsq.decode(torch.tensor([7, 5, 4, 4], dtype=torch.int32).view(1, 4, 1, 1))
+    with pytest.raises(UserError, match=r"from 6 to 6 at \[:, 1\], but they must be in 0 to 5"):
+        fsq.decode(torch.tensor([7, 6, 4, 4]).view(1, 4, 1, 1))
+
+
+# The verbs
+
+
+def invoke(*arguments: object) -> str:
+    """Standard output of a gsq command that succeeds."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    """The UserError of a gsq command."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert isinstance(result.exception, UserError), result.exception
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def draw(path: Path, width: int, height: int, seed: int = 0) -> Path:
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize((width, height)).save(path)
+    return path
+
+
+def test_reconstruct_writes_pictures_and_their_psnr(run: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    one, two = draw(tmp_path / "a" / "one.png", 50, 34), draw(tmp_path / "b" / "one.png", 40, 32, seed=1)
+    out = tmp_path / "out" / "deep"
+    found = json.loads(invoke("reconstruct", run.path, one, two, "--output", out, "--json"))
+    assert files_below(out) == [f"one{n}.{k}.png" for n in ("-2", "") for k in ("reconstruction", "side-by-side")]
+    assert [(r["height"], r["width"], r["cropped"]) for r in found] == [(32, 48, [2, 2]), (32, 40, [0, 0])]
+    made, both = (np.asarray(Image.open(found[0][key])) for key in ("reconstruction", "side_by_side"))
+    original = np.asarray(Image.open(one))[1:33, 1:49]
+    assert np.array_equal(both[:, :48], original) and np.array_equal(both[:, -48:], made)
+    wanted = to_uint8(tokenizer.reconstruct(torch.from_numpy(original.copy()).permute(2, 0, 1)[None]))
+    assert np.array_equal(made, wanted[0].permute(1, 2, 0))
+    assert found[0]["psnr_db"] == float(psnr_db(wanted, torch.from_numpy(original.copy()).permute(2, 0, 1)[None]))
+    text = invoke("reconstruct", run.path, one, "--output", out)
+    assert f"{one}: 32 x 48, PSNR {found[0]['psnr_db']:.2f} dB, 2 rows and 2 columns cropped off -> " in text
+
+
+def test_reconstruct_writes_nothing_where_an_image_is_bad(run: RunFolder, tmp_path: Path) -> None:
+    good, out = draw(tmp_path / "good.png", 32, 32), tmp_path / "out"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "text.jpg").write_text("hello")
+    draw(tmp_path / "thin.png", 40, 3)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    for name, message in {
+        "cut.png": "not an image that can be read",
+        "text.jpg": "of no known image format",
+        "thin.png": "3 x 40 pixels are fewer than f = 4 on a side",
+        "deep.png": "8 bits a channel are needed",
+        "missing.png": "No such file",
+        ".": "is a folder; name image files",
+    }.items():
+        assert message in refused("reconstruct", run.path, good, tmp_path / name, "--output", out)
+    assert not out.exists()
+    assert "cannot be made a folder" in refused("reconstruct", run.path, good, "--output", good)
+
+
+def test_crops_are_centred_and_images_upright(tmp_path: Path) -> None:
+    image = crop_to_multiple(Image.new("RGB", (37, 35)), 16)
+    assert image.size == (32, 32)
+    picture = Image.new("RGB", (20, 10))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
+    Image.new("LA", (8, 8)).save(tmp_path / "grey.png")
+    assert read_image((tmp_path / "grey.png").read_bytes()).mode == "RGB"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Seven pictures of two sizes, two broken files, and what is no image."""
+    folder = tmp_path / "photos"
+    for i in range(7):
+        draw(folder / ("sub" if i % 2 else "") / f"{i}.png", 32 if i < 4 else 40, 32 if i != 5 else 30, seed=i)
+    (folder / "3-cut.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "text.jpg").write_text("hello")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def shards(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*.parquet"))
+
+
+def test_tokenize_a_folder(run: RunFolder, tokenizer: Tokenizer, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokens"
+    command = ("tokenize", run.path, photos, "--output", out, "--shard-size", 4, "--batch-size", 2)
+    summary = json.loads(invoke(*command, "--json"))
+    assert shards(out) == [f"indices-0000{i}.parquet" for i in range(3)]
+    assert (summary["images"], summary["shards"], summary["shards_before"]) == (7, 3, 0)
+    assert [b["path"] for b in summary["broken"]] == ["3-cut.png", "text.jpg"] and summary["bits_per_token"] == 10
+    # As the help says.
+    table = pd.read_parquet(out)
+    assert list(table["path"]) == [n for n in list_images(photos) if n not in ("3-cut.png", "text.jpg")]
+    for _, row in table.iterrows():
+        image = crop_to_multiple(read_image((photos / row["path"]).read_bytes()), 4)
+        assert (row["height"], row["width"]) == (image.height, image.width)
+        indices = row["indices"].reshape(row.latent_height, row.latent_width, row.indices_per_position)
+        wanted = tokenizer.encode(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])[0]
+        assert np.array_equal(indices.transpose(2, 0, 1), wanted)
+    assert summary["positions"] == sum(table["latent_height"] * table["latent_width"])
+    metadata = json.loads(pq.read_schema(out / "indices-00001.parquet").metadata[b"gsq"])
+    assert metadata["tokenizer"] == tokenizer.fingerprint() and metadata["index_sizes"] == [32, 32]
+    assert metadata["downsample"] == 4 and metadata["source"] == run.signature and metadata["shard"] == 1
+    # Again: nothing to do, and the same count.
+    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    again = json.loads(invoke(*command, "--json"))
+    assert again["shards_before"] == 3 and {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    assert {k: v for k, v in again.items() if k not in ("seconds", "shards_before")} == {
+        k: v for k, v in summary.items() if k not in ("seconds", "shards_before")
+    }
+    text = invoke(*command)
+    assert "left out: 3-cut.png: " in text and "7 images, " in text and "3 shards (3 were there)" in text
+
+
+def test_tokenize_at_one_size(run: RunFolder, photos: Path, tmp_path: Path) -> None:
+    invoke("tokenize", run.path, photos, "--output", tmp_path / "out", "--size", 16)
+    table = pd.read_parquet(tmp_path / "out")
+    assert set(table["height"]) == set(table["width"]) == {16} and set(map(len, table["indices"])) == {4 * 4 * 2}
+
+
+def test_many_sizes_do_not_pile_up_in_memory(
+    tokenizer: Tokenizer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tokenize_folder(tokenizer, photos, tmp_path / "one", batch_size=100)
+    monkeypatch.setattr("gsq.inference.WAITING_PIXELS", 1500)
+    monkeypatch.setattr("gsq.inference.BATCH_PIXELS", 2000)
+    parts = tokenize_folder(tokenizer, photos, tmp_path / "two", batch_size=100)
+    assert parts.images == whole.images == 7
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one"), pd.read_parquet(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged", "of another call"])
+def test_a_shard_that_is_not_there_is_made_again(tokenizer: Tokenizer, photos: Path, tmp_path: Path, how: str) -> None:
+    out = tmp_path / "out"
+    tokenize_folder(tokenizer, photos, out, shard_size=4)
+    wanted = pd.read_parquet(out)
+    shard = out / "indices-00001.parquet"
+    if how == "deleted":
+        shard.unlink()
+    elif how == "damaged":
+        shard.write_bytes(shard.read_bytes()[:-10])
+    else:
+        pq.write_table(pq.read_table(shard).replace_schema_metadata({"gsq": "{}"}), shard)
+    (out / ".indices-00001.parquet.99.partial").write_bytes(b"left by a killed process")
+    assert tokenize_folder(tokenizer, photos, out, shard_size=4).shards_before == 2
+    pd.testing.assert_frame_equal(pd.read_parquet(out), wanted)
+    assert not list(out.glob(".*"))
+
+
+def test_tokenize_does_not_mix_what_differs(run: RunFolder, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("tokenize", run.path, photos, "--output", out)
+    invoke(*command)
+    before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert "differ in --size (None there, 16 now)" in refused(*command, "--size", 16)
+    assert "--shard-size (1000 there, 5 now)" in refused(*command, "--shard-size", 5)
+    other = fresh(tiny()).save_pretrained(tmp_path / "other")
+    assert "differ in tokenizer (" in refused("tokenize", other, photos, "--output", out)
+    draw(photos / "new.png", 32, 32)
+    assert "number of images (9 there, 10 now), names and sizes" in refused(*command)
+    (photos / "new.png").unlink()
+    draw(photos / "0.png", 32, 36)
+    assert "differ in names and sizes of the images. Choose another folder" in refused(*command)
+    assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    (out / "_manifest.json").unlink()
+    assert "holds shards, but no _manifest.json" in refused(*command)
+    (out / "_manifest.json").write_text("[]")
+    assert "not a manifest" in refused(*command)
+
+
+def test_tokenize_bad_input_is_one_message_and_leaves_nothing(run: RunFolder, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    file = draw(tmp_path / "file.png", 8, 8)
+    for arguments, message in (
+        ((tmp_path / "missing",), "no such folder"),
+        ((file,), "is a file; a folder of images is needed"),
+        ((tmp_path / "empty",), "holds no images"),
+        ((photos, "--size", 30), "--size: 30 is not a multiple of f = 4; 28 would be"),
+        ((photos, "--size", 0), "--size: 0 is not a multiple"),
+        ((photos, "--size", -4), "--size: -4 is not a multiple"),
+        ((photos, "--shard-size", 0), "--shard-size: 0 is too small"),
+        ((photos, "--batch-size", 0), "--batch-size: 0 is too small"),
+        ((photos, "--device", "tpu"), "device: 'tpu' is not allowed"),
+    ):
+        assert message in refused("tokenize", run.path, *arguments, "--output", out)
+        assert not out.exists()
+    assert "cannot be made a folder" in refused("tokenize", run.path, photos, "--output", file)
+    assert "no such file or folder" in refused("tokenize", "missing", photos, "--output", out)
+
+
+def test_a_folder_of_broken_images_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no")
+    with pytest.raises(UserError, match=r"none of 1 images can be read; a\.png: of no known image format"):
+        tokenize_folder(tokenizer, tmp_path / "in", tmp_path / "out")
+
+
+def test_a_full_disk_is_one_message(
+    tokenizer: Tokenizer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(table: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "write_table", full)
+        with pytest.raises(UserError, match=r"indices-00000\.parquet: No space left on device"):
+            tokenize_folder(tokenizer, photos, tmp_path / "out")
+    assert files_below(tmp_path / "out") == ["_manifest.json"]
+    assert tokenize_folder(tokenizer, photos, tmp_path / "out").images == 7
+
+
+def test_too_little_memory_is_one_message(
+    tokenizer: Tokenizer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(tokenizer, "encode", fail)
+    with pytest.raises(UserError, match="out of memory; use a smaller --batch-size, or --size"):
+        tokenize_folder(tokenizer, photos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number: signal.Signals) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for i in range(60):
+        draw(photos / f"{i:02d}.png", 256, 256, seed=i)
+    command = [sys.executable, "-m", "gsq.cli", "tokenize", str(run.path), str(photos), "--output", str(out)]
+    command += ["--shard-size", "3", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while len(shards(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    before = shards(out)
+    assert 2 <= len(before) < 20
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and output == ""
+        assert errors == "stopped; finished shards are kept, and the same command goes on from there\n"
+        assert files_below(out) == sorted(["_manifest.json", *before])
+    summary = json.loads(invoke(*command[3:], "--json"))
+    assert summary["shards_before"] == len(before) and summary["images"] == 60
+    assert files_below(out) == sorted(["_manifest.json", *shards(out)]) and len(shards(out)) == 20
+    assert list(pd.read_parquet(out)["path"]) == list_images(photos)
+
+
+@pytest.mark.parametrize("verb", ["reconstruct", "tokenize"])
+def test_help_teaches(verb: str) -> None:
+    text = invoke(verb, "--help")
+    assert f"Example: gsq {verb} " in text and "cropped" in text
