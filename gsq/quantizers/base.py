@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gsq.quantizers import lookup
+from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,6 +51,9 @@ class Quantizer(nn.Module):
         """Bits of one latent position: the sum of log2 over its indices."""
         return sum(math.log2(size) for size in self.index_sizes)
 
+    # Eager inside a compiled model: the look-up would break the graph at each of its choices, and decode_indices
+    # equals forward to the bit.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """latent: (B, D, h, w), any floating dtype.
 
@@ -113,14 +116,10 @@ def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: boo
     precision: "exact", or "float32" or "bfloat16" for |z|^2 + |c|^2 - 2 z.c in that type, which errs.
     """
     queries = vectors.detach().reshape(-1, vectors.shape[-1])
-    if not hasattr(lookup, "nearest_rows_expanded"):  # INTERIM
-        if normalise:
-            queries, codebook = nn.functional.normalize(queries, dim=1), nn.functional.normalize(codebook, dim=1)
-        return lookup.nearest_rows(queries, codebook.detach()).view(vectors.shape[:-1])
     if precision == "exact":
-        found = lookup.nearest_rows(queries, codebook.detach(), normalise=normalise)
+        found = nearest_rows(queries, codebook.detach(), normalise=normalise)
     else:
-        found = lookup.nearest_rows_expanded(queries, codebook.detach(), PRECISIONS[precision], normalise=normalise)
+        found = nearest_rows_expanded(queries, codebook.detach(), PRECISIONS[precision], normalise=normalise)
     return found.view(vectors.shape[:-1])
 
 

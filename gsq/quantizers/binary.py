@@ -60,7 +60,9 @@ class LookupFreeQuantizer(Quantizer):
 class BinarySphericalQuantizer(LookupFreeQuantizer):
     """LFQ of the latent vector divided by its l2 norm over all D channels, with values +-1/sqrt(D).
 
-    As published; checked against vector-quantize-pytorch 1.32.0's LFQ(spherical=True).
+    As published, but for the mean in place of the sum over channels in the commitment loss, and a straight-through
+    gradient that 1/sqrt(D) does not scale. Checked against vector-quantize-pytorch 1.32.0's LFQ(spherical=True), which
+    does both too, and its entropy term against the published code with groups of one channel.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:

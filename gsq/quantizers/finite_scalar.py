@@ -25,6 +25,7 @@ class FiniteScalarQuantizer(Quantizer):
     half_range: Tensor
     offset: Tensor
     half_width: Tensor
+    largest: Tensor
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__(len(levels), len(levels), levels)
