@@ -11,6 +11,7 @@ from tiny_run import tiny
 from torch import Tensor
 
 from gsq.quantizers import GroupedSphericalQuantizer, build_quantizer
+from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
 
 def quantizer(dim: int = 6, groups: int = 2, size: int = 16, **more: Any) -> GroupedSphericalQuantizer:
@@ -54,11 +55,11 @@ def test_shapes_and_dtypes(dim: int, groups: int, norm: str) -> None:
 def test_each_position_and_group_takes_its_nearest_row_of_the_shared_codebook() -> None:
     q, z = quantizer(), latent()
     out = q(z)
-    rows = F.normalize(q.codebook.detach(), dim=1)
-    vectors = F.normalize(vectors_of(z, 2), dim=-1)
-    wanted = torch.cdist(vectors.double(), rows.double()).argmin(-1)
+    rows = q.codebook.detach()
+    vectors = F.normalize(vectors_of(z, 2).double(), dim=-1)
+    wanted = torch.cdist(vectors, F.normalize(rows.double(), dim=1)).argmin(-1)
     assert torch.equal(out.indices.permute(0, 2, 3, 1).reshape(-1, 2), wanted)
-    assert torch.equal(vectors_of(out.latent.detach(), 2), rows[wanted])
+    assert torch.equal(vectors_of(out.latent.detach(), 2), F.normalize(rows, dim=1)[wanted])
 
 
 def test_groups_share_one_codebook() -> None:
@@ -66,6 +67,22 @@ def test_groups_share_one_codebook() -> None:
     same = latent(3).repeat(1, 2, 1, 1)
     indices = q(same).indices
     assert torch.equal(indices[:, 0], indices[:, 1])
+
+
+@pytest.mark.parametrize("lookup_norm", ["l2", "none"])
+def test_lookup_precision(lookup_norm: str) -> None:
+    """The inexact look-ups are those of the expanded distance; many rows on a circle tell the three apart."""
+    found = {}
+    for precision in ("exact", "float32", "bfloat16"):
+        q = quantizer(2, 1, 4096, lookup_norm=lookup_norm, lookup_precision=precision)
+        found[precision] = q(latent(2)).indices.flatten()
+    vectors = vectors_of(latent(2), 1)[:, 0]
+    normalise = lookup_norm == "l2"
+    rows = quantizer(2, 1, 4096).codebook.detach()
+    assert torch.equal(found["exact"], nearest_rows(vectors, rows, normalise=normalise))
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        assert torch.equal(found[name], nearest_rows_expanded(vectors, rows, dtype, normalise=normalise))
+    assert (found["exact"] != found["bfloat16"]).float().mean() > 0.5
 
 
 def test_without_normalisation_lengths_count() -> None:
@@ -200,8 +217,13 @@ def test_built_from_the_config() -> None:
         quantizer__decoder_input="raw",
         quantizer__loss_row="raw",
         quantizer__commitment_weight=0.5,
+        quantizer__lookup_precision="float32",
     )
     q = build_quantizer(config)
+    assert isinstance(q, GroupedSphericalQuantizer)
     assert (q.latent_dim, q.groups, q.codebook_size, q.lookup_norm) == (8, 8, 64, "none")
     assert (q.decoder_input, q.loss_row, q.commitment_weight) == ("raw", "raw", 0.5)
-    assert build_quantizer(tiny()).lookup_norm == "l2"
+    assert q.lookup_precision == "float32"
+    plain = build_quantizer(tiny(quantizer__codebook_update="ema", quantizer__codebook_decay=0.9))
+    assert isinstance(plain, GroupedSphericalQuantizer) and plain.average is not None
+    assert plain.lookup_norm == "l2" and plain.average.decay == 0.9
