@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsq.errors import UserError
-from gsq.weights import verified_weights
+from gsq.weights import REGISTRY, verified_weights
 
 # (kernel, stride, expansion, output channels, repeats) of the stages of EfficientNet-B0; Lite0 drops
 # squeeze-and-excitation, uses ReLU6 and keeps stem and head unscaled.
@@ -329,7 +329,9 @@ class DINOv2(nn.Module):
                 f"transformers {transformers.__version__} does not know DINOv2 with registers; "
                 "pip install -U 'gsq[dino]'"
             )
+        # What does not fit is raised below instead.
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         try:
             self.network, report = transformers.Dinov2WithRegistersModel.from_pretrained(
                 path.parent,
@@ -338,11 +340,17 @@ class DINOv2(nn.Module):
                 output_loading_info=True,
                 torch_dtype=torch.float32,
             )
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"dinov2_vits14_reg weights: {path} cannot be read ({_first_mismatch(error)})") from None
+        except Exception as error:  # Of many types, by what is wrong and the library's version.
+            raise UserError(
+                f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers ({_first_mismatch(error)}); get "
+                f"the {REGISTRY['dinov2_vits14_reg'].get}"
+            ) from None
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
         if wrong:
-            raise UserError(f"dinov2_vits14_reg weights: {path} is another network's (see {wrong[0]})")
+            raise UserError(
+                f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers (see {wrong[0]}); get the "
+                f"{REGISTRY['dinov2_vits14_reg'].get}"
+            )
         self.prepare = ImageNetInput(self.SIZES["image_size"])
         self.eval().requires_grad_(False)
 

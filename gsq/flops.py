@@ -45,6 +45,13 @@ class Count:
         self.macs += 2 * pixels**2 * channels
         self.activations += channels * pixels
 
+    def head(self, channels: int, tokens: int) -> None:
+        """Of a projected discriminator; its one-dimensional convolution of nine weights counts as 3 x 3."""
+        for kernel in (1, 3):
+            self.conv(channels, channels, kernel, tokens)
+            self.norm(channels, tokens)
+        self.conv(channels, 1, 1, tokens)
+
     def middle(self, config: ModelConfig, width: int, blocks: int, pixels: int) -> None:
         for i in range(blocks):
             self.res_block(width, width, pixels)
@@ -103,32 +110,72 @@ def decoder(config: ModelConfig, image_size: int) -> Count:
     return count
 
 
+# Multiply-adds of EfficientNet-Lite0 for each 32 x 32 pixels: stem and first four stages, and all seven.
+EFFICIENTNET_FOUR, EFFICIENTNET_SEVEN = 3_209_408, 7_425_248
+# DINOv2 ViT-S/14 at 518 pixels: 37 x 37 patches of 14 x 14, a class token and four registers.
+DINO_WIDTH, DINO_BLOCKS, DINO_PATCHES = 384, 12, 37**2
+DINO_TOKENS = DINO_PATCHES + 5
+DINO_MACS = 3 * 14**2 * DINO_WIDTH * DINO_PATCHES + DINO_BLOCKS * (
+    12 * DINO_WIDTH**2 * DINO_TOKENS + 2 * DINO_TOKENS**2 * DINO_WIDTH
+)
+
+
 def discriminator(config: RunConfig) -> Count:
+    """A frozen network counts with its multiply-adds but without its parameters."""
     count, d = Count(), config.discriminator
-    if d.kind == "none":
-        return count
-    size, width = config.data.image_size // 2, d.channels
-    count.conv(3, width, 4, size**2)
-    for layer in range(1, d.layers + 1):
-        outputs = d.channels * min(2**layer, 8)
-        size = size // 2 if layer < d.layers else size - 1
-        count.conv(width, outputs, 4, size**2, bias=False)
-        count.norm(outputs, size**2)
-        width = outputs
-    count.conv(width, 1, 4, (size - 1) ** 2)
+    size, width = config.data.image_size, d.channels
+    if d.kind == "patchgan":
+        size //= 2
+        count.conv(3, width, 4, size**2)
+        for layer in range(1, d.layers + 1):
+            outputs = d.channels * min(2**layer, 8)
+            size = size // 2 if layer < d.layers else size - 1
+            count.conv(width, outputs, 4, size**2, bias=False)
+            count.norm(outputs, size**2)
+            width = outputs
+        count.conv(width, 1, 4, (size - 1) ** 2)
+    elif d.kind == "stylegan":
+        count.conv(3, width, 3, size**2)
+        for multiplier in d.channel_multipliers:
+            outputs = d.channels * multiplier
+            count.conv(width, outputs, 3, size**2)
+            # Blurs of both branches.
+            count.macs += 9 * (width + outputs) * size**2
+            size //= 2
+            count.conv(outputs, outputs, 3, size**2)
+            count.conv(width, outputs, 1, size**2)
+            width = outputs
+        count.conv(width, width, 3, size**2)
+        count.conv(width, width, 1, 1)
+        count.conv(width, 1, 1, 1)
+    elif d.kind == "dino":
+        count.macs += DINO_MACS
+        # About 18 values of each token's width in a block, kept in the generator's of the three passes alone.
+        count.activations += 18 * DINO_BLOCKS * DINO_TOKENS * DINO_WIDTH // 3
+        for _ in range(5):
+            count.head(DINO_WIDTH, DINO_TOKENS)
+    elif d.kind == "efficientnet_lite0":
+        size = max(size, 64)
+        count.macs += EFFICIENTNET_SEVEN * (size // -32) ** 2
+        count.activations += 2 * 136_224 * (size // -32) ** 2 // 3
+        for channels, scale in ((24, 4), (40, 8), (112, 16), (320, 32)):
+            count.head(channels, (size // -scale) ** 2)
     return count
 
 
 def perceptual_macs(config: RunConfig) -> int:
     """Multiply-adds of one forward pass of the perceptual network, for one image."""
     pixels = config.data.image_size**2
-    if config.loss.perceptual == "lpips_vgg":
-        # VGG16's convolutions at 224 x 224.
-        return round(15.35e9 * pixels / 224**2)
-    if config.loss.perceptual == "efficientnet_lite0":
-        # Its stem and first four stages at 224 x 224.
-        return round(197e6 * pixels / 224**2)
-    return 0
+    fixed = {
+        # At 224 x 224; VGG16's convolutions, then its classifier.
+        "efficientnet_lite0_logits": 385_187_552,
+        "vgg16_logits": 15_346_630_656 + 123_633_664,
+        "resnet50_logits": 4_089_184_256,
+        "dinov2_logits": DINO_MACS,
+    }
+    scaled = {"efficientnet_lite0": EFFICIENTNET_FOUR / 32**2, "lpips_vgg": 15_346_630_656 / 224**2}
+    kind = config.loss.perceptual
+    return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Pretrained networks: EfficientNet-Lite0 against the published implementation, VGG16 and LPIPS with weights of our
-own.
+"""Pretrained networks: EfficientNet-Lite0 against the published implementation; VGG16, LPIPS, ResNet50 and DINOv2,
+whose weights are not here, with weights of our own.
 
 efficientnet_lite0_reference.npz holds logits of efficientnet_lite_pytorch 0.1.0 (PyPI) with the published weights,
-for two images of 64 x 64: a photo and noise.
+for two images of 64 x 64: a photo and noise. fixtures/resnet50.npz and discriminators.npz: see
+fixtures/discriminators.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from tiny_dino import dino_folder, dino_state
 from tiny_run import tiny
 from torch import Tensor
 
@@ -23,12 +26,21 @@ import gsq.weights
 from gsq import UserError
 from gsq.data import to_tensor
 from gsq.datasets import manifest
-from gsq.features import EfficientNetFeatures, EfficientNetLite0, VGG16Features
+from gsq.features import (
+    VGG16,
+    DINOv2,
+    EfficientNetFeatures,
+    EfficientNetLite0,
+    ImageNetInput,
+    ResNet50,
+    VGG16Features,
+)
 from gsq.identity import require_weights
 from gsq.losses import LPIPS, build_perceptual_loss
-from gsq.weights import REGISTRY, find_weights, verified_weights
+from gsq.weights import REGISTRY, file_sha256, find_weights, verified_weights
 
 REFERENCE = Path(__file__).with_name("efficientnet_lite0_reference.npz")
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +179,129 @@ def test_another_lpips_is_refused(our_vgg: Path, monkeypatch: pytest.MonkeyPatch
             LPIPS()
     finally:
         other.unlink()
+
+
+# Classifiers, whose outputs the logit losses compare.
+
+
+def classifier_state() -> dict[str, Tensor]:
+    """A VGG16 whose classifier is narrow."""
+    generator, state = torch.Generator().manual_seed(3), vgg_state()
+    for index, shape in ((0, (8, 25088)), (3, (8, 8)), (6, (10, 8))):
+        state[f"classifier.{index}.weight"] = torch.randn(shape, generator=generator) * (2 / shape[1]) ** 0.5
+        state[f"classifier.{index}.bias"] = torch.randn(shape[0], generator=generator)
+    return state
+
+
+def noise(size: int, seed: int) -> Tensor:
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def own_weights(name: str, state: dict[str, Tensor], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Registers a file of these weights as the published one."""
+    path = folder / REGISTRY[name].file
+    torch.save(state, path)
+    monkeypatch.setenv("GSQ_WEIGHTS", str(folder))
+    monkeypatch.setitem(
+        REGISTRY,
+        name,
+        dataclasses.replace(REGISTRY[name], sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:8]),
+    )
+    return path
+
+
+def test_images_are_resized_by_area_and_normalised() -> None:
+    images = noise(32, 0)
+    found = ImageNetInput(16)(images)
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    wanted = F.avg_pool2d((images + 1) / 2, 2)
+    torch.testing.assert_close(found * deviation + mean, wanted)
+
+
+def test_vgg16_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = classifier_state()
+    own_weights("vgg16", state, tmp_path, monkeypatch)
+    loss = build_perceptual_loss("vgg16_logits")
+    assert loss is not None
+    images, target = noise(224, 1).requires_grad_(), noise(224, 2)
+    found = loss(images, target)
+    features, prepare, logits = VGG16Features(state), ImageNetInput(224), []
+    with torch.no_grad():
+        for x in (images, target):
+            x = F.max_pool2d(features(prepare(x))[-1], 2).flatten(1)
+            for index in (0, 3, 6):
+                x = F.linear(x, state[f"classifier.{index}.weight"], state[f"classifier.{index}.bias"])
+                x = x if index == 6 else F.relu(x)
+            logits.append(x)
+    torch.testing.assert_close(found.detach(), (logits[0] - logits[1]).square().mean(), rtol=1e-4, atol=1e-6)
+    found.backward()
+    assert images.grad is not None and images.grad.abs().max() > 0
+
+
+def test_vgg16_without_its_classifier_is_refused() -> None:
+    with pytest.raises(UserError, match=r"classifier\.0 is missing"):
+        VGG16(vgg_state())
+
+
+def resnet_state() -> dict[str, Tensor]:
+    generator, state = torch.Generator().manual_seed(0), {}
+    for name, value in ResNet50().state_dict().items():
+        if not value.dtype.is_floating_point:
+            state[name] = value
+        elif value.dim() == 1:
+            low = 0.5 if name.endswith(("weight", "var")) else 0
+            state[name] = torch.rand(value.shape, generator=generator) * 0.5 + low
+        else:
+            state[name] = torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5
+    return state
+
+
+def test_resnet50_as_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = resnet_state()
+    path = own_weights("resnet50", state, tmp_path, monkeypatch)
+    with np.load(FIXTURES / "resnet50.npz") as reference:
+        images, wanted = torch.from_numpy(reference["images"]), torch.from_numpy(reference["logits"])
+    network = ResNet50.pretrained()
+    torch.testing.assert_close(network(images)[:, ::50], wanted, rtol=1e-4, atol=1e-3)
+    loss = build_perceptual_loss("resnet50_logits")
+    assert loss is not None
+    a, b, prepare = noise(64, 1).requires_grad_(), noise(64, 2), ImageNetInput(224)
+    found = loss(a, b)
+    torch.testing.assert_close(found, (network(prepare(a)) - network(prepare(b))).square().mean(), rtol=1e-4, atol=0)
+    (gradient,) = torch.autograd.grad(found, a)
+    assert gradient.abs().max() > 0 and not any(m.training for m in loss.train().modules())
+
+    del state["layer2.0.conv2.weight"]
+    path.unlink()
+    own_weights("resnet50", state, tmp_path, monkeypatch)
+    verified_weights.cache_clear()
+    file_sha256.cache_clear()
+    with pytest.raises(UserError, match=r"resnet50 weights: .*another network's .*layer2\.0\.conv2\.weight"):
+        ResNet50.pretrained()
+
+
+def test_dinov2_class_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dino_folder(tmp_path, monkeypatch)
+    with np.load(FIXTURES / "discriminators.npz") as reference:
+        images, wanted = (torch.from_numpy(reference[name]) for name in ("small_images", "dino_class_token"))
+    torch.testing.assert_close(DINOv2()(images), wanted, rtol=0, atol=1e-5)
+    loss = build_perceptual_loss("dinov2_logits")
+    assert loss is not None
+    torch.testing.assert_close(loss(images[:1], images[1:]), (wanted[0] - wanted[1]).square().mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["another shape", "missing", "no weights"])
+def test_another_networks_dinov2_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    state = dino_state()
+    if damage == "missing":
+        del state["encoder.layer.3.mlp.fc1.weight"]
+    else:
+        state["layernorm.weight"] = torch.zeros(13)
+    path = dino_folder(tmp_path, monkeypatch, state)
+    if damage == "no weights":
+        path.write_bytes(b"half a download")
+    with pytest.raises(UserError, match=r"dinov2_vits14_reg weights: .*is not a ViT-S/14 with registers.*get the file"):
+        DINOv2()
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
