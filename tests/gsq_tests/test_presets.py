@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from gsq import PRESETS, RunConfig, UserError, override, preset
 from gsq import presets as module
 from gsq.flops import cost
 from gsq.presets import PAPER_MILLIONS, paper_parameters
+from sweeps.cost import speed
+from sweeps.display import plan_table
+from sweeps.planning import make_plan
+from sweeps.spec import load_spec
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "gsq_paper_results.csv"
 
@@ -126,3 +132,19 @@ def test_the_paper_sizes_need_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def plan_columns(axes: dict[str, list[object]], base: str) -> str:
+    plan = make_plan(load_spec({"name": "sizes", "base": base, "axes": axes}))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plan_table(plan, speed([], {}, "cpu"), "cpu"))
+    return console.export_text()
+
+
+def test_a_plan_shows_the_papers_count_beside_ours() -> None:
+    text = plan_columns({"model.attention": [False, True], "codebook_size": [8192, 262144]}, "paper-f8")
+    head, *rows = [line for line in text.splitlines() if "0.2" in line or "paper" in line]
+    assert "paper" in head
+    shown = [row.split()[4:6] for row in rows]
+    assert shown == [["71.1M", "-"], ["75.2M", "75.6M"], ["73.2M", "-"], ["77.3M", "77.7M"]]
+    assert "paper" not in plan_columns({"groups": [1, 2]}, "cpu-tiny")
