@@ -445,7 +445,7 @@ def test_tokenize_a_folder(run: RunFolder, tokenizer: Tokenizer, photos: Path, t
         k: v for k, v in summary.items() if k not in ("seconds", "shards_before")
     }
     text = invoke(*command)
-    assert "left out: 3-cut.png: " in text and "7 images, " in text and "3 shards (3 were there)" in text
+    assert "left out: 3-cut.png: " in text and "7 images, " in text and "3 shards (3 there before)" in text
 
 
 def test_tokenize_at_one_size(run: RunFolder, photos: Path, tmp_path: Path) -> None:
