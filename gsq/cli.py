@@ -292,8 +292,8 @@ def tokenize_command(
         typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
     typer.echo(
         f"{summary.images} images, {summary.positions} positions of {summary.bits_per_token:g} bits, {summary.shards} "
-        f"shard{'s' * (summary.shards > 1)} ({summary.shards_before} there before), {len(summary.broken)} images left out: "
-        f"{summary.output}"
+        f"shard{'s' * (summary.shards > 1)} ({summary.shards_before} there before), {len(summary.broken)} images left "
+        f"out: {summary.output}"
     )
 
 
