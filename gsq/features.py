@@ -338,7 +338,6 @@ class DINOv2(nn.Module):
                 config=transformers.Dinov2WithRegistersConfig(**self.SIZES),
                 local_files_only=True,
                 output_loading_info=True,
-                torch_dtype=torch.float32,
             )
         except Exception as error:  # Of many types, by what is wrong and the library's version.
             raise UserError(
@@ -352,7 +351,8 @@ class DINOv2(nn.Module):
                 f"{REGISTRY['dinov2_vits14_reg'].get}"
             )
         self.prepare = ImageNetInput(self.SIZES["image_size"])
-        self.eval().requires_grad_(False)
+        # Its file's type would be taken by newer versions of the library.
+        self.float().eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> DINOv2:
         """Stays in evaluation mode."""
