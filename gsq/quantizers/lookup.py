@@ -289,7 +289,7 @@ def _tiles(rows: Tensor, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor,
             crowded = query.bincount(minlength=len(z)) > max(8, count // 16)
             left, few = crowded.nonzero()[:, 0], ~crowded[query]
             number, query = number[few], query[few]
-        return _decided(z, blocks, number, query), left
+        return _decided(z, blocks, number, query, len(query) == len(z) - len(left)), left
 
     return search
 
@@ -304,17 +304,18 @@ def _reaching(maxima: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     return row, column
 
 
-def _decided(z: Tensor, blocks: Tensor, number: Tensor, query: Tensor) -> Tensor:
+def _decided(z: Tensor, blocks: Tensor, number: Tensor, query: Tensor, single: bool) -> Tensor:
     """(n,): for each query the row of least float64 distance, the lowest of such, among its blocks.
 
-    z (n, d), blocks (V / block, d, block); the pairs (number, query) say which blocks. A query without any gets V.
+    z (n, d), blocks (V / block, d, block); the pairs (number, query) say which blocks, no query having several where
+    ``single``. A query without any gets V or more.
     """
     n, (count, dim, block) = len(z), blocks.shape
     index = torch.full((n,), count * block, dtype=torch.int64, device=z.device)
     if block == 1:
         # A single row left needs no distance.
         index[query] = number
-        if len(query) <= n:
+        if single:
             return index
         several = query.bincount(minlength=n)[query] > 1
         number, query = number[several], query[several]
