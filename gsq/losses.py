@@ -38,9 +38,9 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 class LeCAM(nn.Module):
     """LeCAM regulariser (Tseng et al. 2021): real logits are held near the average of generated ones and vice versa.
 
-    Averages start at 0 and decay by 0.999, as in the GSQ authors' code, whose one-sided squares (of what exceeds the
-    average) these are; LeCAM's own code starts at 1000, decays by 0.99, and has the same one-sided squares, where its
-    paper's equation has plain ones. Buffers (float64 scalars): real, fake.
+    Averages start at 0 and decay by 0.999, and what counts is the square of the excess over the average, as in the GSQ
+    authors' code. LeCAM's own code has the same squares of the excess (its paper's equation plain squares), but starts
+    at 1000, decays by 0.9 or 0.99 (by version), and can wait for a first step. Buffers, float64 scalars: real, fake.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
