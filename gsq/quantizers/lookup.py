@@ -226,7 +226,9 @@ class _Scaled:
         moved = z if self.centre is None else z - self.centre
         norms = (moved.square() @ torch.ones_like(moved[0]))[:, None].sqrt_()
         scale = torch.maximum(norms, self.width).reciprocal_()
-        w = torch.cat([moved * scale, scale.mul_(self.width)], 1).to(self.dtype)
+        w = torch.empty(len(z), self.dim + 1, dtype=self.dtype, device=z.device)
+        w[:, :-1] = moved * scale
+        w[:, -1:] = scale.mul_(self.width)
         norms /= self.width
         # A dot product of n terms errs by at most n u sum |w_i r_i|, u = eps / 2 (Higham, Accuracy and Stability of
         # Numerical Algorithms, eq. 3.5), in any order of summation; |r| <= (1, 1/2). Rounding w and r, and the

@@ -1,6 +1,6 @@
 """Look-up timings against vector-quantize-pytorch and ``torch.cdist(...).argmin(1)``, in one process and thread count.
 
-    python tests/benchmarks/lookup.py [--quick] [--threads 1] [--memory 20] [--out tests/benchmarks/results]
+    python tests/benchmarks/lookup.py [--quick] [--threads 1] [--memory 20] [--seconds 6]
 
 Prints a table and writes lookup_<device>.json and .md. The peer (pip install vector-quantize-pytorch) runs as its
 users run it, in eval mode without gradients; where it is absent its columns say so. On a GPU, cdist and the bare
@@ -38,14 +38,13 @@ TRAINING = [(8192, dim, size) for dim in (4, 8, 16) for size in (64, 256, 1024)]
 QUERIES = 16384
 # What the peer holds for each pair of a query and a row (measured); cdist holds 4.
 PEER_BYTES = 16
-# Seconds and runs after which a timing stops.
-ENOUGH_SECONDS, ENOUGH_RUNS = 6.0, 7
+RUNS = 7
 
 
-def median_ms(call: Callable[[], Any], device: str) -> tuple[float, int]:
-    """Median of up to ENOUGH_RUNS runs, at least one; a first, untimed run only where it is short."""
+def median_ms(call: Callable[[], Any], device: str, seconds: float) -> tuple[float, int]:
+    """Median of up to RUNS runs, as many as fit in ``seconds``; the first is left out where there are more."""
     times: list[float] = []
-    while sum(times) < ENOUGH_SECONDS and len(times) <= ENOUGH_RUNS:
+    while sum(times) < seconds and len(times) <= RUNS:
         if device == "cuda":
             torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -82,7 +81,7 @@ def bare_product(z: Tensor, rows: Tensor) -> None:
         torch.mm(z[start : start + step], rows.T)
 
 
-def cell(count: int, dim: int, size: int, device: str, memory: float) -> dict[str, Any]:
+def cell(count: int, dim: int, size: int, device: str, memory: float, seconds: float) -> dict[str, Any]:
     pairs = memory * 2**30 / (PEER_BYTES if VectorQuantize is not None else 8)
     count = min(count, max(512, int(pairs / size) // 512 * 512))
     z, rows, normalise = vectors(count, dim, 1, device), vectors(size, dim, 2, device), dim > 1
@@ -97,10 +96,10 @@ def cell(count: int, dim: int, size: int, device: str, memory: float) -> dict[st
     out: dict[str, Any] = {"N": count, "d": dim, "V": size}
     with torch.no_grad():
         for name, call in ways.items():
-            out[f"{name}_ms"], out[f"{name}_runs"] = median_ms(call, device)
+            out[f"{name}_ms"], out[f"{name}_runs"] = median_ms(call, device, seconds)
             out[f"{name}_exact"] = exact_share(call(), z, rows, normalise)
         if device == "cuda":
-            out["product_ms"], _ = median_ms(lambda: bare_product(z, rows), device)
+            out["product_ms"], _ = median_ms(lambda: bare_product(z, rows), device, seconds)
     return out
 
 
@@ -173,6 +172,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four codebook sizes, five dimensions")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", type=float, default=20.0, help="GiB that a peer may take; fewer queries beyond")
+    parser.add_argument("--seconds", type=float, default=6.0, help="after which a timing takes no further run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -194,7 +194,7 @@ def main() -> None:
         "memory": [],
     }
     for case in cases:
-        row = cell(*case, device=device, memory=args.memory)
+        row = cell(*case, device=device, memory=args.memory, seconds=args.seconds)
         result["cells"].append(row)
         print({name: round(value, 3) for name, value in row.items()}, flush=True)
     if device == "cpu":

@@ -35,7 +35,7 @@ def vectors(count: int, dim: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize(("count", "size", "dim"), [(5, 3, 2), (70, 200, 9), (130, 1000, 70), (65, 129, 16), (2, 1, 1)])
 def test_best_two(count: int, size: int, dim: int) -> None:
     w, rows = vectors(count, dim, 1), vectors(size, dim, 2)
-    rows[size // 2 :][:3] = rows[:3][: size - size // 2]
+    rows[size // 2 :][:3] = rows[:3][: size - size // 2].clone()
     scores = w.double() @ rows.double().T
     best, index, second = lookup_gpu.best_two(w, rows)
     torch.testing.assert_close(best.double(), scores.max(1)[0], rtol=1e-5, atol=1e-5)
