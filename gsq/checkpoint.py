@@ -81,12 +81,15 @@ def _remove(folder: Path, step: int) -> None:
         (folder / f"checkpoint-{step:08d}{suffix}").unlink(missing_ok=True)
 
 
-def remove_all(folder: Path) -> None:
-    """Delete the checkpoints of a folder, and what a killed writer left."""
+def remove_all(folder: Path, keep: int | None = None) -> None:
+    """Delete the checkpoints of a folder but that of step ``keep``, and what a killed writer left."""
     for step in list(_steps(folder)):
-        _remove(folder, step)
+        if step != keep:
+            _remove(folder, step)
+    kept = f"checkpoint-{keep:08d}.pt" if keep is not None else None
     for leftover in (*folder.glob("checkpoint-*.partial"), *folder.glob("checkpoint-*.pt")):
-        leftover.unlink(missing_ok=True)
+        if leftover.name != kept:
+            leftover.unlink(missing_ok=True)
 
 
 def newest(folders: list[Path]) -> Iterator[Path]:

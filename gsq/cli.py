@@ -97,17 +97,19 @@ def train_command(
 
 
 def _train(config: object) -> int:
+    import os
     import signal
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from gsq.config import RunConfig
-    from gsq.record import Attempt, read_evaluations, read_run, runs_root
+    from gsq.record import read_evaluations, read_run, runs_root
     from gsq.run import Stopped, StopRequest, execute
 
     assert isinstance(config, RunConfig)
-    console = Console()
+    # Of several processes (torchrun) one speaks.
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
     stop = StopRequest()
     columns = (
         TextColumn("{task.description}"),
@@ -121,8 +123,8 @@ def _train(config: object) -> int:
     ):
         task = bar.add_task("training", total=config.train.steps)
 
-        def announce(attempt: Attempt) -> None:
-            console.print(f"run folder: {attempt.path.parent.parent}", highlight=False, soft_wrap=True)
+        def announce(message: str) -> None:
+            console.print(message, highlight=False, soft_wrap=True)
 
         def advance(step: int) -> None:
             bar.update(task, completed=step, description="evaluating" if step == config.train.steps else "training")

@@ -183,6 +183,11 @@ class QuantizerConfig:
             raise UserError(
                 f"quantizer.codebook_size: {self.codebook_size}, but {self.kind} takes the sign of each channel: 2"
             )
+        if self.kind == "fsq" and min((self.codebook_size, *self.levels)) < 3:
+            raise UserError(
+                f"quantizer.{'levels' if self.levels else 'codebook_size'}: fsq rounds a tanh, which leaves nothing to "
+                f"choose with 2 levels; use at least 3, or kind lfq"
+            )
         if self.levels and max(self.levels) != self.codebook_size:
             raise UserError(
                 f"quantizer.codebook_size: {self.codebook_size}, but the largest of quantizer.levels is "
@@ -256,7 +261,8 @@ class DiscriminatorConfig:
     channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
     """stylegan: width over `channels` after each halving."""
     norm: str = "group"
-    """patchgan: group, or batch (as published; not with gradient accumulation, whose parts it would see apart)."""
+    """patchgan, and the heads on a frozen network: group, or batch (as published; not with gradient accumulation or
+    several processes, which see parts of a batch)."""
     norm_groups: int = 32
     augment: tuple[str, ...] = ()
     """Differentiable augmentation of real and generated images: color, translation, cutout."""
@@ -278,6 +284,11 @@ class DiscriminatorConfig:
             raise UserError(
                 f"discriminator.norm_groups: {self.norm_groups} does not divide discriminator.channels {self.channels}"
             )
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether the result for an image depends on the others of its batch."""
+        return self.norm == "batch" and (self.kind == "patchgan" or self.kind in PROJECTED)
 
 
 @dataclass(frozen=True)
@@ -387,6 +398,8 @@ class ExecutionConfig:
     """Channels-last memory layout of the images and weights: faster convolutions on most devices."""
     compile: bool = False
     """torch.compile the model and the discriminator: faster after a slow start (needs a C++ compiler on a CPU)."""
+    data_workers: int = 0
+    """Threads that prepare batches ahead; 0: none on a CPU, on a GPU one for each core (at most 16)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run, from which one that differs only by more steps can go on."""
     log_every: int = 10
@@ -396,6 +409,7 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         choose("execution.device", self.device, ("auto", "cpu", "cuda"))
         positive("execution.micro_batch", self.micro_batch, 0)
+        positive("execution.data_workers", self.data_workers, 0)
         for key in ("threads", "log_every", "checkpoint_every"):
             positive(f"execution.{key}", getattr(self, key))
 
@@ -442,10 +456,15 @@ class RunConfig:
                 f"model.latent_dim {latent_dim} is needed; leave it empty for codebook_size everywhere"
             )
         micro, batch = self.execution.micro_batch, self.train.batch_size
+        if micro and quantizer.entropy_weight:
+            raise UserError(
+                f"quantizer.entropy_weight: {quantizer.entropy_weight} takes the entropy of a whole batch's mean, "
+                f"which would depend on execution.micro_batch {micro}; use micro_batch 0, or entropy_weight 0"
+            )
         if micro and batch % micro:
             near = max(m for m in range(1, min(micro, batch) + 1) if batch % m == 0)
             raise UserError(f"execution.micro_batch: {micro} does not divide train.batch_size {batch}; {near} would")
-        if micro and self.discriminator.kind == "patchgan" and self.discriminator.norm == "batch":
+        if micro and self.discriminator.normalises_batches:
             raise UserError(
                 "discriminator.norm: 'batch' sees only a part of the batch under execution.micro_batch "
                 f"{micro}, so that the result would depend on it; use group, or micro_batch 0"
@@ -460,6 +479,12 @@ class RunConfig:
         if self.discriminator.kind == "patchgan" and size < 3 * 2**layers:
             raise UserError(
                 f"discriminator.layers: {layers} need a data.image_size of at least {3 * 2**layers}, found {size}"
+            )
+        halvings = len(self.discriminator.channel_multipliers)
+        if self.discriminator.kind == "stylegan" and size < 2**halvings:
+            raise UserError(
+                f"discriminator.channel_multipliers: {halvings} of them halve the image as often, which needs a "
+                f"data.image_size of at least {2**halvings}, found {size}"
             )
 
     @property
@@ -500,3 +525,25 @@ class RunConfig:
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Raise UserError where so many processes cannot share the run's batches."""
+    batch, micro = config.train.batch_size, config.execution.micro_batch
+    if batch % processes:
+        raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")
+    share = batch // processes
+    if micro and share % micro:
+        raise UserError(
+            f"execution.micro_batch: {micro} does not divide {share}, the images that each of {processes} processes "
+            f"takes of train.batch_size {batch}"
+        )
+    if processes > 1 and config.quantizer.entropy_weight:
+        raise UserError(
+            f"quantizer.entropy_weight: {config.quantizer.entropy_weight} takes the entropy of a whole batch's mean, "
+            f"of which each of {processes} processes sees a part; use one process, or entropy_weight 0"
+        )
+    if processes > 1 and config.discriminator.normalises_batches:
+        raise UserError(
+            f"discriminator.norm: 'batch' sees only a part of the batch in each of {processes} processes; use group"
+        )

@@ -1,5 +1,5 @@
-"""Batches of images. The batch of a step is a function of (seed, step) alone, so a resumed run sees the same
-images in the same order without storing a random state.
+"""Batches of images. Image i of a step is a function of (seed, step, i) alone, so a resumed run sees the same
+images in the same order without storing a random state, and processes share a batch by taking slices of it.
 
 Shapes: B images, S = image_size. Images are float32 in [-1, 1].
 """
@@ -7,6 +7,8 @@ Shapes: B images, S = image_size. Images are float32 in [-1, 1].
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 
 import numpy as np
@@ -64,10 +66,13 @@ class ImageSource:
         flip = bool(random.random() < 0.5) and config.flip
         return _crop(image, left, top, side, config.image_size, flip)
 
-    def train_batch(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """(B, 3, S, S): the batch of optimiser step ``step`` (from 0)."""
-        random = np.random.Generator(np.random.Philox(key=[seed, TRAIN_STREAM], counter=[0, 0, 0, step]))
-        return to_tensor([self._random_crop(self.manifest.train, random) for _ in range(batch_size)])
+    def train_batch(self, seed: int, step: int, images: range) -> Tensor:
+        """(B, 3, S, S): the images with these numbers of the global batch of optimiser step ``step`` (from 0)."""
+
+        def random(i: int) -> np.random.Generator:
+            return np.random.Generator(np.random.Philox(key=[seed, TRAIN_STREAM], counter=[0, 0, i, step]))
+
+        return to_tensor([self._random_crop(self.manifest.train, random(i)) for i in images])
 
     @cache  # noqa: B019 (one source lives as long as its process)
     def num_validation(self, wanted: int) -> int:
@@ -94,3 +99,35 @@ class ImageSource:
                 left, top = (image.width - side) / 2, (image.height - side) / 2
             images.append(_crop(image, left, top, side, size, False))
         return to_tensor(images)
+
+
+class Batches:
+    """A process's share of each step's batch, on its device; prepared ahead by ``workers`` threads."""
+
+    def __init__(
+        self, source: ImageSource, seed: int, images: range, workers: int, device: torch.device | None = None
+    ) -> None:
+        self.source, self.seed, self.images = source, seed, images
+        self.device = device or torch.device("cpu")
+        if workers == 0 and self.device.type == "cuda":
+            workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        self.workers = min(workers, len(images))
+        self.pool = ThreadPoolExecutor(self.workers) if self.workers else None
+        self.ready: dict[int, list[Future[Tensor]]] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        """(B / processes, 3, S, S) of this step; the next two are begun."""
+        if self.pool is None:
+            return self.source.train_batch(self.seed, step, self.images).to(self.device)
+        for later in range(step, step + 3):
+            if later not in self.ready:
+                parts = [self.images[i :: self.workers] for i in range(self.workers)]
+                self.ready[later] = [
+                    self.pool.submit(self.source.train_batch, self.seed, later, part) for part in parts
+                ]
+        out = torch.empty(len(self.images), 3, *[self.source.config.image_size] * 2)
+        if self.device.type == "cuda":
+            out = out.pin_memory()
+        for i, part in enumerate(self.ready.pop(step)):
+            out[i :: self.workers] = part.result()
+        return out.to(self.device, non_blocking=True)

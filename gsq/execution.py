@@ -52,7 +52,7 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def environment(config: RunConfig, device: str) -> dict[str, Any]:
+def environment(config: RunConfig, device: str, processes: int = 1) -> dict[str, Any]:
     """What env.json holds, its hash as ``execution_signature``. ``device``: "cpu" or "cuda"."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -72,7 +72,9 @@ def environment(config: RunConfig, device: str) -> dict[str, Any]:
         "versions": versions,
         "device": name,
         "threads": config.execution.threads,
-        "world_size": 1,
-        "micro_batch": config.train.batch_size,
+        "world_size": processes,
+        "micro_batch": config.execution.micro_batch or config.train.batch_size // processes,
+        "channels_last": config.execution.channels_last,
+        "compile": config.execution.compile,
     }
     return {**values, "execution_signature": digest({k: v for k, v in values.items() if k != "commit"})}

@@ -18,6 +18,7 @@ SHORT_NAMES: dict[str, str] = {
     "latent_dim": "model.latent_dim",
     "groups": "quantizer.groups",
     "codebook_size": "quantizer.codebook_size",
+    "depth": "quantizer.depth",
     "downsample": "model.downsample",
     "width": "model.channels",
     "quantizer": "quantizer.kind",

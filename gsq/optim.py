@@ -38,10 +38,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
 
 
 @torch.no_grad()
-def update_ema(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """averaged += (1 - d) (model - averaged), d = min(decay, (1 + step) / (10 + step)); codebook included."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), weight)
+def update_ema(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
+    """averaged += (1 - d) (current - averaged), d = min(decay, (1 + step) / (10 + step))."""
+    torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:

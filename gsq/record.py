@@ -180,6 +180,8 @@ class RunRecord:
     host: str = ""
     pid: int = 0
     node: str = ""
+    started_from: str | None = None
+    """A shorter run whose checkpoint this one started from."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -208,6 +210,7 @@ def read_run(folder: RunFolder) -> RunRecord:
         host=last["host"],
         pid=last["pid"],
         node=last.get("node", ""),
+        started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import signal
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gsq import checkpoint
+from gsq import checkpoint, lineage
 from gsq.config import RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
@@ -25,9 +26,10 @@ from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, newest_file, r
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
     from gsq.data import ImageSource
+    from gsq.distributed import Group
 
 # Kept free for the last status of an attempt whose disk fills up.
-RESERVE_BYTES = 32 << 10
+RESERVE, RESERVE_BYTES = ".reserve", 32 << 10
 
 
 class Stopped(Exception):
@@ -63,6 +65,7 @@ class StopRequest:
 
 def classify(error: BaseException) -> str:
     """Failure class of an exception that ended a run."""
+    from gsq.quantizers import NonFiniteLatent
     from gsq.training import Diverged
 
     text = str(error)
@@ -70,7 +73,7 @@ def classify(error: BaseException) -> str:
         return error.reason
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out_of_memory"
-    if isinstance(error, Diverged):
+    if isinstance(error, Diverged | NonFiniteLatent):
         return "diverged"
     # safetensors wraps the system's error in one of its own.
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -94,19 +97,27 @@ class _Progress:
 
     def __init__(
         self,
-        attempt: Attempt,
+        attempt: Attempt | None,
         config: RunConfig,
         stop: StopRequest,
         device: str,
         on_step: Callable[[int], None],
+        agree: Callable[[str | None], str | None],
     ) -> None:
         self.attempt, self.config, self.stop, self.device = attempt, config, stop, device
-        self.on_step = on_step
+        self.on_step, self.agree = on_step, agree
+        self.started_from: str | None = None
         self.step, self.written = 0, 0.0
         self.first_step: int | None = None
         self.first_time = 0.0
 
     def __call__(self, step: int) -> None:
+        """After a step, which every process of the run has made: they stop after the same one."""
+        self.alive(step)
+        if reason := self.agree(self.stop.reason):
+            raise Stopped(reason)
+
+    def alive(self, step: int) -> None:
         self.step = step
         self.on_step(step)
         now = time.monotonic()
@@ -115,14 +126,22 @@ class _Progress:
         if now - self.written >= 1:
             self.written = now
             self.write(RUNNING)
+
+    def evaluating(self) -> None:
+        """After each batch of an evaluation, which the first process makes on its own."""
+        self.alive(self.step)
         if self.stop.reason:
             raise Stopped(self.stop.reason)
 
     def write(self, state: str, **more: object) -> None:
+        if self.attempt is None:
+            return
         elapsed = time.monotonic() - self.first_time
         if self.first_step is not None and self.step > self.first_step and elapsed > 0:
             more["images_per_second"] = (self.step - self.first_step) * self.config.train.batch_size / elapsed
         more["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        if self.started_from is not None:
+            more["started_from"] = self.started_from
         self.attempt.write_status(state, self.step, self.config.train.steps, **more)
 
 
@@ -132,51 +151,111 @@ def execute(
     *,
     stop: StopRequest | None = None,
     started: float | None = None,
-    announce: Callable[[Attempt], None] = lambda attempt: None,
+    announce: Callable[[str], None] = lambda message: None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> RunFolder:
     """Train and evaluate one run below ``runs``, resuming what earlier attempts left; a run that is done is left alone.
 
+    Where torchrun or a SLURM job started several processes, all of them call this and share each batch; the first
+    one writes. A run that differs from a finished one only by more steps starts from the checkpoint that this one
+    kept (execution.keep_checkpoint), which gives the same result as training from the start.
+
     started: seconds since the epoch at which the process began, so that start-up counts as device time.
+    announce is given what a user should know: the run folder, and a shorter run that this one starts from.
     Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json.
     """
     stop = stop or StopRequest()
     files = manifest(config.data)
     folder = RunFolder.of(runs, identity(config, files))
-    folder.write_config({**to_dict(config), "data_label": files.label})
-    if read_run(folder).state == DONE:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _execute_shared(config, files, folder, stop, started, announce, on_step)
+    return _execute(config, files, folder, stop, started, announce, on_step, None)
+
+
+def _execute_shared(
+    config: RunConfig,
+    files: Manifest,
+    folder: RunFolder,
+    stop: StopRequest,
+    started: float | None,
+    announce: Callable[[str], None],
+    on_step: Callable[[int], None],
+) -> RunFolder:
+    from gsq.distributed import join, leave
+
+    group = join(config)
+    try:
+        result = _execute(config, files, folder, stop, started, announce, on_step, group)
+    except BaseException:
+        leave(together=False)
+        raise
+    leave()
+    return result
+
+
+def _execute(
+    config: RunConfig,
+    files: Manifest,
+    folder: RunFolder,
+    stop: StopRequest,
+    started: float | None,
+    announce: Callable[[str], None],
+    on_step: Callable[[int], None],
+    group: Group | None,
+) -> RunFolder:
+    first = group is None or group.first
+    done = first and read_run(folder).state == DONE
+    if group is not None:
+        done = group.from_first(done)
+    if done:
         return folder
+    attempt: Attempt | None = None
     previous = folder.attempt_folders()
-    attempt = folder.new_attempt()
-    if started is not None:
-        attempt = Attempt(attempt.path, attempt.number, started=started)
-    attempt.write_status(RUNNING, 0, config.train.steps)
-    reserve = attempt.path / ".reserve"
-    reserve.write_bytes(bytes(RESERVE_BYTES))
-    announce(attempt)
+    if first:
+        folder.write_config({**to_dict(config), "data_label": files.label})
+        attempt = folder.new_attempt()
+        if started is not None:
+            attempt = Attempt(attempt.path, attempt.number, started=started)
+        attempt.write_status(RUNNING, 0, config.train.steps)
+        (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+        announce(f"run folder: {folder.path}")
     progress: _Progress | None = None
     try:
         import torch
 
-        from gsq.training import pick_device
+        from gsq.distributed import Group, pick_device
 
+        group = group or Group()
         torch.set_num_threads(config.execution.threads)
-        progress = _Progress(attempt, config, stop, pick_device(config.execution.device).type, on_step)
-        _train_and_evaluate(config, files, attempt, previous, progress)
+        device = pick_device(config.execution.device).type
+        progress = _Progress(attempt, config, stop, device, on_step, group.agree)
+        _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce)
     except BaseException as error:
-        reserve.unlink(missing_ok=True)
-        _record_failure(error, attempt, progress, config)
+        if attempt is not None:
+            (attempt.path / RESERVE).unlink(missing_ok=True)
+            _record_failure(error, attempt, progress, config)
         raise
-    reserve.unlink(missing_ok=True)
-    # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
-    progress.write(DONE)
-    for path in (*previous, attempt.path):
-        checkpoint.remove_all(path)
+    if attempt is not None:
+        (attempt.path / RESERVE).unlink(missing_ok=True)
+        # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
+        progress.write(DONE)
+        keep = config.execution.keep_checkpoint
+        if keep:
+            lineage.add(folder, config, files)
+        for path in (*previous, attempt.path):
+            checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
     return folder
 
 
 def _train_and_evaluate(
-    config: RunConfig, files: Manifest, attempt: Attempt, previous: list[Path], progress: _Progress
+    config: RunConfig,
+    files: Manifest,
+    folder: RunFolder,
+    attempt: Attempt | None,
+    previous: list[Path],
+    progress: _Progress,
+    group: Group,
+    announce: Callable[[str], None],
 ) -> None:
     import safetensors.torch
 
@@ -187,29 +266,41 @@ def _train_and_evaluate(
     from gsq.record import write_json
     from gsq.training import Trainer, train
 
-    write_json(attempt.path / "env.json", environment(config, progress.device))
+    start: Path | None = None
+    if attempt is not None:
+        write_json(attempt.path / "env.json", environment(config, progress.device, group.size))
+        start = next(checkpoint.newest(previous), None)
+        if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
+            start, progress.started_from = shorter
+            announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
+    start = group.from_first(start)
     source = ImageSource(config.data, files)
-    trainer = Trainer(config, source)
+    trainer = Trainer(config, source, group)
 
-    def evaluate_now(trainer: Trainer) -> None:
+    def evaluate_first(trainer: Trainer, attempt: Attempt) -> str | None:
+        samples = attempt.path / "samples.png"
+        try:
+            result = evaluate(trainer.ema, source, config.evaluation, samples=samples, tick=progress.evaluating)
+        except Stopped as stopped:
+            return stopped.reason
         step = trainer.step_count
-        result = evaluate(
-            trainer.ema,
-            source,
-            config.evaluation,
-            samples=attempt.path / "samples.png",
-            tick=lambda: progress(step),
-        )
         result["step"] = step
         result["images_seen"] = step * config.train.batch_size
         result["train_flops"] = cost(config).train_flops * step / config.train.steps
         attempt.write_evaluation(result["protocol"], step, result)
+        return None
 
-    train(trainer, attempt, previous, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
-    safetensors.torch.save_file(
-        {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
-        attempt.path / "model.safetensors",
-    )
+    def evaluate_now(trainer: Trainer) -> None:
+        reason = evaluate_first(trainer, attempt) if attempt is not None else None
+        if reason := group.from_first(reason):
+            raise Stopped(reason)
+
+    train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
+    if attempt is not None:
+        safetensors.torch.save_file(
+            {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
+            attempt.path / "model.safetensors",
+        )
     evaluate_now(trainer)
 
 

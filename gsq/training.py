@@ -8,95 +8,143 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsq import checkpoint
+from gsq import augment, checkpoint
 from gsq.autoencoder import Autoencoder
 from gsq.config import RunConfig
-from gsq.data import ImageSource
+from gsq.data import Batches, ImageSource
 from gsq.discriminators import build_discriminator
-from gsq.errors import UserError
-from gsq.losses import build_perceptual_loss, discriminator_loss, generator_loss
+from gsq.distributed import Group, pick_device
+from gsq.losses import (
+    LeCAM,
+    adaptive_weight,
+    build_perceptual_loss,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
 from gsq.optim import build_optimizer, clip_gradients, set_learning_rate, update_ema
+from gsq.quantizers import NonFiniteLatent
 from gsq.record import Attempt
 
 # Steps in a row whose loss or gradient is not finite, after which a run has diverged.
 PATIENCE = 5
+# Streams of random numbers for the augmentation of real and of generated images.
+REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 0, 1, 2
 
 
 class Diverged(Exception):
     """The loss or its gradient stayed not finite."""
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("execution.device: 'cuda' is not available here; use auto or cpu, or a machine with a GPU")
-    return torch.device(name)
-
-
 class Trainer:
-    """Model, discriminator, optimisers and averaged weights; one call of ``step`` is one optimiser step each."""
+    """Model, discriminator, optimisers and averaged weights; one call of ``step`` is one optimiser step each.
 
-    def __init__(self, config: RunConfig, source: ImageSource) -> None:
-        self.config, self.source = config, source
+    A step works through this process's share of the global batch in parts of execution.micro_batch images; every
+    mean over the batch is one over the global batch, so that the result does not depend on the split.
+    """
+
+    def __init__(self, config: RunConfig, source: ImageSource, group: Group | None = None) -> None:
+        self.config, self.group = config, group or Group()
         self.device = pick_device(config.execution.device)
+        self.images = self.group.images(config.train.batch_size)
+        self.batches = Batches(source, config.train.seed, self.images, config.execution.data_workers, self.device)
         torch.manual_seed(config.train.seed)
         self.model = Autoencoder(config).to(self.device)
-        self.discriminator = build_discriminator(config.discriminator)
+        self.discriminator = build_discriminator(config.discriminator, config.data.image_size)
         if self.discriminator is not None:
             self.discriminator.to(self.device)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.perceptual = build_perceptual_loss(config.loss.perceptual)
         if self.perceptual is not None:
             # Depthwise convolutions run up to twice as fast in this layout.
             self.perceptual.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lecam = LeCAM().to(self.device) if config.loss.lecam_weight else None
         self.optimizer = build_optimizer([self.model], config.optimizer)
         self.optimizer_d = build_optimizer([self.discriminator], config.optimizer) if self.discriminator else None
+        # The decoder's output layer, at which the adaptive weight compares gradients.
+        self.last_layer = [m for m in self.model.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
+        self.averaged, self.current = _averaged_tensors(self.ema, self.model)
+        self.forward, self.judge = self._prepared()
         self.step_count = 0
         self.failed_steps = 0
 
-    def _modules(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+    def _prepared(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        """Model and discriminator as ``step`` calls them: in the wanted memory layout, compiled where wanted."""
+        execution = self.config.execution
+        if execution.channels_last:
+            for module in (self.model, self.ema, self.discriminator):
+                if module is not None:
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not execution.compile:
+            return self.model, self.discriminator
+        if self.config.loss.adaptive_weight:
+            from torch._functorch import config as compiler
+
+            # Two gradients are taken of one graph, so the first must not give away its buffers.
+            compiler.donated_buffer = False
+        # The look-up is kept out: it chooses its way by the data.
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+        if self.discriminator is not None and not self.config.loss.gradient_penalty_weight:
+            # A compiled graph has no second derivative.
+            self.discriminator.compile()
+        return self.model, self.discriminator
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         parts = {
             "model": self.model,
             "ema": self.ema,
             "discriminator": self.discriminator,
             "optimizer": self.optimizer,
             "optimizer_d": self.optimizer_d,
+            "lecam": self.lecam,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
     def state(self) -> dict[str, Any]:
-        """Everything that later steps depend on; batches depend on (seed, step) alone."""
+        """Everything that later steps depend on; images and augmentation depend on (seed, step) alone."""
         counts = {"step": self.step_count, "failed_steps": self.failed_steps}
-        return {**counts, **{name: part.state_dict() for name, part in self._modules().items()}}
+        return {**counts, **{name: part.state_dict() for name, part in self._parts().items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step_count, self.failed_steps = state["step"], state["failed_steps"]
-        for name, part in self._modules().items():
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.train.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def step(self) -> dict[str, float]:
-        """One step of generator and discriminator; returns its losses. A step that is not finite is not applied.
+    def _micro_batches(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of this process's share, with their images."""
+        size = self.config.execution.micro_batch or len(images)
+        for first in range(0, len(images), size):
+            rows = slice(first, first + size)
+            part = images[rows]
+            if self.config.execution.channels_last:
+                part = part.contiguous(memory_format=torch.channels_last)
+            yield rows, part
 
-        Raises Diverged after PATIENCE such steps in a row.
-        """
-        config, weights = self.config, self.config.loss
-        images = self.source.train_batch(config.train.seed, self.step_count, config.train.batch_size).to(self.device)
-        adversarial = self.discriminator is not None and self.step_count >= weights.discriminator_start
+    def _augmented(self, images: Tensor, rows: slice, stream: int) -> Tensor:
+        policy = self.config.discriminator.augment
+        if not policy:
+            return images
+        drawn = augment.draw(policy, self.config.train.seed, self.step_count, stream, self.config.train.batch_size)
+        mine = drawn[self.images.start : self.images.stop][rows]
+        return augment.augment(images, policy, mine.to(self.device))
 
+    def _generator_losses(self, images: Tensor, rows: slice, adversarial: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """Weighted losses by name (means over these images), and the reconstructions (float32)."""
+        weights = self.config.loss
         with self._autocast():
-            output = self.model(images)
+            output = self.forward(images)
             found = output.images.float()
             losses = {"mse": F.mse_loss(found, images), "quantizer": output.quantizer_loss}
             if self.perceptual is not None:
@@ -104,29 +152,89 @@ class Trainer:
                     *(x.contiguous(memory_format=torch.channels_last) for x in (found, images))
                 )
             if adversarial:
-                assert self.discriminator is not None
-                self.discriminator.requires_grad_(False)
-                losses["adversarial"] = generator_loss(weights.generator_loss, self.discriminator(found).float())
-                self.discriminator.requires_grad_(True)
-        scale = {
+                assert self.judge is not None
+                logits = self.judge(self._augmented(found, rows, GENERATOR_STREAM)).float()
+                losses["adversarial"] = generator_loss(weights.generator_loss, logits)
+        return losses, found
+
+    def _discriminator_losses(self, images: Tensor, found: Tensor, rows: slice) -> dict[str, Tensor]:
+        weights = self.config.loss
+        assert self.judge is not None
+        penalised = weights.gradient_penalty_weight > 0
+        real_images = images.detach().requires_grad_(penalised)
+        with self._autocast():
+            real = self.judge(self._augmented(real_images, rows, REAL_STREAM)).float()
+            fake = self.judge(self._augmented(found, rows, FAKE_STREAM)).float()
+            losses = {"discriminator": discriminator_loss(weights.discriminator_loss, real, fake)}
+            if self.lecam is not None:
+                losses["lecam"] = self.lecam(real, fake)
+        if penalised:
+            losses["gradient_penalty"] = gradient_penalty(real_images, real)
+        return {**losses, "real_logit": real.mean(), "fake_logit": fake.mean()}
+
+    def step(self) -> dict[str, float]:
+        """One step of generator and discriminator; returns its losses, means over the global batch.
+
+        A step whose loss or gradient is not finite is not applied. Raises Diverged after PATIENCE such in a row.
+        """
+        config, weights = self.config, self.config.loss
+        images = self.batches(self.step_count)
+        adversarial = self.discriminator is not None and self.step_count >= weights.discriminator_start
+        scale: dict[str, Any] = {
             "mse": weights.mse_weight,
             "perceptual": weights.perceptual_weight,
             "adversarial": weights.adversarial_weight,
             "quantizer": 1.0,
+            "discriminator": 1.0,
+            "lecam": weights.lecam_weight,
+            "gradient_penalty": weights.gradient_penalty_weight,
         }
-        total = torch.stack([scale[name] * loss for name, loss in losses.items()]).sum()
-        applied = self._apply(total, self.model, self.optimizer, losses, "gradient_norm")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)
+        reconstructions: list[Tensor] = []
+        ratio = None
+        if adversarial and weights.adaptive_weight:
+            ratio = self._adaptive_weight(images, scale)
+            if ratio is not None:
+                scale["adversarial"] = scale["adversarial"] * ratio
+
+        def generator(rows: slice, part: Tensor) -> dict[str, Tensor]:
+            losses, found = self._generator_losses(part, rows, adversarial)
+            reconstructions.append(found.detach())
+            return losses
+
+        losses = self._accumulate(images, generator, scale)
+        norm = self._gradient_norm(self.model) if losses else None
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+        applied = losses is not None and self._apply(losses, norm, self.optimizer, "gradient_norm")
+        values = dict(losses or {})
+        if applied:
+            self.model.quantizer.update_codebook(self.group.sum_)
+        else:
+            self.model.quantizer.discard_pending()
         if adversarial and applied:
             assert self.discriminator is not None and self.optimizer_d is not None
-            with self._autocast():
-                real, fake = self.discriminator(images).float(), self.discriminator(found.detach()).float()
-                loss_d = discriminator_loss(weights.discriminator_loss, real, fake)
-            losses["discriminator"] = loss_d
-            losses["real_logit"], losses["fake_logit"] = real.mean(), fake.mean()
-            applied = self._apply(loss_d, self.discriminator, self.optimizer_d, losses, "gradient_norm_d")
+            self.optimizer_d.zero_grad(set_to_none=True)
+
+            def discriminator(rows: slice, part: Tensor) -> dict[str, Tensor]:
+                return self._discriminator_losses(part, reconstructions.pop(0), rows)
+
+            losses_d = self._accumulate(images, discriminator, scale)
+            norm_d = self._gradient_norm(self.discriminator) if losses_d else None
+            applied = losses_d is not None and self._apply(losses_d, norm_d, self.optimizer_d, "gradient_norm_d")
+            if applied and self.lecam is not None:
+                assert losses_d is not None
+                self.lecam.update(
+                    *(torch.tensor(losses_d[name], dtype=torch.float64) for name in ("real_logit", "fake_logit"))
+                )
+            values |= losses_d or {}
+        if ratio is not None:
+            values["adaptive_weight"] = float(ratio)
         if applied:
             self.failed_steps = 0
-            update_ema(self.ema, self.model, config.optimizer.ema_decay, self.step_count)
+            update_ema(self.averaged, self.current, config.optimizer.ema_decay, self.step_count)
         else:
             self.failed_steps += 1
             if self.failed_steps >= PATIENCE:
@@ -134,45 +242,109 @@ class Trainer:
                     f"loss or gradient not finite in {PATIENCE} steps in a row, up to step {self.step_count}"
                 )
         self.step_count += 1
-        return {"loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+        return values
+
+    def _accumulate(
+        self,
+        images: Tensor,
+        losses_of: Callable[[slice, Tensor], dict[str, Tensor]],
+        scale: dict[str, Any],
+    ) -> dict[str, float] | None:
+        """Forward and backward over the parts of the batch; returns the losses, means over the global batch.
+
+        None where a process met a latent that is not finite.
+        """
+        sums: Tensor | None = None
+        names: list[str] = []
+        broken = False
+        try:
+            for rows, part in self._micro_batches(images):
+                losses = losses_of(rows, part)
+                names = list(losses)
+                share = len(part) / self.config.train.batch_size
+                total = torch.stack([scale[n] * loss for n, loss in losses.items() if n in scale]).sum()
+                (total * share).backward()
+                found = torch.stack([total.detach(), *(loss.detach() for loss in losses.values())]).double() * share
+                sums = found if sums is None else sums + found
+        except NonFiniteLatent:
+            broken = True
+        if self.group.size > 1:
+            flag = torch.tensor(float(broken), device=self.device)
+            self.group.sum_(flag)
+            broken = bool(flag)
+        if broken or sums is None:
+            return None
+        self.group.sum_(sums)
+        values = sums.tolist()
+        total_name = "loss" if "mse" in names else "loss_d"
+        return {total_name: values[0], **dict(zip(names, values[1:], strict=True))}
+
+    def _gradient_norm(self, module: nn.Module) -> Tensor:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self.group.sum_gradients(parameters)
+        return clip_gradients(parameters, self.config.optimizer.gradient_clip)
 
     def _apply(
-        self,
-        loss: Tensor,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        losses: dict[str, Tensor],
-        norm_name: str,
+        self, losses: dict[str, float], norm: Tensor | None, optimizer: torch.optim.Optimizer, norm_name: str
     ) -> bool:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clip_gradients(module.parameters(), self.config.optimizer.gradient_clip)
-        losses[norm_name] = norm
-        if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
+        """The optimiser's step, unless a loss or the gradient is not finite."""
+        losses[norm_name] = float("nan") if norm is None else float(norm)
+        if not all(math.isfinite(value) for value in losses.values()):
             optimizer.zero_grad(set_to_none=True)
             return False
         set_learning_rate(optimizer, self.config.optimizer, self.step_count)
         optimizer.step()
         return True
 
+    def _adaptive_weight(self, images: Tensor, scale: dict[str, Any]) -> Tensor | None:
+        """Gradient norm of the reconstruction losses over that of the adversarial one, both at the last layer and
+        for the global batch. A forward pass of its own, so that it can be taken over all parts of the batch."""
+        sums = torch.zeros(2, *self.last_layer.shape, device=self.device)
+        broken = torch.zeros((), device=self.device)
+        try:
+            for rows, part in self._micro_batches(images):
+                losses, _ = self._generator_losses(part, rows, True)
+                reconstruction = scale["mse"] * losses["mse"]
+                if "perceptual" in losses:
+                    reconstruction = reconstruction + scale["perceptual"] * losses["perceptual"]
+                share = len(part) / self.config.train.batch_size
+                for i, loss in enumerate((reconstruction, losses["adversarial"])):
+                    (gradient,) = torch.autograd.grad(loss, self.last_layer, retain_graph=i == 0)
+                    sums[i] += share * gradient
+        except NonFiniteLatent:
+            broken += 1
+        self.model.quantizer.discard_pending()
+        self.group.sum_(broken)
+        if broken:
+            return None
+        self.group.sum_(sums)
+        return adaptive_weight(sums[0], sums[1])
+
+
+def _averaged_tensors(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and persistent floating buffers (an EMA codebook) of both, in the same order."""
+    ours, theirs = averaged.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    names = [name for name, value in theirs.items() if value.is_floating_point()]
+    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
+
 
 def train(
     trainer: Trainer,
-    attempt: Attempt,
-    previous: list[Any],
+    attempt: Attempt | None,
+    start: Any | None,
     *,
     tick: Callable[[Trainer], None],
     evaluate: Callable[[Trainer], None],
 ) -> None:
-    """Train to config.train.steps, from the newest valid checkpoint in the folders ``previous``.
+    """Train to config.train.steps, from the checkpoint ``start`` if there is one.
 
-    tick is called after each step and may raise to stop; before it passes on what tick raises, a checkpoint of
-    the finished step is written. evaluate is called every config.evaluation.every steps.
+    attempt: where the curve and checkpoints go; None for the processes of a run that write nothing. tick is called
+    after each step and may raise to stop; before it passes on what tick raises, a checkpoint of the finished step is
+    written. evaluate is called every config.evaluation.every steps.
     """
     config = trainer.config
-    for path in checkpoint.newest(previous):
-        trainer.load_state(checkpoint.load(path, trainer.device))
-        break
+    if start is not None:
+        trainer.load_state(checkpoint.load(start, trainer.device))
     steps, every = config.train.steps, config.evaluation.every
 
     def due(step: int) -> bool:
@@ -186,7 +358,7 @@ def train(
         losses = trainer.step()
         step = trainer.step_count
         images_since += config.train.batch_size
-        if step % config.execution.log_every == 0 or step == steps:
+        if attempt is not None and (step % config.execution.log_every == 0 or step == steps):
             now = time.perf_counter()
             attempt.log_metrics(step, {**losses, "images_per_second": images_since / (now - since)})
             images_since, since = 0, now
@@ -195,7 +367,8 @@ def train(
             if due(step):
                 evaluate(trainer)
         except BaseException:
-            checkpoint.save(attempt.path, step, trainer.state())
+            if attempt is not None:
+                checkpoint.save(attempt.path, step, trainer.state())
             raise
-        if step % config.execution.checkpoint_every == 0 or step == steps:
+        if attempt is not None and (step % config.execution.checkpoint_every == 0 or step == steps):
             checkpoint.save(attempt.path, step, trainer.state())

@@ -24,12 +24,16 @@ class Cluster:
     account: str = ""
     qos: str = ""
     constraint: str = ""
+    nodes: int = 1
+    """Nodes a job."""
     gpus: int = 0
-    """GPUs a job."""
+    """GPUs a node."""
+    processes: int = 0
+    """Processes a node, which share each batch of a run; 0 for one a GPU."""
     cpus: int = 1
-    """CPU cores a job."""
+    """CPU cores a node."""
     memory_gb: int = 0
-    """Memory a job; 0 takes it from each cell's estimate, rounded up."""
+    """Memory a node; 0 takes it from each cell's estimate, rounded up."""
     minutes: int = 0
     """Wall time a job; 0 takes it from each cell's estimate, rounded up."""
     parallel: int = 256
@@ -42,10 +46,20 @@ class Cluster:
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
-        for key in ("workers", "gpus", "memory_gb", "minutes"):
+        for key in ("workers", "gpus", "processes", "memory_gb", "minutes"):
             positive(key, getattr(self, key), 0)
-        positive("cpus", self.cpus)
-        positive("parallel", self.parallel)
+        for key in ("nodes", "cpus", "parallel"):
+            positive(key, getattr(self, key))
+        if self.kind == "local" and (self.nodes > 1 or self.processes > 1):
+            raise UserError(
+                "processes and nodes: the queue on this machine gives each run one process; share a single run with "
+                "torchrun --nproc-per-node N -m gsq.cli train ..."
+            )
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes that share a run on each node."""
+        return self.processes or max(1, self.gpus)
 
     @property
     def device(self) -> str:

@@ -44,6 +44,7 @@ def _rows(folder: SweepFolder, cell: Cell, cell_status: CellStatus) -> list[dict
         "device_seconds": record.seconds if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,
         "attempts": record.attempts,
+        "started_from": record.started_from,
         "execution_signature": environment.get("execution_signature"),
         "commit": environment.get("commit"),
         "versions": json.dumps(environment["versions"], sort_keys=True) if "versions" in environment else None,

@@ -35,13 +35,17 @@ class CellJob:
         the step with a checkpoint, then hands over to submitit's own handler, which requeues the job."""
         from gsq.run import Stopped, StopRequest
 
+        first = _share_run()
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         stop = StopRequest()
         try:
             with stop.on_signals({signal.SIGUSR2: "preempted"}):
                 return self.execute(signature, stop)
-        except Stopped:
-            if stop.signal == signal.SIGUSR2 and callable(submitit_handler):
+        except Stopped as stopped:
+            if not first:
+                # The first process requeues the job, which ends this one; an exit before that would end the job.
+                time.sleep(60)
+            elif stopped.reason == "preempted" and callable(submitit_handler):
                 submitit_handler(signal.SIGUSR2, None)
             raise
 
@@ -66,6 +70,21 @@ class CellJob:
                 "science version changed after it was planned; plan and submit it again"
             )
         return str(execute(cell.config, Path(self.runs), stop=stop, started=STARTED).path)
+
+
+def _share_run() -> bool:
+    """Tell torch who the processes of this SLURM job are, where there are several; whether this is the first."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return True
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    environment = JobEnvironment()
+    if environment.num_tasks == 1:
+        return True
+    # A GPU is chosen by LOCAL_RANK, from all that the job was given.
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    return environment.global_rank == 0
 
 
 def _die_with_parent() -> None:

@@ -19,21 +19,21 @@ from sweeps.spec import Spec
 
 def derived(config: RunConfig) -> dict[str, Any]:
     """Derived axes by column name."""
-    q, m = config.quantizer, config.model
-    bits = q.groups * math.log2(q.codebook_size)
+    m, bits = config.model, config.bits_per_token
     return {
         "group_dim": config.group_dim,
         "bits_per_token": bits,
         "bits_per_pixel": bits / m.downsample**2,
         "compression_ratio": 3 * m.downsample**2 / m.latent_dim,
-        "tokens_per_image": q.groups * (config.data.image_size // m.downsample) ** 2,
+        "tokens_per_image": len(config.index_sizes) * (config.data.image_size // m.downsample) ** 2,
     }
 
 
 def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
     """Axes and derived axes of a run, by the results table's column names."""
     axes = {name: _get(config, name) for name in SHORT_NAMES}
-    return {**axes, **derived(config), "data": data_label}
+    levels = list(config.index_sizes) if config.quantizer.kind == "fsq" else None
+    return {**axes, "levels": levels, **derived(config), "data": data_label}
 
 
 def _get(config: RunConfig, name: str) -> Any:
@@ -94,14 +94,16 @@ class _Names:
             value = self.values[name]
             return _get(self.base, name) if value is None else value
         d, g, v, f = (self(n) for n in ("latent_dim", "groups", "codebook_size", "downsample"))
+        indices = self("depth") if self("quantizer") == "rvq" else g
         # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
         if name in ("bits_per_token", "bits_per_pixel"):
-            bits = g * math.log2(v)
+            levels = self.axes.get("quantizer.levels") or self.base.quantizer.levels or [v] * indices
+            bits = sum(map(math.log2, levels))
             return bits if name == "bits_per_token" else bits / f**2
         if name in ("group_dim", "compression_ratio"):
             return d / g if name == "group_dim" else 3 * f**2 / d
         if name == "tokens_per_image":
-            return g * (self("image_size") // f) ** 2
+            return indices * (self("image_size") // f) ** 2
         if name == "images":
             return self("steps") * self("batch_size")
         changed = override(self.base, self.axes)

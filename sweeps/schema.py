@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEY = ("sweep", "signature", "step", "protocol")
 
 Role = Literal["key", "axis", "derived", "metric", "cost", "provenance", "protocol", "state"]
@@ -30,7 +30,7 @@ class Column:
     """One typed column; ``unit`` and ``description`` are written to the Parquet field metadata."""
 
     name: str
-    type: Literal["string", "int64", "float64", "bool", "list<float64>"]
+    type: Literal["string", "int64", "float64", "bool", "list<int64>", "list<float64>"]
     unit: str
     role: Role
     description: str
@@ -61,7 +61,9 @@ COLUMNS: tuple[Column, ...] = (
         ("latent_dim", "int64", "channels", "latent channels D"),
         ("groups", "int64", "groups", "codebook groups G"),
         ("group_dim", "int64", "channels", "channels a group, d = D / G"),
-        ("codebook_size", "int64", "rows", "codebook rows V"),
+        ("codebook_size", "int64", "rows", "codebook rows V (fsq: the most levels of a channel)"),
+        ("depth", "int64", "codebooks", "codebooks of a residual quantizer, else 1"),
+        ("levels", "list<int64>", "", "fsq: levels of each latent channel, else null"),
         ("downsample", "int64", "pixels", "image height over latent height, f"),
         ("width", "int64", "channels", "channels of the first level of the autoencoder"),
         ("image_size", "int64", "pixels", "height and width of a training image"),
@@ -73,10 +75,20 @@ COLUMNS: tuple[Column, ...] = (
     ),
     *_columns(
         "derived",
-        ("bits_per_token", "float64", "bits", "G log2 V: bits of one latent position"),
-        ("bits_per_pixel", "float64", "bits/pixel", "G log2(V) / f^2"),
+        (
+            "bits_per_token",
+            "float64",
+            "bits",
+            "bits of one latent position: the sum of log2 over its indices, G log2 V",
+        ),
+        ("bits_per_pixel", "float64", "bits/pixel", "bits_per_token / f^2"),
         ("compression_ratio", "float64", "values/value", "3 f^2 / D: image values a latent value"),
-        ("tokens_per_image", "int64", "indices", "indices that one training image becomes, G (H / f)^2"),
+        (
+            "tokens_per_image",
+            "int64",
+            "indices",
+            "indices that one training image becomes, G (H / f)^2 (rvq: depth for G)",
+        ),
         ("effective_bits", "float64", "bits", "sum over groups of log2 perplexity (groups taken as independent)"),
     ),
     *_columns(
@@ -87,7 +99,7 @@ COLUMNS: tuple[Column, ...] = (
         ("psnr_db", "float64", "dB", "peak signal-to-noise ratio on uint8, mean over images"),
         ("ssim", "float64", "", "structural similarity on uint8, mean over images"),
         ("mse", "float64", "", "mean squared error, images in [-1, 1]"),
-        ("usage", "float64", "share", "codebook rows used at least once, all groups pooled"),
+        ("usage", "float64", "share", "codebook rows used at least once, over all groups or channels"),
         ("perplexity", "float64", "rows", "exp(entropy) of the pooled index histogram"),
         ("usage_per_group", "list<float64>", "share", "usage of each group"),
         ("perplexity_per_group", "list<float64>", "rows", "perplexity of each group"),
@@ -109,6 +121,7 @@ COLUMNS: tuple[Column, ...] = (
         ("versions", "string", "", "package versions as JSON"),
         ("device", "string", "", "device name"),
         ("attempts", "int64", "attempts", "attempts that the run has had"),
+        ("started_from", "string", "", "shorter run whose checkpoint it started from, which its cost leaves out"),
     ),
     *_columns(
         "state",
@@ -137,6 +150,7 @@ def arrow_schema() -> pa.Schema:
         "int64": pa.int64(),
         "float64": pa.float64(),
         "bool": pa.bool_(),
+        "list<int64>": pa.list_(pa.int64()),
         "list<float64>": pa.list_(pa.float64()),
     }
     fields = [

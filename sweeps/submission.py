@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from gsq.config import check_processes
 from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RunRecord, runs_root
@@ -56,6 +57,7 @@ def submit(
     folder = SweepFolder(runs or runs_root(), plan.name)
     for config in {cell.config for cell in plan.cells}:
         require_weights(config)
+        check_processes(config, cluster.nodes * cluster.processes_per_node)
     if cluster.kind == "slurm":
         require_slurm()
     try:
@@ -93,7 +95,13 @@ def resource_classes(
     rate = speed(cells, records, cluster.device)
     grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
     for cell in cells:
-        wanted = resource_class(estimate(cell, rate, cluster.device))
+        one = estimate(cell, rate, cluster.device)
+        # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
+        shared = one._replace(
+            seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
+            memory_bytes=one.memory_bytes * cluster.processes_per_node,
+        )
+        wanted = resource_class(shared)
         grouped[ResourceClass(cluster.memory_gb or wanted.memory_gb, cluster.minutes or wanted.minutes)].append(cell)
     return dict(sorted(grouped.items()))
 
@@ -123,7 +131,9 @@ def _submit_array(
         "name": f"gsq-{folder.name}",
         "timeout_min": resources.minutes,
         "mem_gb": resources.memory_gb,
-        "cpus_per_task": cluster.cpus,
+        "nodes": cluster.nodes,
+        "tasks_per_node": cluster.processes_per_node,
+        "cpus_per_task": max(1, cluster.cpus // cluster.processes_per_node),
         "slurm_array_parallelism": cluster.parallel,
         "slurm_setup": _setup(cluster),
         "stderr_to_stdout": True,
@@ -156,7 +166,10 @@ def _submit_array(
 
 
 def _setup(cluster: Cluster) -> list[str]:
-    exports = {"OMP_NUM_THREADS": str(cluster.cpus if cluster.gpus else 1), **cluster.environment}
+    exports = {
+        "OMP_NUM_THREADS": str(max(1, cluster.cpus // cluster.processes_per_node) if cluster.gpus else 1),
+        **cluster.environment,
+    }
     package_root = str(Path(__file__).resolve().parent.parent)
     return [
         *cluster.setup,

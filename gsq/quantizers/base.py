@@ -51,9 +51,6 @@ class Quantizer(nn.Module):
         """Bits of one latent position: the sum of log2 over its indices."""
         return sum(math.log2(size) for size in self.index_sizes)
 
-    # Eager inside a compiled model: the look-up would break the graph at each of its choices, and decode_indices
-    # equals forward to the bit.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """latent: (B, D, h, w), any floating dtype.
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
         raise ValueError(f"queries (N, d) and codebook (V, d) expected, got {[*queries.shape]}, {[*codebook.shape]}")
     count, dim = queries.shape
     out = torch.zeros(count, dtype=torch.int64, device=queries.device)
-    with torch.autocast(queries.device.type, enabled=False), _full_precision():
+    with torch.autocast(queries.device.type, enabled=False), _full_precision(queries.device):
         search = _method(_prepared(codebook, normalise, "codebook"), count, normalise)
         step = max(256, _larger(QUERIES, queries.device) // max(1, dim))
         for start in range(0, count, step):
@@ -104,17 +105,24 @@ def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def _full_precision(device: torch.device) -> Iterator[None]:
     """float32 products in float32: neither TF32 nor bfloat16, which the bounds below do not cover."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    name = "cuda" if device.type == "cuda" else "mkldnn"
+    products: Any = getattr(getattr(torch.backends, name), "matmul", None)
+    # From torch 2.9 on a setting by backend; reading the older one then fails where a user has set the newer.
+    by_backend = hasattr(products, "fp32_precision")
+    before = products.fp32_precision if by_backend else torch.get_float32_matmul_precision()
     try:
+        if by_backend:
+            products.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if by_backend:
+            products.fp32_precision = before
+        else:
+            torch.set_float32_matmul_precision(before)
 
 
 def _method(rows: Tensor, count: int, normalise: bool) -> Search:

@@ -77,7 +77,10 @@ def test_unknown_preset_lists_the_presets() -> None:
         ({"model": {"latent_dim": 12}, "quantizer": {"groups": 8}}, ["8", "latent_dim 12", "1, 2, 3, 4, 6, 12"]),
         ({"data": {"image_size": 100}}, ["data.image_size", "100", "downsample 8", "96 would be"]),
         ({"quantizer": {"codebook_size": 1}}, ["quantizer.codebook_size", "1", "at least 2"]),
-        ({"quantizer": {"groups": 16, "lookup_norm": "l2"}}, ["quantizer.lookup_norm", "dimension 1", "auto or none"]),
+        (
+            {"quantizer": {"groups": 16, "lookup_norm": "l2"}},
+            ["quantizer.lookup_norm", "dimension 1", "use auto, none or clip"],
+        ),
         ({"model": {"channel_multipliers": [1, 2, 4]}}, ["model.channel_multipliers", "3 entries", "needs 4"]),
         ({"model": {"encoder_blocks": [1, 2, 4]}}, ["model.encoder_blocks", "3 entries", "needs 5"]),
         ({"model": {"decoder_blocks": [1, 2, 0, 1, 1]}}, ["model.decoder_blocks", "positive"]),
@@ -199,3 +202,38 @@ def test_yaml_that_is_no_file_of_text(tmp_path: Path) -> None:
 def test_read_yaml_gives_plain_values(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {latent_dim: 8}\nlist: [1, 2]\n")
     assert read_yaml(tmp_path / "c.yaml") == {"model": {"latent_dim": 8}, "list": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantizer": "lfq", "groups": 16}, ["quantizer.codebook_size: 256", "lfq", "sign", "2"]),
+        ({"quantizer": "bsq", "codebook_size": 2}, ["quantizer.groups: 1", "bsq", "model.latent_dim 16"]),
+        ({"quantizer": "fsq"}, ["quantizer.groups: 1", "fsq quantizes each channel"]),
+        (
+            {"quantizer": "fsq", "groups": 16, "codebook_size": 8, "quantizer.levels": (8, 5)},
+            ["quantizer.levels: [8, 5] has 2 entries", "latent_dim 16"],
+        ),
+        (
+            {"quantizer": "fsq", "groups": 16, "codebook_size": 8, "quantizer.levels": (5,) * 16},
+            ["quantizer.codebook_size: 8", "5", "must be equal"],
+        ),
+        ({"quantizer": "vq", "groups": 2}, ["quantizer.groups: 2", "vq has one group", "gsq"]),
+        ({"quantizer": "rvq", "quantizer.lookup_norm": "l2"}, ["quantizer.lookup_norm: 'l2'", "does not normalise"]),
+        ({"quantizer.depth": 2}, ["quantizer.depth: 2", "only for rvq"]),
+        ({"quantizer.entropy_weight": 0.1}, ["quantizer.entropy_weight: 0.1", "only for lfq, bsq"]),
+        (
+            {"quantizer": "lfq", "groups": 16, "codebook_size": 2, "quantizer.codebook_update": "ema"},
+            ["quantizer.codebook_update: 'ema'", "only for gsq, vq, rvq"],
+        ),
+        ({"groups": 16, "quantizer.lookup_norm": "l1"}, ["'l1' at group dimension 1", "clip"]),
+        ({"quantizer.levels": (1,)}, ["quantizer.levels: 1 carries no information"]),
+        ({"execution.micro_batch": 3}, ["execution.micro_batch: 3", "batch_size 8", "2 would"]),
+        ({"discriminator.augment": ("colour",)}, ["discriminator.augment", "'colour'", "color, translation, cutout"]),
+        ({"discriminator.channel_multipliers": ()}, ["discriminator.channel_multipliers"]),
+    ],
+)
+def test_impossible_combinations_are_refused_with_the_reason(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        override(preset("cpu-tiny"), changes)
+    assert all(word in str(raised.value) for word in words), str(raised.value)

@@ -238,7 +238,7 @@ def test_every_method_is_exact(kind: Callable[[int, int, int], Tensor], dim: int
 @pytest.mark.parametrize(("dim", "size"), [(1, 1 << 20), (2, 1 << 20), (4, 1 << 18), (8, 1 << 17), (32, 1 << 16)])
 def test_exact_among_many_rows(dim: int, size: int) -> None:
     rows = unit(size, dim, 40)
-    queries = torch.cat([unit(6, dim, 41), rows[-3:], rows[:3] + 1e-7 * unit(3, dim, 42)])
+    queries = torch.cat([unit(4, dim, 41), rows[-2:], rows[:2] + 1e-7 * unit(2, dim, 42)])
     for normalise in (False, True):
         z, c = lookup._prepared(queries, normalise, "latent"), lookup._prepared(rows, normalise, "codebook")
         for name in {*applicable(dim, normalise)} - {"differences"}:
@@ -284,6 +284,18 @@ def test_low_precision_products_are_kept_out() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_the_newer_precision_setting_is_respected() -> None:
+    products: Any = torch.backends.mkldnn.matmul
+    before, rows, queries = products.fp32_precision, unit(4096, 16, 47), unit(64, 16, 48)
+    try:
+        products.fp32_precision = "bf16"
+        assert torch.equal(nearest_rows(queries, rows), brute_force(queries, rows))
+        assert products.fp32_precision == "bf16"
+    finally:
+        products.fp32_precision = before
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200, 1e-300])

@@ -59,11 +59,17 @@ CHANGES: dict[str, Any] = {
     "model.upsample": "depth_to_space",
     "model.adaptive_norm": False,
     "model.norm_groups": 4,
-    "quantizer.kind": "another",
+    "quantizer.kind": "vq",
     "quantizer.groups": 2,
     "quantizer.codebook_size": 257,
+    "quantizer.depth": 2,
+    "quantizer.levels": (256,) * 16,
     "quantizer.init": "uniform",
     "quantizer.lookup_norm": "none",
+    "quantizer.lookup_precision": "bfloat16",
+    "quantizer.codebook_update": "ema",
+    "quantizer.codebook_decay": 0.9,
+    "quantizer.entropy_weight": 0.1,
     "quantizer.decoder_input": "raw",
     "quantizer.loss_row": "raw",
     "quantizer.commitment_weight": 0.5,
@@ -71,12 +77,18 @@ CHANGES: dict[str, Any] = {
     "loss.perceptual": "none",
     "loss.perceptual_weight": 0.5,
     "loss.adversarial_weight": 0.2,
+    "loss.adaptive_weight": True,
+    "loss.lecam_weight": 0.001,
+    "loss.gradient_penalty_weight": 1.0,
     "loss.generator_loss": "hinge",
     "loss.discriminator_loss": "vanilla",
     "loss.discriminator_start": 10,
     "discriminator.kind": "none",
     "discriminator.channels": 32,
     "discriminator.layers": 1,
+    "discriminator.channel_multipliers": (2, 4),
+    "discriminator.norm": "batch",
+    "discriminator.augment": ("color",),
     "discriminator.norm_groups": 4,
     "optimizer.learning_rate": 2.0000001e-3,
     "optimizer.betas": (0.9, 0.999),
@@ -143,6 +155,11 @@ def test_each_science_field_changes_it() -> None:
         {"evaluation.every": 10},
         {"execution.device": "cpu"},
         {"execution.threads": 4},
+        {"execution.micro_batch": 4},
+        {"execution.channels_last": True},
+        {"execution.compile": True},
+        {"execution.data_workers": 2},
+        {"execution.keep_checkpoint": True},
         {"execution.log_every": 1},
         {"execution.checkpoint_every": 7},
         {"data.path": "elsewhere"},
@@ -159,6 +176,7 @@ def test_how_a_run_is_carried_out_leaves_it(changes: dict[str, Any]) -> None:
         {"model.encoder_blocks": (1, 1, 1, 1)},
         {"model.encoder_blocks": (1, 1, 1, 1), "model.decoder_blocks": (1, 1, 1, 1), "model.blocks": 5},
         {"quantizer.lookup_norm": "l2"},
+        {"quantizer.init": "spherical"},
     ],
 )
 def test_defaults_given_equal_defaults_left_out(changes: dict[str, Any]) -> None:
@@ -183,7 +201,7 @@ def test_a_field_added_later_is_left_out_at_its_legacy_value(monkeypatch: pytest
     @dataclass(frozen=True)
     class Later(QuantizerConfig):
         temperature: float = field(default=0.5, metadata={"legacy": 1.0})
-        levels: tuple[int, ...] = field(default=(), metadata={"legacy": ()})
+        sides: tuple[int, ...] = field(default=(), metadata={"legacy": ()})
 
     plain = sign(BASE)
     monkeypatch.setitem(SECTIONS, "quantizer", Later)
@@ -194,9 +212,9 @@ def test_a_field_added_later_is_left_out_at_its_legacy_value(monkeypatch: pytest
 
     legacy = with_quantizer(temperature=1.0)
     assert "temperature" not in science_dict(legacy, "f00d", {})["quantizer"]
-    assert "levels" not in science_dict(legacy, "f00d", {})["quantizer"]
+    assert "sides" not in science_dict(legacy, "f00d", {})["quantizer"]
     assert sign(legacy) == plain
-    others = [with_quantizer(), with_quantizer(temperature=1.0, levels=(8, 8))]
+    others = [with_quantizer(), with_quantizer(temperature=1.0, sides=(8, 8))]
     assert len({plain, *map(sign, others)}) == 3
 
 

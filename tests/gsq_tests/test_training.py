@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def test_loss_is_the_weighted_sum() -> None:
     line = run.step()
     wanted = 2 * line["mse"] + 0.5 * line["perceptual"] + 0.3 * line["adversarial"] + line["quantizer"]
     assert line["loss"] == pytest.approx(wanted, rel=1e-5)
-    assert {"discriminator", "real_logit", "fake_logit", "gradient_norm", "gradient_norm_d"} <= set(line)
+    assert line["loss_d"] == pytest.approx(line["discriminator"], rel=1e-5)
+    assert {"real_logit", "fake_logit", "gradient_norm", "gradient_norm_d"} <= set(line)
 
 
 def test_without_discriminator_and_perceptual_loss() -> None:
@@ -70,11 +72,11 @@ def test_without_discriminator_and_perceptual_loss() -> None:
 
 def test_images_are_those_of_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
     run, asked = trainer(seed=5), []
-    original = run.source.train_batch
-    monkeypatch.setattr(run.source, "train_batch", lambda *a: asked.append(a) or original(*a))
+    original = run.batches.source.train_batch
+    monkeypatch.setattr(run.batches.source, "train_batch", lambda *a: asked.append(a) or original(*a))
     run.step()
     run.step()
-    assert asked == [(5, 0, 2), (5, 1, 2)]
+    assert asked == [(5, 0, range(2)), (5, 1, range(2))]
 
 
 def test_seeds_differ_and_repeat() -> None:
@@ -154,7 +156,7 @@ def test_the_learning_rate_of_a_step_is_used() -> None:
 def test_averaging_formula(step: int, decay: float, used: float) -> None:
     averaged, model = nn.Linear(3, 2), nn.Linear(3, 2)
     wanted = [used * a + (1 - used) * b for a, b in zip(parameters(averaged), parameters(model), strict=True)]
-    update_ema(averaged, model, decay, step)
+    update_ema([p.detach() for p in averaged.parameters()], [p.detach() for p in model.parameters()], decay, step)
     torch.testing.assert_close(parameters(averaged), wanted)
 
 
@@ -216,7 +218,91 @@ def test_the_generators_step_leaves_the_discriminator_without_gradient_of_its_ow
     assert not equal(parameters(runs[0].model), parameters(runs[1].model))
 
 
+# Options.
+
+
+@pytest.mark.parametrize("weight", ["lecam_weight", "gradient_penalty_weight"])
+def test_regularisers_of_the_discriminator(weight: str) -> None:
+    plain, run = trainer(), trainer(**{f"loss__{weight}": 10.0})
+    name = weight.removesuffix("_weight")
+    for _ in range(3):
+        with_it, without = run.step(), plain.step()
+    assert name in with_it and name not in without and with_it[name] >= 0
+    assert with_it["loss_d"] == pytest.approx(with_it["discriminator"] + 10 * with_it[name], rel=1e-5)
+    assert not equal(parameters(run.discriminator), parameters(plain.discriminator))  # type: ignore[arg-type]
+
+
+def test_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
+    run = trainer(loss__adaptive_weight=True, loss__adversarial_weight=0.5, loss__mse_weight=1.0)
+    line = run.step()
+    assert line["adaptive_weight"] > 0
+    wanted = line["mse"] + 0.5 * line["adaptive_weight"] * line["adversarial"] + line["quantizer"]
+    assert line["loss"] == pytest.approx(wanted, rel=1e-5)
+    # At the scale it finds, both losses pull equally hard.
+    fresh = trainer(loss__adaptive_weight=True, loss__mse_weight=1.0)
+    images = fresh.batches(0)
+    fresh.discriminator.requires_grad_(False)  # type: ignore[union-attr]
+    losses, _ = fresh._generator_losses(images, slice(0, len(images)), True)
+    pulls = [
+        torch.autograd.grad(losses[name], fresh.last_layer, retain_graph=True)[0].norm().item()
+        for name in ("mse", "adversarial")
+    ]
+    assert line["adaptive_weight"] == pytest.approx(pulls[0] / pulls[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["stylegan", "efficientnet_lite0"])
+def test_other_discriminators_train_and_resume(kind: str) -> None:
+    changes = {"discriminator__kind": kind, "discriminator__augment": ["color", "translation", "cutout"]}
+    a, b = trainer(**changes), trainer(**changes)
+    before = parameters(a.discriminator)  # type: ignore[arg-type]
+    a.step()
+    assert not equal(parameters(a.discriminator), before)  # type: ignore[arg-type]
+    b.load_state(copy.deepcopy(a.state()))
+    assert a.step() == b.step()
+
+
+def test_batch_norm_discriminator() -> None:
+    run = trainer(discriminator__norm="batch")
+    assert any(isinstance(m, nn.BatchNorm2d) for m in run.discriminator.modules())  # type: ignore[union-attr]
+    assert all(math.isfinite(value) for value in run.step().values())
+
+
+def test_channels_last_and_threads_that_prepare_batches_change_no_loss() -> None:
+    plain = trainer()
+    wanted = [plain.step() for _ in range(3)]
+    for changes in ({"execution__channels_last": True}, {"execution__data_workers": 2}):
+        run = trainer(**changes)
+        for line in wanted:
+            assert run.step() == pytest.approx(line, rel=1e-3)
+    assert run.model.decoder.layers[0].weight.is_contiguous()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled() -> None:
+    changes = {"loss__adaptive_weight": True, "loss__lecam_weight": 0.1}
+    plain, run = trainer(**changes), trainer(**changes, execution__compile=True)
+    for _ in range(3):
+        assert run.step() == pytest.approx(plain.step(), rel=1e-3, abs=1e-5)
+    assert run.state()["model"].keys() == plain.state()["model"].keys()
+
+
 # Steps that are not finite.
+
+
+def test_a_latent_that_is_not_finite_fails_the_step_and_no_more() -> None:
+    run = trainer(quantizer__codebook_update="ema")
+    run.step()
+    before = [value.clone() for value in run.model.state_dict().values()]
+    with torch.no_grad():
+        bias = list(run.model.encoder.parameters())[-1]
+        kept = bias.clone()
+        bias.fill_(float("nan"))
+    run.step()
+    assert run.failed_steps == 1
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.state_dict().values(), strict=True))
+    assert math.isfinite(run.step()["loss"]) and run.failed_steps == 0
 
 
 def broken(from_step: int, to_step: int, original: Callable[..., Tensor], run: Trainer) -> Callable[..., Tensor]:
@@ -381,9 +467,9 @@ def test_state_of_a_trainer_is_whole() -> None:
     # As through a file: what state() gives are the live tensors.
     b.load_state(copy.deepcopy(a.state()))
     assert a.step() == b.step() and a.step() == b.step()
-    for name, part in a._modules().items():
+    for name, part in a._parts().items():
         if isinstance(part, nn.Module):
-            assert equal(parameters(part), parameters(b._modules()[name])), name  # type: ignore[arg-type]
+            assert equal(parameters(part), parameters(b._parts()[name])), name  # type: ignore[arg-type]
 
 
 def test_threads_and_logging_are_no_science(undisturbed: RunFolder, tmp_path: Path) -> None:

@@ -238,3 +238,38 @@ def test_a_plan_does_not_change_its_spec(plan_of: PlanOf) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.cells[0].config.train.steps = 1  # type: ignore[misc]
     assert plan_of(axes={"groups": [1, 2]}) == plan
+
+
+def test_every_kind_of_quantizer_is_a_cell_with_its_bits(plan_of: PlanOf) -> None:
+    plan = plan_of(
+        set={"latent_dim": 8},
+        cases=[
+            {"quantizer": "gsq", "groups": 4, "codebook_size": 16},
+            {"quantizer": "vq", "codebook_size": 1024},
+            {"quantizer": "rvq", "depth": 3, "codebook_size": 32},
+            {"quantizer": "fsq", "groups": 8, "codebook_size": 4},
+            {"quantizer": "fsq", "groups": 8, "codebook_size": 8, "quantizer.levels": [8, 8, 4, 4, 4, 4, 4, 4]},
+            {"quantizer": "lfq", "groups": 8, "codebook_size": 2},
+            {"quantizer": "bsq", "groups": 8, "codebook_size": 2},
+        ],
+        where="tokens_per_image >= 64 and bits_per_token >= 8",
+    )
+    found = [axis_columns(cell.config, "d") for cell in plan.cells]
+    assert [row["bits_per_token"] for row in found] == [16, 10, 15, 16, 18, 8, 8]
+    assert [row["tokens_per_image"] // 64 for row in found] == [4, 1, 3, 8, 8, 8, 8]
+    assert [row["group_dim"] for row in found] == [2, 8, 8, 1, 1, 1, 1]
+    assert [row["depth"] for row in found] == [1, 1, 3, 1, 1, 1, 1]
+    assert found[3]["levels"] == [4] * 8 and found[4]["levels"][:3] == [8, 8, 4] and found[0]["levels"] is None
+
+
+def test_constraints_know_the_bits_of_every_kind(plan_of: PlanOf) -> None:
+    cases = [
+        {"quantizer": "rvq", "depth": 3, "codebook_size": 32},
+        {"quantizer": "fsq", "groups": 16, "codebook_size": 4, "quantizer.levels": [4] * 16},
+        {"quantizer": "lfq", "groups": 16, "codebook_size": 2},
+    ]
+    for bits, kept in {15: "rvq", 32: "fsq", 16: "lfq"}.items():
+        (cell,) = plan_of(cases=cases, where=f"bits_per_token == {bits}").cells
+        assert cell.config.quantizer.kind == kept
+    (cell,) = plan_of(cases=cases, where=f"tokens_per_image == {3 * 64}").cells
+    assert cell.config.quantizer.kind == "rvq"

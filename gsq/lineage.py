@@ -1,0 +1,47 @@
+"""Finished runs that a run with more steps can go on from. Imports no torch at the start.
+
+With a constant learning rate the first n steps of a run do not depend on how many follow. Runs that differ only in
+train.steps share a digest; below ``<runs>/lineage/<digest>/`` each that kept its checkpoint has an empty file named
+``<steps>-<signature>``. A name whose run is gone is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from gsq.config import RunConfig
+from gsq.datasets import Manifest
+from gsq.identity import identity
+from gsq.record import DONE, RunFolder, read_run
+
+
+def _folder(run: RunFolder, config: RunConfig, files: Manifest) -> Path:
+    one_step = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=1))
+    return run.path.parent.parent / "lineage" / identity(one_step, files)
+
+
+def add(run: RunFolder, config: RunConfig, files: Manifest) -> None:
+    """Remember a run that is done and keeps its last checkpoint."""
+    folder = _folder(run, config, files)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{config.train.steps}-{run.signature}").touch()
+
+
+def shorter(run: RunFolder, config: RunConfig, files: Manifest) -> tuple[Path, str] | None:
+    """The last checkpoint of the longest finished run that is this one with fewer steps, and that run's name."""
+    from gsq import checkpoint
+
+    found = []
+    for path in _folder(run, config, files).glob("*-*"):
+        number, _, signature = path.name.partition("-")
+        if number.isdigit() and int(number) < config.train.steps:
+            found.append((int(number), signature))
+    for steps, signature in sorted(found, reverse=True):
+        other = RunFolder.of(run.path.parent.parent, signature)
+        if read_run(other).state != DONE:
+            continue
+        for path in checkpoint.newest(other.attempt_folders()):
+            if path.stem == f"checkpoint-{steps:08d}":
+                return path, f"{signature} at step {steps}"
+    return None
