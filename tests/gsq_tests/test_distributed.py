@@ -34,8 +34,8 @@ GLOBAL_MEANS: dict[str, Any] = {
     "discriminator__augment": ["color", "translation", "cutout"],
     "batch_size": 4,
 }
-# What rounding may do is kept small: a coarse codebook, whose choices rarely change, and a low learning rate, since AdamW
-# makes a step of its full size of a gradient that is nothing but rounding.
+# What rounding may do is kept small: a coarse codebook, whose choices rarely change, and a low learning rate, since
+# AdamW makes a step of its full size of a gradient that is nothing but rounding.
 COARSE = {"codebook_size": 4, "learning_rate": 1e-5}
 
 
