@@ -235,7 +235,7 @@ def test_every_method_is_exact(kind: Callable[[int, int, int], Tensor], dim: int
         assert_nearest(nearest_rows(queries, rows, normalise=normalise), queries, rows, normalise)
 
 
-@pytest.mark.parametrize(("dim", "size"), [(1, 1 << 20), (2, 1 << 20), (4, 1 << 18), (8, 1 << 17), (32, 1 << 16)])
+@pytest.mark.parametrize(("dim", "size"), [(1, 1 << 20), (2, 1 << 17), (4, 1 << 18), (8, 1 << 17), (32, 1 << 16)])
 def test_exact_among_many_rows(dim: int, size: int) -> None:
     rows = unit(size, dim, 40)
     queries = torch.cat([unit(4, dim, 41), rows[-2:], rows[:2] + 1e-7 * unit(2, dim, 42)])
