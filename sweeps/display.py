@@ -170,38 +170,52 @@ def _compact(count: float | None) -> str:
 
 # Heads on two lines keep a row within 80 columns.
 HEADS = {"downsample": "down- sample", "codebook_size": "code- book", "latent_dim": "latent dim"}
+# What is left out first where a terminal is narrow.
+SPARE = ("images", "train FLOPs", "memory", "param. in paper")
 
 
-def plan_table(plan: Plan, rate: Speed, device: str) -> Table:
-    """A row a cell: axes, derived quantities, cost."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+def _head(axis: str) -> str:
+    return HEADS.get(axis, axis.split(".")[-1].replace("_", " "))
+
+
+def plan_table(plan: Plan, rate: Speed, device: str, without: Sequence[str] = ()) -> Table:
+    """A row a cell: axes, derived quantities, cost. ``without``: heads of SPARE to leave out."""
     axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))
-    table.add_column("signature", no_wrap=True, vertical="bottom")
     paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
-    # A column of the paper's parameter counts, where there is one.
-    printed = ("param. in paper",) if any(paper.values()) else ()
-    for name in (*axes, "bits/ pixel", "param- eters", *printed, "train FLOPs", "images", "time", "memory"):
-        table.add_column(HEADS.get(name, name.replace("_", " ")), justify="right", overflow="fold", vertical="bottom")
-    for cell in plan.cells:
-        wanted = estimate(cell, rate, device)
-        table.add_row(
-            f"[dim]{cell.signature}[/dim]",
-            *(_plain(cell.axes.get(name, "")) for name in axes),
-            f"{derived(cell.config)['bits_per_pixel']:.3g}",
-            _compact(cell.cost.parameters),
-            *(_compact(paper[cell.signature]) for _ in printed),
-            _compact(cell.cost.train_flops),
-            _compact(cell.cost.images),
-            duration(wanted.seconds).replace(" min", "m").replace(" s", "s"),
-            size(wanted.memory_bytes).replace(" ", ""),
-        )
+    columns: dict[str, list[str]] = {_head(name): [_plain(c.axes.get(name, "")) for c in plan.cells] for name in axes}
+    columns["bits/ pixel"] = [f"{derived(c.config)['bits_per_pixel']:.3g}" for c in plan.cells]
+    columns["param- eters"] = [_compact(c.cost.parameters) for c in plan.cells]
+    if any(paper.values()):
+        columns["param. in paper"] = [_compact(paper[c.signature]) for c in plan.cells]
+    columns["train FLOPs"] = [_compact(c.cost.train_flops) for c in plan.cells]
+    columns["images"] = [_compact(c.cost.images) for c in plan.cells]
+    wanted = [estimate(c, rate, device) for c in plan.cells]
+    columns["time"] = [duration(w.seconds).replace(" min", "m").replace(" s", "s") for w in wanted]
+    columns["memory"] = [size(w.memory_bytes).replace(" ", "") for w in wanted]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("signature", no_wrap=True, vertical="bottom")
+    kept = {head: values for head, values in columns.items() if head not in without}
+    for head, values in kept.items():
+        # Heads break between words, values not at all.
+        width = max(map(len, (*head.split(), *values)))
+        table.add_column(head, justify="right", vertical="bottom", min_width=width, max_width=width)
+    for cell, row_values in zip(plan.cells, zip(*kept.values(), strict=True), strict=True):
+        table.add_row(f"[dim]{cell.signature}[/dim]", *row_values)
+    return table
+
+
+def _fitting_table(console: Console, plan: Plan, rate: Speed, device: str) -> Table:
+    for count in range(len(SPARE) + 1):
+        table = plan_table(plan, rate, device, SPARE[:count])
+        if console.measure(table, options=console.options.update_width(10_000)).maximum <= console.width:
+            break
     return table
 
 
 def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: int, limit: int | None = 60) -> None:
     """Cells, what was left out and why, duplicates, totals."""
     shown = plan if limit is None else plan.cut(limit)
-    console.print(plan_table(shown, rate, device))
+    console.print(_fitting_table(console, shown, rate, device))
     if len(shown.cells) < len(plan.cells):
         console.print(f"... and {len(plan.cells) - len(shown.cells)} more (--all shows them)")
     for constraint, count in Counter(text for _, text in plan.dropped).items():

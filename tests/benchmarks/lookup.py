@@ -41,19 +41,27 @@ PEER_BYTES = 16
 RUNS = 7
 
 
-def median_ms(call: Callable[[], Any], device: str, seconds: float) -> tuple[float, int]:
-    """Median of up to RUNS runs, as many as fit in ``seconds``; the first is left out where there are more."""
-    times: list[float] = []
-    while sum(times) < seconds and len(times) <= RUNS:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        begun = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    timed = times[1:] or times
-    return statistics.median(timed) * 1e3, len(timed)
+def medians_ms(calls: dict[str, Callable[[], Any]], clock: Callable[[], float], seconds: float) -> dict[str, Any]:
+    """Medians of up to RUNS rounds, as many as fit in ``seconds``; the first is left out where there are more.
+
+    The calls take turns, so that another load on the machine meets all of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds and len(times["ours"]) <= RUNS:
+        for name, call in calls.items():
+            start = clock()
+            call()
+            times[name].append(clock() - start)
+    timed = {name: values[1:] or values for name, values in times.items()}
+    return {f"{name}_ms": statistics.median(values) * 1e3 for name, values in timed.items()} | {
+        "runs": len(timed["ours"])
+    }
+
+
+def gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def vectors(count: int, dim: int, seed: int, device: str) -> Tensor:
@@ -93,14 +101,14 @@ def cell(count: int, dim: int, size: int, device: str, memory: float, seconds: f
         peer = VectorQuantize(dim=dim, codebook_size=size, use_cosine_sim=normalise).eval().to(device)
         peer._codebook.embed.data.copy_(rows[None])
         ways["peer"] = lambda: peer(z[None])[1][0]
-    out: dict[str, Any] = {"N": count, "d": dim, "V": size}
+    calls: dict[str, Callable[[], Any]] = dict(ways)
+    if device == "cuda":
+        calls["product"] = lambda: bare_product(z, rows)
+    # One thread's own processor time does not count what else runs on the machine.
+    clock = gpu_clock if device == "cuda" else time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with torch.no_grad():
-        for name, call in ways.items():
-            out[f"{name}_ms"], out[f"{name}_runs"] = median_ms(call, device, seconds)
-            out[f"{name}_exact"] = exact_share(call(), z, rows, normalise)
-        if device == "cuda":
-            out["product_ms"], _ = median_ms(lambda: bare_product(z, rows), device, seconds)
-    return out
+        out = {"N": count, "d": dim, "V": size} | medians_ms(calls, clock, seconds)
+        return out | {f"{name}_exact": exact_share(call(), z, rows, normalise) for name, call in ways.items()}
 
 
 def peak_mib() -> float:
@@ -143,7 +151,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{machine['processor']}, device {machine['device']}, threads {machine['threads']}; "
         + ", ".join(f"{name} {number}" for name, number in packages.items())
-        + ". Medians; `peer` is vector-quantize-pytorch, `exact` the share of exact look-ups. GPU speed: "
+        + ". Medians of processor time (one thread) or wall time; `peer` is vector-quantize-pytorch, `exact` the share of exact look-ups. GPU speed: "
         + ("below." if machine["device"] != "cpu" else "not measured."),
         "",
         "| N | d | V | ours ms | peer / ours | cdist / ours | product / ours | ours exact | peer exact | cdist exact |",
@@ -169,7 +177,10 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="four codebook sizes, five dimensions")
+    parser.add_argument("--quick", action="store_true", help="every second codebook size and dimension")
+    parser.add_argument("--sizes", help="codebook sizes instead of the grid's, by commas")
+    parser.add_argument("--dims", help="dimensions instead of the grid's, by commas")
+    parser.add_argument("--name", help="stem of the files, lookup_<device> if absent")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", type=float, default=20.0, help="GiB that a peer may take; fewer queries beyond")
     parser.add_argument("--seconds", type=float, default=6.0, help="after which a timing takes no further run")
@@ -181,8 +192,9 @@ def main() -> None:
         print(json.dumps(memory_here(*map(int, args.memory_of.split(",")))))
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dims, sizes = ((1, 2, 4, 8, 16), (256, 4096, 65536, 262144)) if args.quick else (DIMS, SIZES)
-    cases = TRAINING + [(QUERIES, dim, size) for size in sizes for dim in dims]
+    dims = list(map(int, args.dims.split(","))) if args.dims else DIMS[:: 1 + args.quick]
+    sizes = list(map(int, args.sizes.split(","))) if args.sizes else SIZES[:: 1 + args.quick]
+    cases = ([] if args.sizes else TRAINING) + [(QUERIES, dim, size) for size in sizes for dim in dims]
     result: dict[str, Any] = {
         "machine": {
             "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
@@ -197,12 +209,12 @@ def main() -> None:
         row = cell(*case, device=device, memory=args.memory, seconds=args.seconds)
         result["cells"].append(row)
         print({name: round(value, 3) for name, value in row.items()}, flush=True)
-    if device == "cpu":
-        for dim, count in ((1, 524288), (2, 524288), (4, 524288), (8, 524288), (16, 16384)):
+    if device == "cpu" and not args.sizes:
+        for dim, count in ((1, 524288), (2, 524288), (4, 524288), (8, 524288), (16, 1024)):
             result["memory"].append(memory(count, dim, 524288, args.threads))
             print(result["memory"][-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"lookup_{device}{'_quick' if args.quick else ''}"
+    stem = args.out / (args.name or f"lookup_{device}")
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(result))
     print(table(result))
