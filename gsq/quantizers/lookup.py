@@ -174,7 +174,7 @@ def _tree(rows: Tensor) -> Search:
         head = tree(z[:64])
         slow = time.perf_counter() - begun > 2 * 64 * TILE_SECONDS * len(rows) + 1e-3
         chosen = _float32(rows) if slow else tree
-        return torch.cat([head, chosen(z[64:])])
+        return torch.cat([head, chosen(z[64:])]) if len(z) > 64 else head
 
     return search
 

@@ -151,7 +151,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{machine['processor']}, device {machine['device']}, threads {machine['threads']}; "
         + ", ".join(f"{name} {number}" for name, number in packages.items())
-        + ". Medians of processor time (one thread) or wall time; `peer` is vector-quantize-pytorch, `exact` the share of exact look-ups. GPU speed: "
+        + ". Medians, of processor time where one thread runs; `peer` is vector-quantize-pytorch, `exact` the share of "
+        + "exact look-ups. GPU speed: "
         + ("below." if machine["device"] != "cpu" else "not measured."),
         "",
         "| N | d | V | ours ms | peer / ours | cdist / ours | product / ours | ours exact | peer exact | cdist exact |",
