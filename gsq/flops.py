@@ -17,6 +17,8 @@ class Count:
 
     parameters: int = 0
     macs: int = 0
+    frozen_macs: int = 0
+    """Those of a frozen network, which has no gradients of its own."""
     activations: int = 0
 
     def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
@@ -149,14 +151,14 @@ def discriminator(config: RunConfig) -> Count:
         count.conv(width, width, 1, 1)
         count.conv(width, 1, 1, 1)
     elif d.kind == "dino":
-        count.macs += DINO_MACS
+        count.frozen_macs += DINO_MACS
         # About 18 values of each token's width in a block, kept in the generator's of the three passes alone.
         count.activations += 18 * DINO_BLOCKS * DINO_TOKENS * DINO_WIDTH // 3
         for _ in range(5):
             count.head(DINO_WIDTH, DINO_TOKENS)
     elif d.kind == "efficientnet_lite0":
         size = max(size, 64)
-        count.macs += EFFICIENTNET_SEVEN * (size // -32) ** 2
+        count.frozen_macs += EFFICIENTNET_SEVEN * (size // -32) ** 2
         count.activations += 2 * 136_224 * (size // -32) ** 2 // 3
         for channels, scale in ((24, 4), (40, 8), (112, 16), (320, 32)):
             count.head(channels, (size // -scale) ** 2)
@@ -191,7 +193,7 @@ class Cost:
     lookup_flops: float
     images: int
     memory_bytes: int
-    """Estimated peak for one device holding the whole batch, without the framework itself."""
+    """Estimated peak for one device holding the whole batch, or a micro-batch of it, without the framework itself."""
 
     @property
     def train_flops(self) -> float:
@@ -210,13 +212,15 @@ def cost(config: RunConfig) -> Cost:
     # Weights, gradients, two AdamW moments; averaged weights for the generator.
     stored = 4 * (5 * parameters + 4 * disc.parameters)
     activation_bytes = 2 if config.train.precision == "bfloat16" else 4
-    activations = activation_bytes * batch * (e.activations + d.activations + 3 * disc.activations)
+    held = config.execution.micro_batch or batch
+    activations = activation_bytes * held * (e.activations + d.activations + 3 * disc.activations)
     return Cost(
         parameters=parameters,
         discriminator_parameters=disc.parameters,
         generator_flops=2.0 * images * 3 * (e.macs + d.macs),
-        # Its own step: forward and backward on real and fake; the generator's: forward, and backward to the images.
-        discriminator_flops=2.0 * adversarial_images * (6 + 2) * disc.macs,
+        # Its own step: forward and backward on real and fake; the generator's: forward, and backward to the images. A
+        # frozen network is not passed backward in the first of these.
+        discriminator_flops=2.0 * adversarial_images * ((6 + 2) * disc.macs + (2 + 2) * disc.frozen_macs),
         # Both images forward, one backward to the image.
         perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
         # fsq, lfq and bsq round (no codebook); at d = 1 the look-up is a binary search.

@@ -84,6 +84,9 @@ def _share_run() -> bool:
         return True
     # A GPU is chosen by LOCAL_RANK, from all that the job was given.
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if environment.num_nodes == 1:
+        # Also where a node cannot look up its own name.
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     return environment.global_rank == 0
 
 

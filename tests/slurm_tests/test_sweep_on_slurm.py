@@ -111,6 +111,28 @@ def test_sweep_survives_a_kill_and_a_preemption_and_equals_the_local_queue(slurm
     pd.testing.assert_frame_equal(remote, local, check_exact=True)
 
 
+def test_two_processes_of_a_job_share_a_run(slurm: Any, tmp_path: Path) -> None:
+    """And leave together when they are told to."""
+    (tmp_path / "cut.yaml").write_text(CUT.format(steps=40))
+    (tmp_path / "two.yaml").write_text("kind: slurm\npartition: test\nprocesses: 2\ncpus: 2\n")
+    gsq("submit", "cut.yaml", "--cells", "1", "--cluster", "two.yaml", folder=tmp_path)
+
+    def running() -> list[dict[str, Any]]:
+        return [c for c in status(tmp_path)["cells"] if c["state"] == "running" and c["step"] >= 3]
+
+    (cell,) = slurm.wait(running, 90, every=0.1)
+    slurm.run("scancel", "--signal=USR2", cell["job"])
+    slurm.wait(lambda: status(tmp_path)["counts"]["done"] == 1, 120, every=1)
+    folder = RunFolder.of(tmp_path / "runs", cell["signature"]).path / "attempts"
+    assert [read_json(folder / n / "status.json")["failure"] for n in ("1",)] == ["preempted"]
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
+    for attempt in ("1", "2"):
+        environment = read_json(folder / attempt / "env.json")
+        assert environment["world_size"] == 2 and environment["micro_batch"] == 4
+    stopped = read_json(folder / "1" / "status.json")["step"]
+    assert json.loads((folder / "2" / "metrics.jsonl").read_text().splitlines()[0])["step"] == stopped + 1
+
+
 def test_run_waits_for_slurm_and_reports(slurm: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.yaml").write_text(CUT.format(steps=6))
     begun = time.time()
