@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analysis.errors import AnalysisError
-    from analysis.figures import draw_panel, reconstruction_figure, scaling_figure
+    from analysis.figures import draw_panel, reconstruction_figure, scaling_figure, step_figure
     from analysis.fitting import fit
     from analysis.laws import LAWS, Law, get_law, paper_law_reason
-    from analysis.panels import Curve, Panel, Series, axis_panel, rate_panel
+    from analysis.panels import Curve, Panel, Series, StepPanel, StepSeries, axis_panel, rate_panel, step_panel
     from analysis.result import Fit
     from analysis.table import Excluded, load_results, measured, results_table, select_protocol
 
@@ -32,6 +32,8 @@ _HOME = {
     "Law": "laws",
     "Panel": "panels",
     "Series": "panels",
+    "StepPanel": "panels",
+    "StepSeries": "panels",
     "axis_panel": "panels",
     "draw_panel": "figures",
     "fit": "fitting",
@@ -44,6 +46,8 @@ _HOME = {
     "results_table": "table",
     "scaling_figure": "figures",
     "select_protocol": "table",
+    "step_figure": "figures",
+    "step_panel": "panels",
 }
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "Law",
     "Panel",
     "Series",
+    "StepPanel",
+    "StepSeries",
     "axis_panel",
     "draw_panel",
     "fit",
@@ -67,6 +73,8 @@ __all__ = [
     "results_table",
     "scaling_figure",
     "select_protocol",
+    "step_figure",
+    "step_panel",
 ]
 
 

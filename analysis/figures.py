@@ -23,7 +23,17 @@ from matplotlib.transforms import offset_copy
 
 from analysis.errors import AnalysisError
 from analysis.laws import LAWS
-from analysis.panels import AXES, Panel, Series, axis_panel, power_of_two, rate_panel, setting
+from analysis.panels import (
+    AXES,
+    Panel,
+    Series,
+    StepPanel,
+    axis_panel,
+    power_of_two,
+    rate_panel,
+    setting,
+    step_panel,
+)
 from analysis.result import Fit
 from analysis.table import measured, varying
 
@@ -79,6 +89,50 @@ def scaling_figure(frame: pd.DataFrame, fits: Fit | Sequence[Fit] = (), path: st
         if path is not None:
             _save(figure, Path(path))
     return figure
+
+
+def step_figure(
+    frame: pd.DataFrame, metrics: str | Sequence[str], by: str | Sequence[str], path: str | Path | None = None
+) -> Figure:
+    """Each of ``metrics`` (usage, perplexity, rfid, psnr_db, ...) against the optimiser step, side by side: a line for
+    each combination of the columns ``by``, the mean over seeds, each run thin behind it.
+
+    ``path``: as for :func:`scaling_figure`. Raises AnalysisError like :func:`analysis.step_panel`.
+    """
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    panels = [step_panel(frame, metric, by) for metric in metrics]
+    count = len(panels[0].series)
+    rows = -(-count // 4)
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(max(4.8, 3.9 * len(panels)), 3.2 + 0.2 * rows), layout="constrained")
+        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            handles = draw_steps(panel, axes)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(count, 4), columnspacing=1.4)
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:
+    """Draw ``panel`` on ``axes``; rfid and perplexity on a logarithmic scale. Returns the legend's handles."""
+    handles: list[Line2D] = []
+    for number, one in enumerate(panel.series):
+        colour, dash = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
+        for steps, values in one.runs if len(one.runs) > 1 else ():
+            axes.plot(steps, values, dash, color=colour, linewidth=0.7, alpha=0.4, zorder=2)
+        (line,) = axes.plot(one.steps, one.mean, dash, color=colour, linewidth=1.5, zorder=3, label=one.label)
+        line.set_marker(MARKERS[number % len(MARKERS)])
+        handles.append(line)
+    if panel.metric in ("rfid", "perplexity"):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator(list(round_ticks(*axes.get_ylim()))))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if panel.metric == "usage" else None)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(panel.y_label)
+    return handles
 
 
 def _caption(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str, width: float) -> str:

@@ -13,7 +13,16 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.result import Fit
-from analysis.table import Array, measured, numbers, require_columns, single, varying, with_bits_per_pixel
+from analysis.table import (
+    Array,
+    measured,
+    numbers,
+    protocol_counts,
+    require_columns,
+    single,
+    varying,
+    with_bits_per_pixel,
+)
 
 AXES = ("codebook_size", "latent_dim", "groups", "downsample")
 LABELS = {
@@ -127,6 +136,55 @@ def axis_panel(frame: pd.DataFrame, column: str, fits: Sequence[Fit] = ()) -> Pa
         }
         series.append(_series(part, column, fixed, fits))
     return Panel(column, LABELS[column], y_label(rows), _relabelled(series))
+
+
+@dataclass(frozen=True)
+class StepSeries:
+    """The course of one metric over training, for all seeds of one setting."""
+
+    label: str
+    steps: Floats
+    """Distinct steps, ascending."""
+    mean: Floats
+    """Mean over seeds at each of ``steps``."""
+    runs: tuple[tuple[Floats, Floats], ...]
+    """Steps and values of each run."""
+
+
+@dataclass(frozen=True)
+class StepPanel:
+    """One metric against the optimiser step."""
+
+    metric: str
+    y_label: str
+    series: tuple[StepSeries, ...]
+
+
+METRIC_LABELS = {"usage": "codebook usage", "perplexity": "codebook perplexity", "psnr_db": "PSNR (dB)"}
+
+
+def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> StepPanel:
+    """``metric`` of every evaluation against its step: one series for each combination of the columns ``by``, in
+    order of appearance. Raises AnalysisError where a column is missing, nothing was measured, or for rfid under
+    several protocols."""
+    by = [by] if isinstance(by, str) else list(by)
+    require_columns(frame, metric, "step", "signature", *by)
+    rows = frame[frame[metric].notna() & frame["step"].notna()]
+    if not len(rows):
+        raise AnalysisError(f"no row has a {metric}: nothing to plot; gsq status says what the runs are doing")
+    if len(protocol_counts(rows)) > 1:
+        raise AnalysisError("the rows are of several protocols; choose one: load_results(path, protocol=...)")
+    series = []
+    for values, part in rows.groupby(by, sort=False, dropna=False):
+        label = ", ".join(setting(name.split(".")[-1], _plain(value)) for name, value in zip(by, values, strict=True))
+        means = part.groupby("step")[metric].mean()
+        runs = [
+            (_floats(numbers(run, "step")), _floats(numbers(run, metric)))
+            for _, run in part.sort_values("step").groupby("signature")
+        ]
+        series.append(StepSeries(label, _floats(means.index.to_numpy()), _floats(means.to_numpy()), tuple(runs)))
+    shown = y_label(rows) if metric == "rfid" else METRIC_LABELS.get(metric, metric)
+    return StepPanel(metric, shown, tuple(series))
 
 
 def y_label(rows: pd.DataFrame) -> str:

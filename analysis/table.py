@@ -7,6 +7,7 @@ Works on any DataFrame that has the columns it needs; what is absent (protocol, 
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class Excluded:
 
 
 def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
-    """Read a results table (Parquet, written by ``gsq gather``).
+    """Read a results table (Parquet, written by ``gsq gather``). Config keys that the sweep varied and that have no
+    column of the schema become columns under their own names, such as ``quantizer.init``.
 
     ``protocol``: keep the evaluations of this protocol, see :func:`select_protocol`. Raises AnalysisError
     where the file is missing or is not a results table, or where it holds no row of the protocol.
@@ -77,6 +79,8 @@ def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
         frame = schema.read_table(path)
     except schema.SchemaError as error:
         raise AnalysisError(str(error)) from error
+    others = [json.loads(text) if isinstance(text, str) else {} for text in frame["other_axes"]]
+    frame = pd.concat([frame, pd.DataFrame(others, index=frame.index)], axis=1)
     return frame if protocol is None else select_protocol(frame, protocol)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gsq.record import RunFolder, newest_file, read_evaluations, read_json
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, status
-from sweeps.planning import Cell, axis_columns
+from sweeps.planning import Cell, axis_columns, other_axes
 from sweeps.schema import BY_NAME, write_table
 
 RESULTS = Path("results")
@@ -40,6 +40,7 @@ def _rows(folder: SweepFolder, cell: Cell, cell_status: CellStatus) -> list[dict
         "sweep": folder.name,
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
+        "other_axes": other_axes(cell.axes),
         "parameters": cell.cost.parameters,
         "device_seconds": record.seconds if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.flops import Cost, cost
 from gsq.identity import identity
-from gsq.loading import SHORT_NAMES, override
+from gsq.loading import SHORT_NAMES, config_key, override
+from gsq.signature import SCIENCE_SECTIONS
 from sweeps.spec import Spec
 
 
@@ -32,13 +34,20 @@ def derived(config: RunConfig) -> dict[str, Any]:
 def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
     """Axes and derived axes of a run, by the results table's column names."""
     axes = {name: _get(config, name) for name in SHORT_NAMES}
-    levels = list(config.index_sizes) if config.quantizer.kind == "fsq" else None
+    levels = "x".join(map(str, config.index_sizes)) if config.quantizer.kind == "fsq" else None
     return {**axes, "levels": levels, **derived(config), "data": data_label}
 
 
 def _get(config: RunConfig, name: str) -> Any:
     section, key = SHORT_NAMES[name].split(".")
     return getattr(getattr(config, section), key)
+
+
+def other_axes(axes: dict[str, Any]) -> str:
+    """JSON of the axes that decide the result and are no columns of the results table."""
+    keys = {config_key(name, "axes"): value for name, value in axes.items()}
+    shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
+    return json.dumps(shown, sort_keys=True)
 
 
 @dataclass(frozen=True)

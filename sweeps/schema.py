@@ -30,7 +30,7 @@ class Column:
     """One typed column; ``unit`` and ``description`` are written to the Parquet field metadata."""
 
     name: str
-    type: Literal["string", "int64", "float64", "bool", "list<int64>", "list<float64>"]
+    type: Literal["string", "int64", "float64", "bool", "list<float64>"]
     unit: str
     role: Role
     description: str
@@ -63,7 +63,7 @@ COLUMNS: tuple[Column, ...] = (
         ("group_dim", "int64", "channels", "channels a group, d = D / G"),
         ("codebook_size", "int64", "rows", "codebook rows V (fsq: the most levels of a channel)"),
         ("depth", "int64", "codebooks", "codebooks of a residual quantizer, else 1"),
-        ("levels", "list<int64>", "", "fsq: levels of each latent channel, else null"),
+        ("levels", "string", "", "fsq: levels of each latent channel, such as 8x8x5, else null"),
         ("downsample", "int64", "pixels", "image height over latent height, f"),
         ("width", "int64", "channels", "channels of the first level of the autoencoder"),
         ("image_size", "int64", "pixels", "height and width of a training image"),
@@ -72,6 +72,7 @@ COLUMNS: tuple[Column, ...] = (
         ("steps", "int64", "steps", "planned optimiser steps"),
         ("seed", "int64", "", "random seed"),
         ("data", "string", "", "name and fingerprint of the training data"),
+        ("other_axes", "string", "", "config keys without a column that the sweep set for this cell, as JSON"),
     ),
     *_columns(
         "derived",
@@ -150,7 +151,6 @@ def arrow_schema() -> pa.Schema:
         "int64": pa.int64(),
         "float64": pa.float64(),
         "bool": pa.bool_(),
-        "list<int64>": pa.list_(pa.int64()),
         "list<float64>": pa.list_(pa.float64()),
     }
     fields = [

@@ -15,6 +15,8 @@ from analysis import (
     rate_panel,
     reconstruction_figure,
     scaling_figure,
+    step_figure,
+    step_panel,
 )
 from analysis.figures import round_ticks
 
@@ -122,3 +124,23 @@ def test_reconstruction_figure_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(AnalysisError, match=r"text\.png: not a readable PNG"):
         reconstruction_figure([("a", tmp_path / "text.png")], tmp_path / "out.png")
+
+
+def test_steps_have_a_line_for_each_setting_and_one_behind_it_for_each_seed(tables, tmp_path: Path) -> None:
+    rows = [
+        tables.row((4, 16, g, 64), signature=f"{g}{s}", seed=s, step=step, usage=0.1 * g + 0.01 * s + step / 1000)
+        for g in (1, 2)
+        for s in (0, 1)
+        for step in (200, 100)
+    ]
+    frame = tables.load(rows)
+    panel = step_panel(frame, "usage", "groups")
+    assert [one.label for one in panel.series] == ["G=1", "G=2"]
+    assert panel.series[0].steps == (100, 200)
+    assert panel.series[0].mean == pytest.approx((0.205, 0.305))
+    assert panel.series[1].runs[1] == ((100, 200), pytest.approx((0.31, 0.41)))
+    figure = step_figure(frame, ["usage", "rfid"], ["groups"], tmp_path / "steps.png")
+    assert [len(axes.lines) for axes in figure.axes] == [6, 6]
+    assert (tmp_path / "steps.png").stat().st_size > 1000 and (tmp_path / "steps.svg").is_file()
+    with pytest.raises(AnalysisError, match="lpips"):
+        step_panel(frame, "lpips", "groups")

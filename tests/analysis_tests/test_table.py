@@ -117,3 +117,16 @@ def test_results_table_shows_what_varies(tables) -> None:
         *("device_seconds", "state", "failure"),
     ]
     assert shown["codebook_size"].tolist() == [64, 256, 1024], "sorted by rate, the failed cell included"
+
+
+def test_axes_without_a_column_of_the_schema_become_columns(tables) -> None:
+    cell = (4, 16, 1, 64)
+    rows = [
+        tables.row(cell, signature=str(i), other_axes=f'{{"quantizer.init": "{init}"}}')
+        for i, init in enumerate(("uniform", "spherical"))
+    ]
+    frame = tables.load(rows)
+    assert list(frame["quantizer.init"]) == ["uniform", "spherical"]
+    # They make configurations: without them these two would pass for seeds of one.
+    assert "other_axes" in analysis.table.varying(frame)
+    assert list(analysis.table.configuration_ids(frame)) == [0, 1]

@@ -16,7 +16,7 @@ from gsq.flops import cost
 from gsq.identity import identity
 from gsq.loading import load_config, override
 from gsq.presets import preset
-from sweeps.planning import Plan, axis_columns, derived
+from sweeps.planning import Plan, axis_columns, derived, other_axes
 from sweeps.schema import COLUMNS
 
 PlanOf = Callable[..., Plan]
@@ -259,7 +259,7 @@ def test_every_kind_of_quantizer_is_a_cell_with_its_bits(plan_of: PlanOf) -> Non
     assert [row["tokens_per_image"] // 64 for row in found] == [4, 1, 3, 8, 8, 8, 8]
     assert [row["group_dim"] for row in found] == [2, 8, 8, 1, 1, 1, 1]
     assert [row["depth"] for row in found] == [1, 1, 3, 1, 1, 1, 1]
-    assert found[3]["levels"] == [4] * 8 and found[4]["levels"][:3] == [8, 8, 4] and found[0]["levels"] is None
+    assert found[3]["levels"] == "4x4x4x4x4x4x4x4" and found[4]["levels"][:5] == "8x8x4" and found[0]["levels"] is None
 
 
 def test_constraints_know_the_bits_of_every_kind(plan_of: PlanOf) -> None:
@@ -273,3 +273,9 @@ def test_constraints_know_the_bits_of_every_kind(plan_of: PlanOf) -> None:
         assert cell.config.quantizer.kind == kept
     (cell,) = plan_of(cases=cases, where=f"tokens_per_image == {3 * 64}").cells
     assert cell.config.quantizer.kind == "rvq"
+
+
+def test_axes_without_a_column_are_kept_as_json(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"quantizer.init": ["uniform"], "quantizer.groups": [2], "seed": [1]})
+    assert other_axes(plan.cells[0].axes) == '{"quantizer.init": "uniform"}'
+    assert other_axes({"groups": 2}) == "{}"

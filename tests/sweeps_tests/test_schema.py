@@ -18,7 +18,6 @@ SAMPLES: dict[str, Any] = {
     "float64": 0.1,
     "bool": True,
     "list<float64>": [0.1, 2.0],
-    "list<int64>": [8, 5],
 }
 FULL = {c.name: SAMPLES[c.type] for c in COLUMNS}
 
