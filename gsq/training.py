@@ -71,31 +71,30 @@ class Trainer:
         # The decoder's output layer, at which the adaptive weight compares gradients.
         self.last_layer = [m for m in self.model.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
         self.averaged, self.current = _averaged_tensors(self.ema, self.model)
-        self.forward, self.judge = self._prepared()
+        self._prepare()
         self.step_count = 0
         self.failed_steps = 0
 
-    def _prepared(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-        """Model and discriminator as ``step`` calls them: in the wanted memory layout, compiled where wanted."""
+    def _prepare(self) -> None:
+        """Memory layout and compilation, as execution wants them."""
         execution = self.config.execution
         if execution.channels_last:
             for module in (self.model, self.ema, self.discriminator):
                 if module is not None:
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not execution.compile:
-            return self.model, self.discriminator
+            return
         if self.config.loss.adaptive_weight:
             from torch._functorch import config as compiler
 
             # Two gradients are taken of one graph, so the first must not give away its buffers.
             compiler.donated_buffer = False
-        # The look-up is kept out: it chooses its way by the data.
+        # The quantizer stays out: its look-up chooses its way by the data.
         self.model.encoder.compile()
         self.model.decoder.compile()
         if self.discriminator is not None and not self.config.loss.gradient_penalty_weight:
             # A compiled graph has no second derivative.
             self.discriminator.compile()
-        return self.model, self.discriminator
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         parts = {
@@ -141,10 +140,10 @@ class Trainer:
         return augment.augment(images, policy, mine.to(self.device))
 
     def _generator_losses(self, images: Tensor, rows: slice, adversarial: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """Weighted losses by name (means over these images), and the reconstructions (float32)."""
+        """Losses by name, means over these images and not weighted, and the reconstructions (float32)."""
         weights = self.config.loss
         with self._autocast():
-            output = self.forward(images)
+            output = self.model(images)
             found = output.images.float()
             losses = {"mse": F.mse_loss(found, images), "quantizer": output.quantizer_loss}
             if self.perceptual is not None:
@@ -152,19 +151,19 @@ class Trainer:
                     *(x.contiguous(memory_format=torch.channels_last) for x in (found, images))
                 )
             if adversarial:
-                assert self.judge is not None
-                logits = self.judge(self._augmented(found, rows, GENERATOR_STREAM)).float()
+                assert self.discriminator is not None
+                logits = self.discriminator(self._augmented(found, rows, GENERATOR_STREAM)).float()
                 losses["adversarial"] = generator_loss(weights.generator_loss, logits)
         return losses, found
 
     def _discriminator_losses(self, images: Tensor, found: Tensor, rows: slice) -> dict[str, Tensor]:
         weights = self.config.loss
-        assert self.judge is not None
+        assert self.discriminator is not None
         penalised = weights.gradient_penalty_weight > 0
         real_images = images.detach().requires_grad_(penalised)
         with self._autocast():
-            real = self.judge(self._augmented(real_images, rows, REAL_STREAM)).float()
-            fake = self.judge(self._augmented(found, rows, FAKE_STREAM)).float()
+            real = self.discriminator(self._augmented(real_images, rows, REAL_STREAM)).float()
+            fake = self.discriminator(self._augmented(found, rows, FAKE_STREAM)).float()
             losses = {"discriminator": discriminator_loss(weights.discriminator_loss, real, fake)}
             if self.lecam is not None:
                 losses["lecam"] = self.lecam(real, fake)
@@ -209,7 +208,7 @@ class Trainer:
         if self.discriminator is not None:
             self.discriminator.requires_grad_(True)
         applied = losses is not None and self._apply(losses, norm, self.optimizer, "gradient_norm")
-        values = dict(losses or {})
+        values = dict(losses or {"loss": float("nan")})
         if applied:
             self.model.quantizer.update_codebook(self.group.sum_)
         else:
