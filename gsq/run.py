@@ -167,30 +167,25 @@ def execute(
     stop = stop or StopRequest()
     files = manifest(config.data)
     folder = RunFolder.of(runs, identity(config, files))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _execute_shared(config, files, folder, stop, started, announce, on_step)
-    return _execute(config, files, folder, stop, started, announce, on_step, None)
+    with _processes(config) as group:
+        return _execute(config, files, folder, stop, started, announce, on_step, group)
 
 
-def _execute_shared(
-    config: RunConfig,
-    files: Manifest,
-    folder: RunFolder,
-    stop: StopRequest,
-    started: float | None,
-    announce: Callable[[str], None],
-    on_step: Callable[[int], None],
-) -> RunFolder:
+@contextmanager
+def _processes(config: RunConfig) -> Iterator[Group | None]:
+    """The group of the processes that share the run; None where there is one, which is not worth importing torch."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
     from gsq.distributed import join, leave
 
     group = join(config)
     try:
-        result = _execute(config, files, folder, stop, started, announce, on_step, group)
+        yield group
     except BaseException:
         leave(together=False)
         raise
     leave()
-    return result
 
 
 def _execute(
