@@ -76,7 +76,7 @@ class Attempt:
     started: float = field(default_factory=time.time)
 
     def write_status(self, state: str, step: int, steps: int, **more: Any) -> None:
-        """Replace status.json. ``more``: failure, message, images_per_second, peak_memory_bytes."""
+        """Replace status.json. ``more``: failure, message, images_per_second, peak_memory_bytes, processes, ..."""
         now = self.clock()
         value = {
             "state": state,
@@ -174,7 +174,7 @@ class RunRecord:
     attempts: int = 0
     heartbeat: float = 0.0
     seconds: float = 0.0
-    """Device seconds of all attempts."""
+    """Device seconds of all attempts: their time by their processes."""
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     host: str = ""
@@ -204,7 +204,7 @@ def read_run(folder: RunFolder) -> RunRecord:
         steps=last["steps"],
         attempts=len(statuses),
         heartbeat=last["heartbeat"],
-        seconds=sum(s["seconds"] for s in known),
+        seconds=sum(s["seconds"] * s.get("processes", 1) for s in known),
         images_per_second=last.get("images_per_second"),
         peak_memory_bytes=max((s.get("peak_memory_bytes") or 0 for s in known), default=0) or None,
         host=last["host"],

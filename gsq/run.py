@@ -102,10 +102,10 @@ class _Progress:
         stop: StopRequest,
         device: str,
         on_step: Callable[[int], None],
-        agree: Callable[[str | None], str | None],
+        group: Group,
     ) -> None:
         self.attempt, self.config, self.stop, self.device = attempt, config, stop, device
-        self.on_step, self.agree = on_step, agree
+        self.on_step, self.group = on_step, group
         self.started_from: str | None = None
         self.step, self.written = 0, 0.0
         self.first_step: int | None = None
@@ -114,7 +114,7 @@ class _Progress:
     def __call__(self, step: int) -> None:
         """After a step, which every process of the run has made: they stop after the same one."""
         self.alive(step)
-        if reason := self.agree(self.stop.reason):
+        if reason := self.group.agree(self.stop.reason):
             raise Stopped(reason)
 
     def alive(self, step: int) -> None:
@@ -140,6 +140,7 @@ class _Progress:
         if self.first_step is not None and self.step > self.first_step and elapsed > 0:
             more["images_per_second"] = (self.step - self.first_step) * self.config.train.batch_size / elapsed
         more["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        more["processes"] = self.group.size
         if self.started_from is not None:
             more["started_from"] = self.started_from
         self.attempt.write_status(state, self.step, self.config.train.steps, **more)
@@ -223,7 +224,7 @@ def _execute(
         group = group or Group()
         torch.set_num_threads(config.execution.threads)
         device = pick_device(config.execution.device).type
-        progress = _Progress(attempt, config, stop, device, on_step, group.agree)
+        progress = _Progress(attempt, config, stop, device, on_step, group)
         _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce)
     except BaseException as error:
         if attempt is not None:
