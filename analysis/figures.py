@@ -108,6 +108,13 @@ def step_figure(
         for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             handles = draw_steps(panel, axes)
         figure.legend(handles=handles, loc="outside lower center", ncols=min(count, 4), columnspacing=1.4)
+        notes = (
+            ["Thin lines: runs; wide lines: means over seeds."]
+            if any(len(one.runs) > 1 for one in panels[0].series)
+            else []
+        )
+        notes += [f"{panel.y_label}." for panel in panels if panel.metric == "rfid"]
+        figure.suptitle(" ".join(notes), fontsize=7.5, color="#555555")
         if path is not None:
             _save(figure, Path(path))
     return figure
@@ -131,7 +138,8 @@ def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:
     else:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if panel.metric == "usage" else None)
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel(panel.y_label)
+    # What rfid was measured in is too long for a narrow panel.
+    axes.set_ylabel("rFID" if panel.metric == "rfid" else panel.y_label)
     return handles
 
 
