@@ -1,6 +1,6 @@
 """What the trainer adds to the bare forward, backward and optimiser steps of the same networks.
 
-    python tests/benchmarks/trainer.py [--preset cpu-tiny] [--steps 60] [--output tests/benchmarks/results/trainer_cpu]
+    python tests/benchmarks/trainer.py [--preset cpu-tiny] [--set KEY=VALUE ...] [--steps 60] [--output FILE.json]
 
 The bare loop has the images at hand and does nothing but what the losses need; the trainer also draws and crops its
 images, watches for losses that are not finite, clips gradients, keeps averaged weights and reports losses. Both take
@@ -14,9 +14,11 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 
 from gsq import override, preset
 from gsq.autoencoder import Autoencoder
@@ -75,14 +77,17 @@ class Bare:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cpu-tiny")
-    parser.add_argument("--batch-size", type=int, default=0)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as execution.compile=true"
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    changes = {"loss.discriminator_start": 0, "loss.perceptual": "efficientnet_lite0"}
-    if arguments.batch_size:
-        changes["batch_size"] = arguments.batch_size
+    changes: dict[str, Any] = {"loss.discriminator_start": 0, "loss.perceptual": "efficientnet_lite0"}
+    for setting in arguments.set:
+        key, _, value = setting.partition("=")
+        changes[key] = yaml.safe_load(value)
     config = override(preset(arguments.preset), changes)
     device = pick_device(config.execution.device)
     trainer = Trainer(config, ImageSource(config.data))
@@ -105,10 +110,12 @@ def main() -> None:
     found = environment(config, device.type)
     result = {
         "preset": arguments.preset,
+        "set": arguments.set,
         "batch_size": config.train.batch_size,
         "steps": arguments.steps,
         "bare_ms": round(1e3 * medians["bare"], 2),
         "trainer_ms": round(1e3 * medians["trainer"], 2),
+        "images_per_second": round(config.train.batch_size / medians["trainer"], 1),
         "ratio": round(medians["trainer"] / medians["bare"], 4),
         "device": found["device"],
         "threads": 1,
@@ -116,7 +123,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if arguments.output:
-        arguments.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
