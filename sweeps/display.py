@@ -168,6 +168,11 @@ def _compact(count: float | None) -> str:
     return "-" if count is None else size(count).rstrip("B").replace(" ", "")
 
 
+def _millions(count: float | None) -> str:
+    """With the digits that the paper prints."""
+    return "-" if count is None else f"{count / 1e6:.2f}M"
+
+
 # Heads on two lines keep a row within 80 columns.
 HEADS = {"downsample": "down- sample", "codebook_size": "code- book", "latent_dim": "latent dim"}
 # What is left out first where a terminal is narrow.
@@ -184,9 +189,11 @@ def plan_table(plan: Plan, rate: Speed, device: str, without: Sequence[str] = ()
     paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
     columns: dict[str, list[str]] = {_head(name): [_plain(c.axes.get(name, "")) for c in plan.cells] for name in axes}
     columns["bits/ pixel"] = [f"{derived(c.config)['bits_per_pixel']:.3g}" for c in plan.cells]
-    columns["param- eters"] = [_compact(c.cost.parameters) for c in plan.cells]
     if any(paper.values()):
-        columns["param. in paper"] = [_compact(paper[c.signature]) for c in plan.cells]
+        columns["param- eters"] = [_millions(c.cost.parameters) for c in plan.cells]
+        columns["param. in paper"] = [_millions(paper[c.signature]) for c in plan.cells]
+    else:
+        columns["param- eters"] = [_compact(c.cost.parameters) for c in plan.cells]
     columns["train FLOPs"] = [_compact(c.cost.train_flops) for c in plan.cells]
     columns["images"] = [_compact(c.cost.images) for c in plan.cells]
     wanted = [estimate(c, rate, device) for c in plan.cells]

@@ -146,5 +146,5 @@ def test_a_plan_shows_the_papers_count_beside_ours() -> None:
     head, *rows = [line for line in text.splitlines() if "0.2" in line or "paper" in line]
     assert "paper" in head
     shown = [row.split()[4:6] for row in rows]
-    assert shown == [["71.1M", "-"], ["75.2M", "75.6M"], ["73.2M", "-"], ["77.3M", "77.7M"]]
+    assert shown == [["71.14M", "-"], ["75.20M", "75.59M"], ["73.24M", "-"], ["77.30M", "77.70M"]]
     assert "paper" not in plan_columns({"groups": [1, 2]}, "cpu-tiny")
