@@ -27,17 +27,20 @@ from torch import Tensor
 from gsq.quantizers import lookup_gpu, lookup_index
 from gsq.quantizers.lookup_index import Search
 
-# Elements of one tile of scores (1 MiB of float32 stays in a core's cache), of the block maxima held at once, and of
-# the float64 queries held at once; on CUDA that many times more.
+# Elements of one tile of scores (1 MiB of float32 stays in a core's cache), of the pairs of a query and a block of rows
+# decided at once, and of the queries prepared at once; on CUDA that many times more.
 TILE = 1 << 18
-MAXIMA = 1 << 18
-QUERIES = 1 << 16
+MAXIMA = 1 << 20
+QUERIES = 1 << 18
 CUDA = 64
 # From how many rows on the tree wins, by d, and the fewest queries that pay for building it (timed on Zen 4).
 TREE_ROWS = {2: 1, 3: 1, 4: 1 << 11, 5: 1 << 12, 6: 1 << 13, 7: 1 << 14, 8: 1 << 16}
 TREE_QUERIES = 1024
 # Seconds a query and row of the tiles: the tree's first queries are held against it.
 TILE_SECONDS = 4e-10
+# Lengths whose squares and products float32 holds, with room for entries far below.
+SAFE = (1e-10, 1e10)
+EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
 @torch.no_grad()
@@ -57,7 +60,7 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
         step = max(256, _larger(QUERIES, queries.device) // max(1, dim))
         for start in range(0, count, step):
             chunk = slice(start, start + step)
-            out[chunk] = search(_prepared(queries[chunk], normalise, "latent"))
+            out[chunk] = search(queries[chunk].detach())
     return out
 
 
@@ -101,7 +104,7 @@ def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
         # By a power of two, which is exact: the squares neither overflow nor vanish.
         x = torch.ldexp(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(norms == 0, 1.0, norms)
+    return x.div_(torch.where(norms == 0, 1.0, norms))
 
 
 @contextmanager
@@ -126,24 +129,28 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _method(rows: Tensor, count: int, normalise: bool) -> Search:
+    """From prepared rows to a search that takes queries as they are given."""
     size, dim = rows.shape
     if size == 1 or dim == 0:
-        return lambda z: torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        return _preparing(lambda z: torch.zeros(len(z), dtype=torch.int64, device=z.device), normalise)
     if dim == 1:
-        return lookup_index.line(rows)
-    general = functools.partial(_general, rows, count)
+        return _preparing(lookup_index.line(rows), normalise)
     if dim == 2 and normalise and bool(rows.any(1).all()):
-        return _chain(lookup_index.circle(rows), general)
-    return general()
+        return _preparing(_chain(lookup_index.circle(rows), functools.partial(_general, rows, count)), normalise)
+    return _general(rows, count, normalise)
 
 
-def _general(rows: Tensor, count: int) -> Search:
+def _preparing(search: Search, normalise: bool) -> Search:
+    return lambda z: search(_prepared(z, normalise, "latent"))
+
+
+def _general(rows: Tensor, count: int, normalise: bool = False) -> Search:
     size, dim = rows.shape
     if rows.device.type == "cpu" and size >= TREE_ROWS.get(dim, size + 1) and count >= TREE_QUERIES:
-        return _tree(rows)
+        return _preparing(_tree(rows), normalise)
     if rows.device.type == "cuda" and lookup_gpu.available():
-        return _chain(_fused(rows), functools.partial(_float64, rows))
-    return _float32(rows)
+        return _preparing(_chain(_fused(rows), functools.partial(_float64, rows)), normalise)
+    return _float32(rows, normalise)
 
 
 def _chain(first: Callable[[Tensor], tuple[Tensor, Tensor]], make_next: Callable[[], Search]) -> Search:
@@ -179,8 +186,8 @@ def _tree(rows: Tensor) -> Search:
     return search
 
 
-def _float32(rows: Tensor) -> Search:
-    return _chain(_tiles(rows, torch.float32), functools.partial(_float64, rows))
+def _float32(rows: Tensor, normalise: bool = False) -> Search:
+    return _chain(_tiles(rows, torch.float32, normalise), lambda: _preparing(_float64(rows), normalise))
 
 
 def _float64(rows: Tensor) -> Search:
@@ -216,18 +223,42 @@ class _Scaled:
 
     def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
         self.dtype, self.dim = dtype, rows.shape[1]
-        centre = rows.mean(0)
-        moved = rows - centre
-        norms = torch.linalg.vector_norm(moved, dim=1)
-        largest = norms.max()
+        norms, centre = torch.linalg.vector_norm(rows, dim=1), rows.mean(0)
         # Rows that lie about the origin stay where they are: that saves a pass over the queries.
-        self.centre = centre if bool(torch.linalg.vector_norm(centre) > largest / 2) else None
-        if self.centre is None:
-            moved, norms = rows, torch.linalg.vector_norm(rows, dim=1)
-            largest = norms.max()
+        self.centre = centre if bool(torch.linalg.vector_norm(centre) > norms.max() / 3) else None
+        if self.centre is not None:
+            rows = rows - self.centre
+            norms = torch.linalg.vector_norm(rows, dim=1)
+        largest = norms.max()
         self.width = torch.where(largest > 0, largest, 1.0)
-        self.rows = torch.cat([moved / self.width, (norms / self.width).square_().mul_(-0.5)[:, None]], 1).to(dtype)
-        """(V, d + 1), of ``dtype``."""
+        self.rows = torch.empty(len(rows), self.dim + 1, dtype=dtype, device=rows.device)
+        """r, of ``dtype``."""
+        step = max(1, _larger(TILE, rows.device) // self.dim)
+        for start in range(0, len(rows), step):
+            self.rows[start : start + step, :-1] = rows[start : start + step] / self.width
+        self.rows[:, -1] = (norms / self.width).square_().mul_(-0.5)
+
+    def direct(self, x: Tensor, normalise: bool) -> tuple[Tensor, Tensor] | None:
+        """As ``queries``, but from (n, d) not yet prepared, of float32 or less, and without a float64 copy of it.
+
+        w is (x, width), or (x, |x| width) where ``normalise``: a query's scores may have any common factor. None where
+        squares or products might over- or underflow, or x is not finite.
+        """
+        if self.dtype != torch.float32 or x.dtype == torch.float64 or self.centre is not None:
+            return None
+        width, (low, high) = self.width.item(), SAFE
+        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+        least, most = (value.item() for value in norms.aminmax())
+        if not (low <= least and most <= high and low <= width <= high):
+            return None
+        w = torch.empty(len(x), self.dim + 1, dtype=torch.float32, device=x.device)
+        w[:, :-1] = x
+        w[:, -1] = norms * width if normalise else width
+        # As in ``queries``, but w's last entry counts whole, not half: as part of it a length errs by (d / 2 + 3) u,
+        # relatively. As a factor of the bound, where that hardly counts, the bracket covers it.
+        last, terms = w[:, -1], (self.dim + 6) * (1 + self.dim * EPS32)
+        bulk = norms.add_(last)
+        return w, bulk * (bulk / last * (terms * EPS64) + terms * EPS32)
 
     def queries(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(n, d) float64 -> w (n, d + 1) and (n,) a bound on twice the error of w.r, both of ``dtype``."""
@@ -243,11 +274,11 @@ class _Scaled:
         # comparison, add less than 5 u. The float64 term covers the rounding of the differences that decide.
         terms = self.dim + 6
         error = terms * torch.finfo(self.dtype).eps * (norms + 0.5) * scale
-        error += terms * torch.finfo(torch.float64).eps * (norms + 1).square() * scale
+        error += terms * EPS64 * (norms + 1).square() * scale
         return w, error[:, 0].to(self.dtype)
 
 
-def _tiles(rows: Tensor, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _tiles(rows: Tensor, dtype: torch.dtype, normalise: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Scores by tiles in ``dtype``; of each block of rows only the maximum is kept, and differences decide in the end.
 
     Blocks are strided along the first axis of a (rows, queries) tile, so that their maxima take vector instructions.
@@ -256,19 +287,24 @@ def _tiles(rows: Tensor, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor,
     # Looking through V / block maxima costs 1/6 of rescoring block rows of d channels, which single rows do without.
     block = 1 if size < 48 * dim else 1 << min(7, round(math.log2(size / (6 * dim)) / 2))
     scaled = _Scaled(rows, dtype)
-    padding = -size % block
-    blocks = F.pad(rows.T[None], (0, padding), mode="replicate")[0]
-    # (V / block, d, block): the last row repeated at the end is never the lowest index of its equals.
-    blocks = blocks.view(dim, -1, block).transpose(0, 1).contiguous()
-    products = torch.cat([scaled.rows, scaled.rows[-1:].expand(padding, -1)])
+    products, padding = scaled.rows, -size % block
+    if padding:
+        # The last row repeated at the end is never the lowest index of its equals.
+        rows, products = (torch.cat([x, x[-1:].expand(padding, -1)]) for x in (rows, products))
+    # (V / block, d, block)
+    blocks = rows.view(-1, block, dim).transpose(1, 2).contiguous()
     del rows, scaled.rows
     count = len(blocks)
     tall = min(count, max(1, 1024 // block)) * block
     wide = max(1, _larger(TILE, blocks.device) // tall)
     hold = max(1, _larger(MAXIMA, blocks.device) // count // wide) * wide
     # Reused: fresh memory costs more than what is written to it.
-    held = torch.empty(count * hold, dtype=dtype, device=blocks.device)
-    scores = torch.empty(tall * wide, dtype=dtype, device=blocks.device)
+    held = torch.empty(count * wide, dtype=dtype, device=blocks.device)
+    scores = torch.empty(tall * wide if block > 1 else 0, dtype=dtype, device=blocks.device)
+    flags = torch.empty(count * wide, dtype=torch.bool, device=blocks.device)
+
+    def prepared(z: Tensor) -> Tensor:
+        return _prepared(z, normalise, "latent")
 
     def search(z: Tensor) -> tuple[Tensor, Tensor]:
         parts = [part(z[start : start + hold]) for start in range(0, len(z), hold)]
@@ -278,47 +314,53 @@ def _tiles(rows: Tensor, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor,
         return torch.cat([index for index, _ in parts]), torch.cat(left)
 
     def part(z: Tensor) -> tuple[Tensor, Tensor]:
-        w, error = scaled.queries(z)
-        maxima = held[: count * len(z)].view(count, len(z))
-        for start in range(0, len(z), wide):
-            columns = w[start : start + wide].T
-            width = columns.shape[1]
-            for first in range(0, len(products), tall):
-                tile = products[first : first + tall]
-                out = maxima[first // block : (first + len(tile)) // block, start : start + width]
-                if block == 1:
-                    torch.mm(tile, columns, out=out)
-                    continue
-                view = scores[: len(tile) * width].view(len(tile), width)
-                torch.mm(tile, columns, out=view)
-                torch.amax(view.view(-1, block, width), 1, out=out)
-        number, query = _reaching(maxima, maxima.amax(0).sub_(error))
+        w, error = scaled.direct(z, normalise) or scaled.queries(prepared(z))
+        found = [reaching(w[i : i + wide].T, error[i : i + wide]) for i in range(0, len(z), wide)]
+        number, query = found[0]
+        if len(found) > 1:
+            number = torch.cat([part for part, _ in found])
+            query = torch.cat([part.add_(i * wide) for i, (_, part) in enumerate(found)])
         left = torch.empty(0, dtype=torch.int64, device=z.device)
         if len(query) > 2 * len(z):
             # A query with so many blocks left is cheaper in the next method.
             crowded = query.bincount(minlength=len(z)) > max(8, count // 16)
             left, few = crowded.nonzero()[:, 0], ~crowded[query]
             number, query = number[few], query[few]
-        return _decided(z, blocks, number, query, len(query) == len(z) - len(left)), left
+        return _decided(z, prepared, blocks, number, query, len(query) == len(z) - len(left)), left
+
+    def reaching(columns: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """(block, column) of the blocks that may hold a column's nearest row."""
+        width = columns.shape[1]
+        maxima = held[: count * width].view(count, width)
+        for first in range(0, len(products), tall):
+            tile = products[first : first + tall]
+            out = maxima[first // block : (first + len(tile)) // block]
+            if block == 1:
+                torch.mm(tile, columns, out=out)
+                continue
+            view = scores[: len(tile) * width].view(len(tile), width)
+            torch.mm(tile, columns, out=view)
+            torch.amax(view.view(-1, block, width), 1, out=out)
+        limit = maxima.amax(0).sub_(error)
+        if maxima.device.type != "cpu":
+            number, column = (maxima >= limit).nonzero(as_tuple=True)
+            return number, column
+        # numpy compares and searches several times faster than torch does.
+        reached = flags[: count * width].numpy()
+        np.greater_equal(maxima.numpy(), limit.numpy(), out=reached.reshape(count, width))
+        pairs = np.divmod(np.flatnonzero(reached), width)
+        return torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1])
 
     return search
 
 
-def _reaching(maxima: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, column) of the entries of maxima (m, n) that are at least limit (n,)."""
-    if maxima.device.type == "cpu":
-        # Compares and searches several times faster than torch does.
-        flat = np.divmod(np.flatnonzero(maxima.numpy() >= limit.numpy()), len(limit))
-        return torch.from_numpy(flat[0]), torch.from_numpy(flat[1])
-    row, column = (maxima >= limit).nonzero(as_tuple=True)
-    return row, column
-
-
-def _decided(z: Tensor, blocks: Tensor, number: Tensor, query: Tensor, single: bool) -> Tensor:
+def _decided(
+    z: Tensor, prepared: Callable[[Tensor], Tensor], blocks: Tensor, number: Tensor, query: Tensor, single: bool
+) -> Tensor:
     """(n,): for each query the row of least float64 distance, the lowest of such, among its blocks.
 
-    z (n, d), blocks (V / block, d, block); the pairs (number, query) say which blocks, no query having several where
-    ``single``. A query without any gets V or more.
+    z (n, d) is ``prepared`` only where distances are needed; blocks (V / block, d, block). The pairs (number, query)
+    say which blocks, no query having several where ``single``. A query without any gets V or more.
     """
     n, (count, dim, block) = len(z), blocks.shape
     index = torch.full((n,), count * block, dtype=torch.int64, device=z.device)
@@ -330,13 +372,16 @@ def _decided(z: Tensor, blocks: Tensor, number: Tensor, query: Tensor, single: b
         several = query.bincount(minlength=n)[query] > 1
         number, query = number[several], query[several]
         index[query] = count
+    opened, place = torch.unique(query, return_inverse=True) if block == 1 else (slice(None), query)
+    # Once for each query: prepared again beside others it might be rounded otherwise.
+    z = prepared(z[opened])
     distance = torch.empty(len(query), dtype=torch.float64, device=z.device)
     row = torch.empty(len(query), dtype=torch.int64, device=z.device)
     step = max(1, _larger(TILE, z.device) // (dim * block))
     for start in range(0, len(query), step):
         chunk = slice(start, start + step)
         gaps = blocks.view(count, -1).index_select(0, number[chunk]).view(-1, dim, block)
-        gaps = gaps.sub_(z.index_select(0, query[chunk])[:, :, None]).square_().sum(1)
+        gaps = gaps.sub_(z.index_select(0, place[chunk])[:, :, None]).square_().sum(1)
         distance[chunk], row[chunk] = gaps.min(1)
     row += number * block
     least = torch.full((n,), math.inf, dtype=torch.float64, device=z.device)

@@ -325,6 +325,53 @@ def test_refuses_shapes(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None
         nearest_rows(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(("dim", "size"), [(3, 40), (16, 300), (16, 3000), (64, 300)])
+def test_queries_taken_directly_are_exact_at_any_scale(
+    dim: int, size: int, normalise: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 products of queries never copied to float64: from denormals to the largest, and all but ties."""
+    taken: list[bool] = []
+    direct = lookup._Scaled.direct
+
+    def watched(*given: Any) -> tuple[Tensor, Tensor] | None:
+        out = direct(*given)
+        taken.append(out is not None)
+        return out
+
+    monkeypatch.setattr(lookup._Scaled, "direct", watched)
+    monkeypatch.setattr(lookup, "TREE_ROWS", {})
+    generator = torch.Generator().manual_seed(57)
+    limits, large = torch.finfo(dtype), torch.finfo(dtype).max / 8
+    scales = [4 * limits.smallest_normal * limits.eps, limits.tiny, 1e-20, 1e-11, 1e-9, 1e-4, 1, 100, 1e9, 1e20, large]
+    for row_scale in (1e-30, 1e-5, 1.0, 1e4, 1e30):
+        rows = unit(size, dim, 58)[torch.randint(size, (size,), generator=generator)]
+        pairs = torch.randint(size, (2, 40), generator=generator)
+        # Halfway between two rows, on one, anywhere, along an axis.
+        shapes = torch.cat([rows[pairs].mean(0), rows[:9], unit(30, dim, 59), torch.eye(dim)[:3]])
+        rows = (rows * row_scale).to(torch.float32)
+        rows[7] = 0
+        c, first = lookup._prepared(rows, normalise, "codebook"), first_equal(rows)
+        chunks = [(shapes * scale).to(dtype) for scale in (*scales, row_scale) if scale <= large]
+        for queries in [*chunks, torch.cat(chunks)[::9], torch.zeros(5, dim, dtype=dtype)]:
+            found = nearest_rows(queries, rows, normalise=normalise)
+            z = lookup._prepared(queries, normalise, "latent")
+            least = torch.stack([(c - query).square().sum(1).amin() for query in z])
+            assert ((z - c[found]).square().sum(1) <= least * (1 + 1e-13 * dim)).all()
+            assert torch.equal(found, first[found])
+    assert any(taken) and not all(taken)
+
+
+def test_queries_taken_directly_are_checked_too() -> None:
+    rows, queries = unit(300, 16, 60), unit(50, 16, 61)
+    for bad in (float("nan"), float("inf")):
+        queries[17, 3] = bad
+        for normalise in (False, True):
+            with pytest.raises(ValueError, match="latent holds NaN or infinite values"):
+                nearest_rows(queries, rows, normalise=normalise)
+
+
 def test_distinct_rows() -> None:
     rows = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [2.0, 1.0], [1.0, 2.0], [0.0, 1.0], [2.0, 1.0]]).double()
     assert lookup_index.distinct(rows).tolist() == [0, 2, 3]
