@@ -182,6 +182,8 @@ class RunRecord:
     node: str = ""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
+    next_micro_batch: int | None = None
+    """After an attempt that ran out of memory: the smaller micro-batch with which the next one can try."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -210,8 +212,15 @@ def read_run(folder: RunFolder) -> RunRecord:
         host=last["host"],
         pid=last["pid"],
         node=last.get("node", ""),
+        next_micro_batch=last.get("next_micro_batch"),
         started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
     )
+
+
+def smallest_micro_batch(folder: RunFolder) -> int | None:
+    """The micro-batch to which attempts that ran out of memory have come down; None where none did."""
+    statuses = [read_json(path / "status.json") for path in folder.attempt_folders()]
+    return min((s["next_micro_batch"] for s in statuses if s and s.get("next_micro_batch")), default=None)
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, float]]:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.identity import identity
 from gsq.loading import load_config, to_dict
-from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, newest_file, read_run
+from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, newest_file, read_run, smallest_micro_batch
 
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
@@ -222,6 +223,8 @@ def _execute(
         from gsq.distributed import Group, pick_device
 
         group = group or Group()
+        if smaller := group.from_first(smallest_micro_batch(folder)):
+            config = _with_micro_batch(config, smaller)
         torch.set_num_threads(config.execution.threads)
         device = pick_device(config.execution.device).type
         progress = _Progress(attempt, config, stop, device, on_step, group)
@@ -229,7 +232,7 @@ def _execute(
     except BaseException as error:
         if attempt is not None:
             (attempt.path / RESERVE).unlink(missing_ok=True)
-            _record_failure(error, attempt, progress, config)
+            _record_failure(error, attempt, progress, config, group.size if group else 1)
         raise
     if attempt is not None:
         (attempt.path / RESERVE).unlink(missing_ok=True)
@@ -322,8 +325,32 @@ def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
     return config, ImageSource(config.data), model.eval().requires_grad_(False)
 
 
-def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress | None, config: RunConfig) -> None:
+def _with_micro_batch(config: RunConfig, micro_batch: int) -> RunConfig:
+    return replace(config, execution=replace(config.execution, micro_batch=micro_batch))
+
+
+def _smaller_micro_batch(config: RunConfig, processes: int) -> int | None:
+    """Half of the images of a pass, or as near below as divides a process's share; None where there is no less."""
+    share = config.train.batch_size // processes
+    now = config.execution.micro_batch or share
+    smaller = next((n for n in range(now // 2, 0, -1) if share % n == 0), None)
+    if smaller is None:
+        return None
+    try:
+        _with_micro_batch(config, smaller)
+    except UserError:
+        # A batch that must stay whole.
+        return None
+    return smaller
+
+
+def _record_failure(
+    error: BaseException, attempt: Attempt, progress: _Progress | None, config: RunConfig, processes: int
+) -> None:
     failure = classify(error)
+    more: dict[str, object] = {}
+    if failure == "out_of_memory" and (smaller := _smaller_micro_batch(config, processes)):
+        more["next_micro_batch"] = smaller
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     if isinstance(error, Stopped):
@@ -332,9 +359,9 @@ def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress 
         if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
             (attempt.path / "traceback.txt").write_text(traceback.format_exc())
         if progress is None:
-            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)
+            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message, **more)
         else:
-            progress.write(FAILED, failure=failure, message=message)
+            progress.write(FAILED, failure=failure, message=message, **more)
     except OSError as second:
         # A disk so full that not even this fits: the stale heartbeat says it later.
         print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)

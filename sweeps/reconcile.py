@@ -18,7 +18,8 @@ STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
 RESUMED = frozenset({"preempted", "node_failure", "timeout", "lost"})
 # Resumed when the user submits again: they have made room on the disk, or want to go on after cancelling.
 RESUMED_ON_SUBMIT = RESUMED | {"disk_full", "cancelled"}
-# These come back only when asked for (--retry): another attempt would fail alike, or change the science.
+# These come back only when asked for (--retry): another attempt would fail alike, or change the science. But a run that
+# is out of memory comes back as long as its micro-batch can be halved.
 ON_REQUEST = frozenset({"out_of_memory", "diverged", "error"})
 # Attempts in a row of one driver that may end without a further step before it gives up.
 PATIENCE = 3
@@ -99,16 +100,20 @@ def reconcile(
     """One action a cell, in the order of ``signatures``.
 
     resumed: failure classes that are submitted again. fruitless: attempts of this driver in a row that ended
-    without a further step; at PATIENCE of them a cell is left alone.
+    without a further step; at PATIENCE of them a cell is left alone, unless its micro-batch has become smaller.
     """
     actions = []
     for sig in signatures:
-        cell = cell_state(records.get(sig) or RunRecord(sig), jobs.get(sig), now)
+        record = records.get(sig) or RunRecord(sig)
+        cell = cell_state(record, jobs.get(sig), now)
+        again = cell.failure in resumed and (fruitless or {}).get(sig, 0) < PATIENCE
+        if cell.failure == "out_of_memory" and record.next_micro_batch is not None:
+            again = True
         if cell.state in (DONE, PRUNED):
             actions.append(Action("finished", cell))
         elif cell.state in (QUEUED, RUNNING):
             actions.append(Action("wait", cell))
-        elif cell.state == FAILED and (cell.failure not in resumed or (fruitless or {}).get(sig, 0) >= PATIENCE):
+        elif cell.state == FAILED and not again:
             actions.append(Action("leave", cell))
         else:
             actions.append(Action("submit", cell))

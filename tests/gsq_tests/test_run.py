@@ -22,7 +22,7 @@ from gsq.identity import identity
 from gsq.loading import to_dict
 from gsq.record import FAILURES, Attempt, read_run
 from gsq.run import Stopped, StopRequest, classify, load_finished
-from gsq.training import Diverged
+from gsq.training import Diverged, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -334,3 +334,47 @@ def test_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attempt, "write_status", write_status)
     train(tiny(discriminator__kind="none", loss__perceptual="none"), tmp_path)
     assert seen[0] == 0 and 3 <= len(seen) <= 7 and seen == sorted(seen)
+
+
+# Out of memory.
+
+
+def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt goes on from the checkpoint with half the images a pass, to the losses of the whole batch."""
+    config = tiny(batch_size=4, steps=4, execution__checkpoint_every=1, loss__perceptual="none")
+    whole = train(config, tmp_path / "whole")
+    original = Trainer._generator_losses
+
+    def greedy(self: Trainer, images: torch.Tensor, *rest: Any) -> Any:
+        if len(images) > 1 and self.step_count >= 1:
+            raise MemoryError("no room")
+        return original(self, images, *rest)
+
+    monkeypatch.setattr(Trainer, "_generator_losses", greedy)
+    for smaller in (2, 1):
+        with pytest.raises(MemoryError):
+            train(config, tmp_path / "small")
+        (path,) = (tmp_path / "small").glob("??/*")
+        found = status(RunFolder(path))
+        assert (found["failure"], found["next_micro_batch"]) == ("out_of_memory", smaller)
+        assert read_run(RunFolder(path)).next_micro_batch == smaller
+    done = train(config, tmp_path / "small")
+    assert status(done)["state"] == "done" and done.signature == whole.signature
+    environments = [json.loads((p / "env.json").read_text())["micro_batch"] for p in done.attempt_folders()]
+    assert environments == [4, 2, 1]
+    for a, b in zip(curve(done), curve(whole), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"discriminator__norm": "batch"}])
+def test_a_batch_that_cannot_be_split_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    def greedy(*rest: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Trainer, "_generator_losses", greedy)
+    with pytest.raises(MemoryError):
+        train(tiny(**changes), tmp_path)
+    (path,) = tmp_path.glob("??/*")
+    assert read_run(RunFolder(path)).next_micro_batch is None

@@ -35,6 +35,7 @@ RECORDS: tuple[RunRecord | None, ...] = (
     RunRecord(SIG, "running", step=3, steps=9, attempts=1, heartbeat=NOW - STALE_SECONDS - 1),
     *(RunRecord(SIG, "failed", failure, f"about {failure}", 3, 9, 1, NOW - 5) for failure in FAILURES),
 )
+HALVED = RunRecord(SIG, "failed", "out_of_memory", "no memory", 3, 9, 1, NOW - 5, next_micro_batch=4)
 JOBS: tuple[Job | None, ...] = (
     None,
     Job("pending", name="7"),
@@ -107,6 +108,12 @@ def test_each_failure_is_resumed_or_left_as_the_tables_say() -> None:
         assert action.kind == ("submit" if again else "leave")
         seen.add((action.cell.failure, again))
     assert seen == set(product(FAILURES, (True, False)))
+
+
+def test_out_of_memory_comes_back_as_long_as_its_micro_batch_can_be_halved() -> None:
+    for job, resumed, fruitless in product(JOBS, SETS, range(PATIENCE + 2)):
+        action = act(HALVED, job, resumed, fruitless)
+        assert action.kind == ("wait" if job is not None and job.state != "gone" else "submit")
 
 
 def test_the_tables_divide_the_failure_classes() -> None:
