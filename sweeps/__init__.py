@@ -3,6 +3,7 @@
     spec = load_spec("sweeps/configs/quickstart.yaml")
     submit(plan(spec), cluster="local")      # or "slurm", or a cluster file
     path = gather(spec.name)                 # results/quickstart.parquet
+    cancel(spec.name, ["groups=4"])          # and retry, read_log, clean
 
 Names are imported on first use, so that ``import sweeps`` costs nothing.
 """
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sweeps.cluster import Cluster, load_cluster
+    from sweeps.control import Cancellation, cancel, retry
     from sweeps.gathering import gather
+    from sweeps.housekeeping import Cleaning, clean
+    from sweeps.logs import Log, read_log
     from sweeps.monitoring import SweepStatus, status
     from sweeps.planning import Cell, Plan
     from sweeps.planning import make_plan as plan
@@ -24,37 +28,51 @@ if TYPE_CHECKING:
 
 # The modules bear other names than the functions: a submodule would replace a function on the package.
 _HOME = {
+    "Cancellation": ("control", "Cancellation"),
     "Cell": ("planning", "Cell"),
+    "Cleaning": ("housekeeping", "Cleaning"),
     "Cluster": ("cluster", "Cluster"),
+    "Log": ("logs", "Log"),
     "Plan": ("planning", "Plan"),
     "SCIENCE_COLUMNS": ("schema", "SCIENCE_COLUMNS"),
     "SchemaError": ("schema", "SchemaError"),
     "Spec": ("spec", "Spec"),
     "Submission": ("submission", "Submission"),
     "SweepStatus": ("monitoring", "SweepStatus"),
+    "cancel": ("control", "cancel"),
+    "clean": ("housekeeping", "clean"),
     "gather": ("gathering", "gather"),
     "load_cluster": ("cluster", "load_cluster"),
     "load_spec": ("spec", "load_spec"),
     "plan": ("planning", "make_plan"),
+    "read_log": ("logs", "read_log"),
     "read_table": ("schema", "read_table"),
+    "retry": ("control", "retry"),
     "status": ("monitoring", "status"),
     "submit": ("submission", "submit"),
 }
 
 __all__ = [
     "SCIENCE_COLUMNS",
+    "Cancellation",
     "Cell",
+    "Cleaning",
     "Cluster",
+    "Log",
     "Plan",
     "SchemaError",
     "Spec",
     "Submission",
     "SweepStatus",
+    "cancel",
+    "clean",
     "gather",
     "load_cluster",
     "load_spec",
     "plan",
+    "read_log",
     "read_table",
+    "retry",
     "status",
     "submit",
 ]

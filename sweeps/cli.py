@@ -1,8 +1,9 @@
-"""The verbs of this room: plan, submit, status, gather. Everything else is imported when one runs."""
+"""The verbs of this room, from plan to clean. Everything else is imported when one runs."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,15 @@ RetryOption = Annotated[
     bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SelectionArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SELECTION",
+        help="Signatures or their beginnings, states or failure classes (running, failed, out_of_memory, ...), "
+        "KEY=VALUE (groups=4). Words on one thing are alternatives; on different things, all must hold.",
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however many there are.")]
 
 
@@ -38,7 +48,11 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(plan_command)
     app.command("submit")(submit_command)
     app.command("status")(status_command)
+    app.command("logs")(logs_command)
+    app.command("cancel")(cancel_command)
+    app.command("retry")(retry_command)
     app.command("gather")(gather_command)
+    app.command("clean")(clean_command)
 
 
 def make(source: str, cells: int | None) -> Plan:
@@ -159,7 +173,9 @@ def submit_command(
 
 def status_command(
     sweep: NameArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw it again every few seconds until all cells have ended.")
+    ] = False,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -184,11 +200,145 @@ def status_command(
         return
     try:
         with Live(status_renderable(found, limit), refresh_per_second=2) as live:
-            while True:
-                time.sleep(2)
-                live.update(status_renderable(status(sweep), limit))
+            while not found.ended:
+                time.sleep(2 if found.local else 5)  # sacct is the cluster's, not ours alone.
+                found = status(sweep)
+                live.update(status_renderable(found, limit))
     except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+        raise typer.Exit(130) from None
+
+
+def _on_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _ask(question: str, yes: bool) -> None:
+    """Leave with exit code 1 unless it is answered with yes; without a terminal nobody is asked."""
+    if not yes and _on_terminal():
+        typer.confirm(question, abort=True)
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"
+
+
+def logs_command(
+    sweep: NameArgument,
+    cell: Annotated[
+        list[str],
+        typer.Argument(metavar="CELL", help="A signature or its beginning, or another selection of one cell."),
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the cell ends; Ctrl-C leaves with exit code 130.")
+    ] = False,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", metavar="N", min=1, help="Attempt by its number; default: the newest.")
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Lines of the log's end.")] = 40,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a cell printed: the end of its log, here or from SLURM, and where its training is.
+
+    The first line says which attempt it is, its state, and why it failed; a traceback comes last.
+
+    Example: gsq logs quickstart 3f9c -f
+    """
+    from gsq.errors import UserError
+    from sweeps.logs import follow as follow_log
+    from sweeps.logs import read_log
+
+    if follow and (as_json or attempt is not None):
+        raise UserError("--follow shows what is written from now on: leave out --json and --attempt")
+    log = read_log(sweep, cell, attempt)
+    tail = log.text.splitlines()[-lines:] if lines else []
+    if as_json:
+        values = {
+            "signature": log.cell.signature,
+            "axes": log.cell.title,
+            "attempt": log.attempt,
+            "attempts": log.cell.attempts,
+            "state": log.state,
+            "failure": log.failure,
+            "message": log.message,
+            "lines": tail,
+            "curve": log.curve,
+            "traceback": log.traceback,
+            "files": [str(path) for path in log.files if path.exists()],
+        }
+        typer.echo(json.dumps(values, indent=1))
+        return
+    typer.echo(log.headline)
+    for line in (*tail, *log.curve):
+        typer.echo(line)
+    if log.traceback:
+        typer.echo(log.traceback.rstrip())
+    if not follow:
+        return
+    try:
+        for piece in follow_log(log):
+            typer.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def cancel_command(
+    sweep: NameArgument,
+    selection: SelectionArgument = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop queued and running cells of a sweep, here and on SLURM.
+
+    A running cell ends its step and writes a checkpoint; no queue starts one that waits. The next gsq submit, run or
+    retry goes on from there.
+
+    Example: gsq cancel quickstart running groups=4
+    """
+    from sweeps.control import cancel, cancellable
+
+    chosen = cancellable(sweep, selection or ())
+    if len(chosen) > 1:
+        _ask(f"Stop {_cells(len(chosen))}?", yes)
+    done = cancel(sweep, selection or ())
+    if as_json:
+        typer.echo(json.dumps(asdict(done), indent=1))
+        return
+    if not done.waiting and not done.running:
+        typer.echo("nothing to cancel: none of these cells waits or runs (gsq status)")
+    if done.waiting:
+        typer.echo(f"cancelled {_cells(len(done.waiting))} that waited")
+    if done.running:
+        typer.echo(f"asked {_cells(len(done.running))} to stop after a checkpoint (gsq status shows when)")
+
+
+def retry_command(
+    sweep: NameArgument,
+    selection: SelectionArgument = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="local, slurm or a cluster file; default: where the sweep was last submitted to.",
+        ),
+    ] = None,
+) -> None:
+    """Submit failed cells again, whatever they failed of, and nothing else.
+
+    Cells are those that were submitted before, not those of an edited YAML. gsq submit --retry does the same for the
+    whole sweep, with what is missing besides. Exit code 1: cells have failed again.
+
+    Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
+    """
+    from sweeps.control import failed_cells, last_cluster
+
+    plan = failed_cells(sweep, selection or ())
+    if not plan.cells:
+        typer.echo("nothing to retry: none of these cells has failed (gsq status)")
+        return
+    submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)
+    if any(action.kind == "leave" for action in submission.actions):
+        raise typer.Exit(1)
 
 
 def gather_command(
@@ -204,3 +354,43 @@ def gather_command(
     from sweeps.gathering import gather
 
     typer.echo(f"wrote {gather(sweep, output)}")
+
+
+def clean_command(
+    sweep: Annotated[
+        str | None, typer.Argument(metavar="SWEEP", help="Only this sweep's runs; default: all below $GSQ_RUNS.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
+    orphans: Annotated[
+        bool,
+        typer.Option(
+            "--orphans", help="Remove whole runs, too, that no sweep mentions (of gsq train, or of removed sweeps)."
+        ),
+    ] = False,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove files that nothing needs any more, and say what they were.
+
+    Checkpoints of finished runs go (but for execution.keep_checkpoint), copies in earlier attempts, and half-written
+    files of dead processes. Weights, curves, evaluations, configs and samples stay, and so does all that an unfinished
+    run resumes from. Runs that may be alive are left alone.
+
+    Example: gsq clean --dry-run
+    """
+    from sweeps.display import size
+    from sweeps.housekeeping import KINDS, clean
+
+    if orphans and not dry_run:
+        lone = len(clean(sweep, orphans=True, dry_run=True).runs)
+        if lone:
+            _ask(f"Remove {lone} whole runs, with their results?", yes)
+    done = clean(sweep, orphans=orphans, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps(done.to_dict(), indent=1))
+        return
+    for kind, paths in done.files.items():
+        if paths:
+            typer.echo(f"{size(done.bytes[kind]):>9}  {len(paths):>6} files  {KINDS[kind]}")
+    total, count = size(sum(done.bytes.values())), sum(map(len, done.files.values()))
+    typer.echo(f"{total:>9}  {count:>6} files  {'would be removed' if dry_run else 'removed'}")

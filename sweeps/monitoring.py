@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gsq.record import RUNNING, RunRecord
+from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell
 from sweeps.queue import local_jobs
-from sweeps.reconcile import STATES, CellState, Job, cell_state
+from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state
 from sweeps.scheduler import slurm_jobs
 
 
@@ -40,12 +41,19 @@ class SweepStatus:
 
     name: str
     cells: tuple[CellStatus, ...]
+    local: bool = True
+    """Whether SLURM never had a job of the sweep."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Cells by state, every state named."""
         counted = Counter(cell.state for cell in self.cells)
         return {state: counted[state] for state in STATES}
+
+    @property
+    def ended(self) -> bool:
+        """Whether every cell has: nothing waits and nothing runs."""
+        return all(cell.state not in (PLANNED, QUEUED, RUNNING) for cell in self.cells)
 
     @property
     def failures(self) -> dict[str, int]:
@@ -94,10 +102,10 @@ def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
-    jobs = {**slurm_jobs(folder), **local_jobs(records)}
+    records, jobs = with_cancelled(marked(folder), records, {**slurm_jobs(folder), **local_jobs(records)})
     now = time.time()
     rows = []
     for cell in plan.cells:
         record, job = records[cell.signature], jobs.get(cell.signature)
         rows.append(row(cell, cell_state(record, job, now), record, job))
-    return SweepStatus(plan.name, tuple(rows))
+    return SweepStatus(plan.name, tuple(rows), local=not folder.journal.exists())

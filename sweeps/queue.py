@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gsq.record import RUNNING, RunRecord
+from sweeps.cancellation import claim_signal, marked, with_cancelled
 from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE
@@ -26,7 +27,7 @@ POLL_SECONDS = 0.25
 GRACE_SECONDS = 60.0
 
 
-def _alive(pid: int, heartbeat: float) -> bool:
+def alive(pid: int, heartbeat: float) -> bool:
     """Whether the process that wrote a heartbeat still runs; a later process of the same number is another one."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -46,7 +47,7 @@ def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
     for signature, record in records.items():
         # A SLURM node on this host (record.node) is for the scheduler to know.
         if record.state == RUNNING and record.host == os.uname().nodename and not record.node:
-            state: SchedulerState = "running" if _alive(record.pid, record.heartbeat) else "gone"
+            state: SchedulerState = "running" if alive(record.pid, record.heartbeat) else "gone"
             jobs[signature] = Job(state, name=str(record.pid))
     return jobs
 
@@ -74,6 +75,8 @@ class LocalQueue:
         self.steps: dict[str, int] = {}
         self.started: set[str] = set()
         self.exits: dict[str, int] = {}
+        # Kept also when a cell is submitted again: then another queue runs it.
+        self.cancelled: set[str] = set()
 
     def run(self) -> list[Action]:
         """Returns the last actions: finished and left cells. Ctrl-C stops the workers at the end of their step,
@@ -93,12 +96,15 @@ class LocalQueue:
             self._stop()
 
     def _look(self) -> tuple[list[Action], dict[str, RunRecord]]:
+        self.cancelled |= marked(self.folder)
         records = self.folder.records(self.signatures)
         jobs: dict[str, Job] = {}
         for signature, process in list(self.processes.items()):
             code = process.poll()
             if code is None:
                 jobs[signature] = Job("running", name=str(process.pid))
+                if signature in self.cancelled and claim_signal(self.folder, signature, process.pid):
+                    process.terminate()
                 continue
             del self.processes[signature], self.slot_of[signature]
             advanced = records[signature].step > self.steps.get(signature, -1)
@@ -112,11 +118,17 @@ class LocalQueue:
                 code = self.exits.get(signature)
                 log = self.folder.log(signature)
                 jobs[signature] = Job("gone", "error", f"{signature} (exit code {code}, see {log})")
+        records, jobs = with_cancelled(self.cancelled, records, jobs)
         now = time.time()
         # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
         first = reconcile(self.signatures, records, jobs, now, resumed=RESUMED_ON_SUBMIT | self.retry)
         again = reconcile(self.signatures, records, jobs, now, resumed=RESUMED, fruitless=self.fruitless)
-        return [b if b.cell.signature in self.started else a for a, b in zip(first, again, strict=True)], records
+        never = reconcile(self.signatures, records, jobs, now, resumed=())
+        actions = [
+            c if (sig := c.cell.signature) in self.cancelled else b if sig in self.started else a
+            for a, b, c in zip(first, again, never, strict=True)
+        ]
+        return actions, records
 
     def _start(self, signature: str) -> None:
         slot = next(i for i in range(self.slots + len(self.slot_of)) if i not in self.slot_of.values())
@@ -134,6 +146,9 @@ class LocalQueue:
         path = self.folder.log(signature)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as log:
+            # Attempts share the file; gsq logs tells them apart by this line.
+            log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            log.flush()
             self.processes[signature] = subprocess.Popen(
                 [sys.executable, "-m", "sweeps.job", str(self.folder.runs), self.folder.name, signature],
                 stdin=subprocess.DEVNULL,

@@ -87,3 +87,20 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
         newest |= entry["jobs"]
     states = ask(newest.values())
     return {sig: states[job_id] for sig, job_id in newest.items()}
+
+
+def cancel_jobs(job_ids: Iterable[str]) -> None:
+    """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails."""
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return
+    try:
+        done = subprocess.run(["scancel", *wanted], capture_output=True, text=True, check=False, timeout=120)
+    except FileNotFoundError:
+        raise UserError("scancel not found on the PATH; cancel where the cluster's commands are") from None
+    except subprocess.TimeoutExpired:
+        raise UserError("scancel does not answer; try later") from None
+    # A job that has ended in the meantime is no failure.
+    problems = [line for line in done.stderr.splitlines() if line.strip() and "already completi" not in line]
+    if done.returncode and problems:
+        raise UserError(f"scancel: {problems[0]}")

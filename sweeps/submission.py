@@ -15,6 +15,7 @@ from gsq.config import check_processes
 from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RunRecord, runs_root
+from sweeps.cancellation import clear, marked, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.cost import ResourceClass, estimate, resource_class, speed
 from sweeps.folder import SweepFolder
@@ -67,6 +68,7 @@ def submit(
     signatures = [cell.signature for cell in plan.cells]
     extra = ON_REQUEST if retry else frozenset()
     if cluster.kind == "local":
+        clear(folder, signatures)
         # The longest first, so that no worker is left with a long one at the end.
         longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
         return Submission(folder, LocalQueue(folder, longest_first, cluster, on_update, extra).run(), {})
@@ -76,8 +78,10 @@ def submit(
         raise UserError(
             f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
         )
+    records, jobs = with_cancelled(marked(folder), records, jobs)
     actions = reconcile(signatures, records, jobs, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
+    clear(folder, wanted)
     arrays: dict[str, list[str]] = {}
     for resources, cells in resource_classes(
         [c for c in plan.cells if c.signature in wanted], records, cluster
@@ -124,7 +128,7 @@ def _submit_array(
     import submitit
     from submitit.core.utils import FailedJobError
 
-    from sweeps.job import CellJob
+    from sweeps.cancellation import SlurmCellJob
 
     executor = submitit.AutoExecutor(folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
     options: dict[str, object] = {
@@ -147,7 +151,7 @@ def _submit_array(
     try:
         # submitit repeats sbatch's words on stderr; they are in the error below.
         with _clean_environment(), redirect_stderr(StringIO()):
-            submitted = executor.map_array(CellJob(str(folder.runs), folder.name), [c.signature for c in cells])
+            submitted = executor.map_array(SlurmCellJob(str(folder.runs), folder.name), [c.signature for c in cells])
     except FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")

@@ -1,0 +1,100 @@
+"""Cells that a user has cancelled: a marker file for each in the sweep folder, until the cell is submitted again.
+
+The marker keeps a queue that runs from starting the cell, and tells a SLURM job that its SIGTERM means cancellation
+and not preemption. ``cancelled/<signature>`` is the marker; ``cancelled/<signature>.<pid>`` says that the worker of
+that process id was sent its signal, for a second one would end it without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gsq.record import FAILED, RUNNING, RunRecord
+from sweeps.folder import SweepFolder
+from sweeps.job import CellJob
+from sweeps.reconcile import RESUMED, Job
+
+CANCELLED = "cancelled"
+
+
+def _folder(folder: SweepFolder) -> Path:
+    return folder.path / "cancelled"
+
+
+def mark(folder: SweepFolder, signatures: Iterable[str]) -> None:
+    """No queue starts these cells from now on."""
+    _folder(folder).mkdir(parents=True, exist_ok=True)
+    for signature in signatures:
+        (_folder(folder) / signature).touch()
+
+
+def clear(folder: SweepFolder, signatures: Collection[str]) -> None:
+    """These cells are submitted again: forget that they were cancelled."""
+    for path in list(_folder(folder).glob("*")):
+        if path.name.partition(".")[0] in signatures:
+            path.unlink(missing_ok=True)
+
+
+def marked(folder: SweepFolder) -> set[str]:
+    """Signatures of the cancelled cells."""
+    return {path.name for path in _folder(folder).glob("*") if not path.suffix}
+
+
+def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
+    """Whether the caller, and nobody else, is to send the worker its signal."""
+    try:
+        (_folder(folder) / f"{signature}.{pid}").touch(exist_ok=False)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    return True
+
+
+def with_cancelled(
+    cancelled: Collection[str], records: Mapping[str, RunRecord], jobs: Mapping[str, Job]
+) -> tuple[dict[str, RunRecord], dict[str, Job]]:
+    """What reconcile is to be told: a cancelled cell that waited, also to be resumed, ended as cancelled."""
+    records, jobs = dict(records), dict(jobs)
+    for signature in set(cancelled) & set(records):
+        record, job = records[signature], jobs.get(signature)
+        if record.state is None or (record.state == FAILED and record.failure in RESUMED):
+            where = f"at step {record.step}" if record.step else "before its first step"
+            records[signature] = replace(record, state=FAILED, failure=CANCELLED, message=f"cancelled {where}")
+        elif record.state == RUNNING and job is not None and job.state == "gone":
+            jobs[signature] = replace(job, failure=CANCELLED)
+    return records, jobs
+
+
+class CancelledError(Exception):
+    """Ends the SLURM job of a cancelled cell, whose attempt has been recorded."""
+
+
+class SlurmCellJob(CellJob):
+    """The job of a cell on SLURM: where the cell was cancelled, SIGTERM stops it at the end of a step, with a
+    checkpoint. Any other SIGTERM goes to submitit, as on preemption, which sends it before SIGUSR2."""
+
+    def execute(self, signature: str, stop: Any) -> str:
+        """As CellJob.execute; raises CancelledError after a cancellation."""
+        folder = SweepFolder(Path(self.runs), self.sweep)
+        before = signal.getsignal(signal.SIGTERM)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if signature in marked(folder):
+                stop.reason, stop.signal = CANCELLED, number
+            elif callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGTERM, handle)
+        try:
+            return super().execute(signature, stop)
+        except Exception:
+            if stop.reason == CANCELLED:
+                # Not what a preempted process raises: those of a shared run would wait to be requeued.
+                raise CancelledError(f"{signature} was cancelled") from None
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)

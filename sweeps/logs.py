@@ -1,0 +1,175 @@
+"""What a cell printed: the log of its local workers, or SLURM's output file of its jobs."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gsq.errors import UserError
+from gsq.record import FAILED, RunFolder, read_json
+from sweeps.control import select_one
+from sweeps.folder import SweepFolder, sweep_folder
+from sweeps.monitoring import CellStatus, status
+from sweeps.reconcile import PLANNED, QUEUED
+
+# The first line of each start: written by the local queue, or by submitit.
+START = re.compile(
+    r"^(?:--- gsq worker started |submitit INFO \()(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)"
+    r"(?=$|,\d+\) - Starting with )",
+    re.MULTILINE,
+)
+# Of the training curve, so that a run in good health, which prints nothing, shows that it moves.
+CURVE_LINES = 3
+CURVE = {"step": "step", "loss": "loss", "mse": "mse", "perceptual": "perceptual", "images_per_second": "images/s"}
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log of one attempt."""
+
+    folder: SweepFolder
+    cell: CellStatus
+    attempt: int
+    """0 where the cell has not been tried."""
+    state: str
+    failure: str | None
+    message: str | None
+    text: str
+    """What the attempt printed."""
+    curve: tuple[str, ...]
+    """The last lines of its training curve."""
+    traceback: str
+    """Empty where there is none, or where the text has it."""
+    files: tuple[Path, ...]
+    """Log files of the cell, oldest first, whether they are there or not."""
+
+    @property
+    def headline(self) -> str:
+        """Which attempt, state, failure and message."""
+        which = f"attempt {self.attempt} of {self.cell.attempts}" if self.attempt else "no attempt yet"
+        state = f"{self.state} ({self.failure})" if self.failure else self.state
+        message = f": {self.message}" if self.message else ""
+        step = f" at step {self.cell.step}/{self.cell.steps}" if self.attempt == self.cell.attempts else ""
+        return f"{self.cell.signature} {self.cell.title}, {which}, {state}{step}{message}"
+
+
+def read_log(
+    sweep: str | SweepFolder, cell: str | Sequence[str], attempt: int | None = None, *, runs: Path | None = None
+) -> Log:
+    """The log of one cell's newest attempt, or of another one by its number from 1.
+
+    cell: a selection of one cell. Raises UserError for an unknown sweep, cell or attempt.
+    """
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    words = [cell] if isinstance(cell, str) else cell
+    chosen = select_one(folder.read_plan(), status(folder), words)
+    files = log_files(folder, chosen.signature)
+    paths = {int(path.name): path for path in RunFolder.of(folder.runs, chosen.signature).attempt_folders()}
+    if attempt is not None and attempt not in paths:
+        there = f"there are {', '.join(map(str, paths))}" if paths else "it has not been tried yet"
+        raise UserError(f"--attempt: {chosen.signature} has no attempt {attempt}; {there}")
+    number = attempt or max(paths, default=0)
+    starts = _starts(files)
+    if not number:
+        # What a worker said that died before it made an attempt.
+        text = starts[-1][1] if starts else ""
+        return Log(folder, chosen, 0, chosen.state, chosen.failure, chosen.message, text, (), "", files)
+    own = read_json(paths[number] / "status.json") or {}
+    newest = number == max(paths)
+    text = _of_attempt(starts, list(paths), number, float(own.get("started", 0)))
+    traceback = ""
+    with suppress(OSError):
+        traceback = (paths[number] / "traceback.txt").read_text()
+    lines = traceback.strip().splitlines()
+    return Log(
+        folder,
+        chosen,
+        number,
+        chosen.state if newest else own.get("state", "running"),
+        chosen.failure if newest else own.get("failure"),
+        chosen.message if newest else own.get("message"),
+        text,
+        _curve(paths[number], CURVE_LINES),
+        "" if lines and lines[-1] in text else traceback,
+        files,
+    )
+
+
+def log_files(folder: SweepFolder, signature: str) -> tuple[Path, ...]:
+    """Where the workers of a cell write: one file for all on this machine, and one for each SLURM job."""
+    jobs = dict.fromkeys(entry["jobs"][signature] for entry in folder.read_journal() if signature in entry["jobs"])
+    # Of the processes that share a run, the first speaks.
+    return folder.log(signature), *(folder.path / "slurm" / f"{job}_0_log.out" for job in jobs)
+
+
+def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:
+    """Each start of a worker, oldest first: seconds since the epoch, and what it printed."""
+    found = []
+    for path in files:
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        matches = list(START.finditer(text))
+        if not matches and text.strip():
+            found.append((0.0, text))
+        for match, following in zip(matches, [*matches[1:], None], strict=True):
+            begun = time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S"))
+            found.append((begun, text[match.start() : following.start() if following else len(text)]))
+    return sorted(found, key=lambda start: start[0])
+
+
+def _of_attempt(starts: list[tuple[float, str]], attempts: list[int], number: int, begun: float) -> str:
+    if len(starts) == len(attempts):
+        return starts[attempts.index(number)][1]
+    # Some start made no attempt, or some attempt was made elsewhere (gsq train): the last start before it is its own.
+    before = [text for time_of_start, text in starts if time_of_start <= begun + 1]
+    return before[-1] if before else ""
+
+
+def _curve(attempt: Path, count: int | None = None) -> tuple[str, ...]:
+    try:
+        lines = (attempt / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return ()
+    shown = []
+    for line in lines if count is None else lines[-count:]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # Torn, or still being written.
+        shown.append(", ".join(f"{name} {value[key]:.4g}" for key, name in CURVE.items() if key in value))
+    return tuple(shown)
+
+
+def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
+    """What the cell prints from now on, with its training curve, piece by piece; ends when the cell has ended."""
+    signature = log.cell.signature
+    run = RunFolder.of(log.folder.runs, signature)
+    offsets = {path: path.stat().st_size for path in log.files if path.exists()}
+    seen = {path: len(_curve(path)) for path in run.attempt_folders()}
+    while True:
+        found = next(cell for cell in status(log.folder).cells if cell.signature == signature)
+        for path in log_files(log.folder, signature):
+            with suppress(OSError), path.open("rb") as file:
+                file.seek(offsets.get(path, 0))
+                piece = file.read()
+                offsets[path] = file.tell()
+                if piece:
+                    yield piece.decode(errors="replace")
+        for path in run.attempt_folders():
+            lines = _curve(path)
+            for line in lines[seen.get(path, 0) :]:
+                yield line + "\n"
+            seen[path] = len(lines)
+        if found.state not in (PLANNED, QUEUED, "running"):
+            failure = f" ({found.failure}): {found.message}" if found.state == FAILED else ""
+            yield f"{signature} {found.state}{failure}\n"
+            return
+        # sacct is the cluster's, not ours alone.
+        time.sleep(max(poll_seconds, 5.0) if log.folder.journal.exists() else poll_seconds)
