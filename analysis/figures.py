@@ -128,7 +128,8 @@ def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:
         for steps, values in one.runs if len(one.runs) > 1 else ():
             axes.plot(steps, values, dash, color=colour, linewidth=0.7, alpha=0.4, zorder=2)
         (line,) = axes.plot(one.steps, one.mean, dash, color=colour, linewidth=1.5, zorder=3, label=one.label)
-        line.set_marker(MARKERS[number % len(MARKERS)])
+        # With more series than colours, no marker comes back with its colour.
+        line.set_marker(MARKERS[(number + number // len(COLOURS)) % len(MARKERS)])
         handles.append(line)
     if panel.metric in ("rfid", "perplexity"):
         axes.set_yscale("log")

@@ -176,7 +176,10 @@ def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> Ste
         raise AnalysisError("the rows are of several protocols; choose one: load_results(path, protocol=...)")
     series = []
     for values, part in rows.groupby(by, sort=False, dropna=False):
-        label = ", ".join(setting(name.split(".")[-1], _plain(value)) for name, value in zip(by, values, strict=True))
+        named = {name.split(".")[-1]: _plain(value) for name, value in zip(by, values, strict=True)}
+        # A word alone needs no name.
+        alone = len(named) == 1 and all(isinstance(value, str) for value in named.values())
+        label = ", ".join(str(value) if alone else setting(name, value) for name, value in named.items())
         means = part.groupby("step")[metric].mean()
         runs = [
             (_floats(numbers(run, "step")), _floats(numbers(run, metric)))

@@ -18,6 +18,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert any("power_law_bpp" in output.get("text", "") for output in outputs)
-    # It trained its own small cut and left the committed results alone.
-    assert list((tmp_path / "runs" / "sweeps").glob("*/plan.json"))
+    if path.stem == "01_quickstart":
+        assert any("power_law_bpp" in output.get("text", "") for output in outputs)
+        # It trained its own small cut and left the committed results alone.
+        assert list((tmp_path / "runs" / "sweeps").glob("*/plan.json"))
