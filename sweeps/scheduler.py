@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -43,7 +45,9 @@ def require_slurm() -> None:
 def _lines(*words: str) -> list[str] | None:
     """Lines that a command prints; None where it is missing, fails or hangs."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+        # Without a limit on the list of an array's tasks, which is cut at 64 characters otherwise.
+        environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.splitlines() if done.returncode == 0 else None
@@ -58,19 +62,32 @@ def _state(text: str) -> tuple[SchedulerState, str | None]:
     return "gone", FAILURES.get(word)
 
 
+def _expanded(job_id: str) -> list[str]:
+    """The tasks of an array that waits as one: ``7_1, 7_4, 7_6`` of ``7_[1,4-6:2%8]``; any other id alone."""
+    match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", job_id)
+    if match is None:
+        return [job_id]
+    tasks: list[int] = []
+    for part in match[2].split(","):
+        first, last, step = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part).groups()  # type: ignore[union-attr]
+        tasks += range(int(first), int(last or first) + 1, int(step or 1))
+    return [f"{match[1]}_{task}" for task in tasks]
+
+
 def ask(job_ids: Iterable[str]) -> dict[str, Job]:
     """State of each job (``12_3`` or ``12``); "unknown" where sacct does not answer and squeue has nothing on it."""
     wanted = set(job_ids)
     if not wanted:
         return {}
     parents = sorted({job_id.split("_")[0] for job_id in wanted})
-    # --array expands what is still pending; --duplicates is left out: the newest run of a requeued job counts.
-    accounted = _lines("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", ",".join(parents))
+    # --array would expand what is still pending, but SLURM 22.05 does not know it. --duplicates is left out: the newest
+    # run of a requeued job counts.
+    accounted = _lines("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(parents))
     # A job that accounting has forgotten is over; where accounting is down, nothing is known.
     found = {job_id: Job("unknown" if accounted is None else "gone", name=job_id) for job_id in wanted}
     for line in accounted or []:
-        job_id, _, text = line.partition("|")
-        if job_id in wanted:
+        listed, _, text = line.partition("|")
+        for job_id in wanted.intersection(_expanded(listed)):
             found[job_id] = Job(*_state(text), name=job_id)
     # Accounting lags behind the controller: what squeue still holds is not over, whatever sacct says.
     for line in _lines("squeue", "--me", "-h", "-r", "-o", "%i|%T") or []:

@@ -30,7 +30,7 @@ from sweeps.monitoring import status
 from sweeps.planning import Cell, Plan, make_plan
 from sweeps.queue import LocalQueue
 from sweeps.reconcile import Job
-from sweeps.scheduler import cancel_jobs
+from sweeps.scheduler import ask, cancel_jobs
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 from sweeps.spec import load_spec
 from sweeps.submission import submit
@@ -263,6 +263,22 @@ def test_scancel_is_called_once_for_all(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(UserError, match="not found on the PATH"):
         cancel_jobs(["12"])
+
+
+def test_sacct_lists_what_waits_as_one_array(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SLURM 22.05 prints it, which has no option to expand it and refuses to be asked."""
+    program = folder / "bin" / "sacct"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *--array*) exit 1;; esac\n'
+        "printf '7_[1,4-6:2,8-9%%2]|PENDING\\n7_0|RUNNING\\n7_2|CANCELLED by 0\\n12|COMPLETED\\n'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/bin")
+    found = ask([*(f"7_{task}" for task in range(10)), "12"])
+    assert {name for name, job in found.items() if job.state == "pending"} == {"7_1", "7_4", "7_6", "7_8", "7_9"}
+    assert found["7_0"].state == "running" and found["7_2"] == Job("gone", "cancelled", "7_2")
+    assert {found[name].state for name in ("7_3", "7_5", "7_7", "12")} == {"gone"}
 
 
 def test_a_retry_goes_where_the_sweep_was_submitted(four: Plan, folder: Path) -> None:

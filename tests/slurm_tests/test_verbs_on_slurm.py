@@ -1,0 +1,88 @@
+"""cancel, logs and retry of jobs on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gsq.record import RunFolder, read_json
+
+STEPS = 150
+SWEEP = f"""\
+name: verbs
+base: cpu-tiny
+set:
+  steps: {STEPS}
+  loss.discriminator_start: 0
+  evaluation.num_images: 8
+  execution: {{checkpoint_every: 50, log_every: 1}}
+axes:
+  groups: [1, 4]
+"""
+# One job at a time, so that the other one waits.
+CLUSTER = "kind: slurm\nparallel: 1\nminutes: 10\nmemory_gb: 2\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
+        monkeypatch.delenv(name)
+
+
+def gsq(*words: str, folder: Path) -> str:
+    """What the command prints; fails the test where it fails."""
+    environment = {**os.environ, "GSQ_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    command = [str(Path(sys.executable).with_name("gsq")), *words]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def cells(folder: Path) -> list[dict[str, Any]]:
+    return json.loads(gsq("status", "verbs", "--json", folder=folder))["cells"]
+
+
+def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp_path: Path) -> None:
+    (tmp_path / "verbs.yaml").write_text(SWEEP)
+    (tmp_path / "mine.yaml").write_text(CLUSTER)
+    gsq("submit", "verbs.yaml", "--cluster", "mine.yaml", folder=tmp_path)
+    both = {cell["signature"] for cell in cells(tmp_path)}
+    running = slurm.wait(
+        lambda: [c for c in cells(tmp_path) if c["state"] == "running" and c["step"] >= 10], 60, every=0.2
+    )[0]["signature"]
+    (waiting,) = both - {running}
+    assert next(c["state"] for c in cells(tmp_path) if c["signature"] == waiting) == "queued"
+    logged = gsq("logs", "verbs", running[:8], folder=tmp_path).splitlines()
+    assert "attempt 1 of 1, running" in logged[0]
+    assert any("submitit INFO" in line and "Starting with" in line for line in logged)
+
+    done = json.loads(gsq("cancel", "verbs", "queued", "running", "--json", folder=tmp_path))
+    assert (done["waiting"], done["running"]) == ([waiting], [running])
+    slurm.wait(lambda: all(c["state"] == "failed" for c in cells(tmp_path)), 30, every=0.5)
+    found = {c["signature"]: c for c in cells(tmp_path)}
+    assert {c["failure"] for c in found.values()} == {"cancelled"}, found
+    # The one that ran said so itself, and wrote a checkpoint between those that were due.
+    attempt = RunFolder.of(tmp_path / "runs", running).path / "attempts" / "1"
+    status = read_json(attempt / "status.json")
+    assert (status["state"], status["failure"]) == ("failed", "cancelled")
+    stopped = status["step"]
+    assert 10 <= stopped < STEPS and (attempt / f"checkpoint-{stopped:08d}.json").exists()
+    assert found[waiting]["attempts"] == 0
+    # It requeued nothing.
+    assert not slurm.squeue().keys() & {c["job"] for c in found.values()}
+
+    printed = gsq("retry", "verbs", "cancelled", "--cluster", "slurm", folder=tmp_path)
+    assert printed.count("2 cells") == 1
+    assert "nothing to retry" in gsq("retry", "verbs", folder=tmp_path)
+    slurm.wait(lambda: all(c["state"] == "done" for c in cells(tmp_path)), 90, every=1)
+    second_attempt = (attempt.parent / "2" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(second_attempt[0])["step"] == stopped + 1
+    assert "attempt 1 of 2, failed (cancelled)" in gsq("logs", "verbs", running, "--attempt", "1", folder=tmp_path)
