@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gsq.record import FAILED, RUNNING, RunRecord
+from gsq.record import FAILED, RUNNING, RunFolder, RunRecord
 from sweeps.folder import SweepFolder
 from sweeps.job import CellJob
 from sweeps.reconcile import RESUMED, Job
@@ -54,6 +54,12 @@ def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
     return True
 
 
+def resumes_by_itself(record: RunRecord) -> bool:
+    """Whether a queue on this machine tries a failed run again without being asked."""
+    smaller = record.failure == "out_of_memory" and record.next_micro_batch is not None
+    return record.state == FAILED and (record.failure in RESUMED or smaller)
+
+
 def with_cancelled(
     cancelled: Collection[str], records: Mapping[str, RunRecord], jobs: Mapping[str, Job]
 ) -> tuple[dict[str, RunRecord], dict[str, Job]]:
@@ -61,7 +67,7 @@ def with_cancelled(
     records, jobs = dict(records), dict(jobs)
     for signature in set(cancelled) & set(records):
         record, job = records[signature], jobs.get(signature)
-        if record.state is None or (record.state == FAILED and record.failure in RESUMED):
+        if record.state is None or resumes_by_itself(record):
             where = f"at step {record.step}" if record.step else "before its first step"
             records[signature] = replace(record, state=FAILED, failure=CANCELLED, message=f"cancelled {where}")
         elif record.state == RUNNING and job is not None and job.state == "gone":
@@ -69,16 +75,12 @@ def with_cancelled(
     return records, jobs
 
 
-class CancelledError(Exception):
-    """Ends the SLURM job of a cancelled cell, whose attempt has been recorded."""
-
-
 class SlurmCellJob(CellJob):
     """The job of a cell on SLURM: where the cell was cancelled, SIGTERM stops it at the end of a step, with a
     checkpoint. Any other SIGTERM goes to submitit, as on preemption, which sends it before SIGUSR2."""
 
     def execute(self, signature: str, stop: Any) -> str:
-        """As CellJob.execute; raises CancelledError after a cancellation."""
+        """As CellJob.execute, also after a cancellation."""
         folder = SweepFolder(Path(self.runs), self.sweep)
         before = signal.getsignal(signal.SIGTERM)
 
@@ -92,9 +94,10 @@ class SlurmCellJob(CellJob):
         try:
             return super().execute(signature, stop)
         except Exception:
-            if stop.reason == CANCELLED:
-                # Not what a preempted process raises: those of a shared run would wait to be requeued.
-                raise CancelledError(f"{signature} was cancelled") from None
-            raise
+            if stop.reason != CANCELLED:
+                raise
+            # The attempt has recorded it. What a preempted process raises would have its peers wait to be requeued.
+            print(f"{signature} was cancelled", flush=True)
+            return str(RunFolder.of(folder.runs, signature).path)
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -20,13 +20,13 @@ from typing import Any
 from gsq.errors import UserError, nearest
 from gsq.loading import config_key
 from gsq.record import FAILED, FAILURES, RUNNING, RunRecord
-from sweeps.cancellation import claim_signal, mark
+from sweeps.cancellation import CANCELLED, claim_signal, mark, resumes_by_itself
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, SweepStatus, status
 from sweeps.planning import Cell, Plan
 from sweeps.queue import local_jobs
-from sweeps.reconcile import PLANNED, QUEUED, RESUMED, STATES, Action
+from sweeps.reconcile import PLANNED, QUEUED, STATES, Action
 from sweeps.scheduler import cancel_jobs, slurm_jobs
 from sweeps.submission import Submission, submit
 
@@ -145,23 +145,28 @@ class Cancellation:
     """Cells that were asked to stop; each ends its step and writes a checkpoint first."""
 
 
-def _cancellable(found: Sequence[CellStatus], on_slurm: Collection[str]) -> list[CellStatus]:
-    """Those that wait or run, those included that a queue on this machine resumes by itself."""
-    return [
-        cell
-        for cell in found
-        if cell.state in (PLANNED, QUEUED, RUNNING)
-        or (cell.state == FAILED and cell.failure in RESUMED and cell.signature not in on_slurm)
-    ]
-
-
 def cancellable(
     sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Path | None = None
 ) -> list[CellStatus]:
     """The cells that ``cancel`` would stop. Raises UserError for an unknown sweep or selection."""
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
-    jobs = slurm_jobs(folder)
-    return _cancellable(select(folder.read_plan(), status(folder), selection), jobs)
+    return _cancellable(folder, selection, slurm_jobs(folder))
+
+
+def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Collection[str]) -> list[CellStatus]:
+    """Those that wait or run, those included that a queue on this machine resumes by itself."""
+    chosen = select(folder.read_plan(), status(folder), selection)
+    records = folder.records([cell.signature for cell in chosen])
+    return [
+        cell
+        for cell in chosen
+        if cell.state in (PLANNED, QUEUED, RUNNING)
+        or (
+            cell.signature not in on_slurm
+            and cell.failure != CANCELLED
+            and (cell.failure == "lost" or resumes_by_itself(records[cell.signature]))
+        )
+    ]
 
 
 def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Path | None = None) -> Cancellation:
@@ -173,7 +178,7 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     jobs = slurm_jobs(folder)
-    chosen = _cancellable(select(folder.read_plan(), status(folder), selection), jobs)
+    chosen = _cancellable(folder, selection, jobs)
     # The markers first: what starts after them is stopped by its queue.
     mark(folder, [cell.signature for cell in chosen])
     live = {signature: job.name for signature, job in jobs.items() if job.state != "gone"}

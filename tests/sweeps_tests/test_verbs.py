@@ -23,7 +23,7 @@ from gsq.errors import UserError
 from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, RunRecord, read_metrics, read_run
 from sweeps.cancellation import claim_signal, clear, mark, marked, with_cancelled
 from sweeps.cluster import Cluster
-from sweeps.control import failed_cells, last_cluster, select, select_one
+from sweeps.control import cancellable, failed_cells, last_cluster, select, select_one
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
 from sweeps.monitoring import status
@@ -175,14 +175,17 @@ def test_what_a_marker_means(plan_of: PlanOf) -> None:
         RunRecord("e", RUNNING, step=3, steps=9, attempts=1),
         RunRecord("f", RUNNING, step=3, steps=9, attempts=1),
     )
-    given = {r.signature: r for r in (waits, preempted, broken, done, lost, alive)}
+    # A queue would try it again, with a smaller micro-batch.
+    large = RunRecord("g", FAILED, "out_of_memory", "m", 5, 9, 1, next_micro_batch=2)
+    given = {r.signature: r for r in (waits, preempted, broken, done, lost, alive, large)}
     jobs = {"e": Job("gone"), "f": Job("running")}
-    records, told = with_cancelled("abcdefg", given, jobs)
-    assert [(records[s].state, records[s].failure) for s in "abcd"] == [
+    records, told = with_cancelled("abcdefgh", given, jobs)
+    assert [(records[s].state, records[s].failure) for s in "abcdg"] == [
         (FAILED, "cancelled"),
         (FAILED, "cancelled"),
         (FAILED, "error"),
         (DONE, None),
+        (FAILED, "cancelled"),
     ]
     assert (records["a"].message, records["b"].message) == ("cancelled before its first step", "cancelled at step 5")
     assert told == {"e": Job("gone", "cancelled"), "f": Job("running")} and jobs["e"] == Job("gone")
@@ -230,6 +233,19 @@ def test_a_queue_never_starts_a_cancelled_cell(four: Plan, folder: Path, monkeyp
     assert [action.kind for action in queue._look()[0]] == ["finished", "leave", "submit", "leave"]
     mark(sweep, [four.cells[2].signature])
     assert [action.kind for action in queue.run()] == ["finished", "leave", "leave", "leave"] and not started
+
+
+def test_what_a_queue_would_try_again_is_cancelled(four: Plan, write_run: WriteRun) -> None:
+    a, b, _, d = four.cells
+    write_run(b, FAILED, 4, failure="out_of_memory", next_micro_batch=1)
+    write_run(d, RUNNING, 2, heartbeat=1.0)
+    assert status(four.name).cells[3].failure == "lost"
+    assert [c.signature for c in cancellable(four.name)] == [b.signature, d.signature]
+    sweep = SweepFolder(Path("runs").absolute(), four.name)
+    sweep.append_journal({"time": 1.0, "cluster": "slurm", "jobs": {b.signature: "1_0"}})
+    # SLURM does nothing by itself.
+    assert [c.signature for c in cancellable(four.name, ["failed"])] == [d.signature]
+    assert a.signature not in marked(sweep)
 
 
 def test_a_terminal_is_asked_where_several_cells_are_hit(four: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
