@@ -40,7 +40,10 @@ WriteRun = Callable[..., RunFolder]
 TINY = {
     "model.channels": 8,
     "model.norm_groups": 4,
-    "steps": 40,
+    "steps": 60,
+    "image_size": 32,
+    "discriminator.channels": 8,
+    "discriminator.norm_groups": 4,
     "batch_size": 2,
     "loss.discriminator_start": 0,
     "evaluation.num_images": 8,
@@ -525,7 +528,7 @@ def test_a_cancelled_sweep_goes_on_to_the_same_numbers(driver: subprocess.Popen[
     assert follower.returncode == 0 and f"{running} failed (cancelled): stopped as asked after step" in said
     found = {cell.signature: cell for cell in status("trio").cells}
     stopped = found[running].step
-    assert 7 <= stopped < 40 and (found[running].failure, found[waiting].failure) == ("cancelled", "cancelled")
+    assert 7 <= stopped < 60 and (found[running].failure, found[waiting].failure) == ("cancelled", "cancelled")
     assert [cell.state for cell in found.values()].count("done") == 1
     assert read_run(run_of[waiting]).attempts == 0 and read_run(run_of[running]).attempts == 1
     assert list((run_of[running].path / "attempts" / "1").glob(f"checkpoint-{stopped:08d}.json"))
@@ -534,14 +537,14 @@ def test_a_cancelled_sweep_goes_on_to_the_same_numbers(driver: subprocess.Popen[
 
     assert sweeps.retry("trio", [running], cluster=Cluster(workers=1)) is not None
     assert read_run(run_of[running]).state == DONE and read_run(run_of[waiting]).attempts == 0
-    assert [line["step"] for line in read_metrics(run_of[running])] == list(range(1, 41))
+    assert [line["step"] for line in read_metrics(run_of[running])] == list(range(1, 61))
     second = (run_of[running].path / "attempts" / "2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second[0])["step"] == stopped + 1
     # submit takes up the one that was cancelled before it began.
     assert {a.kind for a in submit(plan, Cluster(workers=1)).actions} == {"finished"}
-    cells = [cell for cell in plan.cells if cell.signature in (running, waiting)]
+    cells = [cell for cell in plan.cells if cell.signature == running]
     reference = folder / "reference"
-    submit(Plan("trio", tuple(cells)), Cluster(workers=2), runs=reference)
+    submit(Plan("trio", tuple(cells)), Cluster(workers=1), runs=reference)
     pd.testing.assert_frame_equal(
         science(runs, "trio", cells, folder / "a.parquet"),
         science(reference, "trio", cells, folder / "b.parquet"),
@@ -553,7 +556,7 @@ def test_watching_and_following_end_with_the_sweep_or_with_ctrl_c(driver: subpro
     wait_for(lambda: (folder / "runs" / "sweeps" / "trio" / "plan.json").exists())
     watcher, follower = start("status", "trio", "--watch"), start("logs", "trio", "groups=4", "-f")
     other = start("status", "trio", "--watch")
-    time.sleep(4)
+    time.sleep(2.5)
     for process in (watcher, follower):
         process.send_signal(signal.SIGINT)
     for process in (watcher, follower):
