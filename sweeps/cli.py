@@ -222,6 +222,10 @@ def _cells(count: int) -> str:
     return f"{count} cell{'s' * (count != 1)}"
 
 
+def _files(count: int) -> str:
+    return "file " if count == 1 else "files"
+
+
 def logs_command(
     sweep: NameArgument,
     cell: Annotated[
@@ -391,6 +395,6 @@ def clean_command(
         return
     for kind, paths in done.files.items():
         if paths:
-            typer.echo(f"{size(done.bytes[kind]):>9}  {len(paths):>6} files  {KINDS[kind]}")
+            typer.echo(f"{size(done.bytes[kind]):>9}  {len(paths):>6} {_files(len(paths))}  {KINDS[kind]}")
     total, count = size(sum(done.bytes.values())), sum(map(len, done.files.values()))
-    typer.echo(f"{total:>9}  {count:>6} files  {'would be removed' if dry_run else 'removed'}")
+    typer.echo(f"{total:>9}  {count:>6} {_files(count)}  {'would be removed' if dry_run else 'removed'}")

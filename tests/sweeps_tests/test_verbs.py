@@ -470,7 +470,7 @@ def test_runs_that_no_sweep_mentions_go_when_asked_for(
     write_run(alive, RUNNING, 1)
     assert "orphans" not in sweeps.clean(dry_run=True).files
     shown = gsq("clean", "--orphans", "--dry-run")
-    assert "1 files  runs that no sweep mentions" in shown.output and path.is_dir()
+    assert "1 file   runs that no sweep mentions" in shown.output and path.is_dir()
     with pytest.raises(UserError, match="leave out 'small'"):
         sweeps.clean("small", orphans=True)
     with pytest.raises(UserError, match="no sweep 'smal'"):
