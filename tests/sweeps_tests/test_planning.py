@@ -134,8 +134,8 @@ def test_derived_quantities(plan_of: PlanOf) -> None:
     assert cell.cost == cost(cell.config)
     assert cell.cost.images == cell.config.train.steps * cell.config.train.batch_size
     columns = axis_columns(cell.config, cell.data_label)
-    measured = {"effective_bits"}
-    assert set(columns) == {c.name for c in COLUMNS if c.role in ("axis", "derived")} - measured
+    elsewhere = {"effective_bits", "other_axes"}
+    assert set(columns) == {c.name for c in COLUMNS if c.role in ("axis", "derived")} - elsewhere
     assert columns["width"] == 16 and columns["quantizer"] == "gsq" and columns["data"].startswith("photos:")
 
 
