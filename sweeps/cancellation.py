@@ -17,7 +17,7 @@ from typing import Any
 from gsq.record import FAILED, RUNNING, RunFolder, RunRecord
 from sweeps.folder import SweepFolder
 from sweeps.job import CellJob
-from sweeps.reconcile import RESUMED, Job
+from sweeps.reconcile import RESUMED, Job, can_shrink
 
 CANCELLED = "cancelled"
 
@@ -56,8 +56,7 @@ def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
 
 def resumes_by_itself(record: RunRecord) -> bool:
     """Whether a queue on this machine tries a failed run again without being asked."""
-    smaller = record.failure == "out_of_memory" and record.next_micro_batch is not None
-    return record.state == FAILED and (record.failure in RESUMED or smaller)
+    return record.state == FAILED and (record.failure in RESUMED or can_shrink(record, record.failure))
 
 
 def with_cancelled(

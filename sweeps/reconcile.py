@@ -88,6 +88,11 @@ def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
     return CellState(sig, PLANNED)
 
 
+def can_shrink(record: RunRecord, failure: str | None) -> bool:
+    """Whether a run that is out of memory can try again with a smaller micro-batch."""
+    return failure == "out_of_memory" and record.next_micro_batch is not None
+
+
 def reconcile(
     signatures: Iterable[str],
     records: Mapping[str, RunRecord],
@@ -106,9 +111,8 @@ def reconcile(
     for sig in signatures:
         record = records.get(sig) or RunRecord(sig)
         cell = cell_state(record, jobs.get(sig), now)
-        again = cell.failure in resumed and (fruitless or {}).get(sig, 0) < PATIENCE
-        if cell.failure == "out_of_memory" and record.next_micro_batch is not None:
-            again = True
+        again = can_shrink(record, cell.failure)
+        again |= cell.failure in resumed and (fruitless or {}).get(sig, 0) < PATIENCE
         if cell.state in (DONE, PRUNED):
             actions.append(Action("finished", cell))
         elif cell.state in (QUEUED, RUNNING):
