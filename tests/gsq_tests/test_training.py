@@ -459,9 +459,20 @@ def test_resumed_from_what_a_kill_left(undisturbed: RunFolder, tmp_path: Path, l
     same(train(resumed_config(), tmp_path), undisturbed)
 
 
-def test_state_of_a_trainer_is_whole() -> None:
+EVERYTHING = {
+    "quantizer__codebook_update": "ema",
+    "loss__adaptive_weight": True,
+    "loss__lecam_weight": 0.1,
+    "loss__gradient_penalty_weight": 0.1,
+    "discriminator__augment": ["color", "translation", "cutout"],
+    "execution__micro_batch": 1,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"quantizer": "rvq", "groups": 1, "quantizer__depth": 2}])
+def test_state_of_a_trainer_is_whole(changes: dict[str, Any]) -> None:
     """A trainer loaded from a state goes on as the one that it came from, in every module and optimiser."""
-    a, b = trainer(), trainer(seed=0)
+    a, b = trainer(**changes), trainer(**changes)
     for _ in range(2):
         a.step()
     # As through a file: what state() gives are the live tensors.
