@@ -37,7 +37,7 @@ class Cluster:
     minutes: int = 0
     """Wall time a job; 0 takes it from each cell's estimate, rounded up."""
     parallel: int = 256
-    """Jobs of an array that run at the same time."""
+    """Jobs of a submission that run at the same time, shared out over its arrays."""
     setup: tuple[str, ...] = ()
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)

@@ -97,6 +97,15 @@ def ask(job_ids: Iterable[str]) -> dict[str, Job]:
     return found
 
 
+def largest_array() -> int:
+    """Tasks that one job array may have: the cluster's MaxArraySize, or SLURM's default where it does not say."""
+    for line in _lines("scontrol", "show", "config") or []:
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    return 1001
+
+
 def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
     """The newest SLURM job of each cell, by signature."""
     newest: dict[str, str] = {}

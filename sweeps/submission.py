@@ -22,10 +22,8 @@ from sweeps.folder import SweepFolder
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue
 from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
-from sweeps.scheduler import require_slurm, slurm_jobs
+from sweeps.scheduler import largest_array, require_slurm, slurm_jobs
 
-# SLURM's default MaxArraySize is 1001, which bounds the index.
-MAX_ARRAY = 1000
 # submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
 MAX_TIMEOUTS = 1000
 
@@ -83,12 +81,14 @@ def submit(
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     clear(folder, wanted)
     arrays: dict[str, list[str]] = {}
-    for resources, cells in resource_classes(
-        [c for c in plan.cells if c.signature in wanted], records, cluster
-    ).items():
-        for first in range(0, len(cells), MAX_ARRAY):
-            job_id, members = _submit_array(folder, cluster, resources, cells[first : first + MAX_ARRAY])
-            arrays[job_id] = members
+    classes = resource_classes([c for c in plan.cells if c.signature in wanted], records, cluster)
+    largest = largest_array() if wanted else 1
+    parts = [(r, cells[i : i + largest]) for r, cells in classes.items() for i in range(0, len(cells), largest)]
+    for resources, cells in parts:
+        # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
+        parallel = max(1, cluster.parallel * len(cells) // len(wanted))
+        job_id, members = _submit_array(folder, cluster, resources, cells, parallel)
+        arrays[job_id] = members
     return Submission(folder, actions, arrays)
 
 
@@ -123,7 +123,7 @@ def _clean_environment() -> Iterator[None]:
 
 
 def _submit_array(
-    folder: SweepFolder, cluster: Cluster, resources: ResourceClass, cells: list[Cell]
+    folder: SweepFolder, cluster: Cluster, resources: ResourceClass, cells: list[Cell], parallel: int
 ) -> tuple[str, list[str]]:
     import submitit
     from submitit.core.utils import FailedJobError
@@ -138,7 +138,7 @@ def _submit_array(
         "nodes": cluster.nodes,
         "tasks_per_node": cluster.processes_per_node,
         "cpus_per_task": max(1, cluster.cpus // cluster.processes_per_node),
-        "slurm_array_parallelism": cluster.parallel,
+        "slurm_array_parallelism": parallel,
         "slurm_setup": _setup(cluster),
         "stderr_to_stdout": True,
     }

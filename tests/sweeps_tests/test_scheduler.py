@@ -9,11 +9,12 @@ import pytest
 
 from gsq.errors import UserError
 from gsq.record import RunFolder, runs_root
+from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
 from sweeps.monitoring import status
 from sweeps.planning import Plan
 from sweeps.reconcile import Job
-from sweeps.scheduler import ask, require_slurm, slurm_jobs
+from sweeps.scheduler import ask, largest_array, require_slurm, slurm_jobs
 from sweeps.submission import submit
 
 PlanOf = Callable[..., Plan]
@@ -224,3 +225,25 @@ def test_slurm_without_scontrol_is_said(slurm: FakeSlurm) -> None:
         patch.setenv("PATH", slurm_folder)
         with pytest.raises(UserError, match="scontrol not found"):
             require_slurm()
+
+
+def test_arrays_are_as_large_as_the_cluster_allows_and_share_the_limit(slurm: FakeSlurm, plan_of: PlanOf) -> None:
+    slurm.answer("scontrol", "AccountingStorageType = none\nMaxArraySize            = 2\n")
+    # Each call its own job id.
+    (slurm.folder / "sbatch").write_text(
+        f"#!/bin/sh\necho \"$*\" >>'{slurm.folder}/sbatch.calls'\n"
+        f"echo Submitted batch job $(wc -l <'{slurm.folder}/sbatch.calls')\n"
+    )
+    plan = plan_of(axes={"seed": [0, 1, 2, 3, 4]})
+    submission = submit(plan, Cluster(kind="slurm", parallel=4, name="c"))
+    assert {job: len(members) for job, members in submission.arrays.items()} == {"1": 2, "2": 2, "3": 1}
+    assert [s for members in submission.arrays.values() for s in members] == [cell.signature for cell in plan.cells]
+    scripts = sorted((submission.folder.path / "slurm").glob("*_submission.sh"))
+    lines = [line for script in scripts for line in script.read_text().splitlines() if "--array" in line]
+    assert lines == ["#SBATCH --array=0-1%1", "#SBATCH --array=0-1%1"]
+
+
+def test_without_an_answer_the_largest_array_is_slurms_default(slurm: FakeSlurm) -> None:
+    assert largest_array() == 1001
+    slurm.answer("scontrol", "MaxArraySize            = 4001\n")
+    assert largest_array() == 4001
