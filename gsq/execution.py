@@ -39,10 +39,16 @@ def source_hash() -> str:
 
 @cache
 def commit() -> str | None:
-    """Git commit of the source, with + where the tree was modified; None outside a git checkout of gsq."""
+    """Git commit of the source, with + where the tree was modified; None outside a git checkout of gsq.
+
+    A copy that a sweep made of its source says in the file COMMIT where it came from.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
-        return None
+        try:
+            return (root / "COMMIT").read_text() if root.parent.name == "source" else None
+        except OSError:
+            return None
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -55,7 +61,7 @@ def commit() -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -64,24 +70,18 @@ def _cpu_name() -> str:
 
 
 def environment(config: RunConfig, device: str, processes: int = 1) -> dict[str, Any]:
-    """What env.json holds, its hash as ``execution_signature``. ``device``: "cpu" or "cuda"."""
+    """What env.json holds, its hash as ``execution_signature``. ``device``: "cpu", or a GPU's name."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if device == "cuda":
-        import torch
-
-        name = torch.cuda.get_device_name()
-    else:
-        name = _cpu_name()
     values = {
         "source": source_hash(),
         "commit": commit(),
         "versions": versions,
-        "device": name,
+        "device": cpu_name() if device == "cpu" else device,
         "threads": config.execution.threads,
         "world_size": processes,
         "micro_batch": config.execution.micro_batch or config.train.batch_size // processes,

@@ -257,6 +257,7 @@ def _train_and_evaluate(
     announce: Callable[[str], None],
 ) -> None:
     import safetensors.torch
+    import torch
 
     from gsq.data import ImageSource
     from gsq.evaluation import evaluate
@@ -267,7 +268,8 @@ def _train_and_evaluate(
 
     start: Path | None = None
     if attempt is not None:
-        write_json(attempt.path / "env.json", environment(config, progress.device, group.size))
+        device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
+        write_json(attempt.path / "env.json", environment(config, device, group.size))
         start = next(checkpoint.newest(previous), None)
         if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
             start, progress.started_from = shorter

@@ -29,6 +29,8 @@ class CellJob:
 
     runs: str
     sweep: str
+    source: str
+    """The copy of the source that the sweep was submitted with."""
 
     def __call__(self, signature: str) -> str:
         """Returns the run folder. On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of
@@ -56,12 +58,19 @@ class CellJob:
         return DelayedSubmission(self, signature)
 
     def execute(self, signature: str, stop: StopRequest) -> str:
-        """Run one cell, reading its config from the sweep folder. Raises UserError where it has changed since."""
+        """Run one cell, reading its config from the sweep folder. Raises UserError where it has changed since, or
+        where other code than the sweep's was imported."""
         from gsq.errors import UserError
         from gsq.identity import identity
         from gsq.run import execute
         from sweeps.folder import SweepFolder
+        from sweeps.snapshot import imported_source
 
+        if imported_source() != Path(self.source).resolve():
+            raise UserError(
+                f"this job imported gsq from {imported_source()}, not the copy {self.source} that the sweep was "
+                "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
+            )
         cell = SweepFolder(Path(self.runs), self.sweep).read_cell(signature)
         found = identity(cell.config)
         if found != signature:
@@ -105,7 +114,10 @@ def _die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m sweeps.job RUNS SWEEP SIGNATURE``: a worker of the local queue. Exit code 3: stopped as asked."""
+    """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE``: a worker of the local queue.
+
+    Exit code 3: stopped as asked.
+    """
     _die_with_parent()
     from gsq.errors import UserError
     from gsq.run import Stopped, StopRequest
@@ -113,7 +125,7 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest()
     try:
         with stop.on_signals({signal.SIGTERM: "cancelled", signal.SIGINT: "cancelled", signal.SIGUSR2: "preempted"}):
-            CellJob(*arguments[:2]).execute(arguments[2], stop)
+            CellJob(*arguments[:3]).execute(arguments[3], stop)
     except Stopped:
         return 3
     except UserError as error:

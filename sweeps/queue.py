@@ -21,6 +21,7 @@ from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE
 from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
+from sweeps.snapshot import environment, take
 
 POLL_SECONDS = 0.25
 # How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
@@ -65,6 +66,7 @@ class LocalQueue:
     ) -> None:
         """retry: failure classes, beside the usual ones, that are tried once again at the start."""
         self.folder, self.signatures, self.on_update = folder, signatures, on_update
+        self.source = take(folder)
         self.slots = local_workers(cluster)
         self.gpus = local_gpus()
         self.environment = cluster.environment
@@ -132,29 +134,31 @@ class LocalQueue:
 
     def _start(self, signature: str) -> None:
         slot = next(i for i in range(self.slots + len(self.slot_of)) if i not in self.slot_of.values())
-        environment = {
+        variables = {
             **os.environ,
             # Threads of several workers on the same cores slow each other down many times over.
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             DRIVER_VARIABLE: str(os.getpid()),
+            **environment(self.source, os.environ.get("PYTHONPATH", "")),
             **self.environment,
         }
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         path = self.folder.log(signature)
         path.parent.mkdir(parents=True, exist_ok=True)
+        job = [str(self.folder.runs), self.folder.name, str(self.source), signature]
         with path.open("ab") as log:
             # Attempts share the file; gsq logs tells them apart by this line.
             log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
             log.flush()
             self.processes[signature] = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.job", str(self.folder.runs), self.folder.name, signature],
+                [sys.executable, "-m", "sweeps.job", *job],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=variables,
                 # Ctrl-C in the terminal reaches the driver alone, which then stops the workers in good order.
                 start_new_session=True,
             )

@@ -23,6 +23,7 @@ from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue
 from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
 from sweeps.scheduler import largest_array, require_slurm, slurm_jobs
+from sweeps.snapshot import environment, take
 
 # submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
 MAX_TIMEOUTS = 1000
@@ -61,6 +62,7 @@ def submit(
         require_slurm()
     try:
         folder.write_plan(plan)
+        source = take(folder)
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
     signatures = [cell.signature for cell in plan.cells]
@@ -87,7 +89,7 @@ def submit(
     for resources, cells in parts:
         # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
         parallel = max(1, cluster.parallel * len(cells) // len(wanted))
-        job_id, members = _submit_array(folder, cluster, resources, cells, parallel)
+        job_id, members = _submit_array(folder, source, cluster, resources, cells, parallel)
         arrays[job_id] = members
     return Submission(folder, actions, arrays)
 
@@ -123,7 +125,7 @@ def _clean_environment() -> Iterator[None]:
 
 
 def _submit_array(
-    folder: SweepFolder, cluster: Cluster, resources: ResourceClass, cells: list[Cell], parallel: int
+    folder: SweepFolder, source: Path, cluster: Cluster, resources: ResourceClass, cells: list[Cell], parallel: int
 ) -> tuple[str, list[str]]:
     import submitit
     from submitit.core.utils import FailedJobError
@@ -139,7 +141,7 @@ def _submit_array(
         "tasks_per_node": cluster.processes_per_node,
         "cpus_per_task": max(1, cluster.cpus // cluster.processes_per_node),
         "slurm_array_parallelism": parallel,
-        "slurm_setup": _setup(cluster),
+        "slurm_setup": _setup(cluster, source),
         "stderr_to_stdout": True,
     }
     for key in ("partition", "account", "qos", "constraint"):
@@ -151,7 +153,8 @@ def _submit_array(
     try:
         # submitit repeats sbatch's words on stderr; they are in the error below.
         with _clean_environment(), redirect_stderr(StringIO()):
-            submitted = executor.map_array(SlurmCellJob(str(folder.runs), folder.name), [c.signature for c in cells])
+            job = SlurmCellJob(str(folder.runs), folder.name, str(source))
+            submitted = executor.map_array(job, [c.signature for c in cells])
     except FailedJobError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")
@@ -169,15 +172,14 @@ def _submit_array(
     return next(iter(by_signature.values())).split("_")[0], list(by_signature)
 
 
-def _setup(cluster: Cluster) -> list[str]:
+def _setup(cluster: Cluster, source: Path) -> list[str]:
     exports = {
         "OMP_NUM_THREADS": str(max(1, cluster.cpus // cluster.processes_per_node) if cluster.gpus else 1),
         **cluster.environment,
     }
-    package_root = str(Path(__file__).resolve().parent.parent)
     return [
         *cluster.setup,
         *(f"export {name}={value}" for name, value in exports.items()),
-        # The job imports the gsq that submitted it, wherever it starts.
-        f'export PYTHONPATH="{package_root}${{PYTHONPATH:+:$PYTHONPATH}}"',
+        # Last, since a setup command (module load) may set PYTHONPATH, too.
+        *(f'export {name}="{value}"' for name, value in environment(source, "$PYTHONPATH").items()),
     ]

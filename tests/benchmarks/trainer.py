@@ -107,7 +107,7 @@ def main() -> None:
             for name, seconds in pair.items():
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    found = environment(config, device.type)
+    found = environment(config, torch.cuda.get_device_name() if device.type == "cuda" else "cpu")
     result = {
         "preset": arguments.preset,
         "set": arguments.set,

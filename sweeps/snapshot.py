@@ -1,0 +1,60 @@
+"""A copy of the source that a sweep is submitted with, which its jobs run: code that is edited later does not.
+
+``<sweep folder>/source/<hash>/`` holds the packages gsq, sweeps and analysis, and COMMIT where they came from a git
+checkout. Works from a wheel, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from gsq.execution import commit
+from sweeps.folder import SweepFolder
+
+PACKAGES = ("gsq", "sweeps", "analysis")
+
+
+def imported_source() -> Path:
+    """The folder whose packages this process has imported."""
+    return Path(__file__).resolve().parent.parent
+
+
+def take(folder: SweepFolder) -> Path:
+    """The folder with the copy; it is made once for each state of the source. Raises OSError where it cannot be."""
+    root = imported_source()
+    files = sorted(
+        path.relative_to(root)
+        for package in PACKAGES
+        for path in (root / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    hashed = hashlib.sha256()
+    for name in files:
+        hashed.update(name.as_posix().encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    target = folder.path / "source" / hashed.hexdigest()[:12]
+    if target.is_dir():
+        return target
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        for name in files:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, partial / name)
+        if known := commit():
+            (partial / "COMMIT").write_text(known)
+        partial.rename(target)
+    except OSError:
+        # Another submission may have been quicker.
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def environment(source: Path, python_path: str) -> dict[str, str]:
+    """What makes a Python process import that copy, wherever it starts. python_path: what PYTHONPATH was."""
+    # Without the second, the folder that a process starts in would come first.
+    return {"PYTHONPATH": f"{source}{os.pathsep}{python_path}".rstrip(os.pathsep), "PYTHONSAFEPATH": "1"}
