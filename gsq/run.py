@@ -170,7 +170,50 @@ def execute(
     files = manifest(config.data)
     folder = RunFolder.of(runs, identity(config, files))
     with _processes(config) as group:
-        return _execute(config, files, folder, stop, started, announce, on_step, group)
+        first = group is None or group.first
+        done = first and read_run(folder).state == DONE
+        if group is not None:
+            done = group.from_first(done)
+        if done:
+            return folder
+        attempt: Attempt | None = None
+        previous = folder.attempt_folders()
+        if first:
+            folder.write_config({**to_dict(config), "data_label": files.label})
+            attempt = folder.new_attempt()
+            if started is not None:
+                attempt = Attempt(attempt.path, attempt.number, started=started)
+            attempt.write_status(RUNNING, 0, config.train.steps)
+            (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+            announce(f"run folder: {folder.path}")
+        progress: _Progress | None = None
+        try:
+            import torch
+
+            from gsq.distributed import Group, pick_device
+
+            group = group or Group()
+            if smaller := group.from_first(smallest_micro_batch(folder)):
+                config = _with_micro_batch(config, smaller)
+            torch.set_num_threads(config.execution.threads)
+            device = pick_device(config.execution.device).type
+            progress = _Progress(attempt, config, stop, device, on_step, group)
+            _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce)
+        except BaseException as error:
+            if attempt is not None:
+                (attempt.path / RESERVE).unlink(missing_ok=True)
+                _record_failure(error, attempt, progress, config, group.size if group else 1)
+            raise
+        if attempt is not None:
+            (attempt.path / RESERVE).unlink(missing_ok=True)
+            # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
+            progress.write(DONE)
+            keep = config.execution.keep_checkpoint
+            if keep:
+                lineage.add(folder, config, files)
+            for path in (*previous, attempt.path):
+                checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
+        return folder
 
 
 @contextmanager
@@ -188,62 +231,6 @@ def _processes(config: RunConfig) -> Iterator[Group | None]:
         leave(together=False)
         raise
     leave()
-
-
-def _execute(
-    config: RunConfig,
-    files: Manifest,
-    folder: RunFolder,
-    stop: StopRequest,
-    started: float | None,
-    announce: Callable[[str], None],
-    on_step: Callable[[int], None],
-    group: Group | None,
-) -> RunFolder:
-    first = group is None or group.first
-    done = first and read_run(folder).state == DONE
-    if group is not None:
-        done = group.from_first(done)
-    if done:
-        return folder
-    attempt: Attempt | None = None
-    previous = folder.attempt_folders()
-    if first:
-        folder.write_config({**to_dict(config), "data_label": files.label})
-        attempt = folder.new_attempt()
-        if started is not None:
-            attempt = Attempt(attempt.path, attempt.number, started=started)
-        attempt.write_status(RUNNING, 0, config.train.steps)
-        (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
-        announce(f"run folder: {folder.path}")
-    progress: _Progress | None = None
-    try:
-        import torch
-
-        from gsq.distributed import Group, pick_device
-
-        group = group or Group()
-        if smaller := group.from_first(smallest_micro_batch(folder)):
-            config = _with_micro_batch(config, smaller)
-        torch.set_num_threads(config.execution.threads)
-        device = pick_device(config.execution.device).type
-        progress = _Progress(attempt, config, stop, device, on_step, group)
-        _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce)
-    except BaseException as error:
-        if attempt is not None:
-            (attempt.path / RESERVE).unlink(missing_ok=True)
-            _record_failure(error, attempt, progress, config, group.size if group else 1)
-        raise
-    if attempt is not None:
-        (attempt.path / RESERVE).unlink(missing_ok=True)
-        # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
-        progress.write(DONE)
-        keep = config.execution.keep_checkpoint
-        if keep:
-            lineage.add(folder, config, files)
-        for path in (*previous, attempt.path):
-            checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
-    return folder
 
 
 def _train_and_evaluate(
@@ -305,23 +292,31 @@ def _train_and_evaluate(
     evaluate_now(trainer)
 
 
+def read_finished(path: Path) -> tuple[RunConfig, Path]:
+    """Config of a finished run, and the file of its averaged weights.
+
+    Raises UserError where the folder is not a run's, or the run is not finished.
+    """
+    folder = RunFolder(path)
+    values = folder.read_config()
+    values.pop("data_label", None)
+    weights = newest_file(folder, "model.safetensors")
+    if weights is None:
+        raise UserError(f"{path}: has no model.safetensors; the run has not finished training")
+    return load_config(values, where=str(path / "config.yaml")), weights
+
+
 def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
     """Config, images and averaged weights (in evaluation mode, float32) of a finished run.
 
-    Raises UserError where the folder is not a run's, or the run is not finished.
+    Raises UserError as read_finished does.
     """
     import safetensors.torch
 
     from gsq.autoencoder import Autoencoder
     from gsq.data import ImageSource
 
-    folder = RunFolder(path)
-    values = folder.read_config()
-    values.pop("data_label", None)
-    config = load_config(values, where=str(path / "config.yaml"))
-    weights = newest_file(folder, "model.safetensors")
-    if weights is None:
-        raise UserError(f"{path}: has no model.safetensors; the run has not finished training")
+    config, weights = read_finished(path)
     model = Autoencoder(config)
     model.load_state_dict(safetensors.torch.load_file(weights))
     return config, ImageSource(config.data), model.eval().requires_grad_(False)

@@ -26,7 +26,8 @@ from gsq.config import RunConfig
 from gsq.errors import UserError, choose
 from gsq.loading import load_config, to_dict
 from gsq.metrics.reconstruction import from_uint8
-from gsq.record import RunFolder, newest_file, runs_root
+from gsq.record import RunFolder, runs_root
+from gsq.run import read_finished
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
@@ -252,7 +253,8 @@ def _is_run(folder: Path) -> bool:
 
 def _read_folder(folder: Path) -> tuple[RunConfig, dict[str, Tensor]]:
     if _is_run(folder):
-        return _read_run(folder)
+        config, weights = read_finished(folder)
+        return config, read_tensors(weights)
     if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
         try:
             value = json.loads((folder / CONFIG_FILE).read_text())
@@ -261,16 +263,6 @@ def _read_folder(folder: Path) -> tuple[RunConfig, dict[str, Tensor]]:
         if isinstance(value, dict) and "format" in value:
             return _read_saved(folder, value)
     return read_checkpoint(find_checkpoint(folder))
-
-
-def _read_run(folder: Path) -> tuple[RunConfig, dict[str, Tensor]]:
-    values = RunFolder(folder).read_config()
-    values.pop("data_label", None)
-    config = load_config(values, where=str(folder / "config.yaml"))
-    weights = newest_file(RunFolder(folder), WEIGHTS_FILE)
-    if weights is None:
-        raise UserError(f"{folder}: has no {WEIGHTS_FILE}; the run has not finished training")
-    return config, read_tensors(weights)
 
 
 def _read_saved(folder: Path, value: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Tensor]]:

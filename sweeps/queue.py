@@ -21,7 +21,7 @@ from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE
 from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
-from sweeps.snapshot import environment, take
+from sweeps.snapshot import environment
 
 POLL_SECONDS = 0.25
 # How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
@@ -59,14 +59,16 @@ class LocalQueue:
     def __init__(
         self,
         folder: SweepFolder,
+        source: Path,
         signatures: list[str],
         cluster: Cluster,
         on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
         retry: frozenset[str] = frozenset(),
     ) -> None:
-        """retry: failure classes, beside the usual ones, that are tried once again at the start."""
+        """source: the copy of the source that workers run. retry: failure classes, beside the usual ones, that are
+        tried once again at the start."""
         self.folder, self.signatures, self.on_update = folder, signatures, on_update
-        self.source = take(folder)
+        self.source = source
         self.slots = local_workers(cluster)
         self.gpus = local_gpus()
         self.environment = cluster.environment

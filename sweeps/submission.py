@@ -71,7 +71,7 @@ def submit(
         clear(folder, signatures)
         # The longest first, so that no worker is left with a long one at the end.
         longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-        return Submission(folder, LocalQueue(folder, longest_first, cluster, on_update, extra).run(), {})
+        return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
     records = folder.records(signatures)
     jobs = slurm_jobs(folder)
     if any(job.state == "unknown" for job in jobs.values()):
@@ -177,9 +177,12 @@ def _setup(cluster: Cluster, source: Path) -> list[str]:
         "OMP_NUM_THREADS": str(max(1, cluster.cpus // cluster.processes_per_node) if cluster.gpus else 1),
         **cluster.environment,
     }
+    copy = environment(source, "")
+    # An empty entry would be the folder that the job starts in.
+    copy["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
     return [
         *cluster.setup,
         *(f"export {name}={value}" for name, value in exports.items()),
         # Last, since a setup command (module load) may set PYTHONPATH, too.
-        *(f'export {name}="{value}"' for name, value in environment(source, "$PYTHONPATH").items()),
+        *(f'export {name}="{value}"' for name, value in copy.items()),
     ]

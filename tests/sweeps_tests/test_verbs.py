@@ -32,6 +32,7 @@ from sweeps.queue import LocalQueue
 from sweeps.reconcile import Job
 from sweeps.scheduler import ask, cancel_jobs
 from sweeps.schema import SCIENCE_COLUMNS, read_table
+from sweeps.snapshot import take
 from sweeps.spec import load_spec
 from sweeps.submission import submit
 
@@ -228,7 +229,7 @@ def test_a_queue_never_starts_a_cancelled_cell(four: Plan, folder: Path, monkeyp
     sweep = SweepFolder(folder / "runs", four.name)
     started: list[str] = []
     monkeypatch.setattr(LocalQueue, "_start", lambda self, signature: started.append(signature))
-    queue = LocalQueue(sweep, [cell.signature for cell in four.cells], Cluster(workers=1))
+    queue = LocalQueue(sweep, take(sweep), [cell.signature for cell in four.cells], Cluster(workers=1))
     assert [action.kind for action in queue._look()[0]] == ["finished", "leave", "submit", "submit"]
     mark(sweep, [four.cells[3].signature])
     assert [action.kind for action in queue._look()[0]] == ["finished", "leave", "submit", "leave"]
