@@ -7,11 +7,13 @@ attempts of one run may overlap without harm; readers take the highest attempt f
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,12 @@ STALE_SECONDS = 60.0
 def runs_root() -> Path:
     """``$GSQ_RUNS``, by default results/runs below the current folder."""
     return Path(os.environ.get("GSQ_RUNS") or "results/runs").absolute()
+
+
+def slurm_job() -> str:
+    """Id of the SLURM job that this process is part of, ``12_3`` or ``12``; empty outside of SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
@@ -87,6 +95,7 @@ class Attempt:
             "seconds": max(0.0, now - self.started),
             "host": socket.gethostname(),
             "node": os.environ.get("SLURMD_NODENAME", ""),
+            "job": slurm_job(),
             "pid": os.getpid(),
             **more,
         }
@@ -140,6 +149,31 @@ class RunFolder:
                 continue
             return Attempt(path, number)
 
+    @contextmanager
+    def claim(self, patience: float = STALE_SECONDS) -> Iterator[bool]:
+        """Whether the caller may train this run: False where another process does, and shows signs of life.
+
+        Nothing rests on it but work saved, for two attempts do each other no harm: where the file system has no
+        locks, or a dead node's outlives it, the caller goes on after ``patience`` seconds without such a sign.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            before, deadline = read_run(self).heartbeat, time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if read_run(self).heartbeat != before:
+                        yield False
+                        return
+                    if time.monotonic() < deadline:
+                        time.sleep(0.2)
+                        continue
+                except OSError:
+                    pass  # No locks here.
+                yield True
+                return
+
     def write_config(self, values: dict[str, Any]) -> None:
         """config.yaml, written once: its content is what the signature names."""
         import yaml
@@ -180,6 +214,8 @@ class RunRecord:
     host: str = ""
     pid: int = 0
     node: str = ""
+    job: str = ""
+    """SLURM job of the newest attempt."""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None
@@ -212,6 +248,7 @@ def read_run(folder: RunFolder) -> RunRecord:
         host=last["host"],
         pid=last["pid"],
         node=last.get("node", ""),
+        job=last.get("job", ""),
         next_micro_batch=last.get("next_micro_batch"),
         started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
     )

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,10 @@ class Stopped(Exception):
         self.reason = reason
 
 
+class Busy(UserError):
+    """Another process trains the same run."""
+
+
 class StopRequest:
     """Set from a signal handler, read between steps. ``reason`` is the failure class to record."""
 
@@ -50,11 +54,13 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, reasons: dict[int, str]) -> Iterator[None]:
-        """Turn these signals into requests while the block runs; a second one of a kind acts as it did before."""
+        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason, self.signal = reasons[number], number
-            signal.signal(number, previous[number])
+            # A scheduler may say USR2 more than once.
+            if number != signal.SIGUSR2:
+                signal.signal(number, previous[number])
 
         previous = {number: signal.signal(number, handle) for number in reasons}
         try:
@@ -164,18 +170,23 @@ def execute(
 
     started: seconds since the epoch at which the process began, so that start-up counts as device time.
     announce is given what a user should know: the run folder, and a shorter run that this one starts from.
-    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json.
+    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json, and Busy
+    where another process trains it.
     """
     stop = stop or StopRequest()
     files = manifest(config.data)
     folder = RunFolder.of(runs, identity(config, files))
-    with _processes(config) as group:
+    with _processes(config) as group, ExitStack() as held:
         first = group is None or group.first
+        free = not first or held.enter_context(folder.claim())
         done = first and read_run(folder).state == DONE
         if group is not None:
-            done = group.from_first(done)
+            free, done = group.from_first((free, done))
         if done:
             return folder
+        if not free:
+            other = read_run(folder)
+            raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
         attempt: Attempt | None = None
         previous = folder.attempt_folders()
         if first:

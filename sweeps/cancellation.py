@@ -7,19 +7,13 @@ that process id was sent its signal, for a second one would end it without a che
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from gsq.record import FAILED, RUNNING, RunFolder, RunRecord
+from gsq.record import FAILED, RUNNING, RunRecord
 from sweeps.folder import SweepFolder
-from sweeps.job import CellJob
-from sweeps.reconcile import RESUMED, Job, can_shrink
-
-CANCELLED = "cancelled"
+from sweeps.reconcile import CANCELLED, RESUMED, Job, can_shrink
 
 
 def _folder(folder: SweepFolder) -> Path:
@@ -72,31 +66,3 @@ def with_cancelled(
         elif record.state == RUNNING and job is not None and job.state == "gone":
             jobs[signature] = replace(job, failure=CANCELLED)
     return records, jobs
-
-
-class SlurmCellJob(CellJob):
-    """The job of a cell on SLURM: where the cell was cancelled, SIGTERM stops it at the end of a step, with a
-    checkpoint. Any other SIGTERM goes to submitit, as on preemption, which sends it before SIGUSR2."""
-
-    def execute(self, signature: str, stop: Any) -> str:
-        """As CellJob.execute, also after a cancellation."""
-        folder = SweepFolder(Path(self.runs), self.sweep)
-        before = signal.getsignal(signal.SIGTERM)
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if signature in marked(folder):
-                stop.reason, stop.signal = CANCELLED, number
-            elif callable(before):
-                before(number, frame)
-
-        signal.signal(signal.SIGTERM, handle)
-        try:
-            return super().execute(signature, stop)
-        except Exception:
-            if stop.reason != CANCELLED:
-                raise
-            # The attempt has recorded it. What a preempted process raises would have its peers wait to be requeued.
-            print(f"{signature} was cancelled", flush=True)
-            return str(RunFolder.of(folder.runs, signature).path)
-        finally:
-            signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,18 @@ from typing import Any
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
 from sweeps.spec import configs_folder, find_file
+
+# Options of sbatch that gsq sets, and the key that does it where there is one.
+SBATCH_KEYS = {
+    **{key: key for key in ("partition", "account", "qos", "constraint", "dependency", "nodes")},
+    "mem": "memory_gb",
+    "time": "minutes",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+    "ntasks-per-node": "processes",
+    "array": "parallel",
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "signal", "wckey"), ""),
+}
 
 
 @dataclass(frozen=True)
@@ -24,12 +37,16 @@ class Cluster:
     account: str = ""
     qos: str = ""
     constraint: str = ""
+    dependency: str = ""
+    """What the jobs wait for, as sbatch knows it (afterok:1234)."""
     nodes: int = 1
     """Nodes a job."""
     gpus: int = 0
     """GPUs a node."""
     processes: int = 0
     """Processes a node, which share each batch of a run; 0 for one a GPU."""
+    cells_per_job: int = 1
+    """Runs that share one job, each with its part of the node's GPUs, where only whole nodes are given out."""
     cpus: int = 1
     """CPU cores a node."""
     memory_gb: int = 0
@@ -42,14 +59,31 @@ class Cluster:
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the job."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch, by their long names."""
     name: str = "local"
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
         for key in ("workers", "gpus", "processes", "memory_gb", "minutes"):
             positive(key, getattr(self, key), 0)
-        for key in ("nodes", "cpus", "parallel"):
+        for key in ("nodes", "cpus", "parallel", "cells_per_job"):
             positive(key, getattr(self, key))
+        if self.cells_per_job > 1 and (self.nodes > 1 or self.processes > 1):
+            raise UserError(
+                f"cells_per_job: {self.cells_per_job}: runs that share a job have one process each on one node; leave "
+                "out nodes and processes"
+            )
+        if self.cells_per_job > 1 and self.gpus % self.cells_per_job:
+            raise UserError(
+                f"cells_per_job: {self.cells_per_job} runs cannot share {self.gpus} GPUs evenly; change one of the two"
+            )
+        for key in self.sbatch:
+            if key in SBATCH_KEYS:
+                hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""
+                raise UserError(f"sbatch: {key} is set by gsq{hint}")
+            if not re.fullmatch(r"[a-z][a-z-]*", key):
+                raise UserError(f"sbatch: {key!r} is not the long name of an option (reservation, exclude, ...)")
         if self.kind == "local" and (self.nodes > 1 or self.processes > 1):
             raise UserError(
                 "processes and nodes: the queue on this machine gives each run one process; share a single run with "
@@ -59,7 +93,7 @@ class Cluster:
     @property
     def processes_per_node(self) -> int:
         """Processes that share a run on each node."""
-        return self.processes or max(1, self.gpus)
+        return 1 if self.cells_per_job > 1 else self.processes or max(1, self.gpus)
 
     @property
     def device(self) -> str:

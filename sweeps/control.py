@@ -12,7 +12,7 @@ import os
 import re
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 from gsq.errors import UserError, nearest
 from gsq.loading import config_key
 from gsq.record import FAILED, FAILURES, RUNNING, RunRecord
-from sweeps.cancellation import CANCELLED, claim_signal, mark, resumes_by_itself
+from sweeps import journal
+from sweeps.cancellation import claim_signal, mark, resumes_by_itself
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, SweepStatus, status
 from sweeps.planning import Cell, Plan
 from sweeps.queue import local_jobs
-from sweeps.reconcile import PLANNED, QUEUED, STATES, Action
+from sweeps.reconcile import CANCELLED, PLANNED, QUEUED, STATES, Action, Job
 from sweeps.scheduler import cancel_jobs, slurm_jobs
 from sweeps.submission import Submission, submit
 
@@ -181,8 +182,7 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     chosen = _cancellable(folder, selection, jobs)
     # The markers first: what starts after them is stopped by its queue.
     mark(folder, [cell.signature for cell in chosen])
-    live = {signature: job.name for signature, job in jobs.items() if job.state != "gone"}
-    cancel_jobs(live[cell.signature] for cell in chosen if cell.signature in live)
+    _cancel_on_slurm(jobs, {cell.signature for cell in chosen})
     records = folder.records([cell.signature for cell in chosen])
     for signature, job in local_jobs(records).items():
         if job.state == "running" and claim_signal(folder, signature, records[signature].pid):
@@ -192,6 +192,18 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
         folder.name,
         tuple(cell.signature for cell in chosen if cell.signature not in running),
         tuple(cell.signature for cell in chosen if cell.signature in running),
+    )
+
+
+def _cancel_on_slurm(jobs: Mapping[str, Job], chosen: Collection[str]) -> None:
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for signature, job in jobs.items():
+        if job.state != "gone":
+            sharing[job.name].add(signature)
+    cancel_jobs(name for name, cells in sharing.items() if cells <= set(chosen))
+    # Of cells that share a job each knows by its marker whether it is meant.
+    cancel_jobs(
+        (name for name, cells in sharing.items() if cells & set(chosen) and not cells <= set(chosen)), "--signal=TERM"
     )
 
 
@@ -223,8 +235,7 @@ def last_cluster(sweep: str | SweepFolder, *, runs: Path | None = None) -> str:
     Raises UserError where that was a cluster file that is not found by its name alone.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
-    journal = folder.read_journal()
-    name = str(journal[-1]["cluster"]) if journal else "local"
+    *_, name = "local", *(entry.cluster for entry in journal.entries(folder))
     try:
         load_cluster(name)
     except UserError:

@@ -1,8 +1,7 @@
-"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, the submission journal, logs."""
+"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, logs, and what other modules keep there."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,6 @@ class SweepFolder:
     def path(self) -> Path:
         return self.runs / "sweeps" / self.name
 
-    @property
-    def journal(self) -> Path:
-        return self.path / "submissions.jsonl"
-
     def log(self, signature: str) -> Path:
         """Standard output and error of the local workers of a cell, all attempts."""
         return self.path / "logs" / f"{signature}.log"
@@ -36,17 +31,7 @@ class SweepFolder:
         """Add a plan's cells to those submitted before: editing the YAML never removes rows."""
         known = read_json(self.path / "plan.json") or {"cells": []}
         cells = {cell["signature"]: cell for cell in known["cells"]}
-        for cell in plan.cells:
-            config = to_dict(cell.config)
-            if config["data"]["path"]:
-                # Jobs start in another folder.
-                config["data"]["path"] = str(Path(config["data"]["path"]).expanduser().absolute())
-            cells[cell.signature] = {
-                "signature": cell.signature,
-                "axes": cell.axes,
-                "config": config,
-                "data_label": cell.data_label,
-            }
+        cells |= {cell.signature: cell_values(cell) for cell in plan.cells}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "plan.json", {"name": self.name, "cells": list(cells.values())}, sync=True)
 
@@ -59,10 +44,7 @@ class SweepFolder:
                 f"no sweep '{self.name}' below {self.runs}{nearest(self.name, there)}; there are: "
                 f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one; $GSQ_RUNS names the folder)"
             )
-        return Plan(
-            self.name,
-            tuple(Cell(c["signature"], c["axes"], from_dict(c["config"]), c["data_label"]) for c in values["cells"]),
-        )
+        return Plan(self.name, tuple(map(read_values, values["cells"])))
 
     def read_cell(self, signature: str) -> Cell:
         return next(cell for cell in self.read_plan().cells if cell.signature == signature)
@@ -71,24 +53,19 @@ class SweepFolder:
         """What each run folder says."""
         return {s: read_run(RunFolder.of(self.runs, s)) for s in signatures}
 
-    def append_journal(self, entry: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.journal.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
 
-    def read_journal(self) -> list[dict[str, Any]]:
-        """Submissions, oldest first; a torn last line is left out."""
-        try:
-            lines = self.journal.read_text().splitlines()
-        except OSError:
-            return []
-        entries = []
-        for line in lines:
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                continue
-        return entries
+def cell_values(cell: Cell) -> dict[str, Any]:
+    """A cell as it is written to files."""
+    config = to_dict(cell.config)
+    if config["data"]["path"]:
+        # Jobs start in another folder.
+        config["data"]["path"] = str(Path(config["data"]["path"]).expanduser().absolute())
+    return {"signature": cell.signature, "axes": cell.axes, "config": config, "data_label": cell.data_label}
+
+
+def read_values(values: dict[str, Any]) -> Cell:
+    """What cell_values made."""
+    return Cell(values["signature"], values["axes"], from_dict(values["config"]), values["data_label"])
 
 
 def sweep_names(runs: Path) -> list[str]:

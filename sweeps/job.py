@@ -1,84 +1,202 @@
 """What a worker runs: one cell, by paths. The only module of sweeps that imports training and evaluation.
 
-The same callable goes to submitit (pickled) and to the local queue (``python -m sweeps.job``). It carries paths,
-never state: after a node failure SLURM starts the original pickle again, and it resumes from what is on disk.
+``ArrayJob`` goes to SLURM (pickled by submitit), ``python -m sweeps.job`` is a worker of the local queue. They carry
+paths, never state: after a node failure SLURM starts the original pickle again, and it resumes from what is on disk.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gsq.run import StopRequest
+    from sweeps.folder import SweepFolder
+    from sweeps.journal import Entry
+    from sweeps.planning import Cell
 
 STARTED = time.time()
-# Environment variable in which the local queue tells its workers its process id.
+# Environment variable in which a driver tells its workers its process id.
 DRIVER_VARIABLE = "GSQ_QUEUE_PID"
 
 
+def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) -> Path:
+    """Train and evaluate a cell; returns its run folder.
+
+    Raises UserError where its images or weights have changed since it was planned, where other code than the
+    sweep's was imported, and (Busy) where another process trains it; else what ended the run.
+    """
+    from gsq.errors import UserError
+    from gsq.identity import identity
+    from gsq.run import execute
+    from sweeps.snapshot import imported_source
+
+    if imported_source() != Path(source).resolve():
+        raise UserError(
+            f"this job imported gsq from {imported_source()}, not the copy {source} that the sweep was "
+            "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
+        )
+    found = identity(cell.config)
+    if found != cell.signature:
+        raise UserError(
+            f"cell {cell.signature} of sweep '{folder.name}' would now be {found}: its images, weights or gsq's "
+            "science version changed after it was planned; plan and submit it again"
+        )
+    return execute(cell.config, folder.runs, stop=stop, started=STARTED).path
+
+
 @dataclass
-class CellJob:
-    """Trains and evaluates cells of a sweep, one a call."""
+class ArrayJob:
+    """The job of each task of a SLURM array. ``entry``: folder of the submission (sweeps.journal)."""
 
-    runs: str
-    sweep: str
-    source: str
-    """The copy of the source that the sweep was submitted with."""
+    entry: str
 
-    def __call__(self, signature: str) -> str:
-        """Returns the run folder. On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of
-        the step with a checkpoint, then hands over to submitit's own handler, which requeues the job."""
-        from gsq.run import Stopped, StopRequest
+    def __call__(self) -> str:
+        """Trains the task's cell, or its cells, each in a process of its own. Returns what became of them.
 
-        first = _share_run()
+        On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of the step with a checkpoint,
+        then hands over to submitit's own handler, which requeues the job.
+        """
+        from gsq.run import Busy, Stopped, StopRequest
+        from sweeps.folder import SweepFolder
+        from sweeps.journal import read_entry
+        from sweeps.reconcile import CANCELLED
+
+        path = Path(self.entry)
+        entry = read_entry(path)
+        job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
+        if entry.open:
+            entry = entry.decide(job)
+        if entry.job != job:
+            return _say("this submission was taken back, and its cells submitted again; nothing to do")
+        folder = SweepFolder(path.parents[3], path.parents[1].name)
+        members = entry.members(task)
+        first = entry.cells_per_job > 1 or _share_run()
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         stop = StopRequest()
         try:
             with stop.on_signals({signal.SIGUSR2: "preempted"}):
-                return self.execute(signature, stop)
+                if entry.cells_per_job > 1:
+                    return _run_together(folder, entry, members, stop)
+                with cancellable(folder, members[0], stop):
+                    return str(run_cell(folder, entry.read_cell(members[0]), entry.source, stop))
+        except Busy as error:
+            return _say(str(error))
         except Stopped as stopped:
+            if stopped.reason == CANCELLED:
+                # The attempt has recorded it. What a preempted process raises would have its peers wait to be requeued.
+                return _say(f"{', '.join(members)} was cancelled")
             if not first:
                 # The first process requeues the job, which ends this one; an exit before that would end the job.
                 time.sleep(60)
-            elif stopped.reason == "preempted" and callable(submitit_handler):
+            elif callable(submitit_handler):
                 submitit_handler(signal.SIGUSR2, None)
             raise
 
-    def checkpoint(self, signature: str) -> Any:
+    def checkpoint(self) -> Any:
         """Called by submitit before it requeues: the same job again."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, signature)
+        return DelayedSubmission(self)
 
-    def execute(self, signature: str, stop: StopRequest) -> str:
-        """Run one cell, reading its config from the sweep folder. Raises UserError where it has changed since, or
-        where other code than the sweep's was imported."""
-        from gsq.errors import UserError
-        from gsq.identity import identity
-        from gsq.run import execute
-        from sweeps.folder import SweepFolder
-        from sweeps.snapshot import imported_source
 
-        if imported_source() != Path(self.source).resolve():
-            raise UserError(
-                f"this job imported gsq from {imported_source()}, not the copy {self.source} that the sweep was "
-                "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
-            )
-        cell = SweepFolder(Path(self.runs), self.sweep).read_cell(signature)
-        found = identity(cell.config)
-        if found != signature:
-            raise UserError(
-                f"cell {signature} of sweep '{self.sweep}' would now be {found}: its images, weights or gsq's "
-                "science version changed after it was planned; plan and submit it again"
-            )
-        return str(execute(cell.config, Path(self.runs), stop=stop, started=STARTED).path)
+def _say(text: str) -> str:
+    print(text, flush=True)
+    return text
+
+
+@contextmanager
+def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Iterator[None]:
+    """SIGTERM stops the cell at the end of a step, with a checkpoint, where a user has cancelled it. Any other
+    SIGTERM goes where it went before: on preemption SLURM sends one before SIGUSR2."""
+    from sweeps.cancellation import marked
+    from sweeps.reconcile import CANCELLED
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if signature in marked(folder):
+            stop.reason, stop.signal = CANCELLED, number
+        elif callable(before):
+            before(number, frame)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    if signature in marked(folder):
+        stop.reason = CANCELLED
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...], stop: StopRequest) -> str:
+    """Cells that share an allocation: a worker for each, with its share of the GPUs. Each records its own end."""
+    from gsq.run import Stopped
+    from sweeps.cancellation import marked
+
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    share = len(gpus) // entry.cells_per_job
+    workers: dict[str, subprocess.Popen[bytes]] = {}
+    with ExitStack() as stack:
+
+        def tell(number: int, frame: FrameType | None = None) -> None:
+            for worker in workers.values():
+                worker.send_signal(number)
+
+        stack.callback(tell, signal.SIGKILL)
+        # Whoever is meant knows it by the marker of its cell.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, tell))
+        for index, signature in enumerate(signatures):
+            if signature in marked(folder):
+                continue
+            variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index * share :][:share])} if share else {}
+            workers[signature] = start_worker(folder, entry.source, signature, variables, entry)
+        told = False
+        while any(worker.poll() is None for worker in workers.values()):
+            if stop.reason and not told:
+                told = True
+                tell(signal.SIGUSR2)
+            time.sleep(0.2)
+    if stop.reason and any(worker.returncode == STOPPED for worker in workers.values()):
+        raise Stopped(stop.reason)
+    return ", ".join(f"{signature}: exit code {worker.returncode}" for signature, worker in workers.items())
+
+
+def start_worker(
+    folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], entry: Entry | None = None
+) -> subprocess.Popen[bytes]:
+    """A process that runs one cell, with one thread unless ``variables`` say otherwise. It writes to the cell's log."""
+    from sweeps.snapshot import environment
+
+    path = folder.log(signature)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    job = [str(folder.runs), folder.name, str(source), signature, *([str(entry.path)] if entry else [])]
+    with path.open("ab") as log:
+        # Attempts share the file; gsq logs tells them apart by this line.
+        log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        log.flush()
+        return subprocess.Popen(
+            [sys.executable, "-m", "sweeps.job", *job],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                DRIVER_VARIABLE: str(os.getpid()),
+                **environment(Path(source), os.environ.get("PYTHONPATH", "")),
+                **variables,
+            },
+            # Ctrl-C in the terminal reaches the driver alone, which then stops the workers in good order.
+            start_new_session=True,
+        )
 
 
 def _share_run() -> bool:
@@ -113,21 +231,36 @@ def _die_with_parent() -> None:
         sys.exit(1)
 
 
-def main(arguments: list[str]) -> int:
-    """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE``: a worker of the local queue.
+# Exit code of a worker that stopped as asked.
+STOPPED = 3
 
-    Exit code 3: stopped as asked.
-    """
+
+def main(arguments: list[str]) -> int:
+    """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE [ENTRY]``: a worker of the local queue, or with the folder
+    of its submission one of the workers of a SLURM job."""
     _die_with_parent()
     from gsq.errors import UserError
     from gsq.run import Stopped, StopRequest
+    from sweeps.folder import SweepFolder
+    from sweeps.journal import read_entry
+    from sweeps.reconcile import CANCELLED
 
+    runs, sweep, source, signature, *entry = arguments
+    folder = SweepFolder(Path(runs), sweep)
     stop = StopRequest()
+    reasons: dict[int, str] = {signal.SIGTERM: CANCELLED, signal.SIGINT: CANCELLED, signal.SIGUSR2: "preempted"}
     try:
-        with stop.on_signals({signal.SIGTERM: "cancelled", signal.SIGINT: "cancelled", signal.SIGUSR2: "preempted"}):
-            CellJob(*arguments[:3]).execute(arguments[3], stop)
+        with ExitStack() as stack:
+            if entry:
+                del reasons[signal.SIGTERM]
+                # What is not meant for this cell is nothing to it.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                stack.enter_context(cancellable(folder, signature, stop))
+            stack.enter_context(stop.on_signals(reasons))
+            cell = read_entry(Path(entry[0])).read_cell(signature) if entry else folder.read_cell(signature)
+            run_cell(folder, cell, source, stop)
     except Stopped:
-        return 3
+        return STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

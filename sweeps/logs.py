@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gsq.errors import UserError
 from gsq.record import FAILED, RunFolder, read_json
+from sweeps import journal
 from sweeps.control import select_one
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, status
@@ -102,9 +103,9 @@ def read_log(
 
 def log_files(folder: SweepFolder, signature: str) -> tuple[Path, ...]:
     """Where the workers of a cell write: one file for all on this machine, and one for each SLURM job."""
-    jobs = dict.fromkeys(entry["jobs"][signature] for entry in folder.read_journal() if signature in entry["jobs"])
+    jobs = ((entry.path, entry.jobs.get(signature)) for entry in journal.entries(folder))
     # Of the processes that share a run, the first speaks.
-    return folder.log(signature), *(folder.path / "slurm" / f"{job}_0_log.out" for job in jobs)
+    return folder.log(signature), *(path / f"{job}_0_log.out" for path, job in jobs if job)
 
 
 def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:
@@ -172,4 +173,4 @@ def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
             yield f"{signature} {found.state}{failure}\n"
             return
         # sacct is the cluster's, not ours alone.
-        time.sleep(max(poll_seconds, 5.0) if log.folder.journal.exists() else poll_seconds)
+        time.sleep(max(poll_seconds, 5.0) if journal.numbers(log.folder) else poll_seconds)

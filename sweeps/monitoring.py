@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.record import RUNNING, RunRecord
+from sweeps import journal
 from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell
@@ -108,4 +109,4 @@ def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
     for cell in plan.cells:
         record, job = records[cell.signature], jobs.get(cell.signature)
         rows.append(row(cell, cell_state(record, job, now), record, job))
-    return SweepStatus(plan.name, tuple(rows), local=not folder.journal.exists())
+    return SweepStatus(plan.name, tuple(rows), local=not journal.numbers(folder))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,9 +18,8 @@ from gsq.record import RUNNING, RunRecord
 from sweeps.cancellation import claim_signal, marked, with_cancelled
 from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
-from sweeps.job import DRIVER_VARIABLE
+from sweeps.job import start_worker
 from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
-from sweeps.snapshot import environment
 
 POLL_SECONDS = 0.25
 # How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
@@ -136,34 +134,11 @@ class LocalQueue:
 
     def _start(self, signature: str) -> None:
         slot = next(i for i in range(self.slots + len(self.slot_of)) if i not in self.slot_of.values())
-        variables = {
-            **os.environ,
-            # Threads of several workers on the same cores slow each other down many times over.
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-            DRIVER_VARIABLE: str(os.getpid()),
-            **environment(self.source, os.environ.get("PYTHONPATH", "")),
-            **self.environment,
-        }
+        # Threads of several workers on the same cores slow each other down many times over.
+        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **self.environment}
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        path = self.folder.log(signature)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        job = [str(self.folder.runs), self.folder.name, str(self.source), signature]
-        with path.open("ab") as log:
-            # Attempts share the file; gsq logs tells them apart by this line.
-            log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-            log.flush()
-            self.processes[signature] = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.job", *job],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=variables,
-                # Ctrl-C in the terminal reaches the driver alone, which then stops the workers in good order.
-                start_new_session=True,
-            )
+        self.processes[signature] = start_worker(self.folder, str(self.source), signature, variables)
         self.slot_of[signature] = slot
         self.started.add(signature)
 

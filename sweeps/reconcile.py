@@ -11,13 +11,13 @@ from typing import Literal
 
 from gsq.record import DONE, FAILED, PRUNED, RUNNING, RunRecord
 
-PLANNED, QUEUED = "planned", "queued"
+PLANNED, QUEUED, CANCELLED = "planned", "queued", "cancelled"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
 
 # Failures that a later attempt resumes from the last checkpoint without being asked to.
 RESUMED = frozenset({"preempted", "node_failure", "timeout", "lost"})
 # Resumed when the user submits again: they have made room on the disk, or want to go on after cancelling.
-RESUMED_ON_SUBMIT = RESUMED | {"disk_full", "cancelled"}
+RESUMED_ON_SUBMIT = RESUMED | {"disk_full", CANCELLED}
 # These come back only when asked for (--retry): another attempt would fail alike, or change the science. But a run that
 # is out of memory comes back as long as its micro-batch can be halved.
 ON_REQUEST = frozenset({"out_of_memory", "diverged", "error"})
@@ -72,7 +72,8 @@ def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
     gone = job is not None and job.state == "gone"
     if record.state == RUNNING:
-        if gone or record.stale(now):
+        # Another job, or a worker elsewhere, may be training it for another sweep.
+        if (gone and job is not None and job.name in (record.job, str(record.pid))) or record.stale(now):
             why = job.failure if job is not None and job.failure else "lost"
             return CellState(sig, FAILED, why, f"no sign of life since step {record.step}")
         return CellState(sig, RUNNING)

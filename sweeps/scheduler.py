@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import replace
 
 from gsq.errors import UserError
+from sweeps import journal
 from sweeps.folder import SweepFolder
 from sweeps.reconcile import Job, SchedulerState
 
@@ -106,22 +108,35 @@ def largest_array() -> int:
     return 1001
 
 
+def jobs_by_name() -> dict[str, str] | None:
+    """Ids of our jobs that wait or run, an array by its own id, by their names; None where squeue does not answer."""
+    lines = _lines("squeue", "--me", "-h", "-o", "%F|%j")
+    if lines is None:
+        return None
+    return {name: job_id for job_id, _, name in (line.partition("|") for line in lines)}
+
+
 def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
-    """The newest SLURM job of each cell, by signature."""
+    """The newest SLURM job of each cell, by signature. A submission whose driver is between two steps, or died
+    there, counts where SLURM knows its job."""
     newest: dict[str, str] = {}
-    for entry in folder.read_journal():
-        newest |= entry["jobs"]
+    names: dict[str, str] | None = None
+    for entry in journal.entries(folder):
+        if entry.open:
+            names = jobs_by_name() or {} if names is None else names
+            entry = replace(entry, job=names.get(entry.name))
+        newest |= entry.jobs
     states = ask(newest.values())
     return {sig: states[job_id] for sig, job_id in newest.items()}
 
 
-def cancel_jobs(job_ids: Iterable[str]) -> None:
+def cancel_jobs(job_ids: Iterable[str], *options: str) -> None:
     """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails."""
     wanted = sorted(set(job_ids))
     if not wanted:
         return
     try:
-        done = subprocess.run(["scancel", *wanted], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(["scancel", *options, *wanted], capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:
         raise UserError("scancel not found on the PATH; cancel where the cluster's commands are") from None
     except subprocess.TimeoutExpired:

@@ -22,24 +22,32 @@ def imported_source() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def take(folder: SweepFolder) -> Path:
-    """The folder with the copy; it is made once for each state of the source. Raises OSError where it cannot be."""
-    root = imported_source()
-    files = sorted(
+def _files(root: Path) -> list[Path]:
+    return sorted(
         path.relative_to(root)
         for package in PACKAGES
         for path in (root / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
+
+
+def source_folder(folder: SweepFolder) -> Path:
+    """Where the copy of the source as it is now lies, or would lie."""
+    root = imported_source()
     hashed = hashlib.sha256()
-    for name in files:
+    for name in _files(root):
         hashed.update(name.as_posix().encode() + b"\0" + (root / name).read_bytes() + b"\0")
-    target = folder.path / "source" / hashed.hexdigest()[:12]
+    return folder.path / "source" / hashed.hexdigest()[:12]
+
+
+def take(folder: SweepFolder) -> Path:
+    """The folder with the copy; it is made once for each state of the source. Raises OSError where it cannot be."""
+    root, target = imported_source(), source_folder(folder)
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        for name in files:
+        for name in _files(root):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, partial / name)
         if known := commit():

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
+import secrets
+import shlex
+import subprocess
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from gsq.config import check_processes
 from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RunRecord, runs_root
+from sweeps import journal
 from sweeps.cancellation import clear, marked, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.cost import ResourceClass, estimate, resource_class, speed
 from sweeps.folder import SweepFolder
+from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
-from sweeps.queue import LocalQueue
+from sweeps.queue import LocalQueue, alive, local_jobs
 from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
-from sweeps.scheduler import largest_array, require_slurm, slurm_jobs
-from sweeps.snapshot import environment, take
+from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
+from sweeps.snapshot import environment, source_folder, take
 
 # submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
 MAX_TIMEOUTS = 1000
+# How long a submission waits for another one that seems to be between its steps.
+DRIVER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,7 @@ def submit(
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     folder = SweepFolder(runs or runs_root(), plan.name)
-    for config in {cell.config for cell in plan.cells}:
-        require_weights(config)
-        check_processes(config, cluster.nodes * cluster.processes_per_node)
-    if cluster.kind == "slurm":
-        require_slurm()
+    _check(plan, cluster)
     try:
         folder.write_plan(plan)
         source = take(folder)
@@ -72,30 +77,129 @@ def submit(
         # The longest first, so that no worker is left with a long one at the end.
         longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
         return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
+    return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+
+
+def _check(plan: Plan, cluster: Cluster) -> None:
+    for config in {cell.config for cell in plan.cells}:
+        require_weights(config)
+        check_processes(config, cluster.nodes * cluster.processes_per_node)
+    if cluster.kind == "slurm":
+        require_slurm()
+
+
+def _submit_missing(
+    plan: Plan, cluster: Cluster, folder: SweepFolder, source: Path, resumed: Collection[str]
+) -> tuple[list[Action], dict[str, list[str]]]:
+    """One array after the other, until no cell is missing. Whenever another driver was quicker, look again."""
+    arrays: dict[str, list[str]] = {}
+    first: list[Action] | None = None
+    while True:
+        # Before the journal is read: what is submitted after this has a number that is taken.
+        number = max(journal.numbers(folder), default=0) + 1
+        _settle(folder, cluster)
+        actions, wanted, records = _missing(plan, folder, cluster, resumed)
+        first = first or actions
+        if not wanted:
+            return first, arrays
+        clear(folder, {cell.signature for cell in wanted})
+        try:
+            for entry, cells, script in array_entries(wanted, records, cluster, folder, source, number):
+                journal.add(entry, cells, {journal.SCRIPT: script.encode(), journal.PICKLE: _pickle(entry)})
+                job = _sbatch(entry, cluster)
+                arrays[job] = list(entry.signatures)
+        except journal.Taken:
+            continue
+        return first, arrays
+
+
+def _settle(folder: SweepFolder, cluster: Cluster) -> None:
+    """Find out what became of submissions whose driver did not say: they are jobs, or are taken back.
+
+    A driver that seems to be at work is given a moment, so that its submission need not be made again.
+    """
+    deadline = time.monotonic() + DRIVER_SECONDS
+    while open_entries := [entry for entry in journal.entries(folder) if entry.open]:
+        if any(_driver_alive(entry) for entry in open_entries) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            continue
+        names = jobs_by_name()
+        if names is None:
+            raise UserError(f"cluster '{cluster.name}': squeue does not answer, so what waits is not known; try later")
+        for entry in open_entries:
+            entry.decide(names.get(entry.name))
+
+
+def _driver_alive(entry: journal.Entry) -> bool:
+    if entry.host != os.uname().nodename:
+        return True  # Nobody knows.
+    return entry.pid != os.getpid() and alive(entry.pid, entry.time)
+
+
+def _missing(
+    plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str]
+) -> tuple[list[Action], list[Cell], dict[str, RunRecord]]:
+    signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
-    jobs = slurm_jobs(folder)
+    # A run on this machine's queue is alive, too.
+    jobs = {**slurm_jobs(folder), **local_jobs(records)}
     if any(job.state == "unknown" for job in jobs.values()):
         raise UserError(
             f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
         )
-    records, jobs = with_cancelled(marked(folder), records, jobs)
-    actions = reconcile(signatures, records, jobs, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
+    known, jobs = with_cancelled(marked(folder), records, jobs)
+    actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
-    clear(folder, wanted)
-    arrays: dict[str, list[str]] = {}
-    classes = resource_classes([c for c in plan.cells if c.signature in wanted], records, cluster)
-    largest = largest_array() if wanted else 1
-    parts = [(r, cells[i : i + largest]) for r, cells in classes.items() for i in range(0, len(cells), largest)]
-    for resources, cells in parts:
+    return actions, [cell for cell in plan.cells if cell.signature in wanted], records
+
+
+def array_entries(
+    cells: list[Cell],
+    records: Mapping[str, RunRecord],
+    cluster: Cluster,
+    folder: SweepFolder,
+    source: Path,
+    number: int,
+) -> Iterator[tuple[journal.Entry, list[Cell], str]]:
+    """The job arrays for these cells, each with its cells and its job script; ``number`` is that of the first."""
+    classes = resource_classes(cells, records, cluster)
+    largest = largest_array() * cluster.cells_per_job if cells else 1
+    parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
+    for offset, (resources, members) in enumerate(parts):
+        path = journal.path_of(folder, number + offset)
+        entry = journal.Entry(
+            path=path,
+            # Unique, also where two runs folders have a sweep of the same name.
+            name=f"gsq-{folder.name}-{number + offset}-{secrets.token_hex(4)}",
+            cluster=cluster.name,
+            source=str(source),
+            minutes=resources.minutes,
+            memory_gb=resources.memory_gb,
+            time=time.time(),
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            signatures=tuple(cell.signature for cell in members),
+            cells_per_job=cluster.cells_per_job,
+        )
         # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
-        parallel = max(1, cluster.parallel * len(cells) // len(wanted))
-        job_id, members = _submit_array(folder, source, cluster, resources, cells, parallel)
-        arrays[job_id] = members
-    return Submission(folder, actions, arrays)
+        parallel = max(1, cluster.parallel * len(members) // len(cells))
+        yield entry, members, job_script(entry, cluster, parallel, sys.executable)
+
+
+def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
+    """The job scripts that ``submit`` would hand to sbatch now. Writes nothing.
+
+    Raises UserError as ``submit`` does.
+    """
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    _check(plan, cluster)
+    number = max(journal.numbers(folder), default=0) + 1
+    _, wanted, records = _missing(plan, folder, cluster, RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset()))
+    return [script for _, _, script in array_entries(wanted, records, cluster, folder, source_folder(folder), number)]
 
 
 def resource_classes(
-    cells: list[Cell], records: dict[str, RunRecord], cluster: Cluster
+    cells: list[Cell], records: Mapping[str, RunRecord], cluster: Cluster
 ) -> dict[ResourceClass, list[Cell]]:
     """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file fixes."""
     rate = speed(cells, records, cluster.device)
@@ -105,84 +209,86 @@ def resource_classes(
         # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
         shared = one._replace(
             seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
-            memory_bytes=one.memory_bytes * cluster.processes_per_node,
+            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
         )
         wanted = resource_class(shared)
         grouped[ResourceClass(cluster.memory_gb or wanted.memory_gb, cluster.minutes or wanted.minutes)].append(cell)
     return dict(sorted(grouped.items()))
 
 
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """Without the SLURM variables of a job that this may run in: sbatch would hand them on to the new jobs."""
-    leaked = {k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_")) and k != "SLURM_CONF"}
-    for name in leaked:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(leaked)
+def job_script(entry: journal.Entry, cluster: Cluster, parallel: int, python: str) -> str:
+    """What sbatch is given: submitit's script for an array, as a pure function of these arguments."""
+    from submitit.slurm.slurm import _make_sbatch_string
 
-
-def _submit_array(
-    folder: SweepFolder, source: Path, cluster: Cluster, resources: ResourceClass, cells: list[Cell], parallel: int
-) -> tuple[str, list[str]]:
-    import submitit
-    from submitit.core.utils import FailedJobError
-
-    from sweeps.cancellation import SlurmCellJob
-
-    executor = submitit.AutoExecutor(folder.path / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
-    options: dict[str, object] = {
-        "name": f"gsq-{folder.name}",
-        "timeout_min": resources.minutes,
-        "mem_gb": resources.memory_gb,
-        "nodes": cluster.nodes,
-        "tasks_per_node": cluster.processes_per_node,
-        "cpus_per_task": max(1, cluster.cpus // cluster.processes_per_node),
-        "slurm_array_parallelism": parallel,
-        "slurm_setup": _setup(cluster, source),
-        "stderr_to_stdout": True,
-    }
-    for key in ("partition", "account", "qos", "constraint"):
-        if getattr(cluster, key):
-            options[f"slurm_{key}"] = getattr(cluster, key)
-    if cluster.gpus:
-        options["gpus_per_node"] = cluster.gpus
-    executor.update_parameters(**options)
-    try:
-        # submitit repeats sbatch's words on stderr; they are in the error below.
-        with _clean_environment(), redirect_stderr(StringIO()):
-            job = SlurmCellJob(str(folder.runs), folder.name, str(source))
-            submitted = executor.map_array(job, [c.signature for c in cells])
-    except FailedJobError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")
-        raise UserError(f"cluster '{cluster.name}': sbatch refused the jobs: {reason}") from None
-    by_signature = {cell.signature: job.job_id for cell, job in zip(cells, submitted, strict=True)}
-    folder.append_journal(
-        {
-            "time": time.time(),
-            "cluster": cluster.name,
-            "memory_gb": resources.memory_gb,
-            "minutes": resources.minutes,
-            "jobs": by_signature,
-        }
+    tasks = -(-len(entry.signatures) // entry.cells_per_job)
+    folder = shlex.quote(str(entry.path))
+    options: dict[str, Any] = {key: getattr(cluster, key) or None for key in ("partition", "account", "qos")}
+    options |= {key: getattr(cluster, key) or None for key in ("constraint", "dependency")}
+    script: str = _make_sbatch_string(
+        command=f"{shlex.quote(python)} -u -m submitit.core._submit {folder}",
+        folder=entry.path,
+        map_count=tasks,
+        array_parallelism=parallel,
+        job_name=entry.name,
+        time=entry.minutes,
+        mem=f"{entry.memory_gb}GB",
+        nodes=cluster.nodes,
+        ntasks_per_node=cluster.processes_per_node,
+        cpus_per_task=max(1, cluster.cpus // cluster.processes_per_node),
+        gpus_per_node=cluster.gpus or None,
+        stderr_to_stdout=True,
+        setup=_setup(entry, cluster),
+        additional_parameters=dict(cluster.sbatch),
+        **options,
     )
-    return next(iter(by_signature.values())).split("_")[0], list(by_signature)
+    return script
 
 
-def _setup(cluster: Cluster, source: Path) -> list[str]:
-    exports = {
-        "OMP_NUM_THREADS": str(max(1, cluster.cpus // cluster.processes_per_node) if cluster.gpus else 1),
-        **cluster.environment,
-    }
-    copy = environment(source, "")
+def _setup(entry: journal.Entry, cluster: Cluster) -> list[str]:
+    threads = max(1, cluster.cpus // (cluster.processes_per_node * cluster.cells_per_job)) if cluster.gpus else 1
+    exports = {"OMP_NUM_THREADS": str(threads), **cluster.environment}
+    copy = environment(Path(entry.source), "")
     # An empty entry would be the folder that the job starts in.
     copy["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
     return [
         *cluster.setup,
-        *(f"export {name}={value}" for name, value in exports.items()),
-        # Last, since a setup command (module load) may set PYTHONPATH, too.
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        # After the commands, since one of them (module load) may set PYTHONPATH, too.
         *(f'export {name}="{value}"' for name, value in copy.items()),
+        # submitit looks for a pickle by the job's id, which nobody knew when this was written. It replaces the link
+        # when it requeues the job; what a kill left of that would stop it the next time.
+        f'task={shlex.quote(str(entry.path))}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"',
+        'rm -f "$task"*.save_tmp',
+        f'[ -e "$task"_submitted.pkl ] || ln -s {journal.PICKLE} "$task"_submitted.pkl',
     ]
+
+
+def _pickle(entry: journal.Entry) -> bytes:
+    from submitit.core.utils import DelayedSubmission
+
+    delayed = DelayedSubmission(ArrayJob(str(entry.path)))
+    delayed.set_timeout(entry.minutes, MAX_TIMEOUTS)
+    return pickle.dumps(delayed)
+
+
+def _sbatch(entry: journal.Entry, cluster: Cluster) -> str:
+    """Hand an entry to SLURM; returns the array's id. Raises UserError where SLURM refuses it, and Taken where
+    another driver took it back."""
+    # Without the variables of a job that this may run in: sbatch would hand them on to the new jobs.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
+    command = ["sbatch", str(entry.path / journal.SCRIPT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+    found = re.search(r"Submitted batch job (\d+)", done.stdout)
+    # An error may come after the controller has taken the job (its answer timed out).
+    names = {} if found else jobs_by_name() or {}
+    settled = entry.decide(found[1] if found else names.get(entry.name))
+    if settled.job is not None:
+        return settled.job
+    if found:
+        raise journal.Taken
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")
+    raise UserError(
+        f"cluster '{cluster.name}': sbatch refused the jobs: {reason}; what was submitted before stays, and "
+        "gsq submit hands over the rest later"
+    )

@@ -33,6 +33,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def test_files_of_a_done_run(done: RunFolder) -> None:
     (result,) = evaluations(done)
     assert files_below(done.path) == [
+        ".lock",
         "attempts/1/env.json",
         f"attempts/1/evaluations/{result['protocol']}-00000006.json",
         "attempts/1/metrics.jsonl",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gsq.record import RunFolder
+from sweeps import journal
+from sweeps.folder import SweepFolder
 from sweeps.planning import Cell, Plan, make_plan
 from sweeps.spec import load_spec
 
@@ -20,7 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    for name in ("SLURMD_NODENAME", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
@@ -30,6 +33,31 @@ def plan_of() -> Callable[..., Plan]:
 
     def make(name: str = "small", **parts: Any) -> Plan:
         return make_plan(load_spec({"name": name, "base": "cpu-tiny", **parts}))
+
+    return make
+
+
+@pytest.fixture
+def handed_over(folder: Path) -> Callable[..., journal.Entry]:
+    """``handed_over(name, cells, "7")``: these cells of a sweep are SLURM jobs 7_0, 7_1, ..."""
+
+    def make(name: str, cells: Sequence[Cell], job: str | None = "7", cluster: str = "slurm") -> journal.Entry:
+        sweep = SweepFolder(folder / "runs", name)
+        number = max(journal.numbers(sweep), default=0) + 1
+        entry = journal.Entry(
+            path=journal.path_of(sweep, number),
+            name=f"gsq-{name}-{number}",
+            cluster=cluster,
+            source="",
+            minutes=15,
+            memory_gb=2,
+            time=1.0,
+            host="elsewhere",
+            pid=1,
+            signatures=tuple(cell.signature for cell in cells),
+        )
+        journal.add(entry, list(cells), {})
+        return entry.decide(job) if job else entry
 
     return make
 

@@ -11,6 +11,7 @@ from gsq.errors import UserError
 from gsq.record import RunFolder, runs_root
 from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
+from sweeps.journal import Entry
 from sweeps.monitoring import status
 from sweeps.planning import Plan
 from sweeps.reconcile import Job
@@ -18,6 +19,7 @@ from sweeps.scheduler import ask, largest_array, require_slurm, slurm_jobs
 from sweeps.submission import submit
 
 PlanOf = Callable[..., Plan]
+HandedOver = Callable[..., Entry]
 
 
 class FakeSlurm:
@@ -125,47 +127,44 @@ def test_nothing_is_asked_for_no_jobs(slurm: FakeSlurm) -> None:
     assert ask([]) == {} and slurm.calls("sacct") == []
 
 
-def test_the_newest_job_of_a_cell_counts(slurm: FakeSlurm, plan_of: PlanOf) -> None:
+def test_the_newest_job_of_a_cell_counts(slurm: FakeSlurm, plan_of: PlanOf, handed_over: HandedOver) -> None:
     plan = plan_of(axes={"groups": [1, 2, 4]})
-    one, two, four = (cell.signature for cell in plan.cells)
+    one, two, four = plan.cells
     folder = SweepFolder(runs_root(), plan.name)
     assert slurm_jobs(folder) == {}
-    folder.append_journal({"jobs": {one: "5_0", two: "5_1"}})
-    folder.append_journal({"jobs": {two: "6"}})
-    slurm.answer("sacct", "5_0|RUNNING\n5_1|FAILED\n6|PENDING\n")
+    handed_over(plan.name, [one, two], "5")
+    handed_over(plan.name, [two], "6")
+    slurm.answer("sacct", "5_0|RUNNING\n5_1|FAILED\n6_0|PENDING\n")
     found = slurm_jobs(folder)
-    assert (found[one], found[two]) == (Job("running", None, "5_0"), Job("pending", None, "6"))
-    assert four not in found
+    assert (found[one.signature], found[two.signature]) == (Job("running", None, "5_0"), Job("pending", None, "6_0"))
+    assert four.signature not in found
     assert len(slurm.calls("sacct")) == 1
 
 
-def test_a_torn_journal_line_is_left_out(slurm: FakeSlurm, folder: Path) -> None:
-    sweep = SweepFolder(runs_root(), "small")
-    sweep.append_journal({"jobs": {"a": "5"}})
-    with sweep.journal.open("a") as file:
-        file.write('{"jobs": {"b": ')
-    slurm.answer("sacct", "5|RUNNING\n")
-    assert set(slurm_jobs(sweep)) == {"a"}
-
-
-def test_a_job_that_slurm_has_forgotten_is_over(slurm: FakeSlurm) -> None:
-    sweep = SweepFolder(runs_root(), "small")
-    sweep.append_journal({"jobs": {"a": "5"}})
-    slurm.answer("sacct", "6|RUNNING\n")
-    assert slurm_jobs(sweep) == {"a": Job("gone", None, "5")}
+def test_a_job_that_slurm_has_forgotten_is_over(slurm: FakeSlurm, plan_of: PlanOf, handed_over: HandedOver) -> None:
+    plan = plan_of(axes={"groups": [1]})
+    handed_over(plan.name, plan.cells, "5")
+    slurm.answer("sacct", "6_0|RUNNING\n")
+    assert slurm_jobs(SweepFolder(runs_root(), plan.name)) == {plan.cells[0].signature: Job("gone", None, "5_0")}
 
 
 def test_status_asks_once_and_joins_both_sides(
-    slurm: FakeSlurm, plan_of: PlanOf, write_run: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm,
+    plan_of: PlanOf,
+    write_run: Callable[..., RunFolder],
+    handed_over: HandedOver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As slurmd sets it for a job; without it a run counts as this machine's own.
+    # As SLURM sets it for a job; without it a run counts as this machine's own.
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     plan = plan_of(axes={"groups": [1, 2, 4, 8]})
     sweep = SweepFolder(runs_root(), plan.name)
     sweep.write_plan(plan)
-    sweep.append_journal({"jobs": {cell.signature: f"9_{i}" for i, cell in enumerate(plan.cells)}})
-    write_run(plan.cells[0], "running", 5)
-    write_run(plan.cells[1], "running", 5)
+    handed_over(plan.name, plan.cells, "9")
+    for task in (0, 1):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        write_run(plan.cells[task], "running", 5)
     slurm.answer("sacct", "9_0|RUNNING\n9_1|OUT_OF_MEMORY\n9_2|PENDING\n9_3|NODE_FAIL\n")
     found = status(plan.name)
     assert [(c.state, c.failure) for c in found.cells] == [
@@ -183,6 +182,7 @@ def test_where_slurm_cannot_be_asked_a_live_run_is_not_called_lost(
     slurm: FakeSlurm,
     plan_of: PlanOf,
     write_run: Callable[..., RunFolder],
+    handed_over: HandedOver,
     monkeypatch: pytest.MonkeyPatch,
     absent: bool,
 ) -> None:
@@ -190,7 +190,7 @@ def test_where_slurm_cannot_be_asked_a_live_run_is_not_called_lost(
     plan = plan_of(axes={"groups": [1]})
     sweep = SweepFolder(runs_root(), plan.name)
     sweep.write_plan(plan)
-    sweep.append_journal({"jobs": {plan.cells[0].signature: "9"}})
+    handed_over(plan.name, plan.cells, "9")
     write_run(plan.cells[0], "running", 5)
     slurm.answer("sacct", "", 1, "sacct: error: slurm_persist_conn_open_without_init: failed to open connection")
     slurm.answer("squeue", "", 1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
@@ -238,9 +238,10 @@ def test_arrays_are_as_large_as_the_cluster_allows_and_share_the_limit(slurm: Fa
     submission = submit(plan, Cluster(kind="slurm", parallel=4, name="c"))
     assert {job: len(members) for job, members in submission.arrays.items()} == {"1": 2, "2": 2, "3": 1}
     assert [s for members in submission.arrays.values() for s in members] == [cell.signature for cell in plan.cells]
-    scripts = sorted((submission.folder.path / "slurm").glob("*_submission.sh"))
+    scripts = sorted((submission.folder.path / "submissions").glob("*/script.sh"))
     lines = [line for script in scripts for line in script.read_text().splitlines() if "--array" in line]
-    assert lines == ["#SBATCH --array=0-1%1", "#SBATCH --array=0-1%1"]
+    # One alone is an array, too, so that every job is named alike.
+    assert lines == ["#SBATCH --array=0-1%1", "#SBATCH --array=0-1%1", "#SBATCH --array=0-0%1"]
 
 
 def test_without_an_answer_the_largest_array_is_slurms_default(slurm: FakeSlurm) -> None:

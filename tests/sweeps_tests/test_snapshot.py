@@ -14,8 +14,9 @@ import pytest
 import sweeps.snapshot
 from gsq.errors import UserError
 from gsq.execution import commit
+from gsq.run import StopRequest
 from sweeps.folder import SweepFolder
-from sweeps.job import CellJob
+from sweeps.job import run_cell
 from sweeps.planning import Plan
 from sweeps.snapshot import PACKAGES, environment, imported_source, take
 from sweeps.submission import submit
@@ -69,9 +70,10 @@ def test_the_copy_is_imported_wherever_a_job_starts(folder: Path, checkout: Path
         assert found == [str(source / "gsq" / "__init__.py"), str(source / "sweeps" / "__init__.py"), str(commit())]
 
 
-def test_a_job_that_imported_other_code_refuses(folder: Path) -> None:
+def test_a_job_that_imported_other_code_refuses(folder: Path, plan_of: PlanOf) -> None:
+    sweep, (cell,) = SweepFolder(folder / "runs", "s"), plan_of(axes={"seed": [0]}).cells
     with pytest.raises(UserError, match=r"imported gsq from .*, not the copy .*elsewhere.*PYTHONPATH"):
-        CellJob(str(folder), "s", str(folder / "elsewhere"))("0123456789ab")
+        run_cell(sweep, cell, str(folder / "elsewhere"), StopRequest())
 
 
 def test_cells_of_a_sweep_run_the_copy(folder: Path, plan_of: PlanOf) -> None:

@@ -26,6 +26,7 @@ from sweeps.cluster import Cluster
 from sweeps.control import cancellable, failed_cells, last_cluster, select, select_one
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
+from sweeps.journal import Entry
 from sweeps.monitoring import status
 from sweeps.planning import Cell, Plan, make_plan
 from sweeps.queue import LocalQueue
@@ -37,6 +38,7 @@ from sweeps.spec import load_spec
 from sweeps.submission import submit
 
 PlanOf = Callable[..., Plan]
+HandedOver = Callable[..., Entry]
 WriteRun = Callable[..., RunFolder]
 TINY = {
     "model.channels": 8,
@@ -239,14 +241,14 @@ def test_a_queue_never_starts_a_cancelled_cell(four: Plan, folder: Path, monkeyp
     assert [action.kind for action in queue.run()] == ["finished", "leave", "leave", "leave"] and not started
 
 
-def test_what_a_queue_would_try_again_is_cancelled(four: Plan, write_run: WriteRun) -> None:
+def test_what_a_queue_would_try_again_is_cancelled(four: Plan, write_run: WriteRun, handed_over: HandedOver) -> None:
     a, b, _, d = four.cells
     write_run(b, FAILED, 4, failure="out_of_memory", next_micro_batch=1)
     write_run(d, RUNNING, 2, heartbeat=1.0)
     assert status(four.name).cells[3].failure == "lost"
     assert [c.signature for c in cancellable(four.name)] == [b.signature, d.signature]
+    handed_over(four.name, [b], "1")
     sweep = SweepFolder(Path("runs").absolute(), four.name)
-    sweep.append_journal({"time": 1.0, "cluster": "slurm", "jobs": {b.signature: "1_0"}})
     # SLURM does nothing by itself.
     assert [c.signature for c in cancellable(four.name, ["failed"])] == [d.signature]
     assert a.signature not in marked(sweep)
@@ -301,12 +303,11 @@ def test_sacct_lists_what_waits_as_one_array(folder: Path, monkeypatch: pytest.M
     assert {found[name].state for name in ("7_3", "7_5", "7_7", "12")} == {"gone"}
 
 
-def test_a_retry_goes_where_the_sweep_was_submitted(four: Plan, folder: Path) -> None:
-    sweep = SweepFolder(folder / "runs", four.name)
+def test_a_retry_goes_where_the_sweep_was_submitted(four: Plan, handed_over: HandedOver) -> None:
     assert last_cluster(four.name) == "local"
-    sweep.append_journal({"time": 1.0, "cluster": "slurm", "jobs": {}})
+    handed_over(four.name, four.cells)
     assert last_cluster(four.name) == "slurm"
-    sweep.append_journal({"time": 2.0, "cluster": "mine", "jobs": {}})
+    handed_over(four.name, four.cells, cluster="mine")
     with pytest.raises(UserError, match="was submitted to cluster 'mine': give its file again"):
         last_cluster(four.name)
 
@@ -359,22 +360,20 @@ def test_the_log_of_each_attempt(four: Plan, folder: Path) -> None:
     assert sweeps.read_log(four.name, cell.signature).traceback == ""
 
 
-def test_the_log_of_a_job_and_of_a_cell_that_was_not_tried(four: Plan, folder: Path) -> None:
+def test_the_log_of_a_job_and_of_a_cell_that_was_not_tried(four: Plan, folder: Path, handed_over: HandedOver) -> None:
     sweep, cell = SweepFolder(folder / "runs", four.name), four.cells[3]
     log = sweeps.read_log(four.name, "planned")
     assert (log.attempt, log.text, log.state) == (0, "", "planned") and "no attempt yet" in log.headline
     with pytest.raises(UserError, match="has no attempt 1; it has not been tried yet"):
         sweeps.read_log(four.name, "planned", 1)
-    sweep.append_journal({"time": 1.0, "cluster": "slurm", "jobs": {cell.signature: "7_3"}})
-    sweep.append_journal({"time": 2.0, "cluster": "slurm", "jobs": {cell.signature: "9"}})
+    first, second = handed_over(four.name, four.cells, "7"), handed_over(four.name, [cell], "9")
     run = RunFolder.of(sweep.runs, cell.signature)
-    (sweep.path / "slurm").mkdir()
     line = "submitit INFO (2026-01-02 03:0{}:05,123) - {}\n"
-    (sweep.path / "slurm" / "7_3_0_log.out").write_text(
+    (first.path / "7_3_0_log.out").write_text(
         line.format(1, "Starting with JobEnvironment(...)") + "lost\n" + line.format(2, "Loading pickle")
         + line.format(3, "Starting with JobEnvironment(...)") + "one\n"
     )  # fmt: skip
-    (sweep.path / "slurm" / "9_0_log.out").write_text(line.format(5, "Starting with JobEnvironment(...)") + "two\n")
+    (second.path / "9_0_0_log.out").write_text(line.format(5, "Starting with JobEnvironment(...)") + "two\n")
     # The first start made no attempt, so that attempts are found by their time.
     for number, minute in ((1, 3), (2, 5)):
         attempt = run.new_attempt()

@@ -1,0 +1,151 @@
+"""What was handed to SLURM: ``<sweep folder>/submissions/<n>/``, one folder for each job array.
+
+Submitting is three steps that cannot be one: say what will be submitted, call sbatch, note the job's id. A driver may
+die between any two of them, sleep for an hour, or run beside another one, and yet each cell must have one job. So:
+
+- An entry appears whole, by the rename of a folder onto the next free number. Of two drivers that want the same
+  number, one gets it; the other looks at what there is now and decides again.
+- ``verdict.json`` says what became of it, and is written once, by whoever comes first: the driver with the job's id,
+  the job itself when it starts, or a later driver that found no such job and takes the entry back. A job that starts
+  after that ends at once. Neither clocks nor process ids decide anything; they only save waiting.
+
+Beside it lie the job script, the pickle that submitit loads, the entry's cells, and what the jobs print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gsq.record import read_json, write_json
+from sweeps.folder import SweepFolder, cell_values, read_values
+from sweeps.planning import Cell
+
+ENTRY, VERDICT, CELLS, SCRIPT, PICKLE = "entry.json", "verdict.json", "cells.jsonl", "script.sh", "job.pkl"
+
+
+class Taken(Exception):
+    """Another driver has submitted something in the meantime."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One job array."""
+
+    path: Path
+    name: str
+    """The jobs' name, which no other entry has."""
+    cluster: str
+    source: str
+    """The copy of the source that the jobs run."""
+    minutes: int
+    memory_gb: int
+    time: float
+    host: str
+    pid: int
+    signatures: tuple[str, ...] = field(repr=False)
+    cells_per_job: int = 1
+    job: str | None = None
+    """SLURM's id of the array; None where it is not known."""
+    revoked: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it is not known yet what became of it."""
+        return self.job is None and not self.revoked
+
+    @property
+    def jobs(self) -> dict[str, str]:
+        """SLURM job by signature; empty where there is none, or none is known."""
+        if self.job is None:
+            return {}
+        return {s: f"{self.job}_{index // self.cells_per_job}" for index, s in enumerate(self.signatures)}
+
+    def members(self, task: int) -> tuple[str, ...]:
+        """Signatures of the cells of one task of the array."""
+        first = task * self.cells_per_job
+        return self.signatures[first : first + self.cells_per_job]
+
+    def read_cell(self, signature: str) -> Cell:
+        """From the entry's own list, which is short however many cells the sweep has."""
+        line = (self.path / CELLS).read_text().splitlines()[self.signatures.index(signature)]
+        return read_values(json.loads(line))
+
+    def decide(self, job: str | None) -> Entry:
+        """Say that the entry has become a job, or with None that it is taken back; returns what holds, which is the
+        first that was said."""
+        mine = self.path / f".{VERDICT}.{os.uname().nodename}.{os.getpid()}.partial"
+        try:
+            write_json(mine, {"job": job}, sync=True)
+            # Unlike a rename, a link never replaces what is there.
+            os.link(mine, self.path / VERDICT)
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink(missing_ok=True)
+        return read_entry(self.path)
+
+
+def read_entry(path: Path) -> Entry:
+    """An entry by its folder. Raises OSError where there is none."""
+    values = json.loads((path / ENTRY).read_text())
+    verdict = read_json(path / VERDICT)
+    if verdict is not None:
+        values["job"], values["revoked"] = verdict["job"], verdict["job"] is None
+    return Entry(path, **{**values, "signatures": tuple(values["signatures"])})
+
+
+def _folder(sweep: SweepFolder) -> Path:
+    return sweep.path / "submissions"
+
+
+def numbers(sweep: SweepFolder) -> list[int]:
+    """Numbers of the entries, oldest first."""
+    try:
+        return sorted(int(name) for name in os.listdir(_folder(sweep)) if name.isdigit())
+    except OSError:
+        return []
+
+
+def path_of(sweep: SweepFolder, number: int) -> Path:
+    """Folder of an entry."""
+    return _folder(sweep) / f"{number:06d}"
+
+
+def entries(sweep: SweepFolder) -> Iterator[Entry]:
+    """All entries, oldest first."""
+    for number in numbers(sweep):
+        yield read_entry(path_of(sweep, number))
+
+
+def newest_jobs(sweep: SweepFolder) -> dict[str, str]:
+    """The newest SLURM job of each cell that has one, by signature."""
+    newest: dict[str, str] = {}
+    for entry in entries(sweep):
+        newest |= entry.jobs
+    return newest
+
+
+def add(entry: Entry, cells: list[Cell], files: Mapping[str, bytes]) -> None:
+    """Put an entry and its files where ``entry.path`` says. Raises Taken where another one is there already."""
+    partial = entry.path.with_name(f".{entry.path.name}.{os.uname().nodename}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        values = {k: v for k, v in asdict(entry).items() if k not in ("path", "job", "revoked")}
+        with (partial / CELLS).open("w") as file:
+            file.writelines(json.dumps(cell_values(cell)) + "\n" for cell in cells)
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        write_json(partial / ENTRY, values, sync=True)
+        partial.rename(entry.path)
+    except OSError:
+        if not entry.path.exists():
+            raise
+        raise Taken from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
