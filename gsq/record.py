@@ -32,6 +32,8 @@ FAILURES = (
     "lost",
     "error",
 )
+# What a driver says of an attempt that was ended from outside and could not say it: its failure class.
+KILLED = "killed.txt"
 # Seconds without a heartbeat after which a running attempt that no scheduler knows is taken for lost.
 STALE_SECONDS = 60.0
 
@@ -219,7 +221,7 @@ class RunRecord:
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None
-    """After an attempt that ran out of memory: the smaller micro-batch with which the next one can try."""
+    """The smaller micro-batch with which the next attempt can try where this one runs out of memory."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -228,7 +230,7 @@ class RunRecord:
 
 def read_run(folder: RunFolder) -> RunRecord:
     """Read the status files of a run; done wins over everything, else the newest attempt speaks."""
-    statuses = [read_json(path / "status.json") for path in folder.attempt_folders()]
+    statuses = _statuses(folder)
     known = [s for s in statuses if isinstance(s, dict)]
     if not known:
         return RunRecord(folder.signature, attempts=len(statuses))
@@ -254,10 +256,28 @@ def read_run(folder: RunFolder) -> RunRecord:
     )
 
 
+def _statuses(folder: RunFolder) -> list[Any]:
+    """What status.json says of each attempt, or what a driver found out about one that was killed."""
+    statuses = []
+    for path in folder.attempt_folders():
+        status = read_json(path / "status.json")
+        if status is not None and status["state"] == RUNNING and (path / KILLED).exists():
+            failure = (path / KILLED).read_text().strip()
+            message = f"killed from outside after step {status['step']}"
+            status |= {"state": FAILED, "failure": failure, "message": message}
+        statuses.append(status)
+    return statuses
+
+
+def note_killed(folder: RunFolder, failure: str) -> None:
+    """Say why the newest attempt, which still says that it runs, has ended."""
+    write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n", sync=True)
+
+
 def smallest_micro_batch(folder: RunFolder) -> int | None:
     """The micro-batch to which attempts that ran out of memory have come down; None where none did."""
-    statuses = [read_json(path / "status.json") for path in folder.attempt_folders()]
-    return min((s["next_micro_batch"] for s in statuses if s and s.get("next_micro_batch")), default=None)
+    short = [s for s in _statuses(folder) if s and s.get("failure") == "out_of_memory"]
+    return min((s["next_micro_batch"] for s in short if s.get("next_micro_batch")), default=None)
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, float]]:

@@ -114,6 +114,7 @@ class _Progress:
         self.attempt, self.config, self.stop, self.device = attempt, config, stop, device
         self.on_step, self.group = on_step, group
         self.started_from: str | None = None
+        self.smaller = _smaller_micro_batch(config, group.size)
         self.step, self.written = 0, 0.0
         self.first_step: int | None = None
         self.first_time = 0.0
@@ -148,6 +149,8 @@ class _Progress:
             more["images_per_second"] = (self.step - self.first_step) * self.config.train.batch_size / elapsed
         more["peak_memory_bytes"] = peak_memory_bytes(self.device)
         more["processes"] = self.group.size
+        # In every status, since an attempt that is killed for its memory cannot say it then.
+        more["next_micro_batch"] = self.smaller
         if self.started_from is not None:
             more["started_from"] = self.started_from
         self.attempt.write_status(state, self.step, self.config.train.steps, **more)
@@ -180,13 +183,16 @@ def execute(
         first = group is None or group.first
         free = not first or held.enter_context(folder.claim())
         done = first and read_run(folder).state == DONE
+        smaller = smallest_micro_batch(folder) if first else None
         if group is not None:
-            free, done = group.from_first((free, done))
+            free, done, smaller = group.from_first((free, done, smaller))
         if done:
             return folder
         if not free:
             other = read_run(folder)
             raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
+        if smaller:
+            config = _with_micro_batch(config, smaller)
         attempt: Attempt | None = None
         previous = folder.attempt_folders()
         if first:
@@ -194,7 +200,8 @@ def execute(
             attempt = folder.new_attempt()
             if started is not None:
                 attempt = Attempt(attempt.path, attempt.number, started=started)
-            attempt.write_status(RUNNING, 0, config.train.steps)
+            smaller = _smaller_micro_batch(config, group.size if group else 1)
+            attempt.write_status(RUNNING, 0, config.train.steps, next_micro_batch=smaller)
             (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
             announce(f"run folder: {folder.path}")
         progress: _Progress | None = None
@@ -204,8 +211,6 @@ def execute(
             from gsq.distributed import Group, pick_device
 
             group = group or Group()
-            if smaller := group.from_first(smallest_micro_batch(folder)):
-                config = _with_micro_batch(config, smaller)
             torch.set_num_threads(config.execution.threads)
             device = pick_device(config.execution.device).type
             progress = _Progress(attempt, config, stop, device, on_step, group)
@@ -213,7 +218,7 @@ def execute(
         except BaseException as error:
             if attempt is not None:
                 (attempt.path / RESERVE).unlink(missing_ok=True)
-                _record_failure(error, attempt, progress, config, group.size if group else 1)
+                _record_failure(error, attempt, progress, config)
             raise
         if attempt is not None:
             (attempt.path / RESERVE).unlink(missing_ok=True)
@@ -352,13 +357,8 @@ def _smaller_micro_batch(config: RunConfig, processes: int) -> int | None:
     return smaller
 
 
-def _record_failure(
-    error: BaseException, attempt: Attempt, progress: _Progress | None, config: RunConfig, processes: int
-) -> None:
+def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress | None, config: RunConfig) -> None:
     failure = classify(error)
-    more: dict[str, object] = {}
-    if failure == "out_of_memory" and (smaller := _smaller_micro_batch(config, processes)):
-        more["next_micro_batch"] = smaller
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     if isinstance(error, Stopped):
@@ -367,9 +367,9 @@ def _record_failure(
         if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
             (attempt.path / "traceback.txt").write_text(traceback.format_exc())
         if progress is None:
-            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message, **more)
+            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)
         else:
-            progress.write(FAILED, failure=failure, message=message, **more)
+            progress.write(FAILED, failure=failure, message=message)
     except OSError as second:
         # A disk so full that not even this fits: the stale heartbeat says it later.
         print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)

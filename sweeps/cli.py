@@ -158,6 +158,9 @@ def submit_command(
     cluster: ClusterOption = "local",
     cells: CellsOption = None,
     retry: RetryOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
+    ] = False,
 ) -> None:
     """Run what is missing of a sweep, and nothing else.
 
@@ -166,7 +169,15 @@ def submit_command(
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
     """
-    submission = submit_plan(make(sweep, cells), cluster, retry)
+    plan = make(sweep, cells)
+    if dry_run:
+        from sweeps.cluster import load_cluster
+        from sweeps.submission import dry_run as preview
+
+        for text in preview(plan, load_cluster(cluster), retry=retry) or ["nothing to submit"]:
+            typer.echo(text)
+        return
+    submission = submit_plan(plan, cluster, retry)
     if any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)
 

@@ -58,7 +58,7 @@ class Cluster:
     setup: tuple[str, ...] = ()
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the job."""
+    """Environment variables of the job; variables of the job's own shell in them ($TMPDIR) are replaced."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """Further options of sbatch, by their long names."""
     name: str = "local"
@@ -84,10 +84,10 @@ class Cluster:
                 raise UserError(f"sbatch: {key} is set by gsq{hint}")
             if not re.fullmatch(r"[a-z][a-z-]*", key):
                 raise UserError(f"sbatch: {key!r} is not the long name of an option (reservation, exclude, ...)")
-        if self.kind == "local" and (self.nodes > 1 or self.processes > 1):
+        if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.cells_per_job > 1):
             raise UserError(
-                "processes and nodes: the queue on this machine gives each run one process; share a single run with "
-                "torchrun --nproc-per-node N -m gsq.cli train ..."
+                "processes, nodes and cells_per_job: the queue on this machine gives each run one process; share a "
+                "single run with torchrun --nproc-per-node N -m gsq.cli train ..."
             )
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 from gsq.config import check_processes
 from gsq.errors import UserError
 from gsq.identity import require_weights
-from gsq.record import RunRecord, runs_root
+from gsq.record import RUNNING, RunFolder, RunRecord, note_killed, runs_root
 from sweeps import journal
 from sweeps.cancellation import clear, marked, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
@@ -137,8 +137,9 @@ def _driver_alive(entry: journal.Entry) -> bool:
 
 
 def _missing(
-    plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str]
+    plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str], note: bool = True
 ) -> tuple[list[Action], list[Cell], dict[str, RunRecord]]:
+    """What is to be done about each cell, those to submit, and what the run folders say."""
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
     # A run on this machine's queue is alive, too.
@@ -150,6 +151,10 @@ def _missing(
     known, jobs = with_cancelled(marked(folder), records, jobs)
     actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
+    for action in actions:
+        # The next attempt is to know it, when the scheduler may have forgotten.
+        if action.cell.failure == "out_of_memory" and records[action.cell.signature].state == RUNNING and note:
+            note_killed(RunFolder.of(folder.runs, action.cell.signature), "out_of_memory")
     return actions, [cell for cell in plan.cells if cell.signature in wanted], records
 
 
@@ -187,14 +192,17 @@ def array_entries(
 
 
 def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
-    """The job scripts that ``submit`` would hand to sbatch now. Writes nothing.
+    """The job scripts that ``submit`` would hand to sbatch now, or the cells that it would run here. Writes nothing.
 
     Raises UserError as ``submit`` does.
     """
     folder = SweepFolder(runs or runs_root(), plan.name)
     _check(plan, cluster)
+    resumed = RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset())
+    _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
+    if cluster.kind == "local":
+        return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
-    _, wanted, records = _missing(plan, folder, cluster, RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset()))
     return [script for _, _, script in array_entries(wanted, records, cluster, folder, source_folder(folder), number)]
 
 
@@ -252,7 +260,7 @@ def _setup(entry: journal.Entry, cluster: Cluster) -> list[str]:
     copy["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
     return [
         *cluster.setup,
-        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        *(f"export {name}={_in_double_quotes(value)}" for name, value in exports.items()),
         # After the commands, since one of them (module load) may set PYTHONPATH, too.
         *(f'export {name}="{value}"' for name, value in copy.items()),
         # submitit looks for a pickle by the job's id, which nobody knew when this was written. It replaces the link
@@ -261,6 +269,11 @@ def _setup(entry: journal.Entry, cluster: Cluster) -> list[str]:
         'rm -f "$task"*.save_tmp',
         f'[ -e "$task"_submitted.pkl ] || ln -s {journal.PICKLE} "$task"_submitted.pkl',
     ]
+
+
+def _in_double_quotes(value: str) -> str:
+    """For the shell; variables of the job, such as $TMPDIR, are replaced."""
+    return '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
 
 
 def _pickle(entry: journal.Entry) -> bytes:

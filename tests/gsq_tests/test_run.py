@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ import gsq.run
 from gsq import RunFolder, UserError, checkpoint, evaluate, load_config, train
 from gsq.identity import identity
 from gsq.loading import to_dict
-from gsq.record import FAILURES, Attempt, read_run
-from gsq.run import Stopped, StopRequest, classify, load_finished
+from gsq.record import FAILURES, Attempt, note_killed, read_run
+from gsq.run import Busy, Stopped, StopRequest, classify, load_finished
 from gsq.training import Diverged, Trainer
 
 
@@ -365,6 +366,52 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytes
     assert environments == [4, 2, 1]
     for a, b in zip(curve(done), curve(whole), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_a_run_that_was_killed_for_its_memory_goes_on_with_half_the_micro_batch(tmp_path: Path) -> None:
+    """It could not say so itself: what it left is a status that says it runs."""
+    config = tiny(batch_size=4, steps=4, execution__checkpoint_every=1)
+
+    def killed(step: int) -> None:
+        if step == 2:
+            os._exit(9)
+
+    if (pid := os.fork()) == 0:
+        train(config, tmp_path, on_step=killed)
+    os.waitpid(pid, 0)
+    folder = only_run(tmp_path)
+    assert (read_run(folder).state, read_run(folder).next_micro_batch) == ("running", 2)
+    note_killed(folder, "out_of_memory")
+    record = read_run(folder)
+    assert (record.state, record.failure) == ("failed", "out_of_memory") and "killed from outside" in str(
+        record.message
+    )
+    train(config, tmp_path)
+    assert read_run(folder).state == "done"
+    environments = [json.loads((p / "env.json").read_text())["micro_batch"] for p in folder.attempt_folders()]
+    assert environments == [4, 2]
+
+
+def test_two_processes_do_not_train_one_run_at_once(tmp_path: Path, done: RunFolder) -> None:
+    """The second says who does; once the first is killed, its lock is gone, too."""
+    config = tiny(steps=400)
+
+    if (pid := os.fork()) == 0:
+        train(config, tmp_path)
+        os._exit(0)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("??/*/attempts/1/status.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(Busy, match=f"being trained by process {pid} on "):
+            train(config, tmp_path)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, on_step=lambda step: (_ for _ in ()).throw(Stopped("cancelled")))
+    assert len(only_run(tmp_path).attempt_folders()) == 2
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"discriminator__norm": "batch"}])
