@@ -141,3 +141,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker("slurm")
+            # Two nodes on one host share its cores.
+            item.add_marker(pytest.mark.timeout(900))

@@ -66,7 +66,7 @@ def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp
 
     done = json.loads(gsq("cancel", "verbs", "queued", "running", "--json", folder=tmp_path))
     assert (done["waiting"], done["running"]) == ([waiting], [running])
-    slurm.wait(lambda: all(c["state"] == "failed" for c in cells(tmp_path)), 30, every=0.5)
+    slurm.wait(lambda: all(c["state"] == "failed" for c in cells(tmp_path)), 90, every=0.5)
     found = {c["signature"]: c for c in cells(tmp_path)}
     assert {c["failure"] for c in found.values()} == {"cancelled"}, found
     # The one that ran said so itself, and wrote a checkpoint between those that were due.
@@ -82,7 +82,7 @@ def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp
     printed = gsq("retry", "verbs", "cancelled", "--cluster", "slurm", folder=tmp_path)
     assert printed.count("2 cells") == 1
     assert "nothing to retry" in gsq("retry", "verbs", folder=tmp_path)
-    slurm.wait(lambda: all(c["state"] == "done" for c in cells(tmp_path)), 90, every=1)
+    slurm.wait(lambda: all(c["state"] == "done" for c in cells(tmp_path)), 240, every=1)
     second_attempt = (attempt.parent / "2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second_attempt[0])["step"] == stopped + 1
     assert "attempt 1 of 2, failed (cancelled)" in gsq("logs", "verbs", running, "--attempt", "1", folder=tmp_path)
