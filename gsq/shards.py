@@ -264,7 +264,7 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]:
         try:
             for batch in batches:
                 for start, size in _ranges(_bytes(batch.column(column)), whole):
-                    if size and not 0 <= start <= whole.size - size:
+                    if size > 0 and not 0 <= start <= whole.size - size:
                         raise UserError(f"{shard}: is compressed inside; datasets' save_to_disk writes it plainly")
                     empty += size < 0
                     yield str(number), start, max(size, 0), -1, None if size < 0 else bytes(whole[start : start + size])
@@ -299,8 +299,8 @@ def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
         raise UserError(f"{shard}: holds no rows")
     if empty == rows:
         raise UserError(
-            f"{shard}: column {column} holds no image, perhaps paths of images only; write the data set with "
-            "datasets' to_parquet or save_to_disk, which put the images into the shards"
+            f"{shard}: column {column} holds no image, perhaps only paths of images; write the data set with datasets' "
+            "to_parquet or save_to_disk, which put the images into the shards, or use data.kind image_folder"
         )
 
 

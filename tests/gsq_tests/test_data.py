@@ -565,7 +565,10 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1], "text": ["x"]}), odd / "a.parquet")
     refused("huggingface", odd, r"a\.parquet: no column of images .* label \(int64\), text \(string\)")
     write_parquet(odd / "a.parquet", [None, None])
-    refused("huggingface", odd, r"column image\.bytes holds no image, perhaps paths of images only")
+    refused("huggingface", odd, r"column image\.bytes holds no image, perhaps only paths of images")
+    # As datasets caches a folder of images.
+    write_arrow(tmp_path / "paths" / "a.arrow", [None, None])
+    refused("huggingface", tmp_path / "paths", r"column image holds no image, perhaps only paths of images")
     pq.write_table(table_of([b"x"]).slice(0, 0), odd / "a.parquet")
     refused("huggingface", odd, "holds no rows")
     write_parquet(odd / "a.parquet", [encoded(i) for i in range(8)])
