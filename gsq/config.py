@@ -358,7 +358,7 @@ class DataConfig:
     """Without train and val: share of images held out, by a hash of their content."""
     image_column: str = field(default="", metadata={"signed": False})
     """huggingface: column of the images ({bytes, path}, or binary), where a shard has several."""
-    max_broken: float = field(default=0.05, metadata={"signed": False})
+    max_broken: float = field(default=0.1, metadata={"signed": False})
     """Largest share of broken images, which are named and left out; more are an error."""
 
     def __post_init__(self) -> None:
