@@ -299,13 +299,20 @@ def tokenize_command(
     )
 
 
-weights_app = typer.Typer(
-    no_args_is_help=True,
-    help="Weight files of losses, discriminators and metrics: what there is, fetch it, check it.\n\n"
-    "Compute nodes have no internet: fetch beforehand, into the folder that [bold]$GSQ_WEIGHTS[/bold] names (default "
-    "~/.cache/gsq/weights). Proxies are those of HTTP_PROXY, HTTPS_PROXY and NO_PROXY.",
-)
+weights_app = typer.Typer(no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+
+
+@weights_app.callback()
+def weights_command() -> None:
+    """Weight files of losses, discriminators and metrics: list them, fetch them, check them.
+
+    Compute nodes have no internet: fetch beforehand, into the folder that $GSQ_WEIGHTS names (default
+    ~/.cache/gsq/weights). Downloads use the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+
+    Example: gsq weights fetch vgg16
+    """
+
 
 NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names that the list shows.")]
 

@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="folder for data_cpu.json and data_cpu.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["GSQ_CACHE"] = str(folder / "cache")
@@ -187,6 +188,7 @@ def main() -> None:
         "rows": rows,
         "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(load, 1),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "pillow": Image.__version__},
     }
     text = table(result)
@@ -206,7 +208,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['cpu']}, {result['cores']} cores; Python {result['versions']['python']}, torch "
         f"{result['versions']['torch']}, Pillow {result['versions']['pillow']}. {result['images']} files of "
         f"{result['mean_bytes'] / 1e3:.0f} kB in the page cache, batches of {result['batch']}, medians of "
-        f"{result['repeats']}; ratio to torch's DataLoader. Parquet in row groups of {result['row_group']}.",
+        f"{result['repeats']}; ratio to torch's DataLoader. Parquet in row groups of {result['row_group']}. Load average "
+        f"before the start: {result['load_before']} (above 0.5 other work shared the cores, and rates are too low).",
         "Workers are threads in gsq and processes in the DataLoader. Made by `python tests/benchmarks/data.py`.",
         "",
         "| source | 1 worker | ratio | 2 workers | ratio |",
