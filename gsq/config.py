@@ -2,7 +2,7 @@
 
 The *science* sections (model to data) decide the result and enter the signature; ``evaluation`` and
 ``execution`` do not. A field added later carries ``metadata={"legacy": value}``: the value that reproduces
-the earlier behaviour, left out of the signature while it holds.
+the earlier behaviour, left out of the signature while it holds; ``metadata={"signed": False}`` keeps one out for good.
 """
 
 from __future__ import annotations
@@ -341,9 +341,11 @@ class DataConfig:
     """Images; what they are enters the signature as a fingerprint, where they lie does not."""
 
     kind: str = "photos"
-    """photos (the colour photographs in scikit-image's wheel) or image_folder."""
-    path: str = ""
-    """image_folder: a folder of images; its `train` and `val` subfolders where it has both."""
+    """photos (the colour photographs in scikit-image's wheel), image_folder, webdataset (.tar shards) or huggingface
+    (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder)."""
+    path: str = field(default="", metadata={"signed": False})
+    """A folder of images or of shards; `train` and `val` in the names of its subfolders (or shards) are the split,
+    where it has both."""
     image_size: int = 256
     """Height and width of a training image, pixels."""
     min_crop: float = 1.0
@@ -353,17 +355,24 @@ class DataConfig:
     flip: bool = True
     """Random horizontal flips."""
     validation_share: float = 0.1
-    """image_folder without train and val subfolders: share of images held out, by a hash of their content."""
+    """Without train and val: share of images held out, by a hash of their content."""
+    image_column: str = field(default="", metadata={"signed": False})
+    """huggingface: column of the images ({bytes, path}, or binary), where a shard has several."""
+    max_broken: float = field(default=0.1, metadata={"signed": False})
+    """Largest share of broken images, which are named and left out; more are an error."""
 
     def __post_init__(self) -> None:
-        choose("data.kind", self.kind, ("photos", "image_folder"))
+        choose("data.kind", self.kind, ("photos", "image_folder", "webdataset", "huggingface"))
         positive("data.image_size", self.image_size, 8)
         if not 0 < self.min_crop <= self.max_crop < float("inf"):
             raise UserError(f"data.min_crop: {self.min_crop} must be above 0 and at most data.max_crop {self.max_crop}")
         if not 0 < self.validation_share < 1:
             raise UserError(f"data.validation_share: {self.validation_share} must be between 0 and 1")
-        if self.kind == "image_folder" and not self.path:
-            raise UserError("data.path: missing; data.kind image_folder needs the folder of images")
+        if not 0 <= self.max_broken <= 1:
+            raise UserError(f"data.max_broken: {self.max_broken} must be between 0 and 1")
+        if self.kind != "photos" and not self.path:
+            what = "images" if self.kind == "image_folder" else "shards"
+            raise UserError(f"data.path: missing; data.kind {self.kind} needs the folder of {what}")
 
 
 @dataclass(frozen=True)
@@ -372,7 +381,7 @@ class EvaluationConfig:
 
     features: str = "efficientnet_lite0"
     num_images: int = 512
-    """Validation images; photos: fixed crops, image_folder: at most as many as there are."""
+    """Validation images; photos: fixed crops, else at most as many as there are."""
     batch_size: int = 16
     every: int = 0
     """Evaluate every so many steps too; 0 only at the end."""
@@ -401,6 +410,9 @@ class ExecutionConfig:
     """torch.compile the model and the discriminator: faster after a slow start (needs a C++ compiler on a CPU)."""
     data_workers: int = 0
     """Threads that prepare batches ahead; 0: none on a CPU, on a GPU one for each core (at most 16)."""
+    stage_data: str = ""
+    """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
+    images are copied once for all processes and jobs of the node; empty: none."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run, from which one that differs only by more steps can go on."""
     log_every: int = 10

@@ -6,8 +6,8 @@ Shapes: B images, S = image_size. Images are float32 in [-1, 1].
 
 from __future__ import annotations
 
-import hashlib
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from gsq.config import DataConfig
 from gsq.datasets import ImageFile, Manifest, manifest
 from gsq.errors import UserError
+from gsq.images import BrokenImageError, decode
+from gsq.shards import read_checked
 
 # Stream numbers of the counter-based generators.
 TRAIN_STREAM, VALIDATION_STREAM = 0, 1
@@ -26,19 +28,24 @@ TRAIN_STREAM, VALIDATION_STREAM = 0, 1
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
     """RGB images of one size -> (B, 3, H, W) float32 in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    width, height = images[0].size
+    stacked = np.empty((len(images), 3, height, width), np.uint8)
+    for plane, image in zip(stacked, images, strict=True):
+        plane[:] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(stacked).float().div_(127.5).sub_(1)
 
 
-@lru_cache(maxsize=64)
-def _open(file: ImageFile, check: bool) -> Image.Image:
-    if check and hashlib.sha256(file.path.read_bytes()).hexdigest() != file.sha256:
-        raise UserError(f"{file.path}: its content is not what the fingerprint was taken of (sha256 {file.sha256})")
+def load_image(file: ImageFile) -> Image.Image:
+    """RGB as gsq.images.decode makes it. Raises UserError for an image that changed since its manifest was taken."""
     try:
-        with Image.open(file.path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{file.path}: broken image ({error})") from None
+        return decode(read_checked(file))
+    except BrokenImageError as error:
+        raise UserError(f"{file.path}: {file.name} cannot be read ({error})") from None
+
+
+# Of few images each comes again and again; of many, hardly one while it is kept.
+FEW = 64
+_load_one_of_few = lru_cache(maxsize=FEW)(load_image)
 
 
 def _crop(image: Image.Image, left: float, top: float, side: float, size: int, flip: bool) -> Image.Image:
@@ -53,15 +60,20 @@ class ImageSource:
     def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
         self.config = config
         self.manifest = files or manifest(config)
+        few = len(self.manifest.train) + len(self.manifest.validation) <= FEW
+        self.load = _load_one_of_few if few else load_image
 
     def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
         """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""
         config = self.config
-        image = _open(files[random.integers(len(files))], config.kind == "photos")
+        image = self.load(files[random.integers(len(files))])
         shortest = min(image.size)
         low = min(config.min_crop * config.image_size, shortest)
         high = min(config.max_crop * config.image_size, shortest)
         side = float(np.exp(random.uniform(np.log(low), np.log(high))))
+        if low == high:
+            # Exactly: what keeps its size is not resampled.
+            side = low
         left, top = random.random() * (image.width - side), random.random() * (image.height - side)
         flip = bool(random.random() < 0.5) and config.flip
         return _crop(image, left, top, side, config.image_size, flip)
@@ -83,18 +95,18 @@ class ImageSource:
         """(count, 3, S, S): validation images first, first + 1, ...; the same ones for every run and seed.
 
         photos: image i is a fixed crop, drawn like a training crop from the held-out scenes, not flipped.
-        image_folder: the centre square of file i.
+        Other data: the centre square of image i.
         """
         size, files = self.config.image_size, self.manifest.validation
         images = []
         for i in range(first, first + count):
             if self.config.kind == "photos":
                 random = np.random.Generator(np.random.Philox(key=[0, VALIDATION_STREAM], counter=[0, 0, 0, i]))
-                image, side = _open(files[i % len(files)], True), 0.0
+                image, side = self.load(files[i % len(files)]), 0.0
                 side = min(size * self.config.max_crop ** random.random(), *image.size)
                 left, top = random.random() * (image.width - side), random.random() * (image.height - side)
             else:
-                image = _open(files[i], False)
+                image = self.load(files[i])
                 side = float(min(image.size))
                 left, top = (image.width - side) / 2, (image.height - side) / 2
             images.append(_crop(image, left, top, side, size, False))
@@ -114,9 +126,18 @@ class Batches:
         self.workers = min(workers, len(images))
         self.pool = ThreadPoolExecutor(self.workers) if self.workers else None
         self.ready: dict[int, list[Future[Tensor]]] = {}
+        self.waited = 0.0
+        """Seconds for which calls have waited for their images, all together."""
 
     def __call__(self, step: int) -> Tensor:
         """(B / processes, 3, S, S) of this step; the next two are begun."""
+        started = time.perf_counter()
+        try:
+            return self._batch(step)
+        finally:
+            self.waited += time.perf_counter() - started
+
+    def _batch(self, step: int) -> Tensor:
         if self.pool is None:
             return self.source.train_batch(self.seed, step, self.images).to(self.device)
         for later in range(step, step + 3):

@@ -1,8 +1,8 @@
 """What the images are: manifest, split and fingerprint of a data set. Imports neither torch nor numpy.
 
 A data set is a ``Manifest``: two lists of image files (training and validation) and a fingerprint over their
-contents. ``gsq.data`` turns it into batches. Another source (Hugging Face datasets, WebDataset shards) is one
-more function from a DataConfig to a Manifest.
+contents. ``gsq.data`` turns it into batches. Another source is one more function from a DataConfig to a Manifest, as
+``gsq.shards`` is for WebDataset and Hugging Face shards.
 """
 
 from __future__ import annotations
@@ -37,12 +37,25 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
+# Raised when the same file comes to be decoded otherwise, which makes other fingerprints (photos have no such files).
+DECODING = 2
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     name: str
-    """Path below the data set's root, with forward slashes."""
+    """Path below the data set's root, with forward slashes; in a shard, with its name or row there."""
     path: Path
+    """The file, or the shard that holds it."""
     sha256: str
+    start: int = -1
+    """First byte in the shard (in Parquet: row of the row group); -1: the image is a file of its own."""
+    size: int = -1
+    """Bytes; -1: not known."""
+    row_group: int = -1
+    """In Parquet only."""
+    column: str = ""
+    """In Parquet only."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +74,20 @@ class Manifest:
 
 
 def manifest(config: DataConfig) -> Manifest:
-    """The manifest of ``config``'s data set. Raises UserError for a missing or empty folder."""
+    """The manifest of ``config``'s data set. Raises UserError for one that is missing, empty, damaged or too small."""
     if config.kind == "photos":
         return _photos()
-    return _image_folder(Path(config.path).expanduser().resolve(), config.validation_share)
+    if config.kind == "image_folder":
+        return _image_folder(config)
+    from gsq.shards import shard_manifest
+
+    return shard_manifest(config)
 
 
 def _build(name: str, train: list[ImageFile], validation: list[ImageFile], broken: tuple[str, ...] = ()) -> Manifest:
-    content = {"train": [(f.name, f.sha256) for f in train], "validation": [(f.name, f.sha256) for f in validation]}
+    content: dict[str, object] = {} if name == "photos" else {"decoding": DECODING}
+    content["train"] = [(f.name, f.sha256) for f in train]
+    content["validation"] = [(f.name, f.sha256) for f in validation]
     return Manifest(name, digest(content), tuple(train), tuple(validation), broken)
 
 
@@ -87,9 +106,13 @@ def _photos() -> Manifest:
     return _build("photos", split["train"], split["validation"])
 
 
+def cache_folder() -> Path:
+    """Where manifests are cached: below $GSQ_CACHE, by default ~/.cache/gsq."""
+    return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq") / "manifests"
+
+
 def _cache_file(root: Path) -> Path:
-    folder = Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq")
-    return folder / "manifests" / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
 
 
 def _hash_file(path: Path) -> str:
@@ -97,21 +120,11 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _readable(path: Path) -> bool:
-    from PIL import Image
+def _image_folder(config: DataConfig) -> Manifest:
+    """Every readable jpg, png and webp below a folder; contents are hashed once and cached by size and time."""
+    from gsq.images import broken as why_broken
 
-    try:
-        with Image.open(path) as image:
-            # verify() finds broken PNGs only. A JPEG is decoded at an eighth of its size, which finds its end too.
-            image.draft("RGB", (1, 1))
-            image.load()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return True
-
-
-def _image_folder(root: Path, validation_share: float) -> Manifest:
-    """Every readable jpg, png and webp below ``root``; contents are hashed once and cached by size and time."""
+    root = Path(config.path).expanduser().resolve()
     if not root.is_dir():
         raise UserError(f"data.path: {root} is not a folder")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
@@ -129,33 +142,54 @@ def _image_folder(root: Path, validation_share: float) -> Manifest:
         stat = path.stat()
         entry = known.get(name)
         if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, _hash_file(path) if _readable(path) else ""]
+            entry = [stat.st_size, stat.st_mtime_ns, "" if why_broken(path) else _hash_file(path)]
         seen[name] = entry
         if entry[2]:
-            files.append(ImageFile(name, path, str(entry[2])))
+            files.append(ImageFile(name, path, str(entry[2]), size=stat.st_size))
         else:
             broken.append(name)
     if seen != known:
-        _write_cache(cache_file, seen)
+        write_cache(cache_file, seen)
     parts = {file.name.split("/")[0] for file in files}
     if {"train", "val"} <= parts:
         train = [f for f in files if f.name.startswith("train/")]
         validation = [f for f in files if f.name.startswith("val/")]
     else:
-        # A copy of an image falls on the same side, whatever its name.
-        held_out = {f.name for f in files if int(f.sha256[:8], 16) < validation_share * 2**32}
-        train = [f for f in files if f.name not in held_out]
-        validation = [f for f in files if f.name in held_out]
+        train, validation = held_out(files, config.validation_share)
+    return complete(config, str(root), train, validation, broken)
+
+
+def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Training and validation images, split by a hash of their content."""
+    # A copy of an image falls on the same side, whatever its name.
+    held = [int(file.sha256[:8], 16) < share * 2**32 for file in files]
+    return (
+        [file for file, out in zip(files, held, strict=True) if not out],
+        [file for file, out in zip(files, held, strict=True) if out],
+    )
+
+
+def complete(
+    config: DataConfig, where: str, train: list[ImageFile], validation: list[ImageFile], broken: list[str]
+) -> Manifest:
+    """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones."""
+    readable = len(train) + len(validation)
     # One validation image has no covariance.
     if not train or len(validation) < 2:
         raise UserError(
-            f"data.path: {root} gives {len(train)} training and {len(validation)} validation images of {len(files)} "
-            f"readable ones ({len(broken)} broken); add images, make train and val subfolders, or raise "
-            f"data.validation_share (now {validation_share})"
+            f"data.path: {where} gives {len(train)} training and {len(validation)} validation images of {readable} "
+            f"readable ones ({len(broken)} broken); add images, make train and val subfolders (of shards: train and "
+            f"val in their names), or raise data.validation_share (now {config.validation_share})"
+        )
+    if len(broken) > config.max_broken * (readable + len(broken)):
+        shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        raise UserError(
+            f"data.path: {len(broken)} of the {readable + len(broken)} images of {where} are broken ({shown}), more "
+            f"than data.max_broken {config.max_broken:g} allows; mend or remove them, or raise it"
         )
     # In the order of their hashes any first part of them is a sample, whatever the folders are called.
-    validation.sort(key=lambda file: file.sha256)
-    return _build("image_folder", train, validation, tuple(broken))
+    validation = sorted(validation, key=lambda file: file.sha256)
+    return _build(config.kind, train, validation, tuple(broken))
 
 
 def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]):  # type: ignore[no-untyped-def]
@@ -169,7 +203,7 @@ def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]
     yield from track(items, "hashing images", console=Console(stderr=True), transient=True)
 
 
-def _write_cache(path: Path, content: dict[str, list[object]]) -> None:
+def write_cache(path: Path, content: object) -> None:
     """Best effort: a cache that cannot be written costs time, not correctness."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:

@@ -6,7 +6,6 @@ Shapes: f downsampling, h x w latent positions of K indices. Pixels that f does 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -21,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gsq.datasets import IMAGE_SUFFIXES
 from gsq.errors import UserError, positive
+from gsq.images import BrokenImageError, decode
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import read_json, write_json
 from gsq.tokenizer import Tokenizer
@@ -51,23 +51,6 @@ WAITING_PIXELS = 1 << 26
 BATCH_PIXELS = 1 << 20
 # White pixels between an image and its reconstruction.
 GAP = 4
-
-
-class BrokenImageError(Exception):
-    """An image that cannot be read or used, with the reason."""
-
-
-def read_image(data: bytes) -> Image.Image:
-    """RGB as it is displayed (turned by its EXIF orientation). Raises BrokenImageError."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("F", "I") or image.mode.startswith("I;"):
-                raise BrokenImageError(f"pixels of mode {image.mode}; 8 bits a channel are needed")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow names the buffer, not the file, for what it does not know at all.
-        reason = "of no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise BrokenImageError(reason) from None
 
 
 def crop_to_multiple(image: Image.Image, f: int) -> Image.Image:
@@ -158,7 +141,7 @@ def reconstruct_files(
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name image files, such as {path}/*.jpg")
         try:
-            whole = read_image(path.read_bytes())
+            whole = decode(path.read_bytes())
             part = crop_to_multiple(whole, f)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
@@ -383,7 +366,7 @@ def _make_shard(
     for name in names:
         try:
             data = (folder / name).read_bytes()
-            image = read_image(data)
+            image = decode(data)
             part = centre_square(image, size) if size else crop_to_multiple(image, tokenizer.downsample)
         except (OSError, BrokenImageError) as error:
             broken.append((name, str(getattr(error, "strerror", None) or error)))

@@ -34,6 +34,8 @@ FAILURES = (
 )
 # What a driver says of an attempt that was ended from outside and could not say it: its failure class.
 KILLED = "killed.txt"
+# Of a line of metrics.jsonl: what differs from one execution of the same run to another.
+TIMINGS = ("images_per_second", "loader_wait_seconds")
 # Seconds without a heartbeat after which a running attempt that no scheduler knows is taken for lost.
 STALE_SECONDS = 60.0
 

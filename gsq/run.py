@@ -135,6 +135,15 @@ class _Progress:
             self.written = now
             self.write(RUNNING)
 
+    def staging(self) -> None:
+        """While images are copied, by each process on its own."""
+        now = time.monotonic()
+        if now - self.written >= 1:
+            self.written = now
+            self.write(RUNNING)
+        if self.stop.reason:
+            raise Stopped(self.stop.reason)
+
     def evaluating(self) -> None:
         """After each batch of an evaluation, which the first process makes on its own."""
         self.alive(self.step)
@@ -267,6 +276,7 @@ def _train_and_evaluate(
     from gsq.execution import environment
     from gsq.flops import cost
     from gsq.record import write_json
+    from gsq.staging import stage
     from gsq.training import Trainer, train
 
     start: Path | None = None
@@ -278,7 +288,7 @@ def _train_and_evaluate(
             start, progress.started_from = shorter
             announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
     start = group.from_first(start)
-    source = ImageSource(config.data, files)
+    source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     trainer = Trainer(config, source, group)
 
     def evaluate_first(trainer: Trainer, attempt: Attempt) -> str | None:

@@ -23,7 +23,8 @@ def science_dict(config: RunConfig, data_fingerprint: str, weights: Mapping[str,
     for name in SCIENCE_SECTIONS:
         section = plain[name]
         for f in fields(SECTIONS[name]):
-            if "legacy" in f.metadata and getattr(getattr(config, name), f.name) == f.metadata["legacy"]:
+            legacy = "legacy" in f.metadata and getattr(getattr(config, name), f.name) == f.metadata["legacy"]
+            if legacy or not f.metadata.get("signed", True):
                 del section[f.name]
         science[name] = section
     science["model"] |= {
@@ -31,7 +32,7 @@ def science_dict(config: RunConfig, data_fingerprint: str, weights: Mapping[str,
         "encoder_blocks": list(config.model.encoder_depths),
         "decoder_blocks": list(config.model.decoder_depths),
     }
-    del science["model"]["blocks"], science["data"]["path"]
+    del science["model"]["blocks"]
     science["quantizer"] |= {"lookup_norm": config.lookup_norm, "init": config.codebook_init}
     science["data"]["fingerprint"] = data_fingerprint
     science["weights"] = dict(weights)

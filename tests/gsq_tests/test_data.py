@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
 import os
+import shutil
+import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from tiny_run import curve, status, tiny
 
+import gsq.data
 import gsq.datasets
+import gsq.shards
+import gsq.staging
 from gsq import UserError
 from gsq.config import DataConfig
-from gsq.data import ImageSource, to_tensor
+from gsq.data import Batches, ImageSource, to_tensor
 from gsq.datasets import PHOTOS, Manifest, manifest
+from gsq.images import BrokenImageError, broken, decode
+from gsq.record import read_metrics
+from gsq.run import execute
+from gsq.shards import split_of
+from gsq.staging import stage
 
 SMALL = DataConfig(image_size=16)
 
@@ -313,3 +331,513 @@ def test_grey_and_transparent_images_become_colour(tmp_path: Path) -> None:
     source = ImageSource(folder_config(tmp_path))
     assert source.validation_batch(0, 3).shape == (3, 3, 16, 16)
     assert source.train_batch(0, 0, range(8)).shape == (8, 3, 16, 16)
+
+
+def test_more_broken_images_than_allowed_are_refused(folder: Path) -> None:
+    for i in range(3):
+        (folder / f"broken{i}.png").write_bytes(b"")
+    assert len(manifest(folder_config(folder, max_broken=0.2)).broken) == 3
+    with pytest.raises(UserError, match=r"3 of the 27 images of .* \(broken0\.png, broken1.*data\.max_broken 0\.1"):
+        manifest(folder_config(folder, max_broken=0.1))
+    with pytest.raises(UserError, match=r"data\.max_broken: 1\.5 must be between 0 and 1"):
+        folder_config(folder, max_broken=1.5)
+
+
+# Shards: the same images as a folder, in all the forms in which they are handed around.
+
+IMAGES = 12
+
+
+def encoded(i: int, form: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    picture(i).save(out, form)
+    return out.getvalue()
+
+
+def write_tar(path: Path, images: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in images.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def table_of(images: list[bytes | None], **more: list[Any]) -> pa.Table:
+    """As Hugging Face datasets store images, with a label before them."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(images)], kind)
+    return pa.table({"label": list(range(len(images))), "image": column, **more})
+
+
+def write_parquet(path: Path, images: list[bytes | None], rows: int = 3, **more: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table_of(images, **more), path, row_group_size=rows, compression="snappy")
+
+
+def write_arrow(path: Path, images: list[bytes | None], stream: bool = True, compression: str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = table_of(images)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=4)
+
+
+SHARDS = ["tar", "parquet", "arrow stream", "arrow file"]
+
+
+def write_shard(form: str, path: Path, images: range) -> None:
+    data: list[bytes | None] = [encoded(i) for i in images]
+    if form == "tar":
+        # Each with its label, as WebDataset has it.
+        members = {f"{i:03d}.{end}": encoded(i) if end == "jpg" else b"7" for i in images for end in ("cls", "jpg")}
+        write_tar(path.with_suffix(".tar"), members)
+    elif form == "parquet":
+        write_parquet(path.with_suffix(".parquet"), data)
+    else:
+        write_arrow(path.with_suffix(".arrow"), data, form == "arrow stream")
+
+
+def shard_config(root: Path, form: str, **more: Any) -> DataConfig:
+    kind = "webdataset" if form == "tar" else "huggingface"
+    return DataConfig(kind=kind, path=str(root), image_size=16, **{"validation_share": 0.4, **more})
+
+
+@pytest.fixture(params=SHARDS)
+def shards(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
+    """Three shards of four images, without a split in their names."""
+    for i in range(3):
+        write_shard(request.param, tmp_path / "shards" / f"part-{i:05d}-of-00003", range(4 * i, 4 * i + 4))
+    return shard_config(tmp_path / "shards", request.param)
+
+
+def test_shards_give_the_images_that_a_folder_gives(shards: DataConfig, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for i in range(IMAGES):
+        (plain / f"{i:03d}.jpg").write_bytes(encoded(i))
+    one = ImageSource(dataclasses.replace(shards, kind="image_folder", path=str(plain)))
+    other = ImageSource(shards)
+    assert contents(other.manifest) == contents(one.manifest)
+    assert [f.sha256 for f in other.manifest.train] == [f.sha256 for f in one.manifest.train]
+    assert torch.equal(other.train_batch(1, 5, range(8)), one.train_batch(1, 5, range(8)))
+    count = one.num_validation(100)
+    assert torch.equal(other.validation_batch(0, count), one.validation_batch(0, count))
+    assert other.manifest.label.startswith(f"{shards.kind}:")
+
+
+def test_shards_are_read_at_any_place_by_several_workers_in_the_same_order(shards: DataConfig) -> None:
+    source = ImageSource(shards)
+    source.load = gsq.data.load_image
+    plain = Batches(source, 0, range(6), 0)
+    for workers in (1, 2, 5):
+        ahead = Batches(source, 0, range(6), workers)
+        # From any step on, as after a restart.
+        for step in (7, 8, 9, 2):
+            assert torch.equal(ahead(step), plain(step))
+
+
+def test_moving_shards_leaves_the_fingerprint_and_reading_them_is_remembered(
+    shards: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = manifest(shards)
+    seen: list[str] = []
+    scanner = gsq.shards._scanner
+    monkeypatch.setattr(gsq.shards, "_scanner", lambda shard: seen.append(shard.name) or scanner(shard))
+    assert manifest(shards) == first and seen == []
+    victim = sorted(Path(shards.path).iterdir())[1]
+    os.utime(victim, ns=(1, 1))
+    assert manifest(shards) == first and seen == [victim.name]
+    moved = tmp_path / "moved"
+    Path(shards.path).rename(moved)
+    again = manifest(dataclasses.replace(shards, path=str(moved)))
+    assert again.fingerprint == first.fingerprint and len(seen) == 4
+    assert all(moved in file.path.parents for file in again.train)
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet", "arrow stream"])
+@pytest.mark.parametrize(
+    ("train", "validation", "other"),
+    [
+        ("train/{}", "val/{}", "test/{}"),
+        ("data/train-0000{}-of-00002", "data/validation-0000{}-of-00002", "data/test-0000{}-of-00002"),
+        ("photos-train-00000{}", "photos-val-00000{}", "README-00000{}"),
+    ],
+)
+def test_shards_marked_train_and_validation_are_the_split(
+    tmp_path: Path, form: str, train: str, validation: str, other: str
+) -> None:
+    for first, pattern in ((0, train), (10, validation), (20, other)):
+        for i in range(2):
+            write_shard(form, tmp_path / pattern.format(i), range(first + 2 * i, first + 2 * i + 2))
+    files = manifest(shard_config(tmp_path, form))
+    wanted = [{hashlib.sha256(encoded(i)).hexdigest() for i in range(n, n + 4)} for n in (0, 10)]
+    assert list(contents(files)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-00000-of-00010-a1b2.parquet", "train"),
+        ("imagenet/1.0/imagenet-validation-00000-of-00002.arrow", "validation"),
+        ("val/shard.train.tar", "train"),
+        ("test/0.tar", "test"),
+        ("train_val_merged/0.tar", ""),
+        ("trainer/0.tar", ""),
+    ],
+)
+def test_the_split_that_a_name_tells(name: str, split: str) -> None:
+    assert split_of(name) == split
+
+
+def test_test_shards_beside_training_ones_are_not_trained_on(tmp_path: Path) -> None:
+    write_shard("parquet", tmp_path / "train-00000-of-00001", range(8))
+    write_shard("parquet", tmp_path / "test-00000-of-00001", range(20, 24))
+    files = manifest(shard_config(tmp_path, "parquet"))
+    assert len(files.train) + len(files.validation) == 8
+
+
+def test_broken_images_in_shards_are_named_and_left_out(tmp_path: Path) -> None:
+    data: list[bytes | None] = [encoded(i) for i in range(30)]
+    half = encoded(50)[:200]
+    write_parquet(tmp_path / "p" / "a.parquet", [*data, half, None], rows=7)
+    write_arrow(tmp_path / "a" / "a.arrow", [*data, half, None])
+    write_tar(tmp_path / "t" / "a.tar", {f"{i}.jpg": d or b"" for i, d in enumerate([*data, half, None])})
+    for form, inner in (("parquet", ""), ("arrow", ""), ("tar", ".jpg")):
+        config = shard_config(tmp_path / form[0], form, max_broken=0.1)
+        files = manifest(config)
+        assert files.broken == (f"a.{form}/30{inner}", f"a.{form}/31{inner}")
+        assert manifest(config) == files and len(files.train) + len(files.validation) == 30
+        with pytest.raises(UserError, match=rf"2 of the 32 images .*\(a\.{form}/30.*max_broken 0\.05"):
+            manifest(dataclasses.replace(config, max_broken=0.05))
+
+
+def test_which_column_holds_the_images(tmp_path: Path) -> None:
+    data: list[bytes | None] = [encoded(i) for i in range(8)]
+    other = [encoded(i + 50) for i in range(8)]
+    config = shard_config(tmp_path, "parquet")
+    # The usual name, with another binary column beside it; the column that is asked for; datasets' own metadata.
+    write_parquet(tmp_path / "a.parquet", data, mask=other)
+    usual = contents(manifest(config))
+    asked = contents(manifest(dataclasses.replace(config, image_column="mask")))
+    assert usual[0] | usual[1] == {hashlib.sha256(d).hexdigest() for d in data if d}
+    assert asked[0] | asked[1] == {hashlib.sha256(d).hexdigest() for d in other}
+    table = pq.read_table(tmp_path / "a.parquet").rename_columns(["label", "one", "two"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"data\.image_column: name one of one, two"):
+        manifest(config)
+    features = {"info": {"features": {"two": {"_type": "Image"}, "one": {"_type": "Value"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "a.parquet")
+    assert contents(manifest(config)) == asked
+    with pytest.raises(UserError, match=r"data\.image_column: 'label' is no column of images .* label \(int64\), one"):
+        manifest(dataclasses.replace(config, image_column="label"))
+
+
+def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
+    def refused(kind: str, path: Path, match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            manifest(DataConfig(kind=kind, path=str(path), image_size=16))
+        assert "\n" not in str(caught.value)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused("webdataset", empty, r"empty holds no shards \(\.tar\), in no subfolder either$")
+    (empty / "a.tar.gz").touch()
+    refused("webdataset", empty, r"a\.tar\.gz is compressed, and only a plain tar")
+    refused("huggingface", empty, r"holds no shards \(\.parquet, \.arrow\)")
+    refused("huggingface", tmp_path / "nowhere", "is neither a folder of .* shards nor one of them")
+    refused("webdataset", empty / "a.tar.gz", r"is no \.tar file, which data\.kind webdataset needs")
+    both = tmp_path / "both"
+    write_shard("parquet", both / "a", range(4))
+    write_shard("arrow file", both / "b", range(4))
+    refused("huggingface", both, r"holds 1 \.parquet and 1 \.arrow files; name the folder")
+    # Missing shards, by a total or by a gap.
+    gaps = tmp_path / "gaps"
+    for i in (0, 3):
+        write_shard("parquet", gaps / f"train-{i:05d}-of-00005", range(4))
+        write_shard("tar", gaps / f"x-{i:06d}", range(4))
+    refused("huggingface", gaps, r"shards train-\* 3 of 5 are missing \(number 1, 2, 4\)")
+    refused("webdataset", gaps, r"shards x-\* 2 of 4 are missing \(number 1, 2\)")
+    # Contents.
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    pq.write_table(pa.table({"label": [1], "text": ["x"]}), odd / "a.parquet")
+    refused("huggingface", odd, r"a\.parquet: no column of images .* label \(int64\), text \(string\)")
+    write_parquet(odd / "a.parquet", [None, None])
+    refused("huggingface", odd, r"column image\.bytes holds no image, perhaps only paths of images")
+    # As datasets caches a folder of images.
+    write_arrow(tmp_path / "paths" / "a.arrow", [None, None])
+    refused("huggingface", tmp_path / "paths", r"column image holds no image, perhaps only paths of images")
+    pq.write_table(table_of([b"x"]).slice(0, 0), odd / "a.parquet")
+    refused("huggingface", odd, "holds no rows")
+    write_parquet(odd / "a.parquet", [encoded(i) for i in range(8)])
+    (odd / "a.parquet").write_bytes((odd / "a.parquet").read_bytes()[:-100])
+    refused("huggingface", odd, r"a\.parquet: is no parquet file, or was cut short \(.*get it again")
+    (odd / "a.parquet").unlink()
+    write_arrow(odd / "a.arrow", [encoded(i) for i in range(8)])
+    (odd / "a.arrow").write_bytes((odd / "a.arrow").read_bytes()[:-3000])
+    refused("huggingface", odd, r"a\.arrow: is no arrow file, or was cut short")
+    write_arrow(odd / "a.arrow", [bytes(5000)] * 8, compression="zstd")
+    refused("huggingface", odd, r"a\.arrow: is compressed inside")
+    write_tar(odd / "a.tar", {"0.txt": b"x"})
+    refused("webdataset", odd, r"a\.tar: holds no images \(\.jpg")
+    (odd / "a.tar").write_bytes(b"")
+    refused("webdataset", odd, r"a\.tar: is empty")
+    (odd / "a.tar").write_bytes(b"nothing like a tar" * 100)
+    refused("webdataset", odd, r"a\.tar: is no tar file, or was cut short")
+    write_tar(odd / "a.tar", {f"{i}.jpg": encoded(i) for i in range(4)})
+    whole = (odd / "a.tar").read_bytes()
+    with tarfile.open(odd / "a.tar") as tar:
+        last = tar.getmembers()[-1]
+    # In an image, at the start of a member, and between two members.
+    for length in (last.offset_data + 10, last.offset + 100, last.offset):
+        (odd / "a.tar").write_bytes(whole[:length])
+        refused("webdataset", odd, r"a\.tar: is no tar file, or was cut short")
+
+
+def test_a_shard_that_changes_later_is_found_out(shards: DataConfig) -> None:
+    source = ImageSource(shards)
+    for file in Path(shards.path).iterdir():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 3] ^= 255
+        file.write_bytes(content)
+    gsq.shards._opened.cache_clear()
+    gsq.shards._row_groups.kept.clear()
+    with pytest.raises(UserError, match=r"part-0000\d-of-00003"):
+        source.train_batch(0, 0, range(80))
+
+
+def test_row_groups_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "a.parquet", [encoded(i) for i in range(IMAGES)], rows=2)
+    files = manifest(shard_config(tmp_path, "parquet"))
+    groups = gsq.shards._RowGroups()
+    size = groups(files.train[0].path, 0, "image.bytes").nbytes
+    monkeypatch.setattr(gsq.shards, "ROW_GROUP_BYTES", 3 * size)
+    for group in (0, 1, 2, 3, 4, 5, 1):
+        groups(files.train[0].path, group, "image.bytes")
+    assert 1 <= len(groups.kept) <= 4 and list(groups.kept)[-1][1] == 1
+    assert groups.bytes == sum(kept.nbytes for kept in groups.kept.values())
+
+
+# Image modes.
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
+    image = decode(data)
+    assert image.mode == "RGB" and not broken(data)
+    found = image.getpixel(at)
+    assert isinstance(found, tuple)
+    return tuple(int(value) for value in found)
+
+
+def test_modes_become_rgb_as_they_are_displayed() -> None:
+    assert pixel(saved(Image.new("L", (2, 2), 100))) == (100, 100, 100)
+    assert pixel(saved(Image.new("1", (2, 2), 1))) == WHITE
+    assert pixel(saved(Image.new("RGB", (2, 2), RED).convert("P"))) == RED
+    # What is transparent lies on white, whatever colour it hides.
+    assert pixel(saved(Image.new("RGBA", (2, 2), (*RED, 0)))) == WHITE
+    assert pixel(saved(Image.new("RGBA", (2, 2), (0, 0, 0, 51)))) == (204, 204, 204)
+    assert pixel(saved(Image.new("LA", (2, 2), (10, 255)))) == (10, 10, 10)
+    assert pixel(saved(Image.new("RGBA", (2, 2), (*RED, 0)), "WEBP", lossless=True)) == WHITE
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([*RED, 0, 255, 0])
+    palette.putpixel((1, 0), 1)
+    assert pixel(saved(palette, transparency=1)) == RED and pixel(saved(palette, transparency=1), (1, 0)) == WHITE
+    assert pixel(saved(Image.new("RGB", (2, 2), RED), transparency=RED)) == WHITE
+    # CMYK: cyan ink takes red away.
+    cyan = pixel(saved(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100))
+    assert cyan == pytest.approx((0, 255, 255), abs=3)
+    assert pixel(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "TIFF")) == WHITE
+
+
+@pytest.mark.parametrize(("deep", "wanted"), [(0, 0), (128, 0), (129, 1), (257, 1), (32768, 128), (65535, 255)])
+def test_sixteen_bits_are_scaled_not_clipped(deep: int, wanted: int) -> None:
+    image = Image.fromarray(np.full((2, 3), deep, np.uint16))
+    assert image.mode == "I;16"
+    assert pixel(saved(image)) == (wanted,) * 3 and pixel(saved(image, "TIFF")) == (wanted,) * 3
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (3, 7)), (6, (7, 0)), (8, (0, 3))])
+def test_images_stand_as_their_exif_says(orientation: int, corner: tuple[int, int]) -> None:
+    image = Image.new("RGB", (4, 8), "black")
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image, "PNG", exif=exif)
+    assert decode(data).size == ((8, 4) if orientation in (6, 8) else (4, 8))
+    assert pixel(data, corner) == RED
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_without_a_known_range_are_broken_images(mode: str) -> None:
+    data = saved(Image.new(mode, (2, 2), 1), "TIFF")
+    assert f"mode {mode}" in broken(data)
+    with pytest.raises(BrokenImageError, match=f"pixels of mode {mode}, whose range is not known"):
+        decode(data)
+
+
+def test_colour_profiles_are_not_applied_and_animations_stand_still() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert pixel(saved(Image.new("RGB", (2, 2), RED), icc_profile=profile)) == RED
+    frames = [Image.new("RGB", (2, 2), colour) for colour in (RED, WHITE)]
+    assert pixel(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)) == RED
+
+
+def test_photos_are_decoded_as_they_ever_were() -> None:
+    for file in manifest(SMALL).train + manifest(SMALL).validation:
+        with Image.open(file.path) as image:
+            assert np.array_equal(decode(file.path.read_bytes()), image.convert("RGB"))
+
+
+# Staging.
+
+
+@pytest.fixture
+def staged(shards: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[DataConfig, Path]:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
+    return shards, tmp_path / "node" / "gsq"
+
+
+def test_staged_images_are_the_same_and_come_from_the_node(staged: tuple[DataConfig, Path]) -> None:
+    config, folder = staged
+    files = manifest(config)
+    before = ImageSource(config, files)
+    batch, first = before.train_batch(0, 3, range(8)), before.validation_batch(0, 2)
+    said: list[str] = []
+    local = stage(files, "$NODE_DISK/gsq", said.append)
+    assert len(said) == 1 and said[0].startswith(f"staging {IMAGES} images")
+    assert local.fingerprint == files.fingerprint and local.label == files.label
+    assert [f.name for f in local.train] == [f.name for f in files.train]
+    shutil.rmtree(config.path)
+    gsq.data._load_one_of_few.cache_clear()
+    source = ImageSource(config, local)
+    assert torch.equal(source.train_batch(0, 3, range(8)), batch)
+    assert torch.equal(source.validation_batch(0, 2), first)
+    assert sorted(p.suffix for p in folder.iterdir()) == [".images", ".lock"]
+    # The next job on this node copies nothing, but what does not fit is copied again.
+    said.clear()
+    assert stage(files, "$NODE_DISK/gsq", said.append) == local and not said
+
+
+def test_an_image_folder_is_staged_as_one_file(folder: Path, tmp_path: Path) -> None:
+    config = folder_config(folder)
+    files = manifest(config)
+    batch = ImageSource(config, files).train_batch(0, 0, range(8))
+    local = stage(files, str(tmp_path / "node"))
+    assert {f.path for f in local.train + local.validation} == {tmp_path / "node" / f"gsq-{files.fingerprint}.images"}
+    gsq.data._load_one_of_few.cache_clear()
+    assert torch.equal(ImageSource(config, local).train_batch(0, 0, range(8)), batch)
+
+
+def test_damaged_copies_are_made_again_or_found_out(staged: tuple[DataConfig, Path]) -> None:
+    config, folder = staged
+    files = manifest(config)
+    local = stage(files, str(folder))
+    copy = local.train[0].path
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1])
+    stage(files, str(folder))
+    assert copy.read_bytes() == whole
+    copy.write_bytes(bytes(len(whole)))
+    with pytest.raises(UserError, match=r"gsq-.*\.images: .* its content is not what the fingerprint was taken of"):
+        ImageSource(config, local).load(local.train[0])
+    copy.unlink()
+    for shard in Path(config.path).iterdir():
+        shard.write_bytes(bytes(shard.stat().st_size))
+    gsq.shards._opened.cache_clear()
+    gsq.shards._row_groups.kept.clear()
+    gsq.shards._footer.cache_clear()
+    with pytest.raises(UserError, match=r"part-00000-of-00003\..*(its content is not what|cannot be read)"):
+        stage(files, str(folder))
+    assert [p.suffix for p in folder.iterdir()] == [".lock"]
+
+
+def test_processes_of_a_node_copy_once(staged: tuple[DataConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = staged
+    files = manifest(config)
+    write = gsq.staging._write
+    written: list[Path] = []
+    started = threading.Barrier(4)
+
+    def counted(layout: Any, target: Path, tick: Any) -> None:
+        written.append(target)
+        write(layout, target, tick)
+
+    monkeypatch.setattr(gsq.staging, "_write", counted)
+    found: list[Manifest] = []
+
+    def job() -> None:
+        started.wait()
+        found.append(stage(files, str(folder), lambda message: None))
+
+    jobs = [threading.Thread(target=job) for _ in range(4)]
+    for thread in jobs:
+        thread.start()
+    for thread in jobs:
+        thread.join()
+    assert len(written) == 1 and len(found) == 4 and all(one == found[0] for one in found)
+
+
+def test_a_stop_while_staging_leaves_nothing_half_written(staged: tuple[DataConfig, Path]) -> None:
+    config, folder = staged
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(manifest(config), str(folder), lambda message: None, stop)
+    assert [p.suffix for p in folder.iterdir()] == [".lock"]
+
+
+def test_where_staging_is_impossible_the_images_are_read_from_where_they_are(
+    staged: tuple[DataConfig, Path], monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[int], Path]
+) -> None:
+    config, folder = staged
+    files = manifest(config)
+    said: list[str] = []
+
+    def refused(place: str, reason: str) -> None:
+        assert stage(files, place, said.append) is files
+        assert reason in said[-1] and said[-1].startswith("data is not staged: ")
+
+    refused("$NO_SUCH_VARIABLE/x", "$NO_SUCH_VARIABLE is not set here")
+    refused("${NO_SUCH_VARIABLE}", "is not set here")
+    disk = small_disk(16)
+    refused(str(disk), "GB free")
+    # Another job fills the disk meanwhile.
+    monkeypatch.setattr(gsq.staging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40))
+    monkeypatch.setattr(gsq.staging, "SPARE_BYTES", 0)
+    (disk / "other").write_bytes(bytes(8 << 10))
+    refused(str(disk), "No space left on device")
+    assert sorted(p.suffix for p in disk.iterdir()) == ["", ".lock"]
+    folder.parent.mkdir()
+    folder.write_text("a file")
+    refused(str(folder), "data is not staged")
+    assert stage(files, "") is files
+    photos = manifest(SMALL)
+    assert stage(photos, str(disk)) is photos
+
+
+# The whole way.
+
+
+def test_a_run_on_shards_is_the_run_on_staged_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, first in (("train", 0), ("val", 50)):
+        write_shard("parquet", tmp_path / "data" / f"{split}-00000-of-00001", range(first, first + 6))
+    config = tiny(data__kind="huggingface", data__path=str(tmp_path / "data"), steps=2, evaluation__num_images=4)
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
+    there = dataclasses.replace(config, execution=dataclasses.replace(config.execution, stage_data="$NODE_DISK"))
+    one, other = (execute(c, tmp_path / runs) for c, runs in ((config, "a"), (there, "b")))
+    assert one.signature == other.signature and curve(one) == curve(other)
+    assert [p.suffix for p in (tmp_path / "node").iterdir()].count(".images") == 1
+    assert all(line["loader_wait_seconds"] > 0 for line in read_metrics(one))
+    assert status(other)["state"] == "done"

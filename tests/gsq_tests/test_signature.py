@@ -110,8 +110,8 @@ CHANGES: dict[str, Any] = {
     "data.validation_share": 0.2,
 }
 BASE = preset("cpu-tiny")
-# Where the images lie, and what resolves into something else.
-OUTSIDE = {"data.path"}
+# Where the images lie and how they are found there, which the fingerprint over them stands for.
+OUTSIDE = {"data.path", "data.image_column", "data.max_broken"}
 
 
 def sign(config: RunConfig, fingerprint: str = "f00d", weights: dict[str, str] | None = None) -> str:
@@ -162,7 +162,10 @@ def test_each_science_field_changes_it() -> None:
         {"execution.keep_checkpoint": True},
         {"execution.log_every": 1},
         {"execution.checkpoint_every": 7},
+        {"execution.stage_data": "$TMPDIR"},
         {"data.path": "elsewhere"},
+        {"data.image_column": "photo"},
+        {"data.max_broken": 0.5},
     ],
 )
 def test_how_a_run_is_carried_out_leaves_it(changes: dict[str, Any]) -> None:

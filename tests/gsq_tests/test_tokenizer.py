@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 from gsq import RunConfig, Tokenizer, UserError, train
 from gsq.autoencoder import Autoencoder
 from gsq.cli import app
-from gsq.inference import crop_to_multiple, list_images, read_image, tokenize_folder
+from gsq.images import decode
+from gsq.inference import crop_to_multiple, list_images, tokenize_folder
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import RunFolder
 
@@ -396,9 +397,9 @@ def test_crops_are_centred_and_images_upright(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
+    assert decode((tmp_path / "turned.jpg").read_bytes()).size == (10, 20)
     Image.new("LA", (8, 8)).save(tmp_path / "grey.png")
-    assert read_image((tmp_path / "grey.png").read_bytes()).mode == "RGB"
+    assert decode((tmp_path / "grey.png").read_bytes()).mode == "RGB"
 
 
 @pytest.fixture
@@ -428,7 +429,7 @@ def test_tokenize_a_folder(run: RunFolder, tokenizer: Tokenizer, photos: Path, t
     table = pd.read_parquet(out)
     assert list(table["path"]) == [n for n in list_images(photos) if n not in ("3-cut.png", "text.jpg")]
     for _, row in table.iterrows():
-        image = crop_to_multiple(read_image((photos / row["path"]).read_bytes()), 4)
+        image = crop_to_multiple(decode((photos / row["path"]).read_bytes()), 4)
         assert (row["height"], row["width"]) == (image.height, image.width)
         indices = row["indices"].reshape(row.latent_height, row.latent_width, row.indices_per_position)
         wanted = tokenizer.encode(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq import RunConfig, override, preset
-from gsq.record import RunFolder, read_evaluations, read_metrics
+from gsq.record import TIMINGS, RunFolder, read_evaluations, read_metrics
 
 TINY: dict[str, Any] = {
     "model.channels": 8,
@@ -34,8 +34,8 @@ def tiny(**changes: Any) -> RunConfig:
 
 
 def curve(folder: RunFolder) -> list[dict[str, float]]:
-    """The training curve, less the speed."""
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(folder)]
+    """The training curve, less the timings."""
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(folder)]
 
 
 def evaluations(folder: RunFolder) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from gsq.record import RunFolder, RunRecord, read_metrics, read_run
+from gsq.record import TIMINGS, RunFolder, RunRecord, read_metrics, read_run
 from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
@@ -60,7 +60,7 @@ def science(runs: Path, name: str, signature: str, where: Path) -> pd.DataFrame:
 
 
 def curve(run: RunFolder) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)]
 
 
 def steps_of(run: RunFolder, attempt: int) -> list[int]:
