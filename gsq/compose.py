@@ -55,7 +55,6 @@ def run_sweep(
     target = load_cluster(cluster)
     slots = local_workers(target) if target.kind == "local" else target.parallel
     folder = SweepFolder(runs_root(), plan.name)
-    console.print(f"[bold]{plan.name}[/bold]", highlight=False)
     if plan.broken_images:
         console.print(f"[yellow]{len(plan.broken_images)} broken images are left out (gsq plan names them)[/yellow]")
     try:

@@ -95,7 +95,7 @@ def shortened(cell: Cell) -> Cell:
     if config.train.steps <= STEPS:
         return cell
     loss = config.loss
-    if config.discriminator.kind != "none" and loss.discriminator_start >= STEPS:
+    if config.discriminator.kind != "none" and STEPS <= loss.discriminator_start < config.train.steps:
         loss = replace(loss, discriminator_start=0)
     config = replace(
         config,

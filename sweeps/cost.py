@@ -149,17 +149,14 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
     a, b, c, both = fit(rows, seconds, ((3,), (0, 3), (1, 2), (0, 1, 2)))
     factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
     step = (a * factor, (b + both) * factor, (c + both) * factor)
-    evaluated = [m for m in runs if m.record.evaluation_seconds]
-    if evaluated:
-        passes = [(1.0, evaluation_flops(m.cell)) for m in evaluated]
-        e, f = fit(passes, [m.record.evaluation_seconds or 0.0 for m in evaluated], ((1,), (0, 1)))
-    else:
-        # As fast as training, a forward pass for a third of a step.
-        e, f = 0.0, step[1] or 1 / ASSUMED_FLOPS_PER_SECOND[device]
+    # Taken to be as fast for each FLOP as training, and a constant beside, until there are runs enough to tell.
+    per_flop = step[1] or 1 / ASSUMED_FLOPS_PER_SECOND[device]
+    evaluated = [(per_flop * evaluation_flops(m.cell), s) for m in runs if (s := m.record.evaluation_seconds)]
+    constant, factor = _corrected(evaluated, 0.0)
     startups = [m.record.startup_seconds for m in own or others if m.record.startup_seconds is not None]
     return Speed(
         step,
-        (e, f),
+        (constant, factor * per_flop),
         statistics.median(startups) if startups else STARTUP_SECONDS[device],
         _memory(runs, device),
         basis,
@@ -192,8 +189,7 @@ def evaluations(cell: Cell) -> int:
 
 
 def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
-    """From the measured peaks: another constant or, where the arithmetic was too high, another factor."""
-    framework = FRAMEWORK_BYTES[device]
+    """Speed.memory from the measured peaks."""
     found = [
         (float(m.cell.cost.memory_bytes), float(m.record.peak_memory_bytes))
         for m in runs
@@ -201,19 +197,23 @@ def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
         # Before the discriminator comes, it is not the peak.
         and (m.record.state == DONE or m.record.step > m.cell.config.loss.discriminator_start)
     ]
-    if not found:
-        return float(framework), 1.0
-    constant = statistics.median(peak - by_arithmetic for by_arithmetic, peak in found)
-    if constant < 0:
-        factor = statistics.median(peak / (by_arithmetic + framework) for by_arithmetic, peak in found)
-        simple = (factor * framework, factor)
-    else:
-        simple = (constant, 1.0)
-    if len(found) < ENOUGH_RUNS or max(found)[0] < 2 * min(found)[0]:
-        return simple
+    return _corrected(found, float(FRAMEWORK_BYTES[device]))
+
+
+def _corrected(pairs: list[tuple[float, float]], constant: float) -> tuple[float, float]:
+    """Constant and factor with which the first of each pair, by arithmetic, gives the second, measured.
+
+    Another constant than the assumed one or, where the arithmetic is too high for that, a factor on both; a line
+    through the pairs where there are enough of them and it predicts better.
+    """
+    if not pairs:
+        return constant, 1.0
+    beside = statistics.median(measured - x for x, measured in pairs)
+    ratio = statistics.median(measured / (x + constant) for x, measured in pairs)
+    simple = (beside, 1.0) if beside >= 0 else (ratio * constant, ratio)
     # In the first column the simple answer, so that the line has to be better than it.
-    rows = [(simple[0] + simple[1] * x, 1.0, x) for x, _ in found]
-    share, a, b = fit(rows, [peak for _, peak in found], ((0,), (1, 2)))
+    rows = [(simple[0] + simple[1] * x, 1.0, x) for x, _ in pairs]
+    share, a, b = fit(rows, [measured for _, measured in pairs], ((0,), (1, 2)))
     return a + share * simple[0], b + share * simple[1]
 
 

@@ -255,37 +255,33 @@ def print_plan(console: Console, plan: Plan, found: Forecast, device: str, limit
 def print_forecast(console: Console, found: Forecast, device: str) -> None:
     """What is still to be run and what it takes, against the budget and the disk; and how good such numbers are."""
     left = len(found.left)
-    head = f"[bold]{found.cells} cells[/bold], {found.finished} finished, {left} to run"
+    lines = [f"[bold]{found.cells} cells[/bold], {found.finished} finished, {left} to run"]
     if left:
         # A week ahead, the minute says nothing.
         clock = time.strftime("%H:%M" if found.wall_seconds < 43200 else "%a %d %b, %H:%M", time.localtime(found.end))
-        head += (
-            f": {duration(found.device_seconds)} of {device} time; {found.parallel} at a time, "
-            f"{duration(found.wall_seconds)}, until about {clock}"
-        )
-    lines = [head]
-    if left:
-        lines.append(
-            f"memory {size(found.memory_bytes)} for the largest; disk {size(found.disk_bytes)} while running, "
-            f"{size(found.disk_bytes_after)} after ({size(found.free_bytes)} free); "
-            f"{found.classes} resource class{'es' * (found.classes != 1)}"
-        )
-    if found.spent:
-        parts = []
-        for name, (needed, limit) in found.spent.items():
-            text = f"{name} {needed:.3g} of {limit:g}"
-            parts.append(f"[red]{text}[/red]" if name in found.over() else text)
-        lines.append("budget: " + ", ".join(parts))
-    words = f"time: {found.speed.basis}"
+        lines[0] += f": {duration(found.device_seconds)} of {device} time"
+        lines += [
+            f"with {found.parallel} at a time {duration(found.wall_seconds)}, until about {clock}",
+            f"memory: {size(found.memory_bytes)} for the largest; "
+            f"{found.classes} resource class{'es' * (found.classes != 1)}",
+            f"disk: {size(found.disk_bytes)} while running, {size(found.disk_bytes_after)} after; "
+            f"{size(found.free_bytes)} free",
+        ]
+        over = found.over()
+        limits = [
+            f"[{'red' if name in over else 'default'}]{name} {needed:.3g} of {limit:g}[/]"
+            for name, (needed, limit) in found.spent.items()
+        ]
+        lines += [f"budget: {', '.join(limits)}"] * bool(limits)
+        lines.append(f"time: {found.speed.basis}")
     if found.accuracy:
         a = found.accuracy
-        words += (
-            f"; past estimates: median error x{a.median_factor:.2f}, 90 % within x{a.ninety_percent_factor:.2f} over "
+        lines.append(
+            f"past estimates: median error x{a.median_factor:.2f}, 90 % within x{a.ninety_percent_factor:.2f} over "
             f"{a.cells} finished cell{'s' * (a.cells != 1)}"
         )
-    lines.append(words)
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     if found.disk_bytes > found.free_bytes:
         console.print(
             f"[yellow]the disk of the runs folder has {size(found.free_bytes)} free, and up to "
@@ -295,9 +291,9 @@ def print_forecast(console: Console, found: Forecast, device: str) -> None:
 
 
 def print_canaries(console: Console, results: Sequence[Result], found: Forecast) -> None:
-    """What the canaries measured, beside what was expected. found: the forecast after them."""
+    """What was expected -> what the canaries measured. found: the forecast after them."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for head in ("canary", "for cells", "s/step", "expected", "memory", "expected", "cell takes", "expected"):
+    for head in ("canary", "for cells", "s/step", "memory", "cell takes"):
         table.add_column(head, justify="left" if head == "canary" else "right")
     for result in results:
         canary, record = result.canary, result.record
@@ -306,12 +302,9 @@ def print_canaries(console: Console, results: Sequence[Result], found: Forecast)
         table.add_row(
             escape(brief(canary.cell.title)),
             str(canary.members),
-            f"{seconds:.3g}" if seconds is not None else "-",
-            f"{canary.step_seconds:.3g}",
-            size(memory) if memory else "-",
-            size(canary.expected.memory_bytes),
-            "-" if result.failed else duration(now.seconds),
-            duration(canary.expected.seconds),
+            f"{canary.step_seconds:.3g} -> {seconds:.3g}" if seconds is not None else "-",
+            f"{size(canary.expected.memory_bytes)} -> {size(memory)}" if memory else "-",
+            "-" if result.failed else f"{duration(canary.expected.seconds)} -> {duration(now.seconds)}",
         )
     console.print(table)
     for result in results:
