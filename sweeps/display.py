@@ -255,7 +255,7 @@ def print_plan(console: Console, plan: Plan, found: Forecast, device: str, limit
 def print_forecast(console: Console, found: Forecast, device: str) -> None:
     """What is still to be run and what it takes, against the budget and the disk; and how good such numbers are."""
     left = len(found.left)
-    lines = [f"[bold]{found.cells} cells[/bold], {found.finished} finished, {left} to run"]
+    lines = [f"[bold]{found.cells} cells[/bold], {found.finished} already done, {left} to run"]
     if left:
         # A week ahead, the minute says nothing.
         clock = time.strftime("%H:%M" if found.wall_seconds < 43200 else "%a %d %b, %H:%M", time.localtime(found.end))

@@ -116,7 +116,7 @@ def test_a_canary_out_of_memory_says_what_to_do(
     assert small.advice and "diverged: Diverged: not finite; gsq logs small-canary" in small.advice
     # The command says so, and submits nothing.
     values = {"name": three.name, "base": "cpu-tiny", "axes": WIDTHS, "set": {"batch_size": 64, "steps": 1000}}
-    Path("s.yaml").write_text(yaml.safe_dump(values))
+    Path("s.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     done = CliRunner().invoke(app, ["submit", "s.yaml", "--canary"])
     assert done.exit_code == 1 and "nothing else was submitted" in done.stdout
     text = " ".join(done.stdout.split())
@@ -166,4 +166,4 @@ def test_a_sweep_with_a_canary(folder: Path) -> None:
     assert set(frame["state"]) == {"done"} and frame["source"].nunique() == 1
     # Once more: nothing is left to do, not even a canary.
     again = CliRunner().invoke(app, ["submit", "s.yaml", "--canary"])
-    assert again.exit_code == 0 and "2 finished, 0 to run" in again.stdout and "canaries" not in again.stdout
+    assert again.exit_code == 0 and "2 already done, 0 to run" in again.stdout and "canaries" not in again.stdout
