@@ -154,6 +154,9 @@ def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = lambda actions, 
 
 def _result(canary: Canary, state: CellStatus, record: RunRecord, folder: SweepFolder) -> Result:
     smaller = smallest_micro_batch(RunFolder.of(folder.runs, record.signature))
+    if state.failure == "out_of_memory":
+        # Where SLURM killed it, nobody has noted it yet.
+        smaller = smaller or record.next_micro_batch
     fix = f"set: {{execution.micro_batch: {smaller}}} in the sweep's YAML (the losses are the same), or "
     advice = None
     if state.state != "failed":

@@ -131,7 +131,7 @@ def forecast(
     todo = [cell for cell in plan.cells if cell.signature in wanted]
     estimates = {cell.signature: estimate(cell, rate, cluster.device) for cell in plan.cells}
     left = {cell.signature: estimate(cell, rate, cluster.device, records[cell.signature].step).seconds for cell in todo}
-    slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel
+    slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
     after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
@@ -163,7 +163,7 @@ def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[Resou
         # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
         shared = one._replace(
             seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
-            memory_bytes=one.memory_bytes * cluster.processes_per_node,
+            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
         )
         wanted = resource_class(shared, minutes=cluster.minutes, memory_gb=cluster.memory_gb, cell=cell)
         grouped[wanted].append(cell)

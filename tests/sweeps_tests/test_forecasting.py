@@ -220,5 +220,11 @@ def test_a_plan_is_short_to_read(plan_of: PlanOf, write_run: WriteRun) -> None:
     write_run(plan.cells[0], "done", 300)
     text = shown(plan)
     assert len(text.splitlines()) <= 7 and all(len(line) <= 100 for line in text.splitlines()), text
-    for words in ("4 cells, 1 already done, 3 to run", "until about", "disk: ", "budget: device_hours", "cells 3 of 200"):
+    for words in (
+        "4 cells, 1 already done, 3 to run",
+        "until about",
+        "disk: ",
+        "budget: device_hours",
+        "cells 3 of 200",
+    ):
         assert words in text
