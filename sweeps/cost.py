@@ -193,9 +193,10 @@ def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
     found = [
         (float(m.cell.cost.memory_bytes), float(m.record.peak_memory_bytes))
         for m in runs
+        # Before the discriminator comes, or the evaluation, it is not the peak.
         if m.record.peak_memory_bytes
-        # Before the discriminator comes, it is not the peak.
-        and (m.record.state == DONE or m.record.step > m.cell.config.loss.discriminator_start)
+        and m.record.state == DONE
+        and (m.cell.config.discriminator.kind == "none" or m.record.step > m.cell.config.loss.discriminator_start)
     ]
     return _corrected(found, float(FRAMEWORK_BYTES[device]))
 

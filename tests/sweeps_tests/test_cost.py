@@ -187,13 +187,17 @@ def test_memory_is_corrected_by_measured_peaks(plan_of: PlanOf) -> None:
         assert found(lambda x, factor=factor: 4e8 + factor * x, 4) == pytest.approx(line, rel=0.01)  # type: ignore[misc]
 
 
-def test_memory_before_the_discriminator_comes_is_no_peak(plan_of: PlanOf) -> None:
-    plan = plan_of(axes={"seed": [0, 1]}, set={"loss.discriminator_start": 150, "steps": 300})
+@pytest.mark.parametrize(
+    ("state", "start", "counts"), [("running", 0, False), ("done", 300, False), ("done", 150, True)]
+)
+def test_memory_counts_once_the_discriminator_and_the_evaluation_have_come(
+    plan_of: PlanOf, state: str, start: int, counts: bool
+) -> None:
+    plan = plan_of(axes={"seed": [0, 1]}, set={"loss.discriminator_start": start, "steps": 300})
     cell = plan.cells[0]
-    for step, counts in ((100, False), (200, True)):
-        records = {cell.signature: record(cell, 0.1, "running", step=step, peak_memory_bytes=10 << 30)}
-        seen = estimate(cell, speed(plan.cells, records, "cpu"), "cpu").memory_bytes
-        assert (seen == pytest.approx(10 << 30)) == counts
+    records = {cell.signature: record(cell, 0.1, state, step=300, peak_memory_bytes=10 << 30)}
+    seen = estimate(cell, speed(plan.cells, records, "cpu"), "cpu").memory_bytes
+    assert (seen == pytest.approx(10 << 30)) == counts
 
 
 def other_run(write_run: WriteRun, cell: Cell, device: str, a_step: float) -> None:
