@@ -124,13 +124,19 @@ def forecast(
     folder = SweepFolder(runs or runs_root(), plan.name)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
-    rate = speed(plan.cells, records, cluster.device, folder)
+    # Asked once, for it looks for GPUs.
+    device = cluster.device
+    rate = speed(plan.cells, records, device, folder)
     extra = ON_REQUEST if retry else frozenset()
     actions = reconcile(signatures, records, {}, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
     wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
     todo = [cell for cell in plan.cells if cell.signature in wanted]
-    estimates = {cell.signature: estimate(cell, rate, cluster.device) for cell in plan.cells}
-    left = {cell.signature: estimate(cell, rate, cluster.device, records[cell.signature].step).seconds for cell in todo}
+    estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
+    left = {}
+    for cell in todo:
+        step = records[cell.signature].step
+        rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
+        left[cell.signature] = rest.seconds
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
@@ -158,8 +164,9 @@ def forecast(
 def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[ResourceClass, list[Cell]]:
     """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file says."""
     grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
+    device = cluster.device
     for cell in cells:
-        one = estimate(cell, rate, cluster.device)
+        one = estimate(cell, rate, device)
         # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
         shared = one._replace(
             seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
