@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from analysis.cli import register as register_analysis
-from sweeps.cli import CellsOption, ClusterOption, JsonOption, RetryOption, SweepArgument
+from sweeps.cli import (
+    CanaryOption,
+    CellsOption,
+    ClusterOption,
+    JsonOption,
+    OverBudgetOption,
+    RetryOption,
+    SweepArgument,
+)
 from sweeps.cli import register as register_sweeps
 
 app = typer.Typer(
@@ -32,6 +40,8 @@ def run_command(
     cluster: ClusterOption = "local",
     cells: CellsOption = None,
     retry: RetryOption = False,
+    over_budget: OverBudgetOption = False,
+    canary: CanaryOption = False,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
@@ -44,7 +54,7 @@ def run_command(
     """
     from gsq.compose import run_command_line
 
-    run_command_line(sweep, cluster, cells, retry, output)
+    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary)
 
 
 register_sweeps(app)

@@ -21,20 +21,27 @@ if TYPE_CHECKING:
     from sweeps.folder import SweepFolder
     from sweeps.planning import Plan
 
-POLL_SECONDS = 2.0
 
-
-def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, command: str) -> int:
+def run_sweep(
+    sweep: str,
+    cluster: str,
+    cells: int | None,
+    retry: bool,
+    output: Path | None,
+    command: str,
+    over_budget: bool = False,
+    canary: bool = False,
+) -> int:
     """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 where cells have failed, 130 on Ctrl-C.
 
-    Raises UserError before anything is written where the sweep or the cluster is wrong.
+    Raises UserError before anything is written where the sweep or the cluster is wrong, or it is over its budget.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from sweeps.cli import make
+    from sweeps.canary import wait
+    from sweeps.cli import admitted, make
     from sweeps.cluster import load_cluster, local_workers
-    from sweeps.cost import estimate, speed
     from sweeps.display import LiveView, duration
     from sweeps.folder import SweepFolder
     from sweeps.gathering import gather
@@ -48,23 +55,14 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
     target = load_cluster(cluster)
     slots = local_workers(target) if target.kind == "local" else target.parallel
     folder = SweepFolder(runs_root(), plan.name)
-    records = folder.records([cell.signature for cell in plan.cells])
-    done = sum(record.state == "done" for record in records.values())
-    rate = speed(plan.cells, records, target.device)
-    todo = [cell for cell in plan.cells if records[cell.signature].state != "done"]
-    seconds = sum(estimate(cell, rate, target.device).seconds for cell in todo) / max(1, min(slots, len(todo)))
-    expected = f", about {duration(seconds)} on {slots} workers" if todo and target.kind == "local" else ""
-    console.print(
-        f"[bold]{plan.name}[/bold]: {len(plan.cells)} cells, {done} already done, {len(todo)} to run{expected}",
-        highlight=False,
-    )
     if plan.broken_images:
         console.print(f"[yellow]{len(plan.broken_images)} broken images are left out (gsq plan names them)[/yellow]")
     try:
+        plan = admitted(console, plan, target, retry, over_budget, canary)
         with LiveView(plan, slots, target.device, console) as view:
             submit(plan, target, retry=retry, on_update=view.update)
             if target.kind == "slurm":
-                _wait(folder, plan, view)
+                wait(folder, plan, view.update)
     except KeyboardInterrupt:
         going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
         console.print(f"\nstopped; {going_on}. To go on: {escape(command)}", highlight=False, soft_wrap=True)
@@ -73,23 +71,6 @@ def run_sweep(sweep: str, cluster: str, cells: int | None, retry: bool, output: 
     failed = _report(console, table, folder, plan)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
-
-
-def _wait(folder: SweepFolder, plan: Plan, view: object) -> None:
-    """Poll until no job of the plan is waiting or running."""
-    from sweeps.display import LiveView
-    from sweeps.reconcile import reconcile
-    from sweeps.scheduler import slurm_jobs
-
-    assert isinstance(view, LiveView)
-    signatures = [cell.signature for cell in plan.cells]
-    while True:
-        records = folder.records(signatures)
-        actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=())
-        view.update(actions, records)
-        if not any(action.kind == "wait" for action in actions):
-            return
-        time.sleep(POLL_SECONDS)
 
 
 def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> int:
@@ -187,11 +168,13 @@ def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Pa
     return path
 
 
-def run_command_line(sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None) -> None:
+def run_command_line(
+    sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, over_budget: bool, canary: bool
+) -> None:
     """``gsq run``."""
     # As it was typed, but for the interpreter's folder where that is on the PATH.
     program = "gsq" if shutil.which("gsq") == sys.argv[0] else os.path.relpath(sys.argv[0])
     command = shlex.join([program, *sys.argv[1:]])
-    code = run_sweep(sweep, cluster, cells, retry, output, command)
+    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary)
     if code:
         raise typer.Exit(code)

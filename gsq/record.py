@@ -220,6 +220,15 @@ class RunRecord:
     node: str = ""
     job: str = ""
     """SLURM job of the newest attempt."""
+    device: str = ""
+    """cpu or cuda."""
+    startup_seconds: float | None = None
+    """Device seconds up to the end of an attempt's first step: imports, weights, images, compilation."""
+    step_seconds: float | None = None
+    """Device seconds of a training step, over the ``timed_steps`` of all attempts; without evaluations."""
+    timed_steps: int = 0
+    evaluation_seconds: float | None = None
+    """Device seconds of one evaluation, the mean."""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None
@@ -249,6 +258,7 @@ def read_run(folder: RunFolder) -> RunRecord:
         seconds=sum(s["seconds"] * s.get("processes", 1) for s in known),
         images_per_second=last.get("images_per_second"),
         peak_memory_bytes=max((s.get("peak_memory_bytes") or 0 for s in known), default=0) or None,
+        **_timings(known),
         host=last["host"],
         pid=last["pid"],
         node=last.get("node", ""),
@@ -274,6 +284,23 @@ def _statuses(folder: RunFolder) -> list[Any]:
 def note_killed(folder: RunFolder, failure: str) -> None:
     """Say why the newest attempt, which still says that it runs, has ended."""
     write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n", sync=True)
+
+
+def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fields of RunRecord that say where the time of the attempts went."""
+
+    def total(key: str) -> float:
+        return sum(s[key] * s.get("processes", 1) for s in statuses if key in s)
+
+    steps, evaluations = (sum(s.get(key, 0) for s in statuses) for key in ("trained_steps", "evaluations"))
+    startups = [s["startup_seconds"] * s.get("processes", 1) for s in statuses if "startup_seconds" in s]
+    return {
+        "device": statuses[-1].get("device", ""),
+        "startup_seconds": startups[-1] if startups else None,
+        "step_seconds": total("training_seconds") / steps if steps else None,
+        "timed_steps": steps,
+        "evaluation_seconds": total("evaluation_seconds") / evaluations if evaluations else None,
+    }
 
 
 def smallest_micro_batch(folder: RunFolder) -> int | None:

@@ -118,12 +118,32 @@ class _Progress:
         self.step, self.written = 0, 0.0
         self.first_step: int | None = None
         self.first_time = 0.0
+        self.timings: dict[str, float] = {}
+        self.first_step_ended = 0.0
+        self.evaluation_seconds, self.evaluations = 0.0, 0
 
     def __call__(self, step: int) -> None:
         """After a step, which every process of the run has made: they stop after the same one."""
+        self._time_step()
         self.alive(step)
         if reason := self.group.agree(self.stop.reason):
             raise Stopped(reason)
+
+    def _time_step(self) -> None:
+        """Start-up, with the first step, apart from the steps after it; neither with an evaluation."""
+        now = time.monotonic() - self.evaluation_seconds
+        if self.attempt is not None and not self.timings:
+            self.first_step_ended = now
+            started = max(0.0, time.time() - self.attempt.started - self.evaluation_seconds)
+            self.timings = {"startup_seconds": started, "training_seconds": 0.0, "trained_steps": 0}
+        elif self.timings:
+            self.timings["training_seconds"] = now - self.first_step_ended
+            self.timings["trained_steps"] += 1
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation has ended, which is no training time."""
+        self.evaluation_seconds += seconds
+        self.evaluations += 1
 
     def alive(self, step: int) -> None:
         self.step = step
@@ -160,6 +180,10 @@ class _Progress:
         more["processes"] = self.group.size
         # In every status, since an attempt that is killed for its memory cannot say it then.
         more["next_micro_batch"] = self.smaller
+        more["device"] = self.device
+        more |= self.timings
+        if self.evaluations:
+            more |= {"evaluation_seconds": self.evaluation_seconds, "evaluations": self.evaluations}
         if self.started_from is not None:
             more["started_from"] = self.started_from
         self.attempt.write_status(state, self.step, self.config.train.steps, **more)
@@ -293,10 +317,12 @@ def _train_and_evaluate(
 
     def evaluate_first(trainer: Trainer, attempt: Attempt) -> str | None:
         samples = attempt.path / "samples.png"
+        begun = time.monotonic()
         try:
             result = evaluate(trainer.ema, source, config.evaluation, samples=samples, tick=progress.evaluating)
         except Stopped as stopped:
             return stopped.reason
+        progress.evaluated(time.monotonic() - begun)
         step = trainer.step_count
         result["step"] = step
         result["images_seen"] = step * config.train.batch_size

@@ -14,8 +14,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sweeps.canary import run_canaries
     from sweeps.cluster import Cluster, load_cluster
     from sweeps.control import Cancellation, cancel, retry
+    from sweeps.forecasting import Forecast, admit, forecast
     from sweeps.gathering import gather
     from sweeps.housekeeping import Cleaning, clean
     from sweeps.logs import Log, read_log
@@ -34,13 +36,16 @@ _HOME = {
     "Cluster": ("cluster", "Cluster"),
     "Log": ("logs", "Log"),
     "Plan": ("planning", "Plan"),
+    "Forecast": ("forecasting", "Forecast"),
     "SCIENCE_COLUMNS": ("schema", "SCIENCE_COLUMNS"),
     "SchemaError": ("schema", "SchemaError"),
     "Spec": ("spec", "Spec"),
     "Submission": ("submission", "Submission"),
     "SweepStatus": ("monitoring", "SweepStatus"),
+    "admit": ("forecasting", "admit"),
     "cancel": ("control", "cancel"),
     "clean": ("housekeeping", "clean"),
+    "forecast": ("forecasting", "forecast"),
     "gather": ("gathering", "gather"),
     "load_cluster": ("cluster", "load_cluster"),
     "load_spec": ("spec", "load_spec"),
@@ -48,6 +53,7 @@ _HOME = {
     "read_log": ("logs", "read_log"),
     "read_table": ("schema", "read_table"),
     "retry": ("control", "retry"),
+    "run_canaries": ("canary", "run_canaries"),
     "status": ("monitoring", "status"),
     "submit": ("submission", "submit"),
 }
@@ -58,14 +64,17 @@ __all__ = [
     "Cell",
     "Cleaning",
     "Cluster",
+    "Forecast",
     "Log",
     "Plan",
     "SchemaError",
     "Spec",
     "Submission",
     "SweepStatus",
+    "admit",
     "cancel",
     "clean",
+    "forecast",
     "gather",
     "load_cluster",
     "load_spec",
@@ -73,6 +82,7 @@ __all__ = [
     "read_log",
     "read_table",
     "retry",
+    "run_canaries",
     "status",
     "submit",
 ]

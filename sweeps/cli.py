@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sweeps.cluster import Cluster
     from sweeps.planning import Plan
     from sweeps.submission import Submission
@@ -29,6 +31,16 @@ CellsOption = Annotated[
 ]
 RetryOption = Annotated[
     bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
+]
+OverBudgetOption = Annotated[
+    bool, typer.Option("--over-budget", help="Go on where the estimate is above a limit of the YAML's budget.")
+]
+CanaryOption = Annotated[
+    bool,
+    typer.Option(
+        "--canary",
+        help="First run the largest cell of each resource class for 50 steps, to measure its memory and time.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SelectionArgument = Annotated[
@@ -79,24 +91,24 @@ def plan_command(
     """Show the cells of a sweep and what they will cost. Runs nothing.
 
     Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
-    memory; then the cells left out with the constraint that did it, and duplicates.
+    memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
+    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off.
 
     Example: gsq plan sweeps/configs/quickstart.yaml
     """
-    from gsq.record import runs_root
     from sweeps.cluster import load_cluster
-    from sweeps.cost import estimate, resource_class, speed
-    from sweeps.folder import SweepFolder
+    from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
 
     plan = make(sweep, cells)
     target = load_cluster(cluster)
-    records = SweepFolder(runs_root(), plan.name).records([cell.signature for cell in plan.cells])
-    rate = speed(plan.cells, records, target.device)
+    found = forecast(plan, target)
     if as_json:
         rows = []
+        classes = by_class(plan.cells, found.speed, target)
+        resources = {cell.signature: asdict(r) for r, members in classes.items() for cell in members}
         for cell in plan.cells:
-            wanted = estimate(cell, rate, target.device)
+            wanted = found.estimates[cell.signature]
             rows.append(
                 {
                     "signature": cell.signature,
@@ -106,7 +118,8 @@ def plan_command(
                     "train_flops": cell.cost.train_flops,
                     "seconds": wanted.seconds,
                     "memory_bytes": wanted.memory_bytes,
-                    "resource_class": asdict(resource_class(wanted)),
+                    "seconds_left": found.left.get(cell.signature, 0.0),
+                    "resource_class": resources[cell.signature],
                 }
             )
         dropped = [{"axes": axes, "where": text} for axes, text in plan.dropped]
@@ -117,7 +130,8 @@ def plan_command(
             "dropped": dropped,
             "merged": merged,
             "broken_images": plan.broken_images,
-            "speed": asdict(rate),
+            "speed": asdict(found.speed),
+            "forecast": found.to_dict(),
         }
         typer.echo(json.dumps(document, indent=1))
         return
@@ -125,10 +139,42 @@ def plan_command(
 
     from sweeps.display import print_plan
 
-    print_plan(Console(), plan, rate, target.device, _slots(target), None if show_all else 60)
+    print_plan(Console(), plan, found, target.device, None if show_all else 60)
 
 
-def submit_plan(plan: Plan, cluster: str, retry: bool) -> Submission:
+def admitted(
+    console: Console, plan: Plan, target: Cluster, retry: bool, over_budget: bool = False, canary: bool = False
+) -> Plan:
+    """Show what a submission will cost and run its canaries; returns the plan with the estimates to record.
+
+    Raises UserError where it is over its budget, and leaves with exit code 1 where a canary has failed.
+    """
+    from sweeps.canary import canary_plan, choose, run_canaries
+    from sweeps.display import LiveView, print_canaries, print_forecast
+    from sweeps.forecasting import TIMELESS, check_budget, forecast, with_estimates
+
+    found = forecast(plan, target, retry=retry)
+    if not over_budget:
+        # What no measurement can change is said before one is made.
+        check_budget(plan.name, found, TIMELESS if canary else None)
+    print_forecast(console, found, target.device)
+    chosen = choose(plan, target, retry=retry) if canary else []
+    if chosen:
+        console.print(f"canaries first: {len(chosen)} of {len(found.left)} cells to run", highlight=False)
+        with LiveView(canary_plan(plan, chosen), _slots(target), target.device, console) as view:
+            results = run_canaries(plan, target, retry=retry, chosen=chosen, on_update=view.update)
+        found = forecast(plan, target, retry=retry)
+        print_canaries(console, results, found)
+        if any(result.failed for result in results):
+            console.print("nothing else was submitted; without --canary it would be", highlight=False)
+            raise typer.Exit(1)
+        print_forecast(console, found, target.device)
+    if not over_budget:
+        check_budget(plan.name, found)
+    return with_estimates(plan, found)
+
+
+def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False, canary: bool = False) -> Submission:
     """Submit with the live view of a local run. Ctrl-C says how to go on and leaves with exit code 130."""
     from rich.console import Console
 
@@ -138,6 +184,12 @@ def submit_plan(plan: Plan, cluster: str, retry: bool) -> Submission:
 
     target = load_cluster(cluster)
     console = Console()
+    try:
+        plan = admitted(console, plan, target, retry, over_budget, canary)
+    except KeyboardInterrupt:
+        going_on = "canaries run on" if target.kind == "slurm" else "finished steps are kept"
+        console.print(f"stopped; {going_on}. The same command goes on from there.")
+        raise typer.Exit(130) from None
     if target.kind == "slurm":
         submission = submit(plan, target, retry=retry)
         for job_id, members in submission.arrays.items():
@@ -158,6 +210,8 @@ def submit_command(
     cluster: ClusterOption = "local",
     cells: CellsOption = None,
     retry: RetryOption = False,
+    over_budget: OverBudgetOption = False,
+    canary: CanaryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
     ] = False,
@@ -165,7 +219,8 @@ def submit_command(
     """Run what is missing of a sweep, and nothing else.
 
     On this machine it blocks and shows progress; on SLURM it hands over one job array for each resource class and
-    returns. Say it again after any interruption: finished cells are never trained twice.
+    returns. Say it again after any interruption: finished cells are never trained twice. What would be over the YAML's
+    budget is refused with exit code 2.
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
     """
@@ -177,7 +232,7 @@ def submit_command(
         for text in preview(plan, load_cluster(cluster), retry=retry) or ["nothing to submit"]:
             typer.echo(text)
         return
-    submission = submit_plan(plan, cluster, retry)
+    submission = submit_plan(plan, cluster, retry, over_budget, canary)
     if any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)
 

@@ -1,31 +1,37 @@
-"""How long a cell will take and how much memory, before it runs; and the resource class to ask for."""
+"""How long a cell will take and how much memory, before it runs; and the resource class to ask for.
+
+Estimates are arithmetic (gsq.flops) until runs have been measured; then they are fitted to what these took.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
 
-from gsq.config import RunConfig
-from gsq.record import DONE, RunRecord
-from sweeps.planning import Cell
+from gsq.errors import UserError
+from gsq.loading import SHORT_NAMES, from_dict
+from gsq.record import DONE, RunFolder, RunRecord, newest_file, read_json, read_run
+from sweeps.folder import SweepFolder
+from sweeps.planning import Cell, axis_columns
+from sweeps.spec import DERIVED_NAMES, check_expression
 
-# Effective training speed assumed until a run of the sweep has been measured. CPU: one thread of a 2-core AMD
-# EPYC virtual machine on the cpu-tiny preset. GPU: a third of an A100's dense bfloat16 peak, not measured.
+# Effective training speed assumed until a run has been measured. CPU: one thread of a 2-core AMD EPYC virtual machine
+# on the cpu-tiny preset. GPU: a third of an A100's dense bfloat16 peak, not measured.
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 4.0e10, "gpu": 1.0e14}
-# Start-up (imports, weights, images), and evaluation per image over a training image's time.
+# Likewise, start-up (imports, weights, images, the first step).
 STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
 # The interpreter with torch and the feature network, on top of the model's own memory.
 FRAMEWORK_BYTES = {"cpu": 600 << 20, "gpu": 1 << 30}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Training FLOPs a second of one device, and where the number comes from."""
-
-    flops_per_second: float
-    basis: str
+# What a run must have done after its first step before its speed counts.
+TIMED_STEPS, TIMED_SECONDS = 10, 1.0
+# With fewer measured runs than these of its own, a sweep also looks at others. A line needs as many.
+ENOUGH_RUNS = 4
+# How many measured runs are fitted, and how many folders are opened to find those of other sweeps.
+FITTED_RUNS, OPENED_RUNS = 64, 400
 
 
 class Estimate(NamedTuple):
@@ -34,31 +40,256 @@ class Estimate(NamedTuple):
     memory_bytes: int
 
 
-def speed(cells: Iterable[Cell], records: Mapping[str, RunRecord], device: str) -> Speed:
-    """Median over the finished cells of the sweep; before there are any, an assumption that says so."""
-    measured = []
-    for cell in cells:
-        record = records.get(cell.signature)
-        if record is not None and record.state == DONE and record.attempts == 1:
-            seconds = record.seconds - STARTUP_SECONDS[device]
-            if seconds > 1:
-                measured.append(_flops(cell.config, cell) / seconds)
-    if measured:
-        return Speed(statistics.median(measured), f"measured on {len(measured)} finished cells of this sweep")
-    return Speed(ASSUMED_FLOPS_PER_SECOND[device], f"assumed for a {device}; finished cells will correct it")
+@dataclass(frozen=True)
+class Speed:
+    """What steps, evaluations and memory cost on one device, and where the numbers come from.
+
+    Seconds are device seconds: those of all processes of a run.
+    """
+
+    step: tuple[float, float, float]
+    """Seconds of a step: a constant, and those for each FLOP of the networks and of the look-up."""
+    evaluation: tuple[float, float]
+    """Seconds of an evaluation: a constant, and those for each FLOP of its forward passes."""
+    startup_seconds: float
+    memory: tuple[float, float]
+    """Bytes at the peak: a constant, and those for each byte of gsq.flops.Cost.memory_bytes."""
+    basis: str
+    runs: int
+    """Measured runs behind the numbers, 0 where they are assumed."""
 
 
-def _flops(config: RunConfig, cell: Cell) -> float:
-    """Training, and evaluation at one forward pass an image beside the features."""
+class Measured(NamedTuple):
+    """One run that has been timed."""
+
+    cell: Cell
+    record: RunRecord
+
+
+def speed(
+    cells: Iterable[Cell], records: Mapping[str, RunRecord], device: str, folder: SweepFolder | None = None
+) -> Speed:
+    """Fitted to the runs of these cells on this kind of device (cpu or gpu), finished or not; before any, assumed.
+
+    folder: the sweep's; its canaries count as its own runs, and where there are fewer than ENOUGH_RUNS, runs of
+    other sweeps below the runs folder give the shape of the fit, and its own runs the level.
+    """
+    own = [Measured(cell, r) for cell in cells if (r := records.get(cell.signature)) and _timed(r, device)]
+    if folder is not None:
+        own += [m for m in _canaries(folder) if _timed(m.record, device)]
+    others: list[Measured] = []
+    name = ""
+    if folder is not None and len(own) < ENOUGH_RUNS:
+        others, name = _other_runs(folder, device, {m.cell.signature for m in own})
+    if not own and not others:
+        rate = 1 / ASSUMED_FLOPS_PER_SECOND[device]
+        framework = float(FRAMEWORK_BYTES[device])
+        basis = f"assumed for a {device}; runs will correct it"
+        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], (framework, 1.0), basis, 0)
+    counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
+    basis = " and ".join(f"{count} run{'s' * (count > 1)} of {whose}" for count, whose in counts if count)
+    return _fitted(own, others, device, f"measured on {basis}")
+
+
+def _timed(record: RunRecord, device: str) -> bool:
+    return (
+        record.device == {"cpu": "cpu", "gpu": "cuda"}[device]
+        and record.step_seconds is not None
+        and record.timed_steps >= TIMED_STEPS
+        and record.step_seconds * record.timed_steps >= TIMED_SECONDS
+    )
+
+
+def canary_folder(folder: SweepFolder) -> SweepFolder:
+    """Where the canaries of a sweep are run (sweeps.canary)."""
+    return SweepFolder(folder.runs, f"{folder.name}-canary")
+
+
+def _canaries(folder: SweepFolder) -> Iterator[Measured]:
+    there = canary_folder(folder)
+    if (there.path / "plan.json").is_file():
+        for cell in there.read_plan().cells:
+            yield Measured(cell, read_run(RunFolder.of(folder.runs, cell.signature)))
+
+
+def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list[Measured], str]:
+    """Timed runs on the device that has the most, and its name. Signatures being hashes, the first are any."""
+    found: dict[str, list[Measured]] = {}
+    paths = (path for prefix in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) for path in sorted(prefix.iterdir()))
+    for path in islice(paths, OPENED_RUNS):
+        run = RunFolder(path)
+        if path.name in known or not _timed(record := read_run(run), device):
+            continue
+        environment = newest_file(run, "env.json")
+        name = ((environment and read_json(environment)) or {}).get("device") or f"a {device}"
+        try:
+            values = run.read_config()
+            label = values.pop("data_label", "")
+            found.setdefault(name, []).append(Measured(Cell(path.name, {}, from_dict(values), label), record))
+        except (UserError, TypeError, KeyError, AttributeError):
+            continue  # A config of another version of gsq.
+        if sum(map(len, found.values())) >= FITTED_RUNS:
+            break
+    name = max(found, key=lambda n: len(found[n]), default="")
+    return found.get(name, []), name
+
+
+def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str) -> Speed:
+    # Evenly over the plan, whose order is that of its axes.
+    own = own[:: -(-len(own) // FITTED_RUNS)] if own else own
+    runs = own + others
+
+    def level(predicted: list[float], measured: list[float]) -> float:
+        """Own runs correct what the others say."""
+        ratios = [m / p for m, p in zip(measured[: len(own)], predicted, strict=False)]
+        return statistics.median(ratios) if own and others else 1.0
+
+    rows = [(1.0, dense, lookup, dense + lookup) for dense, lookup in map(_step_flops, runs)]
+    seconds = [m.record.step_seconds or 0.0 for m in runs]
+    a, b, c, both = fit(rows, seconds, ((3,), (0, 3), (1, 2), (0, 1, 2)))
+    factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
+    step = (a * factor, (b + both) * factor, (c + both) * factor)
+    # Taken to be as fast for each FLOP as training, and a constant beside, until there are runs enough to tell.
+    per_flop = step[1] or 1 / ASSUMED_FLOPS_PER_SECOND[device]
+    evaluated = [(per_flop * evaluation_flops(m.cell), s) for m in runs if (s := m.record.evaluation_seconds)]
+    constant, factor = _corrected(evaluated, 0.0)
+    startups = [m.record.startup_seconds for m in own or others if m.record.startup_seconds is not None]
+    return Speed(
+        step,
+        (constant, factor * per_flop),
+        statistics.median(startups) if startups else STARTUP_SECONDS[device],
+        _memory(runs, device),
+        basis,
+        len(runs),
+    )
+
+
+def _step_flops(run: Measured) -> tuple[float, float]:
+    """FLOPs of the networks and of the look-up, a step, over the steps that the run has made."""
+    cost, config = run.cell.cost, run.cell.config
+    steps, start = config.train.steps, config.loss.discriminator_start
+    word = (run.record.started_from or "").rpartition(" ")[2]
+    first = int(word) if word.isdigit() else 0
+    last = max(run.record.step, first + 1)
+    adversarial = max(0, last - max(first, start)) / max(1, steps - start) if steps > start else 0.0
+    dense = (cost.generator_flops + cost.perceptual_flops) / steps
+    return dense + cost.discriminator_flops * adversarial / (last - first), cost.lookup_flops / steps
+
+
+def evaluation_flops(cell: Cell) -> float:
+    """Forward passes of the tokenizer and of a feature network like the perceptual one, for one evaluation."""
+    per_image = (cell.cost.generator_flops + cell.cost.perceptual_flops) / cell.cost.images / 3
+    return 2 * cell.config.evaluation.num_images * per_image
+
+
+def evaluations(cell: Cell) -> int:
+    """How many evaluations the whole run makes, that at its end included."""
+    every = cell.config.evaluation.every
+    return 1 + ((cell.config.train.steps - 1) // every if every else 0)
+
+
+def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
+    """Speed.memory from the measured peaks."""
+    found = [
+        (float(m.cell.cost.memory_bytes), float(m.record.peak_memory_bytes))
+        for m in runs
+        # Before the discriminator comes, or the evaluation, it is not the peak.
+        if m.record.peak_memory_bytes
+        and m.record.state == DONE
+        and (m.cell.config.discriminator.kind == "none" or m.record.step > m.cell.config.loss.discriminator_start)
+    ]
+    return _corrected(found, float(FRAMEWORK_BYTES[device]))
+
+
+def _corrected(pairs: list[tuple[float, float]], constant: float) -> tuple[float, float]:
+    """Constant and factor with which the first of each pair, by arithmetic, gives the second, measured.
+
+    Another constant than the assumed one or, where the arithmetic is too high for that, a factor on both; a line
+    through the pairs where there are enough of them and it predicts better.
+    """
+    if not pairs:
+        return constant, 1.0
+    beside = statistics.median(measured - x for x, measured in pairs)
+    ratio = statistics.median(measured / (x + constant) for x, measured in pairs)
+    simple = (beside, 1.0) if beside >= 0 else (ratio * constant, ratio)
+    # In the first column the simple answer, so that the line has to be better than it.
+    rows = [(simple[0] + simple[1] * x, 1.0, x) for x, _ in pairs]
+    share, a, b = fit(rows, [measured for _, measured in pairs], ((0,), (1, 2)))
+    return a + share * simple[0], b + share * simple[1]
+
+
+def fit(
+    rows: Sequence[Sequence[float]], measured: Sequence[float], shapes: Sequence[tuple[int, ...]]
+) -> tuple[float, ...]:
+    """Coefficients, none below 0, with which the columns of ``rows`` add up to what was measured (above 0).
+
+    Absolute errors, relative to the measured, are least, so that a few odd runs do little harm. shapes: columns that
+    may have a coefficient, first a single one. A later shape is taken where it predicts rows that were left out of the
+    fit better by a tenth, from ENOUGH_RUNS rows on.
+    """
+    (first,) = shapes[0]
+    simple = [0.0] * len(rows[0])
+    simple[first] = statistics.median(m / row[first] for m, row in zip(measured, rows, strict=True))
+    if len(rows) < ENOUGH_RUNS:
+        return tuple(simple)
+    import numpy as np
+
+    # Dividing by the target makes errors relative; scaling the columns keeps the equations well-conditioned.
+    table = np.array(rows, float)
+    scale = np.maximum(np.abs(table).max(0), 1e-300)
+    table = table / scale / np.array(measured, float)[:, None]
+    folds = np.arange(len(rows)) % min(len(rows), 12)
+
+    def solve(columns: tuple[int, ...], part: Any) -> Any:
+        """Least absolute deviations by reweighting; None where a coefficient is negative or not determined."""
+        found = np.zeros(len(scale))
+        if len(columns) == 1:
+            found[columns[0]] = np.median(1 / part[:, columns[0]])
+            return found
+        part = part[:, columns]
+        if len(part) < ENOUGH_RUNS - 1 or np.linalg.cond(part) > 1e3:
+            return None
+        weights = np.ones(len(part))
+        for _ in range(25):
+            root = np.sqrt(weights)
+            found[list(columns)] = np.linalg.lstsq(part * root[:, None], root, rcond=None)[0]
+            weights = 1 / np.maximum(np.abs(part @ found[list(columns)] - 1), 1e-3)
+        return None if (found < 0).any() else found
+
+    best, least = np.array(simple) * scale, math.inf
+    for columns in shapes:
+        whole = solve(columns, table)
+        if whole is None:
+            continue
+        errors = np.zeros(len(rows))
+        for fold in np.unique(folds):
+            left_out = folds == fold
+            found = solve(columns, table[~left_out])
+            if found is None:
+                break
+            errors[left_out] = np.minimum(np.abs(np.log(np.maximum(table[left_out] @ found, 1e-300))), 2.0)
+        else:
+            if errors.mean() < 0.9 * least:
+                best, least = whole, float(errors.mean())
+    return tuple(float(v) for v in best / scale)
+
+
+def step_seconds(cell: Cell, rate: Speed) -> float:
+    """Device seconds of a training step, the mean over the whole run."""
+    constant, per_flop, per_lookup_flop = rate.step
     cost = cell.cost
-    per_image = (cost.generator_flops + cost.perceptual_flops) / cost.images / 3
-    return cost.train_flops + 2 * config.evaluation.num_images * per_image
+    dense = cost.train_flops - cost.lookup_flops
+    return constant + (per_flop * dense + per_lookup_flop * cost.lookup_flops) / cell.config.train.steps
 
 
-def estimate(cell: Cell, rate: Speed, device: str) -> Estimate:
-    """Time and peak memory of one cell on one device."""
-    seconds = STARTUP_SECONDS[device] + _flops(cell.config, cell) / rate.flops_per_second
-    return Estimate(seconds, cell.cost.memory_bytes + FRAMEWORK_BYTES[device])
+def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estimate:
+    """Time and peak memory of one cell on one device (cpu or gpu); time for the steps after ``steps_done``."""
+    steps, every = cell.config.train.steps, cell.config.evaluation.every
+    done = min(steps_done, steps)
+    count = evaluations(cell) - (min(done, steps - 1) // every if every else 0)
+    evaluation = rate.evaluation[0] + rate.evaluation[1] * evaluation_flops(cell)
+    seconds = rate.startup_seconds + (steps - done) * step_seconds(cell, rate) + count * evaluation
+    return Estimate(seconds, round(rate.memory[0] + rate.memory[1] * cell.cost.memory_bytes))
 
 
 @dataclass(frozen=True, order=True)
@@ -75,11 +306,73 @@ MINUTE_STEPS = (15, 30, 60, 120, 240, 480, 720, 1440, 2880, 5760, 10080)
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 2.0
 
 
-def resource_class(wanted: Estimate) -> ResourceClass:
-    """The smallest class that holds an estimate with its margins; the largest where none does."""
-    memory_gb = wanted.memory_bytes * MEMORY_MARGIN / 2**30
-    minutes = wanted.seconds * TIME_MARGIN / 60
+def resource_class(
+    wanted: Estimate, *, minutes: int | str = 0, memory_gb: int | str = 0, cell: Cell | None = None
+) -> ResourceClass:
+    """The smallest class that holds an estimate with its margins; the largest where none does.
+
+    minutes, memory_gb: what the cluster file fixes, 0 for nothing; or a ResourceExpression over the cell and its
+    estimate, which then says it all: no margin is added. Raises UserError for an expression that is wrong or needs
+    the cell.
+    """
+    memory_step = wanted.memory_bytes * MEMORY_MARGIN / 2**30
+    minute_step = wanted.seconds * TIME_MARGIN / 60
     return ResourceClass(
-        next((step for step in MEMORY_STEPS_GB if step >= memory_gb), MEMORY_STEPS_GB[-1]),
-        next((step for step in MINUTE_STEPS if step >= minutes), MINUTE_STEPS[-1]),
+        _asked("memory_gb", memory_gb, wanted, cell)
+        or next((step for step in MEMORY_STEPS_GB if step >= memory_step), MEMORY_STEPS_GB[-1]),
+        _asked("minutes", minutes, wanted, cell)
+        or next((step for step in MINUTE_STEPS if step >= minute_step), MINUTE_STEPS[-1]),
     )
+
+
+def _asked(key: str, value: int | str, wanted: Estimate, cell: Cell | None) -> int:
+    return ResourceExpression(key, value).value(wanted, cell) if isinstance(value, str) else value
+
+
+# Names in a resource expression: the estimate and arithmetic, rounded up so that cells share a class; then the exact
+# axes and derived axes of the results table.
+ESTIMATED_NAMES = ("seconds", "minutes", "memory_gb", "parameters", "train_flops")
+RESOURCE_NAMES = tuple(dict.fromkeys((*ESTIMATED_NAMES, "images", *SHORT_NAMES, *DERIVED_NAMES)))
+RESOURCE_FUNCTIONS = {"min": min, "max": max, "ceil": math.ceil}
+
+
+@dataclass(frozen=True)
+class ResourceExpression:
+    """What a job asks for as an expression of its cell: ``max(30, 3 * minutes)`` for minutes.
+
+    Checked when it is made, evaluated by simpleeval, never by eval. Names are RESOURCE_NAMES: ``seconds``, ``minutes``
+    and ``memory_gb`` are the estimate without margin. They, ``parameters`` and ``train_flops`` are rounded up to a
+    power of the square root of 2, so that cells fall into few classes.
+    """
+
+    key: str
+    """What the errors name: minutes or memory_gb."""
+    text: str
+
+    def __post_init__(self) -> None:
+        check_expression(self.text, self.key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
+
+    def value(self, wanted: Estimate, cell: Cell | None) -> int:
+        """Rounded up to a whole number, at least 1. Raises UserError where it cannot be computed, or is no number."""
+        from simpleeval import InvalidExpression, SimpleEval
+
+        values = {"seconds": wanted.seconds, "minutes": wanted.seconds / 60, "memory_gb": wanted.memory_bytes / 2**30}
+        if cell is not None:
+            values |= {"parameters": cell.cost.parameters, "train_flops": cell.cost.train_flops}
+        values = {name: _rounded_up(value) for name, value in values.items()}
+        if cell is not None:
+            values |= {"images": cell.cost.images, **axis_columns(cell.config, cell.data_label)}
+        try:
+            found = SimpleEval(functions=RESOURCE_FUNCTIONS, names=values).eval(self.text)
+            if isinstance(found, bool) or not isinstance(found, int | float):
+                raise TypeError(f"is {found!r}, not a number")
+            if not 0 < found < 1e9:
+                raise ValueError(f"is {found:g}, not a number above 0 (and below 1e9)")
+            return math.ceil(found)
+        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            where = f" for cell {cell.title}" if cell else ""
+            raise UserError(f"{self.key}: '{self.text}'{where}: {str(error) or type(error).__name__}") from None
+
+
+def _rounded_up(value: float) -> float:
+    return 2.0 ** (math.ceil(2 * math.log2(value) - 1e-9) / 2) if value > 0 else 0.0

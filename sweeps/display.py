@@ -16,17 +16,22 @@ from rich.table import Table
 from rich.text import Text
 
 from gsq.presets import paper_parameters
-from gsq.record import RunRecord
-from sweeps.cost import Speed, estimate, resource_class, speed
+from gsq.record import RunRecord, runs_root
+from sweeps.cost import Speed, estimate, speed
+from sweeps.folder import SweepFolder
+from sweeps.forecasting import Forecast
 from sweeps.monitoring import CellStatus, SweepStatus, row
 from sweeps.planning import Plan, derived, title
 
 if TYPE_CHECKING:
+    from sweeps.canary import Result
     from sweeps.reconcile import Action
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "planned": "dim", "pruned": "dim"}
 # Without a terminal, a line of progress every so many seconds.
 LINE_SECONDS = 20.0
+# How often the time left is estimated from new measurements.
+SPEED_SECONDS = 10.0
 
 
 def duration(seconds: float | None) -> str:
@@ -83,7 +88,8 @@ class LiveView:
         )
         self.states: dict[str, str] = {}
         self.printed = time.monotonic()
-        self.begun = time.monotonic()
+        self.speed: Speed | None = None
+        self.speed_read = 0.0
 
     def __enter__(self) -> LiveView:
         if self.live:
@@ -126,7 +132,12 @@ class LiveView:
                 self._line(f"[red]failed[/red] {escape(reason)}")
 
     def _seconds_left(self, rows: Sequence[CellStatus], records: dict[str, RunRecord]) -> float:
-        rate = speed(self.cells.values(), records, self.device)
+        now = time.monotonic()
+        if self.speed is None or now - self.speed_read > SPEED_SECONDS:
+            self.speed_read = now
+            folder = SweepFolder(runs_root(), self.name)
+            self.speed = speed(self.cells.values(), records, self.device, folder)
+        rate = self.speed
         total, longest = 0.0, 0.0
         for r in rows:
             if r.state in ("done", "failed", "pruned"):
@@ -183,7 +194,7 @@ def _head(axis: str) -> str:
     return HEADS.get(axis, axis.split(".")[-1].replace("_", " "))
 
 
-def plan_table(plan: Plan, rate: Speed, device: str, without: Sequence[str] = ()) -> Table:
+def plan_table(plan: Plan, found: Forecast, without: Sequence[str] = ()) -> Table:
     """A row a cell: axes, derived quantities, cost. ``without``: heads of SPARE to leave out."""
     axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))
     paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
@@ -196,7 +207,7 @@ def plan_table(plan: Plan, rate: Speed, device: str, without: Sequence[str] = ()
         columns["param- eters"] = [_compact(c.cost.parameters) for c in plan.cells]
     columns["train FLOPs"] = [_compact(c.cost.train_flops) for c in plan.cells]
     columns["images"] = [_compact(c.cost.images) for c in plan.cells]
-    wanted = [estimate(c, rate, device) for c in plan.cells]
+    wanted = [found.estimates[c.signature] for c in plan.cells]
     columns["time"] = [duration(w.seconds).replace(" min", "m").replace(" s", "s") for w in wanted]
     columns["memory"] = [size(w.memory_bytes).replace(" ", "") for w in wanted]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -211,18 +222,18 @@ def plan_table(plan: Plan, rate: Speed, device: str, without: Sequence[str] = ()
     return table
 
 
-def _fitting_table(console: Console, plan: Plan, rate: Speed, device: str) -> Table:
+def _fitting_table(console: Console, plan: Plan, found: Forecast) -> Table:
     for count in range(len(SPARE) + 1):
-        table = plan_table(plan, rate, device, SPARE[:count])
+        table = plan_table(plan, found, SPARE[:count])
         if console.measure(table, options=console.options.update_width(10_000)).maximum <= console.width:
             break
     return table
 
 
-def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: int, limit: int | None = 60) -> None:
-    """Cells, what was left out and why, duplicates, totals."""
+def print_plan(console: Console, plan: Plan, found: Forecast, device: str, limit: int | None = 60) -> None:
+    """Cells, what was left out and why, duplicates, totals against the budget."""
     shown = plan if limit is None else plan.cut(limit)
-    console.print(_fitting_table(console, shown, rate, device))
+    console.print(_fitting_table(console, shown, found))
     if len(shown.cells) < len(plan.cells):
         console.print(f"... and {len(plan.cells) - len(shown.cells)} more (--all shows them)")
     for constraint, count in Counter(text for _, text in plan.dropped).items():
@@ -238,16 +249,69 @@ def print_plan(console: Console, plan: Plan, rate: Speed, device: str, slots: in
         console.print(f"[yellow]broken image left out:[/yellow] {escape(name)}")
     if len(plan.broken_images) > 10:
         console.print(f"[yellow]... and {len(plan.broken_images) - 10} more broken images[/yellow]")
-    estimates = [estimate(cell, rate, device) for cell in plan.cells]
-    total = sum(e.seconds for e in estimates)
-    classes = {resource_class(e) for e in estimates}
-    console.print(
-        f"[bold]{len(plan.cells)} cells[/bold], {duration(total)} of {device} time, about "
-        f"{duration(max(total / slots, max(e.seconds for e in estimates)))} with {slots} at a time; largest "
-        f"{size(max(e.memory_bytes for e in estimates))}; {len(classes)} resource class{'es' * (len(classes) > 1)} "
-        f"(speed: {size(rate.flops_per_second, 'FLOP/s')}, {rate.basis})",
-        highlight=False,
-    )
+    print_forecast(console, found, device)
+
+
+def print_forecast(console: Console, found: Forecast, device: str) -> None:
+    """What is still to be run and what it takes, against the budget and the disk; and how good such numbers are."""
+    left = len(found.left)
+    lines = [f"[bold]{found.cells} cells[/bold], {found.finished} already done, {left} to run"]
+    if left:
+        # A week ahead, the minute says nothing.
+        clock = time.strftime("%H:%M" if found.wall_seconds < 43200 else "%a %d %b, %H:%M", time.localtime(found.end))
+        lines[0] += f": {duration(found.device_seconds)} of {device} time"
+        lines += [
+            f"with {found.parallel} at a time {duration(found.wall_seconds)}, until about {clock}",
+            f"memory: {size(found.memory_bytes)} for the largest; "
+            f"{found.classes} resource class{'es' * (found.classes != 1)}",
+            f"disk: {size(found.disk_bytes)} while running, {size(found.disk_bytes_after)} after; "
+            f"{size(found.free_bytes)} free",
+        ]
+        over = found.over()
+        limits = [
+            f"[{'red' if name in over else 'default'}]{name} {needed:.3g} of {limit:g}[/]"
+            for name, (needed, limit) in found.spent.items()
+        ]
+        lines += [f"budget: {', '.join(limits)}"] * bool(limits)
+        lines.append(f"time: {found.speed.basis}")
+    if found.accuracy:
+        a = found.accuracy
+        lines.append(
+            f"past estimates: median error x{a.median_factor:.2f}, 90 % within x{a.ninety_percent_factor:.2f} over "
+            f"{a.cells} finished cell{'s' * (a.cells != 1)}"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    if found.disk_bytes > found.free_bytes:
+        console.print(
+            f"[yellow]the disk of the runs folder has {size(found.free_bytes)} free, and up to "
+            f"{size(found.disk_bytes)} will be written: make room (gsq clean --dry-run), or set $GSQ_RUNS[/yellow]",
+            highlight=False,
+        )
+
+
+def print_canaries(console: Console, results: Sequence[Result], found: Forecast) -> None:
+    """What was expected -> what the canaries measured. found: the forecast after them."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for head in ("canary", "for cells", "s/step", "memory", "cell takes"):
+        table.add_column(head, justify="left" if head == "canary" else "right")
+    for result in results:
+        canary, record = result.canary, result.record
+        now = found.estimates[canary.cell.signature]
+        seconds, memory = record.step_seconds, record.peak_memory_bytes
+        table.add_row(
+            escape(brief(canary.cell.title)),
+            str(canary.members),
+            f"{canary.step_seconds:.3g} -> {seconds:.3g}" if seconds is not None else "-",
+            f"{size(canary.expected.memory_bytes)} -> {size(memory)}" if memory else "-",
+            "-" if result.failed else f"{duration(canary.expected.seconds)} -> {duration(now.seconds)}",
+        )
+    console.print(table)
+    for result in results:
+        if result.advice:
+            style = "red" if result.failed else "yellow"
+            text = f"{brief(result.canary.cell.title)} {result.advice}"
+            console.print(Text(text, style=style), soft_wrap=True)
 
 
 def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:

@@ -34,6 +34,9 @@ class SweepFolder:
         cells |= {cell.signature: cell_values(cell) for cell in plan.cells}
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "plan.json", {"name": self.name, "cells": list(cells.values())}, sync=True)
+        if plan.estimates:
+            recorded = (read_json(self.path / "estimates.json") or {"cells": {}})["cells"]
+            write_json(self.path / "estimates.json", {"cells": {**recorded, **plan.estimates}})
 
     def read_plan(self) -> Plan:
         """Every cell ever submitted. Raises UserError, naming the sweeps there are, for an unknown one."""

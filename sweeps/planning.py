@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from gsq.flops import Cost, cost
 from gsq.identity import identity
 from gsq.loading import SHORT_NAMES, config_key, override
 from gsq.signature import SCIENCE_SECTIONS
-from sweeps.spec import Spec
+from sweeps.spec import Budget, Spec
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
@@ -85,10 +86,13 @@ class Plan:
     merged: tuple[tuple[dict[str, Any], str], ...] = ()
     """Axes of the cells that another one makes unnecessary, with its signature."""
     broken_images: tuple[str, ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
 
     def cut(self, cells: int) -> Plan:
         """The first ``cells`` cells only."""
-        return Plan(self.name, self.cells[:cells], self.dropped, self.merged, self.broken_images)
+        return replace(self, cells=self.cells[:cells])
 
 
 class _Names:
@@ -153,4 +157,4 @@ def make_plan(spec: Spec) -> Plan:
         why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
     bad = tuple(name for files in manifests.values() for name in files.broken)
-    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), bad)
+    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), bad, spec.budget)

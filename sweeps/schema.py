@@ -118,6 +118,7 @@ COLUMNS: tuple[Column, ...] = (
     *_columns(
         "provenance",
         ("execution_signature", "string", "", "hash of how it was run: source, versions, device, world size"),
+        ("source", "string", "", "hash of the Python source of gsq that it was run with"),
         ("commit", "string", "", "git commit of the source, with + where the tree was modified; null without git"),
         ("versions", "string", "", "package versions as JSON"),
         ("device", "string", "", "device name"),

@@ -14,13 +14,14 @@ cases:                             # single cells, beside the combinations
   - {groups: 8, latent_dim: 16}
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
+budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to be run
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -31,7 +32,7 @@ from gsq.errors import UserError, nearest
 from gsq.loading import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.presets import PRESETS, preset
 
-KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where")
+KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget")
 HELPERS = {
     "log2": "{log2: [a, b]} is 2^a ... 2^b (step: n for every n-th power)",
     "range": "{range: [a, b]} is a ... b with both ends (step: n)",
@@ -55,6 +56,36 @@ _ALLOWED_NODES = (
 )  # fmt: skip
 
 
+def check_expression(text: str, where: str, names: Sequence[str], functions: Sequence[str] = ()) -> None:
+    """Raise UserError unless ``text`` is an expression of these names, numbers, operators and functions."""
+    text = text.strip()
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError as error:
+        raise UserError(f"{where}: '{text}': {error.msg} (column {error.offset})") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise UserError(f"{where}: {text[:60]!r}: too deep, or not text that Python can read") from None
+    called: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        # Operators have no place in the source; their names (BitXor) say enough.
+        source = ast.get_source_segment(text, node) or type(node).__name__
+        if isinstance(node, ast.Call):
+            known = isinstance(node.func, ast.Name) and node.func.id in functions and not node.keywords
+            if not known:
+                hint = f"; functions are {', '.join(functions)}" if functions else ""
+                raise UserError(f"{where}: '{text}': '{source}' is a call, which is not allowed{hint}")
+            called.add(node.func)
+        elif not isinstance(node, _ALLOWED_NODES):
+            raise UserError(
+                f"{where}: '{text}': '{source}' is not allowed; "
+                "use names, numbers, arithmetic, comparisons, in, and, or, not"
+            )
+        if isinstance(node, ast.Name) and node.id not in names and node not in called:
+            raise UserError(
+                f"{where}: '{text}': unknown name '{node.id}'{nearest(node.id, names)}; names are {', '.join(names)}"
+            )
+
+
 @dataclass(frozen=True)
 class Constraint:
     """One expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
@@ -62,28 +93,7 @@ class Constraint:
     text: str
 
     def __post_init__(self) -> None:
-        try:
-            tree = ast.parse(self.text.strip(), mode="eval")
-        except SyntaxError as error:
-            raise UserError(f"where: '{self.text}': {error.msg} (column {error.offset})") from None
-        except (ValueError, RecursionError, MemoryError):
-            raise UserError(f"where: {self.text[:60]!r}: too deep, or not text that Python can read") from None
-        valid = (*SHORT_NAMES, *DERIVED_NAMES)
-        for node in ast.walk(tree):
-            # Operators have no place in the source; their names (BitXor) say enough.
-            source = ast.get_source_segment(self.text.strip(), node) or type(node).__name__
-            if isinstance(node, ast.Call):
-                raise UserError(f"where: '{self.text}': '{source}' is a call, which is not allowed")
-            if not isinstance(node, _ALLOWED_NODES):
-                raise UserError(
-                    f"where: '{self.text}': '{source}' is not allowed; "
-                    "use names, numbers, arithmetic, comparisons, in, and, or, not"
-                )
-            if isinstance(node, ast.Name) and node.id not in valid:
-                raise UserError(
-                    f"where: '{self.text}': unknown name '{node.id}'{nearest(node.id, valid)}; "
-                    f"names are {', '.join(valid)}"
-                )
+        check_expression(self.text, "where", (*SHORT_NAMES, *DERIVED_NAMES))
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """``value_of`` gives the value of a name. Raises UserError where the expression cannot be computed."""
@@ -98,6 +108,18 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Limits on what is still to be run of a sweep, None for none. What is finished counts nothing."""
+
+    device_hours: float | None = None
+    hours: float | None = None
+    """Wall time with the queue's parallelism."""
+    disk_gb: float | None = None
+    """10^9 bytes of checkpoints and weights, at the most."""
+    cells: int | None = None
+
+
+@dataclass(frozen=True)
 class Spec:
     """A sweep as it was written, validated."""
 
@@ -108,6 +130,7 @@ class Spec:
     cases: tuple[dict[str, Any], ...]
     where: tuple[Constraint, ...]
     description: str = ""
+    budget: Budget = field(default_factory=Budget)
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Axis values of every combination and every case, before constraints."""
@@ -203,7 +226,26 @@ def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
         cases=tuple({str(k): v for k, v in case.items()} for case in cases),
         where=tuple(Constraint(text) for text in texts),
         description=str(values.get("description") or ""),
+        budget=_budget(values.get("budget"), where),
     )
+
+
+def _budget(value: Any, where: str) -> Budget:
+    valid = [f.name for f in fields(Budget)]
+    if value is None:
+        return Budget()
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: budget: {value!r} is not a mapping of limits; limits are {', '.join(valid)}")
+    unknown = [str(key) for key in value if key not in valid]
+    if unknown:
+        named = ", ".join(f"'{key}'{nearest(key, valid)}" for key in unknown)
+        raise UserError(f"{where}: budget: unknown {named}; limits are {', '.join(valid)}")
+    for key, limit in value.items():
+        number = isinstance(limit, int if key == "cells" else int | float) and not isinstance(limit, bool)
+        if not number or not 0 < limit < float("inf"):
+            kind = "a whole number" if key == "cells" else "a number"
+            raise UserError(f"{where}: budget: {key}: {limit!r} is not {kind} above 0")
+    return Budget(**value)
 
 
 def _base(value: Any, folder: Path, where: str) -> RunConfig:

@@ -68,6 +68,17 @@ def test_the_newest_attempt_speaks(folder: RunFolder) -> None:
     assert record.images_per_second == 7.0 and record.heartbeat == 110.0
 
 
+def test_timings_are_means_over_all_attempts_in_device_seconds(folder: RunFolder) -> None:
+    assert read_run(folder).step_seconds is None and read_run(folder).timed_steps == 0
+    one = {"startup_seconds": 9.0, "training_seconds": 10.0, "trained_steps": 4}
+    attempt(folder, "failed", 5, failure="preempted", **one)
+    two = {"startup_seconds": 5.0, "training_seconds": 10.0, "trained_steps": 6, "processes": 2}
+    attempt(folder, "done", 8, **two, evaluation_seconds=6.0, evaluations=3, device="cuda")
+    record = read_run(folder)
+    assert (record.step_seconds, record.timed_steps, record.startup_seconds) == (3.0, 10, 10.0)
+    assert (record.evaluation_seconds, record.device) == (4.0, "cuda")
+
+
 def test_done_wins_over_a_later_attempt(folder: RunFolder) -> None:
     attempt(folder, "done", 8)
     attempt(folder, "failed", 2, failure="cancelled")

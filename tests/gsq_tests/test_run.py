@@ -63,6 +63,15 @@ def test_status_of_a_done_run(done: RunFolder) -> None:
     assert "failure" not in found
 
 
+def test_where_the_time_of_a_run_went(done: RunFolder) -> None:
+    found, record = status(done), read_run(done)
+    assert (found["device"], found["trained_steps"], found["evaluations"]) == ("cpu", 5, 1)
+    parts = [found[name] for name in ("startup_seconds", "training_seconds", "evaluation_seconds")]
+    assert all(seconds > 0 for seconds in parts) and sum(parts) <= found["seconds"]
+    assert record.step_seconds == found["training_seconds"] / 5 and record.timed_steps == 5
+    assert (record.startup_seconds, record.evaluation_seconds) == (parts[0], parts[2]) and record.device == "cpu"
+
+
 def test_config_of_a_done_run(done: RunFolder) -> None:
     values = done.read_config()
     assert values.pop("data_label").startswith("photos:")

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from gsq.record import RunRecord
-from sweeps.cost import speed
 from sweeps.display import LiveView, duration, print_plan, size, status_renderable
+from sweeps.forecasting import forecast
 from sweeps.monitoring import SweepStatus, row
 from sweeps.planning import Plan
 from sweeps.reconcile import Action, CellState, cell_state
@@ -47,16 +47,16 @@ def test_a_constraint_is_printed_as_it_is(plan_of: PlanOf) -> None:
     where = "groups in [latent_dim, 4]"
     plan = plan_of(axes={"groups": [1, 2, 4]}, where=where)
     target = console()
-    print_plan(target, plan, speed(plan.cells, {}, "cpu"), "cpu", 2)
+    print_plan(target, plan, forecast(plan), "cpu")
     assert f"left out 2 by where: {where}" in text(target)
 
 
 def test_a_plan_of_many_cells_is_cut_and_says_so(plan_of: PlanOf) -> None:
     plan = plan_of(axes={"groups": [1, 2, 4], "seed": {"range": [0, 29]}})
     target, whole = console(), console()
-    rate = speed(plan.cells, {}, "cpu")
-    print_plan(target, plan, rate, "cpu", 2)
-    print_plan(whole, plan, rate, "cpu", 2, None)
+    found = forecast(plan)
+    print_plan(target, plan, found, "cpu")
+    print_plan(whole, plan, found, "cpu", None)
     assert "... and 30 more (--all shows them)" in text(target) and "90 cells" in text(target)
     assert sum(cell.signature in text(target) for cell in plan.cells) == 60
     assert sum(cell.signature in text(whole) for cell in plan.cells) == 90

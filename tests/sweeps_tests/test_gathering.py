@@ -55,6 +55,7 @@ def test_every_planned_cell_has_a_row_whatever_became_of_it(plan_of: PlanOf, wri
     done, failed, running, pruned, missing = plan.cells
     environment = {
         "execution_signature": "e1",
+        "source": "5eed",
         "commit": "c0ffee",
         "versions": {"torch": "2", "numpy": "1"},
         "device": "a cpu",
@@ -77,6 +78,7 @@ def test_every_planned_cell_has_a_row_whatever_became_of_it(plan_of: PlanOf, wri
     assert (row["step"], row["protocol"], row["rfid"], row["images_seen"]) == (350, "p1", 9.5, 2800)
     assert list(row["usage_per_group"]) == [0.5, 0.25]
     assert (row["execution_signature"], row["commit"], row["device"]) == ("e1", "c0ffee", "a cpu")
+    assert row["source"] == "5eed"
     assert row["versions"] == '{"numpy": "1", "torch": "2"}'
     assert row["attempts"] == 1 and row["peak_memory_bytes"] == 5 << 20 and row["device_seconds"] >= 0
     row = frame.loc[failed.signature]
@@ -203,6 +205,36 @@ def test_the_table_goes_where_it_is_told(plan_of: PlanOf, folder: Path) -> None:
     submitted(plan_of(axes={"groups": [1]}))
     assert gather("small") == Path("results/small.parquet") and Path("results/small.parquet").is_file()
     assert gather("small", folder / "new" / "other.parquet").is_file()
+
+
+def test_a_sweep_of_mixed_code_or_devices_is_warned_of_once(
+    plan_of: PlanOf, write_run: WriteRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_of(axes={"groups": [1, 2, 4, 8]})
+    submitted(plan)
+    same = {"source": "aa", "versions": {"torch": "2"}, "device": "a cpu", "threads": 1}
+    for cell in plan.cells[:2]:
+        # Two evaluations are one run.
+        write_run(cell, "done", 350, (evaluation(100, 3.0), evaluation(350, 2.0)), environment=same)
+    gather(plan.name)
+    assert capsys.readouterr().err == ""
+    write_run(plan.cells[2], "done", 350, (evaluation(350, 2.0),), environment={**same, "source": "bb"})
+    gather(plan.name)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: sweep 'small' mixes runs of 2 versions of gsq's source (aa: 2, bb: 1 runs)")
+    assert "source, versions, device" in line and "2 devices" not in line
+    other = {**same, "versions": {"torch": "3"}, "device": "a gpu"}
+    write_run(plan.cells[3], "done", 350, (evaluation(350, 2.0),), environment=other)
+    frame = table(plan.name)
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in (
+        "(aa: 3, bb: 1 runs)",
+        "2 sets of package versions (3, 1 runs)",
+        "2 devices (a cpu: 3, a gpu: 1 runs)",
+    ):
+        assert words in line
+    runs = frame.drop_duplicates("signature").set_index("groups")
+    assert list(runs["source"]) == ["aa", "aa", "bb", "aa"] and list(runs["device"])[3] == "a gpu"
 
 
 def test_an_unknown_sweep_is_answered_with_those_that_are_there(plan_of: PlanOf) -> None:

@@ -16,7 +16,7 @@ from gsq.errors import UserError
 from gsq.loading import SHORT_NAMES
 from gsq.presets import preset
 from sweeps.planning import make_plan
-from sweeps.spec import DERIVED_NAMES, Constraint, Spec, load_spec
+from sweeps.spec import DERIVED_NAMES, Budget, Constraint, Spec, load_spec
 
 
 def spec(text: str, name: str = "sweep.yaml") -> Spec:
@@ -35,6 +35,13 @@ def values(text: str) -> list[Any]:
 
 
 # What the forms mean
+
+
+def test_a_budget_is_part_of_the_plan_and_of_each_part_of_it() -> None:
+    read = spec("axes: {groups: [1, 2]}\nbudget: {device_hours: 40, disk_gb: 0.5}")
+    assert read.budget == Budget(device_hours=40, disk_gb=0.5)
+    assert make_plan(read).cut(1).budget == read.budget
+    assert spec("axes: {groups: [1, 2]}").budget == Budget()
 
 
 def test_axes_give_every_combination_in_the_order_of_the_file() -> None:
@@ -239,6 +246,12 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("name of dots", "name: ..", ("name", "'..'", "letters")),
     ("name that is a number", "name: 3", ("name", "3", "letters")),
     ("name that is empty", "name: ''", ("name", "''", "letters")),
+    ("unknown limits", "budget: {hour: 3, gpus: 1}", ("budget", "'hour' (did you mean 'hours'?)", "'gpus'", "disk_gb")),
+    ("budget as a number", "budget: 3", ("budget", "3", "mapping", "device_hours, hours, disk_gb, cells")),
+    ("limit that is no number", "budget: {hours: long}", ("budget: hours", "'long'", "a number above 0")),
+    ("limit of nothing", "budget: {device_hours: 0}", ("budget: device_hours", "0 is not", "above 0")),
+    ("part of a cell", "budget: {cells: 2.5}", ("budget: cells", "2.5", "a whole number")),
+    ("limit that is a yes", "budget: {cells: yes}", ("budget: cells", "True")),
     ("no cells by where", "axes: {groups: [1, 2]}\nwhere: groups > 2", ("sweep", "empty", "2 by 'groups > 2'")),
 ]
 

@@ -1,0 +1,259 @@
+"""What submitting a plan would cost, before anything is: time, disk, how far estimates were off; and the budget."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import shutil
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gsq.errors import UserError
+from gsq.record import DONE, RunRecord, read_json, runs_root
+from sweeps.cluster import Cluster, load_cluster, local_workers
+from sweeps.cost import Estimate, ResourceClass, Speed, estimate, resource_class, speed
+from sweeps.folder import SweepFolder
+from sweeps.planning import Cell, Plan
+from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, reconcile
+from sweeps.spec import Budget
+
+# Checkpoints of a running cell: the last two, and the one being written.
+CHECKPOINTS = 3
+# Limits of a budget that no measurement can bring nearer.
+TIMELESS = ("disk_gb", "cells")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far the estimates were off that were recorded when cells were first submitted."""
+
+    median_factor: float
+    """1.12: half of the cells took less than 1.12 times as long, or as short, as estimated."""
+    ninety_percent_factor: float
+    cells: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is still to be run of a plan. Finished cells and those that a submission would leave alone count nothing."""
+
+    cells: int
+    finished: int
+    untried: frozenset[str]
+    """Signatures without an attempt."""
+    left: Mapping[str, float]
+    """Device seconds that each cell to be run still takes, by signature."""
+    estimates: Mapping[str, Estimate]
+    """Of every cell, as if it had not begun."""
+    parallel: int
+    """Cells at the same time."""
+    wall_seconds: float
+    """Until the last cell ends, were nothing else in the queue; the longest first."""
+    end: float
+    """That moment, in seconds since the epoch."""
+    disk_bytes: int
+    """To be written at the most: checkpoints of the cells that run, weights of all (and checkpoints that are kept)."""
+    disk_bytes_after: int
+    free_bytes: int
+    """On the disk of the runs folder."""
+    classes: int
+    speed: Speed
+    accuracy: Accuracy | None
+    """None before a cell whose estimate was recorded has finished."""
+    budget: Budget
+
+    @property
+    def device_seconds(self) -> float:
+        return sum(self.left.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the largest cell to be run, else of the largest."""
+        return max(self.estimates[s].memory_bytes for s in self.left or self.estimates)
+
+    @property
+    def spent(self) -> dict[str, tuple[float, float]]:
+        """Estimate and limit by the name of each limit that the budget has."""
+        found = {
+            "device_hours": self.device_seconds / 3600,
+            "hours": self.wall_seconds / 3600,
+            "disk_gb": self.disk_bytes / 1e9,
+            "cells": len(self.left),
+        }
+        limits = asdict(self.budget)
+        return {name: (value, limits[name]) for name, value in found.items() if limits[name] is not None}
+
+    def over(self) -> dict[str, tuple[float, float]]:
+        """What of ``spent`` is above its limit."""
+        return {name: pair for name, pair in self.spent.items() if pair[0] > pair[1]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: totals, without the single cells."""
+        return {
+            "cells": self.cells,
+            "finished": self.finished,
+            "to_run": len(self.left),
+            "device_seconds": self.device_seconds,
+            "parallel": self.parallel,
+            "wall_seconds": self.wall_seconds,
+            "end": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.end)),
+            "disk_bytes": self.disk_bytes,
+            "disk_bytes_after": self.disk_bytes_after,
+            "free_bytes": self.free_bytes,
+            "memory_bytes": self.memory_bytes,
+            "resource_classes": self.classes,
+            "past_estimates": asdict(self.accuracy) if self.accuracy else None,
+            "budget": {name: {"estimate": e, "limit": limit} for name, (e, limit) in self.spent.items()},
+            "over_budget": sorted(self.over()),
+        }
+
+
+def forecast(
+    plan: Plan, cluster: Cluster | str = "local", *, runs: Path | None = None, retry: bool = False
+) -> Forecast:
+    """Cost of submitting a plan now, from the run folders; SLURM is not asked.
+
+    retry: as for ``submit``. Raises UserError for an unknown cluster.
+    """
+    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    signatures = [cell.signature for cell in plan.cells]
+    records = folder.records(signatures)
+    # Asked once, for it looks for GPUs.
+    device = cluster.device
+    rate = speed(plan.cells, records, device, folder)
+    extra = ON_REQUEST if retry else frozenset()
+    actions = reconcile(signatures, records, {}, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
+    wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
+    todo = [cell for cell in plan.cells if cell.signature in wanted]
+    estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
+    left = {}
+    for cell in todo:
+        step = records[cell.signature].step
+        rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
+        left[cell.signature] = rest.seconds
+    slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
+    shared_by = cluster.nodes * cluster.processes_per_node
+    wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
+    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
+    return Forecast(
+        cells=len(plan.cells),
+        finished=sum(record.state == DONE for record in records.values()),
+        untried=frozenset(s for s, record in records.items() if not record.attempts),
+        left=left,
+        estimates=estimates,
+        parallel=min(slots, len(todo)),
+        wall_seconds=wall,
+        end=time.time() + wall,
+        disk_bytes=after + CHECKPOINTS * sum(running),
+        disk_bytes_after=after,
+        free_bytes=_free_bytes(folder.runs),
+        classes=len(by_class(todo, rate, cluster)),
+        speed=rate,
+        accuracy=accuracy(folder, records),
+        budget=plan.budget,
+    )
+
+
+def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[ResourceClass, list[Cell]]:
+    """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file says."""
+    grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
+    device = cluster.device
+    for cell in cells:
+        one = estimate(cell, rate, device)
+        # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
+        shared = one._replace(
+            seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
+            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
+        )
+        wanted = resource_class(shared, minutes=cluster.minutes, memory_gb=cluster.memory_gb, cell=cell)
+        grouped[wanted].append(cell)
+    return dict(sorted(grouped.items()))
+
+
+def wall_seconds(seconds: Iterable[float], slots: int) -> float:
+    """Time until the last job ends, with ``slots`` at a time and the longest first."""
+    jobs = sorted(seconds, reverse=True)
+    ends = [0.0] * max(1, min(slots, len(jobs)))
+    for job in jobs:
+        heapq.heapreplace(ends, ends[0] + job)
+    return max(ends)
+
+
+def checkpoint_bytes(cell: Cell) -> int:
+    """Weights, averaged weights and two AdamW moments of the tokenizer; all but the averages of the discriminator."""
+    return 4 * (4 * cell.cost.parameters + 3 * cell.cost.discriminator_parameters)
+
+
+def weight_bytes(cell: Cell) -> int:
+    """The averaged weights, which stay."""
+    return 4 * cell.cost.parameters
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def accuracy(folder: SweepFolder, records: Mapping[str, RunRecord]) -> Accuracy | None:
+    """Device seconds of finished cells, all attempts, against the estimates of estimates.json.
+
+    Left out are cells that began with the checkpoint of another run.
+    """
+    recorded = (read_json(folder.path / "estimates.json") or {}).get("cells", {})
+    errors = sorted(
+        abs(math.log(record.seconds / recorded[signature]["seconds"]))
+        for signature, record in records.items()
+        if signature in recorded and record.state == DONE and record.seconds > 0 and not record.started_from
+    )
+    if not errors:
+        return None
+    ninety = errors[math.ceil(0.9 * len(errors)) - 1]
+    return Accuracy(math.exp(statistics.median(errors)), math.exp(ninety), len(errors))
+
+
+def admit(
+    plan: Plan,
+    cluster: Cluster | str = "local",
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    over_budget: bool = False,
+) -> Plan:
+    """The plan with its estimates, which writing it records (estimates.json), for those cells that were never tried.
+
+    Raises UserError, and nothing is written, where it is over its budget, unless ``over_budget``.
+    """
+    found = forecast(plan, cluster, runs=runs, retry=retry)
+    if not over_budget:
+        check_budget(plan.name, found)
+    return with_estimates(plan, found)
+
+
+def with_estimates(plan: Plan, found: Forecast) -> Plan:
+    """As admit returns it, without looking at the budget."""
+    new = {s: e for s, e in found.estimates.items() if s in found.left and s in found.untried}
+    return replace(plan, estimates={s: e._asdict() for s, e in new.items()})
+
+
+def check_budget(name: str, found: Forecast, limits: Iterable[str] | None = None) -> None:
+    """Raise UserError, naming each limit that is passed, where a forecast is over its budget.
+
+    limits: only these of its limits.
+    """
+    over = [
+        f"{key} {needed:.4g} (limit {limit:g})"
+        for key, (needed, limit) in found.over().items()
+        if limits is None or key in limits
+    ]
+    if over:
+        raise UserError(
+            f"sweep '{name}' would be over its budget: {', '.join(over)}, for {len(found.left)} cells to run with "
+            f"{found.parallel} at a time, time {found.speed.basis}; make it smaller (axes, where, steps, --cells), "
+            "raise budget: in its YAML, or go on with --over-budget"
+        )
