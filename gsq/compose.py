@@ -60,7 +60,7 @@ def run_sweep(
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)
         with LiveView(plan, slots, target.device, console) as view:
-            submit(plan, target, retry=retry, on_update=view.update)
+            submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
             if target.kind == "slurm":
                 wait(folder, plan, view.update)
     except KeyboardInterrupt:

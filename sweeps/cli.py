@@ -191,7 +191,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         console.print(f"stopped; {going_on}. The same command goes on from there.")
         raise typer.Exit(130) from None
     if target.kind == "slurm":
-        submission = submit(plan, target, retry=retry)
+        submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
             console.print(f"submitted SLURM job {job_id}: {len(members)} cells", highlight=False)
         if not submission.arrays:
@@ -199,7 +199,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         return submission
     try:
         with LiveView(plan, _slots(target), target.device, console) as view:
-            return submit(plan, target, retry=retry, on_update=view.update)
+            return submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
     except KeyboardInterrupt:
         console.print("stopped; finished steps are kept. The same command goes on from there.")
         raise typer.Exit(130) from None

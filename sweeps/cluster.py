@@ -10,6 +10,7 @@ from typing import Any
 
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
+from sweeps.cost import ResourceExpression
 from sweeps.spec import configs_folder, find_file
 
 # Options of sbatch that gsq sets, and the key that does it where there is one.
@@ -23,6 +24,10 @@ SBATCH_KEYS = {
     "array": "parallel",
     **dict.fromkeys(("job-name", "output", "error", "open-mode", "signal", "wckey"), ""),
 }
+
+
+# Keys that may be an expression of the cell's estimate.
+EXPRESSIONS = ("memory_gb", "minutes")
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,10 @@ class Cluster:
     """Runs that share one job, each with its part of the node's GPUs, where only whole nodes are given out."""
     cpus: int = 1
     """CPU cores a node."""
-    memory_gb: int = 0
-    """Memory a node; 0 takes it from each cell's estimate, rounded up."""
-    minutes: int = 0
-    """Wall time a job; 0 takes it from each cell's estimate, rounded up."""
+    memory_gb: int | str = 0
+    """Memory a node; 0 takes it from each cell's estimate, rounded up. Or an expression: memory_gb + 4."""
+    minutes: int | str = 0
+    """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes)."""
     parallel: int = 256
     """Jobs of a submission that run at the same time, shared out over its arrays."""
     setup: tuple[str, ...] = ()
@@ -65,8 +70,14 @@ class Cluster:
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
-        for key in ("workers", "gpus", "processes", "memory_gb", "minutes"):
+        for key in ("workers", "gpus", "processes"):
             positive(key, getattr(self, key), 0)
+        for key in EXPRESSIONS:
+            value = getattr(self, key)
+            if isinstance(value, str):
+                ResourceExpression(key, value)
+            else:
+                positive(key, value, 0)
         for key in ("nodes", "cpus", "parallel", "cells_per_job"):
             positive(key, getattr(self, key))
         if self.cells_per_job > 1 and (self.nodes > 1 or self.processes > 1):
@@ -133,7 +144,7 @@ def _build(values: dict[str, Any], path: Path) -> Cluster:
             if not isinstance(value, dict):
                 raise UserError(f"{path}: {key}: {value!r} is not a mapping of names to values")
             values[key] = {str(k): str(v) for k, v in value.items()}
-        elif type(value) is not type(default):
+        elif type(value) is not type(default) and not (key in EXPRESSIONS and isinstance(value, str)):
             raise UserError(f"{path}: {key}: {value!r} is not of type {type(default).__name__}")
     try:
         return Cluster(**values)

@@ -10,8 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from gsq.record import RUNNING, RunFolder, RunRecord, note_killed, runs_root
 from sweeps import journal
 from sweeps.cancellation import clear, marked, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
-from sweeps.cost import ResourceClass, estimate, resource_class, speed
+from sweeps.cost import Speed, speed
 from sweeps.folder import SweepFolder
+from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, local_jobs
@@ -54,17 +54,21 @@ def submit(
     *,
     runs: Path | None = None,
     retry: bool = False,
+    over_budget: bool = False,
     on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
 ) -> Submission:
     """Run what is missing of a plan and nothing else.
 
     local: blocks until every cell is finished or given up; on_update is called several times a second. slurm:
     returns once the job arrays are handed over. retry: try failed cells again that are not resumed by themselves.
-    Raises UserError for missing weights or an unreachable cluster, before anything is submitted.
+    over_budget: do not ask what it will cost. Raises UserError for missing weights, an unreachable cluster or a plan
+    that is over its budget, before anything is submitted.
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     folder = SweepFolder(runs or runs_root(), plan.name)
     _check(plan, cluster)
+    if not over_budget:
+        plan = admit(plan, cluster, runs=folder.runs, retry=retry)
     try:
         folder.write_plan(plan)
         source = take(folder)
@@ -104,7 +108,8 @@ def _submit_missing(
             return first, arrays
         clear(folder, {cell.signature for cell in wanted})
         try:
-            for entry, cells, script in array_entries(wanted, records, cluster, folder, source, number):
+            rate = speed(plan.cells, records, cluster.device, folder)
+            for entry, cells, script in array_entries(wanted, rate, cluster, folder, source, number):
                 journal.add(entry, cells, {journal.SCRIPT: script.encode(), journal.PICKLE: _pickle(entry)})
                 job = _sbatch(entry, cluster)
                 arrays[job] = list(entry.signatures)
@@ -160,14 +165,14 @@ def _missing(
 
 def array_entries(
     cells: list[Cell],
-    records: Mapping[str, RunRecord],
+    rate: Speed,
     cluster: Cluster,
     folder: SweepFolder,
     source: Path,
     number: int,
 ) -> Iterator[tuple[journal.Entry, list[Cell], str]]:
     """The job arrays for these cells, each with its cells and its job script; ``number`` is that of the first."""
-    classes = resource_classes(cells, records, cluster)
+    classes = by_class(cells, rate, cluster)
     largest = largest_array() * cluster.cells_per_job if cells else 1
     parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
     for offset, (resources, members) in enumerate(parts):
@@ -203,25 +208,8 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     if cluster.kind == "local":
         return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
-    return [script for _, _, script in array_entries(wanted, records, cluster, folder, source_folder(folder), number)]
-
-
-def resource_classes(
-    cells: list[Cell], records: Mapping[str, RunRecord], cluster: Cluster
-) -> dict[ResourceClass, list[Cell]]:
-    """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file fixes."""
-    rate = speed(cells, records, cluster.device)
-    grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        one = estimate(cell, rate, cluster.device)
-        # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
-        shared = one._replace(
-            seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
-            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
-        )
-        wanted = resource_class(shared)
-        grouped[ResourceClass(cluster.memory_gb or wanted.memory_gb, cluster.minutes or wanted.minutes)].append(cell)
-    return dict(sorted(grouped.items()))
+    rate, source = speed(plan.cells, records, cluster.device, folder), source_folder(folder)
+    return [script for _, _, script in array_entries(wanted, rate, cluster, folder, source, number)]
 
 
 def job_script(entry: journal.Entry, cluster: Cluster, parallel: int, python: str) -> str:

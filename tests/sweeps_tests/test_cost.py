@@ -38,7 +38,6 @@ from sweeps.cost import (
 from sweeps.folder import SweepFolder
 from sweeps.forecasting import by_class
 from sweeps.planning import Cell, Plan
-from sweeps.submission import resource_classes
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]
@@ -270,12 +269,14 @@ def test_a_large_sweep_falls_into_few_classes_and_no_cell_is_lost(plan_of: PlanO
     axes = {"width": [16, 32, 64], "groups": [1, 2, 4], "codebook_size": {"log2": [6, 12]}, "seed": {"range": [0, 2]}}
     plan = plan_of(axes=axes)
     assert len(plan.cells) == 189
-    classes = resource_classes(list(plan.cells), {}, Cluster())
+    rate = speed(plan.cells, {}, "cpu")
+    classes = by_class(plan.cells, rate, Cluster())
     assert len(classes) <= 4
     assert sorted(c.signature for cells in classes.values() for c in cells) == sorted(c.signature for c in plan.cells)
-    assert by_class(plan.cells, speed(plan.cells, {}, "cpu"), Cluster()) == classes
-    fixed = resource_classes(list(plan.cells), {}, Cluster(memory_gb=9, minutes=77))
+    fixed = by_class(plan.cells, rate, Cluster(memory_gb=9, minutes=77))
     assert list(fixed) == [ResourceClass(9, 77)]
+    asked = by_class(plan.cells, rate, Cluster(memory_gb="4 + memory_gb", minutes="max(30, 3 * minutes)"))
+    assert 1 <= len(asked) <= 8 and all(r.memory_gb >= 5 and r.minutes >= 30 for r in asked)
 
 
 # Expressions of the estimate

@@ -344,12 +344,12 @@ def test_an_answer_that_was_lost_is_no_refusal(controller: Controller, five: Pla
 def test_cells_that_share_a_job_are_processes_of_their_own(
     controller: Controller, five: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four short cells on nodes of two GPUs: two jobs, and each cell sees one GPU."""
+    """Three short cells on nodes of two GPUs: two jobs, and each cell sees one GPU."""
     plan = five.cut(3)
     submission = submit(plan, Cluster(kind="slurm", name="c", cells_per_job=2, gpus=2, cpus=8))
     ((job, script),) = controller.scripts().items()
     assert "--array=0-1%" in script and "--gpus-per-node=2" in script and "--cpus-per-task=8" in script
-    assert "OMP_NUM_THREADS=4" in script
+    assert 'OMP_NUM_THREADS="4"' in script
     (entry,) = journal.entries(submission.folder)
     assert entry.jobs == dict(zip((c.signature for c in plan.cells), (f"{job}_0", f"{job}_0", f"{job}_1"), strict=True))
     started = []
