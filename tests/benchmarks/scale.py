@@ -1,14 +1,14 @@
 """What the commands of a large sweep take: whole processes, start-up included, on 10,000 and 100,000 cells.
 
-    python tests/benchmarks/scale.py [--cells 10000 100000] [--what plan status gather] [--repeats 3] [--folder DIR]
+    python tests/benchmarks/scale.py [--cells N ...] [--what plan submit status gather] [--repeats 3] [--folder DIR]
 
 The sweep is cpu-tiny with five axes and a constraint. Its run folders are made here, beforehand: every state, one or
 two attempts each with what a real one leaves for these commands to read (status.json, env.json, an evaluation), and
 every cell has a job in an array on a SLURM whose sacct and squeue are small scripts that print prepared answers and
-count how often they are asked. Each program runs --repeats times; medians of wall clock and of processor time (user
-and system, which do not count what else runs on the machine), and the largest resident memory of any run. Every output
-is compared with what was put there. Prints a table and writes scale_cpu.json and .md; a row
-stays there until it is measured again.
+count how often they are asked; sbatch takes everything at once. Each program runs --repeats times; medians of wall
+clock and of processor time (user and system, which do not count what else runs on the machine), and the largest
+resident memory of any run. Every output is compared with what was put there. Prints a table and writes scale_cpu.json
+and .md; a row stays there until it is measured again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,6 +41,7 @@ LIMITS = {
     "gather, one run changed": None,
     "gather, nothing changed": 1.5,
     "submit": 5.0,
+    "submit, nothing missing": None,
 }
 MEMORY_MIB, RATIO = 500, 12
 # What becomes of a cell, in turn: states of its attempts, sacct's word for its job, and what gsq status must say.
@@ -189,9 +192,17 @@ def submitted(source: Path, runs: Path, tools: Path) -> None:
 
 
 def write_tools(folder: Path) -> Path:
-    """sacct and squeue: they print the file ``answer`` (sacct) or nothing, and write a line to ``calls``."""
+    """sacct and squeue print prepared files, sbatch and scontrol as SLURM's do; each adds its name to ``calls``."""
     folder.mkdir(parents=True)
-    for name, answer in (("sacct", f"exec cat {folder}/answer"), ("squeue", ":")):
+    (folder / "answer").touch()
+    (folder / "queue").touch()
+    scripts = {
+        "sacct": f"exec cat {folder}/answer",
+        "squeue": f"exec cat {folder}/queue",
+        "sbatch": f'echo "Submitted batch job $(grep -c sbatch {folder}/calls)"',
+        "scontrol": "echo 'MaxArraySize = 1001'",
+    }
+    for name, answer in scripts.items():
         path = folder / name
         path.write_text(f"#!/bin/sh\necho {name} >> {folder}/calls\n{answer}\n")
         path.chmod(0o755)
@@ -332,8 +343,35 @@ class Bench:
         self.time("gather, nothing changed", gather, check, calls=once)
 
     def submit(self) -> None:
-        """Not measured yet: the plan handed to an sbatch that is a small script, as sacct is here."""
-        raise SystemExit("--what submit: not there yet")
+        """To an sbatch that takes everything at once, into an empty runs folder; then again, with all of it waiting."""
+        from sweeps import journal
+        from sweeps.folder import SweepFolder
+
+        runs = self.folder / "handed-over"
+        place = SweepFolder(runs, self.name)
+        submit = self.gsq("submit", str(self.source), "--cluster", "slurm")
+
+        def empty() -> None:
+            shutil.rmtree(runs, ignore_errors=True)
+            (self.tools / "queue").write_text("")
+
+        def check(printed: str) -> None:
+            arrays = [int(count) for count in re.findall(r"submitted SLURM job \d+: (\d+) cells", printed)]
+            asked = Counter((self.tools / "calls").read_text().split())
+            self._equal((sum(arrays), len(arrays)), (self.cells, asked["sbatch"]))
+
+        def waiting() -> None:
+            jobs = journal.newest_jobs(place).values()
+            (self.tools / "queue").write_text("".join(f"{job}|PENDING\n" for job in jobs))
+
+        def nothing(printed: str) -> None:
+            assert "nothing to submit" in printed, printed
+
+        before, self.environment["GSQ_RUNS"] = self.environment["GSQ_RUNS"], str(runs)
+        self.time("submit", submit, check, empty)
+        self.time("submit, nothing missing", submit, nothing, waiting)
+        self.environment["GSQ_RUNS"] = before
+        empty()
 
     def _submitted(self) -> None:
         if not self.runs.exists():
@@ -392,7 +430,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=[10_000, 100_000], help="sizes; multiples of 1000")
-    parser.add_argument("--what", nargs="+", choices=("plan", "status", "gather", "submit"))
+    parser.add_argument("--what", nargs="+", choices=("plan", "submit", "status", "gather"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the run folders go (100,000 need 5 GB); default: temporary")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -402,7 +440,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for cells in args.cells:
             bench = Bench(Path(folder) / str(cells), cells, args.repeats)
-            for what in args.what or ("plan", "status", "gather"):
+            for what in args.what or ("plan", "submit", "status", "gather"):
                 getattr(bench, what)()
             rows += bench.rows
     path = args.out / "scale_cpu.json"
