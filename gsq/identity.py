@@ -31,7 +31,8 @@ def identity(
     return sign(config, files.fingerprint, weights)
 
 
-def require_weights(config: RunConfig) -> None:
-    """Raise UserError, saying what to get, where a weight file that the run needs (or its reader) is missing."""
-    for name in (*training_weights(config), config.evaluation.features):
+def require_weights(*configs: RunConfig) -> None:
+    """Raise UserError, saying what to get, where a weight file that the runs need (or its reader) is missing."""
+    needed = (name for config in configs for name in (*training_weights(config), config.evaluation.features))
+    for name in dict.fromkeys(needed):
         find_weights(name)

@@ -142,10 +142,10 @@ def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
     for section in SECTIONS:
         one, other = getattr(config, section), getattr(base, section)
         if one is not other:
-            for f in fields(one):
-                value, before = getattr(one, f.name), getattr(other, f.name)
+            for name in _names(one):
+                value, before = getattr(one, name), getattr(other, name)
                 if value is not before and repr(value) != repr(before):
-                    changed[f"{section}.{f.name}"] = list(value) if isinstance(value, tuple) else value
+                    changed[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
     return changed
 
 
@@ -181,8 +181,16 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def section_dict(section: Any) -> dict[str, Any]:
     """Plain values of one section, tuples as lists."""
-    values = ((f.name, getattr(section, f.name)) for f in fields(section))
+    values = ((name, getattr(section, name)) for name in _names(section))
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+# Asked for with each of thousands of cells.
+_FIELDS = {section: tuple(f.name for f in fields(section)) for section in SECTIONS.values()}
+
+
+def _names(section: Any) -> tuple[str, ...]:
+    return _FIELDS.get(type(section)) or tuple(f.name for f in fields(section))
 
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -209,20 +209,30 @@ def write_tools(folder: Path) -> Path:
     return folder
 
 
+# A small process of its own starts the command and waits for it: on Linux the peak memory of a process counts what its
+# parent held when it was started.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+begun = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall = time.perf_counter() - begun
+code = os.waitstatus_to_exitcode(status)
+numbers = {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024, "code": code}
+with open(sys.argv[1], "w") as file:
+    json.dump(numbers, file)
+"""
+
+
 def measured(command: list[str], environment: dict[str, str], folder: Path) -> tuple[dict[str, float], str]:
     """Wall and processor seconds and peak resident MiB of a process, and what it printed."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment, cwd=folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        errors.seek(0)
-        printed = out.read().decode()
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{errors.read().decode()}")
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024}, printed
+    found = folder / "measured.json"
+    launch = [sys.executable, "-S", "-E", "-c", LAUNCHER, str(found), *command]
+    done = subprocess.run(launch, capture_output=True, text=True, check=True, env=environment, cwd=folder)
+    numbers = json.loads(found.read_text())
+    if numbers["code"]:
+        raise SystemExit(f"{' '.join(command)}: exit code {numbers['code']}\n{done.stderr}")
+    return numbers, done.stdout
 
 
 class Bench:
