@@ -7,8 +7,9 @@ two together. FLOPs count convolutions, linear maps, attention and the look-up; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from gsq.config import ModelConfig, RunConfig
+from gsq.config import DiscriminatorConfig, ModelConfig, RunConfig
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Count:
                 self.attention(width, pixels)
 
 
+@lru_cache(4096)
 def encoder(config: ModelConfig, image_size: int) -> Count:
     count, width, size = Count(), config.channels, image_size
     *depths, middle = config.encoder_depths
@@ -80,6 +82,7 @@ def encoder(config: ModelConfig, image_size: int) -> Count:
     return count
 
 
+@lru_cache(4096)
 def decoder(config: ModelConfig, image_size: int) -> Count:
     count, width, size = Count(), config.widths[-1], image_size // config.downsample
     *depths, middle = config.decoder_depths
@@ -124,8 +127,12 @@ DINO_MACS = 3 * 14**2 * DINO_WIDTH * DINO_PATCHES + DINO_BLOCKS * (
 
 def discriminator(config: RunConfig) -> Count:
     """A frozen network counts with its multiply-adds but without its parameters."""
-    count, d = Count(), config.discriminator
-    size, width = config.data.image_size, d.channels
+    return _discriminator(config.discriminator, config.data.image_size)
+
+
+@lru_cache(4096)
+def _discriminator(d: DiscriminatorConfig, size: int) -> Count:
+    count, width = Count(), d.channels
     if d.kind == "patchgan":
         size //= 2
         count.conv(3, width, 4, size**2)

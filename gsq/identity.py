@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from gsq.config import PROJECTED, RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.signature import signature
@@ -15,17 +17,22 @@ def training_weights(config: RunConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS[config.loss.perceptual], *projected)))
 
 
-def identity(config: RunConfig, files: Manifest | None = None) -> str:
-    """Signature of a run, its data set's manifest read (or given).
+def identity(
+    config: RunConfig,
+    files: Manifest | None = None,
+    sign: Callable[[RunConfig, str, Mapping[str, str]], str] = signature,
+) -> str:
+    """Signature of a run, its data set's manifest read (or given). sign: a gsq.signature.Signer, for many configs.
 
     Raises UserError where the run trains with weights that no published hash names and that are missing here.
     """
     files = files or manifest(config.data)
     weights = {name: weights_sha256(name) for name in training_weights(config)}
-    return signature(config, files.fingerprint, weights)
+    return sign(config, files.fingerprint, weights)
 
 
-def require_weights(config: RunConfig) -> None:
-    """Raise UserError, saying what to get, where a weight file that the run needs (or its reader) is missing."""
-    for name in (*training_weights(config), config.evaluation.features):
+def require_weights(*configs: RunConfig) -> None:
+    """Raise UserError, saying what to get, where a weight file that the runs need (or its reader) is missing."""
+    needed = (name for config in configs for name in (*training_weights(config), config.evaluation.features))
+    for name in dict.fromkeys(needed):
         find_weights(name)

@@ -28,6 +28,7 @@ SHORT_NAMES: dict[str, str] = {
     "learning_rate": "optimizer.learning_rate",
     "seed": "train.seed",
 }
+_SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES, *KEYS)}
 
 
 def config_key(name: str, where: str) -> str:
@@ -82,24 +83,70 @@ def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where:
     return dataclasses.replace(base, **sections)
 
 
+class Overrides:
+    """``override`` for many cells of one base: a section that cells share is made and checked once.
+
+    Values are told apart by how they are written, as the signature does (0.0 and -0.0, 1 and 1.0 in a list).
+    """
+
+    def __init__(self, base: RunConfig) -> None:
+        self.base = base
+        self._own = {name: getattr(base, name) for name in SECTIONS}
+        self._sections: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, values: Mapping[str, Any], where: str = "config") -> RunConfig:
+        """Raises UserError as ``override`` does."""
+        nested: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            section, key = _SPLIT.get(name) or config_key(name, where).split(".")
+            current = getattr(getattr(self.base, section), key)
+            if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if isinstance(current, tuple) and isinstance(value, list):
+                value = tuple(value)
+            if type(value) is not type(current):
+                raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
+            nested.setdefault(section, {})[key] = value
+        return self._replaced(nested)
+
+    def restore(self, changes: Mapping[str, Any]) -> RunConfig:
+        """The config that ``differences`` described, exactly. Raises UserError for a value that is not allowed, and
+        KeyError, ValueError or TypeError for what is no such description."""
+        nested: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            section, key = _SPLIT[name]
+            nested.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+        return self._replaced(nested)
+
+    def _replaced(self, nested: dict[str, dict[str, Any]]) -> RunConfig:
+        parts = {}
+        for section, part in nested.items():
+            written = (section, *(f"{key}={value!r}" for key, value in part.items()))
+            if written not in self._sections:
+                self._sections[written] = dataclasses.replace(getattr(self.base, section), **part)
+            parts[section] = self._sections[written]
+        return RunConfig(**{**self._own, **parts})
+
+
 def override(config: RunConfig, values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Set dotted or short keys ({"latent_dim": 8}) without OmegaConf, at the cost of ``dataclasses.replace``.
 
     Raises UserError as load_config does; types are checked against the value that is replaced.
     """
-    nested: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        section, key = config_key(name, where).split(".")
-        current = getattr(getattr(config, section), key)
-        if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if isinstance(current, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if type(value) is not type(current):
-            raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
-        nested.setdefault(section, {})[key] = value
-    parts = {name: dataclasses.replace(getattr(config, name), **part) for name, part in nested.items()}
-    return dataclasses.replace(config, **parts)
+    return Overrides(config)(values, where)
+
+
+def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+    """Dotted keys and values with which ``Overrides(base).restore`` makes ``config``; tuples as lists."""
+    changed: dict[str, Any] = {}
+    for section in SECTIONS:
+        one, other = getattr(config, section), getattr(base, section)
+        if one is not other:
+            for name in _names(one):
+                value, before = getattr(one, name), getattr(other, name)
+                if value is not before and repr(value) != repr(before):
+                    changed[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return changed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -129,11 +176,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested plain values, tuples as lists (what config.yaml holds)."""
-    plain = dataclasses.asdict(config)
-    return {
-        name: {key: list(value) if isinstance(value, tuple) else value for key, value in section.items()}
-        for name, section in plain.items()
-    }
+    return {name: section_dict(getattr(config, name)) for name in SECTIONS}
+
+
+def section_dict(section: Any) -> dict[str, Any]:
+    """Plain values of one section, tuples as lists."""
+    values = ((name, getattr(section, name)) for name in _names(section))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+# Asked for with each of thousands of cells.
+_FIELDS = {section: tuple(f.name for f in fields(section)) for section in SECTIONS.values()}
+
+
+def _names(section: Any) -> tuple[str, ...]:
+    return _FIELDS.get(type(section)) or tuple(f.name for f in fields(section))
 
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +118,14 @@ class Attempt:
         return path
 
 
+def _attempt_numbers(run: str) -> list[int]:
+    """Of the attempts of a run folder, in order; none where there is no such folder."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"{run}/attempts") if name.isdigit())
+    except OSError:
+        return []
+
+
 class RunFolder:
     """``<runs>/<ab>/<signature>/``."""
 
@@ -134,11 +142,7 @@ class RunFolder:
 
     def attempt_folders(self) -> list[Path]:
         """Attempt folders, oldest first."""
-        try:
-            numbers = sorted(int(name) for name in os.listdir(self.path / "attempts") if name.isdigit())
-        except OSError:
-            return []
-        return [self.path / "attempts" / str(n) for n in numbers]
+        return [self.path / "attempts" / str(n) for n in _attempt_numbers(str(self.path))]
 
     def new_attempt(self) -> Attempt:
         """Make the next attempt folder; mkdir is atomic, so two processes never share one."""
@@ -233,6 +237,8 @@ class RunRecord:
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None
     """The smaller micro-batch with which the next attempt can try where this one runs out of memory."""
+    unreadable: tuple[str, ...] = ()
+    """Status files, below the run folder, that are there but hold no status; all else is said without them."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -241,19 +247,28 @@ class RunRecord:
 
 def read_run(folder: RunFolder) -> RunRecord:
     """Read the status files of a run; done wins over everything, else the newest attempt speaks."""
-    statuses = _statuses(folder)
-    known = [s for s in statuses if isinstance(s, dict)]
+    return _read_run(str(folder.path), folder.signature)
+
+
+def read_runs(runs: Path, signatures: Iterable[str]) -> dict[str, RunRecord]:
+    """As read_run, of many runs below a runs folder."""
+    root = str(runs)
+    return {signature: _read_run(f"{root}/{signature[:2]}/{signature}", signature) for signature in signatures}
+
+
+def _read_run(path: str, signature: str) -> RunRecord:
+    attempts, known, unreadable = _statuses(path)
     if not known:
-        return RunRecord(folder.signature, attempts=len(statuses))
+        return RunRecord(signature, attempts=attempts, unreadable=tuple(unreadable))
     last = next((s for s in known if s["state"] == DONE), known[-1])
     return RunRecord(
-        signature=folder.signature,
+        signature=signature,
         state=last["state"],
         failure=last.get("failure"),
         message=last.get("message"),
         step=max(s["step"] for s in known),
         steps=last["steps"],
-        attempts=len(statuses),
+        attempts=attempts,
         heartbeat=last["heartbeat"],
         seconds=sum(s["seconds"] * s.get("processes", 1) for s in known),
         images_per_second=last.get("images_per_second"),
@@ -265,20 +280,53 @@ def read_run(folder: RunFolder) -> RunRecord:
         job=last.get("job", ""),
         next_micro_batch=last.get("next_micro_batch"),
         started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
+        unreadable=tuple(unreadable),
     )
 
 
-def _statuses(folder: RunFolder) -> list[Any]:
-    """What status.json says of each attempt, or what a driver found out about one that was killed."""
-    statuses = []
-    for path in folder.attempt_folders():
-        status = read_json(path / "status.json")
-        if status is not None and status["state"] == RUNNING and (path / KILLED).exists():
-            failure = (path / KILLED).read_text().strip()
+def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
+    """How many attempts a run has; what status.json says of each, or what a driver found out about one that was
+    killed; and the files that say nothing. With paths as text: pathlib takes longer than the file system."""
+    numbers = _attempt_numbers(path)
+    known: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    for number in numbers:
+        name = f"attempts/{number}/status.json"
+        try:
+            with open(f"{path}/{name}", "rb", buffering=0) as file:
+                status = json.loads(file.read().decode())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            status = None
+        if not _is_status(status):
+            unreadable.append(name)
+            continue
+        if status["state"] == RUNNING and os.path.exists(f"{path}/attempts/{number}/{KILLED}"):
+            failure = Path(f"{path}/attempts/{number}/{KILLED}").read_text().strip()
             message = f"killed from outside after step {status['step']}"
             status |= {"state": FAILED, "failure": failure, "message": message}
-        statuses.append(status)
-    return statuses
+        known.append(status)
+    return len(numbers), known, unreadable
+
+
+_STATES = frozenset({RUNNING, DONE, FAILED, PRUNED})
+
+
+def _is_status(value: Any) -> bool:
+    """Whether the content of a status.json has what every attempt writes."""
+    try:
+        return (
+            value["state"] in _STATES
+            and isinstance(value["step"], int)
+            and isinstance(value["steps"], int)
+            and isinstance(value["heartbeat"], int | float)
+            and isinstance(value["seconds"], int | float)
+            and isinstance(value["host"], str)
+            and isinstance(value["pid"], int)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def note_killed(folder: RunFolder, failure: str) -> None:
@@ -305,7 +353,7 @@ def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
 
 def smallest_micro_batch(folder: RunFolder) -> int | None:
     """The micro-batch to which attempts that ran out of memory have come down; None where none did."""
-    short = [s for s in _statuses(folder) if s and s.get("failure") == "out_of_memory"]
+    short = [s for s in _statuses(str(folder.path))[1] if s.get("failure") == "out_of_memory"]
     return min((s["next_micro_batch"] for s in short if s.get("next_micro_batch")), default=None)
 
 
@@ -326,16 +374,80 @@ def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+@dataclass(frozen=True)
+class RunResults:
+    """What a run folder holds beside its status: the newest of each file over the attempts."""
+
+    environment: dict[str, Any]
+    """env.json; empty where there is none."""
+    evaluations: dict[str, dict[str, Any]]
+    """By the file, below the run folder, in the order of protocol and step."""
+    unreadable: tuple[str, ...]
+    """Files, below the run folder, that are there but hold no JSON object."""
+
+
+def read_results(folder: RunFolder) -> RunResults:
+    """Environment and evaluations of a run, each of the highest attempt that has it."""
+    path = str(folder.path)
+    environments: list[str] = []
+    evaluations: dict[str, str] = {}
+    unreadable: list[str] = []
+    for number in _attempt_numbers(path):
+        attempt = f"attempts/{number}"
+        if os.path.isfile(f"{path}/{attempt}/env.json"):
+            environments.append(f"{attempt}/env.json")
+        try:
+            names = os.listdir(f"{path}/{attempt}/evaluations")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            unreadable.append(f"{attempt}/evaluations")
+            continue
+        evaluations |= {
+            name: f"{attempt}/evaluations/{name}" for name in names if name.endswith(".json") and name[0] != "."
+        }
+    environment: Any = {}
+    if environments:
+        environment = _read_object(f"{path}/{environments[-1]}")
+        if environment is None:
+            unreadable.append(environments[-1])
+    found = {}
+    for name in sorted(evaluations):
+        value = _read_object(f"{path}/{evaluations[name]}")
+        if value is None:
+            unreadable.append(evaluations[name])
+        else:
+            found[evaluations[name]] = value
+    return RunResults(environment or {}, found, tuple(unreadable))
+
+
+def results_changed(folder: RunFolder) -> tuple[int, ...]:
+    """Times at which what read_results reads was changed, in ns, 0 for what is not there: equal as long as that is.
+
+    Files are replaced by renaming, which changes the time of their folder; an edit in place is not seen.
+    """
+    path, times = str(folder.path), []
+    for number in _attempt_numbers(path):
+        for name in ("env.json", "evaluations"):
+            try:
+                times.append(os.stat(f"{path}/attempts/{number}/{name}").st_mtime_ns)
+            except OSError:
+                times.append(0)
+    return tuple(times)
+
+
+def _read_object(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            value = json.loads(file.read().decode())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def read_evaluations(folder: RunFolder) -> Iterator[dict[str, Any]]:
     """Evaluations by (protocol, step), of the highest attempt that has each."""
-    found: dict[str, Path] = {}
-    for path in folder.attempt_folders():
-        if (path / "evaluations").is_dir():
-            found |= {p.name: p for p in (path / "evaluations").glob("*.json") if not p.name.startswith(".")}
-    for name in sorted(found):
-        value = read_json(found[name])
-        if isinstance(value, dict):
-            yield value
+    yield from read_results(folder).evaluations.values()
 
 
 def newest_file(folder: RunFolder, name: str) -> Path | None:

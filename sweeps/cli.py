@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -114,7 +115,7 @@ def plan_command(
                     "signature": cell.signature,
                     "axes": cell.axes,
                     **derived(cell.config),
-                    **asdict(cell.cost),
+                    **vars(cell.cost),
                     "train_flops": cell.cost.train_flops,
                     "seconds": wanted.seconds,
                     "memory_bytes": wanted.memory_bytes,
@@ -133,7 +134,7 @@ def plan_command(
             "speed": asdict(found.speed),
             "forecast": found.to_dict(),
         }
-        typer.echo(json.dumps(document, indent=1))
+        _print_json(document)
         return
     from rich.console import Console
 
@@ -253,7 +254,7 @@ def status_command(
 
     found = status(sweep)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        _print_json(found.to_dict())
         return
     from rich.console import Console
     from rich.live import Live
@@ -272,6 +273,16 @@ def status_command(
                 live.update(status_renderable(found, limit))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    """A line a key, and a line for each entry of a list: indented further, thousands of cells would take seconds."""
+    parts = []
+    for key, value in document.items():
+        several = isinstance(value, list | tuple) and value
+        text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]" if several else json.dumps(value)
+        parts.append(f" {json.dumps(key)}: {text}")
+    typer.echo("{\n" + ",\n".join(parts) + "\n}")
 
 
 def _on_terminal() -> bool:
@@ -423,7 +434,7 @@ def gather_command(
     """
     from sweeps.gathering import gather
 
-    typer.echo(f"wrote {gather(sweep, output)}")
+    typer.echo(f"wrote {gather(sweep, output, warn=lambda text: typer.echo(f'warning: {text}', err=True))}")
 
 
 def clean_command(

@@ -1,15 +1,30 @@
-"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, logs, and what other modules keep there."""
+"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, logs, and what other modules keep there.
+
+The plan is one file for each submission that brought cells or changed them, ``plan-<n>-<digest>.jsonl``, written to
+another name, synced and renamed, and never changed. Two processes that write at once make two files (or the same one),
+so that none loses the other's cells, on shared file systems too and without a lock. The first line is a header with
+the config that the cells are written as differences from; then there is a line for each cell. Of several lines on one
+cell the one in the last file counts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gsq.config import RunConfig
 from gsq.errors import UserError, nearest
-from gsq.loading import from_dict, to_dict
-from gsq.record import RunFolder, RunRecord, read_json, read_run, runs_root, write_json
-from sweeps.planning import Cell, Plan
+from gsq.loading import Overrides, differences, from_dict, to_dict
+from gsq.record import RunRecord, read_json, read_runs, runs_root, write_json, write_text
+from gsq.signature import digest
+from sweeps.planning import Cell, Plan, collector_paused
+
+PLAN_VERSION = 1
+_PLAN_FILE = re.compile(r"plan-(\d+)-[0-9a-f]{12}\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -27,42 +42,71 @@ class SweepFolder:
         """Standard output and error of the local workers of a cell, all attempts."""
         return self.path / "logs" / f"{signature}.log"
 
+    def plan_files(self) -> list[Path]:
+        """The files of the plan, oldest first."""
+        found = ((_PLAN_FILE.fullmatch(path.name), path) for path in self.path.glob("plan-*.jsonl"))
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
     def write_plan(self, plan: Plan) -> None:
         """Add a plan's cells to those submitted before: editing the YAML never removes rows."""
-        known = read_json(self.path / "plan.json") or {"cells": []}
-        cells = {cell["signature"]: cell for cell in known["cells"]}
-        cells |= {cell.signature: cell_values(cell) for cell in plan.cells}
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "plan.json", {"name": self.name, "cells": list(cells.values())}, sync=True)
         if plan.estimates:
             recorded = (read_json(self.path / "estimates.json") or {"cells": {}})["cells"]
             write_json(self.path / "estimates.json", {"cells": {**recorded, **plan.estimates}})
+        files = self.plan_files()
+        known = {signature: line for file in files for signature, line in _lines(file)}
+        # One base for ever, so that lines can be compared.
+        bases = [_header(file)["base"] for file in files[:1]] or [to_dict(_absolute(plan.cells[0].config))]
+        base = from_dict(bases[0])
+        lines = [(cell.signature, _line(cell, base)) for cell in plan.cells]
+        new = [line for signature, line in lines if known.get(signature) != line.encode()]
+        if not new:
+            return
+        header = json.dumps({"name": self.name, "version": PLAN_VERSION, "base": bases[0]}) + "\n"
+        number = int(_PLAN_FILE.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
+        write_text(self.path / f"plan-{number:04d}-{digest([header, *new])}.jsonl", header + "".join(new), sync=True)
 
+    @collector_paused()
     def read_plan(self) -> Plan:
-        """Every cell ever submitted. Raises UserError, naming the sweeps there are, for an unknown one."""
-        values = read_json(self.path / "plan.json")
-        if values is None:
+        """Every cell ever submitted. Raises UserError for an unknown sweep, naming those that there are, and for a
+        file that cannot be read."""
+        cells: dict[str, Cell] = {}
+        for file in self._known_files():
+            restore = _base(file).restore
+            for signature, line in _lines(file):
+                cells[signature] = _cell(file, line, restore)
+        return Plan(self.name, tuple(cells.values()))
+
+    def read_cell(self, signature: str) -> Cell:
+        """One cell, found without reading the others. Raises UserError as ``read_plan``, and where it is not there."""
+        for file in reversed(self._known_files()):
+            if line := next(_lines(file, signature), None):
+                return _cell(file, line[1], _base(file).restore)
+        raise UserError(f"no cell {signature} in the plan of sweep '{self.name}', {self.path}")
+
+    def signatures(self) -> list[str]:
+        """Of every cell ever submitted. Raises UserError as ``read_plan``."""
+        return list(dict.fromkeys(signature for file in self._known_files() for signature, _ in _lines(file)))
+
+    def _known_files(self) -> list[Path]:
+        files = self.plan_files()
+        if not files:
             there = sweep_names(self.runs)
             raise UserError(
                 f"no sweep '{self.name}' below {self.runs}{nearest(self.name, there)}; there are: "
                 f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one; $GSQ_RUNS names the folder)"
             )
-        return Plan(self.name, tuple(map(read_values, values["cells"])))
+        return files
 
-    def read_cell(self, signature: str) -> Cell:
-        return next(cell for cell in self.read_plan().cells if cell.signature == signature)
-
-    def records(self, signatures: list[str]) -> dict[str, RunRecord]:
+    @collector_paused()
+    def records(self, signatures: Iterable[str]) -> dict[str, RunRecord]:
         """What each run folder says."""
-        return {s: read_run(RunFolder.of(self.runs, s)) for s in signatures}
+        return read_runs(self.runs, signatures)
 
 
 def cell_values(cell: Cell) -> dict[str, Any]:
-    """A cell as it is written to files."""
-    config = to_dict(cell.config)
-    if config["data"]["path"]:
-        # Jobs start in another folder.
-        config["data"]["path"] = str(Path(config["data"]["path"]).expanduser().absolute())
+    """A cell by itself, as it is written to files."""
+    config = to_dict(_absolute(cell.config))
     return {"signature": cell.signature, "axes": cell.axes, "config": config, "data_label": cell.data_label}
 
 
@@ -71,8 +115,75 @@ def read_values(values: dict[str, Any]) -> Cell:
     return Cell(values["signature"], values["axes"], from_dict(values["config"]), values["data_label"])
 
 
+def _absolute(config: RunConfig) -> RunConfig:
+    """Jobs start in another folder."""
+    if not config.data.path:
+        return config
+    path = str(Path(config.data.path).expanduser().absolute())
+    return config if path == config.data.path else replace(config, data=replace(config.data, path=path))
+
+
+# What a line of a cell begins with, before its signature.
+_START = b'{"signature": "'
+
+
+def _line(cell: Cell, base: RunConfig) -> str:
+    values = {
+        "signature": cell.signature,
+        "axes": cell.axes,
+        "config": differences(_absolute(cell.config), base),
+        "data_label": cell.data_label,
+    }
+    return json.dumps(values) + "\n"
+
+
+def _lines(file: Path, signature: str = "") -> Iterator[tuple[str, bytes]]:
+    """Signature and line of each cell in a file of a plan, or of the one cell. Raises UserError for another line."""
+    start = _START + signature.encode()
+    first, last = len(_START), len(_START) + 12
+    try:
+        with file.open("rb") as opened:
+            next(opened, None)
+            for number, line in enumerate(opened, 2):
+                if line.startswith(start):
+                    yield line[first:last].decode(), line
+                elif not line.startswith(_START):
+                    raise UserError(f"{file}, line {number}: not a cell of a plan; the file was changed or damaged")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Raises UserError where the first line is none, or of another version."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.readline())
+        if header["version"] != PLAN_VERSION:
+            raise UserError(f"{file}: a plan of version {header['version']}; this gsq reads version {PLAN_VERSION}")
+        return {"name": header["name"], "base": header["base"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: its first line is not the head of a plan ({type(error).__name__})") from None
+
+
+def _base(file: Path) -> Overrides:
+    try:
+        return Overrides(from_dict(_header(file)["base"]))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: its base config does not fit this version of gsq: {error}") from None
+
+
+def _cell(file: Path, line: bytes, restore: Callable[[Mapping[str, Any]], RunConfig]) -> Cell:
+    try:
+        values = json.loads(line)
+        return Cell(values["signature"], values["axes"], restore(values["config"]), values["data_label"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = line[:60].decode(errors="replace")
+        raise UserError(f"{file}: cell {found}... cannot be read: {type(error).__name__}: {error}") from None
+
+
 def sweep_names(runs: Path) -> list[str]:
-    return sorted(p.parent.name for p in (runs / "sweeps").glob("*/plan.json"))
+    found = (runs / "sweeps").glob("*/plan-*.jsonl")
+    return sorted({path.parent.name for path in found if _PLAN_FILE.fullmatch(path.name)})
 
 
 def sweep_folder(name: str, runs: Path | None = None) -> SweepFolder:

@@ -2,61 +2,148 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gsq.record import RunFolder, newest_file, read_evaluations, read_json
+from gsq.record import RunFolder, read_json, read_results, results_changed, write_json
 from sweeps.folder import SweepFolder, sweep_folder
-from sweeps.monitoring import CellStatus, status
-from sweeps.planning import Cell, axis_columns, other_axes
-from sweeps.schema import BY_NAME, write_table
+from sweeps.monitoring import Survey, survey
+from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
+from sweeps.schema import BY_NAME, SCHEMA_VERSION, Column, write_table
 
 RESULTS = Path("results")
 # Columns in which the runs of a sweep should agree, with what their values are.
 MIXED = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
+# Within this time after a change a file may change again without another time of change.
+SETTLED_SECONDS = 2.0
 
 
-def gather(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Path:
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@collector_paused()
+def gather(
+    sweep: str | SweepFolder,
+    output: Path | None = None,
+    runs: Path | None = None,
+    warn: Callable[[str], None] = _warn,
+) -> Path:
     """Write the results table of a sweep, by default results/<sweep>.parquet, and return its path.
 
-    One row for each evaluation of each planned cell; a cell without one has a row of its own. Raises UserError for
-    an unknown sweep. Warns on stderr where runs were made by different code or on different devices.
+    One row for each evaluation of each planned cell; a cell without one has a row of its own. A file of a run that
+    cannot be read is left out and named to ``warn`` (which writes to stderr), and so is it where runs were made by
+    different code or on different devices. The table is replaced at once and whole, also by several processes; where
+    nothing has changed since it was written (``gathered.json`` in the sweep folder says from what), it is left as it
+    is. Raises UserError for an unknown sweep.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
-    cells = {cell.signature: cell for cell in folder.read_plan().cells}
-    rows: list[dict[str, Any]] = []
-    for cell_status in status(folder).cells:
-        rows += _rows(folder, cells[cell_status.signature], cell_status)
     path = output or RESULTS / f"{folder.name}.parquet"
-    write_table(rows, path)
-    if (warning := mixture(folder.name, rows)) is not None:
-        print(f"warning: {warning}", file=sys.stderr)
+    found = survey(folder)
+    begun = time.time()
+    inputs, last_change = _inputs(folder, found)
+    note = folder.path / "gathered.json"
+    known = read_json(note)
+    if not isinstance(known, dict) or known.get("inputs") != inputs or known.get("table") != _identity(path):
+        problems: list[str] = []
+        runs_seen: dict[str, dict[str, Any]] = {}
+        write_table(_noting(_rows(folder, found, problems.append), runs_seen), path)
+        problems += mixture(folder.name, runs_seen.values())
+        known = {"inputs": inputs, "table": _identity(path), "problems": problems}
+        # A note only saves time: a folder that cannot be written to does without.
+        with suppress(OSError):
+            if begun - last_change / 1e9 > SETTLED_SECONDS:
+                write_json(note, known)
+            else:
+                note.unlink(missing_ok=True)
+    for problem in known["problems"]:
+        warn(problem)
     return path
 
 
-def mixture(sweep: str, rows: list[dict[str, Any]]) -> str | None:
-    """A sentence that says so where rows were made by different code or on different devices, with runs of each."""
+def _noting(rows: Iterable[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        runs[row["signature"]] = {name: row.get(name) for name in MIXED}
+        yield row
+
+
+def mixture(sweep: str, runs: Iterable[dict[str, Any]]) -> list[str]:
+    """A sentence that says so where runs were made by different code or on different devices, with how many of each."""
+    runs = list(runs)
     parts = []
-    runs = {row["signature"]: row for row in rows}.values()
     for column, words in MIXED.items():
-        counted = Counter(row[column] for row in runs if row.get(column))
+        counted = Counter(run[column] for run in runs if run.get(column))
         if len(counted) > 1:
             # Versions are long, and their number says enough.
             named = [f"{value}: {n}" if column != "versions" else str(n) for value, n in counted.most_common()]
             parts.append(f"{len(counted)} {words} ({', '.join(named)} runs)")
     if not parts:
+        return []
+    return [f"sweep '{sweep}' mixes runs of {' and of '.join(parts)}; the columns {', '.join(MIXED)} tell them apart"]
+
+
+def _identity(table: Path) -> list[Any] | None:
+    """What tells a file from another one that has replaced it."""
+    try:
+        stat = table.stat()
+    except OSError:
         return None
-    return f"sweep '{sweep}' mixes runs of {' and of '.join(parts)}; the columns {', '.join(MIXED)} tell them apart"
+    return [str(table.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns]
 
 
-def _rows(folder: SweepFolder, cell: Cell, cell_status: CellStatus) -> list[dict[str, object]]:
+def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
+    """Digest of all that decides the table, evaluations by the times of their change; and the last of these, in ns."""
+    hashed, last = hashlib.sha256(), 0
+    # Costs and derived columns are computed by this code.
+    code = sorted(path for package in ("gsq", "sweeps") for path in (_SOURCE / package).rglob("*.py"))
+    sizes = [(path.name, stat.st_size, stat.st_mtime_ns) for path in code for stat in [path.stat()]]
+    hashed.update(repr((SCHEMA_VERSION, folder.name, sizes, [p.name for p in folder.plan_files()])).encode())
+    for signature, record in found.records.items():
+        changed = results_changed(RunFolder.of(folder.runs, signature)) if record.attempts else ()
+        last = max(last, *changed, 0)
+        facts = (found.states[signature], record.seconds, record.peak_memory_bytes, record.attempts)
+        hashed.update(repr((facts, record.started_from, record.unreadable, changed)).encode())
+    return hashed.hexdigest(), last
+
+
+_SOURCE = Path(__file__).resolve().parent.parent
+
+
+def _rows(folder: SweepFolder, found: Survey, problem: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    for cell in found.plan.cells:
+        yield from _cell_rows(folder, cell, found, problem)
+
+
+def _cell_rows(
+    folder: SweepFolder, cell: Cell, found: Survey, problem: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     run = RunFolder.of(folder.runs, cell.signature)
-    record = folder.records([cell.signature])[cell.signature]
-    environment_file = newest_file(run, "env.json")
-    environment = (read_json(environment_file) if environment_file else None) or {}
+    record, state = found.records[cell.signature], found.states[cell.signature]
+    results = read_results(run)
+    environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
+    for file, evaluation in results.evaluations.items():
+        values = {name: value for name, value in evaluation.items() if name in BY_NAME}
+        wrong = [name for name, value in values.items() if not _fits(BY_NAME[name], value)]
+        if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
+            wrong = ["protocol or step"]
+        if wrong:
+            unreadable.append(f"{file} ({', '.join(wrong)})")
+        else:
+            evaluations.append(values)
+    provenance = {name: environment.get(name) for name in ("execution_signature", "source", "commit", "device")}
+    if wrong := [name for name, value in provenance.items() if not _fits(BY_NAME[name], value)]:
+        unreadable.append(f"env.json ({', '.join(wrong)})")
+        provenance = {}
+    damage = f"cannot be read: {', '.join(unreadable)}" if unreadable else None
+    if damage:
+        problem(f"{run.path}: {damage}")
     common: dict[str, object] = {
         "sweep": folder.name,
         "signature": cell.signature,
@@ -67,17 +154,28 @@ def _rows(folder: SweepFolder, cell: Cell, cell_status: CellStatus) -> list[dict
         "peak_memory_bytes": record.peak_memory_bytes,
         "attempts": record.attempts,
         "started_from": record.started_from,
-        "execution_signature": environment.get("execution_signature"),
-        "source": environment.get("source"),
-        "commit": environment.get("commit"),
+        **provenance,
         "versions": json.dumps(environment["versions"], sort_keys=True) if "versions" in environment else None,
-        "device": environment.get("device"),
-        "state": cell_status.state,
-        "failure": cell_status.failure,
-        "message": cell_status.message,
+        "state": state.state,
+        "failure": state.failure,
+        "message": state.message or damage,
     }
-    evaluations = [
-        {**common, **{name: value for name, value in evaluation.items() if name in BY_NAME}}
-        for evaluation in read_evaluations(run)
-    ]
-    return evaluations or [common]
+    for values in evaluations or [{}]:
+        yield {**common, **values}
+
+
+def _fits(column: Column, value: object) -> bool:
+    """Whether a value from a file is of the column's type."""
+    if value is None:
+        return column.name not in ("step", "protocol")
+    if column.type == "list<float64>":
+        return isinstance(value, list) and all(_number(entry) for entry in value)
+    if column.type == "float64":
+        return _number(value)
+    if column.type == "int64":
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, bool if column.type == "bool" else str)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

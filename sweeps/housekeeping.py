@@ -65,8 +65,7 @@ def clean(
         raise UserError(f"--orphans looks at all sweeps: leave out '{sweep}', or leave out --orphans")
     if sweep is not None:
         folder = sweep_folder(sweep, root)
-        signatures = [cell.signature for cell in folder.read_plan().cells]
-        run_folders, sweep_folders = [RunFolder.of(root, s) for s in signatures], [folder.path]
+        run_folders, sweep_folders = [RunFolder.of(root, s) for s in folder.signatures()], [folder.path]
     else:
         run_folders = list(_run_folders(root))
         sweep_folders = [path for path in (root / "sweeps").glob("*") if path.is_dir()]
@@ -105,10 +104,10 @@ def _orphans(root: Path, run_folders: list[RunFolder]) -> set[str]:
     """Runs that no plan mentions and none of whose attempts may be alive."""
     mentioned: set[str] = set()
     for name in sweep_names(root):
-        plan = read_json(SweepFolder(root, name).path / "plan.json")
-        if plan is None:
-            raise UserError(f"sweep '{name}': its plan.json cannot be read, so its runs are not known; mend it first")
-        mentioned |= {cell["signature"] for cell in plan["cells"]}
+        try:
+            mentioned.update(SweepFolder(root, name).signatures())
+        except UserError as error:
+            raise UserError(f"sweep '{name}': its plan cannot be read, so its runs are not known: {error}") from None
     return {run.signature for run in run_folders if run.signature not in mentioned and not _may_be_alive(run)}
 
 

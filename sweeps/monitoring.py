@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gsq.record import RUNNING, RunRecord
 from sweeps import journal
 from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
-from sweeps.planning import Cell
+from sweeps.planning import Cell, Plan, collector_paused
 from sweeps.queue import local_jobs
 from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state
 from sweeps.scheduler import slurm_jobs
@@ -66,7 +67,7 @@ class SweepStatus:
             "sweep": self.name,
             "counts": self.counts,
             "failures": self.failures,
-            "cells": [asdict(cell) for cell in self.cells],
+            "cells": [dict(vars(cell)) for cell in self.cells],
         }
 
 
@@ -95,18 +96,36 @@ def row(cell: Cell, state: CellState, record: RunRecord, job: Job | None = None)
     )
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What the plan, the run folders and the schedulers say of a sweep at one moment, by signature."""
+
+    plan: Plan
+    records: Mapping[str, RunRecord]
+    jobs: Mapping[str, Job]
+    states: Mapping[str, CellState]
+
+
+@collector_paused()
+def survey(folder: SweepFolder) -> Survey:
+    """Read the run folders, then ask SLURM once if the sweep has jobs there. Raises UserError for an unknown sweep."""
+    plan = folder.read_plan()
+    records = folder.records([cell.signature for cell in plan.cells])
+    known, jobs = with_cancelled(marked(folder), records, {**slurm_jobs(folder), **local_jobs(records)})
+    now = time.time()
+    states = {signature: cell_state(record, jobs.get(signature), now) for signature, record in known.items()}
+    return Survey(plan, known, jobs, states)
+
+
 def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
     """Read the run folders, then ask SLURM once if the sweep has jobs there.
 
     sweep: its name, its YAML file or its folder. Raises UserError for an unknown sweep.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
-    plan = folder.read_plan()
-    records = folder.records([cell.signature for cell in plan.cells])
-    records, jobs = with_cancelled(marked(folder), records, {**slurm_jobs(folder), **local_jobs(records)})
-    now = time.time()
-    rows = []
-    for cell in plan.cells:
-        record, job = records[cell.signature], jobs.get(cell.signature)
-        rows.append(row(cell, cell_state(record, job, now), record, job))
-    return SweepStatus(plan.name, tuple(rows), local=not journal.numbers(folder))
+    found = survey(folder)
+    rows = tuple(
+        row(cell, found.states[cell.signature], found.records[cell.signature], found.jobs.get(cell.signature))
+        for cell in found.plan.cells
+    )
+    return SweepStatus(found.plan.name, rows, local=not journal.numbers(folder))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,9 +17,22 @@ from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.flops import Cost, cost
 from gsq.identity import identity
-from gsq.loading import SHORT_NAMES, config_key, override
-from gsq.signature import SCIENCE_SECTIONS
+from gsq.loading import SHORT_NAMES, Overrides, config_key
+from gsq.signature import SCIENCE_SECTIONS, Signer
 from sweeps.spec import Budget, Spec
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector, which would search many thousands of objects that all stay, again and
+    again, for a fifth of the time that it takes to make them."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
@@ -98,13 +113,12 @@ class Plan:
 class _Names:
     """Values of the names in a constraint: the cell's own, else the base config's, else derived from these."""
 
-    def __init__(self, base: RunConfig, axes: dict[str, Any]) -> None:
-        self.base, self.axes = base, axes
-        self.values = {short: axes.get(short, axes.get(key)) for short, key in SHORT_NAMES.items()}
+    def __init__(self, override: Overrides, axes: dict[str, Any]) -> None:
+        self.override, self.base, self.axes = override, override.base, axes
 
     def __call__(self, name: str) -> Any:
         if name in SHORT_NAMES:
-            value = self.values[name]
+            value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
             return _get(self.base, name) if value is None else value
         d, g, v, f = (self(n) for n in ("latent_dim", "groups", "codebook_size", "downsample"))
         indices = self("depth") if self("quantizer") == "rvq" else g
@@ -119,10 +133,11 @@ class _Names:
             return indices * (self("image_size") // f) ** 2
         if name == "images":
             return self("steps") * self("batch_size")
-        changed = override(self.base, self.axes)
+        changed = self.override(self.axes)
         return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
 
 
+@collector_paused()
 def make_plan(spec: Spec) -> Plan:
     """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
 
@@ -134,20 +149,21 @@ def make_plan(spec: Spec) -> Plan:
     manifests: dict[Any, Manifest] = {}
     # Cost needs a valid config: what may drop an impossible cell is asked first.
     where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
+    override, sign = Overrides(spec.base), Signer()
     for axes in spec.candidates():
-        names = _Names(spec.base, axes)
+        names = _Names(override, axes)
         try:
             broken = next((c.text for c in where if not c.holds(names)), None)
             if broken is not None:
                 dropped.append((axes, broken))
                 continue
-            config = override(spec.base, axes, "axes")
+            config = override(axes, "axes")
         except UserError as error:
             raise UserError(f"sweep '{spec.name}', cell {title(axes)}: {error}") from None
         if config.data not in manifests:
             manifests[config.data] = manifest(config.data)
         files = manifests[config.data]
-        signature = identity(config, files)
+        signature = identity(config, files, sign)
         if signature in cells:
             merged.append((axes, signature))
         else:

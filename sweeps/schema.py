@@ -7,7 +7,11 @@ pandas nor pyarrow until a table is built.
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -161,26 +165,36 @@ def arrow_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION)})
 
 
-def write_table(rows: list[dict[str, object]], path: Path) -> None:
-    """Write rows (column name to value; what is absent is null) to ``path``, atomically.
+# Rows made into columns at a time: the rest need not be in memory as rows.
+CHUNK = 10_000
+
+
+def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
+    """Write rows (column name to value; what is absent is null) to ``path``, atomically; two processes may at once.
 
     Raises ValueError where two rows have the same key (sweep, signature, step, protocol).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    keys = [tuple(row.get(name) for name in KEY) for row in rows]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"two rows have the key {dict(zip(KEY, twice, strict=True))}")
-    unknown = {name for row in rows for name in row} - set(BY_NAME)
-    if unknown:
-        raise ValueError(f"columns {sorted(unknown)} are not in the schema")
-    complete = [{c.name: row.get(c.name) for c in COLUMNS} for row in rows]
+    schema = arrow_schema()
+    seen: set[tuple[object, ...]] = set()
+    remaining, tables = iter(rows), [schema.empty_table()]
+    while chunk := list(islice(remaining, CHUNK)):
+        for row in chunk:
+            if unknown := row.keys() - BY_NAME.keys():
+                raise ValueError(f"columns {sorted(unknown)} are not in the schema")
+            key = tuple(row.get(name) for name in KEY)
+            if key in seen:
+                raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=True))}")
+            seen.add(key)
+        tables.append(pa.table([[row.get(c.name) for row in chunk] for c in COLUMNS], schema=schema))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        pq.write_table(pa.Table.from_pylist(complete, schema=arrow_schema()), partial)
+        pq.write_table(pa.concat_tables(tables), partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -22,15 +22,19 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsq.config import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 from gsq.loading import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from simpleeval import EvalWithCompoundTypes
 
 KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget")
 HELPERS = {
@@ -95,14 +99,24 @@ class Constraint:
     def __post_init__(self) -> None:
         check_expression(self.text, "where", (*SHORT_NAMES, *DERIVED_NAMES))
 
+    @cached_property
+    def _tree(self) -> ast.stmt:
+        return ast.parse(self.text.strip()).body[0]
+
+    @cached_property
+    def _evaluator(self) -> EvalWithCompoundTypes:
+        from simpleeval import EvalWithCompoundTypes
+
+        # Lists are needed for "in"; functions, attributes and comprehensions were refused above.
+        return EvalWithCompoundTypes(functions={})
+
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """``value_of`` gives the value of a name. Raises UserError where the expression cannot be computed."""
-        from simpleeval import EvalWithCompoundTypes, InvalidExpression
+        from simpleeval import InvalidExpression
 
+        self._evaluator.names = lambda node: value_of(node.id)
         try:
-            # Lists are needed for "in"; functions, attributes and comprehensions were refused above.
-            evaluator = EvalWithCompoundTypes(functions={}, names=lambda node: value_of(node.id))
-            return bool(evaluator.eval(self.text))
+            return bool(self._evaluator.eval(self.text, self._tree))
         except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise UserError(f"where: '{self.text}': {str(error) or type(error).__name__}") from None
 

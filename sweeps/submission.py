@@ -85,9 +85,9 @@ def submit(
 
 
 def _check(plan: Plan, cluster: Cluster) -> None:
-    for config in {cell.config for cell in plan.cells}:
-        require_weights(config)
-        check_processes(config, cluster.nodes * cluster.processes_per_node)
+    require_weights(*(cell.config for cell in plan.cells))
+    for cell in plan.cells:
+        check_processes(cell.config, cluster.nodes * cluster.processes_per_node)
     if cluster.kind == "slurm":
         require_slurm()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gsq import PRESETS, RunConfig, UserError, load_config, override, preset
-from gsq.loading import KEYS, SHORT_NAMES, config_key, from_dict, read_yaml, to_dict
+from gsq.loading import KEYS, SHORT_NAMES, Overrides, config_key, differences, from_dict, read_yaml, to_dict
 
 
 def refused(values: dict[str, Any]) -> str:
@@ -155,6 +158,54 @@ def test_override_refuses_as_load_config_does(values: dict[str, Any], said: list
     with pytest.raises(UserError) as caught:
         override(preset("cpu-tiny"), values, where="axes")
     assert [part for part in said if part not in str(caught.value)] == [], str(caught.value)
+
+
+def test_overrides_of_many_cells_are_those_of_each() -> None:
+    base, seen = preset("cpu-tiny"), []
+    many = Overrides(base)
+    for values in (
+        {"groups": 2, "seed": 1},
+        {"quantizer.groups": 2, "seed": 2},
+        {"groups": 2, "learning_rate": 1},
+        {"optimizer.weight_decay": 0.0},
+        {"optimizer.weight_decay": -0.0},
+        {"optimizer.betas": [0, 0.5]},
+        {"optimizer.betas": (0.0, 0.5)},
+    ):
+        seen.append(many(values))
+        assert repr(seen[-1]) == repr(override(base, values))
+    assert seen[0].quantizer is seen[1].quantizer is seen[2].quantizer and seen[0].model is base.model
+    with pytest.raises(UserError, match=r"1, 2, 4, 8, 16"):
+        many({"groups": 3})
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "train.seed": st.integers(0, 9),
+            "optimizer.weight_decay": st.sampled_from([0.0, -0.0, 0, 1, 0.1, 1e-300]),
+            "optimizer.betas": st.sampled_from([(0.0, 0.5), (0, 0.5), (0.9, 0.99)]),
+            "model.encoder_blocks": st.sampled_from([(), (1, 1, 1, 2)]),
+            "discriminator.augment": st.sampled_from([(), ("color",)]),
+            "loss.adaptive_weight": st.booleans(),
+            "data.path": st.sampled_from(["", "/a b/\u00e9"]),
+        },
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_differences_restore_a_config_exactly(changes: dict[str, object]) -> None:
+    base = preset("cpu-tiny")
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in changes.items():
+        sections.setdefault(key.split(".")[0], {})[key.split(".")[1]] = value
+    config = dataclasses.replace(
+        base, **{name: dataclasses.replace(getattr(base, name), **part) for name, part in sections.items()}
+    )
+    found = json.loads(json.dumps(differences(config, base)))
+    assert repr(Overrides(base).restore(found)) == repr(config)
+    assert set(found) <= set(changes)
+    assert differences(dataclasses.replace(base), base) == {}
 
 
 def test_override_and_load_config_agree() -> None:

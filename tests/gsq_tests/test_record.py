@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from gsq.record import (
     STALE_SECONDS,
     Attempt,
     RunFolder,
+    RunResults,
     newest_file,
     read_evaluations,
     read_json,
     read_metrics,
+    read_results,
     read_run,
+    read_runs,
+    results_changed,
     runs_root,
     write_json,
     write_text,
@@ -212,3 +217,76 @@ def test_write_text_replaces(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "x", sync=True)
     assert (tmp_path / "a").read_text() == "x"
     assert read_json(tmp_path / "a") is None and read_json(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"state": "done"}', '{"state": "odd"}', '"text"', b"\xff\xfe", "{}"]
+)
+def test_a_status_that_is_none_is_named_and_left_out(folder: RunFolder, content: str | bytes) -> None:
+    attempt(folder, "failed", 3, failure="lost")
+    bad = folder.new_attempt().path / "status.json"
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    folder.new_attempt()
+    record = read_run(folder)
+    assert (record.state, record.step, record.attempts) == ("failed", 3, 3)
+    assert record.unreadable == ("attempts/2/status.json",)
+
+
+def test_a_status_of_wrong_types_is_named_and_left_out(folder: RunFolder) -> None:
+    made = attempt(folder, "done", 8)
+    whole = json.loads((made.path / "status.json").read_text())
+    for key in ("state", "step", "steps", "heartbeat", "seconds", "host", "pid"):
+        for value in ({**whole, key: None}, {k: v for k, v in whole.items() if k != key}):
+            (made.path / "status.json").write_text(json.dumps(value))
+            assert read_run(folder).state is None and read_run(folder).unreadable == ("attempts/1/status.json",)
+
+
+def test_many_runs_are_read_as_each(tmp_path: Path) -> None:
+    signatures = ["abcdef012345", "abcdef012346", "0123456789ab"]
+    attempt(RunFolder.of(tmp_path, signatures[0]), "done", 8)
+    RunFolder.of(tmp_path, signatures[1]).new_attempt()
+    found = read_runs(tmp_path, signatures)
+    assert list(found) == signatures
+    assert all(found[s] == read_run(RunFolder.of(tmp_path, s)) for s in signatures)
+
+
+def test_results_are_of_the_highest_attempt_that_has_each(folder: RunFolder) -> None:
+    assert read_results(folder) == RunResults({}, {}, ()) and results_changed(folder) == ()
+    first, second = folder.new_attempt(), folder.new_attempt()
+    first.write_evaluation("p", 4, {"value": 1})
+    first.write_evaluation("p", 8, {"value": 2})
+    second.write_evaluation("p", 8, {"value": 3})
+    write_json(first.path / "env.json", {"device": "old"})
+    folder.new_attempt()
+    found = read_results(folder)
+    assert found.environment == {"device": "old"} and found.unreadable == ()
+    assert found.evaluations == {
+        "attempts/1/evaluations/p-00000004.json": {"value": 1},
+        "attempts/2/evaluations/p-00000008.json": {"value": 3},
+    }
+    (second.path / "env.json").write_text("{")
+    (second.path / "evaluations" / "p-00000012.json").write_text("[1]")
+    found = read_results(folder)
+    assert found.environment == {} and len(found.evaluations) == 2
+    assert found.unreadable == ("attempts/2/env.json", "attempts/2/evaluations/p-00000012.json")
+
+
+def test_what_results_are_read_from_is_seen_to_change(folder: RunFolder) -> None:
+    made = attempt(folder, "running", 4)
+    seen = [results_changed(folder)]
+
+    def changed() -> bool:
+        # Not in one tick of the file system's clock.
+        time.sleep(0.02)
+        seen.append(results_changed(folder))
+        return seen[-1] != seen[-2]
+
+    assert not changed()
+    write_json(made.path / "env.json", {})
+    assert changed()
+    made.write_evaluation("p", 4, {"value": 1})
+    assert changed()
+    made.write_evaluation("p", 4, {"value": 2})
+    assert changed()
+    folder.new_attempt()
+    assert changed() and not changed()

@@ -19,7 +19,7 @@ from gsq import RunConfig, override, preset
 from gsq.config import SECTIONS, QuantizerConfig
 from gsq.identity import identity
 from gsq.loading import to_dict
-from gsq.signature import SCIENCE_SECTIONS, science_dict, signature
+from gsq.signature import SCIENCE_SECTIONS, Signer, digest, science_dict, signature
 
 GOLDEN = Path(__file__).with_name("signatures.json")
 
@@ -133,6 +133,18 @@ def pinned() -> dict[str, str]:
 def test_signatures_never_change() -> None:
     assert pinned() == json.loads(GOLDEN.read_text())
     assert len(set(pinned().values())) == len(PINNED) == 20
+
+
+def test_many_signatures_at_once_are_those_of_one() -> None:
+    """Configs that share sections, as those of a sweep do, and configs whose sections only look alike."""
+    bases = [override(preset(base), changes) for base, changes in PINNED.values()]
+    changed = [set_unchecked(BASE, key, value) for key, value in CHANGES.items()]
+    copies = [dataclasses.replace(c, optimizer=dataclasses.replace(c.optimizer)) for c in changed]
+    sign_all = Signer()
+    for config in [*bases, *changed, *copies, *reversed(changed)]:
+        for fingerprint, weights in (("f00d", {}), ("beef", {"b": "2", "a": "1"})):
+            expected = digest(science_dict(config, fingerprint, weights))
+            assert sign_all(config, fingerprint, weights) == signature(config, fingerprint, weights) == expected
 
 
 def test_form() -> None:

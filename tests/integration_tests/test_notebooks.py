@@ -21,4 +21,4 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if path.stem == "01_quickstart":
         assert any("power_law_bpp" in output.get("text", "") for output in outputs)
         # It trained its own small cut and left the committed results alone.
-        assert list((tmp_path / "runs" / "sweeps").glob("*/plan.json"))
+        assert list((tmp_path / "runs" / "sweeps").glob("*/plan-*.jsonl"))

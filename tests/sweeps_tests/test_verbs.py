@@ -413,7 +413,7 @@ def test_clean_takes_what_no_reader_needs(four: Plan, folder: Path, write_run: W
     )
     alive = write_run(running, RUNNING, 3).attempt_folders()[0]
     put(alive, "checkpoint-00000003.pt", "checkpoint-00000004.partial")
-    put(runs / "sweeps" / four.name, ".plan.json.1.partial")
+    put(runs / "sweeps" / four.name, ".plan-0002-0123456789ab.jsonl.1.partial")
     before = sorted(p for p in runs.rglob("*") if p.is_file())
 
     shown = sweeps.clean(dry_run=True)
@@ -427,7 +427,7 @@ def test_clean_takes_what_no_reader_needs(four: Plan, folder: Path, write_run: W
     assert shown.bytes == {"checkpoints": 20, "leftovers": 5, "partial": 10} and not shown.removed
     assert sorted(p for p in runs.rglob("*") if p.is_file()) == before
     # A file outside an attempt may be in the making, until it is old.
-    os.utime(runs / "sweeps" / four.name / ".plan.json.1.partial", (1, 1))
+    os.utime(runs / "sweeps" / four.name / ".plan-0002-0123456789ab.jsonl.1.partial", (1, 1))
     output = gsq("clean", four.name, "--dry-run").output
     assert (
         "20 B       4 files  checkpoints of finished runs" in output
@@ -478,8 +478,9 @@ def test_runs_that_no_sweep_mentions_go_when_asked_for(
     assert sweeps.clean(orphans=True).runs == (lone.signature,)
     assert not path.exists() and RunFolder.of(runs, alive.signature).path.is_dir()
     assert all(RunFolder.of(runs, cell.signature).path.is_dir() for cell in four.cells[:3])
-    (runs / "sweeps" / "small" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"plan\.json cannot be read"):
+    (plan_file,) = (runs / "sweeps" / "small").glob("plan-*.jsonl")
+    plan_file.write_text(plan_file.read_text()[:-1].rsplit("\n", 1)[0] + "\nno cell\n")
+    with pytest.raises(UserError, match=r"plan cannot be read.*line 5: not a cell"):
         sweeps.clean(orphans=True)
 
 
@@ -553,7 +554,7 @@ def test_a_cancelled_sweep_goes_on_to_the_same_numbers(driver: subprocess.Popen[
 
 
 def test_watching_and_following_end_with_the_sweep_or_with_ctrl_c(driver: subprocess.Popen[str], folder: Path) -> None:
-    wait_for(lambda: (folder / "runs" / "sweeps" / "trio" / "plan.json").exists())
+    wait_for(lambda: list((folder / "runs" / "sweeps" / "trio").glob("plan-*.jsonl")))
     watcher, follower = start("status", "trio", "--watch"), start("logs", "trio", "groups=4", "-f")
     other = start("status", "trio", "--watch")
     time.sleep(2.5)
