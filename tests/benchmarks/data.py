@@ -208,8 +208,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['cpu']}, {result['cores']} cores; Python {result['versions']['python']}, torch "
         f"{result['versions']['torch']}, Pillow {result['versions']['pillow']}. {result['images']} files of "
         f"{result['mean_bytes'] / 1e3:.0f} kB in the page cache, batches of {result['batch']}, medians of "
-        f"{result['repeats']}; ratio to torch's DataLoader. Parquet in row groups of {result['row_group']}. Load average "
-        f"before the start: {result['load_before']} (above 0.5 other work shared the cores, and rates are too low).",
+        f"{result['repeats']}; ratio to torch's DataLoader. Parquet in row groups of {result['row_group']}. Load "
+        f"average before the start: {result['load_before']} (above 0.5: other work shared the cores, rates are low).",
         "Workers are threads in gsq and processes in the DataLoader. Made by `python tests/benchmarks/data.py`.",
         "",
         "| source | 1 worker | ratio | 2 workers | ratio |",

@@ -376,12 +376,12 @@ def test_reconstruct_writes_nothing_where_an_image_is_bad(run: RunFolder, tmp_pa
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "text.jpg").write_text("hello")
     draw(tmp_path / "thin.png", 40, 3)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "deep.tiff")
     for name, message in {
         "cut.png": "not an image that can be read",
         "text.jpg": "of no known image format",
         "thin.png": "3 x 40 pixels are fewer than f = 4 on a side",
-        "deep.png": "8 bits a channel are needed",
+        "deep.tiff": "pixels of mode F, whose range is not known",
         "missing.png": "No such file",
         ".": "is a folder; name image files",
     }.items():
