@@ -104,17 +104,6 @@ class SweepFolder:
         return read_runs(self.runs, signatures)
 
 
-def cell_values(cell: Cell) -> dict[str, Any]:
-    """A cell by itself, as it is written to files."""
-    config = to_dict(_absolute(cell.config))
-    return {"signature": cell.signature, "axes": cell.axes, "config": config, "data_label": cell.data_label}
-
-
-def read_values(values: dict[str, Any]) -> Cell:
-    """What cell_values made."""
-    return Cell(values["signature"], values["axes"], from_dict(values["config"]), values["data_label"])
-
-
 def _absolute(config: RunConfig) -> RunConfig:
     """Jobs start in another folder."""
     if not config.data.path:

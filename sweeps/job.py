@@ -88,7 +88,7 @@ class ArrayJob:
                 if entry.cells_per_job > 1:
                     return _run_together(folder, entry, members, stop)
                 with cancellable(folder, members[0], stop):
-                    return str(run_cell(folder, entry.read_cell(members[0]), entry.source, stop))
+                    return str(run_cell(folder, folder.read_cell(members[0]), entry.source, stop))
         except Busy as error:
             return _say(str(error))
         except Stopped as stopped:
@@ -157,7 +157,7 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
             if signature in marked(folder):
                 continue
             variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index * share :][:share])} if share else {}
-            workers[signature] = start_worker(folder, entry.source, signature, variables, entry)
+            workers[signature] = start_worker(folder, entry.source, signature, variables, shared=True)
         told = False
         while any(worker.poll() is None for worker in workers.values()):
             if stop.reason and not told:
@@ -170,14 +170,14 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
 
 
 def start_worker(
-    folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], entry: Entry | None = None
+    folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], shared: bool = False
 ) -> subprocess.Popen[bytes]:
     """A process that runs one cell, with one thread unless ``variables`` say otherwise. It writes to the cell's log."""
     from sweeps.snapshot import environment
 
     path = folder.log(signature)
     path.parent.mkdir(parents=True, exist_ok=True)
-    job = [str(folder.runs), folder.name, str(source), signature, *([str(entry.path)] if entry else [])]
+    job = [str(folder.runs), folder.name, str(source), signature, *(["shared"] if shared else [])]
     with path.open("ab") as log:
         # Attempts share the file; gsq logs tells them apart by this line.
         log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
@@ -236,29 +236,27 @@ STOPPED = 3
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE [ENTRY]``: a worker of the local queue, or with the folder
-    of its submission one of the workers of a SLURM job."""
+    """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE [shared]``: a worker of the local queue, or one of those that
+    share a SLURM job."""
     _die_with_parent()
     from gsq.errors import UserError
     from gsq.run import Stopped, StopRequest
     from sweeps.folder import SweepFolder
-    from sweeps.journal import read_entry
     from sweeps.reconcile import CANCELLED
 
-    runs, sweep, source, signature, *entry = arguments
+    runs, sweep, source, signature, *shared = arguments
     folder = SweepFolder(Path(runs), sweep)
     stop = StopRequest()
     reasons: dict[int, str] = {signal.SIGTERM: CANCELLED, signal.SIGINT: CANCELLED, signal.SIGUSR2: "preempted"}
     try:
         with ExitStack() as stack:
-            if entry:
+            if shared:
                 del reasons[signal.SIGTERM]
                 # What is not meant for this cell is nothing to it.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 stack.enter_context(cancellable(folder, signature, stop))
             stack.enter_context(stop.on_signals(reasons))
-            cell = read_entry(Path(entry[0])).read_cell(signature) if entry else folder.read_cell(signature)
-            run_cell(folder, cell, source, stop)
+            run_cell(folder, folder.read_cell(signature), source, stop)
     except Stopped:
         return STOPPED
     except UserError as error:

@@ -9,7 +9,7 @@ die between any two of them, sleep for an hour, or run beside another one, and y
   the job itself when it starts, or a later driver that found no such job and takes the entry back. A job that starts
   after that ends at once. Neither clocks nor process ids decide anything; they only save waiting.
 
-Beside it lie the job script, the pickle that submitit loads, the entry's cells, and what the jobs print.
+Beside it lie the job script, the pickle that submitit loads, and what the jobs print.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gsq.record import read_json, write_json
-from sweeps.folder import SweepFolder, cell_values, read_values
-from sweeps.planning import Cell
+from sweeps.folder import SweepFolder
 
-ENTRY, VERDICT, CELLS, SCRIPT, PICKLE = "entry.json", "verdict.json", "cells.jsonl", "script.sh", "job.pkl"
+ENTRY, VERDICT, SCRIPT, PICKLE = "entry.json", "verdict.json", "script.sh", "job.pkl"
 
 
 class Taken(Exception):
@@ -69,11 +68,6 @@ class Entry:
         """Signatures of the cells of one task of the array."""
         first = task * self.cells_per_job
         return self.signatures[first : first + self.cells_per_job]
-
-    def read_cell(self, signature: str) -> Cell:
-        """From the entry's own list, which is short however many cells the sweep has."""
-        line = (self.path / CELLS).read_text().splitlines()[self.signatures.index(signature)]
-        return read_values(json.loads(line))
 
     def decide(self, job: str | None) -> Entry:
         """Say that the entry has become a job, or with None that it is taken back; returns what holds, which is the
@@ -130,15 +124,13 @@ def newest_jobs(sweep: SweepFolder) -> dict[str, str]:
     return newest
 
 
-def add(entry: Entry, cells: list[Cell], files: Mapping[str, bytes]) -> None:
+def add(entry: Entry, files: Mapping[str, bytes]) -> None:
     """Put an entry and its files where ``entry.path`` says. Raises Taken where another one is there already."""
     partial = entry.path.with_name(f".{entry.path.name}.{os.uname().nodename}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         values = {k: v for k, v in asdict(entry).items() if k not in ("path", "job", "revoked")}
-        with (partial / CELLS).open("w") as file:
-            file.writelines(json.dumps(cell_values(cell)) + "\n" for cell in cells)
         for name, content in files.items():
             (partial / name).write_bytes(content)
         write_json(partial / ENTRY, values, sync=True)

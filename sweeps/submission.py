@@ -109,8 +109,8 @@ def _submit_missing(
         clear(folder, {cell.signature for cell in wanted})
         try:
             rate = speed(plan.cells, records, cluster.device, folder)
-            for entry, cells, script in array_entries(wanted, rate, cluster, folder, source, number):
-                journal.add(entry, cells, {journal.SCRIPT: script.encode(), journal.PICKLE: _pickle(entry)})
+            for entry, script in array_entries(wanted, rate, cluster, folder, source, number):
+                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: _pickle(entry)})
                 job = _sbatch(entry, cluster)
                 arrays[job] = list(entry.signatures)
         except journal.Taken:
@@ -170,8 +170,8 @@ def array_entries(
     folder: SweepFolder,
     source: Path,
     number: int,
-) -> Iterator[tuple[journal.Entry, list[Cell], str]]:
-    """The job arrays for these cells, each with its cells and its job script; ``number`` is that of the first."""
+) -> Iterator[tuple[journal.Entry, str]]:
+    """The job arrays for these cells, each with its job script; ``number`` is that of the first."""
     classes = by_class(cells, rate, cluster)
     largest = largest_array() * cluster.cells_per_job if cells else 1
     parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
@@ -193,7 +193,7 @@ def array_entries(
         )
         # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
         parallel = max(1, cluster.parallel * len(members) // len(cells))
-        yield entry, members, job_script(entry, cluster, parallel, sys.executable)
+        yield entry, job_script(entry, cluster, parallel, sys.executable)
 
 
 def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
@@ -209,7 +209,7 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
         return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
     rate, source = speed(plan.cells, records, cluster.device, folder), source_folder(folder)
-    return [script for _, _, script in array_entries(wanted, rate, cluster, folder, source, number)]
+    return [script for _, script in array_entries(wanted, rate, cluster, folder, source, number)]
 
 
 def job_script(entry: journal.Entry, cluster: Cluster, parallel: int, python: str) -> str:

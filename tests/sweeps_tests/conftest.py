@@ -56,7 +56,7 @@ def handed_over(folder: Path) -> Callable[..., journal.Entry]:
             pid=1,
             signatures=tuple(cell.signature for cell in cells),
         )
-        journal.add(entry, list(cells), {})
+        journal.add(entry, {})
         return entry.decide(job) if job else entry
 
     return make

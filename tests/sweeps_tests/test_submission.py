@@ -357,7 +357,7 @@ def test_cells_that_share_a_job_are_processes_of_their_own(
     class Worker:
         returncode = 0
 
-        def __init__(self, folder: object, source: str, signature: str, variables: dict[str, str], entry: object):
+        def __init__(self, folder: object, source: str, signature: str, variables: dict[str, str], shared: bool):
             started.append((signature, variables["CUDA_VISIBLE_DEVICES"]))
 
         def poll(self) -> int:
