@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from sweeps.cluster import Cluster
     from sweeps.folder import SweepFolder
     from sweeps.planning import Plan
 
@@ -59,6 +60,8 @@ def run_sweep(
         console.print(f"[yellow]{len(plan.broken_images)} broken images are left out (gsq plan names them)[/yellow]")
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)
+        if plan.search is not None:
+            return _run_search(console, plan, target, retry, output, begun)
         with LiveView(plan, slots, target.device, console) as view:
             submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
             if target.kind == "slurm":
@@ -71,6 +74,24 @@ def run_sweep(
     failed = _report(console, table, folder, plan)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
+
+
+def _run_search(console: Console, plan: Plan, cluster: Cluster, retry: bool, output: Path | None, begun: float) -> int:
+    """Trials until the study has them all, their table, and the best of them."""
+    from sweeps.cli import print_trials
+    from sweeps.display import LiveView, duration
+    from sweeps.gathering import gather
+    from sweeps.searching import submit_search
+    from sweeps.studies import parallel_trials
+
+    slots = parallel_trials(plan, cluster)
+    with LiveView(plan, slots, cluster.device, console) as view:
+        submission = submit_search(plan, cluster, retry=retry, over_budget=True, on_update=view.update, wait=True)
+    table = gather(submission.folder, output)
+    print_trials(console, submission.folder)
+    console.print(f"results table: [bold]{table}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
+    return 1 if any(action.kind == "leave" for action in submission.actions) else 0
 
 
 def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> int:

@@ -239,6 +239,8 @@ class RunRecord:
     """The smaller micro-batch with which the next attempt can try where this one runs out of memory."""
     unreadable: tuple[str, ...] = ()
     """Status files, below the run folder, that are there but hold no status; all else is said without them."""
+    pruned_by: str | None = None
+    """Who gave a pruned run up; to anyone else it is unfinished."""
 
     def stale(self, now: float) -> bool:
         """Running by its own account, but without a sign of life for STALE_SECONDS."""
@@ -279,6 +281,7 @@ def _read_run(path: str, signature: str) -> RunRecord:
         node=last.get("node", ""),
         job=last.get("job", ""),
         next_micro_batch=last.get("next_micro_batch"),
+        pruned_by=last.get("pruned_by"),
         started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
         unreadable=tuple(unreadable),
     )

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gsq import checkpoint, lineage
 from gsq.config import RunConfig
@@ -22,7 +22,7 @@ from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.identity import identity
 from gsq.loading import load_config, to_dict
-from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, newest_file, read_run, smallest_micro_batch
+from gsq.record import DONE, FAILED, PRUNED, RUNNING, Attempt, RunFolder, newest_file, read_run, smallest_micro_batch
 
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
@@ -43,6 +43,14 @@ class Stopped(Exception):
 
 class Busy(UserError):
     """Another process trains the same run."""
+
+
+class Pruned(Exception):
+    """Training was given up at an intermediate evaluation; a checkpoint of that step is on disk."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
 
 
 class StopRequest:
@@ -197,6 +205,7 @@ def execute(
     started: float | None = None,
     announce: Callable[[str], None] = lambda message: None,
     on_step: Callable[[int], None] = lambda step: None,
+    prune: Callable[[dict[str, Any]], str | None] = lambda evaluation: None,
 ) -> RunFolder:
     """Train and evaluate one run below ``runs``, resuming what earlier attempts left; a run that is done is left alone.
 
@@ -206,6 +215,8 @@ def execute(
 
     started: seconds since the epoch at which the process began, so that start-up counts as device time.
     announce is given what a user should know: the run folder, and a shorter run that this one starts from.
+    prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
+    pruned, with a checkpoint, from which a later call without that opinion goes on.
     Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json, and Busy
     where another process trains it.
     """
@@ -247,7 +258,12 @@ def execute(
             torch.set_num_threads(config.execution.threads)
             device = pick_device(config.execution.device).type
             progress = _Progress(attempt, config, stop, device, on_step, group)
-            _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce)
+            _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce, prune)
+        except Pruned as pruned:
+            if attempt is not None and progress is not None:
+                (attempt.path / RESERVE).unlink(missing_ok=True)
+                progress.write(PRUNED, pruned_by=pruned.by, message=f"pruned after step {progress.step}")
+            return folder
         except BaseException as error:
             if attempt is not None:
                 (attempt.path / RESERVE).unlink(missing_ok=True)
@@ -291,6 +307,7 @@ def _train_and_evaluate(
     progress: _Progress,
     group: Group,
     announce: Callable[[str], None],
+    prune: Callable[[dict[str, Any]], str | None],
 ) -> None:
     import safetensors.torch
     import torch
@@ -315,25 +332,26 @@ def _train_and_evaluate(
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     trainer = Trainer(config, source, group)
 
-    def evaluate_first(trainer: Trainer, attempt: Attempt) -> str | None:
+    def evaluate_first(trainer: Trainer, attempt: Attempt) -> Stopped | Pruned | None:
         samples = attempt.path / "samples.png"
         begun = time.monotonic()
         try:
             result = evaluate(trainer.ema, source, config.evaluation, samples=samples, tick=progress.evaluating)
         except Stopped as stopped:
-            return stopped.reason
+            return stopped
         progress.evaluated(time.monotonic() - begun)
         step = trainer.step_count
         result["step"] = step
         result["images_seen"] = step * config.train.batch_size
         result["train_flops"] = cost(config).train_flops * step / config.train.steps
         attempt.write_evaluation(result["protocol"], step, result)
-        return None
+        by = prune(result) if step < config.train.steps else None
+        return Pruned(by) if by else None
 
     def evaluate_now(trainer: Trainer) -> None:
-        reason = evaluate_first(trainer, attempt) if attempt is not None else None
-        if reason := group.from_first(reason):
-            raise Stopped(reason)
+        end = evaluate_first(trainer, attempt) if attempt is not None else None
+        if end := group.from_first(end):
+            raise end
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:

@@ -4,6 +4,7 @@
     submit(plan(spec), cluster="local")      # or "slurm", or a cluster file
     path = gather(spec.name)                 # results/quickstart.parquet
     cancel(spec.name, ["groups=4"])          # and retry, read_log, clean
+    study = search("search-optimizer")       # the Optuna study of a search, for Optuna's plots
 
 Names are imported on first use, so that ``import sweeps`` costs nothing.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sweeps.planning import make_plan as plan
     from sweeps.schema import SCIENCE_COLUMNS, SchemaError, read_table
     from sweeps.spec import Spec, load_spec
+    from sweeps.studies import SearchStatus, search
     from sweeps.submission import Submission, submit
 
 # The modules bear other names than the functions: a submodule would replace a function on the package.
@@ -41,6 +43,7 @@ _HOME = {
     "SchemaError": ("schema", "SchemaError"),
     "Spec": ("spec", "Spec"),
     "Submission": ("submission", "Submission"),
+    "SearchStatus": ("studies", "SearchStatus"),
     "SweepStatus": ("monitoring", "SweepStatus"),
     "admit": ("forecasting", "admit"),
     "cancel": ("control", "cancel"),
@@ -54,6 +57,7 @@ _HOME = {
     "read_table": ("schema", "read_table"),
     "retry": ("control", "retry"),
     "run_canaries": ("canary", "run_canaries"),
+    "search": ("studies", "search"),
     "status": ("monitoring", "status"),
     "submit": ("submission", "submit"),
 }
@@ -68,6 +72,7 @@ __all__ = [
     "Log",
     "Plan",
     "SchemaError",
+    "SearchStatus",
     "Spec",
     "Submission",
     "SweepStatus",
@@ -83,6 +88,7 @@ __all__ = [
     "read_table",
     "retry",
     "run_canaries",
+    "search",
     "status",
     "submit",
 ]

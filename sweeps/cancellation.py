@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gsq.record import FAILED, RUNNING, RunRecord
+from gsq.record import FAILED, PRUNED, RUNNING, RunRecord
 from sweeps.folder import SweepFolder
 from sweeps.reconcile import CANCELLED, RESUMED, Job, can_shrink
 
@@ -60,7 +60,7 @@ def with_cancelled(
     records, jobs = dict(records), dict(jobs)
     for signature in set(cancelled) & set(records):
         record, job = records[signature], jobs.get(signature)
-        if record.state is None or resumes_by_itself(record):
+        if record.state in (None, PRUNED) or resumes_by_itself(record):
             where = f"at step {record.step}" if record.step else "before its first step"
             records[signature] = replace(record, state=FAILED, failure=CANCELLED, message=f"cancelled {where}")
         elif record.state == RUNNING and job is not None and job.state == "gone":

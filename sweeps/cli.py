@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeps.cluster import Cluster
+    from sweeps.folder import SweepFolder
     from sweeps.planning import Plan
     from sweeps.submission import Submission
 
@@ -28,7 +29,8 @@ ClusterOption = Annotated[
     typer.Option("--cluster", metavar="NAME", help="local (this machine), slurm (cluster defaults) or a cluster file."),
 ]
 CellsOption = Annotated[
-    int | None, typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan.")
+    int | None,
+    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan; of a search, N trials."),
 ]
 RetryOption = Annotated[
     bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
@@ -93,7 +95,8 @@ def plan_command(
 
     Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
     memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
-    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off.
+    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
+    search: its space, and what its trials will cost.
 
     Example: gsq plan sweeps/configs/quickstart.yaml
     """
@@ -134,12 +137,18 @@ def plan_command(
             "speed": asdict(found.speed),
             "forecast": found.to_dict(),
         }
+        if plan.search is not None and plan.search.search is not None:
+            # The cells are examples then: the middle of the space, and random ones.
+            document["search"] = asdict(plan.search.search)
         _print_json(document)
         return
     from rich.console import Console
 
-    from sweeps.display import print_plan
+    from sweeps.display import print_plan, print_search
 
+    if plan.search is not None:
+        print_search(Console(), plan, found, target.device)
+        return
     print_plan(Console(), plan, found, target.device, None if show_all else 60)
 
 
@@ -150,10 +159,13 @@ def admitted(
 
     Raises UserError where it is over its budget, and leaves with exit code 1 where a canary has failed.
     """
+    from gsq.errors import UserError
     from sweeps.canary import canary_plan, choose, run_canaries
     from sweeps.display import LiveView, print_canaries, print_forecast
     from sweeps.forecasting import TIMELESS, check_budget, forecast, with_estimates
 
+    if canary and plan.search is not None:
+        raise UserError("--canary measures the largest cells of a grid; of a search the first trials do, leave it out")
     found = forecast(plan, target, retry=retry)
     if not over_budget:
         # What no measurement can change is said before one is made.
@@ -197,13 +209,32 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
             console.print(f"submitted SLURM job {job_id}: {len(members)} cells", highlight=False)
         if not submission.arrays:
             console.print("nothing to submit: every cell is finished, waiting or given up (gsq status)")
+        if plan.search is not None:
+            print_trials(console, submission.folder)
+            console.print("say it again to tell the study what has ended and to draw further trials; gsq run does so")
         return submission
     try:
         with LiveView(plan, _slots(target), target.device, console) as view:
-            return submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+            submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+        if plan.search is not None:
+            print_trials(console, submission.folder)
+        return submission
     except KeyboardInterrupt:
         console.print("stopped; finished steps are kept. The same command goes on from there.")
         raise typer.Exit(130) from None
+
+
+def print_trials(console: Console, folder: SweepFolder) -> None:
+    """The trials of a search, how far it is, and the best it found."""
+    from sweeps.display import trial_table
+    from sweeps.studies import describe, search_status
+
+    found = search_status(folder)
+    if found is None:
+        return
+    console.print(trial_table(found))
+    for line in describe(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def submit_command(
@@ -221,7 +252,8 @@ def submit_command(
 
     On this machine it blocks and shows progress; on SLURM it hands over one job array for each resource class and
     returns. Say it again after any interruption: finished cells are never trained twice. What would be over the YAML's
-    budget is refused with exit code 2.
+    budget is refused with exit code 2. Of a search, it goes on until the study has its trials; on SLURM
+    a call is one pass: results are told, and further trials drawn and submitted.
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
     """
@@ -230,6 +262,9 @@ def submit_command(
         from sweeps.cluster import load_cluster
         from sweeps.submission import dry_run as preview
 
+        if plan.search is not None:
+            typer.echo("A search draws its cells when it is submitted. For one from the middle of its space:")
+            plan = replace(plan, cells=plan.cells[:1], search=None)
         for text in preview(plan, load_cluster(cluster), retry=retry) or ["nothing to submit"]:
             typer.echo(text)
         return
@@ -246,7 +281,7 @@ def status_command(
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
-    """Show the state of every cell, from the run folders and one call of sacct.
+    """Show the state of every cell, from the run folders and one call of sacct; of a search, the best so far, too.
 
     Example: gsq status quickstart --watch
     """

@@ -22,10 +22,12 @@ from sweeps.folder import SweepFolder
 from sweeps.forecasting import Forecast
 from sweeps.monitoring import CellStatus, SweepStatus, row
 from sweeps.planning import Plan, derived, title
+from sweeps.space import OBJECTIVES
 
 if TYPE_CHECKING:
     from sweeps.canary import Result
     from sweeps.reconcile import Action
+    from sweeps.studies import SearchStatus
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "planned": "dim", "pruned": "dim"}
 # Without a terminal, a line of progress every so many seconds.
@@ -82,6 +84,8 @@ class LiveView:
     def __init__(self, plan: Plan, slots: int, device: str, console: Console | None = None) -> None:
         self.cells = {cell.signature: cell for cell in plan.cells}
         self.name, self.slots, self.device = plan.name, max(1, slots), device
+        # Trials that a search has yet to end; their cells come while it runs.
+        self.expected = _trials_left(plan)
         self.console = console or Console()
         self.live = (
             Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
@@ -104,6 +108,9 @@ class LiveView:
 
     def update(self, actions: Sequence[Action], records: dict[str, RunRecord]) -> None:
         """Called with what reconcile says of every cell and what the run folders hold."""
+        if any(a.cell.signature not in self.cells for a in actions):
+            drawn = SweepFolder(runs_root(), self.name).read_plan().cells
+            self.cells |= {cell.signature: cell for cell in drawn}
         rows = [row(self.cells[a.cell.signature], a.cell, records[a.cell.signature]) for a in actions]
         left = self._seconds_left(rows, records)
         self._announce(rows, {a.cell.signature for a in actions if a.kind == "submit"})
@@ -121,12 +128,14 @@ class LiveView:
         for r in rows:
             before = self.states.get(r.signature)
             self.states[r.signature] = r.state
-            if r.state == before or r.state not in ("done", "failed"):
+            if r.state == before or r.state not in ("done", "failed", "pruned"):
                 continue
             if before is None and r.state == "done":
                 continue
             if r.state == "done":
                 self._line(f"[green]done[/green]   {escape(brief(r.title))}")
+            elif r.state == "pruned":
+                self._line(f"pruned {escape(brief(r.title))} at step {r.step}")
             elif r.signature not in resumed:
                 reason = f"{brief(r.title)}: {r.failure}: {r.message or ''}"
                 self._line(f"[red]failed[/red] {escape(reason)}")
@@ -147,16 +156,19 @@ class LiveView:
             if r.seconds_left is not None:
                 left = r.seconds_left + 0.1 * whole
             total, longest = total + left, max(longest, left)
+        if self.expected > len(rows):
+            each = [estimate(cell, rate, self.device).seconds for cell in self.cells.values()]
+            total += (self.expected - len(rows)) * sum(each) / len(each)
         return max(total / self.slots, longest)
 
     def _render(self, rows: Sequence[CellStatus], left: float) -> Group:
-        finished = sum(r.state in ("done", "failed", "pruned") for r in rows)
+        finished, count = sum(r.state in ("done", "failed", "pruned") for r in rows), max(len(rows), self.expected)
         share = sum(1.0 if r.state in ("done", "failed", "pruned") else r.step / r.steps for r in rows)
         head = Table.grid(padding=(0, 2))
         head.add_row(
             Text(self.name, style="bold"),
-            ProgressBar(total=len(rows), completed=share, width=24),
-            f"{finished}/{len(rows)} cells",
+            ProgressBar(total=count, completed=share, width=24),
+            f"{finished}/{count} {'trials' if self.expected else 'cells'}",
             f"about {duration(left)} left",
         )
         counts = Text(_counts(r.state for r in rows))
@@ -169,6 +181,16 @@ class LiveView:
                 body.add_row(brief(r.title), f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
         hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
         return Group(head, counts, body, hint)
+
+
+def _trials_left(plan: Plan) -> int:
+    if plan.search is None or plan.search.search is None:
+        return 0
+    from sweeps.studies import search_status
+
+    found = search_status(SweepFolder(runs_root(), plan.name))
+    ended = sum(trial.state != "running" for trial in found.trials) if found else 0
+    return max(0, plan.search.search.trials - ended)
 
 
 def _plain(value: object) -> str:
@@ -314,6 +336,49 @@ def print_canaries(console: Console, results: Sequence[Result], found: Forecast)
             console.print(Text(text, style=style), soft_wrap=True)
 
 
+def print_search(console: Console, plan: Plan, found: Forecast, device: str) -> None:
+    """The space of a search, and what its trials will cost, from draws of the space."""
+    assert plan.search is not None and plan.search.search is not None
+    search = plan.search.search
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("parameter", "values"):
+        table.add_column(name, overflow="fold")
+    for name, words in search.domains().items():
+        table.add_row(name, words)
+    console.print(table)
+    goals = ", ".join(f"{way} {name}" for name, way in zip(search.objectives, search.directions, strict=True))
+    pruned = f"; pruned by {search.pruner}" if search.pruner != "none" else ""
+    console.print(f"{goals}, by {search.sampler}{pruned}", highlight=False)
+    for constraint, count in Counter(text for _, text in plan.dropped).items():
+        share = count / (count + len(plan.cells))
+        console.print(f"draws are repeated where (about {share:.0%}): [bold]{escape(constraint)}[/bold]")
+    each = [found.estimates[cell.signature].seconds for cell in plan.cells]
+    console.print(
+        f"a trial takes {duration(min(each))} to {duration(max(each))}, in the middle of the space "
+        f"{duration(each[0])}; if none is pruned:",
+        highlight=False,
+    )
+    print_forecast(console, found, device)
+
+
+def trial_table(found: SearchStatus, limit: int = 20) -> Table:
+    """The trials of a search, the best first."""
+    names = list(dict.fromkeys(name for trial in found.trials for name in trial.axes))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("trial", *map(_head, names), *found.objectives, "state"):
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold", vertical="bottom")
+    sign = -1.0 if OBJECTIVES[found.objectives[0]] == "maximize" else 1.0
+    order = {"complete": 0, "pruned": 1}
+    ranked = sorted(found.trials, key=lambda t: (order.get(t.state, 2), [sign * v for v in t.values], t.number))
+    for trial in ranked[:limit]:
+        values = [f"{value:.4g}" for value in trial.values] or ["-"] * len(found.objectives)
+        state = f"{trial.state} ({trial.ended})" if trial.ended else trial.state
+        shown = [title({name: trial.axes[name]}).partition("=")[2] for name in names]
+        style = "bold" if trial.number in found.best else ""
+        table.add_row(str(trial.number), *shown, *values, escape(state), style=style)
+    return table
+
+
 def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
     """Counts, a row a cell, failures by class with the line that says why."""
     cells = found.cells[:limit]
@@ -322,18 +387,20 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
         "images/s": any(c.images_per_second for c in cells),
         "left": any(c.seconds_left is not None for c in cells),
         "attempt": any(c.attempts > 1 for c in cells),
+        "trial": any(c.trials for c in cells),
         "node": len({c.node for c in cells}) > 1,
         "job": any(c.job for c in cells),
     }
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown)):
-        right = name in ("step", "images/s", "left", "attempt")
+        right = name in ("step", "images/s", "left", "attempt", "trial")
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "signature")
     for c in cells:
         values = {
             "images/s": f"{c.images_per_second:.0f}" if c.images_per_second else "",
             "left": duration(c.seconds_left) if c.seconds_left is not None else "",
             "attempt": str(c.attempts),
+            "trial": ", ".join(map(str, c.trials)),
             "node": c.node,
             "job": c.job,
         }
@@ -344,6 +411,10 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
     if limit is not None and len(found.cells) > limit:
         parts.append(Text(f"... and {len(found.cells) - limit} more (--all shows them)"))
     parts.append(Text(f"{found.name}: {_counts(c.state for c in found.cells)}", style="bold"))
+    if found.search is not None:
+        from sweeps.studies import describe
+
+        parts += map(Text, describe(found.search))
     for failure, count in found.failures.items():
         reason = next((c.message for c in found.cells if c.failure == failure and c.message), "no message")
         parts.append(Text(f"{count} failed as {failure}: {reason}", style="red"))

@@ -38,6 +38,21 @@ class SweepFolder:
     def path(self) -> Path:
         return self.runs / "sweeps" / self.name
 
+    @property
+    def exists(self) -> bool:
+        """Whether it was ever submitted."""
+        return self.name in sweep_names(self.runs)
+
+    @property
+    def search(self) -> Path:
+        """What a search is, for its workers and for who looks at it; a grid has none."""
+        return self.path / "search.json"
+
+    @property
+    def search_id(self) -> str | None:
+        """What tells this search from all others; None where the sweep is none."""
+        return (read_json(self.search) or {}).get("id")
+
     def log(self, signature: str) -> Path:
         """Standard output and error of the local workers of a cell, all attempts."""
         return self.path / "logs" / f"{signature}.log"

@@ -122,6 +122,8 @@ def forecast(
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     folder = SweepFolder(runs or runs_root(), plan.name)
+    if plan.search is not None:
+        return _of_search(plan, cluster, folder)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
     # Asked once, for it looks for GPUs.
@@ -152,6 +154,43 @@ def forecast(
         wall_seconds=wall,
         end=time.time() + wall,
         disk_bytes=after + CHECKPOINTS * sum(running),
+        disk_bytes_after=after,
+        free_bytes=_free_bytes(folder.runs),
+        classes=len(by_class(todo, rate, cluster)),
+        speed=rate,
+        accuracy=accuracy(folder, records),
+        budget=plan.budget,
+    )
+
+
+def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
+    """As if the trials to come were the plan's examples in turn, and none were pruned."""
+    from sweeps.studies import parallel_trials, search_status
+
+    assert plan.search is not None and plan.search.search is not None
+    status = search_status(folder)
+    states = [trial.state for trial in status.trials] if status else []
+    count = max(0, plan.search.search.trials - sum(state != "running" for state in states))
+    drawn = folder.read_plan().cells if folder.exists else ()
+    records = folder.records([cell.signature for cell in drawn])
+    device = cluster.device
+    rate = speed(drawn or plan.cells, records, device, folder)
+    todo = [plan.cells[i % len(plan.cells)] for i in range(count)]
+    estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
+    trials = {f"trial {i}": estimates[cell.signature] for i, cell in enumerate(todo)}
+    slots = parallel_trials(plan, cluster)
+    wall = wall_seconds([one.seconds / (cluster.nodes * cluster.processes_per_node) for one in trials.values()], slots)
+    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    return Forecast(
+        cells=plan.search.search.trials,
+        finished=len(states) - states.count("running"),
+        untried=frozenset(),
+        left={name: one.seconds for name, one in trials.items()},
+        estimates={**estimates, **trials},
+        parallel=min(slots, count),
+        wall_seconds=wall,
+        end=time.time() + wall,
+        disk_bytes=after + CHECKPOINTS * sum(heapq.nlargest(slots, map(checkpoint_bytes, todo))),
         disk_bytes_after=after,
         free_bytes=_free_bytes(folder.runs),
         classes=len(by_class(todo, rate, cluster)),

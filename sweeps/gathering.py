@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gsq.record import RunFolder, read_json, read_results, results_changed, write_json
+from gsq.record import PRUNED, RunFolder, read_json, read_results, results_changed, write_json
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import Survey, survey
 from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
+from sweeps.reconcile import PLANNED
 from sweeps.schema import BY_NAME, SCHEMA_VERSION, Column, write_table
 
 RESULTS = Path("results")
@@ -156,7 +157,8 @@ def _cell_rows(
         "started_from": record.started_from,
         **provenance,
         "versions": json.dumps(environment["versions"], sort_keys=True) if "versions" in environment else None,
-        "state": state.state,
+        # That it waits to be trained on, since another sweep gave it up, is for the queue to know.
+        "state": PRUNED if record.state == PRUNED and state.state == PLANNED else state.state,
         "failure": state.failure,
         "message": state.message or damage,
     }

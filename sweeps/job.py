@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,17 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
             f"cell {cell.signature} of sweep '{folder.name}' would now be {found}: its images, weights or gsq's "
             "science version changed after it was planned; plan and submit it again"
         )
-    return execute(cell.config, folder.runs, stop=stop, started=STARTED).path
+    prune = _pruner(folder, cell.signature)
+    return execute(cell.config, folder.runs, stop=stop, started=STARTED, prune=prune).path
+
+
+def _pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], str | None]:
+    """Who may give the run up at an intermediate evaluation: its search, if the sweep is one."""
+    if folder.search_id is None:
+        return lambda evaluation: None
+    from sweeps.studies import pruner
+
+    return pruner(folder, signature)
 
 
 @dataclass

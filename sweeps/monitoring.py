@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsq.record import RUNNING, RunRecord
 from sweeps import journal
@@ -17,6 +17,9 @@ from sweeps.planning import Cell, Plan, collector_paused
 from sweeps.queue import local_jobs
 from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state
 from sweeps.scheduler import slurm_jobs
+
+if TYPE_CHECKING:
+    from sweeps.studies import SearchStatus
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class CellStatus:
     attempts: int
     node: str
     job: str
+    trials: tuple[int, ...] = ()
+    """Of a search: the trials whose run this is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class SweepStatus:
     cells: tuple[CellStatus, ...]
     local: bool = True
     """Whether SLURM never had a job of the sweep."""
+    search: SearchStatus | None = None
+    """What the study of a search knows."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -68,6 +75,7 @@ class SweepStatus:
             "counts": self.counts,
             "failures": self.failures,
             "cells": [dict(vars(cell)) for cell in self.cells],
+            **({"search": self.search.to_dict()} if self.search else {}),
         }
 
 
@@ -78,7 +86,9 @@ def seconds_left(record: RunRecord, batch_size: int) -> float | None:
     return (record.steps - record.step) * batch_size / record.images_per_second
 
 
-def row(cell: Cell, state: CellState, record: RunRecord, job: Job | None = None) -> CellStatus:
+def row(
+    cell: Cell, state: CellState, record: RunRecord, job: Job | None = None, trials: tuple[int, ...] = ()
+) -> CellStatus:
     running = state.state == RUNNING
     return CellStatus(
         signature=cell.signature,
@@ -93,6 +103,7 @@ def row(cell: Cell, state: CellState, record: RunRecord, job: Job | None = None)
         attempts=record.attempts,
         node=record.node or record.host,
         job=job.name if job else "",
+        trials=trials,
     )
 
 
@@ -112,8 +123,8 @@ def survey(folder: SweepFolder) -> Survey:
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
     known, jobs = with_cancelled(marked(folder), records, {**slurm_jobs(folder), **local_jobs(records)})
-    now = time.time()
-    states = {signature: cell_state(record, jobs.get(signature), now) for signature, record in known.items()}
+    now, search = time.time(), folder.search_id
+    states = {signature: cell_state(record, jobs.get(signature), now, search) for signature, record in known.items()}
     return Survey(plan, known, jobs, states)
 
 
@@ -124,8 +135,20 @@ def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     found = survey(folder)
+    search = None
+    if folder.search_id is not None:
+        from sweeps.studies import search_status
+
+        search = search_status(folder)
+    trials = search.numbers if search else {}
     rows = tuple(
-        row(cell, found.states[cell.signature], found.records[cell.signature], found.jobs.get(cell.signature))
+        row(
+            cell,
+            found.states[cell.signature],
+            found.records[cell.signature],
+            found.jobs.get(cell.signature),
+            trials.get(cell.signature, ()),
+        )
         for cell in found.plan.cells
     )
-    return SweepStatus(found.plan.name, rows, local=not journal.numbers(folder))
+    return SweepStatus(found.plan.name, rows, local=not journal.numbers(folder), search=search)

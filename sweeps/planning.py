@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from random import Random
 from typing import Any
 
 from gsq.config import RunConfig
@@ -87,7 +88,14 @@ class Cell:
 
 def title(axes: dict[str, Any]) -> str:
     """``latent_dim=8 groups=2``."""
-    return " ".join(f"{name}={value}" for name, value in axes.items()) or "base"
+    return " ".join(f"{name}={_short(value)}" for name, value in axes.items()) or "base"
+
+
+def _short(value: Any) -> str:
+    """As in the YAML, but a drawn number to six digits."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,14 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
+    search: Spec | None = None
+    """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
 
     def cut(self, cells: int) -> Plan:
-        """The first ``cells`` cells only."""
+        """The first ``cells`` cells only; of a search, so many trials."""
+        if self.search is not None and self.search.search is not None:
+            shorter = replace(self.search.search, trials=min(cells, self.search.search.trials))
+            return replace(self, search=replace(self.search, search=shorter))
         return replace(self, cells=self.cells[:cells])
 
 
@@ -137,40 +150,87 @@ class _Names:
         return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
 
 
+class CellMaker:
+    """Makes the cells of a sweep from their axis values; reads each data set's manifest once."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.override, self.sign = Overrides(spec.base), Signer()
+        self.manifests: dict[Any, Manifest] = {}
+        # Cost needs a valid config: what may drop an impossible cell is asked first.
+        self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
+
+    def __call__(self, axes: dict[str, Any]) -> Cell | str:
+        """The cell, or the constraint that leaves it out. Raises UserError for an invalid one."""
+        names = _Names(self.override, axes)
+        broken = next((c.text for c in self.where if not c.holds(names)), None)
+        if broken is not None:
+            return broken
+        config = self.override(axes, "axes")
+        if config.data not in self.manifests:
+            self.manifests[config.data] = manifest(config.data)
+        files = self.manifests[config.data]
+        return Cell(identity(config, files, self.sign), axes, config, files.label)
+
+
 @collector_paused()
 def make_plan(spec: Spec) -> Plan:
     """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
 
     Raises UserError for an invalid cell that no constraint drops, or where nothing is left.
     """
+    if spec.search is not None:
+        return _search_plan(spec)
     cells: dict[str, Cell] = {}
     dropped: list[tuple[dict[str, Any], str]] = []
     merged: list[tuple[dict[str, Any], str]] = []
-    manifests: dict[Any, Manifest] = {}
-    # Cost needs a valid config: what may drop an impossible cell is asked first.
-    where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
-    override, sign = Overrides(spec.base), Signer()
+    make = CellMaker(spec)
     for axes in spec.candidates():
-        names = _Names(override, axes)
         try:
-            broken = next((c.text for c in where if not c.holds(names)), None)
-            if broken is not None:
-                dropped.append((axes, broken))
-                continue
-            config = override(axes, "axes")
+            cell = make(axes)
         except UserError as error:
             raise UserError(f"sweep '{spec.name}', cell {title(axes)}: {error}") from None
-        if config.data not in manifests:
-            manifests[config.data] = manifest(config.data)
-        files = manifests[config.data]
-        signature = identity(config, files, sign)
-        if signature in cells:
-            merged.append((axes, signature))
+        if isinstance(cell, str):
+            dropped.append((axes, cell))
+        elif cell.signature in cells:
+            merged.append((axes, cell.signature))
         else:
-            cells[signature] = Cell(signature, axes, config, files.label)
+            cells[cell.signature] = cell
     if not cells:
         counts = Counter(constraint for _, constraint in dropped)
         why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
-    bad = tuple(name for files in manifests.values() for name in files.broken)
-    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), bad, spec.budget)
+    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), _broken_images(make), spec.budget)
+
+
+def _broken_images(make: CellMaker) -> tuple[str, ...]:
+    return tuple(name for files in make.manifests.values() for name in files.broken)
+
+
+# Draws that show what a search costs, and how many are made to find them.
+EXAMPLES, DRAWS = 32, 2000
+
+
+def _search_plan(spec: Spec) -> Plan:
+    """Examples of a search's cells: the middle of its space, where that is allowed, and random ones."""
+    assert spec.search is not None
+    make = CellMaker(spec)
+    cells: dict[str, Cell] = {}
+    dropped: list[tuple[dict[str, Any], str]] = []
+    random = Random(spec.search.seed)
+    for draw in range(DRAWS):
+        axes = spec.search.draw(random) if draw else spec.search.middle()
+        try:
+            cell = make(axes)
+        except UserError as error:
+            cell = str(error)
+        if isinstance(cell, str):
+            dropped.append((axes, cell))
+        else:
+            cells.setdefault(cell.signature, cell)
+        if len(cells) == EXAMPLES or (draw >= 4 * EXAMPLES and cells):
+            break
+    if not cells:
+        why = "; ".join(f"{n} by '{text}'" for text, n in Counter(text for _, text in dropped).most_common(3))
+        raise UserError(f"sweep '{spec.name}': search: nothing of the space is allowed: {DRAWS} draws broke {why}")
+    found, left_out = tuple(cells.values()), tuple(dropped)
+    return Plan(spec.name, found, left_out, (), _broken_images(make), spec.budget, search=spec)

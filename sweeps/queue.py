@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from gsq.record import RUNNING, RunRecord
@@ -62,15 +63,18 @@ class LocalQueue:
         cluster: Cluster,
         on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
         retry: frozenset[str] = frozenset(),
+        more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
     ) -> None:
         """source: the copy of the source that workers run. retry: failure classes, beside the usual ones, that are
-        tried once again at the start."""
+        tried once again at the start. more: asked again and again for further cells to run, given what is known of
+        those there are."""
         self.folder, self.signatures, self.on_update = folder, signatures, on_update
         self.source = source
         self.slots = local_workers(cluster)
         self.gpus = local_gpus()
         self.environment = cluster.environment
-        self.retry = retry
+        self.retry, self.more = retry, more
+        self.search = folder.search_id
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.slot_of: dict[str, int] = {}
         self.fruitless: Counter[str] = Counter()
@@ -86,6 +90,9 @@ class LocalQueue:
         try:
             while True:
                 actions, records = self._look()
+                if further := self.more(actions, records):
+                    self.signatures = [*self.signatures, *(s for s in further if s not in self.signatures)]
+                    continue
                 self.on_update(actions, records)
                 busy = sum(action.kind == "wait" for action in actions)
                 ready = [action.cell.signature for action in actions if action.kind == "submit"]
@@ -123,9 +130,10 @@ class LocalQueue:
         records, jobs = with_cancelled(self.cancelled, records, jobs)
         now = time.time()
         # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
-        first = reconcile(self.signatures, records, jobs, now, resumed=RESUMED_ON_SUBMIT | self.retry)
-        again = reconcile(self.signatures, records, jobs, now, resumed=RESUMED, fruitless=self.fruitless)
-        never = reconcile(self.signatures, records, jobs, now, resumed=())
+        ask = partial(reconcile, self.signatures, records, jobs, now, search=self.search)
+        first = ask(resumed=RESUMED_ON_SUBMIT | self.retry)
+        again = ask(resumed=RESUMED, fruitless=self.fruitless)
+        never = ask(resumed=())
         actions = [
             c if (sig := c.cell.signature) in self.cancelled else b if sig in self.started else a
             for a, b, c in zip(first, again, never, strict=True)

@@ -53,15 +53,20 @@ class Action:
     cell: CellState
 
 
-def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
+def given_up(record: RunRecord, search: str | None) -> bool:
+    """Whether a run is pruned to the search of that id: what others pruned is unfinished."""
+    return record.state == PRUNED and search is not None and record.pruned_by == search
+
+
+def cell_state(record: RunRecord, job: Job | None, now: float, search: str | None = None) -> CellState:
     """State of one cell. Its own status file speaks first; the scheduler decides what the file cannot know.
 
     job: None where no scheduler was asked or none knows the cell. now: seconds since the epoch; it only tells a
-    silent attempt from a live one where no scheduler can.
+    silent attempt from a live one where no scheduler can. search: the id of the search that asks, if it is one.
     """
     sig = record.signature
-    if record.state in (DONE, PRUNED):
-        return CellState(sig, record.state)
+    if record.state == DONE or given_up(record, search):
+        return CellState(sig, str(record.state))
     if job is not None and job.state == "pending":
         return CellState(sig, QUEUED)
     if job is not None and job.state == "running":
@@ -83,6 +88,8 @@ def cell_state(record: RunRecord, job: Job | None, now: float) -> CellState:
         if failure == "preempted" and job is not None and job.failure in ("timeout", "node_failure"):
             failure = job.failure
         return CellState(sig, FAILED, failure, record.message)
+    if record.state == PRUNED:
+        return CellState(sig, PLANNED)
     if gone and job is not None:
         message = f"job {job.name} ended before the run wrote anything"
         return CellState(sig, FAILED, job.failure or "lost", message)
@@ -102,19 +109,21 @@ def reconcile(
     *,
     resumed: Collection[str] = RESUMED_ON_SUBMIT,
     fruitless: Mapping[str, int] | None = None,
+    search: str | None = None,
 ) -> list[Action]:
     """One action a cell, in the order of ``signatures``.
 
     resumed: failure classes that are submitted again. fruitless: attempts of this driver in a row that ended
     without a further step; at PATIENCE of them a cell is left alone, unless its micro-batch has become smaller.
+    search: the id of the search whose cells these are; what it pruned is finished, what another pruned is trained on.
     """
     actions = []
     for sig in signatures:
         record = records.get(sig) or RunRecord(sig)
-        cell = cell_state(record, jobs.get(sig), now)
+        cell = cell_state(record, jobs.get(sig), now, search)
         again = can_shrink(record, cell.failure)
         again |= cell.failure in resumed and (fruitless or {}).get(sig, 0) < PATIENCE
-        if cell.state in (DONE, PRUNED):
+        if cell.state == DONE or given_up(record, search):
             actions.append(Action("finished", cell))
         elif cell.state in (QUEUED, RUNNING):
             actions.append(Action("wait", cell))

@@ -15,6 +15,7 @@ cases:                             # single cells, beside the combinations
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
 budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to be run
+search: {...}                      # instead of axes, zip and cases: an Optuna study (sweeps/space.py)
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from gsq.config import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 from gsq.loading import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.presets import PRESETS, preset
+from sweeps.space import Search, read_search
 
 if TYPE_CHECKING:
     from simpleeval import EvalWithCompoundTypes
 
-KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget")
+KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search")
 HELPERS = {
     "log2": "{log2: [a, b]} is 2^a ... 2^b (step: n for every n-th power)",
     "range": "{range: [a, b]} is a ... b with both ends (step: n)",
@@ -145,6 +147,7 @@ class Spec:
     where: tuple[Constraint, ...]
     description: str = ""
     budget: Budget = field(default_factory=Budget)
+    search: Search | None = None
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Axis values of every combination and every case, before constraints."""
@@ -232,7 +235,17 @@ def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: where: must be an expression or a list of expressions, got {texts!r}")
+    search = None
+    if values.get("search") is not None:
+        beside = [key for key in ("axes", "zip", "cases") if values.get(key)]
+        if beside:
+            raise UserError(
+                f"{where}: search: beside {' and '.join(beside)}, whose cells would not compare in one study; "
+                "move the keys to search.space, or give each cell a sweep of its own (set)"
+            )
+        search = read_search(values["search"], base, f"{where}: search")
     return Spec(
+        search=search,
         name=name,
         base=base,
         axes=axes,

@@ -65,8 +65,12 @@ def submit(
     that is over its budget, before anything is submitted.
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    if plan.search is not None:
+        from sweeps.searching import submit_search
+
+        return submit_search(plan, cluster, runs=runs, retry=retry, over_budget=over_budget, on_update=on_update)
     folder = SweepFolder(runs or runs_root(), plan.name)
-    _check(plan, cluster)
+    check(plan, cluster)
     if not over_budget:
         plan = admit(plan, cluster, runs=folder.runs, retry=retry)
     try:
@@ -84,7 +88,8 @@ def submit(
     return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
 
 
-def _check(plan: Plan, cluster: Cluster) -> None:
+def check(plan: Plan, cluster: Cluster) -> None:
+    """Raise UserError where the plan's weights are missing or the cluster cannot take its cells."""
     require_weights(*(cell.config for cell in plan.cells))
     for cell in plan.cells:
         check_processes(cell.config, cluster.nodes * cluster.processes_per_node)
@@ -154,7 +159,7 @@ def _missing(
             f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
         )
     known, jobs = with_cancelled(marked(folder), records, jobs)
-    actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed)
+    actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed, search=folder.search_id)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     for action in actions:
         # The next attempt is to know it, when the scheduler may have forgotten.
@@ -202,7 +207,7 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     Raises UserError as ``submit`` does.
     """
     folder = SweepFolder(runs or runs_root(), plan.name)
-    _check(plan, cluster)
+    check(plan, cluster)
     resumed = RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset())
     _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
     if cluster.kind == "local":

@@ -439,3 +439,25 @@ def test_a_batch_that_cannot_be_split_is_not(
         train(tiny(**changes), tmp_path)
     (path,) = tmp_path.glob("??/*")
     assert read_run(RunFolder(path)).next_micro_batch is None
+
+
+def test_a_run_that_is_given_up_goes_on_from_there_to_the_same_result(tmp_path: Path) -> None:
+    config = tiny(evaluation__every=3)
+    seen: list[int] = []
+
+    def prune(evaluation: dict[str, Any]) -> str | None:
+        seen.append(evaluation["step"])
+        return "a search" if evaluation["rfid"] > 0 else None
+
+    folder = gsq.run.execute(config, tmp_path / "pruned", prune=prune)
+    assert seen == [3]
+    record = read_run(folder)
+    assert (record.state, record.pruned_by, record.step, record.failure) == ("pruned", "a search", 3, None)
+    assert (folder.path / "attempts/1/checkpoint-00000003.pt").exists()
+    assert not (folder.path / "attempts/1/.reserve").exists()
+    # Nobody gives it up at its last evaluation, nor where nobody asks.
+    again = gsq.run.execute(config, tmp_path / "pruned")
+    assert read_run(again).state == "done" and [line["step"] for line in curve(again)] == [1, 2, 3, 4, 5, 6]
+    assert [s["step"] for s in map(json.loads, (again.path / "attempts/2/metrics.jsonl").open())] == [4, 5, 6]
+    whole = gsq.run.execute(config, tmp_path / "whole", prune=lambda evaluation: None)
+    assert curve(again) == curve(whole) and evaluations(again) == evaluations(whole)

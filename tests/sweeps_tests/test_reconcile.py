@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import chain, combinations, product
+from typing import Any
 
 import pytest
 
@@ -72,10 +73,30 @@ def test_every_answer_is_one_of_the_known_ones() -> None:
 
 def test_what_is_finished_stays_finished() -> None:
     for (record, _, _, _), action in cases():
-        finished = record is not None and record.state in ("done", "pruned")
+        finished = record is not None and record.state == "done"
         assert (action.kind == "finished") == finished
         if finished:
             assert record is not None and action.cell == CellState(SIG, str(record.state))
+
+
+def test_what_a_search_pruned_is_finished_for_that_search_alone() -> None:
+    pruned = RunRecord(SIG, "pruned", step=3, steps=9, attempts=1, heartbeat=NOW, pruned_by="a search")
+    for job, resumed, fruitless in product(JOBS, SETS, range(PATIENCE + 2)):
+        jobs = {} if job is None else {SIG: job}
+
+        def ask(search: str | None, jobs: dict[str, Job] = jobs, more: Any = (resumed, fruitless)) -> Action:
+            (action,) = reconcile(
+                [SIG], {SIG: pruned}, jobs, NOW, resumed=more[0], fruitless={SIG: more[1]}, search=search
+            )
+            return action
+
+        assert ask("a search") == Action("finished", CellState(SIG, "pruned"))
+        for other in (None, "another search"):
+            action = ask(other)
+            if job is not None and job.state in ("pending", "running", "unknown"):
+                assert action == Action("wait", CellState(SIG, "queued"))
+            else:
+                assert action == Action("submit", CellState(SIG, "planned"))
 
 
 def test_nothing_is_submitted_while_a_job_waits_or_runs() -> None:
