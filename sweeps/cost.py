@@ -107,7 +107,7 @@ def canary_folder(folder: SweepFolder) -> SweepFolder:
 
 def _canaries(folder: SweepFolder) -> Iterator[Measured]:
     there = canary_folder(folder)
-    if (there.path / "plan.json").is_file():
+    if there.plan_files():
         for cell in there.read_plan().cells:
             yield Measured(cell, read_run(RunFolder.of(folder.runs, cell.signature)))
 

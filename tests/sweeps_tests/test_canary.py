@@ -86,7 +86,7 @@ def test_a_canary_is_the_beginning_of_its_cell(plan_of: PlanOf) -> None:
 def ended(monkeypatch: pytest.MonkeyPatch, end: Callable[[Cell], Any]) -> None:
     """Instead of a submission, ``end`` is called with each of its cells."""
 
-    def submit(plan: Plan, cluster: Cluster, runs: Path, retry: bool, on_update: object) -> None:
+    def submit(plan: Plan, cluster: Cluster, runs: Path, **options: object) -> None:
         SweepFolder(runs, plan.name).write_plan(plan)
         for cell in plan.cells:
             end(cell)
