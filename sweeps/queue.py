@@ -63,6 +63,13 @@ def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
     return jobs
 
 
+def with_local_jobs(on_slurm: Mapping[str, Job], records: Mapping[str, RunRecord]) -> dict[str, Job]:
+    """SLURM's jobs and this machine's: the one that may be alive counts. A run can have an attempt of each."""
+    here = local_jobs(records)
+    over = {s for s in here if here[s].state == "gone" and s in on_slurm and on_slurm[s].state != "gone"}
+    return {**on_slurm, **{s: job for s, job in here.items() if s not in over}}
+
+
 @dataclass(frozen=True)
 class Worker:
     """A worker process on this machine, of whichever driver."""

@@ -27,7 +27,7 @@ from sweeps.folder import SweepFolder
 from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
-from sweeps.queue import LocalQueue, alive, local_jobs
+from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
 from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
 from sweeps.snapshot import environment, source_folder, take
@@ -148,7 +148,7 @@ def _missing(
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
     # A run on this machine's queue is alive, too.
-    jobs = {**slurm_jobs(folder), **local_jobs(records)}
+    jobs = with_local_jobs(slurm_jobs(folder), records)
     if any(job.state == "unknown" for job in jobs.values()):
         raise UserError(
             f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"

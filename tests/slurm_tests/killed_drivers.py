@@ -4,8 +4,8 @@
 
 A step is a call that changes something outside the process: a file or folder written, renamed or removed, a program
 started. A profiler counts their returns, and sends the process SIGKILL at the n-th. Python and submitit are imported
-once, then each driver is a fork. The partition is down meanwhile, so that jobs wait; in the end some of them
-run, without training, and say which cells they are. Of the files of the source copy, which are alike, some stand for all.
+once, then each driver is a fork. The partition is down meanwhile, so that jobs wait; in the end some of them run,
+without training, and say which cells they are. Of the files of the source copy, which are alike, some stand for all.
 """
 
 from __future__ import annotations
