@@ -455,7 +455,7 @@ class Round:
             self.problems.append(f"node {node} was never down")
 
     def _do_second_attempt(self, job: str, request: dict[str, Any], proceed: Callable[[], None]) -> None:
-        """Another process runs the cell at the same time, or tries to where locks work; half are killed on their way."""
+        """Another process runs the cell at the same time, or tries to where locks work; half of them are killed."""
         lock = "unlocked" if self.draw.random() < 0.7 else "locked"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -472,8 +472,9 @@ class Round:
         self._until(lambda: set(attempts.iterdir()) - there or process.poll() is not None, 60)
         proceed()
         if self.draw.random() < 0.5:
-            self._until(lambda: process.poll() is not None or any(attempts.glob("*/metrics.jsonl")), 60)
-            time.sleep(self.draw.uniform(0, 1))
+            lines = self.draw.randrange(1, 20)
+            new = attempts / str(max(int(path.name) for path in attempts.iterdir())) / "metrics.jsonl"
+            self._until(lambda: process.poll() is not None or _lines(new) >= lines, 60)
             process.kill()
 
     # What must be true in the end.
@@ -574,6 +575,13 @@ class Round:
             line = json.loads(text)
             if line["others"] and line["signature"] not in doubled:
                 self.problems.append(f"{line['signature']} was started while it ran: {line}")
+
+
+def _lines(path: Path) -> int:
+    try:
+        return path.read_text().count("\n")
+    except OSError:
+        return 0
 
 
 def _alive(pid: int) -> bool:

@@ -302,8 +302,11 @@ def _dry(log):
     class Stopped(Exception):
         reason = ""
 
+    class Busy(Exception):
+        pass
+
     sys.modules["gsq.run"] = types.ModuleType("gsq.run")
-    sys.modules["gsq.run"].__dict__.update(execute=execute, StopRequest=StopRequest, Stopped=Stopped)
+    sys.modules["gsq.run"].__dict__.update(execute=execute, StopRequest=StopRequest, Stopped=Stopped, Busy=Busy)
 
 
 # The driver has it in its environment, too, for its jobs, but runs none.
