@@ -641,7 +641,7 @@ def main() -> int:
         if not (reference / "results" / "faults.parquet").exists():
             undisturbed(reference)
         number = 0
-        while len(faults) < args.faults and not problems:
+        while len(faults) < args.faults:
             seed = args.seed + 1000 * number
             count = min(args.a_round, args.faults)
             this = Round(work / f"round-{number}", seed, count, cluster, reference, not args.no_driver)
@@ -654,9 +654,9 @@ def main() -> int:
                 flush=True,
             )
             number += 1
-    print(table(faults))
-    for problem in problems:
-        print(f"problem: {problem}")
+            # Whoever stops this has the table so far.
+            (work / "faults.md").write_text("\n".join([table(faults), *(f"problem: {p}" for p in problems), ""]))
+    print((work / "faults.md").read_text())
     if not args.dir:
         shutil.rmtree(work, ignore_errors=True)
     return 1 if problems else 0

@@ -27,7 +27,8 @@ from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
 from sweeps.monitoring import status
 from sweeps.planning import Plan, make_plan
-from sweeps.queue import Worker, local_jobs, workers
+from sweeps.queue import Worker, local_jobs, with_local_jobs, workers
+from sweeps.reconcile import Job
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 from sweeps.spec import load_spec
 from sweeps.submission import submit
@@ -331,6 +332,10 @@ def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
     early = replace(live, heartbeat=now - 9999, pid=os.getpid(), pid_start=process_start(os.getpid()))
     assert local_jobs({"a": early})["a"].state == "running"
     assert local_jobs({"a": replace(early, heartbeat=now, pid_start=f"{early.pid_start}0")})["a"].state == "gone"
+    # Of an attempt here and a job on SLURM the live one counts.
+    both = {"a": early, "b": replace(early, pid_start="gone")}
+    merged = with_local_jobs({"a": Job("gone", name="7_0"), "b": Job("running", name="7_1")}, both)
+    assert {name: job.state for name, job in merged.items()} == {"a": "running", "b": "running"}
     # A zombie, until it is waited for.
     time.sleep(0.1)
     assert local_jobs({"a": live})["a"].state == "gone"
