@@ -28,6 +28,8 @@ from sweeps.job import DRIVER_VARIABLE, start_worker
 from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
 
 POLL_SECONDS = 0.25
+# How often it looks through the processes of this machine, beside whenever it starts one.
+LOOK_SECONDS = 2.0
 # How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
 GRACE_SECONDS = 60.0
 
@@ -148,6 +150,8 @@ class LocalQueue:
         self.steps: dict[str, int] = {}
         self.started: set[str] = set()
         self.exits: dict[str, int] = {}
+        self.found: dict[str, Worker] = {}
+        self.looked = -LOOK_SECONDS
         # Kept also when a cell is submitted again: then another queue runs it.
         self.cancelled: set[str] = set()
 
@@ -161,8 +165,11 @@ class LocalQueue:
                         actions, records = self._look()
                         busy = sum(action.kind == "wait" for action in actions)
                         ready = [action.cell.signature for action in actions if action.kind == "submit"]
-                        for signature in ready[: max(0, self.slots - busy)]:
-                            self._start(signature)
+                        if ready and busy < self.slots:
+                            others = self._others(fresh=True)
+                            free = self.slots - busy - sum(signature in others for signature in ready)
+                            for signature in [s for s in ready if s not in others][: max(0, free)]:
+                                self._start(signature)
                     self.on_update(actions, records)
                     if not busy and not ready:
                         return actions
@@ -217,10 +224,11 @@ class LocalQueue:
         ]
         return actions, records
 
-    def _others(self) -> dict[str, Worker]:
-        """Workers of this sweep's cells that this driver did not start."""
-        found = workers(self.folder.runs)
-        return {s: found[s] for s in self.signatures if s in found and s not in self.processes}
+    def _others(self, fresh: bool = False) -> dict[str, Worker]:
+        """Workers of this sweep's cells that this driver did not start, as of now or of a moment ago."""
+        if fresh or time.monotonic() - self.looked > LOOK_SECONDS:
+            self.found, self.looked = workers(self.folder.runs), time.monotonic()
+        return {s: self.found[s] for s in self.signatures if s in self.found and s not in self.processes}
 
     def _ask_to_stop(self, signature: str, pid: int) -> None:
         """Once, for a second signal would end the worker without a checkpoint."""
@@ -248,7 +256,7 @@ class LocalQueue:
 
     def _stop(self) -> None:
         """Our own workers, and those whose driver is dead: another driver's are its own."""
-        adopted = {s: w.pid for s, w in self._others().items() if w.driver in (0, os.getpid())}
+        adopted = {s: w.pid for s, w in self._others(fresh=True).items() if w.driver in (0, os.getpid())}
         for signature, process in self.processes.items():
             if process.poll() is None:
                 self._ask_to_stop(signature, process.pid)
@@ -261,5 +269,7 @@ class LocalQueue:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        while adopted.items() & {s: w.pid for s, w in self._others().items()}.items() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while adopted.items() & {s: w.pid for s, w in self._others(fresh=True).items()}.items():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)

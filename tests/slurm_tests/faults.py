@@ -511,7 +511,7 @@ class Round:
     def _check(self) -> None:
         import pandas as pd
 
-        from gsq.record import RunFolder, read_json, read_metrics, smallest_micro_batch
+        from gsq.record import TIMINGS, RunFolder, read_json, read_metrics, smallest_micro_batch
         from sweeps.schema import SCIENCE_COLUMNS, read_table
 
         process = gsq("gather", "faults", folder=self.disk)
@@ -543,8 +543,7 @@ class Round:
             )
             runs = RunFolder.of(self.runs, signature), RunFolder.of(self.reference / "runs", signature)
             curves = [
-                [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)]
-                for run in runs
+                [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(run)] for run in runs
             ]
             if [line["step"] for line in curves[0]] != list(range(1, STEPS + 1)):
                 self.problems.append(f"{signature}: the curve has steps {[line['step'] for line in curves[0]]}")
@@ -632,6 +631,7 @@ def main() -> int:
     parser.add_argument("--no-driver", action="store_true", help="without the faults of the driver")
     parser.add_argument("--a-round", type=int, default=60, help="faults of a round (default: 60)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # And unmount what is mounted.
     work = Path(args.dir or tempfile.mkdtemp(prefix="gsq-faults-")).resolve()
     faults: list[Fault] = []
     problems: list[str] = []
