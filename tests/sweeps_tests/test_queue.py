@@ -241,7 +241,7 @@ def test_a_killed_driver_and_an_interrupted_one(
     assert (record.state, record.failure, record.attempts) == ("failed", "cancelled", 2)
 
     third = driver("run", source)
-    output, _ = third.communicate(timeout=90)
+    output, _ = third.communicate(timeout=150)
     assert third.returncode == 0, output
     assert read_run(run).state == "done" and read_run(run).attempts == 3
     parts = [steps_of(run, n) for n in (1, 2, 3)]
@@ -259,7 +259,7 @@ def test_two_drivers_at_once_start_each_cell_once(folder: Path, driver: Callable
     Path("two.yaml").write_text("workers: 2\n")
     both = [driver("submit", "sweep.yaml", "--cluster", "two.yaml") for _ in range(2)]
     for process in both:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
     found = status("shared")
     assert [(cell.state, cell.attempts) for cell in found.cells] == [("done", 1)] * 3
