@@ -130,7 +130,7 @@ def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
 
 
 def peer(python: str, folder: Path, cells: int, killed: int) -> tuple[float | None, float, int, str]:
-    """Seconds until SLURM has all jobs, seconds until the shell is free, exit code, last line that it printed."""
+    """Seconds until SLURM has all jobs, seconds until the shell is free, exit code, whether it gathered the results."""
     folder.mkdir()
     (folder / "app.py").write_text(PEER)
     words = ["-m", f"+seed=range({cells})", f"+killed={killed}", "hydra/launcher=submitit_slurm"]
@@ -141,13 +141,13 @@ def peer(python: str, folder: Path, cells: int, killed: int) -> tuple[float | No
         process = subprocess.Popen([python, "app.py", *words], cwd=folder, stdout=out, stderr=subprocess.STDOUT)
         handed_over = None
         while process.poll() is None:
-            if handed_over is None and tasks() >= cells - 8:
+            if handed_over is None and tasks() >= max(1, cells - 8):
                 handed_over = time.perf_counter() - began
             time.sleep(0.05)
         free = time.perf_counter() - began
     wait_until_idle(600)
     lines = (folder / "out").read_text().strip().splitlines()
-    return handed_over, free, process.returncode, lines[-1] if lines else ""
+    return handed_over, free, process.returncode, "yes" if "gathered" in lines else "no"
 
 
 def main() -> None:
@@ -163,12 +163,12 @@ def main() -> None:
         for phase, seconds in ours(folder, args.cells, args.steps).items():
             print(f"| {phase} | {seconds:.2f} |", flush=True)
         if args.peer:
-            print("\n| hydra-submitit-launcher | all handed over | shell is free | exit code | last line |")
+            print("\n| hydra-submitit-launcher | all handed over | shell is free | exit code | results gathered |")
             print("|---|---|---|---|---|")
             for label, killed in (("undisturbed", -1), ("one job killed", args.cells // 2)):
-                over, free, code, line = peer(args.peer, folder / label.replace(" ", "-"), args.cells, killed)
+                over, free, code, gathered = peer(args.peer, folder / label.replace(" ", "-"), args.cells, killed)
                 shown = f"{over:.1f} s" if over is not None else "not seen"
-                print(f"| {label} | {shown} | {free:.1f} s | {code} | {line[:100]} |", flush=True)
+                print(f"| {label} | {shown} | {free:.1f} s | {code} | {gathered} |", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
