@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -36,6 +37,7 @@ from sweeps.snapshot import environment, source_folder, take
 MAX_TIMEOUTS = 1000
 # How long a submission waits for another one that seems to be between its steps.
 DRIVER_SECONDS = 20.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,19 @@ def submit(
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
     signatures = [cell.signature for cell in plan.cells]
     extra = ON_REQUEST if retry else frozenset()
-    if cluster.kind == "local":
-        clear(folder, signatures)
-        # The longest first, so that no worker is left with a long one at the end.
-        longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-        return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
-    return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+    try:
+        if cluster.kind == "local":
+            clear(folder, signatures)
+            # The longest first, so that no worker is left with a long one at the end.
+            longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
+            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
+        return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder.path}: {error.strerror}; what was submitted before stays. Make room (gsq clean) and say it again"
+        ) from None
 
 
 def _check(plan: Plan, cluster: Cluster) -> None:
