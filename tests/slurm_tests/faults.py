@@ -96,7 +96,7 @@ KINDS = {
 # One more process than SLURM knows of may run a cell after these.
 OVERLAPPING = ("second_attempt", "node_failure")
 # A fault that hits several cells at once.
-COLLATERAL = {"full_disk": "disk_full", "node_failure": "requeued"}
+COLLATERAL = {"full_disk": ("disk_full",), "node_failure": ("requeued", "node_failure")}
 SECOND = """\
 import sys
 from pathlib import Path
@@ -198,7 +198,6 @@ class Round:
     disturb_driver: bool = True
     faults: list[Fault] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    seen: dict[tuple[str, int], str] = field(default_factory=dict)
     second: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -257,11 +256,7 @@ class Round:
     def _status(self) -> list[Any]:
         from sweeps.monitoring import status
 
-        found = list(status("faults", self.runs).cells)
-        for cell in found:
-            if cell.state == "failed":
-                self.seen.setdefault((cell.signature, cell.attempts), cell.failure)
-        return found
+        return list(status("faults", self.runs).cells)
 
     def _drive(self) -> None:
         """Submit until nothing is left that a submission resumes, or nothing happens any more."""
@@ -489,32 +484,33 @@ class Round:
     # What must be true in the end.
 
     def _outcomes(self) -> None:
-        """What became of the attempt that each fault hit."""
+        """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
         from gsq.record import read_json
+        from sweeps.scheduler import ask
 
-        for path in sorted(self.orders.glob("orders/*/*.fired")):
-            fired = json.loads(path.read_text())
+        every = [json.loads(path.read_text()) for path in sorted(self.orders.glob("orders/*/*.fired"))]
+        told = ask(fired["job"] for fired in every)
+        for fired in every:
             fault = Fault(fired["kind"], fired["moment"], fired["signature"], fired["attempt"])
             attempts = self.runs / fault.signature[:2] / fault.signature / "attempts"
-            status = read_json(attempts / str(fault.attempt) / "status.json") or {}
-            later = (attempts / str(fault.attempt + 1)).exists()
+            statuses = {int(path.name): read_json(path / "status.json") or {} for path in attempts.iterdir()}
+            status = statuses.get(fault.attempt, {})
             if "unharmed" in KINDS[fault.kind].outcomes:
                 fault.outcome = "unharmed"
             elif status.get("state") in ("done", "failed"):
                 fault.outcome = status.get("failure") or "done"
-            elif (fault.signature, fault.attempt) in self.seen:
-                fault.outcome = self.seen[fault.signature, fault.attempt]
+            elif any(s.get("job") == fired["job"] for number, s in statuses.items() if number > fault.attempt):
+                fault.outcome = "requeued"
             else:
-                fault.outcome = "requeued" if later else "unknown"
+                fault.outcome = told[fired["job"]].failure or "lost"
             self.faults.append(fault)
-        struck = {COLLATERAL[f.kind] for f in self.faults if f.kind in COLLATERAL}
+        struck = {outcome for f in self.faults for outcome in COLLATERAL.get(f.kind, ())}
         doubled = {f.signature for f in self.faults if f.kind in OVERLAPPING}
         for fault in self.faults:
             allowed = {*KINDS[fault.kind].outcomes, *struck}
-            allowed |= {"requeued", "node_failure"} if "requeued" in struck else set()
             # A run that was done, or that another process did, before its fate reached it.
             allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "requeue", "walltime") else set()
-            if fault.signature not in doubled and fault.moment != "start" and fault.outcome not in allowed:
+            if fault.signature not in doubled and fault.outcome not in allowed:
                 self.problems.append(f"{fault} should have been one of {sorted(allowed)}")
 
     def _check(self) -> None:
@@ -578,14 +574,11 @@ class Round:
             self.problems.append(f"jobs are left in the queue: {left}")
 
     def _check_overlaps(self) -> None:
-        """No cell ran twice at the same time but where a fault made it."""
-        doubled = {f.signature for f in self.faults if f.kind in OVERLAPPING}
-        if any(f.kind == "node_failure" for f in self.faults):
-            return
-        for text in (self.orders / "started.jsonl").read_text().splitlines():
+        """No cell was trained twice at the same time but where a fault made it: see the lock of RunFolder.claim."""
+        for text in (self.orders / "attempts.jsonl").read_text().splitlines():
             line = json.loads(text)
-            if line["others"] and line["signature"] not in doubled:
-                self.problems.append(f"{line['signature']} was started while it ran: {line}")
+            if line["others"]:
+                self.problems.append(f"{line['signature']} was trained twice at the same time: {line}")
 
 
 def _lines(path: Path) -> int:

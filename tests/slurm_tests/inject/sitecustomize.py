@@ -39,11 +39,14 @@ class Orders:
         self.signature, self.run = signature, Path(runs) / signature[:2] / signature
         job = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
         self.job = "_".join(job) if all(job) else os.environ.get("SLURM_JOB_ID", "")
-        line = {"signature": signature, "pid": os.getpid(), "job": self.job, "time": real_time()}
-        line["others"] = [pid for pid in _started(signature) if _alive(pid)]
-        with (ROOT / "started.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
         self.take()
+
+    def note(self, what):
+        """That this process begins or ends an attempt, and who is in the middle of one of the same run."""
+        others = sorted(pid for pid in _training(self.signature) if _alive(pid)) if what == "begins" else []
+        line = {"signature": self.signature, "pid": os.getpid(), "job": self.job, "time": real_time()}
+        with (ROOT / "attempts.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "what": what, "others": others}) + "\n")
 
     def take(self):
         """The first order that nobody has, or that died with its process."""
@@ -169,12 +172,14 @@ class Orders:
                         file.write(bytes(size))
 
 
-def _started(signature):
+def _training(signature):
+    """Process ids that have begun an attempt and not said that it ended; they may be dead."""
+    found = set()
     with contextlib.suppress(OSError):
-        for text in (ROOT / "started.jsonl").read_text().splitlines():
-            line = json.loads(text)
+        for line in map(json.loads, (ROOT / "attempts.jsonl").read_text().splitlines()):
             if line["signature"] == signature:
-                yield line["pid"]
+                (found.add if line["what"] == "begins" else found.discard)(line["pid"])
+    return found
 
 
 def _alive(pid):
@@ -204,11 +209,15 @@ def _patch_run(module):
     def execute(config, runs, **kwargs):
         orders.begin(module.identity(config), runs)
         orders.reach("start")
-        return original(config, runs, **kwargs)
+        try:
+            return original(config, runs, **kwargs)
+        finally:
+            orders.note("ends")
 
     def numbered(folder):
         attempt = new_attempt(folder)
         orders.attempt = attempt.number
+        orders.note("begins")
         orders.reach("attempt")
         return attempt
 
