@@ -129,7 +129,10 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
         for signature, job_id in entry.jobs.items():
             handed_over[signature].append(job_id)
     states = ask(job_ids[-1] for job_ids in handed_over.values())
-    return {sig: replace(states[ids[-1]], earlier=tuple(ids[:-1])) for sig, ids in handed_over.items()}
+    return {
+        signature: replace(states[job_id], earlier=tuple(earlier)) if earlier else states[job_id]
+        for signature, (*earlier, job_id) in handed_over.items()
+    }
 
 
 def cancel_jobs(job_ids: Iterable[str], *options: str) -> None:
