@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help install quickstart test lint types format clean
+.PHONY: help install quickstart test faults lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,6 +24,9 @@ test: install  ## run the tests (SLURM's are skipped, with the reason, where the
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
 	@# Those on SLURM share one small cluster, so one after the other. Exit code 5: ARGS selected none.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm $(ARGS) || [ $$? -eq 5 ]
+
+faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own (Debian, root; up to an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm_tests/faults.py --faults 300 --seed 1
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from gsq.record import write_json
 
 PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
 KEEP = 2
+# The name under which an attempt holds on to the checkpoint that it starts from.
+START = "checkpoint-start.pt"
 
 
 class _HashingFile:
@@ -67,7 +69,24 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         raise
     for old in sorted(_steps(folder))[:-KEEP]:
         _remove(folder, old)
+    # Whoever resumed from it has taken steps since.
+    (folder / START).unlink(missing_ok=True)
     return path
+
+
+def hold(folders: list[Path], folder: Path) -> Path | None:
+    """The newest checkpoint of a run under a second name in ``folder``, so that an attempt that is still alive and
+    removes it takes nothing away; under its own name where the file system has no links. None where there is none."""
+    (folder / START).unlink(missing_ok=True)
+    while (path := next(newest(folders), None)) is not None:
+        try:
+            os.link(path, folder / START)
+        except FileNotFoundError:
+            continue  # It has just been removed, for a newer one.
+        except OSError:
+            return path
+        return folder / START
+    return None
 
 
 def _steps(folder: Path) -> Iterator[int]:

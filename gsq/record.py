@@ -78,6 +78,18 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def process_start(pid: int) -> str:
+    """When a process was started, so that no later one of the same number passes for it, nor a clock that is set back
+    confuses the two: the boot's id and the kernel's ticks since. Empty where there is none, or not on Linux."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Fields 3 and 22 of proc(5), behind a name that may hold anything.
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in "ZX" else f"{boot}/{rest[18]}"
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One try at a run: its folder, and the only place that it writes to."""
@@ -101,6 +113,7 @@ class Attempt:
             "node": os.environ.get("SLURMD_NODENAME", ""),
             "job": slurm_job(),
             "pid": os.getpid(),
+            "pid_start": process_start(os.getpid()),
             **more,
         }
         write_json(self.path / "status.json", value, sync=state != RUNNING)
@@ -221,6 +234,8 @@ class RunRecord:
     peak_memory_bytes: int | None = None
     host: str = ""
     pid: int = 0
+    pid_start: str = ""
+    """What process_start says of it; empty for a run of an earlier gsq, or not on Linux."""
     node: str = ""
     job: str = ""
     """SLURM job of the newest attempt."""
@@ -278,6 +293,7 @@ def _read_run(path: str, signature: str) -> RunRecord:
         **_timings(known),
         host=last["host"],
         pid=last["pid"],
+        pid_start=last.get("pid_start", ""),
         node=last.get("node", ""),
         job=last.get("job", ""),
         next_micro_batch=last.get("next_micro_batch"),

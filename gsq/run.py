@@ -324,7 +324,7 @@ def _train_and_evaluate(
     if attempt is not None:
         device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
         write_json(attempt.path / "env.json", environment(config, device, group.size))
-        start = next(checkpoint.newest(previous), None)
+        start = checkpoint.hold(previous, attempt.path)
         if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
             start, progress.started_from = shorter
             announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")

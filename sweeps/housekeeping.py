@@ -159,7 +159,7 @@ def _attempt_may_be_alive(attempt: Path) -> bool:
         return False
     here = status["host"] == os.uname().nodename and not status.get("node") and Path("/proc/self").exists()
     if here:
-        return alive(status["pid"], status["heartbeat"])
+        return alive(status["pid"], status["heartbeat"], status.get("pid_start", ""))
     return time.time() - float(status["heartbeat"]) < DEAD_SECONDS
 
 

@@ -228,7 +228,7 @@ def _share_run() -> bool:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the driver dies, so that no worker of a dead driver runs on unseen."""
+    """Ask Linux for SIGTERM when the job's first process dies, so that no worker of it runs on unseen."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
@@ -248,13 +248,15 @@ STOPPED = 3
 def main(arguments: list[str]) -> int:
     """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE [shared]``: a worker of the local queue, or one of those that
     share a SLURM job."""
-    _die_with_parent()
     from gsq.errors import UserError
     from gsq.run import Stopped, StopRequest
     from sweeps.folder import SweepFolder
     from sweeps.reconcile import CANCELLED
 
     runs, sweep, source, signature, *shared = arguments
+    if shared:
+        # The local queue's workers go on without their driver, and the next one adopts them.
+        _die_with_parent()
     folder = SweepFolder(Path(runs), sweep)
     stop = StopRequest()
     reasons: dict[int, str] = {signal.SIGTERM: CANCELLED, signal.SIGINT: CANCELLED, signal.SIGUSR2: "preempted"}

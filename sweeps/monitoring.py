@@ -14,7 +14,7 @@ from sweeps import journal
 from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell, Plan, collector_paused
-from sweeps.queue import local_jobs
+from sweeps.queue import with_local_jobs
 from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state
 from sweeps.scheduler import slurm_jobs
 
@@ -122,7 +122,7 @@ def survey(folder: SweepFolder) -> Survey:
     """Read the run folders, then ask SLURM once if the sweep has jobs there. Raises UserError for an unknown sweep."""
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
-    known, jobs = with_cancelled(marked(folder), records, {**slurm_jobs(folder), **local_jobs(records)})
+    known, jobs = with_cancelled(marked(folder), records, with_local_jobs(slurm_jobs(folder), records))
     now, search = time.time(), folder.search_id
     states = {signature: cell_state(record, jobs.get(signature), now, search) for signature, record in known.items()}
     return Survey(plan, known, jobs, states)

@@ -35,6 +35,8 @@ class Job:
     failure: str | None = None
     """Failure class, where the scheduler says why a job is gone."""
     name: str = ""
+    earlier: tuple[str, ...] = ()
+    """Jobs of the cell before this one, which were over when it was submitted."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
     gone = job is not None and job.state == "gone"
     if record.state == RUNNING:
         # Another job, or a worker elsewhere, may be training it for another sweep.
-        if (gone and job is not None and job.name in (record.job, str(record.pid))) or record.stale(now):
+        ours = job is not None and (str(record.pid) == job.name or record.job in (job.name, *job.earlier))
+        if (gone and ours) or record.stale(now):
             why = job.failure if job is not None and job.failure else "lost"
             return CellState(sig, FAILED, why, f"no sign of life since step {record.step}")
         return CellState(sig, RUNNING)

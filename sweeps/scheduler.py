@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -119,15 +120,19 @@ def jobs_by_name() -> dict[str, str] | None:
 def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
     """The newest SLURM job of each cell, by signature. A submission whose driver is between two steps, or died
     there, counts where SLURM knows its job."""
-    newest: dict[str, str] = {}
+    handed_over: dict[str, list[str]] = defaultdict(list)
     names: dict[str, str] | None = None
     for entry in journal.entries(folder):
         if entry.open:
             names = jobs_by_name() or {} if names is None else names
             entry = replace(entry, job=names.get(entry.name))
-        newest |= entry.jobs
-    states = ask(newest.values())
-    return {sig: states[job_id] for sig, job_id in newest.items()}
+        for signature, job_id in entry.jobs.items():
+            handed_over[signature].append(job_id)
+    states = ask(job_ids[-1] for job_ids in handed_over.values())
+    return {
+        signature: replace(states[job_id], earlier=tuple(earlier)) if earlier else states[job_id]
+        for signature, (*earlier, job_id) in handed_over.items()
+    }
 
 
 def cancel_jobs(job_ids: Iterable[str], *options: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -27,7 +28,7 @@ from sweeps.folder import SweepFolder
 from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
-from sweeps.queue import LocalQueue, alive, local_jobs
+from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
 from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
 from sweeps.snapshot import environment, source_folder, take
@@ -36,6 +37,7 @@ from sweeps.snapshot import environment, source_folder, take
 MAX_TIMEOUTS = 1000
 # How long a submission waits for another one that seems to be between its steps.
 DRIVER_SECONDS = 20.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,19 @@ def submit(
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
     signatures = [cell.signature for cell in plan.cells]
     extra = ON_REQUEST if retry else frozenset()
-    if cluster.kind == "local":
-        clear(folder, signatures)
-        # The longest first, so that no worker is left with a long one at the end.
-        longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-        return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
-    return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+    try:
+        if cluster.kind == "local":
+            clear(folder, signatures)
+            # The longest first, so that no worker is left with a long one at the end.
+            longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
+            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
+        return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder.path}: {error.strerror}; what was submitted before stays. Make room (gsq clean) and say it again"
+        ) from None
 
 
 def check(plan: Plan, cluster: Cluster) -> None:
@@ -153,7 +162,7 @@ def _missing(
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
     # A run on this machine's queue is alive, too.
-    jobs = {**slurm_jobs(folder), **local_jobs(records)}
+    jobs = with_local_jobs(slurm_jobs(folder), records)
     if any(job.state == "unknown" for job in jobs.values()):
         raise UserError(
             f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"

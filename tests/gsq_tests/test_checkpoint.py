@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,35 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert steps(tmp_path) == [4]
     checkpoint.save(tmp_path, 12, state(12))
     assert steps(tmp_path)[0] == 12
+
+
+def test_a_checkpoint_that_is_held_outlives_its_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attempts of a run can be alive: one resumes from what the other removes a moment later."""
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir(), second.mkdir()
+    for step in (2, 4):
+        checkpoint.save(first, step, state(step))
+    newest, removed = checkpoint.newest, []
+
+    def found_and_gone(folders: list[Path]) -> Iterator[Path]:
+        """As newest, but what it finds the first time is removed before it is used."""
+        for path in newest(folders):
+            if not removed:
+                removed.append(path)
+                checkpoint.save(first, 6, state(6))
+                checkpoint.save(first, 8, state(8))
+            yield path
+
+    monkeypatch.setattr(checkpoint, "newest", found_and_gone)
+    held = checkpoint.hold([first], second)
+    assert [path.stem for path in removed] == ["checkpoint-00000004"]
+    checkpoint.remove_all(first)
+    assert held is not None and held.parent == second and checkpoint.load(held, CPU)["step"] == 8
+    # It is nobody's checkpoint, and goes with the first step that is saved.
+    assert steps(first, second) == []
+    checkpoint.save(second, 10, state(10))
+    assert not held.exists() and steps(second) == [10]
+    assert checkpoint.hold([tmp_path / "none"], second) is None
 
 
 def test_what_a_killed_writer_left_does_not_count_and_is_cleaned(tmp_path: Path) -> None:

@@ -174,6 +174,34 @@ class Cluster:
         with self._lock():
             return self._stop()
 
+    def kill(self, name: str) -> None:
+        """End one daemon as a crash would; the steps of a slurmd run on."""
+        if pid := self.pid(name):
+            os.kill(pid, signal.SIGKILL)
+            while self.pid(name):
+                time.sleep(0.01)
+
+    def end(self, name: str) -> None:
+        """End one daemon in good order: slurmctld saves its state."""
+        self._end(name)
+
+    def bring_back(self, name: str) -> None:
+        """Start a slurmctld or slurmd again that was ended, and wait until it answers or has registered."""
+        if name not in NODES:
+            self._spawn(name, name, "-D")
+            self._wait(name, lambda: "UP" in self.output("scontrol", "ping"))
+            return
+        before = self._slurmd_start(name)
+        while self._slurmd_start(name) >= time.strftime("%Y-%m-%dT%H:%M:%S"):
+            time.sleep(0.1)  # It counts in seconds.
+        self._spawn(name, "slurmd", "-D", "-N", name)
+        self._wait(name, lambda: self._slurmd_start(name) > before)
+
+    def _slurmd_start(self, name: str) -> str:
+        """When the slurmd of a node was started, as the controller knows it."""
+        found = re.search(r"SlurmdStartTime=([0-9T:-]+)", self.output("scontrol", "show", "node", name))
+        return found[1] if found else ""
+
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         with open(self.dir / "lock", "w") as file:

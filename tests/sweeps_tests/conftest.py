@@ -81,6 +81,8 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         attempt = run.new_attempt()
         if heartbeat is not None:
             attempt = Attempt(attempt.path, attempt.number, clock=lambda: heartbeat, started=heartbeat - 1)
+            # By another process than this one, which is alive.
+            more = {"pid_start": "", **more}
         if state is not None:
             attempt.write_status(state, step, cell.config.train.steps, **more)
         for evaluation in evaluations:

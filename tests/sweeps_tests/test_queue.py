@@ -21,13 +21,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from gsq.record import TIMINGS, RunFolder, RunRecord, read_metrics, read_run
+from gsq.record import TIMINGS, RunFolder, RunRecord, process_start, read_metrics, read_run
 from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gather
 from sweeps.monitoring import status
 from sweeps.planning import Plan, make_plan
-from sweeps.queue import local_jobs
+from sweeps.queue import Worker, local_jobs, with_local_jobs, workers
+from sweeps.reconcile import Job
 from sweeps.schema import SCIENCE_COLUMNS, read_table
 from sweeps.spec import load_spec
 from sweeps.submission import submit
@@ -197,40 +198,50 @@ def test_a_killed_worker_is_restarted_and_nothing_is_lost(undisturbed: tuple[Pat
 def test_a_killed_driver_and_an_interrupted_one(
     undisturbed: tuple[Path, Plan], folder: Path, driver: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """The driver dies: so does its worker. The next one is told Ctrl-C: it stops in good order and says how to go on.
-    The third one finishes. No step was trained twice, and the numbers are those of an undisturbed run."""
+    """The driver is killed: its worker goes on. The next driver adopts it, starts no other, and when it is told Ctrl-C
+    stops it and says how to go on. The one after has its terminal closed. The last one finishes. No step was trained
+    twice, and the numbers are those of an undisturbed run."""
     source = "sweeps/of-a-name-too-long-for-the-line.yaml"
     Path("sweeps").mkdir()
     Path(source).write_text(yaml.safe_dump(document("driven", axes={"groups": [4]})))
     (cell,) = make_plan(load_spec(source)).cells
     run = RunFolder.of(folder / "runs", cell.signature)
 
-    first = driver("submit", source)
-    wait_for(lambda: has_checkpoint(run) and read_run(run).step >= 1)
-    worker = read_run(run).pid
-    assert alive(worker)
-    first.kill()
-    wait_for(lambda: not alive(worker), 15)
-    record = read_run(run)
-    assert (record.state, record.failure, record.attempts) == ("failed", "cancelled", 1)
-    done_first = record.step
-    assert 2 <= done_first < STEPS and steps_of(run, 1) == list(range(1, done_first + 1))
+    def running() -> dict[str, Worker]:
+        return workers(folder / "runs")
 
+    first = driver("submit", source)
+    wait_for(running)
+    # Before the worker has written anything.
+    first.kill()
+    first.wait()
+    (worker,) = running().values()
     second = driver("run", source)
-    wait_for(lambda: len(steps_of(run, 2)) >= 2 if (run.path / "attempts/2/metrics.jsonl").exists() else False)
-    worker = read_run(run).pid
+    wait_for(lambda: has_checkpoint(run) and read_run(run).step >= 1)
+    assert read_run(run).pid == worker.pid and running()[cell.signature].driver == 0
     second.send_signal(signal.SIGINT)
     asked = time.monotonic()
     told, _ = second.communicate(timeout=30)
     assert time.monotonic() - asked < 15
     assert second.returncode == 130, told
     assert "Traceback" not in told and "stopped" in told and "To go on" in told
-    assert not alive(worker)
+    assert not alive(worker.pid)
+    record = read_run(run)
+    assert (record.state, record.failure, record.attempts) == ("failed", "cancelled", 1)
+    assert 2 <= record.step < STEPS and steps_of(run, 1) == list(range(1, record.step + 1))
+
+    closed = driver("submit", source)
+    wait_for(lambda: len(steps_of(run, 2)) >= 2 if (run.path / "attempts/2/metrics.jsonl").exists() else False)
+    worker = running()[cell.signature]
+    assert worker.driver == closed.pid
+    closed.send_signal(signal.SIGHUP)
+    assert closed.wait(30) == 130
+    assert not alive(worker.pid)
     record = read_run(run)
     assert (record.state, record.failure, record.attempts) == ("failed", "cancelled", 2)
 
     third = driver("run", source)
-    output, _ = third.communicate(timeout=90)
+    output, _ = third.communicate(timeout=150)
     assert third.returncode == 0, output
     assert read_run(run).state == "done" and read_run(run).attempts == 3
     parts = [steps_of(run, n) for n in (1, 2, 3)]
@@ -241,6 +252,17 @@ def test_a_killed_driver_and_an_interrupted_one(
     pd.testing.assert_frame_equal(found, science(reference, name, cell.signature, folder), check_exact=True)
     # The command is on one line, to be copied.
     assert [line for line in told.splitlines() if line.endswith(f"gsq run {source}")], told
+
+
+def test_two_drivers_at_once_start_each_cell_once(folder: Path, driver: Callable[..., subprocess.Popen[str]]) -> None:
+    Path("sweep.yaml").write_text(yaml.safe_dump(document("shared", axes={"groups": [1, 2, 4]})))
+    Path("two.yaml").write_text("workers: 2\n")
+    both = [driver("submit", "sweep.yaml", "--cluster", "two.yaml") for _ in range(2)]
+    for process in both:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    found = status("shared")
+    assert [(cell.state, cell.attempts) for cell in found.cells] == [("done", 1)] * 3
 
 
 def test_a_cell_that_fails_is_reported_and_stops_no_other(
@@ -306,6 +328,14 @@ def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
         assert {name: job.state for name, job in jobs.items()} == {"a": "running", "b": "gone"}
     finally:
         sleeper.kill()
+    # What the kernel says of a process counts for more than a clock that was set back.
+    early = replace(live, heartbeat=now - 9999, pid=os.getpid(), pid_start=process_start(os.getpid()))
+    assert local_jobs({"a": early})["a"].state == "running"
+    assert local_jobs({"a": replace(early, heartbeat=now, pid_start=f"{early.pid_start}0")})["a"].state == "gone"
+    # Of an attempt here and a job on SLURM the live one counts.
+    both = {"a": early, "b": replace(early, pid_start="gone")}
+    merged = with_local_jobs({"a": Job("gone", name="7_0"), "b": Job("running", name="7_1")}, both)
+    assert {name: job.state for name, job in merged.items()} == {"a": "running", "b": "running"}
     # A zombie, until it is waited for.
     time.sleep(0.1)
     assert local_jobs({"a": live})["a"].state == "gone"

@@ -159,6 +159,19 @@ def test_a_silent_run_is_lost_and_comes_back() -> None:
     assert act(silent, Job("running"), RESUMED).kind == "wait"
 
 
+def test_a_run_of_an_earlier_job_is_lost_at_once_where_the_newest_one_is_over() -> None:
+    """The newest job died before its attempt began, so that the run still tells of the one before. A job that this
+    sweep never had may be alive, whatever became of ours."""
+    newest = Job("gone", name="9_0", earlier=("7_0",))
+    of_earlier, of_others = (
+        RunRecord(SIG, "running", step=3, steps=9, attempts=1, heartbeat=NOW - 5, job=job) for job in ("7_0", "8_0")
+    )
+    assert act(of_earlier, newest, RESUMED) == Action(
+        "submit", CellState(SIG, "failed", "lost", "no sign of life since step 3")
+    )
+    assert act(of_others, newest, RESUMED) == Action("wait", CellState(SIG, "running"))
+
+
 def test_a_job_that_ended_before_it_wrote_anything_says_so() -> None:
     action = act(RunRecord(SIG), Job("gone", "node_failure", "12_3"), RESUMED)
     assert action.kind == "submit" and action.cell.failure == "node_failure" and "12_3" in str(action.cell.message)

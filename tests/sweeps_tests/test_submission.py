@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -331,6 +332,22 @@ def test_a_refusal_is_one_error_and_leaves_nothing_open(controller: Controller, 
         submit(five, SLURM)
     (entry,) = journal.entries(SweepFolder(runs_root(), five.name))
     assert entry.revoked
+
+
+def test_a_disk_that_is_full_is_one_error_and_submits_nothing_twice(
+    controller: Controller, five: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_json", full)
+        with pytest.raises(UserError, match=r"No space left on device; .* Make room"):
+            submit(five, SLURM)
+    sweep = SweepFolder(runs_root(), five.name)
+    assert controller.scripts() == {} and not list((sweep.path / "submissions").iterdir())
+    submit(five, SLURM)
+    assert controller.trained(monkeypatch) == each_once(five)
 
 
 def test_an_answer_that_was_lost_is_no_refusal(controller: Controller, five: Plan, monkeypatch: Any) -> None:
