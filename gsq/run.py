@@ -45,6 +45,14 @@ class Busy(UserError):
     """Another process trains the same run."""
 
 
+class PeerFailed(Exception):
+    """Another process of the run failed in an evaluation that they share."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class StopRequest:
     """Set from a signal handler, read between steps. ``reason`` is the failure class to record."""
 
@@ -72,15 +80,16 @@ class StopRequest:
 
 def classify(error: BaseException) -> str:
     """Failure class of an exception that ended a run."""
+    from gsq.evaluation import NonFiniteReconstruction
     from gsq.quantizers import NonFiniteLatent
     from gsq.training import Diverged
 
     text = str(error)
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped | PeerFailed):
         return error.reason
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out_of_memory"
-    if isinstance(error, Diverged | NonFiniteLatent):
+    if isinstance(error, Diverged | NonFiniteLatent | NonFiniteReconstruction):
         return "diverged"
     # safetensors wraps the system's error in one of its own.
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -164,11 +173,19 @@ class _Progress:
         if self.stop.reason:
             raise Stopped(self.stop.reason)
 
-    def evaluating(self) -> None:
-        """After each batch of an evaluation, which the first process makes on its own."""
+    def evaluating(self, error: BaseException | None = None) -> None:
+        """After each batch of an evaluation, which every process of the run has come to; error: what went wrong in it.
+
+        Raises that, or PeerFailed where it was another process's batch, or Stopped, in all of them at once.
+        """
         self.alive(self.step)
-        if self.stop.reason:
-            raise Stopped(self.stop.reason)
+        if reason := self.group.agree(classify(error) if error else self.stop.reason):
+            failed = self.group.all_to_all(None if error is None else f"{type(error).__name__}: {error}")
+            if error:
+                raise error
+            if message := next(filter(None, failed), None):
+                raise PeerFailed(reason, message)
+            raise Stopped(reason)
 
     def write(self, state: str, **more: object) -> None:
         if self.attempt is None:
@@ -296,7 +313,7 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data import ImageSource
-    from gsq.evaluation import evaluate
+    from gsq.evaluation import check, evaluate_all
     from gsq.execution import environment
     from gsq.flops import cost
     from gsq.record import write_json
@@ -315,25 +332,30 @@ def _train_and_evaluate(
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     trainer = Trainer(config, source, group)
 
-    def evaluate_first(trainer: Trainer, attempt: Attempt) -> str | None:
-        samples = attempt.path / "samples.png"
-        begun = time.monotonic()
-        try:
-            result = evaluate(trainer.ema, source, config.evaluation, samples=samples, tick=progress.evaluating)
-        except Stopped as stopped:
-            return stopped.reason
-        progress.evaluated(time.monotonic() - begun)
-        step = trainer.step_count
-        result["step"] = step
-        result["images_seen"] = step * config.train.batch_size
-        result["train_flops"] = cost(config).train_flops * step / config.train.steps
-        attempt.write_evaluation(result["protocol"], step, result)
-        return None
+    # An evaluation that cannot be made should not fail after the training.
+    check(config.evaluation, config.data, files)
 
     def evaluate_now(trainer: Trainer) -> None:
-        reason = evaluate_first(trainer, attempt) if attempt is not None else None
-        if reason := group.from_first(reason):
-            raise Stopped(reason)
+        step, begun = trainer.step_count, time.monotonic()
+        results = evaluate_all(
+            trainer.ema,
+            source,
+            config.evaluation,
+            runs=folder.path.parent.parent,
+            samples=attempt.path / "samples.png" if attempt is not None else None,
+            histogram=attempt.path / "index_histogram.npz" if attempt is not None else None,
+            step=step,
+            group=group,
+            tick=progress.evaluating,
+        )
+        if attempt is None:
+            return
+        progress.evaluated(time.monotonic() - begun)
+        for result in results:
+            result["step"] = step
+            result["images_seen"] = step * config.train.batch_size
+            result["train_flops"] = cost(config).train_flops * step / config.train.steps
+            attempt.write_evaluation(result["protocol"], step, result)
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
@@ -400,7 +422,7 @@ def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress 
     if isinstance(error, Stopped):
         message = f"stopped as asked after step {progress.step if progress else 0}"
     try:
-        if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
+        if not isinstance(error, Stopped | PeerFailed | UserError | KeyboardInterrupt):
             (attempt.path / "traceback.txt").write_text(traceback.format_exc())
         if progress is None:
             attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)
