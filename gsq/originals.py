@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,13 @@ class Store:
                 json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         except FileExistsError:
             return False
-        self._written = time.monotonic()
+        self._written = monotonic()
         return True
 
     def refresh(self) -> None:
         """A sign of life from the holder, now and then."""
-        if time.monotonic() - self._written > STALE_SECONDS / 10:
-            self._written = time.monotonic()
+        if monotonic() - self._written > STALE_SECONDS / 10:
+            self._written = monotonic()
             # Gone where someone took this process for dead, which costs their time only.
             with suppress(OSError):
                 os.utime(self.lock)
@@ -105,7 +105,7 @@ class Store:
         if holder.get("host") == socket.gethostname() and not _alive(holder["pid"]):
             return True
         # By this machine's own clock since it last saw the file change: clocks of other machines may differ.
-        now = time.monotonic()
+        now = monotonic()
         if self._seen is None or self._seen[0] != changed:
             self._seen = (changed, now)
         return now - self._seen[1] > STALE_SECONDS
