@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -161,38 +161,75 @@ def evaluate_command(
     num_images: Annotated[
         int | None, typer.Option("--num-images", metavar="N", min=2, help="Validation images; default: as in training.")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            "--features",
+            metavar="NAME",
+            help="efficientnet_lite0, inception (torch-fidelity's resize), inception_pytorch_fid, inception_clean_fid, "
+            "or package.module:function that returns a torch module.",
+        ),
+    ] = None,
+    resolution: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--resolution", metavar="N", help="Size of the images; repeatable, each is a protocol of its own."
+        ),
+    ] = None,
+    lpips: Annotated[
+        str | None, typer.Option("--lpips", metavar="NET", help="Measure LPIPS too: vgg, alex or none.")
+    ] = None,
+    allow_small: Annotated[
+        bool,
+        typer.Option("--allow-small", help="Inception features on fewer than 2,049 images: rfid is biased upwards."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a finished run again, without training. It prints the metrics and changes nothing.
 
-    Example: gsq evaluate results/runs/ab/abcdef123456
+    Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
     """
     import dataclasses
 
     from gsq.run import load_finished
 
     config, source, model = load_finished(run)
-    from gsq.evaluation import evaluate
+    from gsq.evaluation import evaluate_all
 
-    wanted = config.evaluation
-    if num_images is not None:
-        wanted = dataclasses.replace(wanted, num_images=num_images)
-    result = evaluate(model, source, wanted)
+    changes: dict[str, Any] = {
+        "num_images": num_images,
+        "features": features,
+        "resolutions": tuple(resolution) if resolution else None,
+        "lpips": lpips,
+        "allow_small": allow_small or None,
+    }
+    wanted = dataclasses.replace(config.evaluation, **{k: v for k, v in changes.items() if v is not None})
+    # Refuses a resolution that the model's downsampling does not divide.
+    dataclasses.replace(config, evaluation=wanted)
+    results = evaluate_all(model, source, wanted)
     if as_json:
-        typer.echo(json.dumps(result, indent=1))
+        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
         return
-    for name in (
-        "features",
-        "num_images",
-        "rank_deficient",
-        "rfid",
-        "psnr_db",
-        "ssim",
-        "usage",
-        "perplexity",
-        "protocol",
-    ):
-        typer.echo(f"{name:<15}{result[name]}")
+    for i, result in enumerate(results):
+        if i:
+            typer.echo()
+        for name in (
+            "features",
+            "num_images",
+            "resolution",
+            "rank_deficient",
+            "rfid",
+            "kid",
+            "inception_score",
+            "lpips",
+            "psnr_db",
+            "ssim",
+            "usage",
+            "perplexity",
+            "protocol",
+        ):
+            if result[name] is not None:
+                typer.echo(f"{name:<16}{result[name]}")
 
 
 TokenizerArgument = Annotated[

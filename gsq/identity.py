@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gsq.config import PROJECTED, RunConfig
+from gsq.config import PROJECTED, EvaluationConfig, RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.signature import signature
-from gsq.weights import PERCEPTUAL_WEIGHTS, find_weights, weights_sha256
+from gsq.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, PERCEPTUAL_WEIGHTS, find_weights, weights_sha256
 
 
 def training_weights(config: RunConfig) -> tuple[str, ...]:
@@ -31,8 +31,15 @@ def identity(
     return sign(config, files.fingerprint, weights)
 
 
+def evaluation_weights(evaluation: EvaluationConfig) -> tuple[str, ...]:
+    """Names in gsq.weights.REGISTRY of what an evaluation measures with; none of features given by import path."""
+    features = FEATURE_WEIGHTS.get(evaluation.features)
+    lpips = () if evaluation.lpips == "none" else LPIPS_WEIGHTS[evaluation.lpips]
+    return (*((features,) if features else ()), *lpips)
+
+
 def require_weights(*configs: RunConfig) -> None:
     """Raise UserError, saying what to get, where a weight file that the runs need (or its reader) is missing."""
-    needed = (name for config in configs for name in (*training_weights(config), config.evaluation.features))
+    needed = (name for c in configs for name in (*training_weights(c), *evaluation_weights(c.evaluation)))
     for name in dict.fromkeys(needed):
         find_weights(name)

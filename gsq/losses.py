@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsq.errors import UserError
-from gsq.features import VGG16, DINOv2, EfficientNetLite0, ImageNetInput, ResNet50, VGG16Features, resized
-from gsq.weights import verified_weights
+from gsq.features import (
+    VGG16,
+    AlexNetFeatures,
+    DINOv2,
+    EfficientNetLite0,
+    ImageNetInput,
+    ResNet50,
+    VGG16Features,
+    resized,
+)
+from gsq.weights import LPIPS_WEIGHTS, verified_weights
 
 
 def generator_loss(kind: str, fake: Tensor) -> Tensor:
@@ -110,34 +119,49 @@ class EfficientNetPerceptualLoss(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance on VGG16 (Zhang et al. 2018, version 0.1), images in [-1, 1].
+    """Learned perceptual distance (Zhang et al. 2018, version 0.1) on VGG16 or AlexNet, images in [-1, 1].
 
-    Raises UserError where a weight file is missing or of another network.
+    Checked against the lpips package with the same backbone weights. Raises UserError where a weight file is missing or
+    of another network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, net: str = "vgg") -> None:
+        """net: vgg or alex."""
         super().__init__()
-        self.backbone = VGG16Features(torch.load(verified_weights("vgg16"), weights_only=True, map_location="cpu"))
-        linear = torch.load(verified_weights("lpips_vgg"), weights_only=True, map_location="cpu")
-        for level, channels in enumerate((64, 128, 256, 512, 512)):
-            weight = linear.get(f"lin{level}.model.1.weight")
+        build: type[VGG16Features] | type[AlexNetFeatures] = VGG16Features if net == "vgg" else AlexNetFeatures
+        backbone, linear = (verified_weights(name) for name in LPIPS_WEIGHTS[net])
+        self.backbone = build(torch.load(backbone, weights_only=True, map_location="cpu"))
+        linear_state = torch.load(linear, weights_only=True, map_location="cpu")
+        for level, channels in enumerate(build.channels):
+            weight = linear_state.get(f"lin{level}.model.1.weight")
             if weight is None or weight.shape != (1, channels, 1, 1):
-                raise UserError(f"lpips_vgg weights: lin{level}.model.1.weight should be (1, {channels}, 1, 1)")
+                raise UserError(f"lpips_{net} weights: lin{level}.model.1.weight should be (1, {channels}, 1, 1)")
             self.register_buffer(f"weight{level}", weight)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Scalar, the mean over the batch."""
+    def _maps(self, images: Tensor, targets: Tensor) -> list[Tensor]:
+        """Distances at the positions of each level, (B, 1, h, w); no gradient to ``targets``."""
         shift, scale = cast(Tensor, self.shift), cast(Tensor, self.scale)
         found = self.backbone((images - shift) / scale)
         with torch.no_grad():
             wanted = self.backbone((targets - shift) / scale)
-        distance = images.new_zeros(())
+        maps = []
         for level, (a, b) in enumerate(zip(found, wanted, strict=True)):
             difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()
-            distance = distance + F.conv2d(difference, cast(Tensor, getattr(self, f"weight{level}"))).mean()
+            maps.append(F.conv2d(difference, cast(Tensor, getattr(self, f"weight{level}"))))
+        return maps
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar, the mean over the batch."""
+        distance = images.new_zeros(())
+        for level in self._maps(images, targets):
+            distance = distance + level.mean()
         return distance
+
+    def distances(self, images: Tensor, targets: Tensor) -> Tensor:
+        """(B,): of each image."""
+        return torch.stack([level.mean((1, 2, 3)) for level in self._maps(images, targets)]).sum(0)
 
 
 class EfficientNetLogits(nn.Module):

@@ -247,6 +247,8 @@ class RunRecord:
     """Device seconds of a training step, over the ``timed_steps`` of all attempts; without evaluations."""
     timed_steps: int = 0
     evaluation_seconds: float | None = None
+    rfid: float | None = None
+    """Of the newest evaluation."""
     """Device seconds of one evaluation, the mean."""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
@@ -354,7 +356,7 @@ def note_killed(folder: RunFolder, failure: str) -> None:
 
 
 def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fields of RunRecord that say where the time of the attempts went."""
+    """Fields of RunRecord that say where the time of the attempts went, and how good the result is so far."""
 
     def total(key: str) -> float:
         return sum(s[key] * s.get("processes", 1) for s in statuses if key in s)
@@ -367,6 +369,7 @@ def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
         "step_seconds": total("training_seconds") / steps if steps else None,
         "timed_steps": steps,
         "evaluation_seconds": total("evaluation_seconds") / evaluations if evaluations else None,
+        "rfid": next((s["rfid"] for s in reversed(statuses) if "rfid" in s), None),
     }
 
 

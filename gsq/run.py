@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import signal
@@ -53,6 +54,14 @@ class Pruned(Exception):
         self.by = by
 
 
+class PeerFailed(Exception):
+    """Another process of the run failed in an evaluation that they share."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class StopRequest:
     """Set from a signal handler, read between steps. ``reason`` is the failure class to record."""
 
@@ -80,15 +89,16 @@ class StopRequest:
 
 def classify(error: BaseException) -> str:
     """Failure class of an exception that ended a run."""
+    from gsq.evaluation import NonFiniteReconstruction
     from gsq.quantizers import NonFiniteLatent
     from gsq.training import Diverged
 
     text = str(error)
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped | PeerFailed):
         return error.reason
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out_of_memory"
-    if isinstance(error, Diverged | NonFiniteLatent):
+    if isinstance(error, Diverged | NonFiniteLatent | NonFiniteReconstruction):
         return "diverged"
     # safetensors wraps the system's error in one of its own.
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -128,7 +138,7 @@ class _Progress:
         self.first_time = 0.0
         self.timings: dict[str, float] = {}
         self.first_step_ended = 0.0
-        self.evaluation_seconds, self.evaluations = 0.0, 0
+        self.evaluation_seconds, self.evaluations, self.rfid = 0.0, 0, math.nan
 
     def __call__(self, step: int) -> None:
         """After a step, which every process of the run has made: they stop after the same one."""
@@ -148,10 +158,11 @@ class _Progress:
             self.timings["training_seconds"] = now - self.first_step_ended
             self.timings["trained_steps"] += 1
 
-    def evaluated(self, seconds: float) -> None:
+    def evaluated(self, seconds: float, rfid: float) -> None:
         """An evaluation has ended, which is no training time."""
         self.evaluation_seconds += seconds
         self.evaluations += 1
+        self.rfid = rfid
 
     def alive(self, step: int) -> None:
         self.step = step
@@ -172,11 +183,19 @@ class _Progress:
         if self.stop.reason:
             raise Stopped(self.stop.reason)
 
-    def evaluating(self) -> None:
-        """After each batch of an evaluation, which the first process makes on its own."""
+    def evaluating(self, error: BaseException | None = None) -> None:
+        """After each batch of an evaluation, which every process of the run has come to; error: what went wrong in it.
+
+        Raises that, or PeerFailed where it was another process's batch, or Stopped, in all of them at once.
+        """
         self.alive(self.step)
-        if self.stop.reason:
-            raise Stopped(self.stop.reason)
+        if reason := self.group.agree(classify(error) if error else self.stop.reason):
+            failed = self.group.all_to_all(None if error is None else f"{type(error).__name__}: {error}")
+            if error:
+                raise error
+            if message := next(filter(None, failed), None):
+                raise PeerFailed(reason, message)
+            raise Stopped(reason)
 
     def write(self, state: str, **more: object) -> None:
         if self.attempt is None:
@@ -191,7 +210,7 @@ class _Progress:
         more["device"] = self.device
         more |= self.timings
         if self.evaluations:
-            more |= {"evaluation_seconds": self.evaluation_seconds, "evaluations": self.evaluations}
+            more |= {"evaluation_seconds": self.evaluation_seconds, "evaluations": self.evaluations, "rfid": self.rfid}
         if self.started_from is not None:
             more["started_from"] = self.started_from
         self.attempt.write_status(state, self.step, self.config.train.steps, **more)
@@ -313,7 +332,7 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data import ImageSource
-    from gsq.evaluation import evaluate
+    from gsq.evaluation import check, evaluate_all
     from gsq.execution import environment
     from gsq.flops import cost
     from gsq.record import write_json
@@ -332,26 +351,33 @@ def _train_and_evaluate(
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     trainer = Trainer(config, source, group)
 
-    def evaluate_first(trainer: Trainer, attempt: Attempt) -> Stopped | Pruned | None:
-        samples = attempt.path / "samples.png"
-        begun = time.monotonic()
-        try:
-            result = evaluate(trainer.ema, source, config.evaluation, samples=samples, tick=progress.evaluating)
-        except Stopped as stopped:
-            return stopped
-        progress.evaluated(time.monotonic() - begun)
-        step = trainer.step_count
-        result["step"] = step
-        result["images_seen"] = step * config.train.batch_size
-        result["train_flops"] = cost(config).train_flops * step / config.train.steps
-        attempt.write_evaluation(result["protocol"], step, result)
-        by = prune(result) if step < config.train.steps else None
-        return Pruned(by) if by else None
+    # An evaluation that cannot be made should not fail after the training.
+    check(config.evaluation, config.data, files)
 
     def evaluate_now(trainer: Trainer) -> None:
-        end = evaluate_first(trainer, attempt) if attempt is not None else None
-        if end := group.from_first(end):
-            raise end
+        step, begun = trainer.step_count, time.monotonic()
+        results = evaluate_all(
+            trainer.ema,
+            source,
+            config.evaluation,
+            runs=folder.path.parent.parent,
+            samples=attempt.path / "samples.png" if attempt is not None else None,
+            histogram=attempt.path / "index_histogram.npz" if attempt is not None else None,
+            step=step,
+            group=group,
+            tick=progress.evaluating,
+        )
+        by: str | None = None
+        if attempt is not None:
+            for result in results:
+                result["step"] = step
+                result["images_seen"] = step * config.train.batch_size
+                result["train_flops"] = cost(config).train_flops * step / config.train.steps
+                attempt.write_evaluation(result["protocol"], step, result)
+            progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
+            by = prune(results[0]) if step < config.train.steps else None
+        if by := group.from_first(by):
+            raise Pruned(by)
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
@@ -418,7 +444,7 @@ def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress 
     if isinstance(error, Stopped):
         message = f"stopped as asked after step {progress.step if progress else 0}"
     try:
-        if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
+        if not isinstance(error, Stopped | PeerFailed | UserError | KeyboardInterrupt):
             (attempt.path / "traceback.txt").write_text(traceback.format_exc())
         if progress is None:
             attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)

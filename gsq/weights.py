@@ -34,6 +34,8 @@ class Weights:
     """Where the file is published; empty where it comes in a package only."""
     signed: str = ""
     """What signatures hold, where that is not sha256: a prefix that was all that was known when the first were made."""
+    also: tuple[str, ...] = ()
+    """Other names that the same file is published under, looked for too."""
     package: str = ""
     """Python package whose wheel holds the file, at `package_path` below it."""
     package_path: str = ""
@@ -80,6 +82,42 @@ REGISTRY: dict[str, Weights] = {
             package_path="functional/image/lpips_models/vgg.pth",
         ),
         Weights(
+            name="alexnet",
+            file="alexnet-owt-7be5be79.pth",
+            sha256="7be5be79",
+            licence="BSD-3-Clause (torchvision)",
+            purpose="backbone of the LPIPS metric on AlexNet",
+            get="torchvision's AlexNet_Weights.IMAGENET1K_V1, file alexnet-owt-7be5be79.pth",
+            megabytes=244.4,
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        ),
+        Weights(
+            name="lpips_alex",
+            file="alex.pth",
+            sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+            licence="BSD-2-Clause",
+            purpose="linear layers of the LPIPS metric on AlexNet",
+            get="pip install torchmetrics",
+            megabytes=0.006,
+            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/alex.pth",
+            package="torchmetrics",
+            package_path="functional/image/lpips_models/alex.pth",
+        ),
+        Weights(
+            # One file under two names: torch-fidelity's release and pytorch-fid's have the same content.
+            name="inception",
+            file="weights-inception-2015-12-05-6726825d.pth",
+            also=("pt_inception-2015-12-05-6726825d.pth",),
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            licence="Apache-2.0",
+            purpose="Inception features for rfid, kid and the inception score, as published numbers use them",
+            get="file weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0, or "
+            "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's release fid_weights",
+            megabytes=95.6,
+            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        Weights(
             # The authors' network: timm's training recipe A1, not torchvision's weights.
             name="resnet50",
             file="resnet50_a1_0-14fe96d1.pth",
@@ -118,6 +156,17 @@ PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
     "dinov2_logits": ("dinov2_vits14_reg",),
 }
 
+# Weight files behind the LPIPS metric on each network: its convolutions, and the linear layers on them.
+LPIPS_WEIGHTS: dict[str, tuple[str, str]] = {"vgg": ("vgg16", "lpips_vgg"), "alex": ("alexnet", "lpips_alex")}
+
+# Weight file behind each built-in evaluation.features.
+FEATURE_WEIGHTS: dict[str, str] = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    "inception": "inception",
+    "inception_pytorch_fid": "inception",
+    "inception_clean_fid": "inception",
+}
+
 
 def weights_folder() -> Path:
     return Path(os.environ.get("GSQ_WEIGHTS") or Path.home() / ".cache" / "gsq" / "weights")
@@ -125,7 +174,7 @@ def weights_folder() -> Path:
 
 def places(entry: Weights) -> list[Path]:
     """Where a file is looked for: the folder of weights first, then the package that ships it."""
-    found = [weights_folder() / entry.file]
+    found = [weights_folder() / name for name in (entry.file, *entry.also)]
     if entry.package:
         spec = importlib.util.find_spec(entry.package)
         if spec and spec.submodule_search_locations:

@@ -384,6 +384,7 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
     cells = found.cells[:limit]
     # Columns that say nothing are left out, so that a row fits a terminal.
     extra = {
+        "rFID": any(c.rfid is not None for c in cells),
         "images/s": any(c.images_per_second for c in cells),
         "left": any(c.seconds_left is not None for c in cells),
         "attempt": any(c.attempts > 1 for c in cells),
@@ -393,10 +394,11 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
     }
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown)):
-        right = name in ("step", "images/s", "left", "attempt", "trial")
+        right = name in ("step", "rFID", "images/s", "left", "attempt", "trial")
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "signature")
     for c in cells:
         values = {
+            "rFID": f"{c.rfid:.4g}" if c.rfid is not None else "",
             "images/s": f"{c.images_per_second:.0f}" if c.images_per_second else "",
             "left": duration(c.seconds_left) if c.seconds_left is not None else "",
             "attempt": str(c.attempts),

@@ -68,7 +68,7 @@ def clean(
         run_folders, sweep_folders = [RunFolder.of(root, s) for s in folder.signatures()], [folder.path]
     else:
         run_folders = list(_run_folders(root))
-        sweep_folders = [path for path in (root / "sweeps").glob("*") if path.is_dir()]
+        sweep_folders = [path for path in (*(root / "sweeps").glob("*"), root / "originals") if path.is_dir()]
     found: dict[str, list[Path]] = defaultdict(list)
     kept = {path.name.rpartition("-")[2] for path in (root / "lineage").glob("*/*-*")}
     lone = _orphans(root, run_folders) if orphans else set()
@@ -129,7 +129,7 @@ def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
             match = CHECKPOINT.fullmatch(path.name)
             if match and int(match[1]) != keep:
                 yield "checkpoints", path
-    newest = {name: newest_file(run, name) for name in ("model.safetensors", "samples.png")}
+    newest = {name: newest_file(run, name) for name in ("model.safetensors", "samples.png", "index_histogram.npz")}
     for attempt in attempts:
         if (attempt / ".reserve").exists():
             yield "leftovers", attempt / ".reserve"

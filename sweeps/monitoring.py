@@ -33,6 +33,8 @@ class CellStatus:
     message: str | None
     step: int
     steps: int
+    rfid: float | None
+    """Of the newest evaluation."""
     images_per_second: float | None
     seconds_left: float | None
     attempts: int
@@ -98,6 +100,7 @@ def row(
         message=state.message,
         step=record.step,
         steps=cell.config.train.steps,
+        rfid=record.rfid,
         images_per_second=record.images_per_second if running else None,
         seconds_left=seconds_left(record, cell.config.train.batch_size) if running else None,
         attempts=record.attempts,

@@ -57,7 +57,9 @@ COLUMNS: tuple[Column, ...] = (
         ("features", "string", "", "feature extractor behind rfid, and the first digits of its weights' sha256"),
         ("feature_dim", "int64", "features", "length of a feature vector"),
         ("num_images", "int64", "images", "validation images compared"),
+        ("resolution", "int64", "pixels", "height and width of the images compared"),
         ("rank_deficient", "bool", "", "fewer images than feature_dim + 1: rfid is biased upwards"),
+        ("lpips_network", "string", "", "network behind lpips and the first digits of its weights' sha256, else null"),
     ),
     *_columns(
         "axis",
@@ -99,6 +101,7 @@ COLUMNS: tuple[Column, ...] = (
     *_columns(
         "metric",
         ("rfid", "float64", "", "Frechet distance of reconstructions to originals in `features`"),
+        ("kid", "float64", "", "kernel inception distance in `features`, unbiased (it may be negative)"),
         ("inception_score", "float64", "", "inception score of the reconstructions; null where not measured"),
         ("lpips", "float64", "", "learned perceptual distance; null where not measured"),
         ("psnr_db", "float64", "dB", "peak signal-to-noise ratio on uint8, mean over images"),
@@ -108,7 +111,9 @@ COLUMNS: tuple[Column, ...] = (
         ("perplexity", "float64", "rows", "exp(entropy) of the pooled index histogram"),
         ("usage_per_group", "list<float64>", "share", "usage of each group"),
         ("perplexity_per_group", "list<float64>", "rows", "perplexity of each group"),
+        ("dead_rows", "int64", "rows", "codebook rows never used"),
         ("tokens", "int64", "indices", "indices behind usage and perplexity"),
+        ("few_tokens", "bool", "", "fewer than 10 tokens a row, which limits usage and perplexity"),
         ("uniform_usage", "float64", "share", "usage that as many uniform indices would give, 1 - (1 - 1/V)^tokens"),
     ),
     *_columns(
@@ -201,7 +206,7 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a results table as pandas, nullable integer columns as Int64.
+    """Read a results table as pandas, nullable integer columns as Int64; columns that came later are null.
 
     Raises SchemaError where the file is not a results table or is of another schema version.
     """
@@ -218,6 +223,10 @@ def read_table(path: Path) -> pd.DataFrame:
             f"{path}: results table of schema version {found}; this gsq reads version {SCHEMA_VERSION}. "
             "Make it again from the run folders: gsq gather SWEEP"
         )
+    # Of the same version, but written before some columns came.
+    for field in arrow_schema():
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     frame = table.to_pandas()
     for column in COLUMNS:
         if column.type == "int64":

@@ -27,6 +27,10 @@ class CodebookUse:
     """Sum over indices of log2 perplexity: bits a token if they were independent."""
     tokens: int
     """Indices counted behind each histogram: all where they share one, else those of one index."""
+    dead_rows: int
+    """Rows of the V never used, groups pooled; of the sum of L_k pairs where nothing is shared."""
+    few_tokens: bool
+    """Fewer than 10 tokens a row: usage and perplexity are limited by what was seen."""
     uniform_usage: float
     """Usage that as many independent uniform indices would be expected to give, 1 - (1 - 1/V)^tokens; the mean over
     pairs where nothing is shared."""
@@ -55,6 +59,10 @@ class IndexHistogram:
         for counts, found in zip(self.per_index(), values, strict=True):
             counts.index_add_(0, found, torch.ones_like(found))
 
+    def merge(self, other: IndexHistogram) -> None:
+        """Add the counts of other images."""
+        self.counts += other.counts
+
     def per_index(self) -> tuple[Tensor, ...]:
         """Counts of each index, (L_k,) int64 each."""
         return self.counts.split(list(self.index_sizes))
@@ -67,16 +75,19 @@ class IndexHistogram:
         entropies = [_entropy(counts) for counts in each]
         if self.shared:
             pooled = self.counts.view(len(each), -1).sum(0)
-            tokens, usage, entropy = int(pooled.sum()), _share(pooled), _entropy(pooled)
+            tokens, entropy = int(pooled.sum()), _entropy(pooled)
         else:
-            tokens, usage, entropy = int(each[0].sum()), _share(self.counts), sum(entropies) / len(entropies)
+            pooled = self.counts
+            tokens, entropy = int(each[0].sum()), sum(entropies) / len(entropies)
         uniform = sum(-size * math.expm1(tokens * math.log1p(-1 / size)) for size in self.index_sizes)
         return CodebookUse(
-            usage=usage,
+            usage=_share(pooled),
             perplexity=math.exp(entropy),
             usage_per_group=tuple(_share(counts) for counts in each),
             perplexity_per_group=tuple(math.exp(value) for value in entropies),
             effective_bits=sum(entropies) / math.log(2),
             tokens=tokens,
+            dead_rows=int((pooled == 0).sum()),
+            few_tokens=tokens < 10 * max(self.index_sizes),
             uniform_usage=uniform / sum(self.index_sizes),
         )

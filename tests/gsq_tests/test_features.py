@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from seeded_weights import seeded_images, seeded_weights
 from tiny_dino import dino_folder, dino_state
 from tiny_run import tiny
 from torch import Tensor
@@ -28,12 +30,14 @@ from gsq.data import to_tensor
 from gsq.datasets import manifest
 from gsq.features import (
     VGG16,
+    AlexNetFeatures,
     DINOv2,
     EfficientNetFeatures,
     EfficientNetLite0,
     ImageNetInput,
     ResNet50,
     VGG16Features,
+    feature_extractor,
 )
 from gsq.identity import require_weights
 from gsq.losses import LPIPS, build_perceptual_loss
@@ -147,6 +151,55 @@ def test_lpips(our_vgg: Path) -> None:
     loss(image, target).backward()
     assert image.grad is not None and image.grad.abs().max() > 0 and target.grad is None
     assert not any(p.requires_grad for p in loss.parameters())
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips_of_the_published_package(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lpips 0.1.4, its own linear layers on seeded backbones (fixtures/make_inception_reference.py)."""
+    with np.load(FIXTURES / "lpips.npz") as arrays:
+        reference = dict(arrays)
+    state = seeded_weights(json.loads(str(reference[f"{net}_shapes"])))
+    own_weights({"vgg": "vgg16", "alex": "alexnet"}[net], state, tmp_path, monkeypatch)
+    a, b = (seeded_images(*row).float() / 127.5 - 1 for row in reference["images"].tolist())
+    metric = LPIPS(net)
+    found = metric.distances(a, b)
+    torch.testing.assert_close(found, torch.from_numpy(reference[net]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(metric(a, b), found.mean())
+    assert found.min() > 0.01 and metric.distances(a, a).tolist() == [0, 0]
+
+
+def test_another_alexnet_is_refused() -> None:
+    with pytest.raises(UserError, match=r"AlexNet weights: features\.0\.weight should be \(64, 3, 11, 11\)"):
+        AlexNetFeatures(vgg_state())
+
+
+# Features by import path.
+
+
+def test_features_by_import_path() -> None:
+    found = feature_extractor("counting_features:means", 32)
+    assert (found.name, found.dim, found.resize) == ("counting_features:means", 6, "by the module")
+    images = noise(32, 1)
+    features, logits = found(images)
+    assert logits is None and features[0, 1] == images[0, 1].mean() and not found.network.training
+    # Its weights stand in the protocol: equal ones alike, others not; or what it says of itself.
+    assert len(found.sha256) == 64 and feature_extractor("counting_features:means", 16).sha256 == found.sha256
+    assert feature_extractor("counting_features:twice", 32).sha256 != found.sha256
+    assert feature_extractor("counting_features:named", 32).sha256 == "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such.module:build", r"'no_such\.module:build' cannot be imported .*PYTHONPATH"),
+        ("counting_features:nothing", "is not a function there"),
+        ("counting_features:number", "returned a int"),
+        ("counting_features:maps", r"makes \(2, 3, 32, 32\) of two images"),
+    ],
+)
+def test_what_makes_no_features_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"evaluation.features: .*{message}"):
+        feature_extractor(name, 32)
 
 
 def test_vgg_maps_are_the_five_last_relus(our_vgg: Path) -> None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.kid import poly_mmd
 
 from gsq.metrics.codebook import CodebookUse, IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
+from gsq.metrics.inception_score import InceptionScore
+from gsq.metrics.kid import kid
 from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
 
 Array = NDArray[np.float64]
 
 
 def exact(mean: Array, covariance: Array, count: int = 100) -> FeatureStatistics:
-    statistics = FeatureStatistics(len(mean))
-    statistics.count, statistics.mean, statistics.scatter = count, mean, covariance * (count - 1)
-    return statistics
+    return FeatureStatistics.of(count, mean, covariance)
 
 
 def streamed(features: Array, *parts: int) -> FeatureStatistics:
@@ -121,9 +126,145 @@ def test_float32_features_are_accumulated_in_float64() -> None:
     np.testing.assert_allclose(statistics.covariance, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 600), max_size=6), st.integers(0, 3))
+def test_any_split_and_merge_is_the_same(seed: int, cuts: list[int], processes: int) -> None:
+    """Batches of any sizes, on any number of processes: to the rounding of float64."""
+    x = random(seed).normal(size=(600, 5)) * [1, 1e3, 1e-3, 1, 1] + [0, 1e3, 0, 50, -3]
+    parts = np.split(x, sorted(cuts))
+    merged = FeatureStatistics(5)
+    for i in range(processes + 1):
+        share = FeatureStatistics(5)
+        for part in parts[i :: processes + 1]:
+            share.update(torch.from_numpy(part))
+        merged.merge(pickle.loads(pickle.dumps(share)))
+    whole = np.cov(x.T)
+    assert merged.count == 600
+    np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    scale = np.sqrt(np.outer(whole.diagonal(), whole.diagonal()))
+    np.testing.assert_allclose(merged.covariance / scale, whole / scale, rtol=0, atol=1e-12)
+
+
+def test_statistics_are_restored_bit_for_bit() -> None:
+    before = streamed(random(10).normal(size=(300, 7)), 100, 77)
+    after = FeatureStatistics.restored(before.arrays())
+    assert after.count == 300 and np.array_equal(after.mean, before.mean)
+    assert np.array_equal(after.covariance, before.covariance)
+    with pytest.raises(ValueError, match="scatter of shape"):
+        FeatureStatistics.restored({**before.arrays(), "mean": np.zeros(3)})
+
+
+def test_a_features_tensor_may_be_overwritten() -> None:
+    statistics, buffer = FeatureStatistics(3), torch.zeros(4, 3, dtype=torch.float64)
+    for i in range(5):
+        buffer.fill_(i)
+        statistics.update(buffer)
+    assert statistics.mean.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("rows", "others"), [(30, 40), (120, 40), (30, 300), (81, 81)])
+def test_rank_deficient_distance_is_exact(rows: int, others: int) -> None:
+    """tr (S_a S_b)^(1/2) is the nuclear norm of X Y^T, for centred features X and Y: no root of rounding noise."""
+    x, y = random(11).normal(size=(rows, 80)), random(12).normal(size=(others, 80)) + 0.5
+    a, b = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (x, y))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * cross
+    found = streamed(x), streamed(y)
+    assert [s.rank_deficient for s in found] == [rows < 81, others < 81]
+    assert frechet_distance(*found) == pytest.approx(wanted, rel=1e-8)
+    assert frechet_distance(*reversed(found)) == pytest.approx(wanted, rel=1e-8)
+
+
+def test_features_that_never_vary() -> None:
+    still, moving = streamed(np.ones((10, 4))), streamed(random(13).normal(size=(10, 4)))
+    assert frechet_distance(still, still) == 0
+    wanted = ((1 - moving.mean) ** 2).sum() + np.trace(moving.covariance)
+    assert frechet_distance(still, moving) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    x = random(14).normal(size=(10, 3))
+    x[4, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(streamed(x), streamed(x))
+    with pytest.raises(ValueError, match="3 and of 2 features"):
+        frechet_distance(streamed(x), streamed(np.ones((3, 2))))
+
+
 def test_one_image_has_no_covariance() -> None:
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         _ = streamed(np.ones((1, 3))).covariance
+
+
+# Kernel distance.
+
+
+def test_kid_is_torchmetrics_without_the_pairs() -> None:
+    """Both are unbiased; torchmetrics' kernel between the sets, which it takes for independent, has a diagonal."""
+    x, y = (random(i).normal(size=(50, 8)).astype(np.float32) + 0.1 * i for i in (20, 21))
+    theirs = float(poly_mmd(torch.from_numpy(x).double(), torch.from_numpy(y).double()))
+    cross = (x.astype(np.float64) @ y.T / 8 + 1) ** 3
+    without = (cross.sum() - np.trace(cross)) / (50 * 49)
+    assert kid(x, y) == pytest.approx(theirs + 2 * cross.mean() - 2 * without, rel=1e-9)
+
+
+def test_kid_is_unbiased_for_pairs() -> None:
+    """Of reconstructions with the originals' distribution the mean is zero, however much a pair has in common."""
+    found = []
+    for seed in range(400):
+        shared, own = random(seed).normal(size=(2, 20, 4))
+        other = random(10_000 + seed).normal(size=(20, 4))
+        found.append(kid((shared + own).astype(np.float32), (shared + other).astype(np.float32)))
+    assert abs(np.mean(found)) < 3 * np.std(found) / math.sqrt(len(found))
+    x = random(22).normal(size=(30, 4)).astype(np.float32)
+    assert kid(x, x) == 0
+
+
+def test_kid_of_subsets_is_their_mean() -> None:
+    x, y = random(23).normal(size=(2, 90, 4)).astype(np.float32)
+    parts = [kid(x[i : i + 30], y[i : i + 30]) for i in (0, 30, 60)]
+    assert kid(x, y, subset=30) == kid(x, y, subset=40) == pytest.approx(np.mean(parts), rel=1e-12)
+    # Nearly equal parts: none of a single image, of which there would be no pairs.
+    assert math.isfinite(kid(x[:31], y[:31], subset=30))
+    with pytest.raises(ValueError, match="at least 2"):
+        kid(x[:1], y[:1])
+
+
+# Inception score.
+
+
+def scored(logits: torch.Tensor, *parts: int, splits: int = 10) -> float:
+    score, first = InceptionScore(len(logits), logits.shape[1], splits), 0
+    for part in logits.split(list(parts) or len(logits)):
+        score.update(part, first)
+        first += len(part)
+    return score.result()
+
+
+def test_inception_score_of_known_classes() -> None:
+    """Sure of one class each, 20 in turn: 20. Sure of nothing, or always of the same: 1."""
+    sure = torch.eye(20).repeat(10, 1) * 1000
+    assert scored(sure) == pytest.approx(20)
+    assert scored(torch.zeros(40, 20)) == pytest.approx(1)
+    assert scored(sure[:1].expand(40, -1)) == pytest.approx(1)
+
+
+def test_inception_score_is_its_definition() -> None:
+    logits = torch.randn(95, 7, generator=torch.Generator().manual_seed(0)).double() * 3
+    p = logits.softmax(1)
+    wanted = []
+    for i in range(10):
+        part = p[[j for j in range(95) if j * 10 // 95 == i]]
+        wanted.append(float((part * (part.log() - part.mean(0).log())).sum(1).mean().exp()))
+    assert scored(logits) == pytest.approx(np.mean(wanted), rel=1e-12)
+    assert scored(logits, 3, 50, 42) == pytest.approx(scored(logits), rel=1e-12)
+    first, second = InceptionScore(95, 7), InceptionScore(95, 7)
+    first.update(logits[:33], 0)
+    second.update(logits[33:], 33)
+    with pytest.raises(ValueError, match="33 images were given of 95"):
+        first.result()
+    first.merge(second)
+    assert first.result() == pytest.approx(np.mean(wanted), rel=1e-12)
 
 
 # Reconstruction.
@@ -200,6 +341,16 @@ def test_ssim_equals_scikit_image(level: float) -> None:
         for p, q in zip(a, b, strict=True)
     ]
     assert ssim(b, a).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 40), (6, 9), (96, 17)])
+def test_ssim_equals_torchmetrics(height: int, width: int) -> None:
+    a = torch.randint(0, 256, (3, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    b = noisy(a, 30)
+    wanted = structural_similarity_index_measure(b.float() / 255, a.float() / 255, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(b, a), wanted, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="at least 6 x 6"):
+        ssim(a[..., :5], b[..., :5])
 
 
 def test_ssim_of_one_and_of_equal_images() -> None:
@@ -292,6 +443,25 @@ def test_updates_add_up(shared: bool) -> None:
     assert torch.equal(whole.counts, parts.counts) and whole.result() == parts.result()
     assert [int(counts.sum()) for counts in whole.per_index()] == [96, 96]
     assert whole.per_index()[1][7] == (indices[:, 1] == 7).sum()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_dead_rows_and_few_tokens(shared: bool) -> None:
+    found = use([0, 1, 0, 1], [4, 4, 4, 4], shared=shared)
+    assert found.dead_rows == (8 - 3 if shared else 6 + 7)
+    assert found.few_tokens is True
+    assert use(list(range(8)) * 10, shared=shared).few_tokens is False
+    assert use(list(range(8)) * 10, shared=shared).dead_rows == 0
+
+
+def test_histograms_of_parts_merge() -> None:
+    indices = torch.randint(0, 50, (6, 2, 4, 4), generator=torch.Generator().manual_seed(5))
+    whole, first, second = (IndexHistogram((50, 50), shared=True) for _ in range(3))
+    whole.update(indices)
+    first.update(indices[:5])
+    second.update(indices[5:])
+    first.merge(second)
+    assert torch.equal(first.counts, whole.counts)
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])

@@ -37,6 +37,7 @@ def test_files_of_a_done_run(done: RunFolder) -> None:
         ".lock",
         "attempts/1/env.json",
         f"attempts/1/evaluations/{result['protocol']}-00000006.json",
+        "attempts/1/index_histogram.npz",
         "attempts/1/metrics.jsonl",
         "attempts/1/model.safetensors",
         "attempts/1/samples.png",

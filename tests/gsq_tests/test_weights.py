@@ -25,10 +25,19 @@ import gsq.fetching
 import gsq.weights
 from gsq import UserError
 from gsq.cli import app
-from gsq.config import PERCEPTUAL_LOSSES, PROJECTED
+from gsq.config import FEATURE_DIMS, PERCEPTUAL_LOSSES, PROJECTED
 from gsq.fetching import check, describe, fetch
 from gsq.identity import identity, require_weights, training_weights
-from gsq.weights import PERCEPTUAL_WEIGHTS, REGISTRY, file_sha256, find_weights, verified_weights, weights_sha256
+from gsq.weights import (
+    FEATURE_WEIGHTS,
+    LPIPS_WEIGHTS,
+    PERCEPTUAL_WEIGHTS,
+    REGISTRY,
+    file_sha256,
+    find_weights,
+    verified_weights,
+    weights_sha256,
+)
 
 UNPINNED = "dinov2_vits14_reg"
 
@@ -54,7 +63,9 @@ def dino_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_choice_names_registered_weights() -> None:
     assert set(PERCEPTUAL_WEIGHTS) == set(PERCEPTUAL_LOSSES)
-    assert {name for names in PERCEPTUAL_WEIGHTS.values() for name in names} | set(PROJECTED.values()) == set(REGISTRY)
+    assert set(FEATURE_WEIGHTS) == set(FEATURE_DIMS)
+    groups = (*PERCEPTUAL_WEIGHTS.values(), *LPIPS_WEIGHTS.values(), FEATURE_WEIGHTS.values(), PROJECTED.values())
+    assert {name for names in groups for name in names} == set(REGISTRY)
 
 
 def test_published_hashes_stand_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +105,8 @@ def test_missing_weights_are_refused_before_anything_runs(tmp_path: Path, monkey
         (tiny(loss__perceptual="resnet50_logits"), "resnet50"),
         (tiny(loss__perceptual="vgg16_logits"), "vgg16"),
         (tiny(discriminator__kind="dino"), UNPINNED),
+        (tiny(evaluation__features="inception_clean_fid", evaluation__allow_small=True), "inception"),
+        (tiny(evaluation__lpips="alex"), "alexnet"),
     ):
         with pytest.raises(UserError) as caught:
             require_weights(config)

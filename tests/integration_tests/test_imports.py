@@ -94,7 +94,8 @@ def test_no_room_imports_backwards() -> None:
 
 
 def test_nothing_anywhere_imports_what_the_project_does_without() -> None:
-    found = all_imports(REPOSITORY, *ROOMS, "tests")
+    # The programs that make fixtures install what they compare with in a folder of their own.
+    found = [i for i in all_imports(REPOSITORY, *ROOMS, "tests") if "/fixtures/make_" not in i[0]]
     assert [f"{f}:{n} {name}" for f, n, name in found if any(within(name, m) for m in NOWHERE)] == []
 
 
