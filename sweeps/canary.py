@@ -20,7 +20,7 @@ from sweeps.folder import SweepFolder
 from sweeps.forecasting import by_class
 from sweeps.monitoring import CellStatus, status
 from sweeps.planning import Cell, Plan
-from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
+from sweeps.reconcile import Action, reconcile
 from sweeps.scheduler import slurm_jobs
 from sweeps.submission import submit
 
@@ -70,7 +70,7 @@ def choose(
     folder = SweepFolder(runs or runs_root(), plan.name)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
-    resumed = RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset())
+    resumed = cluster.resumed("request" if retry else "submit")
     actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     rate = speed(plan.cells, records, cluster.device, folder)

@@ -11,6 +11,7 @@ from typing import Any
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
 from sweeps.cost import ResourceExpression
+from sweeps.reconcile import RESUME, WHO, resumed_classes
 from sweeps.spec import configs_folder, find_file
 
 # Options of sbatch that gsq sets, and the key that does it where there is one.
@@ -60,6 +61,8 @@ class Cluster:
     """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes)."""
     parallel: int = 256
     """Jobs of a submission that run at the same time, shared out over its arrays."""
+    resume: dict[str, str] = field(default_factory=dict)
+    """By failure class, where not as usual: who takes such runs up again, itself, submit or request."""
     setup: tuple[str, ...] = ()
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -89,6 +92,9 @@ class Cluster:
             raise UserError(
                 f"cells_per_job: {self.cells_per_job} runs cannot share {self.gpus} GPUs evenly; change one of the two"
             )
+        for failure, who in self.resume.items():
+            choose("resume", failure, RESUME)
+            choose(f"resume: {failure}", who, WHO)
         for key in self.sbatch:
             if key in SBATCH_KEYS:
                 hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""
@@ -105,6 +111,11 @@ class Cluster:
     def processes_per_node(self) -> int:
         """Processes that share a run on each node."""
         return 1 if self.cells_per_job > 1 else self.processes or max(1, self.gpus)
+
+    def resumed(self, who: str) -> frozenset[str]:
+        """Failure classes that come back by what ``who`` does: the queue itself, a submission, or one with --retry
+        ("request")."""
+        return resumed_classes(who, RESUME | self.resume)
 
     @property
     def device(self) -> str:

@@ -19,7 +19,7 @@ from sweeps.cluster import Cluster, load_cluster, local_workers
 from sweeps.cost import Estimate, ResourceClass, Speed, estimate, resource_class, speed
 from sweeps.folder import SweepFolder
 from sweeps.planning import Cell, Plan
-from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, reconcile
+from sweeps.reconcile import reconcile
 from sweeps.spec import Budget
 
 # Checkpoints of a running cell: the last two, and the one being written.
@@ -129,8 +129,8 @@ def forecast(
     # Asked once, for it looks for GPUs.
     device = cluster.device
     rate = speed(plan.cells, records, device, folder)
-    extra = ON_REQUEST if retry else frozenset()
-    actions = reconcile(signatures, records, {}, time.time(), resumed=RESUMED_ON_SUBMIT | extra)
+    resumed = cluster.resumed("request" if retry else "submit")
+    actions = reconcile(signatures, records, {}, time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
     todo = [cell for cell in plan.cells if cell.signature in wanted]
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}

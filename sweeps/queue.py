@@ -26,7 +26,7 @@ from sweeps.cancellation import claim_signal, mark, marked, with_cancelled
 from sweeps.cluster import Cluster, local_gpus, local_workers
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE, start_worker
-from sweeps.reconcile import RESUMED, RESUMED_ON_SUBMIT, Action, Job, SchedulerState, reconcile
+from sweeps.reconcile import Action, Job, SchedulerState, reconcile
 
 POLL_SECONDS = 0.25
 # How often it looks through the processes of this machine, beside whenever it starts one.
@@ -135,18 +135,20 @@ class LocalQueue:
         signatures: list[str],
         cluster: Cluster,
         on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
-        retry: frozenset[str] = frozenset(),
+        retry: bool = False,
         more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
     ) -> None:
-        """source: the copy of the source that workers run. retry: failure classes, beside the usual ones, that are
-        tried once again at the start. more: asked again and again for further cells to run, given what is known of
+        """source: the copy of the source that workers run. retry: all failed cells are tried once again at the start.
+        more: asked again and again for further cells to run, given what is known of
         those there are."""
         self.folder, self.signatures, self.on_update = folder, signatures, on_update
         self.source = source
         self.slots = local_workers(cluster)
         self.gpus = local_gpus()
         self.environment = cluster.environment
-        self.retry, self.more = retry, more
+        self.more = more
+        self.resumed_first = cluster.resumed("request" if retry else "submit")
+        self.resumed = cluster.resumed("itself")
         self.search = folder.search_id
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.slot_of: dict[str, int] = {}
@@ -223,8 +225,8 @@ class LocalQueue:
         now = time.time()
         # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
         ask = partial(reconcile, self.signatures, records, jobs, now, search=self.search)
-        first = ask(resumed=RESUMED_ON_SUBMIT | self.retry)
-        again = ask(resumed=RESUMED, fruitless=self.fruitless)
+        first = ask(resumed=self.resumed_first)
+        again = ask(resumed=self.resumed, fruitless=self.fruitless)
         never = ask(resumed=())
         actions = [
             c if (sig := c.cell.signature) in self.cancelled else b if sig in self.started else a

@@ -14,13 +14,29 @@ from gsq.record import DONE, FAILED, PRUNED, RUNNING, RunRecord
 PLANNED, QUEUED, CANCELLED = "planned", "queued", "cancelled"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
 
-# Failures that a later attempt resumes from the last checkpoint without being asked to.
-RESUMED = frozenset({"preempted", "node_failure", "timeout", "lost"})
-# Resumed when the user submits again: they have made room on the disk, or want to go on after cancelling.
-RESUMED_ON_SUBMIT = RESUMED | {"disk_full", CANCELLED}
-# These come back only when asked for (--retry): another attempt would fail alike, or change the science. But a run that
-# is out of memory comes back as long as its micro-batch can be halved.
-ON_REQUEST = frozenset({"out_of_memory", "diverged", "error"})
+# Who takes a failed run up again, from its last checkpoint: the queue itself, the next submission (the user has made
+# room on the disk, or wants to go on after cancelling), or only who asks for it (--retry), for another attempt would
+# fail alike. But a run that is out of memory comes back as long as its micro-batch can be halved.
+RESUME = {
+    "preempted": "itself",
+    "node_failure": "itself",
+    "timeout": "itself",
+    "lost": "itself",
+    "disk_full": "submit",
+    CANCELLED: "submit",
+    "out_of_memory": "request",
+    "diverged": "request",
+    "error": "request",
+}
+WHO = ("itself", "submit", "request")
+
+
+def resumed_classes(who: str, resume: Mapping[str, str] = RESUME) -> frozenset[str]:
+    """Failure classes that come back by what ``who`` does, or by less."""
+    return frozenset(failure for failure, by in resume.items() if WHO.index(by) <= WHO.index(who))
+
+
+RESUMED, RESUMED_ON_SUBMIT = resumed_classes("itself"), resumed_classes("submit")
 # Attempts in a row of one driver that may end without a further step before it gives up.
 PATIENCE = 3
 

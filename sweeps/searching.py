@@ -26,8 +26,8 @@ from sweeps.cluster import Cluster
 from sweeps.folder import SweepFolder
 from sweeps.forecasting import admit
 from sweeps.planning import DRAWS, Cell, CellMaker, Plan, derived
-from sweeps.queue import LocalQueue, alive, local_jobs
-from sweeps.reconcile import CANCELLED, ON_REQUEST, RESUMED, RESUMED_ON_SUBMIT, Action, reconcile
+from sweeps.queue import LocalQueue, alive, with_local_jobs
+from sweeps.reconcile import CANCELLED, Action, reconcile
 from sweeps.scheduler import slurm_jobs
 from sweeps.snapshot import take
 from sweeps.space import METRICS
@@ -66,13 +66,12 @@ def submit_search(
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
     driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
-    extra = ON_REQUEST if retry else frozenset()
     with explained(driver.storage, "; the same command goes on from there"):
         if cluster.kind == "slurm":
             return _submit_to_slurm(driver, cluster, retry, on_update, wait)
         source = take(folder)
         clear(folder, set(driver.cells))
-        queue = LocalQueue(folder, source, list(driver.cells), cluster, on_update, extra, driver.advance)
+        queue = LocalQueue(folder, source, list(driver.cells), cluster, on_update, retry, driver.advance)
         return Submission(folder, _failed_trials(queue.run()), {})
 
 
@@ -92,7 +91,7 @@ def _submit_to_slurm(
 
     folder = driver.folder
     arrays: dict[str, list[str]] = {}
-    resumed = RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset())
+    resumed = cluster.resumed("request" if retry else "submit")
     fruitless: Counter[str] = Counter()
     steps: dict[str, int] = {}
     seen: dict[str, tuple[Action, RunRecord]] = {}
@@ -100,7 +99,7 @@ def _submit_to_slurm(
     def look() -> list[Action]:
         signatures = list(driver.cells)
         records = folder.records(signatures)
-        jobs = {**slurm_jobs(folder), **local_jobs(records)}
+        jobs = with_local_jobs(slurm_jobs(folder), records)
         if any(job.state == "unknown" for job in jobs.values()) and not wait:
             raise UserError(
                 f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
@@ -127,7 +126,7 @@ def _submit_to_slurm(
                 Plan(folder.name, tuple(missing)), cluster, runs=folder.runs, retry=retry, over_budget=True
             ).arrays
         # Later passes leave to the user what they alone may bring back.
-        resumed, retry = RESUMED, False
+        resumed, retry = cluster.resumed("itself"), False
         while wait and (actions := look()):
             on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
             if any(a.kind != "wait" and a.cell.failure != CANCELLED for a in actions):

@@ -29,7 +29,7 @@ from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, with_local_jobs
-from sweeps.reconcile import ON_REQUEST, RESUMED_ON_SUBMIT, Action, reconcile
+from sweeps.reconcile import Action, reconcile
 from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
 from sweeps.snapshot import environment, source_folder, take
 
@@ -81,14 +81,15 @@ def submit(
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
     signatures = [cell.signature for cell in plan.cells]
-    extra = ON_REQUEST if retry else frozenset()
     try:
         if cluster.kind == "local":
             clear(folder, signatures)
             # The longest first, so that no worker is left with a long one at the end.
             longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, extra).run(), {})
-        return Submission(folder, *_submit_missing(plan, cluster, folder, source, RESUMED_ON_SUBMIT | extra))
+            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
+        return Submission(
+            folder, *_submit_missing(plan, cluster, folder, source, cluster.resumed("request" if retry else "submit"))
+        )
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -217,7 +218,7 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     """
     folder = SweepFolder(runs or runs_root(), plan.name)
     check(plan, cluster)
-    resumed = RESUMED_ON_SUBMIT | (ON_REQUEST if retry else frozenset())
+    resumed = cluster.resumed("request" if retry else "submit")
     _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
     if cluster.kind == "local":
         return [f"{cell.signature} {cell.title}" for cell in wanted]

@@ -73,6 +73,8 @@ def test_an_unknown_key_is_answered_with_every_key_and_its_default() -> None:
         ("cells_per_job: 2\nnodes: 2", ("cells_per_job", "one process each on one node")),
         ("kind: slurm\ncells_per_job: 2\ngpus: 3", ("cells_per_job", "3 GPUs")),
         ("kind: local\ncells_per_job: 2", ("cells_per_job", "torchrun")),
+        ("resume: {divergd: submit}", ("resume", "'divergd'", "did you mean 'diverged'")),
+        ("resume: {diverged: always}", ("resume: diverged", "'always'", "itself, submit, request")),
         ("sbatch: {time: 3}", ("sbatch: time", "use the key minutes")),
         ("sbatch: {job-name: x}", ("sbatch: job-name is set by gsq",)),
         ("sbatch: {mail_type: END}", ("'mail_type'", "long name")),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import chain, combinations, product
+from itertools import chain, product
 from typing import Any
 
 import pytest
 
 from gsq.record import FAILURES, STALE_SECONDS, RunRecord
+from sweeps.cluster import Cluster
 from sweeps.reconcile import (
-    ON_REQUEST,
     PATIENCE,
+    RESUME,
     RESUMED,
     RESUMED_ON_SUBMIT,
     STATES,
@@ -21,6 +22,7 @@ from sweeps.reconcile import (
     Job,
     cell_state,
     reconcile,
+    resumed_classes,
 )
 
 NOW = 1_000_000.0
@@ -44,7 +46,7 @@ JOBS: tuple[Job | None, ...] = (
     Job("unknown", name="7"),
     *(Job("gone", failure, "7") for failure in (None, *FAILURES)),
 )
-SETS = (frozenset(), RESUMED, RESUMED_ON_SUBMIT, RESUMED_ON_SUBMIT | ON_REQUEST, frozenset({"error"}))
+SETS = (frozenset(), RESUMED, RESUMED_ON_SUBMIT, frozenset(RESUME), frozenset({"error"}))
 Case = tuple[RunRecord | None, Job | None, frozenset[str], int]
 
 
@@ -137,14 +139,15 @@ def test_out_of_memory_comes_back_as_long_as_its_micro_batch_can_be_halved() -> 
         assert action.kind == ("wait" if job is not None and job.state != "gone" else "submit")
 
 
-def test_the_tables_divide_the_failure_classes() -> None:
-    on_submit = RESUMED_ON_SUBMIT - RESUMED
-    assert RESUMED | on_submit | ON_REQUEST == set(FAILURES)
-    for one, other in combinations((RESUMED, on_submit, ON_REQUEST), 2):
-        assert not one & other
+def test_every_failure_class_comes_back_by_somebody() -> None:
+    assert set(RESUME) == set(FAILURES) == resumed_classes("request")
     # What another attempt would repeat is never tried again unasked; what came from outside always is.
-    assert {"diverged", "out_of_memory", "error"} == ON_REQUEST
-    assert {"preempted", "node_failure", "timeout", "lost"} <= RESUMED
+    assert resumed_classes("request") - RESUMED_ON_SUBMIT == {"diverged", "out_of_memory", "error"}
+    assert RESUMED == {"preempted", "node_failure", "timeout", "lost"} < RESUMED_ON_SUBMIT
+    # A cluster file may say otherwise.
+    mine = Cluster(resume={"error": "submit", "lost": "request"})
+    assert mine.resumed("itself") == RESUMED - {"lost"}
+    assert mine.resumed("submit") == RESUMED_ON_SUBMIT - {"lost"} | {"error"}
 
 
 def test_a_silent_run_is_lost_and_comes_back() -> None:
