@@ -355,6 +355,8 @@ def _train_and_evaluate(
     check(config.evaluation, config.data, files)
 
     def evaluate_now(trainer: Trainer) -> None:
+        # An attempt that resumes here has made no step of its own.
+        progress.step = trainer.step_count
         step, begun = trainer.step_count, time.monotonic()
         results = evaluate_all(
             trainer.ema,

@@ -21,7 +21,7 @@ import gsq.run
 from gsq import RunFolder, UserError, checkpoint, evaluate, load_config, train
 from gsq.identity import identity
 from gsq.loading import to_dict
-from gsq.record import FAILURES, Attempt, note_killed, read_run
+from gsq.record import FAILURES, Attempt, note_killed, read_json, read_run
 from gsq.run import Busy, Stopped, StopRequest, classify, load_finished
 from gsq.training import Diverged, Trainer
 
@@ -297,6 +297,9 @@ def test_a_disk_that_is_full_when_the_weights_are_written(
     fillers[0].unlink()
     train(tiny(), disk / "runs")
     assert evaluations(folder) == evaluations(done)
+    # The second attempt had only to evaluate.
+    finished = read_json(folder.path / "attempts/2/status.json")
+    assert (finished["state"], finished["step"]) == ("done", 6)
 
 
 # Reading a finished run.

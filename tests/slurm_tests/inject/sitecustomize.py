@@ -249,9 +249,9 @@ def _patch_checkpoint(module):
 
 
 def _patch_evaluation(module):
-    original = module.evaluate
+    original = module.evaluate_all
 
-    def evaluate(*args, **kwargs):
+    def evaluate_all(*args, **kwargs):
         orders.reach("evaluation")
         trainer = orders.trainer
         if trainer is not None and trainer.step_count == trainer.config.train.steps:
@@ -259,7 +259,7 @@ def _patch_evaluation(module):
             orders.reach("step")
         return original(*args, **kwargs)
 
-    module.evaluate = evaluate
+    module.evaluate_all = evaluate_all
 
 
 PATCHES = {
