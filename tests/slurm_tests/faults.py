@@ -171,8 +171,9 @@ def deal(seed: int, count: int) -> tuple[dict[int, list[dict[str, Any]]], list[s
     for cell in SHRINKING:
         for _ in range(2):
             cells[cell].insert(draw.randrange(len(cells[cell]) + 1), "memory_error")
-    # It diverges once more when it is tried again.
-    cells[DIVERGING] = [*cells[DIVERGING][:3], "nan", "nan"]
+    # Early, while steps are left to diverge in; and once more when it is tried again.
+    cells[DIVERGING + 1] += cells[DIVERGING][1:]
+    cells[DIVERGING] = [*cells[DIVERGING][:1], "nan", "nan"]
     cells[BROKEN].append("error")
     draw.shuffle(drivers)
     orders = {
