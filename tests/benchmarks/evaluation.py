@@ -291,6 +291,8 @@ def table(result: dict[str, Any]) -> str:
         "| images | ours MiB | torchmetrics in one loop MiB |",
         "|---:|---:|---:|",
     ]
+    if not result["memory"]:
+        lines.append("| not measured | | |")
     by = {(row["images"], row["way"]): row["added_mib"] for row in result["memory"]}
     for images in sorted({row["images"] for row in result["memory"]}):
         lines.append(f"| {images} | {by[images, 'ours']:.0f} | {by[images, 'one loop']:.0f} |")
