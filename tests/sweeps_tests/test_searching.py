@@ -542,7 +542,8 @@ def test_worker_and_driver_are_killed_and_the_search_ends_as_it_would_have(folde
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert status(runs).counts["done"] == 3
     record = read_run(RunFolder.of(runs.runs, killed.signature))
-    assert record.attempts == 3
+    # The worker outlived its driver, and the next one adopted it.
+    assert record.attempts == 2
     assert [line["step"] for line in read_metrics(RunFolder.of(runs.runs, killed.signature))] == list(range(1, 31))
     # The trials are those of a search that nobody disturbed.
     other = fake_parameters(document)
