@@ -186,7 +186,7 @@ def submitted(source: Path, runs: Path, tools: Path) -> None:
             pid=1,
             signatures=tuple(cell.signature for cell in members),
         )
-        journal.add(entry, list(members), {})
+        journal.add(entry, {})
         entry.decide(str(array))
     (tools / "answer").write_text("\n".join(accounted) + "\n")
 
