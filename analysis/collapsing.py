@@ -44,17 +44,22 @@ class Collapse:
     """The same with free exponents, over the same levels."""
     exponents: dict[str, tuple[float, float]]
     """The free law without the derived axis: axis to (exponent, half width of its 95 % interval)."""
+    left_over: dict[str, tuple[float, float]]
+    """The same for each axis added alone to the derived one: what of it was not absorbed."""
 
     @property
     def absorbs(self) -> bool:
-        """Whether free exponents predict held-out levels no better (by more than 5 %); where no level can be held out,
-        whether the F test finds nothing at 5 %."""
-        return bool(self.p >= 0.05) if np.isnan(self.block) else bool(self.block <= 1.05 * self.block_free)
+        """Whether free exponents bring nothing: the F test finds none at 5 %, or levels that were held out are
+        predicted as well (within 5 %) without them."""
+        return bool(self.p >= 0.05 or self.block <= 1.05 * self.block_free)
 
     @property
     def text(self) -> str:
-        verdict = "absorbs" if self.absorbs else "does not absorb"
-        exponents = ", ".join(f"{name} {value:.2f} ± {half:.2f}" for name, (value, half) in self.exponents.items())
+        verdict = "absorbs" if self.absorbs else "does not wholly absorb"
+        exponents, left = (
+            ", ".join(f"{name} {value:.2f} ± {half:.2f}" for name, (value, half) in pairs.items())
+            for pairs in (self.exponents, self.left_over)
+        )
         blocks = (
             "no level can be held out (two levels an axis)"
             if np.isnan(self.block)
@@ -63,7 +68,7 @@ class Collapse:
         return (
             f"{self.derived} {verdict} {', '.join(self.axes)}: {blocks}; log-RMSE {self.log_rmse:.3g}, with free "
             "exponents "
-            f"{self.log_rmse_free:.3g} (F test p = {self.p:.2g})"
+            f"{self.log_rmse_free:.3g} (F test p = {self.p:.2g}); left over: {left}"
             + (f"; free exponents: {exponents}" if exponents else "")
         )
 
@@ -80,6 +85,7 @@ class Collapse:
             "block_free": or_none(self.block_free),
             "absorbs": self.absorbs,
             "exponents": {name: list(pair) for name, pair in self.exponents.items()},
+            "left_over": {name: list(pair) for name, pair in self.left_over.items()},
         }
 
 
@@ -142,6 +148,11 @@ def collapse(
                 _blocks(small, goal, blocks),
                 _blocks(free, goal, blocks),
                 _exponents(free, goal, present),
+                {
+                    shown: pair
+                    for axis, log in zip(present, logs, strict=True)
+                    for shown, pair in list(_exponents(np.stack([one, log, own], 1), goal, [axis, name]).items())[:1]
+                },
             )
         )
     return tuple(

@@ -11,10 +11,9 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fitting import Options, fit_rows
 from analysis.laws import LAWS, Law, get_law
-from analysis.result import Fit, as_frame, or_none
+from analysis.result import Fit, or_none
 from analysis.solver import refit
 from analysis.table import DERIVED, Array, large_end, measured, numbers, varying
-from analysis.uncertainty import percentile_interval
 
 _AXES = ("downsample", "groups", "codebook_size", "latent_dim", "image_size", "step")
 _MOST_LEVELS = 24
@@ -175,25 +174,25 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def predict(self, where: pd.DataFrame | Mapping[str, object]) -> tuple[Array, Array, Array]:
-        """Prediction averaged over the laws by their AICc weights, (central, low, high), each (rows,): the band is
-        that of the laws' resamples mixed in the same shares, so it holds their disagreement."""
+        """Prediction averaged over the laws by their AICc weights, (central, low, high), each (rows,).
+
+        The squared half width of the band is the weighted mean of the laws' own and of t times their distance from the
+        average (Burnham and Anderson), so it holds their disagreement. Raises AnalysisError where no law has an AICc.
+        """
         parts = [(fit, weight) for fit, weight in zip(self.fits, self.weights, strict=True) if weight > 1e-4]
         if not parts:
             raise AnalysisError(
                 "no law has an AICc, so there is nothing to average by: too few rows, or not least squares"
             )
-        central: Array = np.zeros(1)
-        drawn = []
-        for fit, weight in parts:
-            middle, low, high = fit.predict(where)
-            central = central + weight * middle
-            data = fit.law.values(where if isinstance(where, pd.DataFrame) else as_frame(where))
-            count = round(weight * len(fit.draws))
-            drawn.append(fit.problem.predict(fit.draws[:count], data))
-        fit = self.fits[0]
-        freedom = (fit.n_configurations, fit.n_configurations - max(len(one.parameters) for one, _ in parts))
-        low, high = percentile_interval(np.concatenate(drawn), fit.confidence, freedom)
-        return central, low, high
+        from scipy.stats import t
+
+        share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
+        middle, low, high = (np.stack(found) for found in zip(*(fit.predict(where) for fit, _ in parts), strict=True))
+        central = np.asarray((share * middle).sum(axis=0))
+        freedom = max(1, self.fits[0].n_configurations - max(len(fit.parameters) for fit, _ in parts))
+        apart = (t.ppf((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
+        below, above = (np.sqrt((share * ((end - middle) ** 2 + apart)).sum(axis=0)) for end in (low, high))
+        return central, central - below, central + above
 
     def text(self) -> str:
         """Two tables, of laws and of held-out levels, and what was not fitted."""

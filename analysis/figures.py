@@ -313,20 +313,20 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
     ``path``: as for :func:`scaling_figure`.
     """
     fit, trends = card.fit, card.trends[:6]
-    across = 4
-    down = 1 + -(-len(trends) // across) if trends else 1
+    across = 3
+    down = 1 + -(-len(trends) // across)
     findings = [line for one in card.findings for line in textwrap.wrap(f"• {one}", 150, subsequent_indent="   ")]
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(11, 2.7 * down + 0.5 + 0.15 * len(findings)), layout="constrained")
-        grid = figure.add_gridspec(down, across)
-        _draw_predicted(fit, figure.add_subplot(grid[0, :2]))
-        _draw_intervals(fit, figure.add_subplot(grid[0, 2:]))
+        grid = figure.add_gridspec(down, 2 * across)
+        _draw_predicted(fit, figure.add_subplot(grid[0, :across]))
+        _draw_intervals(fit, figure.add_subplot(grid[0, across:]))
         for number, trend in enumerate(trends):
-            axes = figure.add_subplot(grid[1 + number // across, number % across])
+            axes = figure.add_subplot(grid[1 + number // across, 2 * (number % across) : 2 * (number % across) + 2])
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.plot(trend.x, trend.error, "o", color=COLOURS[0], alpha=0.8, markersize=3.5)
             values = np.unique(trend.x)
-            if values[0] > 0 and values[-1] / values[0] > 3:
+            if values[0] > 0 and values[-1] / values[0] >= 1.9:
                 axes.set_xscale("log", base=2)
                 ticks = (
                     list(values)
@@ -394,7 +394,7 @@ def _draw_intervals(fit: Fit, axes: Axes) -> None:
     handles = [
         Line2D([], [], color=COLOURS[i], linewidth=2, label=kind) for i, kind in enumerate(("profile", "bootstrap"))
     ]
-    axes.legend(handles=handles, loc="upper right")
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
     marked = "; (!): not determined by these data" if fit.undetermined else ""
     axes.set_title(f"{fit.confidence:.0%} intervals{marked}", fontsize=8, loc="left")
 

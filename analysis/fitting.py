@@ -216,6 +216,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     pure = _pure_error(problem, weights, configurations)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
+    room = np.zeros(1)
     if options.loss == "least_squares" and freedom[1] > 0:
         room = interval_room(np.array([cost]), pure[0], cells, len(theta), options.confidence)
         found = Solution(theta[None], np.array([cost]), np.array([True]))
@@ -240,6 +241,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         profile_intervals=by_profile,
         bootstrap_intervals=by_bootstrap,
         undetermined=undetermined(sampled, shown),
+        room=float(room[0]),
         at_bound=at_bound,
         residuals=options.residuals,
         confidence=options.confidence,
@@ -258,7 +260,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         excluded=excluded.text,
         warnings=(
             *_table_warnings(rows, law, excluded),
-            *_fit_warnings(law, problem, natural, at_bound, draws, cells, share),
+            *_fit_warnings(law, problem, natural, at_bound, draws, kind, cells, share),
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
@@ -417,7 +419,14 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
 
 
 def _fit_warnings(
-    law: Law, problem: Problem, natural: Array, at_bound: tuple[str, ...], draws: Draws, cells: int, share: float
+    law: Law,
+    problem: Problem,
+    natural: Array,
+    at_bound: tuple[str, ...],
+    draws: Draws,
+    kind: Intervals,
+    cells: int,
+    share: float,
 ) -> tuple[str, ...]:
     warnings = []
     if at_bound:
@@ -426,8 +435,7 @@ def _fit_warnings(
         )
     for i in problem.form.constants:
         name, smallest = law.parameters[i], float(np.min(problem.target))
-        # A floor is a constant that the other terms stay above.
-        if smallest > 0 and natural[i] < 0 and (law.parameters != (name,)):
+        if smallest > 0 and natural[i] < 0 and problem.form.exponents:
             warnings.append(
                 f"the floor {name} = {natural[i]:.3g} lies outside 0 to {smallest:.3g}, the smallest {law.target}: "
                 "no value "
@@ -439,12 +447,12 @@ def _fit_warnings(
         warnings.append(
             f"huber with delta {problem.delta:g} on logarithms is plain least squares; replications use 1e-3"
         )
-    if draws.requested == 0:
-        warnings.append("no prediction bands: bootstrap = 0")
+    if kind == "bootstrap" and draws.requested == 0:
+        warnings.append("no intervals: bootstrap = 0")
     elif cells < FEW_CONFIGURATIONS:
-        warnings.append(f"bands resampled from {cells} configurations are rough")
+        warnings.append(f"intervals from {cells} configurations are rough")
     if draws.failed:
-        warnings.append(f"{draws.failed} of {draws.requested} resamples failed: the bands leave them out")
+        warnings.append(f"{draws.failed} of {draws.requested} resamples failed: the bootstrap leaves them out")
     return tuple(warnings)
 
 

@@ -31,6 +31,9 @@ LABELS = {
     "latent_dim": "latent channels D",
     "groups": "groups G",
     "downsample": "downsampling f",
+    "group_dim": "channels a group d",
+    "bits_per_dimension": "bits a dimension",
+    "step": "optimiser step",
 }
 SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f"}
 Floats = tuple[float, ...]

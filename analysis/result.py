@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.laws import Law
 from analysis.solver import Problem, Residuals
 from analysis.table import Array, Index
-from analysis.uncertainty import percentile_interval
+from analysis.uncertainty import delta_band, percentile_interval
 
 if TYPE_CHECKING:
     from analysis.fitting import Intervals, Options
@@ -63,6 +63,8 @@ class Fit:
     """Expanded percentiles of the resamples; NaN without a bootstrap."""
     undetermined: dict[str, str]
     """Parameters that these data do not determine, and why: see :func:`analysis.uncertainty.undetermined`."""
+    room: float
+    """By how much the cost may rise within the profile intervals and their bands."""
     at_bound: tuple[str, ...]
     """Parameters that ended at a bound."""
     residuals: Residuals
@@ -131,19 +133,30 @@ class Fit:
         return np.asarray(np.log(target) - np.log(value) if self.residuals == "log" else target - value)
 
     def predict(
-        self, where: pd.DataFrame | Mapping[str, object], *, single_run: bool = False
+        self,
+        where: pd.DataFrame | Mapping[str, object],
+        *,
+        single_run: bool = False,
+        kind: Intervals | None = None,
     ) -> tuple[Array, Array, Array]:
         """Predicted target and its band: (central, low, high), each of shape (rows,).
 
+        The band, of the kind of ``intervals`` or of ``kind`` (profile: by the delta method), is the uncertainty of the
+        law's value and assumes that the law holds there; with ``single_run`` it holds the scatter of one new run as
+        well. NaN where there is none (no degree of freedom left, or no bootstrap).
+
         ``where`` has the law's columns (derived axes may be given as what they follow from); a mapping may hold
-        scalars. The band, from the bootstrap, is the uncertainty of the law's value and assumes that the law holds
-        there; with ``single_run`` it holds the scatter of one new run as well. NaN without a bootstrap.
+        scalars.
         """
         frame = where if isinstance(where, pd.DataFrame) else as_frame(where)
         data = self.law.values(frame)
         central = self.problem.predict(self.theta[None], data)[0]
         freedom = (self.n_configurations, self.n_configurations - len(self.theta))
-        low, high = percentile_interval(self.problem.predict(self.draws, data), self.confidence, freedom)
+        kind = kind or self.interval_kind
+        if kind == "profile":
+            low, high = delta_band(self.problem, self.theta, self.weights, self.room, data)
+        else:
+            low, high = percentile_interval(self.problem.predict(self.draws, data), self.confidence, freedom)
         if single_run:
             from scipy.stats import t
 
@@ -183,7 +196,7 @@ class Fit:
         ]
         if self.bootstrap_requested:
             lines[1] += (
-                f"; bands: {self.bootstrap_requested} resamples by configuration "
+                f"; {self.bootstrap_requested} resamples by configuration "
                 f"({self.bootstrap_failed} failed, {self.bootstrap_redrawn} drawn again)"
             )
         return "\n".join(lines)

@@ -197,6 +197,25 @@ def profile(law: Law, problem: Problem, found: Solution, weights: Array, room: A
     return end[:m], end[m:]
 
 
+def delta_band(problem: Problem, theta: Array, weights: Array, room: float, data: Array) -> tuple[Array, Array]:
+    """Band of the law's value at ``data`` (q, p) by the delta method, (p,) each.
+
+    Predictions are nearly linear in what the data determine, even where parameters are not; so their interval is that
+    of a quadratic cost that rises by ``room``, in the logarithm for log residuals. Parameters at a bound count as free.
+    """
+    value, slope = problem.form.both(theta[None], problem.data, problem.centre)
+    here, gradient = problem.form.both(theta[None], data, problem.centre)
+    rows, wanted = slope[:, 0], gradient[:, 0]  # (k, n), (k, p)
+    if problem.residuals == "log":
+        rows, wanted = rows / value, wanted / here
+    size = np.maximum(np.sqrt(np.einsum("in,n,in->i", rows, weights, rows)), 1e-300)[:, None]
+    inverse = np.linalg.pinv(np.einsum("in,n,jn->ij", rows / size, weights, rows / size), rcond=1e-14, hermitian=True)
+    half = np.sqrt(np.maximum(room * np.einsum("ip,ij,jp->p", wanted / size, inverse, wanted / size), 0))
+    if problem.residuals == "log":
+        return here[0] * np.exp(-half), here[0] * np.exp(half)
+    return here[0] - half, here[0] + half
+
+
 def _wald(problem: Problem, theta: Array, weights: Array, room: Array, index: int) -> Array:
     """How far parameter ``index`` moves while a quadratic cost rises by ``room``, (m,)."""
     value, slope = problem.form.both(theta, problem.data, problem.centre)
