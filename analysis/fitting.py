@@ -186,10 +186,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     if options.loss != "least_squares":
         problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law.name))
     theta, cost, share = _best(problem, weights, ranges, scales, options, law.name)
-    slopes = _slopes(problem, theta[None])[0]
-    free = (theta > low) & (theta < high)
-    unit = slopes[:, free] / np.maximum(np.linalg.norm(slopes[:, free], axis=0), 1e-300)
-    if np.linalg.matrix_rank(unit) < free.sum():
+    if not _identified(law, problem, theta):
         raise AnalysisError(
             f"{law.name}: these cells cannot tell {', '.join(law.parameters)} apart (the Jacobian at the optimum "
             f"is singular); vary {' and '.join(law.columns)} independently, or drop a parameter"
@@ -359,6 +356,18 @@ def _slopes(problem: Problem, theta: Array) -> Array:
     if problem.residuals == "log":
         slope = slope / value
     return np.moveaxis(slope, 0, -1)
+
+
+def _identified(law: Law, problem: Problem, theta: Array) -> bool:
+    """Whether the Jacobian in the formula's parameters has full rank. Parameters at a bound do not count, nor those of
+    a term whose amplitude is there: they are marked as not determined."""
+    natural = problem.form.natural(theta, problem.centre)
+    slopes = _slopes(replace(problem, form=law.form(law.parameters)), natural[None])[0]
+    size = np.linalg.norm(slopes, axis=0)
+    free = (theta > problem.low) & (theta < problem.high)
+    used = free & (size > 0) if not free.all() else free
+    unit = slopes[:, used] / np.maximum(size[used], 1e-300)
+    return bool(np.isfinite(unit).all() and np.linalg.matrix_rank(unit, rtol=1e-10) == used.sum())
 
 
 def _condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:

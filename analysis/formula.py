@@ -64,6 +64,22 @@ _GREEK = (
     ""
     ""
     ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
+    ""
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lam|lambda_|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|"
     "chi|psi|omega"
 )
@@ -132,6 +148,9 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     try:
         tree = ast.parse(right, mode="eval").body
         names = _names(tree, right)
+        _check_constants(tree, right)
+    except AnalysisError:
+        raise
     except SyntaxError as error:
         where = f" near {right[max(0, error.offset - 1) :][:12]!r}" if error.offset else ""
         raise AnalysisError(
@@ -158,6 +177,27 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     if not free:
         raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
     return Formula(right, target, tuple(used), tuple(free), tree)
+
+
+def _check_constants(tree: ast.expr, text: str) -> None:
+    """Raise AnalysisError where a part without names is not a finite number."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):
+            _check_constants(node, text)
+    if isinstance(tree, ast.BinOp | ast.UnaryOp | ast.Call) and not _names(tree, text):
+        _number(tree, text)
+
+
+def _number(node: ast.expr, text: str) -> float:
+    """The value of a tree without names."""
+    try:
+        with np.errstate(all="ignore"):
+            value = float(_numeric(node)({}))
+    except (ArithmeticError, TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise AnalysisError(f"formula {text!r}: {ast.unparse(node)} is not a finite number")
+    return value
 
 
 def _unknown(name: str, text: str, columns: Collection[str]) -> str:
@@ -328,12 +368,7 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
         return data[key][1]
 
     def number(node: ast.expr) -> sp.Expr:
-        try:
-            value = float(_numeric(node)({}))
-        except (ArithmeticError, TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise AnalysisError(f"formula {formula.text!r}: {ast.unparse(node)} is not a finite number")
+        value = _number(node, formula.text)
         return sp.Integer(int(value)) if value == int(value) and abs(value) < 1e6 else sp.Float(value)
 
     def build(node: ast.expr) -> sp.Expr:
@@ -375,6 +410,8 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
                 return sp.Abs(arguments[0])
 
     expression = sp.sympify(build(formula.tree))
+    if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+        raise AnalysisError(f"formula {formula.text!r} divides by zero")
     lost = [name for name, symbol in parameters.items() if not expression.has(symbol)]
     if lost:
         raise AnalysisError(f"formula {formula.text!r}: {lost[0]!r} cancels out; leave it away")

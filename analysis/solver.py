@@ -251,22 +251,39 @@ def draw_starts(
         else:
             theta[:, i] = rng.uniform(low, high, m)
     theta = np.clip(theta, problem.low, problem.high)
-    if not form.amplitudes:
-        return theta
     target = np.repeat(np.broadcast_to(problem.target, weights.shape), count, axis=0)
-    heavy = np.repeat(weights, count, axis=0)
+    return with_amplitudes(replace(problem, target=target), theta, np.repeat(weights, count, axis=0))
+
+
+def with_amplitudes(problem: Problem, theta: Array, weights: Array, kept: int | None = None) -> Array:
+    """``theta`` (m, k) with the amplitudes, but for parameter ``kept``, that suit its other parameters: linear least
+    squares (of relative errors for log residuals) for weights (n,) or (m, n), or a part of the target where that
+    leaves the bounds."""
+    form = problem.form
+    names = [i for i in form.amplitudes if i != kept]
+    if not names:
+        return theta
+    theta = theta.copy()
     with np.errstate(all="ignore"):
+        basis, rest = form.basis(theta, problem.data, problem.centre)
+        if kept in form.amplitudes:
+            at = form.amplitudes.index(kept)
+            rest = rest + basis[at] * theta[:, kept, None]
+            basis = np.delete(basis, at, axis=0)
+        target = np.broadcast_to(problem.target, rest.shape)
+        heavy = np.broadcast_to(weights, rest.shape)
         if problem.residuals == "log":
             heavy = heavy / target**2
-        basis, rest = form.basis(theta, problem.data, problem.centre)
-        names = list(form.amplitudes)
-        gram = np.einsum("imn,jmn,mn->mij", basis, basis, heavy)
-        right = np.einsum("imn,mn,mn->mi", basis, target - rest, heavy)
+        # Each row of the basis at unit scale first: it may be larger than a square of it can be.
+        most_of = np.maximum(np.nanmax(np.abs(basis), axis=2), 1e-300)
+        unit = basis / most_of[:, :, None]
+        gram = np.einsum("imn,jmn,mn->mij", unit, unit, heavy)
+        right = np.einsum("imn,mn,mn->mi", unit, target - rest, heavy)
         size = np.sqrt(np.maximum(np.einsum("mii->mi", gram), 1e-300))
         gram = gram / size[:, :, None] / size[:, None, :]
         for i in range(len(names)):
             gram[:, i, i] += 1e-9
-        solved = cholesky_solve(gram, right / size) / size
+        solved = cholesky_solve(gram, right / size) / size / most_of.T
         # A part of the target for each term: where the solution would be at a bound, or no logarithm exist.
         share = np.mean(target, axis=1)[:, None] / len(names) / np.maximum(np.abs(basis).mean(axis=2).T, 1e-300)
     least, most = problem.low[names], problem.high[names]
@@ -278,7 +295,7 @@ def draw_starts(
         value = form.both(theta, problem.data, problem.centre)[0]
         wrong = ~(value > 0).all(axis=1)
         theta[np.ix_(np.flatnonzero(wrong), np.array(names))] = spare[wrong]
-    return np.clip(theta, problem.low, problem.high)
+    return np.where(np.arange(form.count) == kept, theta, np.clip(theta, problem.low, problem.high))
 
 
 def refit(

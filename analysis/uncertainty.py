@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.laws import Law
-from analysis.solver import Problem, Solution, cholesky_solve, refit, solve
+from analysis.solver import Problem, Solution, cholesky_solve, refit, solve, with_amplitudes
 from analysis.table import Array, Index
 
 LOCKED = 0.95  # rank correlation over the draws beyond which two parameters count as one
@@ -150,8 +150,17 @@ def profile(law: Law, problem: Problem, found: Solution, weights: Array, room: A
         start = start.copy()
         start[:, index] = value(t, rows)
         piece = replace(wide, target=wide.target[rows]) if wide.target.ndim == 2 else wide
-        # The ends of an amplitude's interval may lie at its bound, where a formula can still be finite.
-        done = solve(piece, start, heavy[rows] if heavy.ndim == 2 else heavy, fixed)
+        own_weights = heavy[rows] if heavy.ndim == 2 else heavy
+        own_weights = heavy[rows] if heavy.ndim == 2 else heavy
+        done = solve(piece, start, own_weights, fixed)
+        above = done.cost - floor[rows] > room2[rows]
+        if above.any():
+            # A rate that doubles may ask for an amplitude that is smaller by powers of ten: too far to go step by step.
+            other = solve(piece, with_amplitudes(piece, start, own_weights, index), own_weights, fixed)
+            better = other.cost < done.cost
+            done = Solution(
+                np.where(better[:, None], other.theta, done.theta), np.minimum(done.cost, other.cost), done.converged
+            )
         return np.maximum(done.cost - floor[rows], 0), done.theta
 
     inner, outer = np.zeros(2 * m), np.full(2 * m, np.nan)
@@ -162,18 +171,18 @@ def profile(law: Law, problem: Problem, found: Solution, weights: Array, room: A
     rows = np.flatnonzero(np.isfinite(floor) & (room2 > 0))
     while len(rows):  # outwards, doubling, until the cost has risen far enough
         risen, reached = rise(t[rows], rows, here[rows])
-        above = risen > room2[rows]
+        above = (risen > room2[rows]) & np.isfinite(risen)
         outer[rows[above]], outer_rise[rows[above]] = t[rows[above]], risen[above]
         below = rows[~above]
-        inner[below], inner_rise[below], here[below] = t[below], risen[~above], reached[~above]
+        known = np.isfinite(risen[~above])
+        inner[below[known]], inner_rise[below[known]] = t[below[known]], risen[~above][known]
+        here[below[known]] = reached[~above][known]
         at = value(t[below], below)
         bound = np.where(sides[below] < 0, own.low[index], own.high[index])
-        far = np.where(log2[below], t[below] * pace2[below] > _FAR_LOG, t[below] > _FAR_LINEAR)
-        end[below] = np.where(
-            at == bound,
-            bound,
-            np.where(far, np.where(log2[below] & (sides[below] < 0), 0, sides[below] * np.inf), np.nan),
-        )
+        # Where the law cannot be computed any further, nothing has ended the interval either.
+        far = ~known | np.where(log2[below], t[below] * pace2[below] > _FAR_LOG, t[below] > _FAR_LINEAR)
+        limit = np.where(log2[below] & (sides[below] < 0), 0.0, sides[below] * np.inf)
+        end[below] = np.where(at == bound, bound, np.where(far, limit, np.nan))
         rows = below[np.isnan(end[below])]
         t[rows] *= 2
     rows = np.flatnonzero(np.isfinite(outer))
