@@ -17,6 +17,7 @@ import difflib
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,7 +147,9 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
         target = left
     right = right.strip().replace("^", "**")
     try:
-        tree = ast.parse(right, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a literal that Python would read otherwise one day
+            tree = ast.parse(right, mode="eval").body
         names = _names(tree, right)
         _check_constants(tree, right)
     except AnalysisError:

@@ -275,7 +275,7 @@ def with_amplitudes(problem: Problem, theta: Array, weights: Array, kept: int | 
         if problem.residuals == "log":
             heavy = heavy / target**2
         # Each row of the basis at unit scale first: it may be larger than a square of it can be.
-        most_of = np.maximum(np.nanmax(np.abs(basis), axis=2), 1e-300)
+        most_of = np.maximum(np.nan_to_num(np.abs(basis), posinf=0).max(axis=2), 1e-300)
         unit = basis / most_of[:, :, None]
         gram = np.einsum("imn,jmn,mn->mij", unit, unit, heavy)
         right = np.einsum("imn,mn,mn->mi", unit, target - rest, heavy)
