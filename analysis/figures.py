@@ -157,9 +157,9 @@ def _caption(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str, width:
         words = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
         laws = ", ".join(f"{words[_line_style(fit.law.name)]} {fit.law.name}" for fit in fits)
         parts.append(f"Wide curves: {laws}.")
-    if fits and fits[-1].bootstrap_requested:
+    if fits:
         where = " (small panels: of the last law)" if len(fits) > 1 and panels else ""
-        parts.append(f"Bands: {fits[-1].confidence:.0%} bootstrap intervals{where}.")
+        parts.append(f"Bands: {fits[-1].confidence:.0%} intervals of the law{where}.")
     lines = textwrap.wrap(" ".join(parts), int(15 * width))
     return "\n".join([*lines, *textwrap.wrap(f"{excluded}." if excluded else "", int(15 * width))])
 

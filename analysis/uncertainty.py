@@ -200,7 +200,7 @@ def profile(law: Law, problem: Problem, found: Solution, weights: Array, room: A
         outer[rows[above]], outer_rise[rows[above]] = t[rows[above]], risen[above]
         below = rows[~above]
         inner[below], inner_rise[below], here[below] = t[below], risen[~above], reached[~above]
-        near = np.abs(np.sqrt(risen) - goal) <= 1e-3 * goal
+        near = np.abs(np.sqrt(risen) - goal) <= 1e-5 * goal
         end[rows] = value(t[rows], rows)
         rows = rows[~near]
     return end[:m], end[m:]
