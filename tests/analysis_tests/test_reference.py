@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import LAWS, Law, Options, collapse, compare_laws, fit, load_results
+from analysis import LAWS, Law, Options, collapse, compare_laws, extrapolate, fit, load_results
 from analysis.compare import Comparison
 from sweeps.schema import write_table
 
@@ -134,3 +134,10 @@ def test_the_parquet_is_what_the_csv_builds(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(committed, again[committed.columns])
     assert len(committed) == 76 and committed["rfid"].notna().all()
     assert committed["message"].str.contains("0.508%").sum() == 1, "misprints are noted on their rows"
+
+
+def test_the_second_half_of_a_training_is_predicted_from_the_first() -> None:
+    found = extrapolate(load_results(REFERENCE.parent / "study-curves.parquet"))
+    assert found.table["signature"].nunique() == 2 and len(found.table) == 20
+    assert found.error == pytest.approx(0.068, abs=0.005)
+    assert found.inside == 1.0
