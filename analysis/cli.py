@@ -40,7 +40,7 @@ ProtocolOption = Annotated[
     ),
 ]
 BootstrapOption = Annotated[
-    int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples behind the bands; 0 for none.")
+    int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the starts and of the resamples.")]
 ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative errors) or linear (absolute ones).")]

@@ -110,7 +110,8 @@ def fit(
     weights: a column of positive weights, for instance one over a variance.
     noise: standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit test; otherwise
     it is estimated from the seeds in the table.
-    bootstrap, bootstrap_starts: resamples by configuration and starts of each; 0 resamples for no prediction bands.
+    bootstrap, bootstrap_starts: resamples by configuration, 0 for none, and starts of each (fewer in tables of more
+    than 500 rows).
     starts: random starts of the fit. intervals: the kind shown, profile (default for least squares) or bootstrap.
     bounds, start_ranges: of parameters, added to the law's own.
 

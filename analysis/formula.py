@@ -204,7 +204,7 @@ def _number(node: ast.expr, text: str) -> float:
 
 
 def _unknown(name: str, text: str, columns: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(columns), 3, 0.5)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(columns)), 3, 0.5)
     known = f"did you mean {' or '.join(near)}? " if near else ""
     return (
         f"formula {text!r}: unknown name {name!r}; {known}It is no column of the table, and a parameter is a letter "

@@ -9,7 +9,7 @@ Shapes: m problems, n rows, k parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ STARTS = 64
 TOLERANCE = 1e-10
 _STEPS = 200
 _STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
+_MEMORY = 8_000_000  # problems times rows that refits keep at once
 _BATCH = 400_000  # problems times rows: what fits into a cache goes faster
 
 Bools = npt.NDArray[np.bool_]
@@ -309,14 +310,29 @@ def refit(
 ) -> Solution:
     """Fit each row of ``weights`` (m, n) anew, from ``theta`` (k,) or (m, k) and from ``starts`` - 1 random starts;
     the best."""
-    m = len(weights)
+    m, n = weights.shape
+    size = max(1, _MEMORY // (n * starts))
+    if m > size:  # large tables go in parts
+        parts = [
+            refit(
+                replace(problem, target=problem.target[i : i + size]) if problem.target.ndim == 2 else problem,
+                theta if theta.ndim == 1 else theta[i : i + size],
+                weights[i : i + size],
+                ranges,
+                scales,
+                starts,
+                [*seed, i],
+            )
+            for i in range(0, m, size)
+        ]
+        return Solution(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Solution)))
     first = np.broadcast_to(theta, (m, problem.form.count))[:, None, :]
     drawn = (
         draw_starts(problem, ranges, scales, weights, starts - 1, seed)
         if starts > 1
         else np.empty((0, theta.shape[-1]))
     )
-    start = np.concatenate([first, drawn.reshape(m, starts - 1, -1)], axis=1).reshape(m * starts, -1)
+    start = np.concatenate([first, drawn.reshape(m, starts - 1, problem.form.count)], axis=1).reshape(m * starts, -1)
     wide = problem
     if problem.target.ndim == 2:
         wide = replace(problem, target=np.repeat(problem.target, starts, axis=0))

@@ -18,6 +18,7 @@ from analysis.table import Array, Index
 LOCKED = 0.95  # rank correlation over the draws beyond which two parameters count as one
 WIDE = 10.0  # an interval that spans more than this factor determines nothing
 MAX_REDRAWS = 20  # for each resample asked for, so that a table that rarely carries the law still ends
+_ROWS = 4_000_000  # rows times resamples times starts
 _FAR_LINEAR = 4096.0  # steps of about one interval after which a profile that does not rise counts as open
 _FAR_LOG = 28.0  # and in logarithms: a factor of 1e12
 
@@ -63,7 +64,8 @@ def bootstrap(
     starts: int,
     seed: int,
 ) -> Draws:
-    """``count`` refits, each from the fit ``theta`` (k,) and from ``starts`` - 1 random starts.
+    """``count`` refits, each from the fit ``theta`` (k,) and from ``starts`` - 1 random starts, of which large tables
+    get fewer: rows, resamples and starts multiply to 4 million at most (500 rows have all 8 of 1,000).
 
     A resample whose rows of the Jacobian have a rank below that of all rows cannot tell the parameters apart whatever
     its targets are, and is drawn again.
@@ -83,6 +85,7 @@ def bootstrap(
     times = np.concatenate(kept) if kept else np.empty((0, len(configurations)))
     if not len(times):
         return Draws(np.empty((0, len(theta))), count, count, redrawn)
+    starts = max(1, min(starts, _ROWS // times.size))
     found = refit(problem, theta, times * weights, ranges, scales, starts, [seed, 2])
     good = found.converged
     return Draws(found.theta[good], count, count - int(good.sum()), redrawn)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from analysis import LAWS, get_law
+from analysis import LAWS, get_law, solver
 from analysis.solver import Problem, cholesky_solve, draw_starts, refit, rho, solve
 from analysis.uncertainty import profile, resample
 
@@ -163,3 +163,15 @@ def test_a_profile_may_be_open_or_end_at_a_bound() -> None:
     assert low[0] == 0 and np.isinf(high[0])
     low, high = profile(law, problem, found, np.ones(10), found.cost, "E")
     assert np.isinf(low[0]) and np.isinf(high[0])
+
+
+def test_large_tables_are_refitted_in_parts(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = resample(np.arange(20), np.random.default_rng(0), 9)
+    at = np.array([0.16, 2.8, 0.3, 0.2])
+    whole = refit(problem, at, times, RANGES, np.ones(1), 8, [0])
+    monkeypatch.setattr(solver, "_MEMORY", 20 * 8 * 4)
+    parts = refit(problem, at, times, RANGES, np.ones(1), 8, [0])
+    np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-8)
+    assert parts.converged.all()
+    alone = refit(problem, at, times, RANGES, np.ones(1), 1, [0])
+    np.testing.assert_allclose(alone.cost, whole.cost, rtol=1e-8)
