@@ -41,6 +41,7 @@ def _row(line: dict[str, str]) -> dict[str, object]:
         "features": "inception_v3 as the paper used it",
         "feature_dim": 2048,
         "num_images": 50_000,
+        "resolution": size,
         "rank_deficient": False,
         "quantizer": "gsq",
         **dict(zip(WHOLE, (size, f, d, g, v, steps, batch), strict=True)),
