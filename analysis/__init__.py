@@ -1,8 +1,11 @@
 """Tables to laws to figures.
 
     frame = load_results("results/quickstart.parquet")
-    power = fit(frame)                       # rfid = c * bits_per_pixel^(-alpha), bootstrap intervals
+    power = fit(frame)                       # rfid = c * bits_per_pixel^(-alpha), with intervals
     print(power.summary())
+    print(report_card(power).text())         # everything to know before quoting it
+    compare_laws(frame)                      # which law predicts what it has not seen
+    fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
     scaling_figure(frame, [power], "scaling.png")
 
 Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
@@ -15,66 +18,118 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from analysis.card import ReportCard, Trend, report_card, residual_trends
+    from analysis.collapsing import Collapse, collapse
+    from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
+    from analysis.curves import Extrapolation, extrapolate
     from analysis.errors import AnalysisError
-    from analysis.figures import draw_panel, reconstruction_figure, scaling_figure, step_figure
-    from analysis.fitting import fit
-    from analysis.laws import LAWS, Law, get_law, paper_law_reason
+    from analysis.figures import card_figure, draw_panel, reconstruction_figure, scaling_figure, step_figure
+    from analysis.fitting import Options, fit, fit_by
+    from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
     from analysis.panels import Curve, Panel, Series, StepPanel, StepSeries, axis_panel, rate_panel, step_panel
-    from analysis.result import Fit
-    from analysis.table import Excluded, load_results, measured, results_table, select_protocol
+    from analysis.result import Fit, LackOfFit
+    from analysis.table import (
+        Excluded,
+        load_results,
+        load_table,
+        measured,
+        results_table,
+        select_protocol,
+        with_derived,
+    )
 
 _HOME = {
     "AnalysisError": "errors",
+    "Collapse": "collapsing",
+    "Comparison": "compare",
     "Curve": "panels",
+    "DEFAULT_LAWS": "laws",
+    "Errors": "compare",
     "Excluded": "table",
+    "Extrapolation": "curves",
     "Fit": "result",
+    "HeldOut": "compare",
     "LAWS": "laws",
+    "LackOfFit": "result",
     "Law": "laws",
+    "Options": "fitting",
     "Panel": "panels",
+    "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
     "StepSeries": "panels",
+    "Trend": "card",
     "axis_panel": "panels",
+    "card_figure": "figures",
+    "collapse": "collapsing",
+    "compare_laws": "compare",
     "draw_panel": "figures",
+    "extrapolate": "curves",
     "fit": "fitting",
+    "fit_by": "fitting",
     "get_law": "laws",
+    "held_out": "compare",
     "load_results": "table",
+    "load_table": "table",
     "measured": "table",
     "paper_law_reason": "laws",
     "rate_panel": "panels",
     "reconstruction_figure": "figures",
+    "report_card": "card",
+    "residual_trends": "card",
     "results_table": "table",
     "scaling_figure": "figures",
     "select_protocol": "table",
     "step_figure": "figures",
     "step_panel": "panels",
+    "with_derived": "table",
 }
 
 __all__ = [
+    "DEFAULT_LAWS",
     "LAWS",
     "AnalysisError",
+    "Collapse",
+    "Comparison",
     "Curve",
+    "Errors",
     "Excluded",
+    "Extrapolation",
     "Fit",
+    "HeldOut",
+    "LackOfFit",
     "Law",
+    "Options",
     "Panel",
+    "ReportCard",
     "Series",
     "StepPanel",
     "StepSeries",
+    "Trend",
     "axis_panel",
+    "card_figure",
+    "collapse",
+    "compare_laws",
     "draw_panel",
+    "extrapolate",
     "fit",
+    "fit_by",
     "get_law",
+    "held_out",
     "load_results",
+    "load_table",
     "measured",
     "paper_law_reason",
     "rate_panel",
     "reconstruction_figure",
+    "report_card",
+    "residual_trends",
     "results_table",
     "scaling_figure",
     "select_protocol",
     "step_figure",
     "step_panel",
+    "with_derived",
 ]
 
 

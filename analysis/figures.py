@@ -21,10 +21,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
+from analysis.card import ReportCard
 from analysis.errors import AnalysisError
 from analysis.laws import LAWS
 from analysis.panels import (
     AXES,
+    LABELS,
     Panel,
     Series,
     StepPanel,
@@ -155,9 +157,9 @@ def _caption(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str, width:
         words = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
         laws = ", ".join(f"{words[_line_style(fit.law.name)]} {fit.law.name}" for fit in fits)
         parts.append(f"Wide curves: {laws}.")
-    if fits and fits[-1].bootstrap_requested:
+    if fits:
         where = " (small panels: of the last law)" if len(fits) > 1 and panels else ""
-        parts.append(f"Bands: {fits[-1].confidence:.0%} bootstrap intervals{where}.")
+        parts.append(f"Bands: {fits[-1].confidence:.0%} intervals of the law{where}.")
     lines = textwrap.wrap(" ".join(parts), int(15 * width))
     return "\n".join([*lines, *textwrap.wrap(f"{excluded}." if excluded else "", int(15 * width))])
 
@@ -303,6 +305,98 @@ def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str |
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=200)
     return figure
+
+
+def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
+    """The report card drawn: predictions against the target, intervals of the parameters, residuals against each axis.
+
+    ``path``: as for :func:`scaling_figure`.
+    """
+    fit, trends = card.fit, card.trends[:6]
+    across = 3
+    down = 1 + -(-len(trends) // across)
+    findings = [line for one in card.findings for line in textwrap.wrap(f"• {one}", 150, subsequent_indent="   ")]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(11, 2.7 * down + 0.5 + 0.15 * len(findings)), layout="constrained")
+        grid = figure.add_gridspec(down, 2 * across)
+        _draw_predicted(fit, figure.add_subplot(grid[0, :across]))
+        _draw_intervals(fit, figure.add_subplot(grid[0, across:]))
+        for number, trend in enumerate(trends):
+            axes = figure.add_subplot(grid[1 + number // across, 2 * (number % across) : 2 * (number % across) + 2])
+            axes.axhline(0, color=GREY, linewidth=0.8)
+            axes.plot(trend.x, trend.error, "o", color=COLOURS[0], alpha=0.8, markersize=3.5)
+            values = np.unique(trend.x)
+            if values[0] > 0 and values[-1] / values[0] >= 1.9:
+                axes.set_xscale("log", base=2)
+                ticks = (
+                    list(values)
+                    if len(values) < 8
+                    else [2.0**e for e in range(-8, 24) if values[0] <= 2.0**e <= values[-1]]
+                )
+                codebook = trend.column == "codebook_size"
+                axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 5)]))
+                axes.xaxis.set_major_formatter(
+                    FuncFormatter(lambda v, _, codebook=codebook: power_of_two(v) if codebook else f"{v:.3g}")
+                )
+                axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xlabel(LABELS.get(trend.column, trend.column))
+            axes.set_title(f"rank correlation {trend.correlation:+.2f}, p {trend.p:.2g}", fontsize=8, loc="left")
+            if number % across == 0:
+                axes.set_ylabel("relative residual" if fit.residuals == "log" else "residual")
+        figure.suptitle(fit.formula(), fontsize=10, x=0.01, ha="left")
+        figure.supxlabel(
+            "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"
+        )
+        if path is not None:
+            _save(figure, Path(path))
+    return figure
+
+
+def _draw_predicted(fit: Fit, axes: Axes) -> None:
+    target, value = fit.problem.target, fit.problem.predict(fit.theta[None])[0]
+    axes.plot(value, target, "o", color=COLOURS[0], alpha=0.8)
+    ends = [min(target.min(), value.min()), max(target.max(), value.max())]
+    axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=1)
+    if ends[0] > 0 and fit.residuals == "log":
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            axis.set_major_locator(FixedLocator(list(round_ticks(*limits))))
+            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.set_minor_locator(NullLocator())
+    axes.set_xlabel(f"predicted {fit.target}")
+    axes.set_ylabel(fit.target)
+    axes.set_title(f"{fit.n_rows} rows; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left")
+
+
+def _draw_intervals(fit: Fit, axes: Axes) -> None:
+    """Each parameter's intervals in units of its value; an arrow where one is open or runs out of the panel."""
+    widest = 4.0
+    names = list(fit.parameters)
+    for i, name in enumerate(names):
+        value = fit.parameters[name]
+        scale = abs(value) or 1.0
+        kinds = (("profile", fit.profile_intervals[name]), ("bootstrap", fit.bootstrap_intervals[name]))
+        for number, (_, pair) in enumerate(kinds):
+            if np.isnan(pair).any():
+                continue
+            low, high = ((end - value) / scale for end in pair)
+            y = i + 0.16 * (number - 0.5)
+            axes.plot([max(low, -widest), min(high, widest)], [y, y], color=COLOURS[number], linewidth=2)
+            for end, sign in ((low, -1), (high, 1)):
+                if abs(end) > widest:
+                    axes.plot(sign * widest, y, ">" if sign > 0 else "<", color=COLOURS[number])
+        axes.plot(0, i, "|", color="black", markersize=9)
+    labels = [f"{name} = {fit.parameters[name]:.4g}" + (" (!)" if name in fit.undetermined else "") for name in names]
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("(end of the interval - value) / |value|")
+    handles = [
+        Line2D([], [], color=COLOURS[i], linewidth=2, label=kind) for i, kind in enumerate(("profile", "bootstrap"))
+    ]
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+    marked = "; (!): not determined by these data" if fit.undetermined else ""
+    axes.set_title(f"{fit.confidence:.0%} intervals{marked}", fontsize=8, loc="left")
 
 
 def saved_files(path: str | Path) -> tuple[Path, Path]:

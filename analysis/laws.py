@@ -1,91 +1,183 @@
-"""Scaling laws: rFID as a function of the tokenizer's axes.
+"""Scaling laws: a formula over columns, with bounds and starting ranges where wanted; LAWS holds the named ones.
 
-Each law is fitted in internal parameters theta of shape (k,): log amplitudes at the centre of the usual range
-(log2 V = 14, D = 16, 0.25 bits a pixel) and exponents. Centring takes the condition number of equation 14
-from 4e11 to 2e4; what is reported are the natural parameters of the formula. A new law is one more entry in
-LAWS.
-
-Shapes: n rows, m covariates, k parameters; ``...`` is any number of leading axes (bootstrap draws).
+A new law is one more entry in LAWS, or just its formula: ``fit(frame, "rfid = E + A / N^a", ...)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.table import Array, measured, numbers, require_columns, with_bits_per_pixel
+from analysis.formula import Form, Formula, compile_form, read_formula
+from analysis.table import DERIVED, Array, measured, numbers, with_derived
+from sweeps import schema
 
-BPP_CENTRE = 0.25  # bits a pixel
-LOG2_V_CENTRE = 14.0
-D_CENTRE = 16.0
+if TYPE_CHECKING:
+    from analysis.result import Fit
+
+Bound = float | Literal["min"]
+"""A number, or "min": the smallest target in the table, which no floor can exceed."""
+DEFAULT_TARGET = "rfid"
+_KNOWN = (*(c.name for c in schema.COLUMNS), *DERIVED)
 
 
 @dataclass(frozen=True)
 class Law:
-    """One functional form; its instances are in LAWS."""
+    """A functional form. ``Law("mine", "rfid = E + A / N^a", known=frame.columns).fit(frame)``."""
 
     name: str
     formula: str
-    source: str
-    columns: tuple[str, ...]
-    """Table columns that the formula reads."""
-    parameters: tuple[str, ...]
-    """Names of the k natural parameters."""
-    covariates: Callable[[Mapping[str, Array]], Array]
-    """Columns, each (n,), to centred log covariates (n, m). Inputs are positive and above ``above``."""
-    log_prediction: Callable[[Array, Array], Array]
-    """Covariates (n, m) and theta (..., k) to ln rFID (..., n)."""
-    log_jacobian: Callable[[Array, Array], Array]
-    """Covariates (n, m) and theta (k,) to d ln rFID / d theta (n, k)."""
-    natural: Callable[[Array], Array]
-    """theta (..., k) to the parameters of the formula (..., k)."""
-    start_box: tuple[tuple[float, float], ...]
-    """Where random starts are drawn: bounds of each theta; a log amplitude is relative to ln median rFID."""
-    amplitudes: tuple[bool, ...]
-    """Which theta are log amplitudes."""
-    cannot: Callable[[pd.DataFrame], str | None]
-    above: Mapping[str, float]
-    """Each column must be greater than this (0, or 1 where log2 of it is divided by)."""
+    source: str = ""
+    bounds: Mapping[str, tuple[float, Bound]] = field(default_factory=dict)
+    """Parameter to (low, high), where it is not free."""
+    starts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Parameter to the range of its random starts: uniform, or uniform in the logarithm where it spans a factor of 100.
+    Parameters that enter linearly need none: they are solved for at each start."""
+    holds_for: Mapping[str, float | None] = field(default_factory=dict)
+    """Columns without a term here that must have this one value (None: any one value) in the rows, where they have
+    it."""
+    known: tuple[str, ...] = _KNOWN
+    """Names that are columns; see :func:`analysis.formula.read_formula`."""
+
+    @cached_property
+    def read(self) -> Formula:
+        """The formula as it was read. Raises AnalysisError where it cannot be."""
+        return read_formula(self.formula, self.known, {*self.bounds, *self.starts})
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.read.parameters
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Table columns that the formula reads."""
+        return self.read.columns
+
+    @property
+    def target(self) -> str:
+        return self.read.target or DEFAULT_TARGET
+
+    def form(self, without: Collection[str] = ()) -> Form:
+        """The compiled formula, its amplitudes centred but those in ``without`` and those with bounds other than 0."""
+        fixed = {
+            name for name, pair in self.bounds.items() if any(end not in (0, -np.inf, np.inf) for end in pair)
+        } | set(without)
+        centred = tuple(name for name in self.parameters if name not in fixed)
+        return compile_form(self.formula, self.columns, self.parameters, centred)
+
+    def limits(self, target: Array) -> tuple[Array, Array]:
+        """Lowest and highest value of each parameter, (k,) each; "min" is the least of ``target``."""
+        low, high = np.full(len(self.parameters), -np.inf), np.full(len(self.parameters), np.inf)
+        for i, name in enumerate(self.parameters):
+            if name in self.bounds:
+                low[i], end = self.bounds[name]
+                high[i] = float(np.min(target)) if end == "min" else end
+                if not low[i] < high[i]:
+                    raise AnalysisError(f"{self.name}: the bounds of {name} leave nothing: {low[i]:g} to {high[i]:g}")
+        return low, high
+
+    def values(self, frame: pd.DataFrame) -> Array:
+        """The data of the formula, (q, n). Raises AnalysisError naming a column that is missing, holds no number, or is
+        not positive under a logarithm."""
+        frame = with_derived(frame)
+        columns = {name: numbers(frame, name) for name in self.columns}
+        form = self.form()
+        data = form.table(columns)
+        for datum, row in zip(form.data, data, strict=True):
+            wrong = ~np.isfinite(row)
+            if not wrong.any():
+                continue
+            first = int(np.argmax(wrong))
+            found = ", ".join(f"{name} = {columns[name][first]:g}" for name in datum.columns)
+            why = (
+                f"takes the logarithm of {datum.text}, which must be finite and above 0"
+                if datum.logarithm
+                else f"needs {datum.text}, which must be a finite number"
+            )
+            raise AnalysisError(
+                f"{self.name} {why}; {wrong.sum()} of {len(row)} rows are not, the first has {found}. Drop or correct "
+                "those rows"
+            )
+        return data
 
     def reason_not(self, frame: pd.DataFrame) -> str | None:
         """Why the rows of ``frame`` cannot carry this law, as a sentence; None where they can.
 
         Every row counts, so pass ``measured(frame)[0]``. Raises AnalysisError where a column is missing.
         """
-        return self.cannot(with_bits_per_pixel(frame))
-
-    def values(self, frame: pd.DataFrame) -> Array:
-        """The covariates (n, m) of ``frame``. Raises AnalysisError naming a column that is missing, null or
-        too small for its logarithm."""
-        frame = with_bits_per_pixel(frame)
-        columns = {}
-        for name in self.columns:
-            column = numbers(frame, name)
-            wrong = ~(np.isfinite(column) & (column > self.above[name]))
-            if wrong.any():
-                raise AnalysisError(
-                    f"column {name!r} must be finite and above {self.above[name]:g} because {self.name} "
-                    "takes its "
-                    f"logarithm; {wrong.sum()} of {len(column)} rows are not, the first is "
-                    f"{column[wrong][0]:g}. "
-                    "Drop or correct those rows"
+        frame = with_derived(frame)
+        for name, only in self.holds_for.items():
+            found = np.unique(numbers(frame, name)) if name in frame else np.array([])
+            if only is not None and any(found != only):
+                return f"{self.name} holds for {name} = {only:g} only, got {name} {_listed(found)}; select those rows"
+            if len(found) > 1:
+                return (
+                    f"{self.name} has no term for {name} and needs one value of it, got {_listed(found)}; select the "
+                    "rows of one"
                 )
-            columns[name] = column
-        return self.covariates(columns)
+        if not self.columns:
+            return f"{self.name} reads no column: {self.formula}"
+        values = {name: numbers(frame, name) for name in self.columns}
+        cells = len(np.unique(np.round(np.stack(list(values.values())), 12), axis=1).T)
+        if cells == 1:
+            others = [n for n in ("latent_dim", "groups", "codebook_size", "downsample") if n in frame]
+            moving = [name for name in others if name not in values and len(np.unique(numbers(frame, name))) > 1]
+            return (
+                f"{self.name} reads {' and '.join(values)} alone, constant in these rows "
+                f"({', '.join(f'{name} = {one[0]:g}' for name, one in values.items())})"
+                + (f"; what varies is {', '.join(moving)}: take a law with a term for it" if moving else "; add cells")
+            )
+        need = len(self.parameters) + 1
+        if cells < need:
+            names = " and ".join(values)
+            shown = f" ({_listed(np.unique(next(iter(values.values()))))})" if len(values) == 1 else ""
+            return (
+                f"{self.name} has {need - 1} parameter{'s' if need > 2 else ''} ({', '.join(self.parameters)}) and "
+                "needs at "
+                f"least {need} distinct {names}, got {cells}{shown}; add cells"
+            )
+        return None
+
+    def fit(self, frame: pd.DataFrame, **options: object) -> Fit:
+        """:func:`analysis.fit` with this law."""
+        from analysis.fitting import fit
+
+        return fit(frame, self, **options)  # type: ignore[arg-type]
 
 
-def get_law(name: str | Law) -> Law:
-    """The law called ``name``. Raises AnalysisError listing the valid names."""
-    if isinstance(name, Law):
-        return name
-    if name not in LAWS:
-        listed = "; ".join(f"{law.name} ({law.formula})" for law in LAWS.values())
-        raise AnalysisError(f"there is no law {name!r}. Laws: {listed}")
-    return LAWS[name]
+def get_law(
+    law: str | Law,
+    columns: Collection[str] = (),
+    bounds: Mapping[str, tuple[float, Bound]] | None = None,
+    starts: Mapping[str, tuple[float, float]] | None = None,
+    target: str | None = None,
+) -> Law:
+    """The law called ``law``, or the one whose formula it is.
+
+    ``columns``: the names of a formula that are columns (default: those of a results table); ``bounds`` and ``starts``
+    are added to the law's own; ``target`` takes the place of its target. Raises AnalysisError listing the valid names,
+    or for a formula that cannot be read.
+    """
+    if isinstance(law, str):
+        if law in LAWS:
+            law = LAWS[law]
+        elif any(sign in law for sign in "+-*/^=( "):
+            law = Law(law.split("=", 1)[-1].strip(), law, known=(*columns, *DERIVED) if columns else _KNOWN)
+        else:
+            listed = "; ".join(f"{one.name} ({one.formula})" for one in LAWS.values())
+            raise AnalysisError(f"there is no law {law!r}. Laws: {listed}; or write a formula over columns")
+    if bounds or starts:
+        law = replace(law, bounds={**law.bounds, **(bounds or {})}, starts={**law.starts, **(starts or {})})
+    if target is not None and target != law.target:
+        law = replace(law, formula=f"{target} = {law.formula.split('=', 1)[-1].strip()}")
+    _ = law.read
+    return law
 
 
 def paper_law_reason(frame: pd.DataFrame) -> str | None:
@@ -93,110 +185,84 @@ def paper_law_reason(frame: pd.DataFrame) -> str | None:
     return LAWS["paper_eq14"].reason_not(measured(frame)[0])
 
 
-def _listed(frame: pd.DataFrame, name: str) -> str:
-    found = np.unique(numbers(frame, name))
+def _listed(found: Array) -> str:
     text = ", ".join(f"{value:g}" for value in found[:6])
     return text + (", ..." if len(found) > 6 else "") if len(found) else "none"
 
 
-# --- power law in the bit rate -----------------------------------------------------------------------------
+_POSITIVE = (0.0, np.inf)
+_FLOOR: tuple[float, Bound] = (0.0, "min")
 
-
-def _power_cannot(frame: pd.DataFrame) -> str | None:
-    require_columns(frame, "bits_per_pixel")
-    distinct = len(np.unique(np.round(numbers(frame, "bits_per_pixel"), 12)))
-    if distinct < 3:
-        return (
-            f"power_law_bpp needs at least 3 distinct bits_per_pixel, got {distinct} "
-            f"({_listed(frame, 'bits_per_pixel')}); add cells that differ in groups, codebook_size or "
-            "downsample"
-        )
-    return None
-
-
-POWER_LAW_BPP = Law(
-    name="power_law_bpp",
-    formula="rfid = c * bits_per_pixel^(-alpha)",
-    source="one bit rate for all axes: bits_per_pixel = G log2(V) / f^2",
-    columns=("bits_per_pixel",),
-    parameters=("c", "alpha"),
-    covariates=lambda c: np.log(c["bits_per_pixel"] / BPP_CENTRE)[:, None],
-    log_prediction=lambda x, theta: theta[..., :1] - theta[..., 1:] * x[:, 0],
-    log_jacobian=lambda x, theta: np.stack([np.ones(len(x)), -x[:, 0]], axis=1),
-    natural=lambda theta: np.stack([_exp(theta[..., 0] + theta[..., 1] * np.log(BPP_CENTRE)), theta[..., 1]], -1),
-    start_box=((-2.0, 2.0), (-1.0, 4.0)),
-    amplitudes=(True, False),
-    cannot=_power_cannot,
-    above={"bits_per_pixel": 0.0},
-)
-
-
-# --- arXiv 2412.02632, equation 14 -------------------------------------------------------------------------
-
-
-def _eq14_cannot(frame: pd.DataFrame) -> str | None:
-    require_columns(frame, "groups", "downsample", "codebook_size", "latent_dim")
-    if not (numbers(frame, "groups") == 1).all():
-        return f"paper_eq14 holds for groups = 1 only, got groups {_listed(frame, 'groups')}; select those rows"
-    if frame["downsample"].nunique(dropna=False) != 1:
-        return (
-            "paper_eq14 has no term for downsample and needs one value of it, got "
-            f"{_listed(frame, 'downsample')}; "
-            "select the rows of one"
-        )
-    for name in ("codebook_size", "latent_dim"):
-        if frame[name].nunique() < 2:
-            return f"paper_eq14 needs {name} to vary, got {_listed(frame, name)} only; add cells with others"
-    cells = len(frame[["codebook_size", "latent_dim"]].drop_duplicates())
-    if cells < 6:
-        return (
-            "paper_eq14 has 4 parameters and needs at least 6 distinct cells of codebook_size and "
-            "latent_dim, "
-            f"got {cells}; add cells"
-        )
-    return None
-
-
-def _eq14_terms(x: Array, theta: Array) -> tuple[Array, Array]:
-    """ln of the codebook term and of the channel term, each (..., n)."""
-    codebook = theta[..., 0:1] - theta[..., 1:2] * x[:, 0]
-    channels = theta[..., 2:3] + theta[..., 3:4] * x[:, 1]
-    return codebook, channels
-
-
-def _eq14_jacobian(x: Array, theta: Array) -> Array:
-    codebook, channels = _eq14_terms(x, theta)
-    total = np.logaddexp(codebook, channels)
-    first, second = np.exp(codebook - total), np.exp(channels - total)  # each term's share of the prediction
-    return np.stack([first, -first * x[:, 0], second, second * x[:, 1]], axis=1)
-
-
-def _eq14_natural(theta: Array) -> Array:
-    b, alpha, c, beta = np.moveaxis(theta, -1, 0)
-    return np.stack([_exp(b + alpha * np.log(LOG2_V_CENTRE)), alpha, _exp(c - beta * np.log(D_CENTRE)), beta], axis=-1)
-
-
-def _exp(value: Array) -> Array:
-    # An amplitude that the data do not determine can run off; it is reported as huge, not as an overflow.
-    return np.exp(np.clip(value, -700, 700))
-
-
-PAPER_EQ14 = Law(
-    name="paper_eq14",
-    formula="rfid = B / log2(codebook_size)^alpha + C * latent_dim^beta",
-    source="arXiv 2412.02632, equation 14",
-    columns=("codebook_size", "latent_dim"),
-    parameters=("B", "alpha", "C", "beta"),
-    covariates=lambda c: np.stack(
-        [np.log(np.log2(c["codebook_size"]) / LOG2_V_CENTRE), np.log(c["latent_dim"] / D_CENTRE)], axis=1
-    ),
-    log_prediction=lambda x, theta: np.logaddexp(*_eq14_terms(x, theta)),
-    log_jacobian=_eq14_jacobian,
-    natural=_eq14_natural,
-    start_box=((-4.0, 1.0), (0.0, 6.0), (-4.0, 1.0), (0.0, 2.0)),
-    amplitudes=(True, False, True, False),
-    cannot=_eq14_cannot,
-    above={"codebook_size": 1.0, "latent_dim": 0.0},
-)
-
-LAWS: dict[str, Law] = {law.name: law for law in (POWER_LAW_BPP, PAPER_EQ14)}
+LAWS: dict[str, Law] = {
+    law.name: law
+    for law in (
+        Law(
+            "power_law_bpp",
+            "rfid = c * bits_per_pixel^(-alpha)",
+            "one bit rate for all axes: bits_per_pixel = G log2(V) / f^2",
+            bounds={"c": _POSITIVE},
+            starts={"alpha": (-1, 4)},
+        ),
+        Law(
+            "paper_eq14",
+            "rfid = B / log2(codebook_size)^alpha + C * latent_dim^beta",
+            "arXiv 2412.02632, equation 14",
+            bounds={"B": _POSITIVE, "C": _POSITIVE},
+            starts={"alpha": (0, 6), "beta": (0, 2)},
+            holds_for={"groups": 1, "downsample": None},
+        ),
+        Law("inverse_bpp", "rfid = c / bits_per_pixel", "power_law_bpp with exponent 1", bounds={"c": _POSITIVE}),
+        Law(
+            "multiplicative",
+            "rfid = A * log2(codebook_size)^(-a) * latent_dim^b",
+            "power law in bits an index and channels",
+            bounds={"A": _POSITIVE},
+            starts={"a": (-1, 4), "b": (-1, 2)},
+            holds_for={"groups": 1, "downsample": None},
+        ),
+        Law(
+            "channel_limit",
+            "rfid = c / (log2(codebook_size) * (1 + kappa / latent_dim))",
+            "few channels help, many no longer hurt",
+            bounds={"c": _POSITIVE, "kappa": _POSITIVE},
+            starts={"kappa": (0.1, 100)},
+            holds_for={"groups": 1, "downsample": None},
+        ),
+        Law(
+            "saturating",
+            "rfid = c * downsample^2 / (groups * min(log2(codebook_size), s * group_dim))",
+            "bits per pixel, of which a dimension carries s at most",
+            bounds={"c": _POSITIVE, "s": _POSITIVE},
+            starts={"s": (0.3, 30)},
+        ),
+        Law(
+            "power_law_floor",
+            "rfid = E + c * bits_per_pixel^(-alpha)",
+            "power_law_bpp above what no rate improves",
+            bounds={"E": _FLOOR, "c": _POSITIVE},
+            starts={"alpha": (0, 4)},
+        ),
+        Law(
+            "chinchilla",
+            "rfid = E + A / parameters^a + B / images_seen^b",
+            "arXiv 2203.15556, equation 2, with images for tokens",
+            bounds={"E": _FLOOR, "A": _POSITIVE, "B": _POSITIVE},
+            starts={"a": (0, 2), "b": (0, 2)},
+        ),
+        Law(
+            "step_approach",
+            "rfid = E + A * exp(-step / tau)",
+            "exponential approach of a learning curve",
+            bounds={"E": _FLOOR, "A": _POSITIVE, "tau": _POSITIVE},
+        ),
+        Law(
+            "step_power",
+            "rfid = E + A * step^(-a)",
+            "power law of a learning curve",
+            bounds={"E": _FLOOR, "A": _POSITIVE, "a": _POSITIVE},
+            starts={"a": (0.05, 3)},
+        ),
+    )
+}
+DEFAULT_LAWS = ("power_law_bpp", "paper_eq14")
+"""Those that ``gsq fit`` tries where none is named."""

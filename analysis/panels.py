@@ -21,7 +21,7 @@ from analysis.table import (
     require_columns,
     single,
     varying,
-    with_bits_per_pixel,
+    with_derived,
 )
 
 AXES = ("codebook_size", "latent_dim", "groups", "downsample")
@@ -31,6 +31,9 @@ LABELS = {
     "latent_dim": "latent channels D",
     "groups": "groups G",
     "downsample": "downsampling f",
+    "group_dim": "channels a group d",
+    "bits_per_dimension": "bits a dimension",
+    "step": "optimiser step",
 }
 SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f"}
 Floats = tuple[float, ...]
@@ -205,9 +208,8 @@ def _series(part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits
     curves = []
     if len(distinct) > 1:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
-        # The bit rate follows from the axes, so it must be computed anew along the curve.
-        row = part.iloc[[0] * len(grid)].drop(columns="bits_per_pixel", errors="ignore").assign(**{column: grid})
-        row = with_bits_per_pixel(row)
+        # Derived axes follow from the others, so they must be computed anew along the curve.
+        row = with_derived(part.iloc[[0] * len(grid)].assign(**{column: grid}), fresh=True)
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
     label = ", ".join(setting(name, value) for name, value in fixed.items())
     return Series(label, fixed, _floats(x), _floats(rfid), _floats(distinct), tuple(means), tuple(curves))

@@ -1,7 +1,7 @@
-"""Results tables: reading one, choosing a protocol, and the rows that a fit may use.
+"""Tables: reading one, choosing a protocol, derived axes, and the rows that a fit may use.
 
 Works on any DataFrame that has the columns it needs; what is absent (protocol, state, signature) is taken as
-"one protocol, every row done, every row its own run". Column names and units: ``sweeps.schema``.
+"one protocol, every row done, every row its own run". Column names and units of results: ``sweeps.schema``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,17 @@ from analysis.errors import AnalysisError
 from sweeps import schema
 
 Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+# Axes that follow from the others, and what they follow from: (needs, formula). The paper's names: D, G, V, f.
+DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {
+    "group_dim": (("latent_dim", "groups"), lambda d, g: d / g),
+    "bits_per_token": (("groups", "codebook_size"), lambda g, v: g * np.log2(v)),
+    "bits_per_pixel": (("groups", "codebook_size", "downsample"), lambda g, v, f: g * np.log2(v) / f**2),
+    "bits_per_dimension": (("latent_dim", "groups", "codebook_size"), lambda d, g, v: g * np.log2(v) / d),
+    "compression_ratio": (("downsample", "latent_dim"), lambda f, d: 3 * f**2 / d),
+    "tokens_per_image": (("groups", "image_size", "downsample"), lambda g, h, f: g * (h / f) ** 2),
+}
 
 # What makes a configuration. The seed repeats it, and group_dim = D / G follows from two others.
 CONFIGURATION_AXES: tuple[str, ...] = tuple(
@@ -84,6 +95,32 @@ def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
     return frame if protocol is None else select_protocol(frame, protocol)
 
 
+def load_table(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
+    """Read a results table, or any other table: Parquet or CSV with a header. See :func:`load_results`."""
+    path = Path(path)
+    if path.suffix.lower() in (".csv", ".tsv", ".txt") and path.is_file():
+        try:
+            frame = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else r"\s+")
+        except (ValueError, OSError) as error:
+            raise AnalysisError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
+        return frame if protocol is None else select_protocol(frame, protocol)
+    if path.is_file() and _is_foreign(path):
+        frame = pd.read_parquet(path)
+        return frame if protocol is None else select_protocol(frame, protocol)
+    return load_results(path, protocol)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether ``path`` is a Parquet file that no gsq wrote."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return b"gsq_schema_version" not in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
 def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """The rows evaluated under ``protocol`` (its hash, or the unique beginning of it).
 
@@ -110,14 +147,14 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return pd.concat([part for part in (frame[chosen], others) if len(part)]).sort_index().reset_index(drop=True)
 
 
-def protocol_counts(frame: pd.DataFrame) -> dict[str, int]:
-    """Protocol to number of rows with an rfid, the most frequent first.
+def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]:
+    """Protocol to number of rows with a ``target``, the most frequent first.
 
     Falls back to the feature extractor where a table names no protocol."""
     name = next((n for n in ("protocol", "features") if n in frame), None)
-    if name is None or "rfid" not in frame:
+    if name is None or target not in frame:
         return {}
-    names = frame.loc[frame["rfid"].notna(), name]
+    names = frame.loc[frame[target].notna(), name]
     if not names.notna().any():
         return {}
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
@@ -144,38 +181,43 @@ def numbers(frame: pd.DataFrame, name: str) -> Array:
         raise AnalysisError(f"column {name!r} holds something that is not a number: {error}") from error
 
 
-def with_bits_per_pixel(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with bits_per_pixel = G log2(V) / f^2 where it is absent and its three axes are present."""
-    axes = ("groups", "codebook_size", "downsample")
-    if "bits_per_pixel" in frame or any(name not in frame for name in axes):
-        return frame
-    groups, size, downsample = (numbers(frame, name) for name in axes)
-    for name, values in zip(axes, (groups, size, downsample), strict=True):
-        if np.nanmin(values, initial=np.inf) <= 0:
-            raise AnalysisError(f"column {name!r} must be positive, got {np.nanmin(values):g}")
-    return frame.assign(bits_per_pixel=groups * np.log2(size) / downsample**2)
+def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
+    """``frame`` with the derived axes that follow from its columns, where they are absent; ``fresh``: computed anew.
+
+    Raises AnalysisError where an axis is zero or negative.
+    """
+    new: dict[str, Array] = {}
+    for name, (axes, formula) in DERIVED.items():
+        if (name in frame and not fresh) or any(axis not in frame for axis in axes):
+            continue
+        values = [numbers(frame, axis) for axis in axes]
+        for axis, one in zip(axes, values, strict=True):
+            if np.nanmin(one, initial=np.inf) <= 0:
+                raise AnalysisError(f"column {axis!r} must be positive, got {np.nanmin(one):g}")
+        new[name] = formula(*values)
+    return frame.assign(**new) if new else frame
 
 
-def measured(frame: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
+def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
     """The rows used in a fit, and a count of what was left out.
 
-    Used: state done, finite positive rfid, the last evaluated step of each signature; bits_per_pixel is added
-    where it is absent and follows from the axes. Raises AnalysisError where the table is empty, has no column
-    rfid, mixes evaluation protocols, or has no cell with a value.
+    Used: state done, a finite ``target`` (positive, if it is rfid), no empty cell in ``columns``, the last evaluated
+    step of each signature (every step, if ``columns`` name it); derived axes are added where they are absent. Raises
+    AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a value.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
-    require_columns(frame, "rfid")
-    counts = protocol_counts(frame)
+    require_columns(frame, target)
+    counts = protocol_counts(frame, target)
     if len(counts) > 1:
         listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items())
         raise AnalysisError(
-            f"the table mixes {len(counts)} evaluation protocols, whose rfid values cannot be compared: "
-            f"{listed}. "
+            f"the table mixes {len(counts)} evaluation protocols, whose {target} values cannot be compared: {listed}. "
             f"Select one: protocol={next(iter(counts))!r} in load_results, or --protocol on the command line"
         )
-    cells = with_bits_per_pixel(_last_steps(frame)).reset_index(drop=True)
-    reasons = _reasons(cells)
+    last = frame if "step" in columns else _last_steps(frame)
+    cells = with_derived(last).reset_index(drop=True)
+    reasons = _reasons(cells, target, columns)
     left_out = Counter(reason for reason in reasons if reason)
     keep = np.array([not reason for reason in reasons])
     if not keep.any():
@@ -200,20 +242,23 @@ def _last_steps(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered[keep].drop(columns="_step").sort_index()
 
 
-def _reasons(cells: pd.DataFrame) -> list[str]:
+def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str]) -> list[str]:
     """Why each cell cannot be used, in words; "" for one that can."""
     states = cells["state"].fillna("done") if "state" in cells else ["done"] * len(cells)
     failures = cells["failure"].fillna("error") if "failure" in cells else ["error"] * len(cells)
+    empty = {name: np.isnan(numbers(cells, name)) for name in columns}
     reasons = []
-    for state, failure, rfid in zip(states, failures, numbers(cells, "rfid"), strict=True):
+    for i, (state, failure, value) in enumerate(zip(states, failures, numbers(cells, target), strict=True)):
         if state == "failed":
             reasons.append(f"failed ({failure})")
         elif state != "done":
             reasons.append(str(state))
-        elif np.isnan(rfid):
-            reasons.append("done but not evaluated")
+        elif np.isnan(value):
+            reasons.append("done but not evaluated" if "state" in cells else f"without {target}")
+        elif not np.isfinite(value) or (target == "rfid" and value <= 0):
+            reasons.append(f"with {'an' if target == 'rfid' else 'a'} {target} that is not finite and positive")
         else:
-            reasons.append("" if 0 < rfid < np.inf else "with an rfid that is not finite and positive")
+            reasons.append(next((f"without {name}" for name, holes in empty.items() if holes[i]), ""))
     return reasons
 
 
@@ -236,9 +281,13 @@ def _large_end_warning(
     who = "the failed cell has" if count == 1 else f"all {count} failed cells have"
     return (
         f"{who} {', '.join(beyond)} (the medians of the measured cells): failures at that end are not "
-        "missing at "
-        "random, and a fit over the survivors can be biased there",
+        "missing at random, and a fit over the survivors can be biased there",
     )
+
+
+def large_end(name: str) -> int:
+    """1 where large values of the axis cost more memory and time, -1 where small ones do (downsample)."""
+    return _LARGE_END.get(name, 1)
 
 
 def varying(frame: pd.DataFrame, names: Sequence[str] = CONFIGURATION_AXES) -> list[str]:
@@ -252,20 +301,21 @@ def single(frame: pd.DataFrame, name: str) -> str | None:
     return str(values[0]) if len(values) == 1 else None
 
 
-def configuration_ids(frame: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """Shape (rows,): rows that differ only in the seed share a number, counted from 0 in order of
-    appearance."""
-    axes = varying(frame)
+def configuration_ids(frame: pd.DataFrame, columns: Sequence[str] = ()) -> Index:
+    """Shape (rows,): rows that differ only in the seed share a number, counted from 0 in order of appearance.
+
+    They differ in the axes of a results table or in ``columns``, those of a law. Without any, each row is its own.
+    """
+    axes = [name for name in dict.fromkeys([*CONFIGURATION_AXES, *columns]) if name in frame]
     if not axes:
-        single = not any(name in frame for name in CONFIGURATION_AXES)
-        return np.arange(len(frame)) if single else np.zeros(len(frame), dtype=np.int64)
+        return np.arange(len(frame))
     return frame.groupby(axes, dropna=False, sort=False).ngroup().to_numpy().astype(np.int64)
 
 
 def results_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A compact frame to show: the axes that vary, bits_per_pixel, rfid, psnr_db (dB), usage, perplexity,
     device_seconds, state; one row a cell (its last step), sorted by bits_per_pixel. Failed cells stay in."""
-    cells = with_bits_per_pixel(_last_steps(frame))
+    cells = with_derived(_last_steps(frame))
     names = [*varying(cells), *varying(cells, ("seed", "protocol")), "bits_per_pixel", "rfid", "psnr_db"]
     names += ["usage", "perplexity", "device_seconds", "state"]
     if "failure" in cells and cells["failure"].notna().any():

@@ -116,7 +116,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
-        frame, fits, reasons = load_and_fit(table, None, None, 1000, 0)
+        frame, fits, reasons = load_and_fit(table)
         console.print()
         for fit in fits:
             print_fit(fit)

@@ -91,8 +91,21 @@ def tables(tmp_path: Path) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def fig4() -> pd.DataFrame:
-    """The 20 points of fig. 4: f = 8, G = 1, a plain frame without protocol, state or bits_per_pixel."""
-    path = Path(__file__).parents[2] / "results" / "reference" / "gsq_paper_results.csv"
-    frame = pd.read_csv(path)
-    return frame[frame["source"] == "fig4"].reset_index(drop=True)
+def paper() -> pd.DataFrame:
+    """The numbers that the paper prints, as a results table."""
+    return load_results(Path(__file__).parents[2] / "results" / "reference" / "gsq_paper.parquet")
+
+
+@pytest.fixture(scope="session")
+def fig4(paper: pd.DataFrame) -> pd.DataFrame:
+    """The 20 points of fig. 4: f = 8, G = 1."""
+    return paper[paper["sweep"] == "fig4"].reset_index(drop=True)
+
+
+@pytest.fixture(scope="session")
+def joint(paper: pd.DataFrame) -> pd.DataFrame:
+    """The 41 distinct points of fig. 4, table 13 without clipping and fig. 1b."""
+    rows = paper[paper["sweep"].isin(["fig4", "table13", "fig1b"]) & paper["other_axes"].isna()]
+    rows = rows.drop_duplicates(["downsample", "latent_dim", "groups", "codebook_size"]).reset_index(drop=True)
+    assert len(rows) == 41
+    return rows

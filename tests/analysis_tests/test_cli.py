@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -61,7 +64,10 @@ def test_plot_saves_beside_the_table_or_where_told(gsq) -> None:
 def test_plot_needs_no_law(gsq, tables) -> None:
     tables.write(Path("results/two.parquet"), tables.noisy([(4, 16, 1, 64), (4, 16, 1, 256)]))
     result = gsq("plot", "two")
-    assert result.exit_code == 0 and "Not fitted: power_law_bpp needs at least 3 distinct" in result.output
+    assert (
+        result.exit_code == 0
+        and "Not fitted: power_law_bpp has 2 parameters (c, alpha) and needs at least 3 distinct" in result.output
+    )
 
 
 def test_protocol_selects(gsq, tables) -> None:
@@ -80,3 +86,80 @@ def test_help_teaches_by_example(gsq, verb: str) -> None:
 
 def test_bad_option_value_is_refused(gsq) -> None:
     assert gsq("fit", "small", "--bootstrap", "-1").exit_code == 2
+
+
+@pytest.fixture
+def runs(gsq) -> Path:
+    """A table of somebody else's: runs.csv with N, D and loss."""
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e9, 5), np.geomspace(1e7, 1e10, 5)))
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.005, 25))
+    pd.DataFrame({"N": n, "D": d, "loss": noise * (1.7 + 400 / n**0.34 + 410 / d**0.28)}).to_csv(
+        "runs.csv", index=False
+    )
+    return Path("runs.csv")
+
+
+CHINCHILLA = ("--law", "loss = E + A / N^a + B / D^b", "--bound", "E=0:min", "--bound", "A=0:", "--bound", "B=0:")
+
+
+def test_any_table_any_formula_with_its_report_card(gsq, runs: Path) -> None:
+    result = gsq(
+        "fit", "runs.csv", *CHINCHILLA, "--bootstrap", "20", "--card", "--figure", "card", "--output", "a.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "Report card of E + A / N^a + B / D^b" in result.output and "Saved card.png and card.svg" in result.output
+    saved = json.loads(Path("a.json").read_text())
+    assert saved["fits"][0]["parameters"]["E"]["low"] < 1.7 < saved["fits"][0]["parameters"]["E"]["high"]
+    assert saved["cards"][0]["held_out"]["leave_one_out"]["rows"] == 25
+
+
+def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
+    result = gsq("fit", "small", "--compare", "--law", "power_law_bpp", "--law", "inverse_bpp", "--bootstrap", "0")
+    assert result.exit_code == 0 and "aicc" in result.output and "inverse_bpp" in result.output
+    result = gsq("fit", "small", "--by", "latent_dim", "--law", "power_law_bpp", "--bootstrap", "0", "--json")
+    assert [one["law"] for one in json.loads(result.output)["fits"]] == [
+        "power_law_bpp (latent_dim = 8)",
+        "power_law_bpp (latent_dim = 16)",
+    ]
+    result = gsq("fit", "small", "--collapse")
+    assert (
+        result.exit_code == 0
+        and "bits_per_pixel absorbs downsample, groups, codebook_size, latent_dim" in result.output
+    )
+    rows = [
+        tables.row((4, 16, 1, 64), step=100 * s, rfid=50 * (1 + 4 * math.exp(-s / 4)) * 1.01 ** (s % 3))
+        for s in range(1, 21)
+    ]
+    tables.write(Path("results/curve.parquet"), rows)
+    result = gsq("fit", "curve", "--extrapolate")
+    assert result.exit_code == 0 and "1 curves fitted on the first 50% of their steps: 10 later values" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--law", "loss = E + A / M^a"), None),
+        (("--law", "loss = E + A / Nx^a"), "unknown name 'Nx'; did you mean N"),
+        (("--law", "loss = E + sinh(N)"), "function 'sinh' is not allowed"),
+        (("--law", "lss = E + A / N^a"), "column 'lss' is missing"),
+        ((*CHINCHILLA, "--bound", "Z=0:1"), "'Z' was given bounds or a start, but is no parameter"),
+        ((*CHINCHILLA, "--bound", "E"), "--bound 'E' is not NAME=LOW:HIGH, such as E=0:min"),
+        ((*CHINCHILLA, "--start", "a=0:"), "both ends must be numbers"),
+        ((*CHINCHILLA, "--start", "a=2:1"), "the low end must be below the high one"),
+        ((*CHINCHILLA, "--weights", "w"), "column 'w' is missing"),
+        (("--law", "power_law_bpp", "--target", "loss"), "column 'bits_per_pixel' is missing"),
+        (("--collapse", "--target", "loss"), "nothing to absorb"),
+        ((), "column 'rfid' is missing"),
+    ],
+)
+def test_one_clear_error_for_each_mistake(gsq, runs: Path, words: tuple[str, ...], message: str | None) -> None:
+    error = gsq("fit", "runs.csv", *words, "--bootstrap", "0").exception
+    if message is None:  # M is a letter, so it is a parameter, and the law then reads no column
+        message = "reads no column"
+    assert isinstance(error, AnalysisError) and message in str(error)
+    assert not Path("fits").exists()
+
+
+def test_the_named_laws_are_listed(gsq) -> None:
+    result = gsq("fit", "small", "--laws")
+    assert result.exit_code == 0 and "chinchilla" in result.output and "saturating" in result.output

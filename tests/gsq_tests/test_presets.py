@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from sweeps.display import plan_table
 from sweeps.planning import make_plan
 from sweeps.spec import load_spec
 
-REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "gsq_paper_results.csv"
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "gsq_paper.csv"
 
 
 def rows() -> dict[str, list[str]]:
@@ -95,7 +96,12 @@ def test_the_papers_counts_are_those_of_64_latent_channels(name: str) -> None:
 def test_the_papers_counts_are_those_of_the_reference_table() -> None:
     with REFERENCE.open() as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == "fig3"]
-    printed = {row["row"]: float(row["params_millions"]) for row in rows}
+    printed = {}
+    for row in rows:
+        config = json.loads(row["config"])
+        name = f"F{row['downsample']}-" + "".join(map(str, config["model.channel_multipliers"]))
+        name += "-attention" * ("model.attention" in config) + "-deeper" * ("model.encoder_blocks" in config)
+        printed[name] = float(row["parameters_millions"])
     names = {name: name for name in PAPER_MILLIONS}
     names |= {"paper-f8": "paper-f8-1224", "paper-f8-attention": "paper-f8-1224-attention"}
     names |= {"paper-f16": "paper-f16-11224"}

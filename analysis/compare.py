@@ -1,0 +1,283 @@
+"""Which law to believe: errors on rows that a fit has not seen, AICc, and predictions averaged over laws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fitting import Options, fit_rows
+from analysis.laws import LAWS, Law, get_law
+from analysis.result import Fit, or_none
+from analysis.solver import refit
+from analysis.table import DERIVED, Array, large_end, measured, numbers, varying
+
+_AXES = ("downsample", "groups", "codebook_size", "latent_dim", "image_size", "step")
+_MOST_PARTS = 400
+_MOST_LEVELS = 24
+_STARTS = 4  # of each refit: the fit to all rows, and three random ones
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Root mean square errors of predictions for rows that were held out."""
+
+    rows: int
+    rmse: float
+    log_rmse: float
+    """Of logarithms; NaN where a target or prediction is not positive."""
+    skipped: int = 0
+    """Refits that the rows left could not carry."""
+
+    def of(self, log: bool) -> float:
+        """The error that fits the residuals."""
+        return self.log_rmse if log else self.rmse
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "rows": self.rows,
+            "rmse": or_none(self.rmse),
+            "log_rmse": or_none(self.log_rmse),
+            "skipped": self.skipped,
+        }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a law says of rows that it was not fitted to."""
+
+    one_out: Errors
+    """Leave one configuration out, all its seeds at once (of more than 400 configurations: one of 400 parts)."""
+    level_out: dict[str, Errors]
+    """Axis to: leave each of its levels out in turn."""
+    window: dict[str, Errors]
+    """Axis to: predict each level from all smaller ones, as far as these carry the law (expanding window)."""
+    largest: dict[str, Errors]
+    """Axis to: the last of these, the largest level predicted from all others."""
+
+    def to_dict(self) -> dict[str, object]:
+        def each(errors: dict[str, Errors]) -> dict[str, object]:
+            return {name: one.to_dict() for name, one in errors.items()}
+
+        return {
+            "leave_one_out": self.one_out.to_dict(),
+            "leave_level_out": each(self.level_out),
+            "expanding_window": each(self.window),
+            "largest": each(self.largest),
+        }
+
+
+def held_out(fit: Fit) -> HeldOut:
+    """Refit ``fit`` without one configuration, without each level of each axis, and on the smaller levels alone.
+
+    Axes are those of the tokenizer and of the law that vary, with at most 24 levels, but not derived ones. Small is
+    what needs less memory and time, so small codebooks and large downsampling.
+    """
+    rows = fit.rows
+    cells = fit.n_configurations
+    names = [name for name in dict.fromkeys([*_AXES, *fit.law.columns]) if name in rows and name not in DERIVED]
+    names = [name for name in varying(rows, names) if rows[name].nunique() <= _MOST_LEVELS]
+    blocks: list[tuple[str, Array, Array]] = []  # what, trained on, predicted
+    parts = min(cells, _MOST_PARTS)
+    for part in range(parts):
+        out = fit.configurations % parts == part
+        blocks.append(("one", ~out, out))
+    for name in names:
+        values = large_end(name) * numbers(rows, name)
+        levels = np.unique(values)
+        blocks += [(f"level {name}", values != level, values == level) for level in levels]
+        blocks += [(f"window {name}", values < level, values == level) for level in levels[1:]]
+        blocks.append((f"largest {name}", values < levels[-1], values == levels[-1]))
+    trained = np.array([block[1] for block in blocks], dtype=np.float64)
+    able = _carries(fit, trained)
+    predicted = np.full(trained.shape, np.nan)
+    if able.any():
+        found = refit(
+            fit.problem,
+            fit.theta,
+            trained[able] * fit.weights,
+            list(fit.ranges),
+            fit.scales,
+            _STARTS,
+            [fit.options.seed, 3],
+        )
+        predicted[able] = fit.problem.predict(found.theta)
+    collected: dict[str, list[tuple[Array, Array]]] = {}
+    skipped: dict[str, int] = {}
+    for (what, _, out), one, usable in zip(blocks, predicted, able, strict=True):
+        collected.setdefault(what, [])
+        skipped[what] = skipped.get(what, 0) + (not usable)
+        if usable:
+            collected[what].append((fit.problem.target[out], one[out]))
+
+    def errors(what: str) -> Errors:
+        pairs = collected[what]
+        if not pairs:
+            return Errors(0, np.nan, np.nan, skipped[what])
+        target, value = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
+        with np.errstate(all="ignore"):
+            log_rmse = float(np.sqrt(np.mean((np.log(target) - np.log(value)) ** 2)))
+        return Errors(len(target), float(np.sqrt(np.mean((target - value) ** 2))), log_rmse, skipped[what])
+
+    def each(kind: str) -> dict[str, Errors]:
+        return {name: errors(f"{kind} {name}") for name in names}
+
+    return HeldOut(errors("one"), each("level"), each("window"), each("largest"))
+
+
+def _carries(fit: Fit, trained: Array) -> Array:
+    """Whether the rows of each mask (m, n) can tell the parameters apart, and leave a degree of freedom."""
+    columns = np.stack([numbers(fit.rows, name) for name in fit.law.columns], axis=1)
+    cell = np.unique(np.round(columns, 12), axis=0, return_inverse=True)[1].reshape(-1)
+    slopes = fit.problem.form.both(fit.theta[None], fit.problem.data, fit.problem.centre)[1][:, 0].T
+    slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    rank = np.linalg.matrix_rank(slopes)
+    enough = np.array([len(np.unique(cell[mask > 0])) >= len(fit.parameters) for mask in trained])
+    return np.asarray(enough & (np.linalg.matrix_rank(trained[:, :, None] * slopes) >= rank))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Laws fitted to the same rows."""
+
+    fits: tuple[Fit, ...]
+    """The best first, by AICc."""
+    held_out: tuple[HeldOut, ...]
+    weights: tuple[float, ...]
+    """AICc weights: exp(-difference / 2), summing to one; 0 where there is no AICc."""
+    not_fitted: dict[str, str] = field(default_factory=dict)
+    """Law to the reason why the table cannot carry it."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a law: k, rmse, log_rmse, aicc, weight, loo (as the residuals: relative or absolute), largest held
+        out for each axis, lack-of-fit p, parameters that are not determined."""
+        log = self.fits[0].residuals == "log"
+        rows = []
+        for fit, held, weight in zip(self.fits, self.held_out, self.weights, strict=True):
+            row: dict[str, object] = {
+                "law": fit.law.name,
+                "k": len(fit.parameters),
+                "rmse": fit.rmse,
+                "log_rmse": fit.log_rmse,
+                "aicc": fit.aicc,
+                "delta": fit.aicc - self.fits[0].aicc,
+                "weight": weight,
+                "loo": held.one_out.of(log),
+            }
+            row.update({f"out {name}": one.of(log) for name, one in held.level_out.items()})
+            row.update({f"largest {name}": one.of(log) for name, one in held.largest.items()})
+            row["p"] = None if fit.lack_of_fit is None else fit.lack_of_fit.p
+            row["undetermined"] = ", ".join(fit.undetermined)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def predict(self, where: pd.DataFrame | Mapping[str, object]) -> tuple[Array, Array, Array]:
+        """Prediction averaged over the laws by their AICc weights, (central, low, high), each (rows,).
+
+        The squared half width of the band is the weighted mean of the laws' own and of t times their distance from the
+        average (Burnham and Anderson), so it holds their disagreement. Raises AnalysisError where no law has an AICc.
+        """
+        parts = [(fit, weight) for fit, weight in zip(self.fits, self.weights, strict=True) if weight > 1e-4]
+        if not parts:
+            raise AnalysisError(
+                "no law has an AICc, so there is nothing to average by: too few rows, or not least squares"
+            )
+        from scipy.stats import t
+
+        share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
+        middle, low, high = (np.stack(found) for found in zip(*(fit.predict(where) for fit, _ in parts), strict=True))
+        central = np.asarray((share * middle).sum(axis=0))
+        freedom = max(1, self.fits[0].n_configurations - max(len(fit.parameters) for fit, _ in parts))
+        apart = (t.ppf((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
+        below, above = (np.sqrt((share * ((end - middle) ** 2 + apart)).sum(axis=0)) for end in (low, high))
+        return central, central - below, central + above
+
+    def text(self) -> str:
+        """Two tables, of laws and of held-out levels, and what was not fitted."""
+        log = self.fits[0].residuals == "log"
+        unit = "relative" if log else "absolute"
+        columns = ["law", "k", "rmse", "log_rmse", "aicc", "weight", "loo", "p", "undetermined"]
+        lines = _aligned(
+            [columns, *([_shown(row[name], name) for name in columns] for _, row in self.table.iterrows())]
+        )
+        lines.append(f"loo: {unit} error for a configuration left out; p: lack of fit (-: no seeds)")
+        axes = list(self.held_out[0].level_out)
+        if axes:
+            lines += ["", f"{unit} error for a level of an axis left out / for the largest, predicted from the others"]
+            rows = [["law", *axes]]
+            for fit, held in zip(self.fits, self.held_out, strict=True):
+                pairs = [(held.level_out.get(name), held.largest.get(name)) for name in axes]
+                errors = [[one and one.of(log) for one in pair] for pair in pairs]
+                rows.append([fit.law.name, *(" / ".join(_shown(error) for error in pair) for pair in errors)])
+            lines += _aligned(rows)
+        lines += [f"Not fitted: {reason}." for reason in self.not_fitted.values()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        laws = [
+            {**fit.to_dict(), "weight": weight, "held_out": held.to_dict()}
+            for fit, held, weight in zip(self.fits, self.held_out, self.weights, strict=True)
+        ]
+        return {"laws": laws, "not_fitted": self.not_fitted}
+
+
+def compare_laws(
+    frame: pd.DataFrame, laws: Sequence[str | Law] | None = None, options: Options | None = None
+) -> Comparison:
+    """Fit ``laws`` (default: every named one that the table can carry) to the same rows of ``frame``.
+
+    Raises AnalysisError where no law can be carried, or where they have different targets.
+    """
+    options = options or Options()
+    names = [str(name) for name in frame.columns]
+    chosen = [get_law(law, names) for law in (LAWS if laws is None else laws)]
+    if len({law.target for law in chosen}) > 1:
+        raise AnalysisError(
+            f"laws of different targets cannot be compared: {', '.join(sorted({x.target for x in chosen}))}"
+        )
+    reasons: dict[str, str] = {}
+    possible: list[Law] = []
+    for law in chosen:
+        try:
+            reason = law.reason_not(measured(frame, law.target, law.columns)[0])
+        except AnalysisError as error:
+            reason = str(error)
+        if reason is None:
+            possible.append(law)
+        else:
+            reasons[law.name] = reason
+    if not possible:
+        raise AnalysisError("; ".join(reasons.values()))
+    rows, excluded = measured(frame, chosen[0].target, [name for law in possible for name in law.columns])
+    fits: list[Fit] = []
+    for law in possible:
+        try:
+            fits.append(fit_rows(rows, excluded, law, options))
+        except AnalysisError as error:
+            reasons[law.name] = str(error)
+    if not fits:
+        raise AnalysisError("; ".join(reasons.values()))
+    fits.sort(key=lambda one: (np.isnan(one.aicc), one.aicc))
+    values = np.array([one.aicc for one in fits])
+    shares = np.where(np.isnan(values), 0, np.exp(-(np.nan_to_num(values) - np.nan_to_num(np.nanmin(values))) / 2))
+    total = shares.sum()
+    weights = tuple(float(share / total) if total > 0 else 0.0 for share in shares)
+    return Comparison(tuple(fits), tuple(held_out(one) for one in fits), weights, reasons)
+
+
+def _shown(value: object, name: str = "") -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}" if name == "aicc" else f"{value:.3g}"
+    return str(value)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

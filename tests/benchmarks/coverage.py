@@ -1,0 +1,198 @@
+"""Do 95 % intervals hold the truth in 95 % of studies? Simulated studies of every named law.
+
+    python tests/benchmarks/coverage.py [--studies 400] [--resamples 400] [LAW ...]
+
+Each study is one table of a law's design with log-normal noise; it is fitted as ``gsq fit`` fits it (log residuals),
+and the profile-likelihood interval and the bootstrap interval of each parameter are compared with the truth, and so
+are both bands of a prediction beyond the design. All studies of a law are one batch of the solver. Differs from ``gsq
+fit``: 8 starts, one start a resample, and a floor is bounded by the largest of the studies' smallest targets instead
+of its own. Writes results/coverage.json and results/coverage.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.fitting import interval_room
+from analysis.laws import LAWS
+from analysis.solver import Problem, refit, solve
+from analysis.table import load_results, with_derived
+from analysis.uncertainty import delta_band, percentile_interval, profile, resample
+
+HERE = Path(__file__).parent
+REFERENCE = HERE.parents[1] / "results" / "reference" / "gsq_paper.parquet"
+Truth = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Study:
+    design: pd.DataFrame
+    truth: Truth
+    noise: float
+    target: dict[str, float]
+    """Where a prediction is asked for, beyond the design."""
+
+
+def studies() -> dict[str, Study]:
+    """A design and true parameters for each named law: those of the paper where it has them."""
+    paper = with_derived(load_results(REFERENCE))
+    axes = ["downsample", "latent_dim", "groups", "codebook_size", "group_dim", "bits_per_pixel"]
+    fig4 = paper[paper["sweep"] == "fig4"][axes].astype(float)
+    joint = paper[paper["sweep"].isin(["fig4", "table13", "fig1b"]) & paper["other_axes"].isna()]
+    joint = joint.drop_duplicates(axes[:4])[axes].astype(float)
+    rates = pd.DataFrame({"bits_per_pixel": np.geomspace(0.05, 6, 16)})
+    sizes, images = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e9, 6), np.geomspace(1e6, 1e9, 6)))
+    budgets = pd.DataFrame({"parameters": sizes, "images_seen": images})
+    curve = pd.DataFrame({"step": 1000.0 * np.arange(1, 21)})
+    best = {"codebook_size": 2.0**20, "latent_dim": 16.0}
+    return {
+        "power_law_bpp": Study(rates, {"c": 0.13, "alpha": 0.9}, 0.1, {"bits_per_pixel": 12.0}),
+        "paper_eq14": Study(fig4, {"B": 412.6, "alpha": 2.8387, "C": 0.1599, "beta": 0.1962}, 0.03, best),
+        "inverse_bpp": Study(joint, {"c": 0.14}, 0.4, {"bits_per_pixel": 12.0}),
+        "multiplicative": Study(fig4, {"A": 5.6, "a": 1.04, "b": 0.124}, 0.03, best),
+        "channel_limit": Study(fig4, {"c": 8.61, "kappa": 2.89}, 0.03, best),
+        "saturating": Study(
+            joint,
+            {"c": 0.119, "s": 3.2},
+            0.125,
+            {"downsample": 16.0, "groups": 8.0, "codebook_size": 2.0**20, "group_dim": 4.0},
+        ),
+        "power_law_floor": Study(rates, {"E": 0.05, "c": 0.13, "alpha": 0.9}, 0.03, {"bits_per_pixel": 12.0}),
+        "chinchilla": Study(
+            budgets,
+            {"E": 0.5, "A": 400.0, "a": 0.4, "B": 300.0, "b": 0.35},
+            0.01,
+            {"parameters": 1e10, "images_seen": 1e10},
+        ),
+        "step_approach": Study(curve, {"E": 0.5, "A": 2.0, "tau": 5000.0}, 0.02, {"step": 40_000.0}),
+        "step_power": Study(curve, {"E": 0.4, "A": 30.0, "a": 0.5}, 0.02, {"step": 40_000.0}),
+    }
+
+
+def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, object]:
+    """Coverage of both kinds of interval for each parameter, and of both bands of the prediction."""
+    begun = time.perf_counter()
+    law, rng = LAWS[name], np.random.default_rng(0)
+    data = law.values(study.design)
+    n = data.shape[1]
+    natural = np.array([study.truth[parameter] for parameter in law.parameters])
+    form = law.form()
+    plain = Problem(form, data, np.ones(n), "log", *law.limits(np.array([np.inf])))
+    centre = plain.centre
+    truth = form.internal(natural, centre)
+    exact = plain.predict(truth[None])[0]
+    targets = exact * np.exp(rng.normal(0, study.noise, (count, n)))
+    low, high = law.limits(np.array([targets.min(axis=1).max()]))
+    problem = replace(plain, target=targets, low=low, high=high)
+    ranges = [law.starts.get(parameter) for parameter in law.parameters]
+    scales = np.unique([1.0, *np.abs(np.median(study.design[list(law.columns)], axis=0))])
+    weights = np.ones((count, n))
+    found = refit(problem, np.clip(truth * 1.1, low, high), weights, ranges, scales, 8, [0, 0])
+    k = len(natural)
+    room = interval_room(found.cost, 0.0, n, k, 0.95)
+    estimates = form.natural(found.theta, centre)
+
+    times = resample(np.arange(n), rng, count * resamples)
+    wide = replace(problem, target=np.repeat(targets, resamples, axis=0))
+    drawn = solve(wide, np.repeat(found.theta, resamples, axis=0), times)
+    drawn_theta = np.where(drawn.converged[:, None], drawn.theta, np.nan).reshape(count, resamples, k)
+    sampled = form.natural(drawn_theta, centre)
+    rows = {}
+    for i, parameter in enumerate(law.parameters):
+        ends = profile(law, problem, found, weights, room, parameter)
+        boot = np.array([_percentiles(sampled[j, :, i], n, k) for j in range(count)]).T
+        rows[parameter] = {
+            "truth": natural[i],
+            "median": float(np.median(estimates[:, i])),
+            "profile": _covers(ends, natural[i]),
+            "bootstrap": _covers((boot[0], boot[1]), natural[i]),
+            "open": float(np.mean(np.isinf(ends[0]) | np.isinf(ends[1]))),
+        }
+    where = with_derived(pd.DataFrame([study.target]))
+    target = law.values(where)
+    right = plain.predict(truth[None], target)[0][0]
+    bands = np.array(
+        [
+            delta_band(replace(problem, target=targets[j]), found.theta[j], weights[j], room[j], target)
+            for j in range(count)
+        ]
+    )[:, :, 0].T
+    predicted = plain.predict(drawn_theta.reshape(-1, k), target)[:, 0].reshape(count, resamples)
+    boot = np.array([_percentiles(one, n, k) for one in predicted]).T
+    return {
+        "rows": n,
+        "noise": study.noise,
+        "converged": float(found.converged.mean()),
+        "parameters": rows,
+        "prediction": {
+            "at": study.target,
+            "truth": float(right),
+            "profile": _covers((bands[0], bands[1]), right),
+            "bootstrap": _covers((boot[0], boot[1]), right),
+        },
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _percentiles(values: np.ndarray, n: int, k: int) -> tuple[float, float]:
+    low, high = percentile_interval(values[np.isfinite(values)], 0.95, (n, n - k))
+    return float(low), float(high)
+
+
+def _covers(ends: tuple[np.ndarray, np.ndarray], truth: float) -> float:
+    """Share of intervals that hold the truth; a bound that is reached counts as inside."""
+    slack = 1e-9 * abs(truth)
+    return float(np.mean((ends[0] - slack <= truth) & (truth <= ends[1] + slack)))
+
+
+def markdown(results: dict[str, dict[str, object]], count: int, resamples: int, machine: str) -> str:
+    lines = [
+        f"# Coverage of 95 % intervals: {count} simulated studies a law, {resamples} resamples each",
+        "",
+        f"{machine}. Standard error of a coverage near 95 %: {100 * np.sqrt(0.95 * 0.05 / count):.1f} points. Shown by "
+        "default: profile likelihood, and bands by the delta method. Open: share of profile intervals with an open "
+        "end.",
+        "",
+        "| law | rows | noise | of | truth | profile, delta | bootstrap | open |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in results.items():
+        for parameter, row in one["parameters"].items():  # type: ignore[attr-defined]
+            lines.append(
+                f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {parameter} | {row['truth']:g} | "  # type: ignore[operator]
+                f"{100 * row['profile']:.1f} | {100 * row['bootstrap']:.1f} | {100 * row['open']:.0f} |"
+            )
+        band = one["prediction"]
+        place = ", ".join(f"{key} {value:g}" for key, value in band["at"].items())  # type: ignore[index]
+        lines.append(
+            f"| {name} | {one['rows']} | {100 * one['noise']:g} % | prediction at {place} | {band['truth']:.4g} | "  # type: ignore[index, operator]
+            f"{100 * band['profile']:.1f} | {100 * band['bootstrap']:.1f} | |"  # type: ignore[index]
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--studies", type=int, default=400)
+    parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument("laws", nargs="*")
+    options = parser.parse_args()
+    chosen = studies()
+    results = {}
+    for name in options.laws or chosen:
+        results[name] = measure(name, chosen[name], options.studies, options.resamples)
+        print(name, json.dumps(results[name]), flush=True)
+    machine = f"{platform.processor() or platform.machine()}, one thread, numpy {np.__version__}"
+    if not options.laws:
+        out = HERE / "results"
+        document = {"studies": options.studies, "resamples": options.resamples, "machine": machine, "laws": results}
+        (out / "coverage.json").write_text(json.dumps(document, indent=2) + "\n")
+        (out / "coverage.md").write_text(markdown(results, options.studies, options.resamples, machine))
