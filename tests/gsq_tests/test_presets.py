@@ -16,8 +16,8 @@ from gsq import PRESETS, RunConfig, UserError, override, preset
 from gsq import presets as module
 from gsq.flops import cost
 from gsq.presets import PAPER_MILLIONS, paper_parameters
-from sweeps.cost import speed
 from sweeps.display import plan_table
+from sweeps.forecasting import forecast
 from sweeps.planning import make_plan
 from sweeps.spec import load_spec
 
@@ -143,7 +143,7 @@ def test_the_paper_sizes_need_no_torch() -> None:
 def plan_columns(axes: dict[str, list[object]], base: str) -> str:
     plan = make_plan(load_spec({"name": "sizes", "base": base, "axes": axes}))
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(plan_table(plan, speed([], {}, "cpu"), "cpu"))
+    console.print(plan_table(plan, forecast(plan)))
     return console.export_text()
 
 
