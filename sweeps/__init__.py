@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sweeps.canary import run_canaries
     from sweeps.cluster import Cluster, load_cluster
     from sweeps.control import Cancellation, cancel, retry
+    from sweeps.coverage import AxisTest, Coverage, missing
     from sweeps.forecasting import Forecast, admit, forecast
     from sweeps.gathering import gather
     from sweeps.housekeeping import Cleaning, clean
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 
 # The modules bear other names than the functions: a submodule would replace a function on the package.
 _HOME = {
+    "AxisTest": ("coverage", "AxisTest"),
     "Cancellation": ("control", "Cancellation"),
     "Cell": ("planning", "Cell"),
     "Cleaning": ("housekeeping", "Cleaning"),
     "Cluster": ("cluster", "Cluster"),
+    "Coverage": ("coverage", "Coverage"),
     "Log": ("logs", "Log"),
     "Plan": ("planning", "Plan"),
     "Forecast": ("forecasting", "Forecast"),
@@ -52,6 +55,7 @@ _HOME = {
     "gather": ("gathering", "gather"),
     "load_cluster": ("cluster", "load_cluster"),
     "load_spec": ("spec", "load_spec"),
+    "missing": ("coverage", "missing"),
     "plan": ("planning", "make_plan"),
     "read_log": ("logs", "read_log"),
     "read_table": ("schema", "read_table"),
@@ -64,10 +68,12 @@ _HOME = {
 
 __all__ = [
     "SCIENCE_COLUMNS",
+    "AxisTest",
     "Cancellation",
     "Cell",
     "Cleaning",
     "Cluster",
+    "Coverage",
     "Forecast",
     "Log",
     "Plan",
@@ -83,6 +89,7 @@ __all__ = [
     "gather",
     "load_cluster",
     "load_spec",
+    "missing",
     "plan",
     "read_log",
     "read_table",

@@ -462,14 +462,26 @@ def gather_command(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Collect a sweep's runs into its results table, failed and missing cells included.
 
+    Says what is done and what failed, and warns where failures go with an axis (Fisher's exact test, corrected for the
+    number of axes): a law fitted to the rest would be biased.
+
     Example: gsq gather quickstart
     """
-    from sweeps.gathering import gather
+    from sweeps.gathering import gathered
 
-    typer.echo(f"wrote {gather(sweep, output, warn=lambda text: typer.echo(f'warning: {text}', err=True))}")
+    done = gathered(sweep, output)
+    if as_json:
+        _print_json({"table": str(done.table), **done.coverage.to_dict(), "problems": done.problems})
+        return
+    for problem in done.problems:
+        typer.echo(f"warning: {problem}", err=True)
+    typer.echo(f"wrote {done.table}")
+    for line in done.coverage.lines:
+        typer.echo(line)
 
 
 def clean_command(

@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gsq.record import PRUNED, RunFolder, read_json, read_results, results_changed, write_json
+from sweeps.coverage import Coverage, coverage_of
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import Survey, survey
 from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
@@ -30,7 +32,17 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-@collector_paused()
+@dataclass(frozen=True)
+class Gathered:
+    """A results table, and what is to be known beside it."""
+
+    table: Path
+    coverage: Coverage
+    """What became of the planned cells, and whether failure goes with an axis."""
+    problems: tuple[str, ...]
+    """Damaged runs, mixtures of code or devices, and failures that would bias a fit, a sentence each."""
+
+
 def gather(
     sweep: str | SweepFolder,
     output: Path | None = None,
@@ -41,10 +53,19 @@ def gather(
 
     One row for each evaluation of each planned cell; a cell without one has a row of its own. A file of a run that
     cannot be read is left out and named to ``warn`` (which writes to stderr), and so is it where runs were made by
-    different code or on different devices. The table is replaced at once and whole, also by several processes; where
-    nothing has changed since it was written (``gathered.json`` in the sweep folder says from what), it is left as it
-    is. Raises UserError for an unknown sweep.
+    different code or on different devices, or where failures go with an axis (see ``missing``). The table is replaced
+    at once and whole, also by several processes; where nothing has changed since it was written (``gathered.json`` in
+    the sweep folder says from what), it is left as it is. Raises UserError for an unknown sweep.
     """
+    done = gathered(sweep, output, runs)
+    for problem in done.problems:
+        warn(problem)
+    return done.table
+
+
+@collector_paused()
+def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Gathered:
+    """As ``gather``, and says what it found rather than to warn of it."""
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     path = output or RESULTS / f"{folder.name}.parquet"
     found = survey(folder)
@@ -56,17 +77,21 @@ def gather(
         problems: list[str] = []
         runs_seen: dict[str, dict[str, Any]] = {}
         write_table(_noting(_rows(folder, found, problems.append), runs_seen), path)
-        problems += mixture(folder.name, runs_seen.values())
-        known = {"inputs": inputs, "table": _identity(path), "problems": problems}
+        became = coverage_of(folder.name, found)
+        problems += [*mixture(folder.name, runs_seen.values()), *became.biased]
+        known = {
+            "inputs": inputs,
+            "table": _identity(path),
+            "problems": problems,
+            "coverage": became.to_dict(),
+        }
         # A note only saves time: a folder that cannot be written to does without.
         with suppress(OSError):
             if begun - last_change / 1e9 > SETTLED_SECONDS:
                 write_json(note, known)
             else:
                 note.unlink(missing_ok=True)
-    for problem in known["problems"]:
-        warn(problem)
-    return path
+    return Gathered(path, Coverage.from_dict(known["coverage"]), tuple(known["problems"]))
 
 
 def _noting(rows: Iterable[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
