@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
     app.command("retry")(retry_command)
     app.command("gather")(gather_command)
     app.command("clean")(clean_command)
+    app.add_typer(results_app, name="results")
 
 
 def make(source: str, cells: int | None) -> Plan:
@@ -482,6 +483,58 @@ def gather_command(
     typer.echo(f"wrote {done.table}")
     for line in done.coverage.lines:
         typer.echo(line)
+
+
+results_app = typer.Typer(no_args_is_help=True)
+
+
+@results_app.callback()
+def results_command() -> None:
+    """What the columns of the results table mean.
+
+    Example: gsq results describe
+    """
+
+
+@results_app.command("describe")
+def results_describe_command(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="A Parquet file that gsq wrote; default: what gsq gather writes today."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Each column of the results table: its type, unit and meaning, and what kind of column it is.
+
+    The same stands in the field metadata of the Parquet file.
+
+    Example: gsq results describe results/groups.parquet
+    """
+    from gsq.errors import UserError
+    from sweeps.schema import SCHEMA_VERSION, SchemaError, describe
+
+    try:
+        columns = describe(file)
+    except SchemaError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        _print_json({**({"version": SCHEMA_VERSION} if file is None else {}), "columns": [asdict(c) for c in columns]})
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head in ("column", "type", "unit"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    role = ""
+    for column in columns:
+        if column.role != role:
+            role = column.role
+            table.add_row(f"[dim]{role}[/dim]")
+        table.add_row(f"  {column.name}", column.type, column.unit, escape(column.description))
+    Console().print(table, highlight=False)
 
 
 def clean_command(

@@ -170,6 +170,30 @@ def arrow_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION)})
 
 
+def describe(path: Path | None = None) -> tuple[Column, ...]:
+    """Columns of the results table or, given a file, of that one as its field metadata says.
+
+    Raises SchemaError where the file is not a Parquet file with a unit and a description of each column.
+    """
+    if path is None:
+        return COLUMNS
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    columns = []
+    for field in schema:
+        about = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        if not {"unit", "description", "role"} <= about.keys():
+            raise SchemaError(f"{path}: its column '{field.name}' has no description; it is not a table of gsq's")
+        kind = "list<float64>" if pa.types.is_list(field.type) else str(field.type).replace("double", "float64")
+        columns.append(Column(field.name, kind, about["unit"], about["role"], about["description"]))  # type: ignore[arg-type]
+    return tuple(columns)
+
+
 # Rows made into columns at a time: the rest need not be in memory as rows.
 CHUNK = 10_000
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from gsq.cli import app
+from gsq.errors import UserError
 from gsq.loading import SHORT_NAMES
-from sweeps.schema import COLUMNS, KEY, SCHEMA_VERSION, SCIENCE_COLUMNS, SchemaError, read_table, write_table
+from sweeps.schema import COLUMNS, KEY, SCHEMA_VERSION, SCIENCE_COLUMNS, SchemaError, describe, read_table, write_table
 
 SAMPLES: dict[str, Any] = {
     "string": "text",
@@ -128,3 +132,26 @@ def test_science_columns_are_what_must_repeat_and_no_more() -> None:
 def test_columns_are_named_once_and_hold_the_key() -> None:
     names = [c.name for c in COLUMNS]
     assert len(set(names)) == len(names) and set(KEY) <= set(names)
+
+
+def test_the_schema_is_described_for_people_and_scripts(folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["results", "describe"], env={"COLUMNS": "250"})
+    assert shown.exit_code == 0
+    lines = {line.split()[0]: " ".join(line.split()) for line in shown.stdout.splitlines()}
+    for column in COLUMNS:
+        assert lines[column.name] == " ".join(f"{column.name} {column.type} {column.unit} {column.description}".split())
+    found = json.loads(CliRunner().invoke(app, ["results", "describe", "--json"]).stdout)
+    assert found["version"] == SCHEMA_VERSION and [c["name"] for c in found["columns"]] == [c.name for c in COLUMNS]
+
+
+def test_a_file_is_described_by_what_it_says_of_itself(folder: Path) -> None:
+    path = folder / "t.parquet"
+    write_table([row("a")], path)
+    assert describe(path) == COLUMNS
+    pq.write_table(pq.read_table(path).select(["rfid", "usage_per_group"]), path)
+    found = json.loads(CliRunner().invoke(app, ["results", "describe", str(path), "--json"]).stdout)["columns"]
+    assert [(c["name"], c["type"]) for c in found] == [("rfid", "float64"), ("usage_per_group", "list<float64>")]
+    pq.write_table(pa.table({"x": [1]}), folder / "other.parquet")
+    for name, words in (("other.parquet", "'x' has no description"), ("none.parquet", "not a readable Parquet file")):
+        refused = CliRunner().invoke(app, ["results", "describe", str(folder / name)])
+        assert isinstance(refused.exception, UserError) and words in str(refused.exception)
