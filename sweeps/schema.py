@@ -7,6 +7,7 @@ pandas nor pyarrow until a table is built.
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping
@@ -152,6 +153,20 @@ SCIENCE_COLUMNS: tuple[str, ...] = (
 )
 
 
+# By default pandas would read integers with nulls as floats and booleans with nulls as objects: others keep the types,
+# and so does pandas where the file says so (the format is that of pyarrow.Table.from_pandas).
+NULLABLE = {"int64": "Int64", "bool": "boolean"}
+_PANDAS = {
+    "index_columns": [],
+    "column_indexes": [],
+    "columns": [
+        {"name": c.name, "field_name": c.name, "pandas_type": c.type, "numpy_type": NULLABLE[c.type], "metadata": None}
+        for c in COLUMNS
+        if c.type in NULLABLE
+    ],
+}
+
+
 def arrow_schema() -> pa.Schema:
     """The pyarrow schema, units and descriptions in the field metadata, version in the schema's."""
     import pyarrow as pa
@@ -167,7 +182,7 @@ def arrow_schema() -> pa.Schema:
         pa.field(c.name, types[c.type], metadata={"unit": c.unit, "role": c.role, "description": c.description})
         for c in COLUMNS
     ]
-    return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(_PANDAS)})
 
 
 def describe(path: Path | None = None) -> tuple[Column, ...]:
@@ -230,7 +245,9 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a results table as pandas, nullable integer columns as Int64; columns that came later are null.
+    """Read a results table as pandas, integers as Int64 and booleans as boolean, for they may be null.
+
+    Columns that came later than the file are null.
 
     Raises SchemaError where the file is not a results table or is of another schema version.
     """
@@ -253,6 +270,6 @@ def read_table(path: Path) -> pd.DataFrame:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     frame = table.to_pandas()
     for column in COLUMNS:
-        if column.type == "int64":
-            frame[column.name] = frame[column.name].astype("Int64")
+        if column.type in NULLABLE:  # Files of before did not say so.
+            frame[column.name] = frame[column.name].astype(NULLABLE[column.type])
     return frame

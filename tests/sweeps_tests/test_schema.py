@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +43,35 @@ def test_every_column_comes_back_as_it_went(folder: Path) -> None:
     given = {"sweep", "signature", "state"}
     assert set(frame.columns[missing.notna()]) == given
     assert str(frame["step"].dtype) == str(frame["tokens"].dtype) == "Int64"
+
+
+def test_pandas_polars_and_duckdb_read_the_same_types_and_values(folder: Path) -> None:
+    import duckdb
+    import polars
+
+    path = folder / "t.parquet"
+    write_table([{**FULL, "step": 2**53 + 1}, row("b")], path)
+    types = {
+        "string": (str(pd.Series(["text"]).dtype), polars.String, "VARCHAR"),
+        "int64": ("Int64", polars.Int64, "BIGINT"),
+        "float64": ("float64", polars.Float64, "DOUBLE"),
+        "bool": ("boolean", polars.Boolean, "BOOLEAN"),
+        "list<float64>": ("object", polars.List(polars.Float64), "DOUBLE[]"),
+    }
+    frame, lazy = pd.read_parquet(path), polars.read_parquet(path)
+    relation = duckdb.read_parquet(str(path))
+    assert list(frame.columns) == lazy.columns == relation.columns == [c.name for c in COLUMNS]
+    for i, column in enumerate(COLUMNS):
+        pandas_type, polars_type, duckdb_type = types[column.type]
+        assert str(frame[column.name].dtype) == str(read_table(path)[column.name].dtype) == pandas_type, column.name
+        assert lazy.schema[column.name] == polars_type and str(relation.types[i]) == duckdb_type, column.name
+    rows = relation.fetchall()
+    assert rows == lazy.rows()
+    assert rows[0] == tuple({**FULL, "step": 2**53 + 1}.values()) and frame["step"][0] == 2**53 + 1
+    assert list(frame.columns[frame.loc[1].notna()]) == [
+        name for name, value in zip(relation.columns, rows[1], strict=True) if value is not None
+    ]
+    assert str(pd.read_parquet(path, columns=["step", "rfid"])["step"].dtype) == "Int64"
 
 
 def test_types_units_and_descriptions_are_in_the_file(folder: Path) -> None:
