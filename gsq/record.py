@@ -380,11 +380,11 @@ def smallest_micro_batch(folder: RunFolder) -> int | None:
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
-    """The training curve: for each step the line of the highest attempt; a torn last line is left out."""
+    """The training curve: for each step the line of the highest attempt; torn or damaged lines are left out."""
     by_step: dict[int, dict[str, float]] = {}
     for path in folder.attempt_folders():
         try:
-            lines = (path / "metrics.jsonl").read_text().splitlines()
+            lines = (path / "metrics.jsonl").read_bytes().splitlines()
         except OSError:
             continue
         for line in lines:
@@ -392,7 +392,8 @@ def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
                 value = json.loads(line)
             except ValueError:
                 continue
-            by_step[value["step"]] = value
+            if isinstance(value, dict) and isinstance(value.get("step"), int):
+                by_step[value["step"]] = value
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sweeps.cluster import Cluster, load_cluster
     from sweeps.control import Cancellation, cancel, retry
     from sweeps.coverage import AxisTest, Coverage, missing
+    from sweeps.curves import gather_curves
     from sweeps.forecasting import Forecast, admit, forecast
     from sweeps.gathering import gather
     from sweeps.housekeeping import Cleaning, clean
@@ -53,6 +54,7 @@ _HOME = {
     "clean": ("housekeeping", "clean"),
     "forecast": ("forecasting", "forecast"),
     "gather": ("gathering", "gather"),
+    "gather_curves": ("curves", "gather_curves"),
     "load_cluster": ("cluster", "load_cluster"),
     "load_spec": ("spec", "load_spec"),
     "missing": ("coverage", "missing"),
@@ -87,6 +89,7 @@ __all__ = [
     "clean",
     "forecast",
     "gather",
+    "gather_curves",
     "load_cluster",
     "load_spec",
     "missing",

@@ -463,6 +463,9 @@ def gather_command(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Write the training curves, too, to SWEEP-curves.parquet beside the table.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Collect a sweep's runs into its results table, failed and missing cells included.
@@ -475,12 +478,19 @@ def gather_command(
     from sweeps.gathering import gathered
 
     done = gathered(sweep, output)
+    second = None
+    if curves:
+        from sweeps.curves import curves_path, gather_curves
+
+        second = gather_curves(sweep, curves_path(done.table))
     if as_json:
-        _print_json({"table": str(done.table), **done.coverage.to_dict(), "problems": done.problems})
+        files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
+        _print_json({**files, **done.coverage.to_dict(), "problems": done.problems})
         return
     for problem in done.problems:
         typer.echo(f"warning: {problem}", err=True)
-    typer.echo(f"wrote {done.table}")
+    for path in filter(None, (done.table, second)):
+        typer.echo(f"wrote {path}")
     for line in done.coverage.lines:
         typer.echo(line)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 KEY = ("sweep", "signature", "step", "protocol")
 
-Role = Literal["key", "axis", "derived", "metric", "cost", "provenance", "protocol", "state"]
+Role = Literal["key", "axis", "derived", "metric", "cost", "provenance", "protocol", "state", "curve"]
 
 
 class SchemaError(ValueError):
@@ -219,7 +219,6 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
     Raises ValueError where two rows have the same key (sweep, signature, step, protocol).
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = arrow_schema()
     seen: set[tuple[object, ...]] = set()
@@ -233,10 +232,17 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
                 raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=True))}")
             seen.add(key)
         tables.append(pa.table([[row.get(c.name) for row in chunk] for c in COLUMNS], schema=schema))
+    replace_table(pa.concat_tables(tables), path)
+
+
+def replace_table(table: pa.Table, path: Path) -> None:
+    """Write a table as Parquet at once and whole: readers see the old file or the new one."""
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        pq.write_table(pa.concat_tables(tables), partial)
+        pq.write_table(table, partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
