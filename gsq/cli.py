@@ -61,7 +61,11 @@ register_sweeps(app)
 register_analysis(app)
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE).")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE), or a sweep, by name or YAML file.",
+    ),
 ]
 
 
@@ -185,16 +189,16 @@ def evaluate_command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a finished run again, without training. It prints the metrics and changes nothing.
+    """Evaluate a finished run again, or all of a sweep, without training.
+
+    Of a run it prints the metrics and changes nothing. Of a sweep it evaluates one finished run after the other, keeps
+    the results in their folders and leaves out what was evaluated by the same protocol before, so that the same command
+    goes on after an interruption; gsq gather then has a row for each. Exit code 1: some could not be evaluated.
 
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
+    Example: gsq evaluate groups --features inception
     """
     import dataclasses
-
-    from gsq.run import load_finished
-
-    config, source, model = load_finished(run)
-    from gsq.evaluation import evaluate_all
 
     changes: dict[str, Any] = {
         "num_images": num_images,
@@ -203,7 +207,15 @@ def evaluate_command(
         "lpips": lpips,
         "allow_small": allow_small or None,
     }
-    wanted = dataclasses.replace(config.evaluation, **{k: v for k, v in changes.items() if v is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
+        _evaluate_sweep(run, changes, as_json)
+        return
+    from gsq.evaluation import evaluate_all
+    from gsq.run import load_finished
+
+    config, source, model = load_finished(Path(run))
+    wanted = dataclasses.replace(config.evaluation, **changes)
     # Refuses a resolution that the model's downsampling does not divide.
     dataclasses.replace(config, evaluation=wanted)
     results = evaluate_all(model, source, wanted)
@@ -230,6 +242,55 @@ def evaluate_command(
         ):
             if result[name] is not None:
                 typer.echo(f"{name:<16}{result[name]}")
+
+
+def _evaluate_sweep(name: str, changes: dict[str, Any], as_json: bool) -> None:
+    from gsq.errors import UserError
+    from gsq.record import DONE, RunFolder
+    from sweeps.folder import sweep_folder
+    from sweeps.monitoring import survey
+
+    folder = sweep_folder(name)
+    states = survey(folder).states
+    finished = [RunFolder.of(folder.runs, signature) for signature, state in states.items() if state.state == DONE]
+    if not finished:
+        raise UserError(f"sweep '{folder.name}': none of its {len(states)} cells is done (gsq status {folder.name})")
+    from gsq.evaluation import NonFiniteReconstruction
+    from gsq.run import evaluate_finished, read_finished
+
+    made: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for number, run in enumerate(finished, 1):
+        try:
+            read_finished(run.path)
+        except UserError as error:
+            results, failed[run.signature] = [], str(error)
+        else:
+            try:
+                results = evaluate_finished(run.path, changes)
+            except NonFiniteReconstruction as error:
+                results, failed[run.signature] = [], f"{run.path}: {error}"
+        made += [{"signature": run.signature, **result} for result in results]
+        if as_json:
+            continue
+        for result in results:
+            typer.echo(
+                f"{number}/{len(finished)} {run.signature} rFID {result['rfid']:.4g} in {result['features']}, "
+                f"{result['num_images']} images of {result['resolution']} pixels"
+            )
+    if as_json:
+        typer.echo(
+            json.dumps({"sweep": folder.name, "finished": len(finished), "new": made, "failed": failed}, indent=1)
+        )
+    else:
+        for message in failed.values():
+            typer.echo(f"warning: {message}", err=True)
+        typer.echo(
+            f"{len(made)} new evaluation{'s' * (len(made) != 1)} of {len(finished)} finished runs; "
+            f"gsq gather {folder.name} puts them into the table"
+        )
+    if failed:
+        raise typer.Exit(1)
 
 
 TokenizerArgument = Annotated[

@@ -2,7 +2,8 @@
 
 ``<runs>/<ab>/<signature>/``: config.yaml and ``attempts/<n>/`` with status.json, env.json, metrics.jsonl,
 evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so that two
-attempts of one run may overlap without harm; readers take the highest attempt for each step.
+attempts of one run may overlap without harm; readers take the highest attempt for each step. Evaluations made later,
+without training, are in ``evaluations/`` beside the attempts.
 """
 
 from __future__ import annotations
@@ -124,11 +125,14 @@ class Attempt:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
-        folder = self.path / "evaluations"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{protocol}-{step:08d}.json"
-        write_json(path, result, sync=True)
-        return path
+        return _write_evaluation(self.path, protocol, step, result)
+
+
+def _write_evaluation(folder: Path, protocol: str, step: int, result: dict[str, Any]) -> Path:
+    path = folder / "evaluations" / f"{protocol}-{step:08d}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, result, sync=True)
+    return path
 
 
 def _attempt_numbers(run: str) -> list[int]:
@@ -169,6 +173,10 @@ class RunFolder:
                 number += 1
                 continue
             return Attempt(path, number)
+
+    def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
+        """Keep an evaluation made after the run, in ``evaluations/`` beside its attempts, which stay as they are."""
+        return _write_evaluation(self.path, protocol, step, result)
 
     @contextmanager
     def claim(self, patience: float = STALE_SECONDS) -> Iterator[bool]:
@@ -410,25 +418,24 @@ class RunResults:
 
 
 def read_results(folder: RunFolder) -> RunResults:
-    """Environment and evaluations of a run, each of the highest attempt that has it."""
+    """Environment and evaluations of a run, each of the highest attempt that has it; later evaluations come last."""
     path = str(folder.path)
     environments: list[str] = []
     evaluations: dict[str, str] = {}
     unreadable: list[str] = []
-    for number in _attempt_numbers(path):
-        attempt = f"attempts/{number}"
+    attempts = [f"attempts/{number}" for number in _attempt_numbers(path)]
+    for attempt in attempts:
         if os.path.isfile(f"{path}/{attempt}/env.json"):
             environments.append(f"{attempt}/env.json")
+    for where in [*(f"{attempt}/evaluations" for attempt in attempts), *(["evaluations"] if attempts else [])]:
         try:
-            names = os.listdir(f"{path}/{attempt}/evaluations")
+            names = os.listdir(f"{path}/{where}")
         except FileNotFoundError:
             continue
         except OSError:
-            unreadable.append(f"{attempt}/evaluations")
+            unreadable.append(where)
             continue
-        evaluations |= {
-            name: f"{attempt}/evaluations/{name}" for name in names if name.endswith(".json") and name[0] != "."
-        }
+        evaluations |= {name: f"{where}/{name}" for name in names if name.endswith(".json") and name[0] != "."}
     environment: Any = {}
     if environments:
         environment = _read_object(f"{path}/{environments[-1]}")
@@ -450,12 +457,14 @@ def results_changed(folder: RunFolder) -> tuple[int, ...]:
     Files are replaced by renaming, which changes the time of their folder; an edit in place is not seen.
     """
     path, times = str(folder.path), []
-    for number in _attempt_numbers(path):
-        for name in ("env.json", "evaluations"):
-            try:
-                times.append(os.stat(f"{path}/attempts/{number}/{name}").st_mtime_ns)
-            except OSError:
-                times.append(0)
+    attempts = (
+        f"attempts/{number}/{name}" for number in _attempt_numbers(path) for name in ("env.json", "evaluations")
+    )
+    for name in ("evaluations", *attempts):
+        try:
+            times.append(os.stat(f"{path}/{name}").st_mtime_ns)
+        except OSError:
+            times.append(0)
     return tuple(times)
 
 

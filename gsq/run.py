@@ -23,7 +23,18 @@ from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.identity import identity
 from gsq.loading import load_config, to_dict
-from gsq.record import DONE, FAILED, PRUNED, RUNNING, Attempt, RunFolder, newest_file, read_run, smallest_micro_batch
+from gsq.record import (
+    DONE,
+    FAILED,
+    PRUNED,
+    RUNNING,
+    Attempt,
+    RunFolder,
+    newest_file,
+    read_evaluations,
+    read_run,
+    smallest_micro_batch,
+)
 
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
@@ -418,6 +429,50 @@ def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
     model = Autoencoder(config)
     model.load_state_dict(safetensors.torch.load_file(weights))
     return config, ImageSource(config.data), model.eval().requires_grad_(False)
+
+
+def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Evaluate the final weights of a finished run by further protocols; they are kept in its folder.
+
+    changes: fields of EvaluationConfig, instead of those that the run was trained with. Protocols by which its final
+    weights were evaluated before are left out. Returns what is new, by the results table's column names; each is in
+    ``evaluations/`` of the run folder as soon as all are made, and attempts are left as they are. It runs on a GPU
+    where there is one; the features of the originals are shared with other runs (gsq.originals).
+
+    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do, and NonFiniteReconstruction.
+    """
+    from gsq.distributed import pick_device
+    from gsq.evaluation import check, evaluate_all, protocol
+    from gsq.flops import cost
+
+    folder = RunFolder(path)
+    config, _ = read_finished(path)
+    # The whole config refuses a resolution that the model's downsampling does not divide.
+    config = replace(config, evaluation=replace(config.evaluation, **changes))
+    files, step = manifest(config.data), config.train.steps
+    check(config.evaluation, config.data, files)
+    known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(folder)}
+    sizes = tuple(
+        size
+        for size in config.evaluation.resolutions or (config.data.image_size,)
+        if (protocol(config.evaluation, replace(config.data, image_size=size), files).hash, step) not in known
+    )
+    if not sizes:
+        return []
+    _, source, model = load_finished(path)
+    results = evaluate_all(
+        model.to(pick_device("auto")),
+        source,
+        replace(config.evaluation, resolutions=sizes),
+        runs=path.absolute().parent.parent,
+        step=step,
+    )
+    for result in results:
+        result["step"] = step
+        result["images_seen"] = step * config.train.batch_size
+        result["train_flops"] = cost(config).train_flops
+        folder.write_evaluation(result["protocol"], step, result)
+    return results
 
 
 def _with_micro_batch(config: RunConfig, micro_batch: int) -> RunConfig:

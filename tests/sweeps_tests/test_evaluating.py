@@ -1,0 +1,67 @@
+"""Finished runs of a sweep evaluated again, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gsq.cli import app
+from gsq.errors import UserError
+from gsq.record import RunFolder, read_run, runs_root
+from gsq.run import execute
+from sweeps import gather, plan, read_table
+from sweeps.folder import SweepFolder
+
+TINY = {
+    "model.channels": 8,
+    "model.norm_groups": 4,
+    "model.latent_dim": 4,
+    "quantizer.codebook_size": 8,
+    "loss.discriminator_start": 100,
+    "loss.perceptual": "none",
+    "data.image_size": 32,
+    "train.steps": 1,
+    "train.batch_size": 2,
+    "evaluation.num_images": 8,
+}
+
+
+def test_further_protocols_become_rows_and_are_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.spec import load_spec
+
+    # An unchanged table is left as it is from the first.
+    monkeypatch.setattr("sweeps.gathering.SETTLED_SECONDS", -1.0)
+    cells = plan(load_spec({"name": "small", "base": "cpu-tiny", "set": TINY, "axes": {"groups": [1, 2, 4]}}))
+    SweepFolder(runs_root(), "small").write_plan(cells)
+    with pytest.raises(UserError, match="none of its 3 cells is done"):
+        CliRunner().invoke(app, ["evaluate", "small"], catch_exceptions=False)
+    for cell in cells.cells[:2]:
+        execute(cell.config, runs_root())
+    before = read_table(gather("small"))
+    words = ["evaluate", "small", "--num-images", "12"]
+    # Nothing new by the protocol of the training.
+    assert CliRunner().invoke(app, ["evaluate", "small"]).stdout.startswith("0 new evaluations of 2 finished runs")
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "2 new evaluations of 2 finished runs" in done.stdout
+    frame = read_table(gather("small"))
+    assert sorted(frame["num_images"].dropna()) == [8, 8, 12, 12] and len(frame) == 5
+    assert list(frame["state"]) == ["done"] * 4 + ["planned"]
+    new = frame[frame["num_images"] == 12]
+    assert new["protocol"].nunique() == 1 and not set(new["protocol"]) & set(before["protocol"])
+    assert set(new["step"]) == {1} and new["rfid"].notna().all() and set(new["images_seen"]) == {2}
+    for cell in cells.cells[:2]:
+        run = RunFolder.of(runs_root(), cell.signature)
+        record = read_run(run)
+        # The attempt, and with it the cost and the provenance, is that of the training.
+        assert (record.state, record.attempts) == ("done", 1)
+        assert len(list((run.path / "evaluations").iterdir())) == 1
+    old = frame[frame["num_images"] == 8].reset_index(drop=True)
+    assert list(old["rfid"]) == list(before["rfid"].dropna())
+    assert json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["new"] == []
+    # One that is damaged is named, and does not stop the others.
+    (run.path / "attempts/1/model.safetensors").unlink()
+    torn = CliRunner().invoke(app, ["evaluate", "small", "--num-images", "10"])
+    assert torn.exit_code == 1 and "1 new evaluation of 2" in torn.stdout and "model.safetensors" in torn.stderr
