@@ -457,10 +457,8 @@ def results_changed(folder: RunFolder) -> tuple[int, ...]:
     Files are replaced by renaming, which changes the time of their folder; an edit in place is not seen.
     """
     path, times = str(folder.path), []
-    attempts = (
-        f"attempts/{number}/{name}" for number in _attempt_numbers(path) for name in ("env.json", "evaluations")
-    )
-    for name in ("evaluations", *attempts):
+    names = [f"attempts/{number}/{name}" for number in _attempt_numbers(path) for name in ("env.json", "evaluations")]
+    for name in [*names, *(["evaluations"] if names else [])]:
         try:
             times.append(os.stat(f"{path}/{name}").st_mtime_ns)
         except OSError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsq.errors import UserError
 from gsq.record import RunFolder, read_metrics
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.gathering import RESULTS
@@ -51,12 +53,17 @@ def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Pa
     One row for each logged step of each planned cell that has trained, ``signature`` and ``step`` first (they join it
     with the results table), then a float64 column for each logged quantity, with unit and description in the field
     metadata. Null is what a run did not log at that step, NaN what it did. Of steps that several attempts logged the
-    newest counts. The file is replaced at once and whole. Raises UserError for an unknown sweep.
+    newest counts. The file is replaced at once and whole. Raises UserError for an unknown sweep, and where the file is
+    the results table of another one, named <sweep>-curves.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     path = output or curves_path(RESULTS / f"{folder.name}.parquet")
+    with suppress(OSError, pa.ArrowInvalid):
+        if b"gsq_schema_version" in (pq.read_schema(path).metadata or {}):
+            raise UserError(f"{path}: is a results table, not to be replaced by training curves; name another file")
     tables = [pa.table(columns) for columns in _chunks(folder)]
     table = pa.concat_tables(tables, promote_options="default")
     known = ["signature", "step", *(name for name in QUANTITIES if name in table.column_names)]

@@ -264,10 +264,14 @@ def test_results_are_of_the_highest_attempt_that_has_each(folder: RunFolder) -> 
         "attempts/1/evaluations/p-00000004.json": {"value": 1},
         "attempts/2/evaluations/p-00000008.json": {"value": 3},
     }
+    folder.write_evaluation("p", 8, {"value": 4})
+    folder.write_evaluation("q", 8, {"value": 5})
+    later = {name: value for name, value in read_results(folder).evaluations.items() if name.startswith("evaluations/")}
+    assert later == {"evaluations/p-00000008.json": {"value": 4}, "evaluations/q-00000008.json": {"value": 5}}
     (second.path / "env.json").write_text("{")
     (second.path / "evaluations" / "p-00000012.json").write_text("[1]")
     found = read_results(folder)
-    assert found.environment == {} and len(found.evaluations) == 2
+    assert found.environment == {} and len(found.evaluations) == 3
     assert found.unreadable == ("attempts/2/env.json", "attempts/2/evaluations/p-00000012.json")
 
 
@@ -289,4 +293,6 @@ def test_what_results_are_read_from_is_seen_to_change(folder: RunFolder) -> None
     made.write_evaluation("p", 4, {"value": 2})
     assert changed()
     folder.new_attempt()
+    assert changed() and not changed()
+    folder.write_evaluation("q", 4, {"value": 3})
     assert changed() and not changed()

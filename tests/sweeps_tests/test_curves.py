@@ -85,3 +85,11 @@ def test_a_sweep_without_curves_has_an_empty_file_and_an_unknown_one_none(plan_o
     with pytest.raises(UserError, match="no sweep 'other'"):
         gather_curves("other")
     assert [p.name for p in Path("results").iterdir()] == ["new-curves.parquet"]
+
+
+def test_the_results_table_of_another_sweep_is_not_replaced(plan: Plan, plan_of: PlanOf) -> None:
+    SweepFolder(runs_root(), "small-curves").write_plan(plan_of("small-curves"))
+    table = gather("small-curves")
+    with pytest.raises(UserError, match=r"results/small-curves\.parquet: is a results table"):
+        gather_curves("small")
+    assert set(read_table(table)["sweep"]) == {"small-curves"}

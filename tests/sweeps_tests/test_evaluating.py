@@ -29,6 +29,7 @@ TINY = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:rfid over")
 def test_further_protocols_become_rows_and_are_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps.spec import load_spec
 
