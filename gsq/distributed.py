@@ -8,6 +8,7 @@ waiting, and passes that differ in their graph (accumulation, adaptive weight, g
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def leave(together: bool = True) -> None:
         if together:
             torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        # Threads of Gloo that outlive the interpreter can abort it, and cycles of references keep them alive.
+        gc.collect()
 
 
 def pick_device(name: str) -> torch.device:

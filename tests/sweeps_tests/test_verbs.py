@@ -561,11 +561,11 @@ def test_watching_and_following_end_with_the_sweep_or_with_ctrl_c(driver: subpro
     for process in (watcher, follower):
         process.send_signal(signal.SIGINT)
     for process in (watcher, follower):
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 130 and "Traceback" not in output, output
     # At once after the start of a worker, too, which has no handler for signals yet.
     gsq("cancel", "trio")
-    driver.communicate(timeout=60)
-    output, _ = other.communicate(timeout=30)
+    driver.communicate(timeout=90)
+    output, _ = other.communicate(timeout=60)
     assert other.returncode == 0 and "3 failed" in output, output
     assert status("trio").failures == {"cancelled": 3}
