@@ -116,14 +116,6 @@ def entries(sweep: SweepFolder) -> Iterator[Entry]:
         yield read_entry(path_of(sweep, number))
 
 
-def newest_jobs(sweep: SweepFolder) -> dict[str, str]:
-    """The newest SLURM job of each cell that has one, by signature."""
-    newest: dict[str, str] = {}
-    for entry in entries(sweep):
-        newest |= entry.jobs
-    return newest
-
-
 def add(entry: Entry, files: Mapping[str, bytes]) -> None:
     """Put an entry and its files where ``entry.path`` says. Raises Taken where another one is there already."""
     partial = entry.path.with_name(f".{entry.path.name}.{os.uname().nodename}.{os.getpid()}.partial")
