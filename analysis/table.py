@@ -33,9 +33,9 @@ DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {
     "tokens_per_image": (("groups", "image_size", "downsample"), lambda g, h, f: g * (h / f) ** 2),
 }
 
-# What makes a configuration. The seed repeats it, and group_dim = D / G follows from two others.
+# What makes a configuration. Seeds and repeats repeat it, and group_dim = D / G follows from two others.
 CONFIGURATION_AXES: tuple[str, ...] = tuple(
-    c.name for c in schema.COLUMNS if c.role == "axis" and c.name not in ("seed", "group_dim")
+    c.name for c in schema.COLUMNS if c.role == "axis" and c.name not in ("seed", "repeat", "group_dim")
 )
 # Axes whose large end (for downsample: the small end) costs more memory and time, where runs die first.
 _LARGE_END = {
@@ -49,6 +49,10 @@ _LARGE_END = {
     "bits_per_pixel": 1,
     "learning_rate": 1,
 }
+
+
+# Why a repeat of a run, which has a value, is left out all the same.
+REPEATED = "repeated to compare codes"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Excluded:
             return ""
         missing = self.cells - self.used
         parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+        if REPEATED in self.counts:
+            return f"{missing} of {self.cells} cells {'is' if missing == 1 else 'are'} left out: {parts}"
         return f"{missing} of {self.cells} cells {'has' if missing == 1 else 'have'} no value: {parts}"
 
 
@@ -201,7 +207,7 @@ def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
 def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
     """The rows used in a fit, and a count of what was left out.
 
-    Used: state done, a finite ``target`` (positive, if it is rfid), no empty cell in ``columns``, the last evaluated
+    Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell in ``columns``, the last evaluated
     step of each signature (every step, if ``columns`` name it); derived axes are added where they are absent. Raises
     AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a value.
     """
@@ -247,9 +253,13 @@ def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str]) -> list[s
     states = cells["state"].fillna("done") if "state" in cells else ["done"] * len(cells)
     failures = cells["failure"].fillna("error") if "failure" in cells else ["error"] * len(cells)
     empty = {name: np.isnan(numbers(cells, name)) for name in columns}
+    # Of a results table only: another one's column of that name is its own.
+    repeats = numbers(cells, "repeat") if {"repeat", "signature"} <= set(cells) else np.zeros(len(cells))
     reasons = []
     for i, (state, failure, value) in enumerate(zip(states, failures, numbers(cells, target), strict=True)):
-        if state == "failed":
+        if repeats[i] > 0:
+            reasons.append(REPEATED)
+        elif state == "failed":
             reasons.append(f"failed ({failure})")
         elif state != "done":
             reasons.append(str(state))

@@ -328,12 +328,15 @@ class TrainConfig:
     precision: str = "float32"
     """float32 or bfloat16 (autocast; the quantizer always runs in float32)."""
     seed: int = 0
+    repeat: int = field(default=0, metadata={"legacy": 0})
+    """Changes nothing but the signature: 1, 2, ... train the same run once more, to compare codes or devices."""
 
     def __post_init__(self) -> None:
         choose("train.precision", self.precision, ("float32", "bfloat16"))
         positive("train.steps", self.steps)
         positive("train.batch_size", self.batch_size)
         positive("train.seed", self.seed, 0)
+        positive("train.repeat", self.repeat, 0)
 
 
 @dataclass(frozen=True)

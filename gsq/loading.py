@@ -27,6 +27,7 @@ SHORT_NAMES: dict[str, str] = {
     "steps": "train.steps",
     "learning_rate": "optimizer.learning_rate",
     "seed": "train.seed",
+    "repeat": "train.repeat",
 }
 _SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES, *KEYS)}
 

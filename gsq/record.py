@@ -255,9 +255,9 @@ class RunRecord:
     """Device seconds of a training step, over the ``timed_steps`` of all attempts; without evaluations."""
     timed_steps: int = 0
     evaluation_seconds: float | None = None
+    """Device seconds of one evaluation, the mean."""
     rfid: float | None = None
     """Of the newest evaluation."""
-    """Device seconds of one evaluation, the mean."""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None

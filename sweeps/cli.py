@@ -91,6 +91,15 @@ def plan_command(
     cells: CellsOption = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
+    anchors: Annotated[
+        Path | None,
+        typer.Option(
+            "--anchors",
+            metavar="FILE",
+            help="Write a sweep file that trains a few finished cells once more (4, or --cells N), where gsq, packages "
+            "or the device have changed since: gsq gather then says whether old and new runs may be pooled.",
+        ),
+    ] = None,
 ) -> None:
     """Show the cells of a sweep and what they will cost. Runs nothing.
 
@@ -100,7 +109,11 @@ def plan_command(
     search: its space, and what its trials will cost.
 
     Example: gsq plan sweeps/configs/quickstart.yaml
+    Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
     """
+    if anchors is not None:
+        _plan_anchors(sweep, cluster, cells, anchors, as_json)
+        return
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
@@ -151,6 +164,45 @@ def plan_command(
         print_search(Console(), plan, found, target.device)
         return
     print_plan(Console(), plan, found, target.device, None if show_all else 60)
+
+
+def _plan_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
+    from gsq.errors import UserError
+    from gsq.record import write_text
+    from sweeps.cluster import load_cluster, local_gpus
+    from sweeps.display import brief, duration
+    from sweeps.folder import sweep_folder
+    from sweeps.planning import title
+    from sweeps.pooling import ANCHORS, anchors_yaml, propose
+    from sweeps.spec import configs_folder, find_file
+
+    source = find_file(sweep, configs_folder(), "sweep")
+    if output.exists():
+        raise UserError(f"--anchors: {output} is there already; name another file")
+    folder = sweep_folder(sweep)
+    target = load_cluster(cluster)
+    device = "cpu" if target.kind == "local" and not local_gpus() else None
+    chosen, others = propose(folder, device, cells or ANCHORS)
+    repeat = 1 + max(cell.config.train.repeat for cell in folder.read_plan().cells)
+    if not chosen:
+        raise UserError(f"sweep '{folder.name}': all old cells have been repeated; gsq gather {folder.name} compares")
+    records = folder.records([run.cell.signature for run in chosen])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, anchors_yaml(source, folder.name, chosen, repeat, output.parent))
+    seconds = {signature: record.seconds for signature, record in records.items()}
+    if as_json:
+        rows = [
+            {**run.cell.axes, "signature": run.cell.signature, "seconds": seconds[run.cell.signature]} for run in chosen
+        ]
+        _print_json({"sweep": folder.name, "output": str(output), "made_otherwise": others, "anchors": rows})
+        return
+    typer.echo(
+        f"{_cells(others)} of sweep '{folder.name}' {'was' if others == 1 else 'were'} made by other code, versions or "
+        f"device than now; to repeat, in {output} ({duration(sum(seconds.values()))} of device time then):"
+    )
+    for run in chosen:
+        typer.echo(f"  {run.cell.signature} {brief(title(run.cell.axes))}")
+    typer.echo(f"gsq run {output} trains them, and gsq gather {folder.name} compares old with new")
 
 
 def admitted(
@@ -485,13 +537,13 @@ def gather_command(
         second = gather_curves(sweep, curves_path(done.table))
     if as_json:
         files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
-        _print_json({**files, **done.coverage.to_dict(), "problems": done.problems})
+        _print_json({**files, **done.coverage.to_dict(), "problems": done.problems, "comparisons": done.comparisons})
         return
     for problem in done.problems:
         typer.echo(f"warning: {problem}", err=True)
     for path in filter(None, (done.table, second)):
         typer.echo(f"wrote {path}")
-    for line in done.coverage.lines:
+    for line in (*done.coverage.lines, *done.comparisons):
         typer.echo(line)
 
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.record import PRUNED, RunFolder, read_json, read_results, results_changed, write_json
+from gsq.record import DONE, PRUNED, RunFolder, read_json, read_results, results_changed, write_json
 from sweeps.coverage import Coverage, coverage_of
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import Survey, survey
 from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
+from sweeps.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
 from sweeps.reconcile import PLANNED
 from sweeps.schema import BY_NAME, SCHEMA_VERSION, Column, write_table
 
 RESULTS = Path("results")
-# Columns in which the runs of a sweep should agree, with what their values are.
-MIXED = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
 # Within this time after a change a file may change again without another time of change.
 SETTLED_SECONDS = 2.0
 
@@ -41,6 +39,8 @@ class Gathered:
     """What became of the planned cells, and whether failure goes with an axis."""
     problems: tuple[str, ...]
     """Damaged runs, mixtures of code or devices, and failures that would bias a fit, a sentence each."""
+    comparisons: tuple[str, ...] = ()
+    """Where cells were repeated under other code, versions or devices: whether old and new may be pooled."""
 
 
 def gather(
@@ -75,15 +75,22 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
     known = read_json(note)
     if not isinstance(known, dict) or known.get("inputs") != inputs or known.get("table") != _identity(path):
         problems: list[str] = []
-        runs_seen: dict[str, dict[str, Any]] = {}
-        write_table(_noting(_rows(folder, found, problems.append), runs_seen), path)
+        made: dict[str, Made] = {}
+        values: dict[str, dict[tuple[str, int], float]] = {}
+        write_table(_noting(_rows(folder, found, problems.append), made, values), path)
+        comparisons: list[Comparison] = []
+        if any(cell.config.train.repeat for cell in found.plan.cells):
+            done = [cell for cell in found.plan.cells if found.states[cell.signature].state == DONE]
+            comparisons = compare([Run(c, made[c.signature], values.get(c.signature, {})) for c in done])
         became = coverage_of(folder.name, found)
-        problems += [*mixture(folder.name, runs_seen.values()), *became.biased]
+        known_made = [one for one in made.values() if any(one)]
+        problems += [*mixture(folder.name, known_made, comparisons), *became.biased]
         known = {
             "inputs": inputs,
             "table": _identity(path),
             "problems": problems,
             "coverage": became.to_dict(),
+            "comparisons": [comparison.sentence for comparison in comparisons],
         }
         # A note only saves time: a folder that cannot be written to does without.
         with suppress(OSError):
@@ -91,28 +98,17 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
                 write_json(note, known)
             else:
                 note.unlink(missing_ok=True)
-    return Gathered(path, Coverage.from_dict(known["coverage"]), tuple(known["problems"]))
+    return Gathered(path, Coverage.from_dict(known["coverage"]), tuple(known["problems"]), tuple(known["comparisons"]))
 
 
-def _noting(rows: Iterable[dict[str, Any]], runs: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _noting(
+    rows: Iterable[dict[str, Any]], made: dict[str, Made], values: dict[str, dict[tuple[str, int], float]]
+) -> Iterator[dict[str, Any]]:
     for row in rows:
-        runs[row["signature"]] = {name: row.get(name) for name in MIXED}
+        made[row["signature"]] = made_by(row)
+        if row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
+            values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
         yield row
-
-
-def mixture(sweep: str, runs: Iterable[dict[str, Any]]) -> list[str]:
-    """A sentence that says so where runs were made by different code or on different devices, with how many of each."""
-    runs = list(runs)
-    parts = []
-    for column, words in MIXED.items():
-        counted = Counter(run[column] for run in runs if run.get(column))
-        if len(counted) > 1:
-            # Versions are long, and their number says enough.
-            named = [f"{value}: {n}" if column != "versions" else str(n) for value, n in counted.most_common()]
-            parts.append(f"{len(counted)} {words} ({', '.join(named)} runs)")
-    if not parts:
-        return []
-    return [f"sweep '{sweep}' mixes runs of {' and of '.join(parts)}; the columns {', '.join(MIXED)} tell them apart"]
 
 
 def _identity(table: Path) -> list[Any] | None:
@@ -181,7 +177,7 @@ def _cell_rows(
         "attempts": record.attempts,
         "started_from": record.started_from,
         **provenance,
-        "versions": json.dumps(environment["versions"], sort_keys=True) if "versions" in environment else None,
+        "versions": versions_text(environment.get("versions")),
         # That it waits to be trained on, since another sweep gave it up, is for the queue to know.
         "state": PRUNED if record.state == PRUNED and state.state == PLANNED else state.state,
         "failure": state.failure,

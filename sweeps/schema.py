@@ -78,6 +78,7 @@ COLUMNS: tuple[Column, ...] = (
         ("batch_size", "int64", "images", "images a step, over all devices"),
         ("steps", "int64", "steps", "planned optimiser steps"),
         ("seed", "int64", "", "random seed"),
+        ("repeat", "int64", "", "1, 2, ...: the run once more, to compare codes or devices; laws leave it out"),
         ("data", "string", "", "name and fingerprint of the training data"),
         ("other_axes", "string", "", "config keys without a column that the sweep set for this cell, as JSON"),
     ),

@@ -102,6 +102,7 @@ CHANGES: dict[str, Any] = {
     "train.batch_size": 16,
     "train.precision": "bfloat16",
     "train.seed": 1,
+    "train.repeat": 1,
     "data.kind": "image_folder",
     "data.image_size": 64,
     "data.min_crop": 0.5,

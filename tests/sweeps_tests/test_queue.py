@@ -210,6 +210,13 @@ def test_a_killed_driver_and_an_interrupted_one(
     def running() -> dict[str, Worker]:
         return workers(folder / "runs")
 
+    def tell(driver: subprocess.Popen[str], number: int, worker: Worker) -> None:
+        # The worker would be done before the driver has told it, where other work shares the cores.
+        os.kill(worker.pid, signal.SIGSTOP)
+        driver.send_signal(number)
+        wait_for(lambda: list((folder / "runs/sweeps/driven/cancelled").glob(f"*.{worker.pid}")))
+        os.kill(worker.pid, signal.SIGCONT)
+
     first = driver("submit", source)
     wait_for(running)
     # Before the worker has written anything.
@@ -218,12 +225,8 @@ def test_a_killed_driver_and_an_interrupted_one(
     (worker,) = running().values()
     second = driver("run", source)
     wait_for(lambda: has_checkpoint(run) and read_run(run).step >= 1)
-    # It would be done before the driver has told it, where other work shares the cores.
-    os.kill(worker.pid, signal.SIGSTOP)
     assert read_run(run).pid == worker.pid and running()[cell.signature].driver == 0
-    second.send_signal(signal.SIGINT)
-    wait_for(lambda: list((folder / "runs/sweeps/driven/cancelled").glob(f"*.{worker.pid}")))
-    os.kill(worker.pid, signal.SIGCONT)
+    tell(second, signal.SIGINT, worker)
     told, _ = second.communicate(timeout=60)
     assert second.returncode == 130, told
     assert "Traceback" not in told and "stopped" in told and "To go on" in told
@@ -236,7 +239,7 @@ def test_a_killed_driver_and_an_interrupted_one(
     wait_for(lambda: len(steps_of(run, 2)) >= 2 if (run.path / "attempts/2/metrics.jsonl").exists() else False)
     worker = running()[cell.signature]
     assert worker.driver == closed.pid
-    closed.send_signal(signal.SIGHUP)
+    tell(closed, signal.SIGHUP, worker)
     assert closed.wait(30) == 130
     assert not alive(worker.pid)
     record = read_run(run)
