@@ -187,16 +187,18 @@ def evaluate_command(
         bool,
         typer.Option("--allow-small", help="Inception features on fewer than 2,049 images: rfid is biased upwards."),
     ] = False,
+    cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a finished run again, or all of a sweep, without training.
 
-    Of a run it prints the metrics and changes nothing. Of a sweep it evaluates one finished run after the other, keeps
-    the results in their folders and leaves out what was evaluated by the same protocol before, so that the same command
-    goes on after an interruption; gsq gather then has a row for each. Exit code 1: some could not be evaluated.
+    Of a run it prints the metrics and changes nothing. Of a sweep it evaluates the finished runs, as many at a time as
+    there are cores or GPUs, or as a job array with --cluster slurm, keeps the results in their folders and leaves out
+    what was evaluated by the same protocol before, so that the same command goes on after an interruption; gsq gather
+    then has a row for each. Exit code 1: some could not be evaluated.
 
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
-    Example: gsq evaluate groups --features inception
+    Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
     """
     import dataclasses
 
@@ -209,7 +211,7 @@ def evaluate_command(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
-        _evaluate_sweep(run, changes, as_json)
+        _evaluate_sweep(run, changes, cluster, as_json)
         return
     from gsq.evaluation import evaluate_all
     from gsq.run import load_finished
@@ -244,52 +246,39 @@ def evaluate_command(
                 typer.echo(f"{name:<16}{result[name]}")
 
 
-def _evaluate_sweep(name: str, changes: dict[str, Any], as_json: bool) -> None:
-    from gsq.errors import UserError
-    from gsq.record import DONE, RunFolder
-    from sweeps.folder import sweep_folder
-    from sweeps.monitoring import survey
+def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
+    from sweeps.evaluating import evaluate_sweep
 
-    folder = sweep_folder(name)
-    states = survey(folder).states
-    finished = [RunFolder.of(folder.runs, signature) for signature, state in states.items() if state.state == DONE]
-    if not finished:
-        raise UserError(f"sweep '{folder.name}': none of its {len(states)} cells is done (gsq status {folder.name})")
-    from gsq.evaluation import NonFiniteReconstruction
-    from gsq.run import evaluate_finished, read_finished
-
-    made: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for number, run in enumerate(finished, 1):
-        try:
-            read_finished(run.path)
-        except UserError as error:
-            results, failed[run.signature] = [], str(error)
-        else:
-            try:
-                results = evaluate_finished(run.path, changes)
-            except NonFiniteReconstruction as error:
-                results, failed[run.signature] = [], f"{run.path}: {error}"
-        made += [{"signature": run.signature, **result} for result in results]
-        if as_json:
-            continue
-        for result in results:
+    def show(over: int, result: dict[str, Any]) -> None:
+        if not as_json:
             typer.echo(
-                f"{number}/{len(finished)} {run.signature} rFID {result['rfid']:.4g} in {result['features']}, "
+                f"{over}: {result['signature']} rFID {result['rfid']:.4g} in {result['features']}, "
                 f"{result['num_images']} images of {result['resolution']} pixels"
             )
+
+    done = evaluate_sweep(name, changes, cluster, on_result=show)
     if as_json:
-        typer.echo(
-            json.dumps({"sweep": folder.name, "finished": len(finished), "new": made, "failed": failed}, indent=1)
-        )
+        typer.echo(json.dumps(vars(done) | {"logs": done.logs and str(done.logs)}, indent=1))
     else:
-        for message in failed.values():
+        for message in done.failed.values():
             typer.echo(f"warning: {message}", err=True)
-        typer.echo(
-            f"{len(made)} new evaluation{'s' * (len(made) != 1)} of {len(finished)} finished runs; "
-            f"gsq gather {folder.name} puts them into the table"
-        )
-    if failed:
+        if done.ended:
+            typer.echo(f"warning: {len(done.ended)} earlier jobs ended without a result; logs in {done.logs}", err=True)
+        for array, signatures in done.arrays.items():
+            typer.echo(f"job array {array}: {len(signatures)} run{'s' * (len(signatures) != 1)} to evaluate")
+        if done.logs:
+            waiting = f"{done.waiting} wait or run since before; " if done.waiting else ""
+            submitted = sum(map(len, done.arrays.values()))
+            typer.echo(
+                f"{submitted} of {done.finished} finished runs submitted; {waiting}gsq gather {done.sweep} puts what "
+                "is there into the table, and the same command submits what is missing"
+            )
+        else:
+            typer.echo(
+                f"{len(done.new)} new evaluation{'s' * (len(done.new) != 1)} of {done.finished} finished runs; "
+                f"gsq gather {done.sweep} puts them into the table"
+            )
+    if done.failed:
         raise typer.Exit(1)
 
 

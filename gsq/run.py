@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import resource
@@ -431,6 +432,31 @@ def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
     return config, ImageSource(config.data), model.eval().requires_grad_(False)
 
 
+def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[int, ...]:
+    """Sizes of the images, pixels, at which ``evaluate_finished`` would have to evaluate the run.
+
+    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do.
+    """
+    return _evaluation(path, changes)[1]
+
+
+def _evaluation(path: Path, changes: dict[str, Any]) -> tuple[RunConfig, tuple[int, ...]]:
+    from gsq.evaluation import check, protocol
+
+    config, _ = read_finished(path)
+    # The whole config refuses a resolution that the model's downsampling does not divide.
+    config = replace(config, evaluation=replace(config.evaluation, **changes))
+    files, step = manifest(config.data), config.train.steps
+    check(config.evaluation, config.data, files)
+    known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(RunFolder(path))}
+    sizes = config.evaluation.resolutions or (config.data.image_size,)
+    return config, tuple(
+        size
+        for size in sizes
+        if (protocol(config.evaluation, replace(config.data, image_size=size), files).hash, step) not in known
+    )
+
+
 def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
     """Evaluate the final weights of a finished run by further protocols; they are kept in its folder.
 
@@ -441,37 +467,33 @@ def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any
 
     Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do, and NonFiniteReconstruction.
     """
+    import torch
+
     from gsq.distributed import pick_device
-    from gsq.evaluation import check, evaluate_all, protocol
+    from gsq.evaluation import evaluate_all
+    from gsq.execution import environment
     from gsq.flops import cost
 
-    folder = RunFolder(path)
-    config, _ = read_finished(path)
-    # The whole config refuses a resolution that the model's downsampling does not divide.
-    config = replace(config, evaluation=replace(config.evaluation, **changes))
-    files, step = manifest(config.data), config.train.steps
-    check(config.evaluation, config.data, files)
-    known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(folder)}
-    sizes = tuple(
-        size
-        for size in config.evaluation.resolutions or (config.data.image_size,)
-        if (protocol(config.evaluation, replace(config.data, image_size=size), files).hash, step) not in known
-    )
+    config, sizes = _evaluation(path, changes)
     if not sizes:
         return []
     _, source, model = load_finished(path)
+    device, step = pick_device("auto"), config.train.steps
     results = evaluate_all(
-        model.to(pick_device("auto")),
+        model.to(device),
         source,
         replace(config.evaluation, resolutions=sizes),
         runs=path.absolute().parent.parent,
         step=step,
     )
+    made = environment(config, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
     for result in results:
         result["step"] = step
         result["images_seen"] = step * config.train.batch_size
         result["train_flops"] = cost(config).train_flops
-        folder.write_evaluation(result["protocol"], step, result)
+        # The run's own code, versions and device are those of its training.
+        result["evaluated_by"] = json.dumps({k: made[k] for k in ("source", "versions", "device")}, sort_keys=True)
+        RunFolder(path).write_evaluation(result["protocol"], step, result)
     return results
 
 

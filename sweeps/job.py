@@ -38,13 +38,8 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
     from gsq.errors import UserError
     from gsq.identity import identity
     from gsq.run import execute
-    from sweeps.snapshot import imported_source
 
-    if imported_source() != Path(source).resolve():
-        raise UserError(
-            f"this job imported gsq from {imported_source()}, not the copy {source} that the sweep was "
-            "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
-        )
+    _require_source(source)
     found = identity(cell.config)
     if found != cell.signature:
         raise UserError(
@@ -53,6 +48,17 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
         )
     prune = _pruner(folder, cell.signature)
     return execute(cell.config, folder.runs, stop=stop, started=STARTED, prune=prune).path
+
+
+def _require_source(source: str) -> None:
+    from gsq.errors import UserError
+    from sweeps.snapshot import imported_source
+
+    if imported_source() != Path(source).resolve():
+        raise UserError(
+            f"this job imported gsq from {imported_source()}, not the copy {source} that the sweep was "
+            "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
+        )
 
 
 def _pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], str | None]:
@@ -117,6 +123,77 @@ class ArrayJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+@dataclass
+class EvaluationJob:
+    """The job of each task of a SLURM array that evaluates finished runs. ``entry``: folder of the submission."""
+
+    entry: str
+    runs: str
+    changes: dict[str, Any]
+    """Fields of EvaluationConfig."""
+
+    def __call__(self) -> str:
+        """Evaluates the task's run. Returns what became of it; an evaluation that was cut off begins anew."""
+        from gsq.record import RunFolder
+        from sweeps.journal import read_entry
+
+        entry = read_entry(Path(self.entry))
+        job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
+        if entry.open:
+            entry = entry.decide(job)
+        if entry.job != job:
+            return _say("this submission was taken back, and its runs submitted again; nothing to do")
+        _require_source(entry.source)
+        (signature,) = entry.members(task)
+        results, problem = evaluate_run(RunFolder.of(Path(self.runs), signature).path, self.changes)
+        return _say(problem or f"{signature}: {len(results)} new evaluations")
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it requeues: the same job again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def damaged(path: Path) -> str | None:
+    """Why the weights of a finished run cannot be read."""
+    from gsq.errors import UserError
+    from gsq.run import read_finished
+
+    try:
+        read_finished(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def unevaluated(path: Path, changes: dict[str, Any]) -> bool:
+    """Whether an evaluation of a finished run is missing. Raises UserError as gsq.run.unevaluated does."""
+    from gsq.run import unevaluated
+
+    return bool(unevaluated(path, changes))
+
+
+def evaluate_run(path: Path, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    """New evaluations of a finished run, and why there is none where its reconstructions are not finite.
+
+    Raises UserError as gsq.run.evaluate_finished does.
+    """
+    from gsq.evaluation import NonFiniteReconstruction
+    from gsq.run import evaluate_finished
+
+    try:
+        return evaluate_finished(path, changes), None
+    except NonFiniteReconstruction as error:
+        return [], f"{path}: {error}"
+
+
+def prepare_evaluator(devices: Any) -> None:
+    """In a worker process that evaluates: its own GPU, from a queue of variables; Ctrl-C is for the driver."""
+    os.environ.update(devices.get())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _say(text: str) -> str:

@@ -133,6 +133,12 @@ COLUMNS: tuple[Column, ...] = (
         ("commit", "string", "", "git commit of the source, with + where the tree was modified; null without git"),
         ("versions", "string", "", "package versions as JSON"),
         ("device", "string", "", "device name"),
+        (
+            "evaluated_by",
+            "string",
+            "",
+            "source, versions and device of gsq evaluate, as JSON; null where the run itself evaluated",
+        ),
         ("attempts", "int64", "attempts", "attempts that the run has had"),
         ("started_from", "string", "", "shorter run whose checkpoint it started from, which its cost leaves out"),
     ),

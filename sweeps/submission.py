@@ -116,7 +116,7 @@ def _submit_missing(
     while True:
         # Before the journal is read: what is submitted after this has a number that is taken.
         number = max(journal.numbers(folder), default=0) + 1
-        _settle(folder, cluster)
+        settle(folder, cluster)
         actions, wanted, records = _missing(plan, folder, cluster, resumed)
         first = first or actions
         if not wanted:
@@ -125,15 +125,16 @@ def _submit_missing(
         try:
             rate = speed(plan.cells, records, cluster.device, folder)
             for entry, script in array_entries(wanted, rate, cluster, folder, source, number):
-                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: _pickle(entry)})
-                job = _sbatch(entry, cluster)
+                job_pickle = pickled(ArrayJob(str(entry.path)), entry.minutes)
+                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job_pickle})
+                job = hand_over(entry, cluster)
                 arrays[job] = list(entry.signatures)
         except journal.Taken:
             continue
         return first, arrays
 
 
-def _settle(folder: SweepFolder, cluster: Cluster) -> None:
+def settle(folder: SweepFolder, cluster: Cluster) -> None:
     """Find out what became of submissions whose driver did not say: they are jobs, or are taken back.
 
     A driver that seems to be at work is given a moment, so that its submission need not be made again.
@@ -279,15 +280,16 @@ def _in_double_quotes(value: str) -> str:
     return '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
 
 
-def _pickle(entry: journal.Entry) -> bytes:
+def pickled(job: Any, minutes: int) -> bytes:
+    """What submitit loads on the node. job: called without arguments, and has submitit's ``checkpoint``."""
     from submitit.core.utils import DelayedSubmission
 
-    delayed = DelayedSubmission(ArrayJob(str(entry.path)))
-    delayed.set_timeout(entry.minutes, MAX_TIMEOUTS)
+    delayed = DelayedSubmission(job)
+    delayed.set_timeout(minutes, MAX_TIMEOUTS)
     return pickle.dumps(delayed)
 
 
-def _sbatch(entry: journal.Entry, cluster: Cluster) -> str:
+def hand_over(entry: journal.Entry, cluster: Cluster) -> str:
     """Hand an entry to SLURM; returns the array's id. Raises UserError where SLURM refuses it, and Taken where
     another driver took it back."""
     # Without the variables of a job that this may run in: sbatch would hand them on to the new jobs.

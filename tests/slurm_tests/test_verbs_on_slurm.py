@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gsq.record import RunFolder, read_json
+from sweeps.schema import read_table
 
 STEPS = 150
 SWEEP = f"""\
@@ -86,3 +87,19 @@ def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp
     second_attempt = (attempt.parent / "2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second_attempt[0])["step"] == stopped + 1
     assert "attempt 1 of 2, failed (cancelled)" in gsq("logs", "verbs", running, "--attempt", "1", folder=tmp_path)
+
+    # Finished runs are evaluated again by jobs, and what waits is not submitted twice.
+    words = ["evaluate", "verbs", "--num-images", "12", "--cluster", "mine.yaml", "--json"]
+    first = json.loads(gsq(*words, folder=tmp_path))
+    (signatures,) = first["arrays"].values()
+    assert set(signatures) == both and first["new"] == [] and first["failed"] == {}
+    second = json.loads(gsq(*words, folder=tmp_path))
+    assert second["arrays"] == {} and second["waiting"] <= 2 and second["ended"] == []
+    slurm.wait(lambda: not slurm.squeue(), 120, every=1)
+    third = json.loads(gsq(*words, folder=tmp_path))
+    assert (third["arrays"], third["waiting"], third["finished"]) == ({}, 0, 2)
+    # Here, nothing is left to do.
+    assert json.loads(gsq(*words[:4], "--json", folder=tmp_path))["new"] == []
+    frame = read_table(Path(tmp_path / gsq("gather", "verbs", folder=tmp_path).split()[1]))
+    assert sorted(frame["num_images"]) == [8, 8, 12, 12]
+    assert frame.loc[frame["num_images"] == 12, "evaluated_by"].notna().all()

@@ -55,9 +55,7 @@ def train(plan: Plan, write_run: WriteRun, made: dict[str, Any], noise: float, f
         write_run(cell, "done", 350, (evaluation(value),), environment=made)
 
 
-REPEATS = [
-    {"groups": g, "codebook_size": v, "seed": 0, "repeat": 1} for g, v in ((1, 64), (2, 256), (4, 64), (8, 256))
-]
+REPEATS = [{"groups": g, "codebook_size": v, "seed": 0, "repeat": 1} for g, v in ((1, 64), (2, 256), (4, 64), (8, 256))]
 
 
 @pytest.mark.parametrize(

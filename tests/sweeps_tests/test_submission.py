@@ -286,7 +286,7 @@ def test_a_driver_that_slept_gives_way(controller: Controller, five: Plan, monke
     """A laptop is closed between the entry and sbatch; another driver submits; the laptop is opened."""
     plan = five.cut(2)
     monkeypatch.setattr(sweeps.submission, "DRIVER_SECONDS", 0.3)
-    sbatch = sweeps.submission._sbatch
+    sbatch = sweeps.submission.hand_over
     calls = []
 
     def asleep(entry: journal.Entry, cluster: Cluster) -> str:
@@ -297,7 +297,7 @@ def test_a_driver_that_slept_gives_way(controller: Controller, five: Plan, monke
             assert len(submit(plan, SLURM).arrays) == 1
         return sbatch(entry, cluster)
 
-    monkeypatch.setattr(sweeps.submission, "_sbatch", asleep)
+    monkeypatch.setattr(sweeps.submission, "hand_over", asleep)
     assert submit(plan, SLURM).arrays == {}
     assert len(controller.scripts()) == 2
     assert controller.trained(monkeypatch) == each_once(plan)
