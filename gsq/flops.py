@@ -187,6 +187,24 @@ def perceptual_macs(config: RunConfig) -> int:
     return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 
+# Of the pool features at 299 x 299 and the classifier of the inception score.
+INCEPTION_MACS = 5_713_232_480
+# Convolutions of AlexNet at 224 x 224.
+ALEXNET_MACS = 655_566_528
+
+
+def evaluation_macs(config: RunConfig) -> int:
+    """Multiply-adds to evaluate one validation image at all of evaluation.resolutions: tokenizer, features of the
+    reconstruction, LPIPS of the pair. Features given by import path count as EfficientNet-Lite0's."""
+    e, total = config.evaluation, 0
+    for size in e.resolutions or (config.data.image_size,):
+        total += encoder(config.model, size).macs + decoder(config.model, size).macs
+        inception = e.features.startswith("inception")
+        total += INCEPTION_MACS if inception else EFFICIENTNET_SEVEN * (size // -32) ** 2
+        total += 2 * {"none": 0, "vgg": 15_346_630_656, "alex": ALEXNET_MACS}[e.lpips] * size**2 // 224**2
+    return total
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a run takes by arithmetic. FLOPs are for the whole run."""

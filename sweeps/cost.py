@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from gsq.errors import UserError
+from gsq.flops import evaluation_macs
 from gsq.loading import SHORT_NAMES, from_dict
 from gsq.record import DONE, RunFolder, RunRecord, newest_file, read_json, read_run
 from sweeps.folder import SweepFolder
@@ -177,9 +178,8 @@ def _step_flops(run: Measured) -> tuple[float, float]:
 
 
 def evaluation_flops(cell: Cell) -> float:
-    """Forward passes of the tokenizer and of a feature network like the perceptual one, for one evaluation."""
-    per_image = (cell.cost.generator_flops + cell.cost.perceptual_flops) / cell.cost.images / 3
-    return 2 * cell.config.evaluation.num_images * per_image
+    """FLOPs of one evaluation, without the originals' features, which all runs share."""
+    return 2.0 * cell.config.evaluation.num_images * evaluation_macs(cell.config)
 
 
 def evaluations(cell: Cell) -> int:

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from seeded_weights import seeded_images, seeded_weights
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gsq.errors import UserError
+from gsq.flops import INCEPTION_MACS
 from gsq.inception import InceptionFeatures, InceptionV3
 from gsq.weights import REGISTRY, file_sha256, find_weights, verified_weights
 
@@ -46,6 +48,12 @@ def network(state: dict[str, Tensor]) -> InceptionV3:
 def _forget_verified() -> Iterator[None]:
     yield
     verified_weights.cache_clear()
+
+
+def test_flops_counts_the_network(network: InceptionV3) -> None:
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 299, 299))
+    assert counter.get_total_flops() == 2 * INCEPTION_MACS
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -29,6 +29,7 @@ from sweeps.cost import (
     ResourceClass,
     ResourceExpression,
     estimate,
+    evaluation_flops,
     evaluations,
     fit,
     resource_class,
@@ -155,6 +156,18 @@ def test_estimates_of_evaluations_start_up_and_what_is_left(plan_of: PlanOf) -> 
     assert estimate(often, found, "cpu").seconds == pytest.approx(3 + 100 + 80)
     assert estimate(often, found, "cpu", 70).seconds == pytest.approx(3 + 30 + 40)
     assert estimate(cell, found, "cpu", 100).seconds == pytest.approx(3 + 20)
+
+
+def test_an_evaluation_costs_what_it_measures(plan_of: PlanOf) -> None:
+    def macs(**changes: object) -> float:
+        (cell,) = plan_of(set={"evaluation": {"num_images": 2, **changes}}, axes={"seed": [0]}).cells
+        return evaluation_flops(cell) / 4
+
+    small, inception = macs(), macs(features="inception", allow_small=True)
+    # Inception always looks at 299 x 299 pixels, LPIPS at both images.
+    assert inception - small > 5e9
+    assert macs(lpips="vgg") - small == pytest.approx(2 * 15_346_630_656 * (32 / 224) ** 2, rel=1e-6)
+    assert macs(resolutions=[32, 64]) == pytest.approx(5 * small, rel=1e-3)
 
 
 def test_an_evaluation_of_two_images_is_mostly_its_constant(plan_of: PlanOf) -> None:
