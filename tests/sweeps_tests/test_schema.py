@@ -31,6 +31,12 @@ def row(signature: str, **more: Any) -> dict[str, Any]:
     return {"sweep": "s", "signature": signature, **more}
 
 
+def test_the_readme_names_every_column() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [c.name for c in COLUMNS if not any(f"`{c.name}`" in line for line in lines)] == []
+
+
 def test_every_column_comes_back_as_it_went(folder: Path) -> None:
     path = folder / "deep" / "table.parquet"
     write_table([FULL, row("b", state="planned")], path)
