@@ -207,9 +207,10 @@ def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
 def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
     """The rows used in a fit, and a count of what was left out.
 
-    Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell in ``columns``, the last evaluated
-    step of each signature (every step, if ``columns`` name it); derived axes are added where they are absent. Raises
-    AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a value.
+    Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell
+    in ``columns``, the last evaluated step of each signature (every step, if ``columns`` name it); derived axes are
+    added where they are absent. Raises AnalysisError where the table is empty, lacks a column, mixes evaluation
+    protocols, or has no row with a value.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
