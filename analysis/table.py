@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from sweeps import schema
+from sweeps import association, schema
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -234,7 +234,7 @@ def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] =
             "when runs have finished, gather again"
         )
     failed = np.array([reason.startswith("failed") for reason in reasons])
-    warnings = _large_end_warning(cells, keep, failed)
+    warnings = _failures_by_axis(cells, keep, failed) or _large_end_warning(cells, keep, failed)
     excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
     return cells[keep].reset_index(drop=True), excluded
 
@@ -271,6 +271,25 @@ def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str]) -> list[s
         else:
             reasons.append(next((f"without {name}" for name, holes in empty.items() if holes[i]), ""))
     return reasons
+
+
+def _failures_by_axis(
+    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """A warning for each axis with which failure goes (sweeps.association: exact, corrected for the number of axes)."""
+    ended = cells[keep | failed]
+    if not failed.any():
+        return ()
+    tests = []
+    for name in varying(ended):
+        values = ended[name].tolist()
+        # What is no number, or lacks somewhere, is tested as text.
+        plain = ended[name].notna().all() and pd.api.types.is_numeric_dtype(ended[name])
+        say = (lambda value: f"{value:g}") if plain else str
+        tests += association.goes_with(
+            name, values if plain else [*map(str, values)], failed[keep | failed].tolist(), say
+        )
+    return tuple(test.sentence for test in association.corrected(tests) if test.adjusted_p < association.LEVEL)
 
 
 def _large_end_warning(

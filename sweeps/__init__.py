@@ -15,10 +15,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sweeps.association import AxisTest
     from sweeps.canary import run_canaries
     from sweeps.cluster import Cluster, load_cluster
     from sweeps.control import Cancellation, cancel, retry
-    from sweeps.coverage import AxisTest, Coverage, missing
+    from sweeps.coverage import Coverage, missing
     from sweeps.curves import gather_curves
     from sweeps.forecasting import Forecast, admit, forecast
     from sweeps.gathering import gather
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 # The modules bear other names than the functions: a submodule would replace a function on the package.
 _HOME = {
-    "AxisTest": ("coverage", "AxisTest"),
+    "AxisTest": ("association", "AxisTest"),
     "Cancellation": ("control", "Cancellation"),
     "Cell": ("planning", "Cell"),
     "Cleaning": ("housekeeping", "Cleaning"),

@@ -109,7 +109,7 @@ def test_card_says_what_is_wrong(fig4: pd.DataFrame, tables, tmp_path: Path) -> 
     assert any("lack of fit: seed noise" in one for one in drifting.findings)
     lost = [tables.missing((4, 16, 8, v), "failed", "out_of_memory") for v in (4096, 8192)]
     biased = report_card(fit(tables.load(tables.noisy(tables.QUICKSTART) + lost), bootstrap=0))
-    assert any("not missing at random" in one for one in biased.findings)
+    assert any("of 2 failed cells 2 have" in one and "a law fitted to the rest" in one for one in biased.findings)
     clean = report_card(fit(grid(), "inverse_bpp", bootstrap=0))
     assert "nothing speaks against it" in clean.text()
 

@@ -1,0 +1,116 @@
+"""Whether failure goes with an axis: exact tests over the runs that have ended.
+
+Imports nothing of gsq, so that analysis can ask the same of any table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+LEVEL = 0.05
+# A numeric axis with more values is split at its median: a drawn number is another one in every cell.
+MANY_VALUES = 8
+RESAMPLES = 99_999
+
+
+@dataclass(frozen=True)
+class AxisTest:
+    """Whether failure goes with one axis, over the cells that have ended (done or failed)."""
+
+    axis: str
+    p_value: float
+    """Fisher's exact test of the axis' values by failed or done, two-sided."""
+    adjusted_p: float
+    """The same after Holm's correction for the number of axes."""
+    failed: Mapping[str, int]
+    """Failed cells by value."""
+    done: Mapping[str, int]
+    group: str
+    """Where failures are most in excess: ``codebook_size=65536`` or, of an ordered axis, ``codebook_size>=16384``."""
+    group_failed: int
+    group_done: int
+
+    @property
+    def sentence(self) -> str:
+        """What it says of a law fitted to the rest, where failure goes with the axis."""
+        ended = self.group_failed + self.group_done
+        left = (
+            f"rests there on {self.group_done} of {ended} cells"
+            if self.group_done
+            else f"says nothing about {self.group}"
+        )
+        return (
+            f"of {sum(self.failed.values())} failed cells {self.group_failed} have {self.group} "
+            f"(p = {self.adjusted_p:.1g}): a law fitted to the rest {left}"
+        )
+
+
+def _ordered(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def goes_with(
+    axis: str, values: list[Any], failed: list[bool], text: Callable[[Any], str] = lambda value: f"{value:g}"
+) -> list[AxisTest]:
+    """The test of one axis over runs that have ended, without correction; none where it does not vary.
+
+    From the hypergeometric distribution for two values, and for more by 99,999 tables drawn with the same margins (the
+    least p is then 1e-5, and a repeated call gives the same). text: how a value is written.
+    """
+    from scipy import stats
+
+    ordered = _ordered(values)
+    if ordered and len(set(values)) > MANY_VALUES:
+        middle = sorted(values)[len(values) // 2]
+        names = [f"{axis}{'>=' if value >= middle else '<'}{text(middle)}" for value in values]
+        ordered = False
+    else:
+        if ordered:
+            pairs = sorted(zip(values, failed, strict=True))
+            values, failed = [value for value, _ in pairs], [has_failed for _, has_failed in pairs]
+        names = [f"{axis}={text(value)}" for value in values]
+    groups = list(dict.fromkeys(names))
+    if len(groups) < 2:
+        return []
+    lost, total = Counter(name for name, has_failed in zip(names, failed, strict=True) if has_failed), Counter(names)
+    table = [[lost[group] for group in groups], [total[group] - lost[group] for group in groups]]
+    if len(groups) == 2:
+        p_value = float(stats.fisher_exact(table).pvalue)
+    else:
+        margins = stats.random_table([sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)])
+        drawn = margins.logpmf(margins.rvs(RESAMPLES, random_state=0))
+        # Tables that are as probable as the one seen count, rounding aside.
+        p_value = float(1 + (drawn <= margins.logpmf(table) + 1e-9).sum()) / (RESAMPLES + 1)
+
+    candidates = {group: [group] for group in groups}
+    if ordered:
+        for i in range(1, len(groups) - 1):
+            candidates[groups[i].replace("=", ">=", 1)] = groups[i:]
+            candidates[groups[i].replace("=", "<=", 1)] = groups[: i + 1]
+    sums = {name: (sum(lost[g] for g in of), sum(total[g] for g in of)) for name, of in candidates.items()}
+    # The group whose failures chance explains least; of equals the first, which is a single value.
+    worst = min(sums, key=lambda name: stats.hypergeom.sf(sums[name][0] - 1, len(names), sum(failed), sums[name][1]))
+    return [
+        AxisTest(
+            axis=axis,
+            p_value=p_value,
+            adjusted_p=p_value,
+            failed={group.removeprefix(f"{axis}="): lost[group] for group in groups},
+            done={group.removeprefix(f"{axis}="): total[group] - lost[group] for group in groups},
+            group=worst,
+            group_failed=sums[worst][0],
+            group_done=sums[worst][1] - sums[worst][0],
+        )
+    ]
+
+
+def corrected(tests: list[AxisTest]) -> list[AxisTest]:
+    """With Holm's correction for their number, in the same order."""
+    adjusted, least = {}, 0.0
+    for rank, test in enumerate(sorted(tests, key=lambda test: test.p_value)):
+        least = max(least, min(1.0, test.p_value * (len(tests) - rank)))
+        adjusted[test.axis] = least
+    return [replace(test, adjusted_p=adjusted[test.axis]) for test in tests]
