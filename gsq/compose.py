@@ -102,8 +102,9 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     from rich.markup import escape
 
     from analysis.cli import load_and_fit, print_fit
+    from analysis.drawing import saved_files
     from analysis.errors import AnalysisError
-    from analysis.figures import saved_files, scaling_figure
+    from analysis.figures import scaling_figure
     from analysis.table import load_results, results_table
 
     frame = load_results(table)
