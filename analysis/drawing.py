@@ -136,6 +136,11 @@ class Marks:
         self.axes = [name for name in names if rows[name].nunique() <= len(COLOURS)][:2]
         self._levels = [list(np.sort(rows[name].dropna().unique())) for name in self.axes]
 
+    @property
+    def colours(self) -> int:
+        """How many values colours name."""
+        return len(self._levels[0]) if self._levels else 0
+
     def of(self, row: pd.Series) -> tuple[str, str]:
         """Colour and marker of a row."""
         at = [

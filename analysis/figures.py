@@ -25,7 +25,9 @@ from analysis.drawing import (
     DARK,
     GREY,
     MARKERS,
+    Marks,
     caption,
+    legend_above,
     log_axis,
     octave_axis,
     save,
@@ -188,6 +190,41 @@ def step_figure(
         )
         notes += [f"{panel.y_label}." for panel in panels if panel.metric == "rfid"]
         figure.suptitle(" ".join(notes), fontsize=7.5, color=DARK)
+        if path is not None:
+            save(figure, path)
+    return figure
+
+
+def curve_figure(
+    curves: pd.DataFrame, cells: pd.DataFrame, quantities: str | Sequence[str] = "loss", path: str | Path | None = None
+) -> Figure:
+    """Each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
+
+    ``curves``: signature, step and the quantities, as ``sweeps.gather_curves`` writes them; ``cells``: the results
+    table, whose first axis with at most six values gives the colours. At most 200 points a line. ``path``: as for
+    :func:`scaling_figure`. Raises AnalysisError where a column is missing.
+    """
+    quantities = [quantities] if isinstance(quantities, str) else list(quantities)
+    require_columns(curves, "signature", "step", *quantities)
+    cells = cells.drop_duplicates("signature")
+    marks = Marks(cells[cells["signature"].isin(curves["signature"])])
+    colours = {row["signature"]: marks.of(row)[0] for _, row in cells.iterrows()}
+    handles = [Line2D([], [], color=one.get_color(), label=one.get_label()) for one in marks.handles()[: marks.colours]]
+    width = max(4.8, 0.4 + 4.0 * len(quantities))
+    with style():
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        for quantity, axes in zip(quantities, figure.subplots(1, len(quantities), squeeze=False)[0], strict=True):
+            for signature, run in curves.groupby("signature", sort=False):
+                known = run[run[quantity].notna()].sort_values("step")
+                known = known.iloc[:: -(-len(known) // 200) or 1]
+                colour = colours.get(signature, GREY)
+                axes.plot(known["step"], known[quantity], color=colour, linewidth=0.9, alpha=0.75)
+            if (curves[quantity].dropna() > 0).all():
+                axes.set_yscale("log")
+                log_axis(axes.yaxis, axes.get_ylim())
+            axes.set_xlabel(LABELS["step"])
+            axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
+        legend_above(figure, handles, width)
         if path is not None:
             save(figure, path)
     return figure
