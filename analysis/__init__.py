@@ -21,15 +21,44 @@ if TYPE_CHECKING:
     from analysis.card import ReportCard, Trend, report_card, residual_trends
     from analysis.collapsing import Collapse, collapse
     from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
+    from analysis.contours import ContourPanel, contour_figure, contour_panels
     from analysis.curves import Extrapolation, extrapolate
     from analysis.errors import AnalysisError
-    from analysis.figures import card_figure, draw_panel, reconstruction_figure, scaling_figure, step_figure
+    from analysis.figures import (
+        card_figure,
+        draw_panel,
+        group_figure,
+        reconstruction_figure,
+        scaling_figure,
+        step_figure,
+        usage_figure,
+    )
     from analysis.fitting import Options, fit, fit_by
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
-    from analysis.panels import Curve, Panel, Series, StepPanel, StepSeries, axis_panel, rate_panel, step_panel
+    from analysis.panels import (
+        Curve,
+        Overlay,
+        Panel,
+        Series,
+        StepPanel,
+        StepSeries,
+        axis_panel,
+        rate_panel,
+        reference_rows,
+        step_panel,
+    )
     from analysis.result import Fit, LackOfFit
+    from analysis.scatter import (
+        CollapsePanel,
+        ParetoPanel,
+        collapse_figure,
+        collapse_panels,
+        pareto_figure,
+        pareto_panel,
+    )
     from analysis.table import (
         Excluded,
+        load_reference,
         load_results,
         load_table,
         measured,
@@ -41,7 +70,9 @@ if TYPE_CHECKING:
 _HOME = {
     "AnalysisError": "errors",
     "Collapse": "collapsing",
+    "CollapsePanel": "scatter",
     "Comparison": "compare",
+    "ContourPanel": "contours",
     "Curve": "panels",
     "DEFAULT_LAWS": "laws",
     "Errors": "compare",
@@ -53,7 +84,9 @@ _HOME = {
     "LackOfFit": "result",
     "Law": "laws",
     "Options": "fitting",
+    "Overlay": "panels",
     "Panel": "panels",
+    "ParetoPanel": "scatter",
     "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
@@ -62,19 +95,28 @@ _HOME = {
     "axis_panel": "panels",
     "card_figure": "figures",
     "collapse": "collapsing",
+    "collapse_figure": "scatter",
+    "collapse_panels": "scatter",
     "compare_laws": "compare",
+    "contour_figure": "contours",
+    "contour_panels": "contours",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
     "fit_by": "fitting",
     "get_law": "laws",
+    "group_figure": "figures",
     "held_out": "compare",
+    "load_reference": "table",
     "load_results": "table",
     "load_table": "table",
     "measured": "table",
     "paper_law_reason": "laws",
+    "pareto_figure": "scatter",
+    "pareto_panel": "scatter",
     "rate_panel": "panels",
     "reconstruction_figure": "figures",
+    "reference_rows": "panels",
     "report_card": "card",
     "residual_trends": "card",
     "results_table": "table",
@@ -82,6 +124,7 @@ _HOME = {
     "select_protocol": "table",
     "step_figure": "figures",
     "step_panel": "panels",
+    "usage_figure": "figures",
     "with_derived": "table",
 }
 
@@ -90,7 +133,9 @@ __all__ = [
     "LAWS",
     "AnalysisError",
     "Collapse",
+    "CollapsePanel",
     "Comparison",
+    "ContourPanel",
     "Curve",
     "Errors",
     "Excluded",
@@ -100,7 +145,9 @@ __all__ = [
     "LackOfFit",
     "Law",
     "Options",
+    "Overlay",
     "Panel",
+    "ParetoPanel",
     "ReportCard",
     "Series",
     "StepPanel",
@@ -109,19 +156,28 @@ __all__ = [
     "axis_panel",
     "card_figure",
     "collapse",
+    "collapse_figure",
+    "collapse_panels",
     "compare_laws",
+    "contour_figure",
+    "contour_panels",
     "draw_panel",
     "extrapolate",
     "fit",
     "fit_by",
     "get_law",
+    "group_figure",
     "held_out",
+    "load_reference",
     "load_results",
     "load_table",
     "measured",
     "paper_law_reason",
+    "pareto_figure",
+    "pareto_panel",
     "rate_panel",
     "reconstruction_figure",
+    "reference_rows",
     "report_card",
     "residual_trends",
     "results_table",
@@ -129,6 +185,7 @@ __all__ = [
     "select_protocol",
     "step_figure",
     "step_panel",
+    "usage_figure",
     "with_derived",
 ]
 

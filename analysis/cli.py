@@ -11,12 +11,15 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from analysis.fitting import Options
     from analysis.laws import Bound, Law
     from analysis.result import Fit
 
 RESULTS = Path("results")
+KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
+WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 TableArgument = Annotated[
     str,
@@ -168,7 +171,8 @@ def fit_command(
         cards = [report_card(one) for one in fits]
         document["cards"] = [one.to_dict() for one in cards]
     if figure is not None and cards:
-        from analysis.figures import card_figure, saved_files
+        from analysis.drawing import saved_files
+        from analysis.figures import card_figure
 
         card_figure(cards[0], figure)
         lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
@@ -189,29 +193,91 @@ def fit_command(
 
 def plot_command(
     table: TableArgument,
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help=f"What to draw: {', '.join(KINDS)}. See above.")
+    ] = "scaling",
     law: LawOption = None,
     residuals: ResidualsOption = "log",
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     bootstrap: BootstrapOption = 1000,
     seed: SeedOption = 0,
+    x: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--x",
+            metavar="COLUMN",
+            help="contours: axis to the right; collapse: derived axis; pareto: cost. May be repeated for the last two.",
+        ),
+    ] = None,
+    y: Annotated[
+        list[str] | None,
+        typer.Option("--y", metavar="COLUMN", help="contours: axis upwards; steps: metric, may be repeated."),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Draw the paper's points beside your own (scaling, groups, usage): grey, never fitted, both protocols "
+            "named; where these differ, rFID gets a scale of its own, for then heights do not compare.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="PNG and SVG to save; default: beside the table."),
+        typer.Option("--output", metavar="FILE", help="PNG and SVG, or a .pdf; default: beside the table."),
     ] = None,
 ) -> None:
-    """Draw rFID against bits per pixel and against each axis that varies, with the fitted laws.
+    """Draw a results table: by default rFID against bits per pixel and each axis that varies, with the fitted laws.
+
+    Kinds of figures, and what the table needs for them:
+
+    scaling: rFID against bits per pixel, V, D, G and f, with laws and their intervals.
+
+    contours: lines of equal rFID over two axes, predicted by the (first) law; measured cells on top, and hatched where
+    the law is extrapolated. Needs a law that depends on two axes that vary.
+
+    groups: rFID against G and against d = D / G at fixed D. Needs cells that differ in groups alone.
+
+    usage: codebook usage and perplexity against V and d. Needs cells that differ in one of them alone.
+
+    collapse: rFID against bits per pixel (or --x) with one line through all cells, and what it misses. Needs two axes.
+
+    pareto: the cells that none beats both in rFID and in bits, and in rFID and in training compute (or --x).
+
+    steps: rFID and usage (or --y) over training. Needs evaluations at several steps (evaluation.every).
+
+    card: the report card of the (first) law.
 
     Example: gsq plot quickstart --output results/figures/quickstart.png
-    """
-    from analysis.figures import saved_files, scaling_figure
-    from analysis.fitting import Options
 
+    Example: gsq plot quickstart --kind contours --law power_law_bpp --x codebook_size --y groups --output contours.pdf
+    """
+    from analysis.drawing import saved_files
+    from analysis.errors import AnalysisError
+    from analysis.fitting import Options
+    from analysis.table import load_reference, load_table
+
+    if kind not in KINDS:
+        raise AnalysisError(f"--kind {kind!r} is not a figure of gsq plot; kinds: {', '.join(KINDS)}")
+    for option, given, takes in (
+        ("--reference", reference, ("scaling", "groups", "usage")),
+        ("--x", x, ("contours", "collapse", "pareto")),
+        ("--y", y, ("contours", "steps")),
+        ("--law", law, WITH_LAWS),
+    ):
+        if given and kind not in takes:
+            raise AnalysisError(f"{option} belongs to --kind {', '.join(takes)}; got --kind {kind}")
     path = table_path(table)
     options = Options(residuals=residuals, bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
-    frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
-    saved = output if output is not None else path.with_suffix("")
-    scaling_figure(frame, fits, saved)
+    fits: list[Fit] = []
+    reasons: dict[str, str] = {}
+    if kind in WITH_LAWS:
+        frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
+    else:
+        frame = load_table(path, protocol)
+    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
+    saved = output if output is not None else default
+    draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
         for warning in one.warnings:
@@ -219,6 +285,53 @@ def plot_command(
     for reason in reasons.values():
         typer.echo(f"Not fitted: {reason}.")
     typer.echo("Saved " + " and ".join(str(file) for file in saved_files(saved)) + ".")
+
+
+def draw(
+    kind: str,
+    frame: pd.DataFrame,
+    fits: list[Fit],
+    reasons: dict[str, str],
+    path: Path | None = None,
+    x: list[str] | None = None,
+    y: list[str] | None = None,
+    reference: pd.DataFrame | None = None,
+) -> Figure:
+    """One figure of KINDS, saved where there is a ``path``. Raises AnalysisError where the table lacks what it
+    needs."""
+    from analysis import contours, figures, scatter
+    from analysis.card import report_card
+    from analysis.errors import AnalysisError
+    from analysis.table import varying
+
+    if kind in ("contours", "card") and not fits:
+        why = "; ".join(reasons.values()) or "no law was fitted"
+        raise AnalysisError(f"--kind {kind} shows a fitted law, and there is none: {why}")
+    if kind == "contours":
+        if len(x or []) > 1 or len(y or []) > 1:
+            raise AnalysisError("--kind contours takes one --x and one --y")
+        return contours.contour_figure(fits[0], path, x[0] if x else None, y[0] if y else None)
+    if kind == "card":
+        return figures.card_figure(report_card(fits[0]), path)
+    if kind == "groups":
+        return figures.group_figure(frame, fits, path, reference)
+    if kind == "usage":
+        return figures.usage_figure(frame, path, reference)
+    if kind == "collapse":
+        return scatter.collapse_figure(frame, x or None, path)
+    if kind == "pareto":
+        return scatter.pareto_figure(frame, x or None, path)
+    if kind == "steps":
+        metrics = y or [name for name in ("rfid", "usage") if name in frame and frame[name].notna().any()]
+        if "step" not in frame or frame.groupby("signature")["step"].nunique().max() < 2:
+            raise AnalysisError(
+                "every run was evaluated at one step only, so there is no course to show; set evaluation.every"
+            )
+        axes = varying(frame) or ["sweep"]
+        if len(frame[axes].drop_duplicates()) > 12:  # more lines than one can tell apart
+            axes = [name for name in axes if frame[name].nunique() <= 12][:1] or ["sweep"]
+        return figures.step_figure(frame, metrics or ["rfid"], axes, path)
+    return figures.scaling_figure(frame, fits, path, reference)
 
 
 def table_path(table: str) -> Path:

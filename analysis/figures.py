@@ -1,7 +1,6 @@
 """Figures of a sweep. ``panels`` computes what they show; here it is drawn, and nothing is computed.
 
-Figures are made without pyplot, so that importing this module or saving a file changes no global state; in a
-notebook with %matplotlib inline, the returned Figure shows itself.
+Iso-rFID contours are in ``contours``, the collapse and the Pareto front in ``scatter``; ``drawing`` has what all share.
 """
 
 from __future__ import annotations
@@ -18,78 +17,152 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from analysis.card import ReportCard
+from analysis.drawing import (
+    COLOURS,
+    DARK,
+    GREY,
+    MARKERS,
+    Marks,
+    caption,
+    legend_above,
+    log_axis,
+    octave_axis,
+    save,
+    style,
+)
 from analysis.errors import AnalysisError
 from analysis.laws import LAWS
 from analysis.panels import (
     AXES,
     LABELS,
+    Overlay,
     Panel,
     Series,
     StepPanel,
     axis_panel,
-    power_of_two,
     rate_panel,
     setting,
     step_panel,
 )
 from analysis.result import Fit
-from analysis.table import measured, varying
+from analysis.table import measured, require_columns, varying
 
-# Okabe and Ito's colour-blind-safe palette, without yellow (too light for lines) and black (used for laws).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE = {
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "gsq",  # the same table gives the same file
-    "svg.fonttype": "none",
-}
-GREY = "#888888"
 LEGEND_SERIES = 6  # with more joined series than this, colours name the values of one axis only
 
 
-def scaling_figure(frame: pd.DataFrame, fits: Fit | Sequence[Fit] = (), path: str | Path | None = None) -> Figure:
+def scaling_figure(
+    frame: pd.DataFrame,
+    fits: Fit | Sequence[Fit] = (),
+    path: str | Path | None = None,
+    reference: pd.DataFrame | None = None,
+) -> Figure:
     """rFID against bits_per_pixel (large) and against each tokenizer axis that varies (small).
 
-    ``path``: where given, PNG (150 dpi) and SVG are saved beside each other under its stem. Raises
-    AnalysisError like :func:`analysis.measured`.
+    ``path``: where given, PNG (150 dpi) and SVG are saved beside each other under its stem, or a PDF where it ends in
+    .pdf. ``reference``: another table, such as :func:`analysis.load_reference`'s, drawn beside one's own points and
+    not fitted. Raises AnalysisError like :func:`analysis.measured`.
     """
     fits = [fits] if isinstance(fits, Fit) else list(fits)
     rows, excluded = measured(frame)
     columns = varying(rows, AXES)
-    panels = [axis_panel(frame, column, fits) for column in columns]
+    panels = [axis_panel(frame, column, fits, reference=reference) for column in columns]
     across = 1 if len(panels) <= 2 else 2
     down = 1 if len(panels) <= 1 else 2
     width, height = (5.6 + 3.4 * across, 3.3 * down + 0.9) if panels else (6.4, 4.6)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with style():
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+        rate = rate_panel(frame, fits, reference)
         if not panels:
-            draw_panel(rate_panel(frame, fits), figure.subplots())
+            draw_panel(rate, figure.subplots(), right_label=True)
         else:
             left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[5.6, 3.4 * across])[0]
-            draw_panel(rate_panel(frame, fits), left.subplots())
+            draw_panel(rate, left.subplots(), right_label=True)
             for number, axes in enumerate(right.subplots(down, across, squeeze=False).ravel()):
                 if number < len(panels):
                     draw_panel(panels[number], axes, y_label="rFID" if number % across == 0 else "")
                 else:
                     axes.set_axis_off()
-        figure.supxlabel(_caption(panels, fits, excluded.text, width), fontsize=7.5, color="#555555")
+        caption(figure, _notes([rate, *panels], fits, excluded.text), width)
         if path is not None:
-            _save(figure, Path(path))
+            save(figure, path)
+    return figure
+
+
+def group_figure(
+    frame: pd.DataFrame,
+    fits: Fit | Sequence[Fit] = (),
+    path: str | Path | None = None,
+    reference: pd.DataFrame | None = None,
+) -> Figure:
+    """Group decomposition: rFID against groups G and against channels a group d = D / G, D and all else fixed along a
+    line.
+
+    ``path`` and ``reference``: as for :func:`scaling_figure`. Raises AnalysisError where groups do not vary at any D.
+    """
+    fits = [fits] if isinstance(fits, Fit) else list(fits)
+    rows, excluded = measured(frame)
+    require_columns(rows, "groups", "latent_dim")
+    panels = [axis_panel(frame, column, fits, reference=reference) for column in ("groups", "group_dim")]
+    if not any(one.joined for one in panels[0].series):
+        raise AnalysisError(
+            "no two cells differ in groups alone: a group decomposition needs the same D, V and f with several G; add "
+            "such cells to the sweep"
+        )
+    return _panel_row(panels, fits, excluded.text, path)
+
+
+def usage_figure(frame: pd.DataFrame, path: str | Path | None = None, reference: pd.DataFrame | None = None) -> Figure:
+    """Codebook usage and perplexity against the codebook size V and, where groups vary, against channels a group d.
+
+    ``path`` and ``reference``: as for :func:`scaling_figure`. Raises AnalysisError where a table has neither metric, or
+    neither V nor d varies.
+    """
+    metrics = [name for name in ("usage", "perplexity") if name in frame and frame[name].notna().any()]
+    if not metrics:
+        require_columns(frame, "usage")
+        raise AnalysisError("no row has a usage or a perplexity: nothing to plot; evaluate the runs, then gather again")
+    rows, excluded = measured(frame, metrics[0])
+    columns = [
+        name
+        for name, moving in (("codebook_size", "codebook_size"), ("group_dim", "groups"))
+        if name in rows and rows[moving].nunique() > 1
+    ]
+    if not columns:
+        raise AnalysisError(
+            "neither the codebook size nor the number of groups varies over the measured rows, so there is nothing to "
+            "plot usage against; --kind steps shows it over training"
+        )
+    panels = [axis_panel(frame, column, metric=metric, reference=reference) for metric in metrics for column in columns]
+    joined = [column for column in columns if any(one.joined for p in panels if p.column == column for one in p.series)]
+    if not joined:
+        raise AnalysisError(
+            f"no two cells differ in {' or '.join(columns)} alone, so nothing can be joined to a line; add such cells "
+            "to the sweep"
+        )
+    return _panel_row([one for one in panels if one.column in joined], (), excluded.text, path, across=len(joined))
+
+
+def _panel_row(
+    panels: Sequence[Panel], fits: Sequence[Fit], excluded: str, path: str | Path | None, across: int = 2
+) -> Figure:
+    """Panels of equal size, ``across`` in a row."""
+    down = -(-len(panels) // across)
+    width = 0.6 + 4.3 * across
+    with style():
+        figure = Figure(figsize=(width, 0.6 + 3.9 * down), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+        for number, axes in enumerate(figure.subplots(down, across, squeeze=False).ravel()):
+            if number < len(panels):
+                first, last = number % across == 0, number % across == across - 1
+                metric = panels[number].metric
+                draw_panel(panels[number], axes, y_label=LABELS[metric] if first else "", right_label=last)
+            else:
+                axes.set_axis_off()
+        caption(figure, _notes(panels, fits, excluded), width)
+        if path is not None:
+            save(figure, path)
     return figure
 
 
@@ -105,7 +178,7 @@ def step_figure(
     panels = [step_panel(frame, metric, by) for metric in metrics]
     count = len(panels[0].series)
     rows = -(-count // 4)
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with style():
         figure = Figure(figsize=(max(4.8, 3.9 * len(panels)), 3.2 + 0.2 * rows), layout="constrained")
         for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             handles = draw_steps(panel, axes)
@@ -116,9 +189,44 @@ def step_figure(
             else []
         )
         notes += [f"{panel.y_label}." for panel in panels if panel.metric == "rfid"]
-        figure.suptitle(" ".join(notes), fontsize=7.5, color="#555555")
+        figure.suptitle(" ".join(notes), fontsize=7.5, color=DARK)
         if path is not None:
-            _save(figure, Path(path))
+            save(figure, path)
+    return figure
+
+
+def curve_figure(
+    curves: pd.DataFrame, cells: pd.DataFrame, quantities: str | Sequence[str] = "loss", path: str | Path | None = None
+) -> Figure:
+    """Each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
+
+    ``curves``: signature, step and the quantities, as ``sweeps.gather_curves`` writes them; ``cells``: the results
+    table, whose first axis with at most six values gives the colours. At most 200 points a line. ``path``: as for
+    :func:`scaling_figure`. Raises AnalysisError where a column is missing.
+    """
+    quantities = [quantities] if isinstance(quantities, str) else list(quantities)
+    require_columns(curves, "signature", "step", *quantities)
+    cells = cells.drop_duplicates("signature")
+    marks = Marks(cells[cells["signature"].isin(curves["signature"])])
+    colours = {row["signature"]: marks.of(row)[0] for _, row in cells.iterrows()}
+    handles = [Line2D([], [], color=one.get_color(), label=one.get_label()) for one in marks.handles()[: marks.colours]]
+    width = max(4.8, 0.4 + 4.0 * len(quantities))
+    with style():
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        for quantity, axes in zip(quantities, figure.subplots(1, len(quantities), squeeze=False)[0], strict=True):
+            for signature, run in curves.groupby("signature", sort=False):
+                known = run[run[quantity].notna()].sort_values("step")
+                known = known.iloc[:: -(-len(known) // 200) or 1]
+                colour = colours.get(signature, GREY)
+                axes.plot(known["step"], known[quantity], color=colour, linewidth=0.9, alpha=0.75)
+            if (curves[quantity].dropna() > 0).all():
+                axes.set_yscale("log")
+                log_axis(axes.yaxis, axes.get_ylim())
+            axes.set_xlabel(LABELS["step"])
+            axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
+        legend_above(figure, handles, width)
+        if path is not None:
+            save(figure, path)
     return figure
 
 
@@ -135,9 +243,7 @@ def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:
         handles.append(line)
     if panel.metric in ("rfid", "perplexity"):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(list(round_ticks(*axes.get_ylim()))))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        log_axis(axes.yaxis, axes.get_ylim())
     else:
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if panel.metric == "usage" else None)
     axes.set_xlabel("optimiser step")
@@ -146,38 +252,75 @@ def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:
     return handles
 
 
-def _caption(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str, width: float) -> str:
-    """What the marks mean, wrapped to a figure of ``width`` inches, and what the fits leave out."""
-    parts = ["Filled points: runs."]
-    if any(not one.joined for panel in panels for one in panel.series):
+def _notes(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str) -> list[str]:
+    """What the marks mean, what the fits leave out, and by what an overlay was measured."""
+    parts = [] if any(panel.overlay for panel in panels) else _measured_in(panels)
+    parts.append("Filled points: runs.")
+    small = [panel for panel in panels if panel.column != "bits_per_pixel"]
+    if any(not one.joined for panel in small for one in panel.series):
         parts.append("Hollow: runs without a neighbour along the axis.")
-    if panels:
+    if small:
         parts.append("Thin lines: means over seeds.")
-    if fits:
+    if any(panel.metric == "perplexity" and panel.column == "codebook_size" for panel in panels):
+        parts.append("Dotted: every row used equally.")
+    drawn = [fit for fit in fits if any(panel.metric == fit.target for panel in panels)]
+    if drawn:
         words = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dash-dotted"}
-        laws = ", ".join(f"{words[_line_style(fit.law.name)]} {fit.law.name}" for fit in fits)
-        parts.append(f"Wide curves: {laws}.")
-    if fits:
-        where = " (small panels: of the last law)" if len(fits) > 1 and panels else ""
-        parts.append(f"Bands: {fits[-1].confidence:.0%} intervals of the law{where}.")
-    lines = textwrap.wrap(" ".join(parts), int(15 * width))
-    return "\n".join([*lines, *textwrap.wrap(f"{excluded}." if excluded else "", int(15 * width))])
+        laws = ", ".join(f"{words[_line_style(fit.law.name)]} {fit.law.name}" for fit in drawn)
+        where = " (small panels: of the last law)" if len(drawn) > 1 and len(panels) > len(small) > 0 else ""
+        parts.append(f"Wide curves: {laws}. Bands: {drawn[-1].confidence:.0%} intervals of the law{where}.")
+    overlay = next((panel.overlay for panel in panels if panel.overlay), None)
+    if overlay:
+        parts.append(f"\nOwn points: {overlay.own_protocol}.")
+        if overlay.comparable:
+            parts.append(f"Grey diamonds, not fitted: {overlay.label}, by the same protocol.")
+        else:
+            scale = ", right-hand scale" if any(p.metric == "rfid" for p in panels) else ""
+            parts.append(
+                f"Grey diamonds{scale}, not fitted: {overlay.label}, {overlay.protocol}. Two protocols: slopes may be "
+                "compared, heights may not."
+            )
+    if excluded:
+        parts.append(f"\n{excluded}.")
+    return parts
 
 
-def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None) -> None:
-    """Draw ``panel`` on ``axes``, on logarithmic scales, its legend below the x label where no point is.
+def _measured_in(panels: Sequence[Panel]) -> list[str]:
+    """What rFID was measured in, where no y label says it."""
+    rfid = next((panel for panel in panels if panel.metric == "rfid"), None)
+    named = rfid is None or any(panel.column == "bits_per_pixel" for panel in panels)
+    return [] if named or rfid is None or rfid.y_label == "rFID" else [f"{rfid.y_label}."]
 
-    ``y_label``: in place of the panel's own, for instance a short one in a grid of panels."""
+
+def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None, right_label: bool = False) -> None:
+    """Draw ``panel`` on ``axes``, on logarithmic scales (usage above 5 %: linear), its legend below the x label where
+    no point is.
+
+    ``y_label``: in place of the panel's own, for instance a short one in a grid of panels. ``right_label``: name the
+    right-hand scale of an overlay.
+    """
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    everything = [y for one in (*panel.series, *(panel.overlay.series if panel.overlay else ())) for y in one.y]
+    logarithmic = min(everything) > 0 and not (panel.metric == "usage" and min(everything) > 0.05)
+    if logarithmic:
+        axes.set_yscale("log")
     handles = _draw_series(panel, axes)
     for curve in panel.curves:
         axes.plot(curve.x, curve.central, _line_style(curve.law), color="black", linewidth=1.2, zorder=1.5)
         axes.fill_between(curve.x, curve.low, curve.high, color="black", alpha=0.12, linewidth=0, zorder=1)
     axes.set_title("\n".join(curve.formula for curve in panel.curves), loc="left")
-    _set_ticks(panel, axes)
-    axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label if y_label is None else y_label)
+    if panel.metric == "usage" and not logarithmic:
+        axes.set_ylim(0, 1.05)
+    if panel.metric == "perplexity" and panel.column == "codebook_size":
+        axes.plot(panel.x_values, panel.x_values, ":", color=GREY, linewidth=1, zorder=1)
+    if panel.overlay is not None:
+        handles = [*handles, _draw_overlay(panel, panel.overlay, axes, right_label)]
+    rate = panel.column == "bits_per_pixel"
+    octave_axis(axes.xaxis, axes.get_xlim(), panel.column, () if rate else panel.x_values, most=8 if rate else 6)
+    if logarithmic:
+        log_axis(axes.yaxis, axes.get_ylim())
+    axes.set_xlabel(panel.x_label)
     if handles:
         below = offset_copy(axes.transAxes, fig=axes.get_figure(root=True), y=-34, units="points")
         shown = max(len(re.sub(r"[${}^]", "", str(handle.get_label()))) for handle in handles)
@@ -195,6 +338,31 @@ def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None) -> None:
         )
 
 
+def _draw_overlay(panel: Panel, overlay: Overlay, axes: Axes, right_label: bool) -> Line2D:
+    """The points of another table, in grey. rFIDs of another protocol get a scale of their own on the right, of as many
+    decades as the left one, so that slopes can be compared and heights are not."""
+    own_scale = panel.metric == "rfid" and not overlay.comparable
+    width = 0.0 if panel.column == "bits_per_pixel" else 0.7
+    right = axes.twinx() if own_scale else axes
+    for one in overlay.series:
+        right.plot(one.mean_x, one.mean_y, "-", color=GREY, linewidth=width, zorder=1.2, alpha=0.7)
+        right.plot(one.x, one.y, "D", color=GREY, markerfacecolor="white", markersize=3.2, linestyle="none", zorder=1.4)
+    if own_scale:
+        right.set_yscale("log")
+        spans = [np.log(np.array(one.get_ylim())) for one in (axes, right)]
+        half = max(float(np.ptp(span)) for span in spans) / 2
+        for scale, span in zip((axes, right), spans, strict=True):
+            scale.set_ylim(*np.exp(span.mean() + half * np.array([-1, 1])))
+        right.spines["right"].set(visible=True, color=GREY)
+        right.grid(False)
+        right.tick_params(colors=DARK)
+        log_axis(right.yaxis, right.get_ylim())
+        if right_label:
+            right.set_ylabel(f"rFID, {overlay.label.split(':')[0]}'s protocol", color=DARK)
+    label = f"{overlay.label.split(':')[0]}, not fitted"
+    return Line2D([], [], color=GREY, marker="D", markerfacecolor="white", markersize=4, linewidth=width, label=label)
+
+
 def _draw_series(panel: Panel, axes: Axes) -> list[Line2D]:
     """Points, joined means and curves; returns the legend's handles."""
     is_rate = panel.column == "bits_per_pixel"
@@ -202,12 +370,12 @@ def _draw_series(panel: Panel, axes: Axes) -> list[Line2D]:
     styles, handles = _styles(named)
     for one in panel.series:
         if not (is_rate or one.joined):
-            axes.plot(one.x, one.rfid, "o", color=GREY, markerfacecolor="none", markersize=3.5, zorder=2)
+            axes.plot(one.x, one.y, "o", color=GREY, markerfacecolor="none", markersize=3.5, zorder=2)
             continue
         colour, marker = styles.get(id(one), (COLOURS[0], MARKERS[0]))
-        axes.plot(one.x, one.rfid, marker, color=colour, linestyle="none", zorder=3, alpha=0.9)
+        axes.plot(one.x, one.y, marker, color=colour, linestyle="none", zorder=3, alpha=0.9)
         if one.joined and not is_rate:
-            axes.plot(one.mean_x, one.mean_rfid, "-", color=colour, linewidth=0.8, zorder=2.5)
+            axes.plot(one.mean_x, one.mean_y, "-", color=colour, linewidth=0.8, zorder=2.5)
         for curve in one.curves:
             (line,) = axes.plot(curve.x, curve.central, _line_style(curve.law), color=colour, zorder=2)
             line.set(linewidth=2.2, alpha=0.35)
@@ -241,42 +409,6 @@ def _line_style(law: str) -> str:
     return ("-", "--", ":", "-.")[names.index(law) % 4] if law in names else "-"
 
 
-def _set_ticks(panel: Panel, axes: Axes) -> None:
-    if panel.column == "bits_per_pixel":
-        low, high = axes.get_xlim()
-        ticks = [2.0**e for e in range(int(np.ceil(np.log2(low))), int(np.floor(np.log2(high))) + 1)]
-        ticks = ticks[:: -(-len(ticks) // 8)] if len(ticks) > 2 else list(round_ticks(low, high))
-    else:
-        ticks = list(panel.x_values)
-        ticks = ticks[:: -(-len(ticks) // 6)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    codebook = panel.column == "codebook_size"
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: power_of_two(v) if codebook else f"{v:.3g}"))
-    axes.yaxis.set_major_locator(FixedLocator(list(round_ticks(*axes.get_ylim()))))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def round_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0.
-
-    Powers of ten where there are enough, else finer and finer multiples of them, so that an axis of less
-    than a decade still has readable ticks.
-    """
-    decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
-    ticks: tuple[float, ...] = ()
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(np.arange(10, 100) / 10)):
-        inside = [float(f"{step * 10.0**e:.3g}") for e in decades for step in steps]
-        ticks = tuple(tick for tick in inside if low <= tick <= high)
-        if len(ticks) >= 3:
-            break
-    if len(ticks) < 3:
-        ticks = tuple(float(f"{tick:.3g}") for tick in np.linspace(low, high, 5)[1:-1])
-    return ticks[:: -(-len(ticks) // 8)]
-
-
 def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str | Path) -> Figure:
     """Stack pictures, each under its title, and save them as PNG to ``path``.
 
@@ -295,7 +427,7 @@ def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str |
             raise AnalysisError(f"{file}: not a readable PNG ({error})") from error
     width = 9.0
     heights = [width * picture.shape[0] / picture.shape[1] for picture in pictures]
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with style():
         figure = Figure(figsize=(width, sum(heights) + 0.32 * len(entries)), layout="constrained")
         grid = figure.subplots(len(entries), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
         for (title, _), picture, axes in zip(entries, pictures, grid, strict=True):
@@ -316,7 +448,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
     across = 3
     down = 1 + -(-len(trends) // across)
     findings = [line for one in card.findings for line in textwrap.wrap(f"• {one}", 150, subsequent_indent="   ")]
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with style():
         figure = Figure(figsize=(11, 2.7 * down + 0.5 + 0.15 * len(findings)), layout="constrained")
         grid = figure.add_gridspec(down, 2 * across)
         _draw_predicted(fit, figure.add_subplot(grid[0, :across]))
@@ -328,17 +460,8 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
             values = np.unique(trend.x)
             if values[0] > 0 and values[-1] / values[0] >= 1.9:
                 axes.set_xscale("log", base=2)
-                ticks = (
-                    list(values)
-                    if len(values) < 8
-                    else [2.0**e for e in range(-8, 24) if values[0] <= 2.0**e <= values[-1]]
-                )
-                codebook = trend.column == "codebook_size"
-                axes.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 5)]))
-                axes.xaxis.set_major_formatter(
-                    FuncFormatter(lambda v, _, codebook=codebook: power_of_two(v) if codebook else f"{v:.3g}")
-                )
-                axes.xaxis.set_minor_locator(NullLocator())
+                shown = [float(value) for value in values] if len(values) < 8 else []
+                octave_axis(axes.xaxis, (values[0], values[-1]), trend.column, shown, most=5)
             axes.set_xlabel(LABELS.get(trend.column, trend.column))
             axes.set_title(f"rank correlation {trend.correlation:+.2f}, p {trend.p:.2g}", fontsize=8, loc="left")
             if number % across == 0:
@@ -348,7 +471,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
             "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"
         )
         if path is not None:
-            _save(figure, Path(path))
+            save(figure, path)
     return figure
 
 
@@ -361,9 +484,7 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            axis.set_major_locator(FixedLocator(list(round_ticks(*limits))))
-            axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axis.set_minor_locator(NullLocator())
+            log_axis(axis, limits)
     axes.set_xlabel(f"predicted {fit.target}")
     axes.set_ylabel(fit.target)
     axes.set_title(f"{fit.n_rows} rows; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left")
@@ -397,17 +518,3 @@ def _draw_intervals(fit: Fit, axes: Axes) -> None:
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
     marked = "; (!): not determined by these data" if fit.undetermined else ""
     axes.set_title(f"{fit.confidence:.0%} intervals{marked}", fontsize=8, loc="left")
-
-
-def saved_files(path: str | Path) -> tuple[Path, Path]:
-    """The PNG and the SVG that :func:`scaling_figure` writes for ``path`` (with or without a suffix)."""
-    path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-    return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = saved_files(path)
-    figure.savefig(png, dpi=150)
-    figure.savefig(svg, metadata={"Date": None})

@@ -364,7 +364,8 @@ def _identified(law: Law, problem: Problem, theta: Array) -> bool:
     a term whose amplitude is there: they are marked as not determined."""
     natural = problem.form.natural(theta, problem.centre)
     slopes = _slopes(replace(problem, form=law.form(law.parameters)), natural[None])[0]
-    size = np.linalg.norm(slopes, axis=0)
+    with np.errstate(over="ignore"):  # not finite below
+        size = np.linalg.norm(slopes, axis=0)
     free = (theta > problem.low) & (theta < problem.high)
     used = free & (size > 0) if not free.all() else free
     unit = slopes[:, used] / np.maximum(size[used], 1e-300)

@@ -5,8 +5,9 @@ Tests and notebooks look at these frozen descriptions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -33,9 +34,21 @@ LABELS = {
     "downsample": "downsampling f",
     "group_dim": "channels a group d",
     "bits_per_dimension": "bits a dimension",
+    "bits_per_token": "bits a token",
+    "effective_bits": "effective bits a token",
+    "compression_ratio": "compression ratio 3 f²/D",
+    "tokens_per_image": "tokens an image",
     "step": "optimiser step",
+    "train_flops": "training FLOPs",
+    "device_seconds": "device seconds",
+    "parameters": "parameters",
+    "images_seen": "training images seen",
+    "rfid": "rFID",
+    "usage": "codebook usage",
+    "perplexity": "codebook perplexity",
+    "psnr_db": "PSNR (dB)",
 }
-SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f"}
+SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f", "group_dim": "d"}
 Floats = tuple[float, ...]
 
 
@@ -62,10 +75,10 @@ class Series:
     """Those axes and their values."""
     x: Floats
     """One value for each measured run."""
-    rfid: Floats
+    y: Floats
     mean_x: Floats
     """Distinct x, ascending."""
-    mean_rfid: Floats
+    mean_y: Floats
     """Mean over seeds at each of ``mean_x``."""
     curves: tuple[Curve, ...] = ()
 
@@ -76,8 +89,26 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """Points of another table beside those of a panel: drawn, never fitted."""
+
+    label: str
+    """Where they are from, such as "paper: fig4, table13"."""
+    protocol: str
+    """Features, images and protocol that they were measured by."""
+    own_protocol: str
+    """The same of the panel's own points."""
+    series: tuple[Series, ...]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both were measured by one protocol, so that heights can be compared."""
+        return self.protocol == self.own_protocol
+
+
+@dataclass(frozen=True)
 class Panel:
-    """rFID against one column."""
+    """One metric, by default rFID, against one column."""
 
     column: str
     x_label: str
@@ -85,60 +116,116 @@ class Panel:
     series: tuple[Series, ...]
     curves: tuple[Curve, ...] = ()
     """Laws that hold for all series at once (rate panel)."""
+    metric: str = "rfid"
+    overlay: Overlay | None = None
 
     @property
     def x_values(self) -> Floats:
         """Distinct x of all points, ascending."""
-        return tuple(sorted({x for one in self.series for x in one.mean_x}))
+        series = (*self.series, *(self.overlay.series if self.overlay else ()))
+        return tuple(sorted({x for one in series for x in one.mean_x}))
 
 
-def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = ()) -> Panel:
+def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
+    """The rows of a reference table to draw beside one's own: of the protocol that has the most, those without a config
+    key that has no column, one for each setting (the first). Raises AnalysisError like :func:`measured`."""
+    counts = protocol_counts(frame, metric)
+    if len(counts) > 1:
+        name = "protocol" if "protocol" in frame else "features"
+        frame = frame[frame[name] == next(iter(counts))]
+    rows, _ = measured(frame, metric)
+    if "other_axes" in rows and rows["other_axes"].isna().any():
+        rows = rows[rows["other_axes"].isna()]
+    axes = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in rows]
+    return rows.drop_duplicates(axes).reset_index(drop=True) if axes else rows
+
+
+def protocol_text(rows: pd.DataFrame) -> str:
+    """ "features, N images, protocol hash", as far as the table names them."""
+    features, images, protocol = (single(rows, name) for name in ("features", "num_images", "protocol"))
+    known = [features] if features is not None else []
+    known += [f"{int(images):,} images"] if images is not None else []
+    known += [f"protocol {protocol}"] if protocol is not None else []
+    return ", ".join(known) or "protocol not named"
+
+
+def _overlay(
+    rows: pd.DataFrame, reference: pd.DataFrame | None, panel: Callable[[pd.DataFrame], Panel]
+) -> Overlay | None:
+    """``reference`` in the same panel; None without one, or where it has nothing to show there."""
+    if reference is None:
+        return None
+    try:
+        theirs = reference_rows(reference)
+        series = panel(theirs).series
+    except AnalysisError:
+        return None
+    names = list(dict.fromkeys(theirs["sweep"].dropna())) if "sweep" in theirs else []
+    paper = "protocol" in theirs and theirs["protocol"].astype(str).str.startswith("gsq-paper").all()
+    label = f"{'paper' if paper else 'reference'}: {', '.join(names)}" if names else "reference"
+    return Overlay(label, protocol_text(theirs), protocol_text(rows), series)
+
+
+def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
     """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
-    axis that varies), and the curves of the laws in bits_per_pixel alone. Raises AnalysisError like
+    axis that varies), and the curves of the laws in bits_per_pixel alone.
+
+    ``reference``: another table, whose :func:`reference_rows` become the overlay. Raises AnalysisError like
     :func:`measured`."""
     rows, _ = measured(frame)
     require_columns(rows, "bits_per_pixel")
     by = next(iter(varying(rows, ("downsample", "latent_dim", "groups", "codebook_size"))), None)
     series = []
     for value, part in rows.groupby(by, sort=True) if by else [("", rows)]:
-        fixed = {by: _plain(value)} if by else {}
+        fixed = {by: plain(value)} if by else {}
         series.append(_series(part, "bits_per_pixel", fixed, ()))
     rate = numbers(rows, "bits_per_pixel")
     low, high = rate.min(), rate.max()
+    overlay = _overlay(rows, reference, rate_panel)
+    panel = Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series), overlay=overlay)
     if low == high:
-        return Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series))
+        return panel
     grid = np.geomspace(low / 1.1, high * 1.1, 120)
     curves = [
         _curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid}))
         for fit in fits
         if fit.law.columns == ("bits_per_pixel",)
     ]
-    return Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series), tuple(curves))
+    return replace(panel, curves=tuple(curves))
 
 
-def axis_panel(frame: pd.DataFrame, column: str, fits: Sequence[Fit] = ()) -> Panel:
-    """rFID against one tokenizer axis: a series for each fixed value of all other axes, each with the laws'
-    curves.
+def axis_panel(
+    frame: pd.DataFrame,
+    column: str,
+    fits: Sequence[Fit] = (),
+    metric: str = "rfid",
+    reference: pd.DataFrame | None = None,
+) -> Panel:
+    """``metric`` against one tokenizer axis: a series for each fixed value of all other axes, each with the curves of
+    the laws that predict that metric.
 
-    ``column``: codebook_size, latent_dim, groups or downsample. Raises AnalysisError where it is constant.
+    ``column``: codebook_size, latent_dim, groups, downsample, or group_dim (latent_dim fixed, groups moving with it).
+    ``reference``: as for :func:`rate_panel`. Raises AnalysisError where the column is constant.
     """
-    if column not in AXES:
-        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(AXES)}")
-    rows, _ = measured(frame)
+    if column not in (*AXES, "group_dim"):
+        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(AXES)}, group_dim")
+    rows, _ = measured(frame, metric)
     require_columns(rows, column)
     if rows[column].nunique() < 2:
         raise AnalysisError(f"{column} takes one value in the measured rows ({rows[column].iloc[0]}): nothing to plot")
-    others = [name for name in varying(rows) if name != column]
+    others = [name for name in varying(rows) if name != column and not (column == "group_dim" and name == "groups")]
     order = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in others]
     others = order + [name for name in others if name not in order]
     groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
     series = []
     for values, part in groups:
         fixed = {
-            name: _plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
+            name: plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
         }
-        series.append(_series(part, column, fixed, fits))
-    return Panel(column, LABELS[column], y_label(rows), _relabelled(series))
+        series.append(_series(part, column, fixed, [fit for fit in fits if fit.target == metric], metric))
+    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
+    overlay = _overlay(rows, reference, lambda theirs: axis_panel(theirs, column, metric=metric))
+    return Panel(column, LABELS[column], shown, _relabelled(series), metric=metric, overlay=overlay)
 
 
 @dataclass(frozen=True)
@@ -163,9 +250,6 @@ class StepPanel:
     series: tuple[StepSeries, ...]
 
 
-METRIC_LABELS = {"usage": "codebook usage", "perplexity": "codebook perplexity", "psnr_db": "PSNR (dB)"}
-
-
 def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> StepPanel:
     """``metric`` of every evaluation against its step: one series for each combination of the columns ``by``, in
     order of appearance. Raises AnalysisError where a column is missing, nothing was measured, or for rfid under
@@ -179,7 +263,7 @@ def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> Ste
         raise AnalysisError("the rows are of several protocols; choose one: load_results(path, protocol=...)")
     series = []
     for values, part in rows.groupby(by, sort=False, dropna=False):
-        named = {name.split(".")[-1]: _plain(value) for name, value in zip(by, values, strict=True)}
+        named = {name.split(".")[-1]: plain(value) for name, value in zip(by, values, strict=True)}
         # A word alone needs no name.
         alone = len(named) == 1 and all(isinstance(value, str) for value in named.values())
         label = ", ".join(str(value) if alone else setting(name, value) for name, value in named.items())
@@ -189,7 +273,7 @@ def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> Ste
             for _, run in part.sort_values("step").groupby("signature")
         ]
         series.append(StepSeries(label, _floats(means.index.to_numpy()), _floats(means.to_numpy()), tuple(runs)))
-    shown = y_label(rows) if metric == "rfid" else METRIC_LABELS.get(metric, metric)
+    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
     return StepPanel(metric, shown, tuple(series))
 
 
@@ -201,18 +285,23 @@ def y_label(rows: pd.DataFrame) -> str:
     return f"rFID ({', '.join(known)})" if known else "rFID"
 
 
-def _series(part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits: Sequence[Fit]) -> Series:
-    x, rfid = numbers(part, column), numbers(part, "rfid")
+def _series(
+    part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits: Sequence[Fit], metric: str = "rfid"
+) -> Series:
+    x, y = numbers(part, column), numbers(part, metric)
     distinct = np.unique(x)
-    means = [float(rfid[x == value].mean()) for value in distinct]
+    means = [float(y[x == value].mean()) for value in distinct]
     curves = []
     if len(distinct) > 1:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
         # Derived axes follow from the others, so they must be computed anew along the curve.
-        row = with_derived(part.iloc[[0] * len(grid)].assign(**{column: grid}), fresh=True)
+        row = part.iloc[[0] * len(grid)].assign(**{column: grid})
+        if column == "group_dim":
+            row = row.assign(groups=numbers(row, "latent_dim") / grid)
+        row = with_derived(row, fresh=True)
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
     label = ", ".join(setting(name, value) for name, value in fixed.items())
-    return Series(label, fixed, _floats(x), _floats(rfid), _floats(distinct), tuple(means), tuple(curves))
+    return Series(label, fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), tuple(curves))
 
 
 def _relabelled(series: list[Series]) -> tuple[Series, ...]:
@@ -222,7 +311,7 @@ def _relabelled(series: list[Series]) -> tuple[Series, ...]:
     out = []
     for one in series:
         label = ", ".join(setting(name, one.fixed[name]) for name in names)
-        out.append(Series(label, one.fixed, one.x, one.rfid, one.mean_x, one.mean_rfid, one.curves))
+        out.append(replace(one, label=label))
     return tuple(out)
 
 
@@ -235,15 +324,19 @@ def _floats(values: Array) -> Floats:
     return tuple(float(value) for value in values)
 
 
-def _plain(value: object) -> float | str:
+def plain(value: object) -> float | str:
     return float(value) if isinstance(value, int | float | np.number) else str(value)
 
 
 def setting(name: str, value: float | str) -> str:
     """An axis and its value for a legend: "f=8", "V=$2^{10}$"."""
     if isinstance(value, str):
+        if name == "other_axes":
+            keys = json.loads(value) if value.startswith("{") else {}
+            return ", ".join(f"{key.split('.')[-1]} {one}" for key, one in keys.items()) or "as in the base"
         return f"{name} {value}"
-    return f"{SHORT.get(name, name)}={power_of_two(value) if name == 'codebook_size' else f'{value:g}'}"
+    shown = power_of_two(value) if name == "codebook_size" else f"{value:g}"
+    return f"{SHORT[name]}={shown}" if name in SHORT else f"{name.replace('_', ' ')} {shown}"
 
 
 def power_of_two(value: float) -> str:

@@ -101,6 +101,13 @@ def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
     return frame if protocol is None else select_protocol(frame, protocol)
 
 
+def load_reference() -> pd.DataFrame:
+    """The numbers that the GSQ paper prints (arXiv 2412.02632v2) as a results table, one row a trained model.
+
+    They ship with the package, to be compared with one's own or fitted; results/reference/README.md says more."""
+    return load_results(Path(__file__).with_name("gsq_paper.parquet"))
+
+
 def load_table(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
     """Read a results table, or any other table: Parquet or CSV with a header. See :func:`load_results`."""
     path = Path(path)

@@ -7,12 +7,14 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from gsq.record import RunFolder, newest_file, runs_root
+from gsq.errors import UserError, nearest
+from gsq.record import RunFolder, newest_file, read_metrics, runs_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,8 +104,9 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     from rich.markup import escape
 
     from analysis.cli import load_and_fit, print_fit
+    from analysis.drawing import saved_files
     from analysis.errors import AnalysisError
-    from analysis.figures import saved_files, scaling_figure
+    from analysis.figures import scaling_figure
     from analysis.table import load_results, results_table
 
     frame = load_results(table)
@@ -187,6 +190,53 @@ def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Pa
     path = table.with_name(f"{table.stem}-samples.png")
     reconstruction_figure(entries, path)
     return path
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Curves and pictures of the runs below a runs folder, for a report."""
+
+    root: Path
+
+    def curve(self, signature: str) -> list[dict[str, float]]:
+        return read_metrics(RunFolder.of(self.root, signature))
+
+    def picture(self, signature: str) -> Path | None:
+        return newest_file(RunFolder.of(self.root, signature), "samples.png")
+
+
+def write_report(
+    sweep: str, output: Path | None = None, laws: list[str] | None = None, protocol: str | None = None
+) -> tuple[Path, Path]:
+    """Write the report of a sweep, or of a results table, as one HTML page. Returns the paths of page and table.
+
+    sweep: the name or YAML file of a submitted sweep, which is gathered first; or a results table, by its file or as
+    the NAME of results/NAME.parquet. The page lies beside the table as NAME-report.html, or where ``output`` says.
+    Raises UserError where there is neither a sweep nor a table, and AnalysisError where the table cannot be read.
+    """
+    from analysis.cli import table_path
+    from analysis.page import write_page
+    from analysis.report import make_report
+    from analysis.table import load_results
+    from sweeps.folder import SweepFolder, sweep_folder, sweep_names
+    from sweeps.gathering import gathered
+
+    root = runs_root()
+    notes: tuple[str, ...] = ()
+    table = table_path(sweep)
+    yaml = sweep.endswith((".yaml", ".yml"))
+    if yaml or (table.stem == sweep and SweepFolder(root, sweep).exists):
+        done = gathered(sweep_folder(sweep))
+        table, notes = done.table, done.problems
+    elif not table.is_file() and table.stem == sweep:
+        there = sweep_names(root)
+        raise UserError(
+            f"no sweep '{sweep}' below {root}{nearest(sweep, there)}, and no table {table}; there are: "
+            f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one)"
+        )
+    report = make_report(load_results(table), table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
+    page = write_page(report, output or table.with_name(f"{table.stem}-report.html"))
+    return page, table
 
 
 def run_command_line(

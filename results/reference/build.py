@@ -64,4 +64,5 @@ def _row(line: dict[str, str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    write_table(rows(HERE / "gsq_paper.csv"), HERE / "gsq_paper.parquet")
+    # A link: the file itself ships with analysis.
+    write_table(rows(HERE / "gsq_paper.csv"), (HERE / "gsq_paper.parquet").resolve())

@@ -18,7 +18,7 @@ from analysis import (
     step_figure,
     step_panel,
 )
-from analysis.figures import round_ticks
+from analysis.drawing import round_ticks
 
 
 def test_rate_panel_holds_the_points_and_the_law(tables) -> None:
@@ -44,9 +44,7 @@ def test_axis_panel_has_one_series_for_each_setting_of_the_others(tables) -> Non
     first = joined[0]
     assert first.fixed == {"downsample": 4.0, "groups": 1.0}
     assert len(first.x) == 6 and len(first.mean_x) == 3, "two seeds a cell, joined at their mean"
-    assert first.mean_rfid[0] == pytest.approx(
-        np.mean([y for x, y in zip(first.x, first.rfid, strict=True) if x == 64])
-    )
+    assert first.mean_y[0] == pytest.approx(np.mean([y for x, y in zip(first.x, first.y, strict=True) if x == 64]))
     assert len(first.curves) == 1 and first.curves[0].x[0] == pytest.approx(64)
     assert first.curves[0].central[0] > first.curves[0].central[-1], "the rate is computed anew along the axis"
     (alone,) = [one for one in panel.series if not one.joined]

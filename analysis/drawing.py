@@ -1,0 +1,209 @@
+"""What all figures share: the style file, colours and markers, readable ticks, legends, saving.
+
+Figures are made without pyplot, so that importing this room or saving a file changes no global state; in a notebook
+with %matplotlib inline, the returned Figure shows itself.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.panels import power_of_two, setting
+from analysis.table import varying
+
+STYLE = Path(__file__).with_name("gsq.mplstyle")
+# Those of the style file.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#888888"
+DARK = "#555555"
+# Those whose values are taken in this order to tell points apart.
+_ORDER = ("downsample", "groups", "latent_dim", "codebook_size")
+_POWERS = ("codebook_size",)
+
+
+def style() -> AbstractContextManager[None]:
+    """The style file, for as long as the context lasts."""
+    return mpl.rc_context(fname=STYLE)
+
+
+def saved_files(path: str | Path) -> tuple[Path, ...]:
+    """What a figure saved to ``path`` becomes: a PDF where it ends in .pdf, else a PNG (first) and an SVG."""
+    path = Path(path)
+    if path.suffix == ".pdf":
+        return (path,)
+    stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
+    return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write :func:`saved_files`, each at once or not at all; folders are made. The same figure gives the same SVG and
+    PDF."""
+    for file in saved_files(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        kind = file.suffix[1:]
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        try:
+            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
+    """Small grey lines below a figure of ``width`` inches; a part that ends in a newline ends its line."""
+    lines: list[str] = []
+    for block in " ".join(part for part in parts if part).split("\n"):
+        lines += textwrap.wrap(block, int(15 * width))
+    figure.supxlabel("\n".join(lines), fontsize=7.5, color=DARK)
+
+
+def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
+    """Round numbers as the ticks of a logarithmic axis."""
+    ticks = round_ticks(*limits)
+    # Powers of ten take more room.
+    set_ticks(axis, ticks[:: -(-len(ticks) // (4 if ticks[-1] >= 1e6 else 8))], plain_number)
+
+
+def plain_number(value: float) -> str:
+    """ "0.3", "10000", "$2.5\\cdot10^{12}$"."""
+    if not 0 < abs(value) < 1e6:
+        exponent = int(np.floor(np.log10(abs(value)))) if value else 0
+        mantissa = f"{value / 10.0**exponent:.4g}"
+        return f"$10^{{{exponent}}}$" if mantissa == "1" else f"${mantissa}\\cdot10^{{{exponent}}}$"
+    return f"{value:g}"
+
+
+def octave_axis(
+    axis: Axis, limits: tuple[float, float], column: str, values: Sequence[float] = (), most: int = 6
+) -> None:
+    """Ticks of a logarithmic axis to base 2: the values that occur, or else powers of two within the limits."""
+    low, high = limits
+    ticks = [value for value in values if low <= value <= high]
+    if not ticks:
+        ticks = [2.0**e for e in range(int(np.ceil(np.log2(low))), int(np.floor(np.log2(high))) + 1)]
+    if len(ticks) < 2:
+        ticks = list(round_ticks(low, high))
+    powers = column in _POWERS or ticks[-1] >= 2**14
+    set_ticks(axis, ticks[:: -(-len(ticks) // most)], lambda value: power_of_two(value) if powers else f"{value:.3g}")
+
+
+def set_ticks(axis: Axis, ticks: Sequence[float], text: object) -> None:
+    """These ticks and no others, each labelled by ``text``."""
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))  # type: ignore[operator]
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def round_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0.
+
+    Powers of ten where there are enough, else more and more multiples of them, else equal steps, so that an axis of
+    less than a decade still has readable ticks.
+    """
+    decades = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+    ticks: tuple[float, ...] = ()
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        inside = [float(f"{step * 10.0**e:.3g}") for e in decades for step in steps]
+        ticks = tuple(tick for tick in inside if low <= tick <= high)
+        if len(ticks) >= 3:
+            break
+    if len(ticks) < 3:
+        found = MaxNLocator(6, min_n_ticks=3).tick_values(low, high)
+        ticks = tuple(float(f"{tick:.6g}") for tick in found if low <= tick <= high)
+    return ticks[:: -(-len(ticks) // 8)]
+
+
+class Marks:
+    """How the rows of a table are told apart: colours by one axis that varies, markers by a second one."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        names = [name for name in dict.fromkeys([*_ORDER, *varying(rows)]) if name in varying(rows)]
+        self.axes = [name for name in names if rows[name].nunique() <= len(COLOURS)][:2]
+        self._levels = [list(np.sort(rows[name].dropna().unique())) for name in self.axes]
+
+    @property
+    def colours(self) -> int:
+        """How many values colours name."""
+        return len(self._levels[0]) if self._levels else 0
+
+    def of(self, row: pd.Series) -> tuple[str, str]:
+        """Colour and marker of a row."""
+        at = [
+            levels.index(row[name]) if row[name] in levels else 0
+            for name, levels in zip(self.axes, self._levels, strict=True)
+        ]
+        return COLOURS[at[0] if at else 0], MARKERS[at[1] if len(at) > 1 else 0]
+
+    def handles(self) -> list[Line2D]:
+        """The legend's."""
+        handles = []
+        for number, (name, levels) in enumerate(zip(self.axes, self._levels, strict=True)):
+            for i, level in enumerate(levels):
+                shown = setting(name, level if isinstance(level, str) else float(level))
+                colour, marker = (COLOURS[i], "o") if number == 0 else (DARK, MARKERS[i])
+                handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=shown))
+        return handles
+
+
+def legend_above(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
+    """A legend above the axes, in as many columns as ``width`` inches hold."""
+    if not handles:
+        return
+    letters = max(len(str(handle.get_label()).replace("$", "").replace("{", "")) for handle in handles)
+    columns = max(1, min(len(handles), int(width / (0.065 * letters + 0.45))))
+    figure.legend(
+        handles=list(handles), loc="outside upper center", ncols=columns, columnspacing=1.2, handletextpad=0.3
+    )
+
+
+def place_labels(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    others: Sequence[tuple[float, float]],
+) -> None:
+    """Write each label beside its point where it hides neither another one nor any of the ``others``; where no place is
+    free, none is written. Call it last: it looks at the axes as they are."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    marks = axes.transData.transform(np.array(others)) if len(others) else np.zeros((0, 2))
+    inside = axes.get_window_extent()
+    taken: list[object] = []
+    places = [
+        (6, 5, "left"),
+        (6, -11, "left"),
+        (-6, 5, "right"),
+        (-6, -11, "right"),
+        (6, 14, "left"),
+        (-6, -20, "right"),
+    ]
+    for (x, y), label in zip(points, labels, strict=True):
+        for dx, dy, side in places:
+            text = axes.annotate(
+                label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=7.5, color="#333333", zorder=5
+            )
+            text.set_in_layout(False)
+            box = text.get_window_extent()
+            clear = all(not box.overlaps(other) for other in taken)  # type: ignore[arg-type]
+            clear = clear and inside.x0 <= box.x0 and box.x1 <= inside.x1 + 10 and inside.y0 <= box.y0
+            clear = clear and not any(box.padded(3).contains(*mark) for mark in marks)
+            if clear:
+                taken.append(box)
+                break
+            text.remove()

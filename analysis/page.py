@@ -1,0 +1,372 @@
+"""The report as one HTML page: everything inline, nothing fetched, no text from a table taken for markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.card import ReportCard
+from analysis.report import Picture, Report
+from analysis.result import interval_text
+from sweeps import schema
+
+_HERE = Path(__file__).parent
+_MOST_WIDE_ROWS = 2000  # longer tables have the main columns only
+_MOST_FAILURES = 50
+_ORDER = ("done", "running", "queued", "planned", "pruned", "failed")
+_FORMATS = {"psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f", "device_seconds": ".0f", "ssim": ".3f"}
+_DESCRIPTIONS = {column.name: column for column in schema.COLUMNS}
+
+
+class Markup(str):
+    """Text that is HTML already; all other text is escaped by :func:`tag`."""
+
+
+def tag(element: str, /, *children: object, **attributes: object) -> Markup:
+    """An element. Children that are no Markup and attribute values are escaped; class_ stands for class, data_v for
+    data-v; an attribute that is True stands alone, one that is None or False is left out."""
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+    shown = "".join(
+        f" {key}" if value is True else f' {key}="{html.escape(str(value))}"'
+        for key, value in given.items()
+        if value is not None and value is not False
+    )
+    inner = "".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children)
+    return Markup(
+        f"<{element}{shown}>" if element in ("img", "input", "meta") else f"<{element}{shown}>{inner}</{element}>"
+    )
+
+
+def write_page(report: Report, path: str | Path) -> Path:
+    """Write :func:`page` to ``path`` at once or not at all; folders are made. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(page(report), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def page(report: Report) -> str:
+    """The whole document. Its content security policy lets nothing be fetched, and no script run but its own."""
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    style = (_HERE / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    sections = [
+        ("status", "Status", _status(report)),
+        ("table", "Results", _table(report)),
+        ("figures", "Figures", _figures(report)),
+        ("laws", "Laws", _laws(report)),
+        ("pictures", "Reconstructions", _pictures(report)),
+        ("training", "Training", _training(report)),
+        ("provenance", "Provenance", _provenance(report)),
+    ]
+    sections = [one for one in sections if one[2]]
+    links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
+    body = [
+        tag("h1", report.name),
+        tag("p", f"Report of a sweep of image tokenizers, made {report.made} by gsq {_version()}.", class_="faint"),
+        tag("nav", *links),
+        *(tag("section", tag("h2", title), content, id=name) for name, title, content in sections),
+        Markup(f"<script>{script}</script>"),
+    ]
+    head = [
+        tag("meta", charset="utf-8"),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{report.name}: gsq report"),
+        Markup(f"<style>{style}</style>"),
+    ]
+    inner = "\n".join(["<head>", *head, "</head>", "<body>", *body, "</body>"])
+    return f'<!DOCTYPE html>\n<html lang="en">\n{inner}\n</html>\n'
+
+
+def _version() -> str:
+    try:
+        return metadata.version("gsq")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _join(parts: list[Markup]) -> Markup:
+    return Markup("\n".join(part for part in parts if part))
+
+
+def _status(report: Report) -> Markup:
+    total = sum(report.counts.values())
+    states = sorted(report.counts, key=lambda state: _ORDER.index(state) if state in _ORDER else len(_ORDER))
+    tiles = [(f"{report.counts.get('done', 0)} of {total}", "cells done")]
+    if report.best:
+        value, place = report.best.split("|", 1)
+        tiles.append((value, "least rFID" + (f": {place}" if place else "")))
+    tiles += [
+        (card.fit.formula().split("=", 1)[-1].strip(), f"rFID by {card.fit.law.name}") for card in report.cards[:1]
+    ]
+    if "device_seconds" in report.totals:
+        tiles.append((f"{report.totals['device_seconds'] / 3600:.3g} h", "device time"))
+    if "train_flops" in report.totals:
+        tiles.append((f"{report.totals['train_flops']:.3g}", "training FLOPs"))
+    bar = [tag("i", class_=state, style=f"flex: {report.counts[state]}", title=state) for state in states]
+    counts = [tag("li", tag("span", class_=f"dot {state}"), f"{report.counts[state]} {state}") for state in states]
+    parts = [
+        tag(
+            "div",
+            *(tag("div", tag("b", value), tag("span", what), class_="tile") for value, what in tiles),
+            class_="tiles",
+        ),
+        tag("div", *bar, class_="bar", role="img", aria_label=", ".join(f"{report.counts[s]} {s}" for s in states)),
+        tag("ul", *counts, class_="counts"),
+    ]
+    if report.warnings:
+        lines = [tag("li", _sentence(warning)) for warning in report.warnings]
+        parts.append(tag("div", tag("ul", *lines), class_="warnings", role="note"))
+    if len(report.failures):
+        shown = report.failures.head(_MOST_FAILURES)
+        heads = ("signature", "setting", "failure", "message", "attempts")
+        rows = [
+            tag(
+                "tr",
+                *(
+                    tag("td", _text(name, row[name]), class_="long" if name in ("setting", "message") else None)
+                    for name in heads
+                ),
+            )
+            for _, row in shown.iterrows()
+        ]
+        more = len(report.failures) - len(shown)
+        parts += [
+            tag("h3", f"Failed cells: {len(report.failures)}"),
+            tag(
+                "div",
+                tag("table", tag("thead", tag("tr", *(tag("th", name) for name in heads))), tag("tbody", *rows)),
+                class_="scroll",
+            ),
+            tag("p", f"And {more} more; filter the table below by state=failed.", class_="faint")
+            if more
+            else Markup(""),
+        ]
+    return _join(parts)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _table(report: Report) -> Markup:
+    table, main = report.table, list(report.main)
+    others = (
+        [str(n) for n in table if n not in main and table[n].notna().any()] if len(table) <= _MOST_WIDE_ROWS else []
+    )
+    columns = [*main, *others]
+    numeric = {
+        name
+        for name in columns
+        if pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name])
+    }
+    kinds = {
+        name: " ".join(k for k in ("n" if name in numeric else "", "more" if name in others else "") if k)
+        for name in columns
+    }
+    heads = []
+    for name in columns:
+        about = _DESCRIPTIONS.get(name)
+        unit = f" ({about.unit})" if about and about.unit else ""
+        button = tag(
+            "button", name.replace("_", " "), type="button", title=f"{about.description}{unit}" if about else name
+        )
+        heads.append(
+            tag(
+                "th",
+                button,
+                scope="col",
+                class_=kinds[name] or None,
+                data_k=name,
+                data_t="n" if name in numeric else "s",
+            )
+        )
+    rows = []
+    for values in zip(*(table[name] for name in columns), strict=True):
+        cells = []
+        for name, value in zip(columns, values, strict=True):
+            shown, exact = _text(name, value), _exact(value)
+            long = " long" if len(shown) > 40 else ""
+            cells.append(
+                tag("td", shown, class_=(kinds[name] + long).strip() or None, data_v=exact if exact != shown else None)
+            )
+        rows.append(tag("tr", *cells))
+    field = tag(
+        "input",
+        type="search",
+        id="filter",
+        placeholder="filter: groups=4 rfid<200 V>=2^10 failed",
+        aria_label="filter the rows",
+    )
+    box = tag("label", tag("input", type="checkbox", id="all"), f" all {len(columns)} columns", hidden=not others)
+    return _join(
+        [
+            tag("div", field, box, tag("span", id="shown", class_="faint"), class_="tools", id="tools", hidden=True),
+            tag(
+                "div",
+                tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), id="results"),
+                class_="scroll tall",
+            ),
+            tag(
+                "p",
+                "A click on a head sorts. The filter takes words and comparisons with columns (D, G, V, f for short); "
+                "the address of the page keeps both. The last step of each run is shown; heads say what a column is.",
+                class_="faint",
+            ),
+        ]
+    )
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _text(name: str, value: object) -> str:
+    """A value to read."""
+    if _missing(value):
+        return ""
+    if isinstance(value, np.ndarray | list | tuple):
+        return ", ".join(_text(name.removesuffix("_per_group"), one) for one in value)
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return format(float(value), _FORMATS.get(name, ".4g"))
+    return str(value)
+
+
+def _exact(value: object) -> str:
+    """A value to sort and to filter by: of a number, all its digits."""
+    if isinstance(value, float | np.floating):
+        return "" if _missing(value) else repr(float(value))
+    return _text("", value)
+
+
+def _picture(picture: Picture, *, caption: str = "") -> Markup:
+    image = tag("img", src=picture.url, alt=picture.title, loading="lazy")
+    return tag("figure", tag("div", image, class_="sheet"), tag("figcaption", caption) if caption else Markup(""))
+
+
+def _figures(report: Report) -> Markup:
+    cards = {f"Report card of {card.fit.law.name}" for card in report.cards}
+    parts = []
+    for one in report.figures:
+        if one.title not in cards:
+            parts += [tag("h3", one.title), _picture(one)]
+    if report.not_drawn:
+        lines = [tag("li", f"{title}: {reason}.") for title, reason in report.not_drawn.items()]
+        parts.append(
+            tag("details", tag("summary", "Figures that this table cannot carry"), tag("ul", *lines), class_="faint")
+        )
+    return _join(parts)
+
+
+def _laws(report: Report) -> Markup:
+    parts: list[Markup] = []
+    drawn = {one.title: one for one in report.figures}
+    for card in report.cards:
+        parts += [tag("h3", card.fit.law.name), *_card(card)]
+        parts.append(_picture(drawn[f"Report card of {card.fit.law.name}"]))
+        parts.append(tag("details", tag("summary", "the report card as text"), tag("pre", card.text())))
+    if report.compared is not None and len(report.compared) > 1:
+        parts += [tag("h3", "Laws compared"), _plain_table(report.compared)]
+        parts.append(tag("p", "The least AICc first; errors are of rows that a law was not fitted to.", class_="faint"))
+    if report.not_fitted:
+        named = [r if r.startswith(name) else f"{name}: {r}" for name, r in report.not_fitted.items()]
+        lines = [tag("li", f"{one}.") for one in named]
+        parts.append(tag("details", tag("summary", "Not fitted"), tag("ul", *lines), open=not report.cards))
+    return _join(parts)
+
+
+def _card(card: ReportCard) -> list[Markup]:
+    fit = card.fit
+    rows = []
+    for name, value in fit.parameters.items():
+        why = fit.undetermined.get(name)
+        note = f"not determined by these data ({why})" if why else "at a bound" if name in fit.at_bound else ""
+        rows.append(
+            tag(
+                "tr",
+                tag("td", name),
+                tag("td", f"{value:.4g}", class_="n"),
+                tag("td", interval_text(fit.intervals[name], " to ")),
+                tag("td", note, class_="long"),
+            )
+        )
+    heads = ("parameter", "value", f"{fit.confidence:.0%} interval", "")
+    findings = [tag("li", _sentence(one)) for one in card.findings or ("nothing speaks against it",)]
+    return [
+        tag("p", tag("code", fit.formula())),
+        tag("p", _sentence(fit.at_best())),
+        tag(
+            "div",
+            tag("table", tag("thead", tag("tr", *(tag("th", one) for one in heads))), tag("tbody", *rows)),
+            class_="scroll",
+        ),
+        tag("p", fit.quality(), class_="faint"),
+        tag("ul", *findings),
+    ]
+
+
+def _plain_table(frame: pd.DataFrame) -> Markup:
+    heads = [tag("th", str(name).replace("_", " ")) for name in frame]
+    rows = [
+        tag("tr", *(tag("td", _text(str(name), value)) for name, value in zip(frame, row, strict=True)))
+        for row in frame.to_numpy(object)
+    ]
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows)), class_="scroll")
+
+
+def _pictures(report: Report) -> Markup:
+    if not report.pictures:
+        return Markup("")
+    shown = [
+        tag(
+            "figure",
+            tag("img", src=one.url, alt=f"originals above reconstructions: {one.title}", loading="lazy"),
+            tag("figcaption", f"{one.title} ({one.text})"),
+        )
+        for one in report.pictures
+    ]
+    return _join(
+        [
+            tag("p", "Originals above, reconstructions below; from the least rFID to the largest."),
+            tag("div", *shown, class_="pictures"),
+        ]
+    )
+
+
+def _training(report: Report) -> Markup:
+    return (
+        Markup("") if report.curves is None else _picture(report.curves, caption=f"{report.curves.text}, a line each.")
+    )
+
+
+def _provenance(report: Report) -> Markup:
+    rows = []
+    for what, values in report.provenance.items():
+        for number, (value, count) in enumerate(values.items()):
+            rows.append(
+                tag(
+                    "tr",
+                    tag("td", what if number == 0 else ""),
+                    tag("td", value, class_="long"),
+                    tag("td", count, class_="n"),
+                )
+            )
+    if not rows:
+        return tag("p", "The table does not say how its rows were made.")
+    heads = tag("tr", tag("th", ""), tag("th", ""), tag("th", "rows", class_="n"))
+    return tag("div", tag("table", tag("thead", heads), tag("tbody", *rows)), class_="scroll")

@@ -1,0 +1,383 @@
+"""The report of a sweep: what its table says, computed here (``page`` makes one HTML file of it).
+
+What is only in run folders (training curves, pictures) comes in through :class:`RunFiles`, for this room knows no runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import figures, scatter
+from analysis.card import ReportCard, report_card
+from analysis.compare import compare_laws
+from analysis.contours import contour_figure
+from analysis.drawing import style
+from analysis.errors import AnalysisError
+from analysis.fitting import Options, fit_rows
+from analysis.laws import DEFAULT_LAWS, Law, get_law
+from analysis.panels import setting
+from analysis.result import Fit
+from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from sweeps import schema
+
+_FEW = 8  # pictures of runs
+_MOST_CURVES = 48
+_PICTURE_WIDTH = 1600  # pixels; wider ones are made smaller
+_PICTURE_BYTES = 400_000
+_MAIN = ("bits_per_pixel", "rfid", "kid", "inception_score", "lpips", "psnr_db", "ssim", "usage", "perplexity")
+_LAST = ("parameters", "train_flops", "device_seconds", "state", "failure", "message", "signature")
+
+
+class RunFiles(Protocol):
+    """What run folders hold and tables do not, by the signature of a run."""
+
+    def curve(self, signature: str) -> list[dict[str, float]]:
+        """Each logged step: "step" and the quantities logged there. Empty where there is no such run."""
+
+    def picture(self, signature: str) -> Path | None:
+        """PNG with originals above reconstructions."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to show: SVG, PNG or JPEG."""
+
+    title: str
+    kind: str
+    data: bytes
+    text: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    name: str
+    made: str
+    """Date and time, UTC."""
+    counts: dict[str, int]
+    """Cells by state."""
+    failures: pd.DataFrame
+    """A row for each failed cell: signature, setting, failure, message, attempts."""
+    warnings: tuple[str, ...]
+    table: pd.DataFrame
+    """A row for each cell and protocol, of its last step."""
+    main: tuple[str, ...]
+    """The columns of ``table`` that are shown first."""
+    figures: tuple[Picture, ...]
+    not_drawn: dict[str, str]
+    """Figure to the reason."""
+    cards: tuple[ReportCard, ...]
+    not_fitted: dict[str, str]
+    """Law to the reason."""
+    compared: pd.DataFrame | None
+    """Laws, the one with the least AICc first."""
+    best: str
+    """The cell with the least rFID, in words; "" without one."""
+    curves: Picture | None
+    pictures: tuple[Picture, ...]
+    provenance: dict[str, dict[str, int]]
+    """What to value to number of runs: protocols, code, versions, devices, data."""
+    totals: dict[str, float]
+    """device_seconds, train_flops, images_seen: sums over runs, where known."""
+
+
+def make_report(
+    frame: pd.DataFrame,
+    name: str,
+    files: RunFiles | None = None,
+    *,
+    protocol: str | None = None,
+    laws: Sequence[str | Law] | None = None,
+    options: Options | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Everything that is to be said of a results table, of whatever state its cells are in.
+
+    ``protocol``: the one of the figures and laws, by default that of the most rows; ``laws``: names or formulas, by
+    default those of ``gsq fit``; ``notes``: warnings that are known already. Raises AnalysisError where the table is
+    empty or ``protocol`` is none of its.
+    """
+    if frame.empty:
+        raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
+    warnings = list(notes)
+    table = _cells(frame)
+    chosen, counts = frame, protocol_counts(frame)
+    if protocol is not None:
+        chosen = select_protocol(frame, protocol)
+    elif len(counts) > 1 and "protocol" in frame:
+        first = next(iter(counts))
+        chosen = select_protocol(frame, first)
+        listed = ", ".join(f"{key} ({count} rows)" for key, count in counts.items())
+        warnings.append(
+            f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
+            "(--protocol takes another)"
+        )
+    options = options or Options()
+    fits, not_fitted, excluded = _fit(chosen, laws, options)
+    warnings += [excluded] if excluded else []
+    for fit in fits:
+        warnings += [one for one in fit.warnings if one not in warnings]
+    warnings += [] if any("mixes runs" in note for note in notes) else _mixtures(table)
+    cards = tuple(report_card(fit) for fit in fits)
+    shown, not_drawn = _figures(chosen, cards)
+    states = table.drop_duplicates("signature") if "signature" in table else table
+    return Report(
+        name=name,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        counts=dict(Counter(_states(states))),
+        failures=_failures(states),
+        warnings=tuple(warnings),
+        table=table,
+        main=_main_columns(table),
+        figures=shown,
+        not_drawn=not_drawn,
+        cards=cards,
+        not_fitted=not_fitted,
+        compared=_compared(chosen, options) if laws is None and fits else None,
+        best=_best(chosen),
+        curves=_curves(states, files) if files else None,
+        pictures=_pictures(chosen, files) if files else (),
+        provenance=_provenance(table),
+        totals={
+            total: float(states[total].sum())
+            for total in ("device_seconds", "train_flops", "images_seen")
+            if total in states and states[total].notna().any()
+        },
+    )
+
+
+def _cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last step of each cell and protocol, derived axes added."""
+    cells = with_derived(frame)
+    keys = [name for name in ("sweep", "signature", "protocol", "resolution") if name in cells]
+    if "signature" in keys and "step" in cells:
+        ordered = cells.assign(_step=pd.to_numeric(cells["step"]).fillna(-1)).sort_values("_step", kind="stable")
+        cells = ordered.drop_duplicates(keys, keep="last").drop(columns="_step").sort_index()
+    return cells.reset_index(drop=True)
+
+
+def _main_columns(table: pd.DataFrame) -> tuple[str, ...]:
+    names = [*varying(table), *varying(table, ("seed", "protocol", "resolution")), *_MAIN, *_LAST]
+    keys = [str(name) for name in table if "." in str(name)]  # swept keys without a column of the schema
+    names = [*(n for n in names if n != "other_axes" or not keys), *keys]
+    axes = {column.name for column in schema.COLUMNS if column.role == "axis"} | set(keys)
+    names = sorted(dict.fromkeys(names), key=lambda name: name not in axes)
+    return tuple(name for name in names if name in table and table[name].notna().any())
+
+
+def _states(cells: pd.DataFrame) -> list[str]:
+    return [str(state) for state in cells["state"].fillna("done")] if "state" in cells else ["done"] * len(cells)
+
+
+def _failures(cells: pd.DataFrame) -> pd.DataFrame:
+    columns = ["signature", "setting", "failure", "message", "attempts"]
+    failed = cells[np.array(_states(cells)) == "failed"]
+    failed = failed.assign(setting=[_setting(row, cells) for _, row in failed.iterrows()])
+    return failed.reindex(columns=columns).reset_index(drop=True)
+
+
+def _setting(row: pd.Series, among: pd.DataFrame) -> str:
+    """The axes that vary, and their values in a row, without mathematics."""
+    parts = []
+    for name in [*varying(among), *varying(among, ("seed",))]:
+        value = row[name]
+        if pd.notna(value):
+            exact = value if isinstance(value, str) else float(value)
+            parts.append(setting(name, exact) if name != "codebook_size" else f"V={int(value)}")
+    return ", ".join(parts)
+
+
+def _best(frame: pd.DataFrame) -> str:
+    try:
+        rows, _ = measured(frame)
+    except AnalysisError:
+        return ""
+    row = rows.iloc[int(np.argmin(numbers(rows, "rfid")))]
+    return f"{row['rfid']:.4g}|{_setting(row, rows)}"
+
+
+def _fit(
+    frame: pd.DataFrame, laws: Sequence[str | Law] | None, options: Options
+) -> tuple[list[Fit], dict[str, str], str]:
+    """The fits, why other laws were not fitted, and what all of them leave out."""
+    fits: list[Fit] = []
+    reasons: dict[str, str] = {}
+    left_out = ""
+    for law in [get_law(one, [str(name) for name in frame.columns]) for one in laws or DEFAULT_LAWS]:
+        try:
+            rows, excluded = measured(frame, law.target, law.columns)
+            left_out = left_out or excluded.text
+            fits.append(fit_rows(rows, excluded, law, options))
+        except AnalysisError as error:
+            reasons[law.name] = str(error)
+    return fits, reasons, left_out
+
+
+def _compared(frame: pd.DataFrame, options: Options) -> pd.DataFrame | None:
+    try:
+        return compare_laws(frame, None, replace(options, bootstrap=0)).table
+    except AnalysisError:
+        return None
+
+
+def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Picture, ...], dict[str, str]]:
+    """Every figure that the table can carry, and why the others are not there."""
+    fits = [card.fit for card in cards]
+
+    def contours() -> Figure:
+        if not fits:
+            raise AnalysisError("no law was fitted")
+        return contour_figure(fits[0])
+
+    wanted: dict[str, Callable[[], Figure]] = {
+        "Scaling": lambda: figures.scaling_figure(frame, fits),
+        "Collapse on bits per pixel": lambda: scatter.collapse_figure(frame),
+        "Iso-rFID contours": contours,
+        "Group decomposition": lambda: figures.group_figure(frame, fits),
+        "Codebook usage": lambda: figures.usage_figure(frame),
+        "Pareto front": lambda: scatter.pareto_figure(frame),
+    }
+    drawn, reasons = [], {}
+    for title, draw in wanted.items():
+        try:
+            drawn.append(_svg(title, draw))
+        except AnalysisError as error:
+            reasons[title] = str(error)
+    for card in cards:
+        drawn.append(_svg(f"Report card of {card.fit.law.name}", lambda card=card: figures.card_figure(card)))  # type: ignore[misc]
+    return tuple(drawn), reasons
+
+
+def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
+    """Letters as shapes: the page must look the same where the fonts are others."""
+    file, figure = io.BytesIO(), draw()
+    with style(), mpl.rc_context({"svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return Picture(title, "svg+xml", file.getvalue())
+
+
+def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
+    """Training curves of at most 48 runs, evenly taken from the best to the worst."""
+    if "signature" not in cells:
+        return None
+    ranked = cells.sort_values("rfid") if "rfid" in cells else cells
+    parts = []
+    for signature in _spread(list(ranked["signature"].dropna()), _MOST_CURVES):
+        lines = files.curve(signature)
+        if len(lines) > 1:
+            parts.append(pd.DataFrame(lines).assign(signature=signature))
+    if not parts:
+        return None
+    curves = pd.concat(parts, ignore_index=True)
+    names = [n for n in ("loss", "mse", "perceptual") if n in curves and curves[n].notna().any()]
+    if not names:
+        return None
+    picture = _svg("Training curves", lambda: figures.curve_figure(curves, cells, names))
+    return replace(picture, text=f"{len(parts)} of {len(cells)} runs")
+
+
+def _spread(values: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of the values, evenly taken, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
+
+
+def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:
+    """Originals and reconstructions of at most eight runs that have a picture, from the least rFID to the largest."""
+    try:
+        rows = measured(frame)[0].sort_values("rfid", kind="stable")
+    except AnalysisError:
+        return ()
+    if "signature" not in rows:
+        return ()
+    there = [(row, path) for _, row in rows.iterrows() if (path := files.picture(row["signature"])) is not None]
+    pictures = []
+    for row, path in _spread(there, _FEW):
+        found = _small(path)
+        if found is not None:
+            kind, data = found
+            title = f"rFID {row['rfid']:.4g}" + (f", {place}" if (place := _setting(row, rows)) else "")
+            pictures.append(Picture(title, kind, data, row["signature"]))
+    return tuple(pictures)
+
+
+def _small(path: Path) -> tuple[str, bytes] | None:
+    """The picture's format and bytes, made smaller where it is large; None where it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.format == "PNG" and len(data) <= _PICTURE_BYTES and image.width <= _PICTURE_WIDTH:
+                return "png", data
+            copy = image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    copy.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
+    file = io.BytesIO()
+    copy.save(file, "JPEG", quality=92)
+    return "jpeg", file.getvalue()
+
+
+_PROVENANCE = {
+    "source": "source of gsq",
+    "commit": "commit",
+    "execution_signature": "execution",
+    "device": "device",
+    "data": "training data",
+    "versions": "package versions",
+}
+
+
+def _provenance(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Protocols with what they are, then code, devices, data and versions, each with how many rows have it."""
+    found: dict[str, dict[str, int]] = {}
+    if "protocol" in table and table["protocol"].notna().any():
+        words = []
+        for _, row in table[table["protocol"].notna()].iterrows():
+            known = [f"rFID in {row['features']}"] if pd.notna(row.get("features")) else []
+            known += [f"{int(row['num_images']):,} images"] if pd.notna(row.get("num_images")) else []
+            known += [f"{int(row['resolution'])} pixels"] if pd.notna(row.get("resolution")) else []
+            words.append(f"{row['protocol']}: {', '.join(known)}")
+        found["evaluation protocol"] = dict(Counter(words).most_common())
+    for name, words_for in _PROVENANCE.items():
+        if name in table and table[name].notna().any():
+            values = table[name].dropna().astype(str)
+            if name == "versions":
+                values = values.map(_versions)
+            found[words_for] = {str(key): int(count) for key, count in values.value_counts().items()}
+    return found
+
+
+def _versions(text: str) -> str:
+    try:
+        return ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+    except (ValueError, AttributeError):
+        return text
+
+
+def _mixtures(table: pd.DataFrame) -> list[str]:
+    words = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
+    counts = {text: table[name].nunique() for name, text in words.items() if name in table}
+    mixed = [f"{count} {text}" for text, count in counts.items() if count > 1]
+    return [f"the table mixes runs of {' and of '.join(mixed)}"] if mixed else []
