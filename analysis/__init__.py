@@ -1,12 +1,13 @@
 """Tables to laws to figures.
 
     frame = load_results("results/quickstart.parquet")
-    power = fit(frame)                       # rfid = c * bits_per_pixel^(-alpha), with intervals
-    print(power.summary())
-    print(report_card(power).text())         # everything to know before quoting it
+    law = fit(frame)                         # rfid = c * bits_per_pixel^(-alpha), with intervals
+    print(law.summary())
+    print(report_card(law).text())         # everything to know before quoting it
     compare_laws(frame)                      # which law predicts what it has not seen
     fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
-    scaling_figure(frame, [power], "scaling.png")
+    scaling_figure(frame, [law], "scaling.png")
+    print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
 
 Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
 ``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from analysis.collapsing import Collapse, collapse
     from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
     from analysis.curves import Extrapolation, extrapolate
+    from analysis.design_figures import design_figure, replay_figure
+    from analysis.designing import Design, design
     from analysis.errors import AnalysisError
+    from analysis.expecting import Power, power
     from analysis.figures import card_figure, draw_panel, reconstruction_figure, scaling_figure, step_figure
     from analysis.fitting import Options, fit, fit_by
+    from analysis.information import Target, read_target
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
     from analysis.panels import Curve, Panel, Series, StepPanel, StepSeries, axis_panel, rate_panel, step_panel
+    from analysis.replaying import Replay, replay
     from analysis.result import Fit, LackOfFit
     from analysis.table import (
         Excluded,
@@ -44,6 +50,7 @@ _HOME = {
     "Comparison": "compare",
     "Curve": "panels",
     "DEFAULT_LAWS": "laws",
+    "Design": "designing",
     "Errors": "compare",
     "Excluded": "table",
     "Extrapolation": "curves",
@@ -54,15 +61,20 @@ _HOME = {
     "Law": "laws",
     "Options": "fitting",
     "Panel": "panels",
+    "Power": "expecting",
+    "Replay": "replaying",
     "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
     "StepSeries": "panels",
+    "Target": "information",
     "Trend": "card",
     "axis_panel": "panels",
     "card_figure": "figures",
     "collapse": "collapsing",
     "compare_laws": "compare",
+    "design": "designing",
+    "design_figure": "design_figures",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
@@ -73,8 +85,12 @@ _HOME = {
     "load_table": "table",
     "measured": "table",
     "paper_law_reason": "laws",
+    "power": "expecting",
     "rate_panel": "panels",
+    "read_target": "information",
     "reconstruction_figure": "figures",
+    "replay": "replaying",
+    "replay_figure": "design_figures",
     "report_card": "card",
     "residual_trends": "card",
     "results_table": "table",
@@ -92,6 +108,7 @@ __all__ = [
     "Collapse",
     "Comparison",
     "Curve",
+    "Design",
     "Errors",
     "Excluded",
     "Extrapolation",
@@ -101,15 +118,20 @@ __all__ = [
     "Law",
     "Options",
     "Panel",
+    "Power",
+    "Replay",
     "ReportCard",
     "Series",
     "StepPanel",
     "StepSeries",
+    "Target",
     "Trend",
     "axis_panel",
     "card_figure",
     "collapse",
     "compare_laws",
+    "design",
+    "design_figure",
     "draw_panel",
     "extrapolate",
     "fit",
@@ -120,8 +142,12 @@ __all__ = [
     "load_table",
     "measured",
     "paper_law_reason",
+    "power",
     "rate_panel",
+    "read_target",
     "reconstruction_figure",
+    "replay",
+    "replay_figure",
     "report_card",
     "residual_trends",
     "results_table",
