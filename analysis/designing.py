@@ -19,7 +19,8 @@ from analysis.information import Cells, State, Target, cell_text, interval_text,
 from analysis.result import Fit, or_none
 from analysis.table import CONFIGURATION_AXES, DERIVED, numbers, varying, with_derived
 
-NOTHING = 0.01  # a fall of the logarithm of the value, for all that is left of the budget, that is not worth it
+NOTHING = 0.05  # by which the last runs must narrow the target together
+SETTLED = 1e-3  # weight of wrong laws that needs no further run
 SEEDS = 3
 
 
@@ -172,7 +173,7 @@ class Design:
         return "\n".join([*lines, "", f"Stopped: {self.stopped}.", *(f"Note: {note}." for note in self.notes)])
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready; what is open becomes None."""
+        """JSON-ready, values in the units of ``until``; what is open becomes None."""
         return {
             "target": {
                 "kind": self.target.kind,
@@ -184,8 +185,8 @@ class Design:
             "budget": self.budget,
             "unit": self.unit,
             "until": self.until,
-            "before": None if self.open_before else or_none(self.before),
-            "after": None if self.open_after else or_none(self.after),
+            "before": None if self.open_before else or_none(self.as_shown(self.before)),
+            "after": None if self.open_after else or_none(self.as_shown(self.after)),
             "confidence": self.confidence,
             "expectations": [
                 {
@@ -202,7 +203,7 @@ class Design:
                     "run": one.runs_before + 1,
                     "cost": one.cost,
                     "total": one.total,
-                    "expected": or_none(one.expected),
+                    "expected": or_none(self.as_shown(one.expected)),
                 }
                 for one in self.proposals
             ],
@@ -244,7 +245,7 @@ def design(
     wanted = read_target(target) if isinstance(target, str) else target
     rivals = list(fits.fits) if isinstance(fits, Comparison) else [fits] if isinstance(fits, Fit) else list(fits)
     weights = _weights(rivals)
-    notes: list[str] = []
+    notes = [one.excluded for one in rivals[:1] if one.excluded]
     if wanted.kind == "parameter":
         rivals, weights = _with_parameter(rivals, wanted.parameter, notes), (1.0,)
     if wanted.kind == "discriminate" and sum(weight > 0 for weight in weights) < 2:
@@ -267,7 +268,7 @@ def design(
     if goal is not None and order and state.value() <= goal:
         order, state = _without_idle(start, cells, order, goal)
     if goal is not None and state.value() > goal:
-        stopped += ", and the target is not met"
+        stopped += "; the target is not met"
     proposals, total, replay = [], 0.0, start.copy()
     axes = _shown_axes(rivals, candidates)
     for cell in order:
@@ -422,34 +423,46 @@ def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]
 def _greedy(state: State, cells: Cells, budget: float, until: float | None) -> tuple[list[int], str]:
     """Configurations in the order in which to run them, and why it ends; ``state`` is taken there."""
     order: list[int] = []
+    start, values = state.copy(), [state.value()]
     left = budget * (1 + 1e-9)
     while True:
-        value = state.value()
-        if until is not None and value <= until and not state.is_open():
+        if until is not None and values[-1] <= until and not state.is_open():
             return order, "the target is met" if order else "the target is met already"
         free = np.flatnonzero((cells.row >= 0) & (state.counts < cells.most))
         affordable = free[cells.cost[free] <= left]
+        if not len(free):
+            stopped = "no candidate is left: every one has the runs that it may have (seeds)"
+            break
         if not len(affordable):
-            if not len(free):
-                return order, "no candidate is left: every one has the runs that it may have (seeds)"
             if not order:
                 raise AnalysisError(
                     f"a budget of {budget:g} affords none of {len(free)} candidates; the cheapest costs "
                     f"{np.min(cells.cost[free]):.4g}"
                 )
-            return order, "what is left of the budget affords no further run"
+            stopped = "what is left of the budget affords no further run"
+            break
         after = state.after(affordable)
         with np.errstate(all="ignore"):
-            fall = np.log(value) - np.log(np.maximum(after, 1e-300))
+            fall = np.log(values[-1]) - np.log(np.maximum(after, 1e-300))
             # A first interval is worth more than any narrower one.
-            fall = np.where(np.isinf(value) & np.isfinite(after), 1e3, np.nan_to_num(fall))
-        rate = fall / cells.cost[affordable]
-        if rate.max() * left < NOTHING:
-            return order, f"what is left of the budget would narrow it by less than {NOTHING:.0%}"
-        cell = int(affordable[np.argmax(rate)])
+            fall = np.where(np.isinf(values[-1]) & np.isfinite(after), 1e3, np.nan_to_num(fall))
+        if fall.max() < 1e-9 or (state.target.kind == "discriminate" and values[-1] < SETTLED):
+            stopped = "no further run helps"
+            break
+        cell = int(affordable[np.argmax(fall / cells.cost[affordable])])
         state.add(cell)
         order.append(cell)
+        values.append(state.value())
         left -= float(cells.cost[cell])
+    # The tail that hardly narrows it is not worth its cost.
+    enough = next(i for i, value in enumerate(values) if not value > values[-1] * (1 + NOTHING))
+    if enough < len(order):
+        order = order[:enough]
+        state.become(start)
+        for cell in order:
+            state.add(cell)
+        stopped = f"the rest of the budget would narrow it by less than {NOTHING:.0%}"
+    return order, stopped
 
 
 def _without_idle(start: State, cells: Cells, order: list[int], until: float) -> tuple[list[int], State]:

@@ -140,7 +140,7 @@ def power(
         else:
             intervals[name] = (float(middle - width), float(middle + width))
     own = [name for name in chosen.parameters if name not in given]
-    source = "as given" if not own else "of the paper's numbers" + (f" but {', '.join(given)}" if given else "")
+    source = "as given" if not own else "fitted to the paper's numbers" + (f" but {', '.join(given)}" if given else "")
     return Power(
         law=chosen,
         coefficients={name: float(values[name]) for name in chosen.parameters},

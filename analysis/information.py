@@ -222,10 +222,14 @@ class State:
 
     def copy(self) -> State:
         other = object.__new__(State)
-        other.__dict__.update(self.__dict__)
-        other.counts, other.covariances, other.chi2 = self.counts.copy(), list(self.covariances), self.chi2.copy()
-        other.shift = [list(row) for row in self.shift]
+        other.become(self)
         return other
+
+    def become(self, other: State) -> None:
+        """Hold the runs that ``other`` has."""
+        self.__dict__.update(other.__dict__)
+        self.counts, self.covariances, self.chi2 = other.counts.copy(), list(other.covariances), other.chi2.copy()
+        self.shift = [list(row) for row in other.shift]
 
     def value(self) -> float:
         """The value that falls: see the module."""

@@ -59,8 +59,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's verbs to ``app``."""
-    app.command("plan")(plan_command)
+    """Add this room's verbs to ``app``, but ``plan``, to which gsq/cli.py adds what a law says of it."""
     app.command("submit")(submit_command)
     app.command("status")(status_command)
     app.command("logs")(logs_command)
@@ -85,22 +84,8 @@ def _slots(cluster: Cluster) -> int:
     return local_workers(cluster) if cluster.kind == "local" else cluster.parallel
 
 
-def plan_command(
-    sweep: SweepArgument,
-    cluster: ClusterOption = "local",
-    cells: CellsOption = None,
-    as_json: JsonOption = False,
-    show_all: AllOption = False,
-) -> None:
-    """Show the cells of a sweep and what they will cost. Runs nothing.
-
-    Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
-    memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
-    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost.
-
-    Example: gsq plan sweeps/configs/quickstart.yaml
-    """
+def print_plan(sweep: str, cluster: str, cells: int | None, as_json: bool, show_all: bool) -> None:
+    """``gsq plan``: the cells of a sweep, what was left out, and what is still to be run."""
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
@@ -145,12 +130,12 @@ def plan_command(
         return
     from rich.console import Console
 
-    from sweeps.display import print_plan, print_search
+    from sweeps import display
 
     if plan.search is not None:
-        print_search(Console(), plan, found, target.device)
+        display.print_search(Console(), plan, found, target.device)
         return
-    print_plan(Console(), plan, found, target.device, None if show_all else 60)
+    display.print_plan(Console(), plan, found, target.device, None if show_all else 60)
 
 
 def admitted(
