@@ -1,12 +1,13 @@
 """Tables to laws to figures.
 
     frame = load_results("results/quickstart.parquet")
-    power = fit(frame)                       # rfid = c * bits_per_pixel^(-alpha), with intervals
-    print(power.summary())
-    print(report_card(power).text())         # everything to know before quoting it
+    law = fit(frame)                         # rfid = c * bits_per_pixel^(-alpha), with intervals
+    print(law.summary())
+    print(report_card(law).text())         # everything to know before quoting it
     compare_laws(frame)                      # which law predicts what it has not seen
     fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
-    scaling_figure(frame, [power], "scaling.png")
+    scaling_figure(frame, [law], "scaling.png")
+    print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
 
 Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
 ``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
     from analysis.contours import ContourPanel, contour_figure, contour_panels
     from analysis.curves import Extrapolation, extrapolate
+    from analysis.design_figures import design_figure, replay_figure
+    from analysis.designing import Design, design
     from analysis.errors import AnalysisError
+    from analysis.expecting import Power, power
     from analysis.figures import (
         card_figure,
         draw_panel,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
         usage_figure,
     )
     from analysis.fitting import Options, fit, fit_by
+    from analysis.information import Target, read_target
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
     from analysis.panels import (
         Curve,
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
         reference_rows,
         step_panel,
     )
+    from analysis.replaying import Replay, replay
     from analysis.result import Fit, LackOfFit
     from analysis.scatter import (
         CollapsePanel,
@@ -75,6 +81,7 @@ _HOME = {
     "ContourPanel": "contours",
     "Curve": "panels",
     "DEFAULT_LAWS": "laws",
+    "Design": "designing",
     "Errors": "compare",
     "Excluded": "table",
     "Extrapolation": "curves",
@@ -87,10 +94,13 @@ _HOME = {
     "Overlay": "panels",
     "Panel": "panels",
     "ParetoPanel": "scatter",
+    "Power": "expecting",
+    "Replay": "replaying",
     "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
     "StepSeries": "panels",
+    "Target": "information",
     "Trend": "card",
     "axis_panel": "panels",
     "card_figure": "figures",
@@ -100,6 +110,8 @@ _HOME = {
     "compare_laws": "compare",
     "contour_figure": "contours",
     "contour_panels": "contours",
+    "design": "designing",
+    "design_figure": "design_figures",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
@@ -114,9 +126,13 @@ _HOME = {
     "paper_law_reason": "laws",
     "pareto_figure": "scatter",
     "pareto_panel": "scatter",
+    "power": "expecting",
     "rate_panel": "panels",
+    "read_target": "information",
     "reconstruction_figure": "figures",
     "reference_rows": "panels",
+    "replay": "replaying",
+    "replay_figure": "design_figures",
     "report_card": "card",
     "residual_trends": "card",
     "results_table": "table",
@@ -137,6 +153,7 @@ __all__ = [
     "Comparison",
     "ContourPanel",
     "Curve",
+    "Design",
     "Errors",
     "Excluded",
     "Extrapolation",
@@ -148,10 +165,13 @@ __all__ = [
     "Overlay",
     "Panel",
     "ParetoPanel",
+    "Power",
+    "Replay",
     "ReportCard",
     "Series",
     "StepPanel",
     "StepSeries",
+    "Target",
     "Trend",
     "axis_panel",
     "card_figure",
@@ -161,6 +181,8 @@ __all__ = [
     "compare_laws",
     "contour_figure",
     "contour_panels",
+    "design",
+    "design_figure",
     "draw_panel",
     "extrapolate",
     "fit",
@@ -175,9 +197,13 @@ __all__ = [
     "paper_law_reason",
     "pareto_figure",
     "pareto_panel",
+    "power",
     "rate_panel",
+    "read_target",
     "reconstruction_figure",
     "reference_rows",
+    "replay",
+    "replay_figure",
     "report_card",
     "residual_trends",
     "results_table",

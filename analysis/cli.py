@@ -153,7 +153,7 @@ def fit_command(
         from analysis.compare import compare_laws
 
         frame = load_table(path, protocol)
-        comparison = compare_laws(frame, _laws(frame, law, target, bound, start), options)
+        comparison = compare_laws(frame, named_laws(frame, law, target, bound, start), options)
         fits, lines = list(comparison.fits), [comparison.text()]
         document["comparison"] = comparison.to_dict()
     else:
@@ -366,7 +366,7 @@ def load_and_fit(
 
     options = options or Options()
     frame = load_table(path, protocol)
-    chosen = _laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
+    chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)
     fits: list[Fit] = []
@@ -385,7 +385,7 @@ def load_and_fit(
     return frame, fits, reasons
 
 
-def _laws(
+def named_laws(
     frame: pd.DataFrame, laws: list[str] | None, target: str | None, bounds: list[str] | None, starts: list[str] | None
 ) -> list[Law] | None:
     """The laws named, each with those of the bounds and starts that are its parameters'; None for none."""

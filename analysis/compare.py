@@ -263,11 +263,17 @@ def compare_laws(
     if not fits:
         raise AnalysisError("; ".join(reasons.values()))
     fits.sort(key=lambda one: (np.isnan(one.aicc), one.aicc))
-    values = np.array([one.aicc for one in fits])
-    shares = np.where(np.isnan(values), 0, np.exp(-(np.nan_to_num(values) - np.nan_to_num(np.nanmin(values))) / 2))
-    total = shares.sum()
-    weights = tuple(float(share / total) if total > 0 else 0.0 for share in shares)
+    weights = aicc_weights(fits)
     return Comparison(tuple(fits), tuple(held_out(one) for one in fits), weights, reasons)
+
+
+def aicc_weights(fits: Sequence[Fit]) -> tuple[float, ...]:
+    """exp(-difference of AICc / 2) of fits to the same rows, summing to one; 0 where there is no AICc."""
+    values = np.array([one.aicc for one in fits])
+    if np.isnan(values).all():
+        return (0.0,) * len(fits)
+    shares = np.where(np.isnan(values), 0, np.exp(-(np.nan_to_num(values) - np.nanmin(values)) / 2))
+    return tuple(float(share / shares.sum()) for share in shares)
 
 
 def _shown(value: object, name: str = "") -> str:

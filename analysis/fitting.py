@@ -211,7 +211,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     ends = percentile_interval(sampled, options.confidence, freedom)
     by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
     prediction = problem.predict(theta[None])[0]
-    pure = _pure_error(problem, weights, configurations)
+    pure = pure_error(problem, weights, configurations)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
     room = np.zeros(1)
@@ -383,7 +383,7 @@ def _condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:
     return both[0], both[1]
 
 
-def _pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple[float, int]:
+def pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple[float, int]:
     """Sum of squares of the seeds about the mean of their configuration, and its degrees of freedom."""
     goal = np.log(problem.target) if problem.residuals == "log" else problem.target
     heavy = np.bincount(configurations, weights)

@@ -42,6 +42,9 @@ class Law:
     holds_for: Mapping[str, float | None] = field(default_factory=dict)
     """Columns without a term here that must have this one value (None: any one value) in the rows, where they have
     it."""
+    reference: Mapping[str, float] = field(default_factory=dict)
+    """Parameters to plan with before anything is measured (:func:`analysis.power`), from the numbers that the paper
+    prints (results/reference): those of figure 4 for laws of one group, else the 41 distinct ones."""
     known: tuple[str, ...] = _KNOWN
     """Names that are columns; see :func:`analysis.formula.read_formula`."""
 
@@ -202,6 +205,7 @@ LAWS: dict[str, Law] = {
             "one bit rate for all axes: bits_per_pixel = G log2(V) / f^2",
             bounds={"c": _POSITIVE},
             starts={"alpha": (-1, 4)},
+            reference={"c": 0.1681, "alpha": 0.8694},
         ),
         Law(
             "paper_eq14",
@@ -210,8 +214,15 @@ LAWS: dict[str, Law] = {
             bounds={"B": _POSITIVE, "C": _POSITIVE},
             starts={"alpha": (0, 6), "beta": (0, 2)},
             holds_for={"groups": 1, "downsample": None},
+            reference={"B": 412.6, "alpha": 2.8387, "C": 0.1599, "beta": 0.1962},
         ),
-        Law("inverse_bpp", "rfid = c / bits_per_pixel", "power_law_bpp with exponent 1", bounds={"c": _POSITIVE}),
+        Law(
+            "inverse_bpp",
+            "rfid = c / bits_per_pixel",
+            "power_law_bpp with exponent 1",
+            bounds={"c": _POSITIVE},
+            reference={"c": 0.1386},
+        ),
         Law(
             "multiplicative",
             "rfid = A * log2(codebook_size)^(-a) * latent_dim^b",
@@ -219,6 +230,7 @@ LAWS: dict[str, Law] = {
             bounds={"A": _POSITIVE},
             starts={"a": (-1, 4), "b": (-1, 2)},
             holds_for={"groups": 1, "downsample": None},
+            reference={"A": 5.357, "a": 1.026, "b": 0.1265},
         ),
         Law(
             "channel_limit",
@@ -227,6 +239,7 @@ LAWS: dict[str, Law] = {
             bounds={"c": _POSITIVE, "kappa": _POSITIVE},
             starts={"kappa": (0.1, 100)},
             holds_for={"groups": 1, "downsample": None},
+            reference={"c": 8.558, "kappa": 2.790},
         ),
         Law(
             "saturating",
@@ -234,6 +247,7 @@ LAWS: dict[str, Law] = {
             "bits per pixel, of which a dimension carries s at most",
             bounds={"c": _POSITIVE, "s": _POSITIVE},
             starts={"s": (0.3, 30)},
+            reference={"c": 0.1191, "s": 3.205},
         ),
         Law(
             "power_law_floor",

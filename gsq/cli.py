@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from analysis.cli import LawOption, ProtocolOption
+from analysis.cli import BoundOption, LawOption, ProtocolOption, ResidualsOption
 from analysis.cli import register as register_analysis
 from sweeps.cli import (
+    AllOption,
+    AnchorsOption,
     CanaryOption,
     CellsOption,
     ClusterOption,
@@ -58,6 +62,77 @@ def run_command(
     run_command_line(sweep, cluster, cells, retry, output, over_budget, canary)
 
 
+NoiseOption = Annotated[
+    float | None,
+    typer.Option(
+        "--noise", metavar="SD", help="Standard deviation between seeds; relative, unless residuals are linear."
+    ),
+]
+
+
+@app.command("plan")
+def plan_command(
+    sweep: SweepArgument,
+    cluster: ClusterOption = "local",
+    cells: CellsOption = None,
+    power: Annotated[
+        bool,
+        typer.Option("--power", help="Instead, what a law fitted to these cells can be expected to say."),
+    ] = False,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--law",
+            metavar="LAW",
+            help="With --power: a named law or a formula; repeatable. Default: power_law_bpp and paper_eq14.",
+        ),
+    ] = None,
+    noise: NoiseOption = None,
+    coefficient: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--coefficient",
+            metavar="NAME=NUMBER",
+            help="With --power: a parameter of the law, instead of what the paper's numbers give; repeatable.",
+        ),
+    ] = None,
+    anchors: AnchorsOption = None,
+    as_json: JsonOption = False,
+    show_all: AllOption = False,
+) -> None:
+    """Show the cells of a sweep and what they will cost. Runs nothing.
+
+    Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
+    memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
+    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
+    search: its space, and what its trials will cost.
+
+    With --power, before the first run: the 95 % interval that each parameter of a law can be expected to get from this
+    grid and its seeds, if the law is right, with coefficients fitted to the paper's numbers and a seed noise of 5 % (or
+    as given). A parameter that is open there needs other cells, not luck.
+
+    Example: gsq plan sweeps/configs/quickstart.yaml
+    Example: gsq plan groups.yaml --power --law saturating --noise 0.03
+    Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
+    """
+    if power:
+        from gsq.compose import expected_power
+
+        expected_power(sweep, cells, law, noise, coefficient, as_json)
+        return
+    for name, value in (("--law", law), ("--noise", noise), ("--coefficient", coefficient)):
+        if value:
+            from gsq.errors import UserError
+
+            raise UserError(f"{name} says what to expect of a law: it goes with --power")
+    from sweeps.cli import print_anchors, print_plan
+
+    if anchors is not None:
+        print_anchors(sweep, cluster, cells, anchors, as_json)
+        return
+    print_plan(sweep, cluster, cells, as_json, show_all)
+
+
 register_sweeps(app)
 register_analysis(app)
 
@@ -91,6 +166,119 @@ def report_command(
     page, table = write_report(sweep, output, law, protocol)
     typer.echo(f"results table: {table}")
     typer.echo(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB); open it in a browser")
+
+
+@app.command("design")
+def design_command(
+    tables: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TABLE_OR_SWEEP...",
+            help="What is measured: a table (.parquet, .csv), a sweep's name (results/NAME.parquet), or its YAML, "
+            "whose cells are then the candidates too. Several are taken together.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="TARGET",
+            help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
+            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds.",
+        ),
+    ],
+    budget: Annotated[
+        float, typer.Option("--budget", metavar="COST", help="Device hours, or units of the --cost column.")
+    ],
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            "--candidates",
+            metavar="SWEEP.yaml|TABLE",
+            help="Cells to choose from: a sweep, which costs what gsq plan estimates, or a table with a --cost column.",
+        ),
+    ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--law",
+            metavar="LAW",
+            help="A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default: "
+            "power_law_bpp; for discriminate, every named law that the table can carry.",
+        ),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            "--until",
+            metavar="VALUE",
+            help="Stop there: half an interval (0.1 of a parameter; 0.05 is 5 % of a prediction), or the weight of "
+            "wrong laws.",
+        ),
+    ] = None,
+    noise: NoiseOption = None,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Runs of a configuration at the most; 1: no further seeds."),
+    ] = 3,
+    cost: Annotated[
+        str | None, typer.Option("--cost", metavar="COLUMN", help="What a run costs, where candidates are a table.")
+    ] = None,
+    residuals: ResidualsOption = "log",
+    bound: BoundOption = None,
+    protocol: ProtocolOption = None,
+    cluster: ClusterOption = "local",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw what is expected against the cost.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
+
+    Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
+    one that narrows the target most for what it costs, until the target is met (--until), the budget is spent, or
+    nothing helps any more. Prints the interval now and as expected after each run. Nothing is run or submitted.
+
+    Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
+    far a configuration lies off the law.
+
+    Example: gsq design groups --law saturating --candidates next.yaml --budget 40 --target parameter=s --until 0.2
+
+    Example: gsq design groups.yaml --law saturating --budget 12 --output more.yaml --figure more.png
+    --target "predict latent_dim=16,groups=8,codebook_size=2**18,downsample=16"
+
+    Example: gsq design runs.csv --law "loss = E + A / N^a" --candidates cells.csv --cost flops --budget 1e20
+    --target parameter=a
+    """
+    from gsq.compose import design_next
+
+    design_next(
+        tables,
+        candidates,
+        law,
+        target,
+        budget,
+        until=until,
+        noise=noise,
+        seeds=seeds,
+        cost=cost,
+        residuals=residuals,
+        bounds=bound,
+        protocol=protocol,
+        cluster=cluster,
+        base=base,
+        output=output,
+        figure=figure,
+        as_json=as_json,
+    )
 
 
 RunArgument = Annotated[
@@ -552,6 +740,26 @@ def weights_verify_command(names: NamesArgument = None, as_json: JsonOption = Fa
             typer.echo(f"{one.name}: {one.state}{f', {one.path}' if one.path else ''}{fix}")
     if any(one.state == "damaged" or (names and one.state == "missing") for one in found):
         raise typer.Exit(1)
+
+
+def _reflow(text: str) -> str:
+    """A docstring for --help, which keeps the breaks between lines: they are for paragraphs and examples alone."""
+    paragraphs = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = re.sub(r"\n(?!Example:)\s*", " ", paragraph)
+        paragraphs.append(lines)
+    return "\n\n".join(paragraphs)
+
+
+def _reflow_help(commands: typer.Typer) -> None:
+    for command in commands.registered_commands:
+        command.help = _reflow((command.callback and command.callback.__doc__) or "")
+    for group in commands.registered_groups:
+        if group.typer_instance:
+            _reflow_help(group.typer_instance)
+
+
+_reflow_help(app)
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from analysis.designing import Design
+    from gsq.config import RunConfig
     from sweeps.cluster import Cluster
     from sweeps.folder import SweepFolder
     from sweeps.planning import Plan
+
+    _Case = tuple[dict[str, Any], int]
+    """Axes of a cell as its sweep writes them, and its seed."""
 
 
 def run_sweep(
@@ -249,3 +255,345 @@ def run_command_line(
     code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary)
     if code:
         raise typer.Exit(code)
+
+
+def expected_power(
+    sweep: str,
+    cells: int | None,
+    laws: list[str] | None,
+    noise: float | None,
+    coefficients: list[str] | None,
+    as_json: bool,
+) -> None:
+    """``gsq plan SWEEP --power``: the interval that each parameter can be expected to get, before anything has run."""
+    import json
+
+    from analysis.errors import AnalysisError
+    from analysis.expecting import SEED_NOISE, power
+    from analysis.laws import DEFAULT_LAWS, get_law
+    from sweeps.cli import make
+
+    plan = make(sweep, cells)
+    frame = _cells_frame(plan)
+    given = {}
+    for text in coefficients or []:
+        name, _, value = text.partition("=")
+        try:
+            given[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"--coefficient {text!r} is not NAME=NUMBER, such as alpha=0.8") from None
+    found, reasons = [], {}
+    chosen = [get_law(law, [str(name) for name in frame]) for law in laws or DEFAULT_LAWS]
+    for name in given:
+        if not any(name in law.parameters for law in chosen):
+            known = ", ".join(dict.fromkeys(p for law in chosen for p in law.parameters))
+            raise UserError(f"--coefficient {name}: no law has a parameter of this name; parameters are {known}")
+    for law in chosen:
+        own = {name: value for name, value in given.items() if name in law.parameters}
+        try:
+            found.append(power(frame, law, coefficients=own, noise=SEED_NOISE if noise is None else noise))
+        except AnalysisError as error:
+            reasons[law.name] = str(error)
+    if not found:
+        raise AnalysisError("; ".join(reasons.values()))
+    if as_json:
+        document = {"sweep": plan.name, "power": [one.to_dict() for one in found], "not_possible": reasons}
+        typer.echo(json.dumps(document, indent=1))
+        return
+    typer.echo(f"sweep {plan.name}: {len(frame)} runs of {frame['configuration'].nunique()} configurations\n")
+    for one in found:
+        typer.echo(one.text() + "\n")
+    for name, reason in reasons.items():
+        typer.echo(f"Not possible for {name}: {reason}.")
+    typer.echo("This is if the law is right and seeds are the only noise; where it is not, expect wider intervals.")
+
+
+def _cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The cells of a plan with the columns of a results table that are known before a run: a row a cell.
+
+    ``configuration`` is the signature that the cell would have with seed 0, ``device_hours`` its estimated cost.
+    """
+    import pandas as pd
+
+    from gsq.loading import SHORT_NAMES, config_key
+    from sweeps.planning import axis_columns
+
+    if plan.search is not None:
+        raise UserError(f"sweep '{plan.name}' is a search, which draws its cells as it goes; give a sweep with axes")
+    rows = []
+    seedless = _seed_signatures([cell.config for cell in plan.cells], [0])
+    for cell, (configuration,) in zip(plan.cells, seedless, strict=True):
+        keys = {config_key(name, "axes"): value for name, value in cell.axes.items()}
+        others = {key: value for key, value in keys.items() if key not in SHORT_NAMES.values()}
+        rows.append(
+            {
+                **others,
+                **axis_columns(cell.config, cell.data_label),
+                "signature": cell.signature,
+                "configuration": configuration,
+                "step": cell.config.train.steps,
+                "images_seen": cell.cost.images,
+                "parameters": cell.cost.parameters,
+                "train_flops": cell.cost.train_flops,
+                **({"device_hours": hours[cell.signature]} if hours is not None else {}),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _seed_signatures(configs: Sequence[RunConfig], seeds: Sequence[int]) -> list[tuple[str, ...]]:
+    """The signatures that each config would have with each of the seeds."""
+    from dataclasses import replace
+
+    from gsq.datasets import manifest
+    from gsq.identity import identity
+    from gsq.signature import Signer
+
+    sign, manifests, found, known = Signer(), {}, [], {}
+    for config in configs:
+        if config.data not in manifests:
+            manifests[config.data] = manifest(config.data)
+        files = manifests[config.data]
+        first = replace(config, train=replace(config.train, seed=0))
+        if first not in known:
+            known[first] = tuple(
+                identity(replace(first, train=replace(first.train, seed=seed)), files, sign) for seed in seeds
+            )
+        found.append(known[first])
+    return found
+
+
+def design_next(
+    tables: list[str],
+    candidates: str | None,
+    laws: list[str] | None,
+    target: str,
+    budget: float,
+    *,
+    until: float | None,
+    noise: float | None,
+    seeds: int,
+    cost: str | None,
+    residuals: str,
+    bounds: list[str] | None,
+    protocol: str | None,
+    cluster: str,
+    base: str | None,
+    output: Path | None,
+    figure: Path | None,
+    as_json: bool,
+) -> None:
+    """``gsq design``: the runs to make next, as text or JSON, a sweep YAML and a figure."""
+    import json
+
+    import pandas as pd
+
+    from analysis.cli import named_laws, table_path
+    from analysis.compare import compare_laws
+    from analysis.designing import design
+    from analysis.fitting import Options
+    from analysis.information import read_target
+    from analysis.table import load_table
+
+    wanted = read_target(target)
+    source = candidates
+    paths = []
+    for table in tables:
+        if table.endswith((".yaml", ".yml")):
+            from sweeps.spec import load_spec
+
+            source = source or table
+            table = load_spec(table).name
+        paths.append(table_path(table))
+    if source is None:
+        raise UserError("--candidates: name a sweep YAML, or a table with a cost column, whose cells may be run next")
+    from_sweep = source.endswith((".yaml", ".yml")) or not Path(source).suffix
+    if output is not None:
+        if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
+            raise UserError(f"--output: {output} must end in .yaml (a sweep to run), .csv or .parquet (a table)")
+        if output.suffix in (".yaml", ".yml") and not from_sweep and base is None:
+            raise UserError(
+                f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
+                "preset or YAML file, or write a .csv"
+            )
+    frame = pd.concat([load_table(path, protocol) for path in paths], ignore_index=True)
+    key = [name for name in ("signature", "step", "protocol") if name in frame]
+    if "signature" in key and len(paths) > 1:  # a run that two sweeps share
+        frame = frame[frame["signature"].isna() | ~frame.duplicated(key)].reset_index(drop=True)
+    if from_sweep:
+        if cost not in (None, "device_hours"):
+            raise UserError(f"--cost {cost}: the cells of a sweep cost what gsq plan estimates, in device hours")
+        cost, unit = "device_hours", "device hours"
+        cells, cases, frame = _candidates(source, cluster, frame)
+    elif cost is None:
+        shown = ", ".join(map(str, load_table(Path(source)).columns[:20]))
+        raise UserError(f"--cost: name the column of {source} that says what a run costs; it has {shown}")
+    else:
+        cells, cases, unit = load_table(Path(source)), None, cost.replace("_", " ")
+    discriminate = wanted.kind == "discriminate"
+    rivals = named_laws(frame, laws or (None if discriminate else ["power_law_bpp"]), None, bounds, None)
+    options = Options(residuals=residuals, bootstrap=0)  # type: ignore[arg-type]
+    compared = compare_laws(frame, rivals, options)
+    for name, reason in compared.not_fitted.items() if laws else ():
+        typer.echo(f"Not fitted: {name}: {reason}.", err=True)
+    found = design(compared, cells, budget, wanted, cost=cost, unit=unit, until=until, noise=noise, seeds=seeds)
+    document = {"tables": [str(path) for path in paths], "candidates": source, **found.to_dict()}
+    lines = [found.text()]
+    proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
+    if cases is not None:
+        chosen = _with_seeds(found, cells, cases, frame)
+        document["cases"] = chosen
+    else:
+        chosen = [_case(row) for _, row in proposed.iterrows()]
+    if output is not None and found.proposals:
+        if output.suffix in (".yaml", ".yml"):
+            title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
+            count = _write_sweep(output, source if cases is not None else None, base, chosen, title)
+            lines.append(f"Wrote {output}, a sweep of {count} runs: gsq plan {output}")
+        else:
+            proposed["run"] = [one.runs_before + 1 for one in found.proposals]
+            proposed["expected"] = [one.expected for one in found.proposals]
+            _write_table(proposed, output)
+            lines.append(f"Wrote {output}.")
+    elif output is not None:
+        lines.append(f"Nothing to run, so {output} is not written.")
+    if figure is not None:
+        from analysis.design_figures import design_figure
+        from analysis.drawing import saved_files
+
+        design_figure(found, figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+
+
+def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[_Case], pd.DataFrame]:
+    """Cells of the sweep ``source``, and measured ones that its base config gives again, for further seeds; the axes
+    that a YAML has for each; and ``frame`` with the ``configuration`` of each row.
+    """
+    from dataclasses import replace
+
+    from gsq.loading import SHORT_NAMES
+    from sweeps.forecasting import forecast
+    from sweeps.planning import Cell, CellMaker, make_plan
+    from sweeps.spec import load_spec
+
+    spec = load_spec(source)
+    plan = make_plan(spec)
+    if plan.search is None and "signature" in frame:
+        # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
+        make, known = CellMaker(replace(spec, where=())), {cell.signature for cell in plan.cells}
+        extra: dict[str, Cell] = {}
+        for _, row in frame.drop_duplicates("signature").iterrows():
+            axes = {k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
+            try:
+                cell = make(axes)
+            except UserError:
+                continue
+            if isinstance(cell, Cell) and cell.signature == row["signature"] and cell.signature not in known:
+                extra[cell.signature] = cell
+        plan = replace(plan, cells=(*plan.cells, *extra.values()))
+    found = forecast(replace(plan, search=None), cluster)
+    hours = {signature: one.seconds / 3600 for signature, one in found.estimates.items()}
+    cells = _cells_frame(plan, hours)
+    cases = [(dict(cell.axes), cell.config.train.seed) for cell in plan.cells]
+    if "signature" in frame:
+        seeds = sorted({int(s) for s in frame["seed"].dropna()}) if "seed" in frame else [0]
+        signatures = _seed_signatures([cell.config for cell in plan.cells], seeds)
+        same = {s: c for c, row in zip(cells["configuration"], signatures, strict=True) for s in row}
+        frame = frame.assign(configuration=[same.get(s, f"measured {s}") for s in frame["signature"]])
+    return cells, cases, frame
+
+
+def _value(config: RunConfig, name: str) -> object:
+    from gsq.loading import SHORT_NAMES
+
+    section, key = SHORT_NAMES[name].split(".")
+    return getattr(getattr(config, section), key)
+
+
+def _case(row: pd.Series[Any]) -> dict[str, Any]:
+    """The axes of a row of a results table, as a sweep writes them."""
+    import json
+
+    import pandas as pd
+
+    from analysis.information import plain
+    from gsq.loading import SHORT_NAMES
+
+    axes = {name: plain(row[name]) for name in SHORT_NAMES if name in row and not pd.isna(row[name])}
+    others = row.get("other_axes")
+    return {**axes, **(json.loads(others) if isinstance(others, str) else {})}
+
+
+def _with_seeds(found: Design, cells: pd.DataFrame, cases: list[_Case], frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The axes of each proposed run, with a seed that its configuration has not had."""
+    used: dict[str, set[int]] = {}
+    if "configuration" in frame and "seed" in frame:
+        for name, seed in zip(frame["configuration"], frame["seed"], strict=True):
+            if seed == seed and seed is not None:
+                used.setdefault(name, set()).add(int(seed))
+    planned: dict[str, list[int]] = {}
+    for row, name in enumerate(cells["configuration"]):
+        planned.setdefault(name, []).append(row)
+    chosen = []
+    for one in found.proposals:
+        name = cells["configuration"][one.row]
+        had = used.setdefault(name, set())
+        new = [row for row in planned[name] if cases[row][1] not in had]
+        axes, seed = cases[new[0] if new else one.row]
+        if not new:
+            seed = next(number for number in range(len(had) + 1) if number not in had)
+            axes = {**{key: value for key, value in axes.items() if key not in ("seed", "train.seed")}, "seed": seed}
+        had.add(seed)
+        chosen.append(axes)
+    return chosen
+
+
+def _write_sweep(
+    output: Path, source: str | None, base: str | None, cases: list[dict[str, Any]], description: str
+) -> int:
+    """Write a sweep of these cases over the base config of ``source`` (or ``base``), once gsq has planned it; returns
+    how many runs it has."""
+    import yaml
+
+    from gsq.loading import read_yaml
+    from sweeps.planning import make_plan
+    from sweeps.spec import configs_folder, find_file, load_spec
+
+    document: dict[str, Any] = {"name": output.stem, "description": description, "base": base}
+    folder = Path()
+    if source is not None:
+        path = find_file(source, configs_folder(), "sweep")
+        if output.resolve() == path.resolve():
+            raise UserError(f"--output: {output} is the sweep of the candidates; write another file")
+        values = read_yaml(path)
+        document["base"], folder = values["base"], path.parent
+        if values.get("set"):
+            document["set"] = values["set"]
+    if document["base"].endswith((".yaml", ".yml")):
+        beside = folder / document["base"]
+        beside = beside if beside.is_file() else Path(document["base"])
+        document["base"] = os.path.relpath(beside, output.parent)
+    document["cases"] = cases
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial.yaml")
+    try:
+        partial.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
+        plan = make_plan(load_spec(partial))
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(plan.cells)
+
+
+def _write_table(frame: pd.DataFrame, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        if output.suffix == ".csv":
+            frame.to_csv(partial, index=False)
+        else:
+            frame.to_parquet(partial, index=False)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

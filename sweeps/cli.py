@@ -32,6 +32,15 @@ CellsOption = Annotated[
     int | None,
     typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan; of a search, N trials."),
 ]
+AnchorsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--anchors",
+        metavar="FILE",
+        help="Write a sweep file that trains a few finished cells once more (4, or --cells N), where gsq, packages or "
+        "the device have changed since: gsq gather then says whether old and new runs may be pooled.",
+    ),
+]
 RetryOption = Annotated[
     bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
 ]
@@ -59,8 +68,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's verbs to ``app``."""
-    app.command("plan")(plan_command)
+    """Add this room's verbs to ``app``, but ``plan``, to which gsq/cli.py adds what a law says of it."""
     app.command("submit")(submit_command)
     app.command("status")(status_command)
     app.command("logs")(logs_command)
@@ -85,35 +93,8 @@ def _slots(cluster: Cluster) -> int:
     return local_workers(cluster) if cluster.kind == "local" else cluster.parallel
 
 
-def plan_command(
-    sweep: SweepArgument,
-    cluster: ClusterOption = "local",
-    cells: CellsOption = None,
-    as_json: JsonOption = False,
-    show_all: AllOption = False,
-    anchors: Annotated[
-        Path | None,
-        typer.Option(
-            "--anchors",
-            metavar="FILE",
-            help="Write a sweep file that trains a few finished cells once more (4, or --cells N), where gsq, packages "
-            "or the device have changed since: gsq gather then says whether old and new runs may be pooled.",
-        ),
-    ] = None,
-) -> None:
-    """Show the cells of a sweep and what they will cost. Runs nothing.
-
-    Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
-    memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
-    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost.
-
-    Example: gsq plan sweeps/configs/quickstart.yaml
-    Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
-    """
-    if anchors is not None:
-        _plan_anchors(sweep, cluster, cells, anchors, as_json)
-        return
+def print_plan(sweep: str, cluster: str, cells: int | None, as_json: bool, show_all: bool) -> None:
+    """``gsq plan``: the cells of a sweep, what was left out, and what is still to be run."""
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
@@ -158,15 +139,16 @@ def plan_command(
         return
     from rich.console import Console
 
-    from sweeps.display import print_plan, print_search
+    from sweeps import display
 
     if plan.search is not None:
-        print_search(Console(), plan, found, target.device)
+        display.print_search(Console(), plan, found, target.device)
         return
-    print_plan(Console(), plan, found, target.device, None if show_all else 60)
+    display.print_plan(Console(), plan, found, target.device, None if show_all else 60)
 
 
-def _plan_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
+def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
+    """``gsq plan --anchors``: finished cells to train once more, written to a sweep file."""
     from gsq.errors import UserError
     from gsq.record import write_text
     from sweeps.cluster import load_cluster, local_gpus

@@ -1,0 +1,189 @@
+"""``gsq design`` and ``gsq plan --power``: from a measured sweep to the next one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from analysis import AnalysisError
+from gsq.cli import app
+from gsq.errors import UserError
+from sweeps.planning import axis_columns, make_plan
+from sweeps.schema import write_table
+from sweeps.spec import load_spec
+
+Gsq = Callable[..., Any]
+SWEEP = {
+    "name": "grid",
+    "base": "cpu-tiny",
+    "set": {"steps": 200},
+    "axes": {"groups": [1, 2, 4], "codebook_size": [16, 256], "seed": [0, 1]},
+}
+
+
+@pytest.fixture
+def gsq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gsq:
+    """Runs ``gsq WORDS`` in a folder with grid.yaml, its table with made-up rfid (cells of 16 rows are measured, and a
+    cell of another sweep), and cells.csv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
+    Path("grid.yaml").write_text(yaml.safe_dump(SWEEP))
+    # Those of a sweep that sets latent_dim by itself, without axes for what grid.yaml varies.
+    also = {**SWEEP, "axes": {"downsample": [8], "seed": [0]}}
+    cells = [c for c in make_plan(load_spec(SWEEP)).cells if c.config.quantizer.codebook_size == 16]
+    rows = []
+    for number, cell in enumerate([*cells, *make_plan(load_spec(also)).cells]):
+        axes = axis_columns(cell.config, cell.data_label)
+        rfid = 9 * axes["bits_per_pixel"] ** -0.8 * math.exp(0.03 * math.sin(7 * number))
+        rows.append(
+            {
+                "sweep": "grid",
+                "signature": cell.signature,
+                "step": 200,
+                "protocol": "p",
+                "state": "done",
+                "device_seconds": 60.0,
+                "rfid": rfid,
+                **{k: v for k, v in axes.items() if v is not None},
+            }
+        )
+    write_table(rows, Path("results/grid.parquet"))
+    table = pd.DataFrame({"x": [1.0, 2, 4, 8, 16], "loss": [1.0, 0.72, 0.49, 0.36, 0.25]})
+    table.to_csv("runs.csv", index=False)
+    pd.DataFrame({"x": [32.0, 64.0, 1.0], "hours": [2.0, 8.0, 1.0]}).to_csv("cells.csv", index=False)
+    return lambda *words: CliRunner().invoke(app, list(words), env={"COLUMNS": "160"})
+
+
+def design(gsq: Gsq, *words: str) -> dict[str, Any]:
+    done = gsq("design", *words, "--json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    return json.loads(done.stdout)
+
+
+def test_the_sweep_that_is_written_can_be_planned_and_holds_nothing_that_is_done(gsq: Gsq) -> None:
+    words = ["grid.yaml", "--target", "parameter=alpha", "--budget", "1", "--output", "out/next.yaml"]
+    done = gsq("design", *words, "--figure", "out/next.png")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "Target: the interval of alpha" in done.output and "device hours" in done.output
+    assert "from 3 degrees of freedom of seeds" in done.output
+    assert "gsq plan out/next.yaml" in done.output and Path("out/next.svg").is_file()
+    assert sorted(p.name for p in Path("out").iterdir()) == ["next.png", "next.svg", "next.yaml"]
+    written = yaml.safe_load(Path("out/next.yaml").read_text())
+    assert written["base"] == "cpu-tiny" and written["set"] == {"steps": 200} and written["name"] == "next"
+    plan = make_plan(load_spec("out/next.yaml"))
+    assert len(plan.cells) == len(written["cases"]) > 2 and not plan.merged
+    had = set(pd.read_parquet("results/grid.parquet")["signature"])
+    assert not had & {cell.signature for cell in plan.cells}
+    found = design(gsq, *words[:-2])
+    assert found["cases"] == written["cases"] and found["unit"] == "device hours"
+    planned = json.loads(gsq("plan", "grid.yaml", "--json").stdout)["cells"]
+    (seconds,) = [cell["seconds"] for cell in planned if cell["signature"] == plan.cells[0].signature]
+    assert found["runs"][0]["cost"] == pytest.approx(seconds / 3600)
+    assert found["runs"][-1]["total"] == pytest.approx(sum(run["cost"] for run in found["runs"]))
+    assert found["cost"] <= 1
+    assert found["after"] < found["before"]
+
+
+def test_further_seeds_are_of_cells_of_the_sweep_and_of_others_that_its_base_gives(gsq: Gsq) -> None:
+    words = ["grid", "--candidates", "grid.yaml", "--target", "noise", "--budget", "100", "--seeds", "3"]
+    found = design(gsq, *words)
+    # Two seeds are measured of three cells, one of the cell of the other sweep; unmeasured cells tell nothing.
+    again = [case for case in found["cases"] if case.get("codebook_size") == 16]
+    assert again and all(case["seed"] == 2 for case in again)
+    assert all(run["run"] >= 2 for run in found["runs"])
+    other = [case for case in found["cases"] if case.get("downsample") == 8]
+    assert [case["seed"] for case in other] == [1, 2] and found["before"] is not None
+    Path("of-them.yaml").write_text(yaml.safe_dump({**SWEEP, "axes": {}, "cases": found["cases"]}))
+    assert not make_plan(load_spec("of-them.yaml")).merged
+
+
+def test_candidates_of_any_table(gsq: Gsq) -> None:
+    law = ["--law", "loss = A * x^b", "--target", "parameter=b", "--candidates", "cells.csv", "--cost", "hours"]
+    found = design(gsq, "runs.csv", *law, "--budget", "10")
+    assert [run["cell"]["x"] for run in found["runs"]] == [32, 64] and found["unit"] == "hours"
+    done = gsq("design", "runs.csv", *law, "--budget", "10", "--output", "o.csv")
+    assert done.exit_code == 0 and list(pd.read_csv("o.csv")["x"]) == [32, 64]
+    pd.DataFrame({"x": [3.0, 6, 12, 24], "loss": [0.57, 0.41, 0.29, 0.2]}).to_csv("more.csv", index=False)
+    both = design(gsq, "runs.csv", "more.csv", *law, "--budget", "10")
+    assert both["before"] < found["before"]
+
+
+def test_laws_are_told_apart(gsq: Gsq) -> None:
+    found = design(gsq, "grid.yaml", "--target", "discriminate", "--budget", "1")
+    assert len(found["laws"]) > 1 and sum(law["weight"] for law in found["laws"]) == pytest.approx(1)
+    assert found["before"] == pytest.approx(1 - sum(law["weight"] ** 2 for law in found["laws"]))
+
+
+TO_ALPHA = ["--target", "parameter=alpha", "--budget", "1"]
+TO_NOISE = ["--target", "noise", "--budget", "1", "--candidates"]
+MISTAKES = [
+    (["grid", *TO_ALPHA], "--candidates: name a sweep YAML"),
+    (["grid.yaml", "--target", "parameter=gamma", "--budget", "1"], "no law has a parameter 'gamma'"),
+    (["grid.yaml", "--target", "alpha", "--budget", "1"], "target 'alpha' is none of: parameter=NAME"),
+    (["grid.yaml", "--target", "predict groups=8", "--budget", "1"], "power_law_bpp reads bits_per_pixel"),
+    (["grid.yaml", "--target", "parameter=alpha", "--budget", "1e-6"], "affords none of"),
+    (["grid.yaml", *TO_ALPHA, "--cost", "x"], "in device hours"),
+    (["grid.yaml", *TO_ALPHA, "--output", "a.txt"], "must end in .yaml"),
+    (["grid.yaml", *TO_ALPHA, "--output", "grid.yaml"], "is the sweep of the candidates"),
+    (["none.parquet", *TO_NOISE, "grid.yaml"], "no such results table"),
+    (["runs.csv", "--law", "loss = A * x^b", *TO_NOISE, "cells.csv"], "--cost: name the column of cells.csv"),
+    (["runs.csv", *TO_NOISE, "cells.csv", "--cost", "x", "--output", "a.yaml"], "add --base"),
+    (["mixed.parquet", *TO_NOISE, "grid.yaml"], "mixes 2 evaluation protocols"),
+    (["grid", *TO_NOISE, "search-optimizer"], "is a search"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_mistake_is_one_error_and_nothing_is_written(gsq: Gsq, words: list[str], message: str) -> None:
+    rows = pd.read_parquet("results/grid.parquet").to_dict("records")
+    mixed = [{**row, "protocol": name} for row in rows for name in "ab"]
+    if "mixed.parquet" in words:
+        write_table(
+            [{k: v for k, v in row.items() if v == v and v is not None} for row in mixed], Path("mixed.parquet")
+        )
+    before = sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*"))
+    done = gsq("design", *words)
+    assert isinstance(done.exception, UserError | AnalysisError) and done.exception.exit_code == 2, done.output
+    assert message in str(done.exception) and "\n" not in str(done.exception)
+    assert sorted((p, p.stat().st_mtime_ns) for p in Path().rglob("*")) == before
+
+
+def test_power_of_a_grid_before_its_first_run(gsq: Gsq) -> None:
+    done = gsq("plan", "grid.yaml", "--power", "--noise", "0.03")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "12 runs of 6 configurations" in done.output and "seed noise 3.0%" in done.output
+    assert "expected 95% interval" in done.output
+    assert "Not possible for paper_eq14: paper_eq14 holds for groups = 1 only" in done.output
+    one, more = (
+        json.loads(
+            gsq("plan", sweep, "--power", "--json", "--law", "power_law_bpp", "--coefficient", "alpha=0.5").stdout
+        )
+        for sweep in ("grid.yaml", _with_seeds(8))
+    )
+    narrow, wide = (found["power"][0]["parameters"]["alpha"]["half"] for found in (more, one))
+    assert narrow == pytest.approx(wide / 2), "four times the seeds"
+    assert one["power"][0]["coefficients"]["alpha"] == 0.5
+    for words, message in (
+        (["--law", "saturating"], "--law says what to expect of a law: it goes with --power"),
+        (["--power", "--coefficient", "alpha"], "'alpha' is not NAME=NUMBER"),
+        (["--power", "--coefficient", "tau=1"], "no law has a parameter of this name"),
+        (["--power", "--law", "paper_eq14"], "holds for groups = 1 only"),
+    ):
+        error = gsq("plan", "grid.yaml", *words).exception
+        assert isinstance(error, UserError | AnalysisError) and message in str(error)
+    error = gsq("plan", "search-optimizer", "--power").exception
+    assert isinstance(error, UserError) and "is a search" in str(error)
+
+
+def _with_seeds(count: int) -> str:
+    axes = {**SWEEP["axes"], "seed": list(range(count))}  # type: ignore[dict-item]
+    Path("more.yaml").write_text(yaml.safe_dump({**SWEEP, "axes": axes}))
+    return "more.yaml"
