@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeps.shipped import configs_folder, shipped_files
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from sweeps.submission import Submission
 
 SweepArgument = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="Sweep YAML, or the name of one that ships with gsq (quickstart).")
+    str,
+    typer.Argument(
+        metavar="SWEEP",
+        help=f"Sweep YAML, or the name of one that ships with gsq: {', '.join(shipped_files(configs_folder()))}.",
+    ),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep, or its YAML file.")]
 ClusterOption = Annotated[
@@ -71,11 +77,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(results_app, name="results")
 
 
-def make(source: str, cells: int | None) -> Plan:
+def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
     from sweeps.planning import make_plan
     from sweeps.spec import load_spec
 
-    plan = make_plan(load_spec(source))
+    plan = make_plan(load_spec(source), lenient=lenient)
     return plan if cells is None else plan.cut(cells)
 
 
@@ -87,7 +93,19 @@ def _slots(cluster: Cluster) -> int:
 
 def plan_command(
     sweep: SweepArgument,
-    cluster: ClusterOption = "local",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="local (this machine), slurm (cluster defaults) or a cluster file. [dim]\\[default: plan_for of the "
+            "YAML, else local][/dim]",
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Reckon with another GPU than the cluster file's: h100, a100, ..."),
+    ] = None,
     cells: CellsOption = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
@@ -97,16 +115,20 @@ def plan_command(
     Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
     memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
     with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost.
+    search: its space, and what its trials will cost. Images and weights need not be there; what is missing is named.
 
-    Example: gsq plan sweeps/configs/quickstart.yaml
+    Example: gsq plan quickstart
+
+    Example: gsq plan paper/fig4 --gpu h100
     """
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
 
-    plan = make(sweep, cells)
-    target = load_cluster(cluster)
+    plan = make(sweep, cells, lenient=True)
+    target = load_cluster(cluster or plan.cluster or "local")
+    if gpu is not None:
+        target = replace(target, gpu=gpu, gpus=target.gpus or 1)
     found = forecast(plan, target)
     if as_json:
         rows = []
@@ -135,6 +157,9 @@ def plan_command(
             "dropped": dropped,
             "merged": merged,
             "broken_images": plan.broken_images,
+            "cluster": target.name,
+            "missing": plan.missing,
+            "provisional": plan.provisional,
             "speed": asdict(found.speed),
             "forecast": found.to_dict(),
         }
@@ -145,12 +170,16 @@ def plan_command(
         return
     from rich.console import Console
 
-    from sweeps.display import print_plan, print_search
+    from sweeps.display import print_missing, print_plan, print_search
 
+    console = Console()
     if plan.search is not None:
-        print_search(Console(), plan, found, target.device)
-        return
-    print_plan(Console(), plan, found, target.device, None if show_all else 60)
+        print_search(console, plan, found)
+    else:
+        print_plan(console, plan, found, None if show_all else 60)
+    if plan.cluster and cluster is None:
+        console.print(f"reckoned for the cluster file {target.name}; --cluster names yours", highlight=False)
+    print_missing(console, plan)
 
 
 def admitted(
@@ -171,7 +200,7 @@ def admitted(
     if not over_budget:
         # What no measurement can change is said before one is made.
         check_budget(plan.name, found, TIMELESS if canary else None)
-    print_forecast(console, found, target.device)
+    print_forecast(console, found)
     chosen = choose(plan, target, retry=retry) if canary else []
     if chosen:
         console.print(f"canaries first: {len(chosen)} of {len(found.left)} cells to run", highlight=False)
@@ -182,7 +211,7 @@ def admitted(
         if any(result.failed for result in results):
             console.print("nothing else was submitted; without --canary it would be", highlight=False)
             raise typer.Exit(1)
-        print_forecast(console, found, target.device)
+        print_forecast(console, found)
     if not over_budget:
         check_budget(plan.name, found)
     return with_estimates(plan, found)
