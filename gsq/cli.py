@@ -19,8 +19,10 @@ from sweeps.cli import (
     CanaryOption,
     CellsOption,
     ClusterOption,
+    GpuOption,
     JsonOption,
     OverBudgetOption,
+    PlanClusterOption,
     RetryOption,
     SweepArgument,
 )
@@ -73,7 +75,8 @@ NoiseOption = Annotated[
 @app.command("plan")
 def plan_command(
     sweep: SweepArgument,
-    cluster: ClusterOption = "local",
+    cluster: PlanClusterOption = None,
+    gpu: GpuOption = None,
     cells: CellsOption = None,
     power: Annotated[
         bool,
@@ -105,13 +108,14 @@ def plan_command(
     Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
     memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
     with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost.
+    search: its space, and what its trials will cost. Images and weights need not be there; what is missing is named.
 
     With --power, before the first run: the 95 % interval that each parameter of a law can be expected to get from this
     grid and its seeds, if the law is right, with coefficients fitted to the paper's numbers and a seed noise of 5 % (or
     as given). A parameter that is open there needs other cells, not luck.
 
-    Example: gsq plan sweeps/configs/quickstart.yaml
+    Example: gsq plan quickstart
+    Example: gsq plan paper/fig4 --gpu h100
     Example: gsq plan groups.yaml --power --law saturating --noise 0.03
     Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
     """
@@ -128,9 +132,9 @@ def plan_command(
     from sweeps.cli import print_anchors, print_plan
 
     if anchors is not None:
-        print_anchors(sweep, cluster, cells, anchors, as_json)
+        print_anchors(sweep, cluster or "local", cells, anchors, as_json)
         return
-    print_plan(sweep, cluster, cells, as_json, show_all)
+    print_plan(sweep, cluster, gpu, cells, as_json, show_all)
 
 
 register_sweeps(app)
@@ -615,6 +619,30 @@ def tokenize_command(
         f"shard{'s' * (summary.shards > 1)} ({summary.shards_before} there before), {len(summary.broken)} images left "
         f"out: {summary.output}"
     )
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """What this machine has, what is missing, and what to do: packages, GPUs, folders, SLURM, weights, data, tables.
+
+    Missing things that only some uses need are no problem. Exit code 1: there is one.
+
+    Example: gsq doctor
+    """
+    from gsq.doctor import examine, healthy, table, to_dict
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps(to_dict(checks), indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        console.print(table(checks))
+        problems = sum(check.state == "problem" for check in checks)
+        console.print(f"{problems} problem{'s' * (problems != 1)}" if problems else "no problems", highlight=False)
+    if not healthy(checks):
+        raise typer.Exit(1)
 
 
 weights_app = typer.Typer(no_args_is_help=True)
