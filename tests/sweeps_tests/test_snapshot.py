@@ -77,7 +77,8 @@ def test_a_job_that_imported_other_code_refuses(folder: Path, plan_of: PlanOf) -
 
 
 def test_cells_of_a_sweep_run_the_copy(folder: Path, plan_of: PlanOf) -> None:
-    done = submit(plan_of(axes={"seed": [0]}), "local")
+    short = {"steps": 2, "evaluation.num_images": 8, "image_size": 32, "loss.perceptual": "none"}
+    done = submit(plan_of(axes={"seed": [0]}, set=short), "local")
     (copy,) = (done.folder.path / "source").iterdir()
     assert [a.kind for a in done.actions] == ["finished"]
     assert (copy / "sweeps" / "__pycache__").is_dir() or os.environ.get("PYTHONDONTWRITEBYTECODE")
