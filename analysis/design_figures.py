@@ -70,6 +70,7 @@ def replay_figure(replays: Replay | Sequence[Replay], path: str | Path | None = 
     replays = [replays] if isinstance(replays, Replay) else list(replays)
     with style():
         figure = Figure(figsize=(max(5.2, 4.4 * len(replays)), 4.0), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
         panels = figure.subplots(1, len(replays), squeeze=False, sharey=True)[0]
         for one, axes in zip(replays, panels, strict=True):
             _draw_replay(one, axes)
@@ -106,6 +107,7 @@ def _draw_replay(one: Replay, axes: Axes) -> None:
     for cost, colour in ((mine, COLOURS[0]), (other, DARK)):
         axes.plot(cost / whole, one.tolerance, "v", color=colour, markersize=7, zorder=4)
     axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.xaxis.set_major_formatter(PERCENT)
     axes.set_title(
         f"{one.full.law.name}, {len(one.full.parameters)} parameters: within {one.tolerance:.0%} for good\n"
@@ -124,5 +126,5 @@ def _plain_log(axes: Axes, values: list[float], *, percent: bool) -> None:
         axis.set_major_locator(FixedLocator(list(round_ticks(min(good) / 1.1, max(good) * 1.1))))
         axis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(good, default=1.0))
     axis.set_major_formatter(PERCENT if percent else FuncFormatter(lambda v, _: f"{v:g}"))

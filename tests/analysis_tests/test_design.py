@@ -178,15 +178,16 @@ def test_it_stops_when_the_target_is_met_and_drops_what_is_not_needed() -> None:
     assert "the target is not met" in never.stopped
 
 
-def test_what_nothing_determines_yet_is_open_and_then_is_not() -> None:
-    law = Law("limit", "rfid = c / min(x, s * y)", known=("x", "y", "rfid"), starts={"s": (0.5, 5)})
-    rows = measured(GRID.iloc[[0, 1, 2, 5]]).assign(rfid=lambda frame: 2 / frame["x"] * [1.01, 0.99, 1.02, 0.98])
-    one = fit(rows, "rfid = c * x^(-1) * y^k", bootstrap=0, starts=8)
-    assert one.parameters["k"] == pytest.approx(0, abs=0.1)
-    rows = pd.concat([rows, pd.DataFrame({"x": [8.0], "y": [1.0], "rfid": [2 / 3.0]})])
-    seen = fit(rows, law, bootstrap=0)
-    bad = design(seen, priced(GRID).query("x > 4 and y == 1"), 2.0, "parameter=s", seeds=1)
-    assert not bad.open_before and bad.after < bad.before
+def test_what_no_run_can_determine_is_open() -> None:
+    cells = pd.DataFrame([(8, d, 1, 2**v) for d in (8, 16, 32) for v in (8, 10, 12, 14)])
+    cells.columns = pd.Index(["downsample", "latent_dim", "groups", "codebook_size"])
+    rfid = 50 / np.log2(cells["codebook_size"]) ** 1.8 / cells["latent_dim"] ** 0.1
+    one = fitted(cells.assign(rfid=rfid), "paper_eq14", bounds={"beta": (0.1, 2)})
+    assert one.parameters["C"] == pytest.approx(0, abs=1e-9), "the term of beta is switched off"
+    found = design(one, priced(cells), 5.0, "parameter=beta", seeds=1, noise=0.01)
+    assert found.open_before and found.open_after and not found.proposals and found.to_dict()["after"] is None
+    assert "Now open" in found.text() and "95% interval now open, then open" in found.text()
+    assert not design(one, priced(cells), 5.0, "parameter=alpha", noise=0.01).open_before
 
 
 def test_laws_are_told_apart_where_they_differ() -> None:
