@@ -516,5 +516,5 @@ def _draw_intervals(fit: Fit, axes: Axes) -> None:
         Line2D([], [], color=COLOURS[i], linewidth=2, label=kind) for i, kind in enumerate(("profile", "bootstrap"))
     ]
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
-    marked = "; (!): not determined by these data" if fit.undetermined else ""
+    marked = "; (!) not determined" if fit.undetermined else ""
     axes.set_title(f"{fit.confidence:.0%} intervals{marked}", fontsize=8, loc="left")
