@@ -7,6 +7,7 @@
     compare_laws(frame)                      # which law predicts what it has not seen
     fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
     scaling_figure(frame, [power], "scaling.png")
+    write_page(make_report(frame, "quickstart"), "report.html")
 
 Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
 ``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from analysis.errors import AnalysisError
     from analysis.figures import (
         card_figure,
+        curve_figure,
         draw_panel,
         group_figure,
         reconstruction_figure,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
     from analysis.fitting import Options, fit, fit_by
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
+    from analysis.page import write_page
     from analysis.panels import (
         Curve,
         Overlay,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         reference_rows,
         step_panel,
     )
+    from analysis.report import Report, make_report
     from analysis.result import Fit, LackOfFit
     from analysis.scatter import (
         CollapsePanel,
@@ -87,6 +91,7 @@ _HOME = {
     "Overlay": "panels",
     "Panel": "panels",
     "ParetoPanel": "scatter",
+    "Report": "report",
     "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
@@ -100,6 +105,7 @@ _HOME = {
     "compare_laws": "compare",
     "contour_figure": "contours",
     "contour_panels": "contours",
+    "curve_figure": "figures",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
@@ -110,6 +116,7 @@ _HOME = {
     "load_reference": "table",
     "load_results": "table",
     "load_table": "table",
+    "make_report": "report",
     "measured": "table",
     "paper_law_reason": "laws",
     "pareto_figure": "scatter",
@@ -126,6 +133,7 @@ _HOME = {
     "step_panel": "panels",
     "usage_figure": "figures",
     "with_derived": "table",
+    "write_page": "page",
 }
 
 __all__ = [
@@ -148,6 +156,7 @@ __all__ = [
     "Overlay",
     "Panel",
     "ParetoPanel",
+    "Report",
     "ReportCard",
     "Series",
     "StepPanel",
@@ -161,6 +170,7 @@ __all__ = [
     "compare_laws",
     "contour_figure",
     "contour_panels",
+    "curve_figure",
     "draw_panel",
     "extrapolate",
     "fit",
@@ -171,6 +181,7 @@ __all__ = [
     "load_reference",
     "load_results",
     "load_table",
+    "make_report",
     "measured",
     "paper_law_reason",
     "pareto_figure",
@@ -187,6 +198,7 @@ __all__ = [
     "step_panel",
     "usage_figure",
     "with_derived",
+    "write_page",
 ]
 
 

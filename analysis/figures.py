@@ -105,13 +105,14 @@ def group_figure(
     fits = [fits] if isinstance(fits, Fit) else list(fits)
     rows, excluded = measured(frame)
     require_columns(rows, "groups", "latent_dim")
-    panels = [axis_panel(frame, column, fits, reference=reference) for column in ("groups", "group_dim")]
-    if not any(one.joined for one in panels[0].series):
+    first = axis_panel(frame, "groups", fits, reference=reference)
+    if not any(one.joined for one in first.series):
         raise AnalysisError(
             "no two cells differ in groups alone: a group decomposition needs the same D, V and f with several G; add "
             "such cells to the sweep"
         )
-    return _panel_row(panels, fits, excluded.text, path)
+    second = axis_panel(frame, "group_dim", fits, reference=reference)
+    return _panel_row([first, second], fits, excluded.text, path)
 
 
 def usage_figure(frame: pd.DataFrame, path: str | Path | None = None, reference: pd.DataFrame | None = None) -> Figure:
