@@ -8,6 +8,7 @@
     fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
     scaling_figure(frame, [law], "scaling.png")
     print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
+    write_page(make_report(frame, "quickstart"), "report.html")
 
 Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
 ``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from analysis.expecting import Power, power
     from analysis.figures import (
         card_figure,
+        curve_figure,
         draw_panel,
         group_figure,
         reconstruction_figure,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from analysis.fitting import Options, fit, fit_by
     from analysis.information import Target, read_target
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
+    from analysis.page import write_page
     from analysis.panels import (
         Curve,
         Overlay,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
         step_panel,
     )
     from analysis.replaying import Replay, replay
+    from analysis.report import Report, make_report
     from analysis.result import Fit, LackOfFit
     from analysis.scatter import (
         CollapsePanel,
@@ -96,6 +100,7 @@ _HOME = {
     "ParetoPanel": "scatter",
     "Power": "expecting",
     "Replay": "replaying",
+    "Report": "report",
     "ReportCard": "card",
     "Series": "panels",
     "StepPanel": "panels",
@@ -112,6 +117,7 @@ _HOME = {
     "contour_panels": "contours",
     "design": "designing",
     "design_figure": "design_figures",
+    "curve_figure": "figures",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
@@ -122,6 +128,7 @@ _HOME = {
     "load_reference": "table",
     "load_results": "table",
     "load_table": "table",
+    "make_report": "report",
     "measured": "table",
     "paper_law_reason": "laws",
     "pareto_figure": "scatter",
@@ -142,6 +149,7 @@ _HOME = {
     "step_panel": "panels",
     "usage_figure": "figures",
     "with_derived": "table",
+    "write_page": "page",
 }
 
 __all__ = [
@@ -167,6 +175,7 @@ __all__ = [
     "ParetoPanel",
     "Power",
     "Replay",
+    "Report",
     "ReportCard",
     "Series",
     "StepPanel",
@@ -181,6 +190,7 @@ __all__ = [
     "compare_laws",
     "contour_figure",
     "contour_panels",
+    "curve_figure",
     "design",
     "design_figure",
     "draw_panel",
@@ -193,6 +203,7 @@ __all__ = [
     "load_reference",
     "load_results",
     "load_table",
+    "make_report",
     "measured",
     "paper_law_reason",
     "pareto_figure",
@@ -213,6 +224,7 @@ __all__ = [
     "step_panel",
     "usage_figure",
     "with_derived",
+    "write_page",
 ]
 
 

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 from analysis.drawing import DARK, caption, octave_axis, round_ticks, save, set_ticks, style
 from analysis.errors import AnalysisError
-from analysis.panels import LABELS, Floats, plain, setting
+from analysis.panels import LABELS, Floats, plain, settings
 from analysis.result import Fit
 from analysis.table import DERIVED, Array, numbers, require_columns, varying, with_derived
 
@@ -144,13 +144,13 @@ def _panel(
     means = part.groupby([x, y])[target].mean()
     points = tuple((float(a), float(b), float(mean)) for a, b, mean in means.reset_index().to_numpy(float))
     scale = [np.log2 if log else np.asarray for log in logs]
-    settings = np.array([[f(v) for f, v in zip(scale, point[:2], strict=True)] for point in points])
-    inside = _hull(settings, np.stack([f(v.ravel()) for f, v in zip(scale, (across, up), strict=True)], 1))
+    cells = np.array([[f(v) for f, v in zip(scale, point[:2], strict=True)] for point in points])
+    inside = _hull(cells, np.stack([f(v.ravel()) for f, v in zip(scale, (across, up), strict=True)], 1))
     return ContourPanel(
         x,
         y,
         fixed,
-        ", ".join(setting(name, one) for name, one in fixed.items()),
+        settings(fixed),
         tuple(grids[0]),
         tuple(grids[1]),
         tuple(tuple(row) for row in value),
@@ -160,12 +160,12 @@ def _panel(
     )
 
 
-def _hull(settings: Array, grid: Array) -> npt.NDArray[np.bool_]:
-    """Which points of the grid, (n, 2), lie in the convex hull of the settings; none where these are on one line."""
+def _hull(cells: Array, grid: Array) -> npt.NDArray[np.bool_]:
+    """Which points of the grid, (n, 2), lie in the convex hull of the cells; none where these are on one line."""
     from scipy.spatial import Delaunay, QhullError
 
     try:
-        found = Delaunay(settings).find_simplex(grid, tol=1e-9)
+        found = Delaunay(cells).find_simplex(grid, tol=1e-9)
     except (QhullError, ValueError):
         return np.zeros(len(grid), bool)
     return np.asarray(found >= 0)
@@ -222,13 +222,13 @@ def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequ
     value = np.ma.masked_invalid(np.array(panel.value))
     axes.set_axisbelow(True)
     axes.grid(False)
-    for log, values, name, grid, axis in (
-        (panel.logarithmic[0], [point[0] for point in panel.points], panel.x_column, panel.x, axes.xaxis),
-        (panel.logarithmic[1], [point[1] for point in panel.points], panel.y_column, panel.y, axes.yaxis),
+    for log, name, grid, axis in (
+        (panel.logarithmic[0], panel.x_column, panel.x, axes.xaxis),
+        (panel.logarithmic[1], panel.y_column, panel.y, axes.yaxis),
     ):
         if log:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log", base=2)
-            octave_axis(axis, (grid[0], grid[-1]), name, () if grid[-1] / grid[0] > 8 else sorted(set(values)))
+            octave_axis(axis, (grid[0], grid[-1]), name)
         (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(grid[0], grid[-1])
         axis.set_label_text(LABELS.get(name, name))
     outside = np.where(np.array(panel.inside), 0.0, 1.0)

@@ -105,13 +105,14 @@ def group_figure(
     fits = [fits] if isinstance(fits, Fit) else list(fits)
     rows, excluded = measured(frame)
     require_columns(rows, "groups", "latent_dim")
-    panels = [axis_panel(frame, column, fits, reference=reference) for column in ("groups", "group_dim")]
-    if not any(one.joined for one in panels[0].series):
+    first = axis_panel(frame, "groups", fits, reference=reference)
+    if not any(one.joined for one in first.series):
         raise AnalysisError(
             "no two cells differ in groups alone: a group decomposition needs the same D, V and f with several G; add "
             "such cells to the sweep"
         )
-    return _panel_row(panels, fits, excluded.text, path)
+    second = axis_panel(frame, "group_dim", fits, reference=reference)
+    return _panel_row([first, second], fits, excluded.text, path)
 
 
 def usage_figure(frame: pd.DataFrame, path: str | Path | None = None, reference: pd.DataFrame | None = None) -> Figure:
@@ -516,5 +517,5 @@ def _draw_intervals(fit: Fit, axes: Axes) -> None:
         Line2D([], [], color=COLOURS[i], linewidth=2, label=kind) for i, kind in enumerate(("profile", "bootstrap"))
     ]
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
-    marked = "; (!): not determined by these data" if fit.undetermined else ""
+    marked = "; (!) not determined" if fit.undetermined else ""
     axes.set_title(f"{fit.confidence:.0%} intervals{marked}", fontsize=8, loc="left")

@@ -107,7 +107,7 @@ def _status(report: Report) -> Markup:
     states = sorted(report.counts, key=lambda state: _ORDER.index(state) if state in _ORDER else len(_ORDER))
     tiles = [(f"{report.counts.get('done', 0)} of {total}", "cells done")]
     if report.best:
-        value, place = report.best.split("|", 1)
+        value, place = report.best
         tiles.append((value, "least rFID" + (f": {place}" if place else "")))
     tiles += [
         (card.fit.formula().split("=", 1)[-1].strip(), f"rFID by {card.fit.law.name}") for card in report.cards[:1]
@@ -159,7 +159,9 @@ def _status(report: Report) -> Markup:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    first = text.split(" ", 1)[0]
+    plain = first.isalpha() and first not in _DESCRIPTIONS  # no column or law, whose names stay as they are
+    return (text[:1].upper() if plain else text[:1]) + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _table(report: Report) -> Markup:
@@ -282,7 +284,9 @@ def _laws(report: Report) -> Markup:
         parts.append(tag("details", tag("summary", "the report card as text"), tag("pre", card.text())))
     if report.compared is not None and len(report.compared) > 1:
         parts += [tag("h3", "Laws compared"), _plain_table(report.compared)]
-        parts.append(tag("p", "The least AICc first; errors are of rows that a law was not fitted to.", class_="faint"))
+        words = "The least AICc first (k: parameters). loo: error of cells left out; out X: of levels of X left out; "
+        words += "largest X: of the largest X, predicted from the others; p: lack of fit, where there are seeds."
+        parts.append(tag("p", words, class_="faint"))
     if report.not_fitted:
         named = [r if r.startswith(name) else f"{name}: {r}" for name, r in report.not_fitted.items()]
         lines = [tag("li", f"{one}.") for one in named]
@@ -315,7 +319,7 @@ def _card(card: ReportCard) -> list[Markup]:
             tag("table", tag("thead", tag("tr", *(tag("th", one) for one in heads))), tag("tbody", *rows)),
             class_="scroll",
         ),
-        tag("p", fit.quality(), class_="faint"),
+        tag("p", fit.quality(), class_="faint lines"),
         tag("ul", *findings),
     ]
 

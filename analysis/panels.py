@@ -6,7 +6,7 @@ Tests and notebooks look at these frozen descriptions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -300,7 +300,7 @@ def _series(
             row = row.assign(groups=numbers(row, "latent_dim") / grid)
         row = with_derived(row, fresh=True)
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
-    label = ", ".join(setting(name, value) for name, value in fixed.items())
+    label = settings(fixed)
     return Series(label, fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), tuple(curves))
 
 
@@ -310,7 +310,7 @@ def _relabelled(series: list[Series]) -> tuple[Series, ...]:
     names = [n for n in (series[0].fixed if series else {}) if len({one.fixed[n] for one in joined}) > 1]
     out = []
     for one in series:
-        label = ", ".join(setting(name, one.fixed[name]) for name in names)
+        label = settings({name: one.fixed[name] for name in names})
         out.append(replace(one, label=label))
     return tuple(out)
 
@@ -326,6 +326,11 @@ def _floats(values: Array) -> Floats:
 
 def plain(value: object) -> float | str:
     return float(value) if isinstance(value, int | float | np.number) else str(value)
+
+
+def settings(values: Mapping[str, float | str]) -> str:
+    """Several of :func:`setting`, with commas; those that are null are left out."""
+    return ", ".join(setting(name, value) for name, value in values.items() if value == value and value != "nan")
 
 
 def setting(name: str, value: float | str) -> str:

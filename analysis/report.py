@@ -89,8 +89,8 @@ class Report:
     """Law to the reason."""
     compared: pd.DataFrame | None
     """Laws, the one with the least AICc first."""
-    best: str
-    """The cell with the least rFID, in words; "" without one."""
+    best: tuple[str, str] | None
+    """The least rFID and its cell, in words; None where nothing was measured."""
     curves: Picture | None
     pictures: tuple[Picture, ...]
     provenance: dict[str, dict[str, int]]
@@ -205,13 +205,13 @@ def _setting(row: pd.Series, among: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def _best(frame: pd.DataFrame) -> str:
+def _best(frame: pd.DataFrame) -> tuple[str, str] | None:
     try:
         rows, _ = measured(frame)
     except AnalysisError:
-        return ""
+        return None
     row = rows.iloc[int(np.argmin(numbers(rows, "rfid")))]
-    return f"{row['rfid']:.4g}|{_setting(row, rows)}"
+    return f"{row['rfid']:.4g}", _setting(row, rows)
 
 
 def _fit(

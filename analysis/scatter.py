@@ -29,7 +29,7 @@ from analysis.drawing import (
     style,
 )
 from analysis.errors import AnalysisError
-from analysis.panels import LABELS, Floats, setting, y_label
+from analysis.panels import LABELS, Floats, plain, settings, y_label
 from analysis.table import configuration_ids, measured, numbers, require_columns, varying
 
 COMPUTE = ("train_flops", "device_seconds", "parameters", "images_seen")
@@ -183,10 +183,7 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     front = [not bool(np.any((x <= x[i]) & (y <= y[i]) & ((x < x[i]) | (y < y[i])))) for i in range(len(x))]
     names = [name for name in varying(shown) if shown[name].nunique() > 1]
     names = [n for n in ("downsample", "latent_dim", "groups", "codebook_size") if n in names] or names
-    labels = [
-        ", ".join(setting(n, row[n] if isinstance(row[n], str) else float(row[n])) for n in names)
-        for _, row in shown.iterrows()
-    ]
+    labels = [settings({n: plain(row[n]) for n in names}) for _, row in shown.iterrows()]
     return ParetoPanel(cost, tuple(x), tuple(y), tuple(front), tuple(labels), shown)
 
 

@@ -61,6 +61,30 @@ def test_plot_saves_beside_the_table_or_where_told(gsq) -> None:
     assert Path("figures/one.png").is_file() and Path("figures/one.svg").is_file()
 
 
+def test_each_kind_of_figure_is_drawn_or_says_what_it_needs(gsq) -> None:
+    for kind, words in {
+        "contours": ("--law", "multiplicative", "--x", "latent_dim"),
+        "usage": ("--reference",),
+        "collapse": ("--x", "bits_per_pixel"),
+        "pareto": ("--x", "bits_per_token", "--output", "front.pdf"),
+    }.items():
+        result = gsq("plot", "fig4like", "--kind", kind, "--bootstrap", "0", *words)
+        assert result.exit_code == 0, result.exception
+        assert ("front.pdf" if kind == "pareto" else f"results/fig4like-{kind}.svg") in result.output
+    for words, message in {
+        ("--kind", "groups"): "groups takes one value",
+        ("--kind", "steps"): "every run was evaluated at one step only",
+        ("--kind", "contours", "--law", "chinchilla"): "shows a fitted law, and there is none: none of the 6 cells",
+        ("--kind", "pie"): "kinds: scaling, contours, groups, usage, collapse, pareto, steps, card",
+        ("--kind", "pareto", "--reference"): "--reference belongs to --kind scaling, groups, usage; got --kind pareto",
+        ("--kind", "usage", "--law", "inverse_bpp"): "--law belongs to --kind scaling, contours, groups, card",
+        ("--kind", "pareto", "--x", "seconds"): "column 'seconds' is missing",
+    }.items():
+        error = gsq("plot", "fig4like", "--bootstrap", "0", *words).exception
+        assert isinstance(error, AnalysisError) and message in str(error)
+    assert not list(Path("results").glob("*groups*")) and not list(Path("results").glob("*steps*"))
+
+
 def test_plot_needs_no_law(gsq, tables) -> None:
     tables.write(Path("results/two.parquet"), tables.noisy([(4, 16, 1, 64), (4, 16, 1, 256)]))
     result = gsq("plot", "two")

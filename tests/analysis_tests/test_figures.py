@@ -4,21 +4,32 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from analysis import (
     AnalysisError,
     axis_panel,
+    collapse_figure,
+    collapse_panels,
+    contour_figure,
+    contour_panels,
+    curve_figure,
     draw_panel,
     fit,
+    group_figure,
+    pareto_figure,
+    pareto_panel,
     rate_panel,
     reconstruction_figure,
+    reference_rows,
     scaling_figure,
     step_figure,
     step_panel,
+    usage_figure,
 )
-from analysis.drawing import round_ticks
+from analysis.drawing import COLOURS, round_ticks, saved_files
 
 
 def test_rate_panel_holds_the_points_and_the_law(tables) -> None:
@@ -142,3 +153,151 @@ def test_steps_have_a_line_for_each_setting_and_one_behind_it_for_each_seed(tabl
     assert (tmp_path / "steps.png").stat().st_size > 1000 and (tmp_path / "steps.svg").is_file()
     with pytest.raises(AnalysisError, match="lpips"):
         step_panel(frame, "lpips", "groups")
+
+
+def test_groups_are_drawn_at_fixed_channels_and_d_follows(tables) -> None:
+    frame = tables.load(tables.noisy([(4, d, g, 256) for d in (8, 16) for g in (1, 2, 4)]))
+    result = fit(frame, "saturating", bootstrap=0)
+    panel = axis_panel(frame, "group_dim", [result])
+    assert [one.label for one in panel.series] == ["D=8", "D=16"]
+    assert panel.series[1].mean_x == (4, 8, 16)
+    by_groups = axis_panel(frame, "groups", [result]).series[1]
+    assert panel.series[1].mean_y == by_groups.mean_y[::-1]
+    # The law moves groups with d, at the same D.
+    curve = panel.series[1].curves[0]
+    expected = result.predict({"downsample": 4, "codebook_size": 256, "groups": [4, 1], "group_dim": [4, 16]})[0]
+    assert (curve.central[0], curve.central[-1]) == pytest.approx(tuple(expected))
+    figure = group_figure(frame, result)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["groups G", "channels a group d"]
+    with pytest.raises(AnalysisError, match="no two cells differ in groups alone"):
+        group_figure(tables.load(tables.noisy([(4, 8, 1, 64), (4, 16, 2, 64)])))
+
+
+def test_usage_is_drawn_with_what_it_could_be(tables, paper) -> None:
+    frame = tables.load(tables.noisy([(4, 16, g, v) for g in (1, 4) for v in (64, 1024)]))
+    figure = usage_figure(frame)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["codebook usage", "", "codebook perplexity", ""]
+    assert figure.axes[0].get_yscale() == "linear" and figure.axes[2].get_yscale() == "log"
+    (bound,) = [line for line in figure.axes[2].lines if line.get_linestyle() == ":"]
+    assert list(bound.get_ydata()) == list(bound.get_xdata()) == [64, 1024]
+    small = usage_figure(paper[paper["sweep"] == "table13"])
+    assert [axes.get_xlabel() for axes in small.axes] == ["channels a group d"] * 2, "no line could be drawn over V"
+    assert small.axes[0].get_yscale() == "log"
+    with pytest.raises(AnalysisError, match="no row has a usage"):
+        usage_figure(paper[paper["sweep"] == "fig4"])
+    with pytest.raises(AnalysisError, match="neither the codebook size nor the number of groups varies"):
+        usage_figure(tables.load(tables.noisy([(4, 16, 1, 64), (8, 16, 1, 64)])))
+
+
+def test_contours_are_the_law_and_know_where_it_was_measured(fig4, paper) -> None:
+    result = fit(fig4, "channel_limit", bootstrap=0)
+    (panel,) = contour_panels(result, size=21)
+    assert (panel.x_column, panel.y_column, panel.label) == ("codebook_size", "latent_dim", "")
+    assert panel.x[0] == 2**12 and panel.x[-1] == pytest.approx(2**20) and (panel.y[0], panel.y[-1]) == (4, 128)
+    expected = result.predict({"codebook_size": panel.x, "latent_dim": panel.y[7]})[0]
+    np.testing.assert_allclose(panel.value[7], expected)
+    inside = np.array(panel.inside)
+    x, y = np.array(panel.x), np.array(panel.y)[:, None]
+    measured = (x >= 2**13 - 1) & (x <= 2**19 + 1) & (y >= 8 - 1e-9) & (y <= 64 + 1e-9)
+    assert (inside == measured).all() and inside.any() and not inside.all()
+    assert len(panel.points) == 20 and (8192, 8, 0.488) in panel.points
+    figure = contour_figure(result)
+    assert figure.axes[0].get_xlabel() == "codebook size V" and "hatch" not in figure.axes[0].get_title()
+    turned = contour_panels(result, "latent_dim", "codebook_size", size=9)[0]
+    assert (turned.x_column, turned.y_column) == ("latent_dim", "codebook_size")
+    with pytest.raises(AnalysisError, match="no contours over groups: over these rows it varies with codebook_size"):
+        contour_panels(result, "groups")
+    table13 = paper[(paper["sweep"] == "table13") & paper["other_axes"].isna()]
+    with pytest.raises(AnalysisError, match="spread both in"):
+        contour_panels(fit(table13, "saturating", bootstrap=0))
+    with pytest.raises(AnalysisError, match="contours need two axes"):
+        contour_panels(fit(fig4[fig4["latent_dim"] == 8], "inverse_bpp", bootstrap=0))
+
+
+def test_contours_of_a_rate_have_a_panel_for_each_setting_of_the_rest(tables) -> None:
+    cells = [(f, 16, g, v) for f in (4, 8) for g in (1, 2, 4) for v in (64, 1024)]
+    result = fit(tables.load(tables.noisy(cells)), bootstrap=0)
+    panels = contour_panels(result, size=5)
+    assert {(one.x_column, one.y_column) for one in panels} == {("codebook_size", "groups")}
+    assert [one.label for one in panels] == ["f=4", "f=8"] and all(len(one.points) == 6 for one in panels)
+    assert panels[0].y[0] == 1, "there is no half group"
+    corner = result.predict({"groups": panels[1].y[0], "codebook_size": panels[1].x[-1], "downsample": 8})[0]
+    assert panels[1].value[0][-1] == pytest.approx(corner[0])
+
+
+def test_collapse_is_one_line_and_what_it_misses(joint, tables) -> None:
+    bits = np.minimum(np.log2(joint["codebook_size"].astype(float)), 3.2 * joint["group_dim"].astype(float))
+    frame = joint.assign(carried=joint["groups"] * bits / joint["downsample"] ** 2)
+    carried, plain = collapse_panels(frame, ["bits_per_pixel", "carried"])
+    assert carried.found.derived == "carried" and carried.found.absorbs and not plain.found.absorbs
+    for panel in (carried, plain):
+        assert len(panel.x) == 41
+        assert np.sqrt(np.mean(np.log(panel.ratio) ** 2)) == pytest.approx(panel.found.log_rmse)
+    figure = collapse_figure(frame, ["carried"])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["rFID", "rFID / line"]
+    with pytest.raises(AnalysisError, match="bits_per_pixel takes one value"):
+        collapse_figure(tables.load([tables.row((4, 16, 1, 64)), tables.row((4, 8, 1, 64))]))
+
+
+def test_the_front_holds_the_cells_that_none_beats(tables) -> None:
+    costs = {1.0: 9.0, 2.0: 5.0, 3.0: 6.0, 4.0: 4.0, 5.0: 4.0}
+    rows = [
+        tables.row((4, 16, int(cost), 64), seed, rfid=rfid + (0.5 if seed else -0.5), train_flops=cost)
+        for cost, rfid in costs.items()
+        for seed in (0, 1)
+    ]
+    panel = pareto_panel(tables.load(rows), "train_flops")
+    assert panel.front_points == ((1, 9), (2, 5), (4, 4)), "means over seeds; equal rFID for more cost is beaten"
+    assert [label for label, best in zip(panel.labels, panel.front, strict=True) if best] == ["G=1", "G=2", "G=4"]
+    figure = pareto_figure(tables.load(rows))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["bits per pixel", "training FLOPs"]
+    with pytest.raises(AnalysisError, match="'lpips' is empty"):
+        pareto_panel(tables.load(rows), "lpips")
+    with pytest.raises(AnalysisError, match="no cost varies"):
+        pareto_figure(tables.load([tables.row((4, 16, 1, 64), seed) for seed in (0, 1)]))
+
+
+def test_the_papers_points_are_an_overlay_that_names_both_protocols(tables, paper) -> None:
+    frame = tables.load(tables.noisy([(8, 16, 1, v) for v in (64, 1024)]))
+    rows = reference_rows(paper)
+    assert len(rows) == 41 and set(rows["protocol"]) == {"gsq-paper-256"} and rows["other_axes"].isna().all()
+    plain, panel = axis_panel(frame, "codebook_size"), axis_panel(frame, "codebook_size", reference=paper)
+    assert plain.overlay is None and panel.series == plain.series
+    overlay = panel.overlay
+    assert overlay is not None and not overlay.comparable and overlay.label == "paper: fig4, table13, fig1b"
+    assert overlay.protocol == "inception_v3 as the paper used it, 50,000 images, protocol gsq-paper-256"
+    assert overlay.own_protocol == "efficientnet_lite0-0a1b2c, 2,000 images, protocol p1a2b3"
+    assert sum(len(one.x) for one in overlay.series) == 41 and panel.x_values[-1] == 524288
+    # Fits never see it.
+    result = fit(frame, "rfid = c * bits_per_pixel^(-1)", bootstrap=0)
+    assert result.n_rows == 2
+    figure = scaling_figure(frame, result, reference=paper)
+    words = " ".join(figure.get_supxlabel().split())
+    assert overlay.protocol in words and overlay.own_protocol in words and "not fitted" in words
+    left, right = figure.axes[:2] if figure.axes[0].get_ylabel() else figure.axes[1::-1]
+    assert "paper" in right.get_ylabel(), "a scale of its own, of as many decades"
+    assert np.ptp(np.log(left.get_ylim())) == pytest.approx(np.ptp(np.log(right.get_ylim())))
+    same = axis_panel(paper[paper["sweep"] == "fig4"], "codebook_size", reference=paper).overlay
+    assert same is not None and same.comparable
+
+
+def test_training_curves_are_coloured_by_an_axis(tables) -> None:
+    frame = tables.load(tables.noisy([(4, 16, g, 64) for g in (1, 2)]))
+    steps = range(1, 1001)
+    curves = [pd.DataFrame({"signature": name, "step": steps, "loss": 1.0}) for name in frame["signature"]]
+    figure = curve_figure(pd.concat(curves), frame, "loss")
+    (axes,) = figure.axes
+    assert [line.get_color() for line in axes.lines] == [COLOURS[0], COLOURS[1]]
+    assert all(len(line.get_xdata()) == 200 for line in axes.lines)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["G=1", "G=2"]
+
+
+def test_a_pdf_is_saved_alone_and_the_style_file_is_matplotlibs(tables, tmp_path: Path) -> None:
+    import matplotlib.style
+
+    frame = tables.load(tables.noisy([(4, 16, g, v) for g in (1, 2) for v in (64, 1024)]))
+    pareto_figure(frame, ["bits_per_pixel"], tmp_path / "front.pdf")
+    assert [file.name for file in tmp_path.glob("front*")] == ["front.pdf"] == [saved_files("front.pdf")[0].name]
+    assert (tmp_path / "front.pdf").read_bytes().startswith(b"%PDF")
+    with matplotlib.style.context("analysis.gsq"):
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(COLOURS)

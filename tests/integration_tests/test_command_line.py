@@ -113,6 +113,9 @@ MISTAKES: list[tuple[str, str, list[str], list[str]]] = [
     ("old table to fit", SWEEP, ["fit", "old.parquet"], ["old.parquet", "version 0", "gsq gather"]),
     ("old table to plot", SWEEP, ["plot", "old.parquet"], ["old.parquet", "version 0", "gsq gather"]),
     ("no such table", SWEEP, ["fit", "nothing"], ["results/nothing.parquet", "no such results table"]),
+    ("no such sweep to report", SWEEP, ["report", "other"], ["no sweep 'other'", "no table results/other.parquet"]),
+    ("no such table to report", SWEEP, ["report", "o.parquet"], ["o.parquet", "no such results table"]),
+    ("no such figure", SWEEP, ["plot", "nothing", "--kind", "pie"], ["'pie'", "scaling, contours, groups"]),
     ("unknown sweep in status", SWEEP, ["status", "other"], ["no sweep 'other'", "none yet"]),
     ("unknown sweep in gather", SWEEP, ["gather", "other"], ["no sweep 'other'", "none yet"]),
     ("setting without a value", SWEEP, ["train", "cpu-tiny", "-s", "groups"], ["'groups'", "KEY=VALUE"]),
@@ -238,6 +241,7 @@ def test_help_lists_every_verb(gsq: Gsq) -> None:
         "gather",
         "fit",
         "plot",
+        "report",
         "train",
         "evaluate",
     }

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from analysis.report import Picture
+from gsq.compose import write_report
 from gsq.datasets import manifest
 from gsq.presets import preset
 from gsq.record import runs_root
@@ -88,6 +90,29 @@ def test_it_says_what_it_measured_fitted_and_wrote(first: tuple[Path, subprocess
         (line,) = (line for line in done.stdout.splitlines() if line.endswith(f"results/{name}"))
         assert (folder / line.split(": ")[1]).is_file()
     assert done.stderr == "" and "Traceback" not in done.stdout
+
+
+def test_the_report_has_table_and_pictures_and_needs_no_run_folders(
+    first: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = first
+    done = run_gsq(folder, "report", "four", "--law", "inverse_bpp", "--output", str(tmp_path / "four.html"))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert f"report: {tmp_path}/four.html" in done.stdout and "results table: results/four.parquet" in done.stdout
+    text = (tmp_path / "four.html").read_text()
+    for rfid in read_table(folder / "results" / "four.parquet")["rfid"]:
+        assert f'data-v="{rfid!r}"' in text
+    assert text.count("data:image/png;base64,") == 4
+    # From a table alone, elsewhere.
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "four.parquet").write_bytes((folder / "results" / "four.parquet").read_bytes())
+    monkeypatch.setattr("analysis.report._svg", lambda title, draw: Picture(title, "svg+xml", b"<svg/>"))
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    page, table = write_report("four")
+    assert (page, table) == (Path("results/four-report.html"), Path("results/four.parquet"))
+    alone = page.read_text()
+    assert "data:image/png" not in alone and alone.count('data-k="rfid"') == 1
 
 
 def test_running_again_trains_nothing_and_gives_the_same_numbers(
