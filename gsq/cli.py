@@ -73,7 +73,19 @@ NoiseOption = Annotated[
 @app.command("plan")
 def plan_command(
     sweep: SweepArgument,
-    cluster: ClusterOption = "local",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="local (this machine), slurm (cluster defaults) or a cluster file. [dim]\\[default: plan_for of the "
+            "YAML, else local][/dim]",
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="Reckon with another GPU than the cluster file's: h100, a100, ..."),
+    ] = None,
     cells: CellsOption = None,
     power: Annotated[
         bool,
@@ -105,13 +117,14 @@ def plan_command(
     Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
     memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
     with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost.
+    search: its space, and what its trials will cost. Images and weights need not be there; what is missing is named.
 
     With --power, before the first run: the 95 % interval that each parameter of a law can be expected to get from this
     grid and its seeds, if the law is right, with coefficients fitted to the paper's numbers and a seed noise of 5 % (or
     as given). A parameter that is open there needs other cells, not luck.
 
-    Example: gsq plan sweeps/configs/quickstart.yaml
+    Example: gsq plan quickstart
+    Example: gsq plan paper/fig4 --gpu h100
     Example: gsq plan groups.yaml --power --law saturating --noise 0.03
     Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
     """
@@ -128,9 +141,9 @@ def plan_command(
     from sweeps.cli import print_anchors, print_plan
 
     if anchors is not None:
-        print_anchors(sweep, cluster, cells, anchors, as_json)
+        print_anchors(sweep, cluster or "local", cells, anchors, as_json)
         return
-    print_plan(sweep, cluster, cells, as_json, show_all)
+    print_plan(sweep, cluster, gpu, cells, as_json, show_all)
 
 
 register_sweeps(app)

@@ -12,12 +12,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from gsq.config import DataConfig
-from gsq.errors import UserError
+from gsq.errors import Missing, UserError
 from gsq.signature import digest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -73,8 +74,19 @@ class Manifest:
         return f"{self.name}:{self.fingerprint}"
 
 
+def data_root(config: DataConfig) -> Path:
+    """``data.path`` with ``~`` and variables replaced. Raises Missing for a variable that is not set."""
+    text = os.path.expandvars(config.path)
+    unset = re.search(r"\$(\w+|\{\w+\})", text)
+    if unset:
+        name = unset[1].strip("{}")
+        raise Missing(f"data.path: {config.path}: ${name} is not set; export {name}=FOLDER, or give the path itself")
+    return Path(text).expanduser().resolve()
+
+
 def manifest(config: DataConfig) -> Manifest:
-    """The manifest of ``config``'s data set. Raises UserError for one that is missing, empty, damaged or too small."""
+    """The manifest of ``config``'s data set. Raises UserError for one that is missing (Missing, where it is the whole
+    folder), empty, damaged or too small."""
     if config.kind == "photos":
         return _photos()
     if config.kind == "image_folder":
@@ -124,9 +136,9 @@ def _image_folder(config: DataConfig) -> Manifest:
     """Every readable jpg, png and webp below a folder; contents are hashed once and cached by size and time."""
     from gsq.images import broken as why_broken
 
-    root = Path(config.path).expanduser().resolve()
+    root = data_root(config)
     if not root.is_dir():
-        raise UserError(f"data.path: {root} is not a folder")
+        raise Missing(f"data.path: {root} is not a folder")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not paths:
         raise UserError(f"data.path: {root} holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either")

@@ -12,6 +12,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Missing(UserError):
+    """Something that a run needs, images or weights, is not on this machine. A plan can be made without."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`` (did you mean ...?)`` for the valid name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

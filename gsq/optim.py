@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from gsq.config import OptimizerConfig
 
 
-def build_optimizer(modules: Iterable[nn.Module], config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False
+) -> torch.optim.AdamW:
     """AdamW; codebook, norms and biases keep no weight decay unless ``config.decay_everything``."""
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
@@ -23,18 +26,29 @@ def build_optimizer(modules: Iterable[nn.Module], config: OptimizerConfig) -> to
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
-        betas=config.betas,
+        betas=(config.discriminator_betas if discriminator else ()) or config.betas,  # type: ignore[arg-type]
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
 
 
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Of step ``step``, from 0: a linear warm-up, then as ``config.schedule`` says."""
+    first, last = config.learning_rate, config.final_learning_rate
+    if config.warmup_steps and step + 1 < config.warmup_steps:
+        return first * ((step + 1) / config.warmup_steps)
+    if config.schedule == "constant":
+        return first
+    done = min(1.0, max(0, step - config.warmup_steps) / config.decay_steps)
+    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "step": float(done < 1)}[config.schedule]
+    return last + (first - last) * left
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
-    """Linear warm-up over ``warmup_steps``, then constant; ``step`` counts from 0."""
-    scale = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    """``step`` counts from 0."""
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * scale
+        group["lr"] = learning_rate(config, step)
 
 
 @torch.no_grad()

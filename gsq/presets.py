@@ -1,23 +1,32 @@
 """Named starting points for ``base:`` in a sweep and for ``gsq train``, and what the paper prints of their size.
 
-| preset                    | image | f  | D  | width | multipliers | blocks | attention | batch | steps  | paper's M |
-|---------------------------|-------|----|----|-------|-------------|--------|-----------|-------|--------|-----------|
-| cpu-tiny                  | 32    | 4  | 16 | 16    | 1 2 2       | 1      | no        | 8     | 300    |           |
-| cpu-small                 | 64    | 8  | 16 | 32    | 1 2 2 4     | 1      | no        | 8     | 5,000  |           |
-| paper-f8                  | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000 | 75.59     |
-| paper-f8-attention        | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | yes       | 512   | 50,000 | 77.70     |
-| paper-f8-1244             | 256   | 8  | 16 | 128   | 1 2 4 4     | 2      | no        | 512   | 50,000 | 96.64     |
-| paper-f8-1244-attention   | 256   | 8  | 16 | 128   | 1 2 4 4     | 2      | yes       | 512   | 50,000 | 100.74    |
-| paper-f16                 | 256   | 16 | 16 | 128   | 1 1 2 2 4   | 2      | no        | 512   | 50,000 | 77.53     |
-| paper-f16-12224           | 256   | 16 | 16 | 128   | 1 2 2 2 4   | 2      | no        | 512   | 50,000 | 83.30     |
-| paper-f16-11244           | 256   | 16 | 16 | 128   | 1 1 2 4 4   | 2      | no        | 512   | 50,000 | 100.58    |
-| paper-f16-12244-deeper    | 256   | 16 | 16 | 128   | 1 2 2 4 4   | 3, 4   | no        | 512   | 50,000 | 166.26    |
-| paper-f32                 | 256   | 32 | 32 | 128   | 1 1 1 2 2 4 | 2      | no        | 512   | 50,000 |           |
+| preset                    | image | f  | D  | width | multipliers | blocks | attention | batch | steps   | paper's M |
+|---------------------------|-------|----|----|-------|-------------|--------|-----------|-------|---------|-----------|
+| cpu-tiny                  | 32    | 4  | 16 | 16    | 1 2 2       | 1      | no        | 8     | 300     |           |
+| cpu-small                 | 64    | 8  | 16 | 32    | 1 2 2 4     | 1      | no        | 8     | 5,000   |           |
+| paper-f8                  | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  | 75.59     |
+| paper-f8-attention        | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | yes       | 512   | 50,000  | 77.70     |
+| paper-f8-1244             | 256   | 8  | 16 | 128   | 1 2 4 4     | 2      | no        | 512   | 50,000  | 96.64     |
+| paper-f8-1244-attention   | 256   | 8  | 16 | 128   | 1 2 4 4     | 2      | yes       | 512   | 50,000  | 100.74    |
+| paper-f16                 | 256   | 16 | 16 | 128   | 1 1 2 2 4   | 2      | no        | 512   | 50,000  | 77.53     |
+| paper-f16-12224           | 256   | 16 | 16 | 128   | 1 2 2 2 4   | 2      | no        | 512   | 50,000  | 83.30     |
+| paper-f16-11244           | 256   | 16 | 16 | 128   | 1 1 2 4 4   | 2      | no        | 512   | 50,000  | 100.58    |
+| paper-f16-12244-deeper    | 256   | 16 | 16 | 128   | 1 2 2 4 4   | 3, 4   | no        | 512   | 50,000  | 166.26    |
+| paper-f32                 | 256   | 32 | 32 | 128   | 1 1 1 2 2 4 | 2      | no        | 512   | 50,000  |           |
+| paper-vae-128             | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
+| paper-gan-128             | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 80,000  |           |
+| paper-gan-256             | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  |           |
 
-cpu-*: learning rate 1e-3, perceptual loss efficientnet_lite0, PatchGAN (16 channels, 2 layers; 32, 2). paper-*: 2e-4,
+cpu-*: learning rate 1e-3, perceptual loss efficientnet_lite0, PatchGAN (16 channels, 2 layers; 32, 2). paper-f*: 2e-4,
 lpips_vgg, PatchGAN (64, 3), V = 262,144, depth-to-space, bfloat16. The paper's scaling runs use the DINO discriminator
 with colour, translation and cutout (discriminator: {kind: dino, augment: [color, translation, cutout]}), which needs
 weights to be provided; PatchGAN is the paper's other choice.
+
+paper-vae-128, paper-gan-128, paper-gan-256: the hyperparameters of the paper's tables 16, 18 and 21, from which the
+sweeps in sweeps/configs/paper/ start. ImageNet lies in the folder that $IMAGENET names, with its images below train/
+and val/; rFID is in Inception features over 50,000 images, with LPIPS. Not in the paper: the crops (its authors' code
+resizes each image and takes the centre; here it is the largest square, at a random place), flips (none in that code),
+and the network of the LPIPS metric. micro_batch fits a GPU of 40 GB.
 """
 
 from __future__ import annotations
@@ -41,6 +50,29 @@ def _paper(downsample: int, latent_dim: int, **model: Any) -> dict[str, Any]:
         "train": {"steps": 50_000, "batch_size": 512, "precision": "bfloat16"},
         "data": {"kind": "photos", "image_size": 256},
         "evaluation": {"num_images": 50_000, "batch_size": 32},
+    }
+
+
+DINO = {"kind": "dino", "augment": ["color", "translation", "cutout"]}
+
+
+def _paper_table(image_size: int, steps: int, batch_size: int, micro_batch: int, **sections: Any) -> dict[str, Any]:
+    """The settings that tables 16, 18 and 21 of the paper share."""
+    return {
+        "loss": {"perceptual": "lpips_vgg"},
+        "train": {"steps": steps, "batch_size": batch_size, "precision": "bfloat16"},
+        # So large that the square is as large as the image.
+        "data": {
+            "kind": "image_folder",
+            "path": "$IMAGENET",
+            "image_size": image_size,
+            "min_crop": 1000.0,
+            "max_crop": 1000.0,
+            "flip": False,
+        },
+        "evaluation": {"features": "inception", "num_images": 50_000, "lpips": "vgg", "batch_size": 32},
+        "execution": {"micro_batch": micro_batch},
+        **sections,
     }
 
 
@@ -83,6 +115,36 @@ PRESETS: dict[str, dict[str, Any]] = {
         decoder_blocks=[3, 4, 3, 4, 4, 4],
     ),
     "paper-f32": _paper(32, 32),
+    "paper-vae-128": _paper_table(
+        128,
+        100_000,
+        256,
+        64,
+        model={"latent_dim": 8},
+        discriminator={"kind": "none"},
+        optimizer={"learning_rate": 1e-4, "decay_everything": True},
+    ),
+    # The paper leaves the normalisation out here, for the sake of rFID at one group (appendix E).
+    "paper-gan-128": _paper_table(
+        128,
+        80_000,
+        256,
+        32,
+        model={"latent_dim": 8},
+        quantizer={"lookup_norm": "none"},
+        discriminator=DINO,
+        optimizer={"learning_rate": 1e-4, "decay_everything": True},
+    ),
+    "paper-gan-256": _paper_table(
+        256,
+        50_000,
+        512,
+        16,
+        model={"downsample": 8, "latent_dim": 16, "upsample": "depth_to_space"},
+        quantizer={"codebook_size": 262144},
+        discriminator=DINO,
+        optimizer={"learning_rate": 2e-4, "decay_everything": True},
+    ),
 }
 
 # Parameters that the paper prints, in millions (GSQ, arXiv 2412.02632, fig. 3; results/reference). They are those of

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config import DataConfig
-from gsq.datasets import IMAGE_SUFFIXES, ImageFile, Manifest, cache_folder, complete, held_out, write_cache
-from gsq.errors import UserError
+from gsq.datasets import IMAGE_SUFFIXES, ImageFile, Manifest, cache_folder, complete, data_root, held_out, write_cache
+from gsq.errors import Missing, UserError
 from gsq.images import broken
 
 SUFFIXES = {"webdataset": (".tar",), "huggingface": (".parquet", ".arrow")}
@@ -48,7 +48,7 @@ def shard_manifest(config: DataConfig) -> Manifest:
     ``data/validation-00000-of-00002.parquet``, ``photos-val-000000.tar``); others, such as test, are left out then.
     Else images are held out by a hash of their content. Raises UserError for shards that are missing or damaged.
     """
-    root = Path(config.path).expanduser().resolve()
+    root = data_root(config)
     shards, splits = _list_shards(config.kind, root)
     base = root if root.is_dir() else root.parent
     names = [shard.relative_to(base).as_posix() for shard in shards]
@@ -107,7 +107,7 @@ def _list_shards(kind: str, root: Path) -> tuple[list[Path], list[str]]:
         return [root], [""]
     if not root.is_dir():
         hint = "; fetch what is on the hub first: hf download --repo-type dataset ID --local-dir FOLDER"
-        raise UserError(
+        raise Missing(
             f"data.path: {root} is neither a folder of {' or '.join(suffixes)} shards nor one of them"
             f"{hint if kind == 'huggingface' else ''}"
         )

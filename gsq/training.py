@@ -67,7 +67,9 @@ class Trainer:
             self.perceptual.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lecam = LeCAM().to(self.device) if config.loss.lecam_weight else None
         self.optimizer = build_optimizer([self.model], config.optimizer)
-        self.optimizer_d = build_optimizer([self.discriminator], config.optimizer) if self.discriminator else None
+        self.optimizer_d = None
+        if self.discriminator is not None:
+            self.optimizer_d = build_optimizer([self.discriminator], config.optimizer, discriminator=True)
         # The decoder's output layer, at which the adaptive weight compares gradients.
         self.last_layer = [m for m in self.model.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
         self.averaged, self.current = _averaged_tensors(self.ema, self.model)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gsq.errors import UserError
+from gsq.errors import Missing, UserError
 
 
 @dataclass(frozen=True)
@@ -190,18 +190,18 @@ def present(entry: Weights) -> Path | None:
 def find_weights(name: str) -> Path:
     """Path of a registered weight file, without checking its content.
 
-    Raises UserError, saying what to get and where to put it, where it, or the package that reads it, is missing.
+    Raises Missing, saying what to get and where to put it, where it, or the package that reads it, is missing.
     """
     entry = REGISTRY[name]
     if entry.reader and importlib.util.find_spec(entry.reader) is None:
-        raise UserError(
+        raise Missing(
             f"weights '{name}' ({entry.purpose}) are read by the package {entry.reader}, which is not installed: "
             f"pip install 'gsq[{entry.extra}]'"
         )
     path = present(entry)
     if path is None:
         fetch = f"gsq weights fetch {name} (it is {entry.get})" if entry.url else entry.get
-        raise UserError(
+        raise Missing(
             f"weights '{name}' ({entry.purpose}) are missing; looked for {' and '.join(map(str, places(entry)))}. "
             f"Get them: {fetch}; or put {entry.file} into the folder that $GSQ_WEIGHTS names"
         )

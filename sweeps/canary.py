@@ -73,9 +73,11 @@ def choose(
     resumed = cluster.resumed("request" if retry else "submit")
     actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
-    rate = speed(plan.cells, records, cluster.device, folder)
+    rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
     # Classes by arithmetic alone, so that the same command chooses the same canaries when some have been measured.
-    classes = by_class((c for c in plan.cells if c.signature in wanted), speed((), {}, cluster.device), cluster)
+    classes = by_class(
+        (c for c in plan.cells if c.signature in wanted), speed((), {}, cluster.device, gpu=cluster.gpu), cluster
+    )
     chosen = []
     for cells in classes.values():
         largest = max(cells, key=lambda c: (c.cost.memory_bytes, c.cost.train_flops / c.cost.images))
@@ -101,7 +103,7 @@ def shortened(cell: Cell) -> Cell:
         config,
         loss=loss,
         train=replace(config.train, steps=STEPS),
-        evaluation=replace(config.evaluation, num_images=2, every=0),
+        evaluation=replace(config.evaluation, num_images=2, every=0, allow_small=True),
         execution=replace(config.execution, keep_checkpoint=True),
     )
     return Cell(identity(config, manifest(config.data)), {**cell.axes, "steps": STEPS}, config, cell.data_label)

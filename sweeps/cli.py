@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeps.shipped import configs_folder, shipped_files
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from sweeps.submission import Submission
 
 SweepArgument = Annotated[
-    str, typer.Argument(metavar="SWEEP", help="Sweep YAML, or the name of one that ships with gsq (quickstart).")
+    str,
+    typer.Argument(
+        metavar="SWEEP",
+        help=f"Sweep YAML, or the name of one that ships with gsq: {', '.join(shipped_files(configs_folder()))}.",
+    ),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep, or its YAML file.")]
 ClusterOption = Annotated[
@@ -79,11 +85,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(results_app, name="results")
 
 
-def make(source: str, cells: int | None) -> Plan:
+def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
     from sweeps.planning import make_plan
     from sweeps.spec import load_spec
 
-    plan = make_plan(load_spec(source))
+    plan = make_plan(load_spec(source), lenient=lenient)
     return plan if cells is None else plan.cut(cells)
 
 
@@ -93,14 +99,18 @@ def _slots(cluster: Cluster) -> int:
     return local_workers(cluster) if cluster.kind == "local" else cluster.parallel
 
 
-def print_plan(sweep: str, cluster: str, cells: int | None, as_json: bool, show_all: bool) -> None:
-    """``gsq plan``: the cells of a sweep, what was left out, and what is still to be run."""
+def print_plan(
+    sweep: str, cluster: str | None, gpu: str | None, cells: int | None, as_json: bool, show_all: bool
+) -> None:
+    """``gsq plan``: the cells of a sweep, what was left out, what is still to be run, and what is missing here."""
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived
 
-    plan = make(sweep, cells)
-    target = load_cluster(cluster)
+    plan = make(sweep, cells, lenient=True)
+    target = load_cluster(cluster or plan.cluster or "local")
+    if gpu is not None:
+        target = replace(target, gpu=gpu, gpus=target.gpus or 1)
     found = forecast(plan, target)
     if as_json:
         rows = []
@@ -129,6 +139,9 @@ def print_plan(sweep: str, cluster: str, cells: int | None, as_json: bool, show_
             "dropped": dropped,
             "merged": merged,
             "broken_images": plan.broken_images,
+            "cluster": target.name,
+            "missing": plan.missing,
+            "provisional": plan.provisional,
             "speed": asdict(found.speed),
             "forecast": found.to_dict(),
         }
@@ -141,10 +154,14 @@ def print_plan(sweep: str, cluster: str, cells: int | None, as_json: bool, show_
 
     from sweeps import display
 
+    console = Console()
     if plan.search is not None:
-        display.print_search(Console(), plan, found, target.device)
-        return
-    display.print_plan(Console(), plan, found, target.device, None if show_all else 60)
+        display.print_search(console, plan, found)
+    else:
+        display.print_plan(console, plan, found, None if show_all else 60)
+    if plan.cluster and cluster is None:
+        console.print(f"reckoned for the cluster file {target.name}; --cluster names yours", highlight=False)
+    display.print_missing(console, plan)
 
 
 def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
@@ -205,7 +222,7 @@ def admitted(
     if not over_budget:
         # What no measurement can change is said before one is made.
         check_budget(plan.name, found, TIMELESS if canary else None)
-    print_forecast(console, found, target.device)
+    print_forecast(console, found)
     chosen = choose(plan, target, retry=retry) if canary else []
     if chosen:
         console.print(f"canaries first: {len(chosen)} of {len(found.left)} cells to run", highlight=False)
@@ -216,7 +233,7 @@ def admitted(
         if any(result.failed for result in results):
             console.print("nothing else was submitted; without --canary it would be", highlight=False)
             raise typer.Exit(1)
-        print_forecast(console, found, target.device)
+        print_forecast(console, found)
     if not over_budget:
         check_budget(plan.name, found)
     return with_estimates(plan, found)

@@ -10,9 +10,9 @@ from typing import Any
 
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
-from sweeps.cost import ResourceExpression
+from sweeps.cost import DEFAULT_GPU, GPU_PEAKS, ResourceExpression
 from sweeps.reconcile import RESUME, WHO, resumed_classes
-from sweeps.spec import configs_folder, find_file
+from sweeps.shipped import configs_folder, find_file
 
 # Options of sbatch that gsq sets, and the key that does it where there is one.
 SBATCH_KEYS = {
@@ -49,6 +49,8 @@ class Cluster:
     """Nodes a job."""
     gpus: int = 0
     """GPUs a node."""
+    gpu: str = DEFAULT_GPU
+    """Which GPU it is (a100, h100, ...), for estimates until runs have been measured."""
     processes: int = 0
     """Processes a node, which share each batch of a run; 0 for one a GPU."""
     cells_per_job: int = 1
@@ -73,6 +75,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
+        choose("gpu", self.gpu, GPU_PEAKS)
         for key in ("workers", "gpus", "processes"):
             positive(key, getattr(self, key), 0)
         for key in EXPRESSIONS:

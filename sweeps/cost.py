@@ -20,9 +20,28 @@ from sweeps.folder import SweepFolder
 from sweeps.planning import Cell, axis_columns
 from sweeps.spec import DERIVED_NAMES, check_expression
 
-# Effective training speed assumed until a run has been measured. CPU: one thread of a 2-core AMD EPYC virtual machine
-# on the cpu-tiny preset. GPU: a third of an A100's dense bfloat16 peak, not measured.
-ASSUMED_FLOPS_PER_SECOND = {"cpu": 4.0e10, "gpu": 1.0e14}
+# Effective training speed assumed until a run has been measured: of one thread of a 2-core AMD EPYC virtual machine on
+# the cpu-tiny preset; of a GPU, a share of its peak that was not measured.
+ASSUMED_CPU_FLOPS = 4.0e10
+ASSUMED_UTILISATION = 0.33
+# FLOP/s of dense matrix products in bfloat16 (v100, t4, rtx2080ti: float16), as their makers state them.
+GPU_PEAKS = {
+    "t4": 65e12,
+    "rtx2080ti": 54e12,
+    "v100": 125e12,
+    "rtx3090": 71e12,
+    "a10": 125e12,
+    "a40": 150e12,
+    "a100": 312e12,
+    "rtx4090": 165e12,
+    "l40s": 362e12,
+    "h100": 989e12,
+    "h200": 989e12,
+    "b200": 2250e12,
+    "mi250x": 383e12,
+    "mi300x": 1307e12,
+}
+DEFAULT_GPU = "a100"
 # Likewise, start-up (imports, weights, images, the first step).
 STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
 # The interpreter with torch and the feature network, on top of the model's own memory.
@@ -58,6 +77,8 @@ class Speed:
     basis: str
     runs: int
     """Measured runs behind the numbers, 0 where they are assumed."""
+    device: str
+    """What the seconds are of: cpu, gpu, or where they are assumed, which GPU (A100)."""
 
 
 class Measured(NamedTuple):
@@ -68,12 +89,17 @@ class Measured(NamedTuple):
 
 
 def speed(
-    cells: Iterable[Cell], records: Mapping[str, RunRecord], device: str, folder: SweepFolder | None = None
+    cells: Iterable[Cell],
+    records: Mapping[str, RunRecord],
+    device: str,
+    folder: SweepFolder | None = None,
+    gpu: str = DEFAULT_GPU,
 ) -> Speed:
     """Fitted to the runs of these cells on this kind of device (cpu or gpu), finished or not; before any, assumed.
 
     folder: the sweep's; its canaries count as its own runs, and where there are fewer than ENOUGH_RUNS, runs of
-    other sweeps below the runs folder give the shape of the fit, and its own runs the level.
+    other sweeps below the runs folder give the shape of the fit, and its own runs the level. gpu: the one of GPU_PEAKS
+    that is assumed.
     """
     own = [Measured(cell, r) for cell in cells if (r := records.get(cell.signature)) and _timed(r, device)]
     if folder is not None:
@@ -83,13 +109,24 @@ def speed(
     if folder is not None and len(own) < ENOUGH_RUNS:
         others, name = _other_runs(folder, device, {m.cell.signature for m in own})
     if not own and not others:
-        rate = 1 / ASSUMED_FLOPS_PER_SECOND[device]
+        rate = 1 / assumed_flops(device, gpu)
         framework = float(FRAMEWORK_BYTES[device])
         basis = f"assumed for a {device}; runs will correct it"
-        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], (framework, 1.0), basis, 0)
+        if device == "gpu":
+            basis = (
+                f"assumed, not measured: {ASSUMED_UTILISATION:.0%} of the {GPU_PEAKS[gpu] / 1e12:.0f} TFLOP/s of one "
+                f"{gpu.upper()}; runs will correct it"
+            )
+        name = gpu.upper() if device == "gpu" else device
+        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], (framework, 1.0), basis, 0, name)
     counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
     basis = " and ".join(f"{count} run{'s' * (count > 1)} of {whose}" for count, whose in counts if count)
     return _fitted(own, others, device, f"measured on {basis}")
+
+
+def assumed_flops(device: str, gpu: str = DEFAULT_GPU) -> float:
+    """FLOP/s of training on a cpu or gpu that nothing was measured on."""
+    return ASSUMED_UTILISATION * GPU_PEAKS[gpu] if device == "gpu" else ASSUMED_CPU_FLOPS
 
 
 def _timed(record: RunRecord, device: str) -> bool:
@@ -151,7 +188,7 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
     factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
     step = (a * factor, (b + both) * factor, (c + both) * factor)
     # Taken to be as fast for each FLOP as training, and a constant beside, until there are runs enough to tell.
-    per_flop = step[1] or 1 / ASSUMED_FLOPS_PER_SECOND[device]
+    per_flop = step[1] or 1 / assumed_flops(device)
     evaluated = [(per_flop * evaluation_flops(m.cell), s) for m in runs if (s := m.record.evaluation_seconds)]
     constant, factor = _corrected(evaluated, 0.0)
     startups = [m.record.startup_seconds for m in own or others if m.record.startup_seconds is not None]
@@ -162,6 +199,7 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
         _memory(runs, device),
         basis,
         len(runs),
+        device,
     )
 
 

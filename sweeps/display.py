@@ -252,7 +252,7 @@ def _fitting_table(console: Console, plan: Plan, found: Forecast) -> Table:
     return table
 
 
-def print_plan(console: Console, plan: Plan, found: Forecast, device: str, limit: int | None = 60) -> None:
+def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None = 60) -> None:
     """Cells, what was left out and why, duplicates, totals against the budget."""
     shown = plan if limit is None else plan.cut(limit)
     console.print(_fitting_table(console, shown, found))
@@ -271,17 +271,22 @@ def print_plan(console: Console, plan: Plan, found: Forecast, device: str, limit
         console.print(f"[yellow]broken image left out:[/yellow] {escape(name)}")
     if len(plan.broken_images) > 10:
         console.print(f"[yellow]... and {len(plan.broken_images) - 10} more broken images[/yellow]")
-    print_forecast(console, found, device)
+    print_forecast(console, found)
 
 
-def print_forecast(console: Console, found: Forecast, device: str) -> None:
+def _device_time(seconds: float, device: str) -> str:
+    """``2 h 05 min of cpu time``, ``1,861 A100 hours``."""
+    return f"{seconds / 3600:,.0f} {device} hours" if seconds >= 86400 else f"{duration(seconds)} of {device} time"
+
+
+def print_forecast(console: Console, found: Forecast) -> None:
     """What is still to be run and what it takes, against the budget and the disk; and how good such numbers are."""
     left = len(found.left)
     lines = [f"[bold]{found.cells} cells[/bold], {found.finished} already done, {left} to run"]
     if left:
         # A week ahead, the minute says nothing.
         clock = time.strftime("%H:%M" if found.wall_seconds < 43200 else "%a %d %b, %H:%M", time.localtime(found.end))
-        lines[0] += f": {duration(found.device_seconds)} of {device} time"
+        lines[0] += f": {_device_time(found.device_seconds, found.speed.device)}"
         lines += [
             f"with {found.parallel} at a time {duration(found.wall_seconds)}, until about {clock}",
             f"memory: {size(found.memory_bytes)} for the largest; "
@@ -312,6 +317,18 @@ def print_forecast(console: Console, found: Forecast, device: str) -> None:
         )
 
 
+def print_missing(console: Console, plan: Plan) -> None:
+    """What must be on this machine before the plan can be submitted."""
+    for text in plan.missing:
+        console.print(f"[yellow]missing:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+    if plan.missing:
+        console.print(
+            "gsq submit and gsq run refuse the sweep until that is there"
+            + ("; signatures will be others then" if plan.provisional else ""),
+            highlight=False,
+        )
+
+
 def print_canaries(console: Console, results: Sequence[Result], found: Forecast) -> None:
     """What was expected -> what the canaries measured. found: the forecast after them."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -336,7 +353,7 @@ def print_canaries(console: Console, results: Sequence[Result], found: Forecast)
             console.print(Text(text, style=style), soft_wrap=True)
 
 
-def print_search(console: Console, plan: Plan, found: Forecast, device: str) -> None:
+def print_search(console: Console, plan: Plan, found: Forecast) -> None:
     """The space of a search, and what its trials will cost, from draws of the space."""
     assert plan.search is not None and plan.search.search is not None
     search = plan.search.search
@@ -358,7 +375,7 @@ def print_search(console: Console, plan: Plan, found: Forecast, device: str) -> 
         f"{duration(each[0])}; if none is pruned:",
         highlight=False,
     )
-    print_forecast(console, found, device)
+    print_forecast(console, found)
 
 
 def trial_table(found: SearchStatus, limit: int = 20) -> Table:

@@ -10,6 +10,7 @@ cell the one in the last file counts.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     """Jobs start in another folder."""
     if not config.data.path:
         return config
-    path = str(Path(config.data.path).expanduser().absolute())
+    path = str(Path(os.path.expandvars(config.data.path)).expanduser().absolute())
     return config if path == config.data.path else replace(config, data=replace(config.data, path=path))
 
 
@@ -191,8 +192,8 @@ def sweep_names(runs: Path) -> list[str]:
 
 
 def sweep_folder(name: str, runs: Path | None = None) -> SweepFolder:
-    """A sweep by its name, or by the path of its YAML file."""
-    if name.endswith((".yaml", ".yml")):
+    """A sweep by its name, or by its YAML file (its path, or the name of one that ships with gsq: paper/fig4)."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
         from sweeps.spec import load_spec
 
         name = load_spec(name).name

@@ -128,7 +128,7 @@ def forecast(
     records = folder.records(signatures)
     # Asked once, for it looks for GPUs.
     device = cluster.device
-    rate = speed(plan.cells, records, device, folder)
+    rate = speed(plan.cells, records, device, folder, cluster.gpu)
     resumed = cluster.resumed("request" if retry else "submit")
     actions = reconcile(signatures, records, {}, time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
@@ -174,7 +174,7 @@ def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
     drawn = folder.read_plan().cells if folder.exists else ()
     records = folder.records([cell.signature for cell in drawn])
     device = cluster.device
-    rate = speed(drawn or plan.cells, records, device, folder)
+    rate = speed(drawn or plan.cells, records, device, folder, cluster.gpu)
     todo = [plan.cells[i % len(plan.cells)] for i in range(count)]
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
     trials = {f"trial {i}": estimates[cell.signature] for i, cell in enumerate(todo)}

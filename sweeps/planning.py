@@ -15,11 +15,12 @@ from typing import Any
 
 from gsq.config import RunConfig
 from gsq.datasets import Manifest, manifest
-from gsq.errors import UserError
+from gsq.errors import Missing, UserError
 from gsq.flops import Cost, cost
-from gsq.identity import identity
+from gsq.identity import identity, required_weights
 from gsq.loading import SHORT_NAMES, Overrides, config_key
 from gsq.signature import SCIENCE_SECTIONS, Signer
+from gsq.weights import find_weights
 from sweeps.spec import Budget, Spec
 
 
@@ -98,17 +99,26 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+LeftOut = tuple[dict[str, Any], str]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a sweep will run."""
 
     name: str
     cells: tuple[Cell, ...]
-    dropped: tuple[tuple[dict[str, Any], str], ...] = ()
+    dropped: tuple[LeftOut, ...] = ()
     """Axes of the cells left out, with the constraint that did it."""
-    merged: tuple[tuple[dict[str, Any], str], ...] = ()
+    merged: tuple[LeftOut, ...] = ()
     """Axes of the cells that another one makes unnecessary, with its signature."""
     broken_images: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    """What is not on this machine and must be before the plan can be submitted: images, weights."""
+    provisional: bool = False
+    """Signatures will change when the images (and weights that no hash is known of) are there."""
+    cluster: str = ""
+    """The cluster file that a plan is reckoned for, if none is named."""
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
@@ -153,9 +163,14 @@ class _Names:
 class CellMaker:
     """Makes the cells of a sweep from their axis values; reads each data set's manifest once."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
         self.override, self.sign = Overrides(spec.base), Signer()
         self.manifests: dict[Any, Manifest] = {}
+        self.lenient = lenient
+        self.missing: dict[str, None] = {}
+        """Why images could not be read; only where lenient, else it is an error."""
+        self.absent: list[str] = []
+        """Weights without a known hash that are not here; likewise."""
         # Cost needs a valid config: what may drop an impossible cell is asked first.
         self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
 
@@ -167,23 +182,34 @@ class CellMaker:
             return broken
         config = self.override(axes, "axes")
         if config.data not in self.manifests:
-            self.manifests[config.data] = manifest(config.data)
+            self.manifests[config.data] = self._manifest(config)
         files = self.manifests[config.data]
-        return Cell(identity(config, files, self.sign), axes, config, files.label)
+        signature = identity(config, files, self.sign, self.absent if self.lenient else None)
+        return Cell(signature, axes, config, files.label)
+
+    def _manifest(self, config: RunConfig) -> Manifest:
+        try:
+            return manifest(config.data)
+        except Missing as error:
+            if not self.lenient:
+                raise
+            self.missing[str(error)] = None
+            return Manifest(config.data.kind, "absent", (), ())
 
 
 @collector_paused()
-def make_plan(spec: Spec) -> Plan:
+def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
     """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
 
+    lenient: where images or weights are not on this machine, make a plan to look at all the same, and say so in it.
     Raises UserError for an invalid cell that no constraint drops, or where nothing is left.
     """
     if spec.search is not None:
-        return _search_plan(spec)
+        return _search_plan(spec, lenient)
     cells: dict[str, Cell] = {}
-    dropped: list[tuple[dict[str, Any], str]] = []
-    merged: list[tuple[dict[str, Any], str]] = []
-    make = CellMaker(spec)
+    dropped: list[LeftOut] = []
+    merged: list[LeftOut] = []
+    make = CellMaker(spec, lenient=lenient)
     for axes in spec.candidates():
         try:
             cell = make(axes)
@@ -199,23 +225,43 @@ def make_plan(spec: Spec) -> Plan:
         counts = Counter(constraint for _, constraint in dropped)
         why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
-    return Plan(spec.name, tuple(cells.values()), tuple(dropped), tuple(merged), _broken_images(make), spec.budget)
+    return _plan(spec, make, cells, dropped, merged)
 
 
-def _broken_images(make: CellMaker) -> tuple[str, ...]:
-    return tuple(name for files in make.manifests.values() for name in files.broken)
+def _plan(
+    spec: Spec, make: CellMaker, cells: dict[str, Cell], dropped: list[LeftOut], merged: list[LeftOut] | None = None
+) -> Plan:
+    found = tuple(cells.values())
+    missing = list(make.missing)
+    for name in required_weights(*(cell.config for cell in found)) if make.lenient else ():
+        try:
+            find_weights(name)
+        except Missing as error:
+            missing.append(str(error))
+    return Plan(
+        spec.name,
+        found,
+        tuple(dropped),
+        tuple(merged or ()),
+        tuple(name for files in make.manifests.values() for name in files.broken),
+        tuple(missing),
+        provisional=bool(make.missing or make.absent),
+        cluster=spec.plan_for,
+        budget=spec.budget,
+        search=spec if spec.search is not None else None,
+    )
 
 
 # Draws that show what a search costs, and how many are made to find them.
 EXAMPLES, DRAWS = 32, 2000
 
 
-def _search_plan(spec: Spec) -> Plan:
+def _search_plan(spec: Spec, lenient: bool) -> Plan:
     """Examples of a search's cells: the middle of its space, where that is allowed, and random ones."""
     assert spec.search is not None
-    make = CellMaker(spec)
+    make = CellMaker(spec, lenient=lenient)
     cells: dict[str, Cell] = {}
-    dropped: list[tuple[dict[str, Any], str]] = []
+    dropped: list[LeftOut] = []
     random = Random(spec.search.seed)
     for draw in range(DRAWS):
         axes = spec.search.draw(random) if draw else spec.search.middle()
@@ -232,5 +278,4 @@ def _search_plan(spec: Spec) -> Plan:
     if not cells:
         why = "; ".join(f"{n} by '{text}'" for text, n in Counter(text for _, text in dropped).most_common(3))
         raise UserError(f"sweep '{spec.name}': search: nothing of the space is allowed: {DRAWS} draws broke {why}")
-    found, left_out = tuple(cells.values()), tuple(dropped)
-    return Plan(spec.name, found, left_out, (), _broken_images(make), spec.budget, search=spec)
+    return _plan(spec, make, cells, dropped)

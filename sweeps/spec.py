@@ -15,6 +15,7 @@ cases:                             # single cells, beside the combinations
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
 budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to be run
+plan_for: example-gpu              # the cluster file that gsq plan reckons with where --cluster names none
 search: {...}                      # instead of axes, zip and cases: an Optuna study (sweeps/space.py)
 """
 
@@ -24,7 +25,6 @@ import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,13 @@ from gsq.config import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 from gsq.loading import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.presets import PRESETS, preset
+from sweeps.shipped import configs_folder, find_file
 from sweeps.space import Search, read_search
 
 if TYPE_CHECKING:
     from simpleeval import EvalWithCompoundTypes
 
-KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search")
+KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for")
 HELPERS = {
     "log2": "{log2: [a, b]} is 2^a ... 2^b (step: n for every n-th power)",
     "range": "{range: [a, b]} is a ... b with both ends (step: n)",
@@ -148,6 +149,8 @@ class Spec:
     description: str = ""
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
+    plan_for: str = ""
+    """The cluster file that ``gsq plan`` reckons with where none is named; nothing is ever submitted to it."""
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Axis values of every combination and every case, before constraints."""
@@ -159,28 +162,6 @@ class Spec:
                     cell |= part
                 yield cell
         yield from (dict(case) for case in self.cases)
-
-
-def configs_folder() -> Path:
-    """Folder of the sweep and cluster files that ship with gsq."""
-    return Path(str(resources.files("sweeps"))) / "configs"
-
-
-def find_file(name: str, folder: Path, what: str) -> Path:
-    """``name`` as a path, or as the name of a YAML file in ``folder``. Raises UserError, listing those."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = {p.stem: p for p in sorted(folder.glob("*.yaml"))}
-    if name in shipped:
-        return shipped[name]
-    # A path such as sweeps/configs/quickstart.yaml means the shipped file also away from a checkout.
-    if path.suffix in (".yaml", ".yml") and path.stem in shipped and str(path.parent).endswith(folder.name):
-        return shipped[path.stem]
-    raise UserError(
-        f"{name}: no such {what} file{nearest(name, shipped)}; give a path, or one that ships with gsq: "
-        f"{', '.join(shipped) or 'none'}"
-    )
 
 
 def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
@@ -235,6 +216,9 @@ def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: where: must be an expression or a list of expressions, got {texts!r}")
+    plan_for = values.get("plan_for") or ""
+    if not isinstance(plan_for, str):
+        raise UserError(f"{where}: plan_for: {plan_for!r} is not the name of a cluster file")
     search = None
     if values.get("search") is not None:
         beside = [key for key in ("axes", "zip", "cases") if values.get(key)]
@@ -254,6 +238,7 @@ def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
         where=tuple(Constraint(text) for text in texts),
         description=str(values.get("description") or ""),
         budget=_budget(values.get("budget"), where),
+        plan_for=plan_for,
     )
 
 

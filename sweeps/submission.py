@@ -123,7 +123,7 @@ def _submit_missing(
             return first, arrays
         clear(folder, {cell.signature for cell in wanted})
         try:
-            rate = speed(plan.cells, records, cluster.device, folder)
+            rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
             for entry, script in array_entries(wanted, rate, cluster, folder, source, number):
                 job_pickle = pickled(ArrayJob(str(entry.path)), entry.minutes)
                 journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job_pickle})
@@ -224,7 +224,7 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     if cluster.kind == "local":
         return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
-    rate, source = speed(plan.cells, records, cluster.device, folder), source_folder(folder)
+    rate, source = speed(plan.cells, records, cluster.device, folder, cluster.gpu), source_folder(folder)
     return [script for _, script in array_entries(wanted, rate, cluster, folder, source, number)]
 
 

@@ -53,4 +53,5 @@ def build_quantizer(config: RunConfig) -> Quantizer:
         commitment_weight=q.commitment_weight,
         codebook_update=q.codebook_update,
         codebook_decay=q.codebook_decay,
+        entropy_weight=q.entropy_weight,
     )

@@ -10,9 +10,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
 
+# Of the softmax in the entropy loss, as in MaskGIT's code (the GSQ paper names none).
+ENTROPY_TEMPERATURE = 0.01
+# Probabilities that it holds at a time.
+ENTROPY_VALUES = 1 << 24
 # Rows whose average is shorter than this keep their place: its direction is lost to rounding.
 SHORTEST = 1e-12
 
@@ -33,6 +38,10 @@ class GroupedSphericalQuantizer(Quantizer):
     codebook_update "ema": the codebook is a buffer that ``update_codebook`` moves to the decayed average of the
     (compared) latents that chose each row, normalised like them, and the loss is the commitment alone; checked
     against vector-quantize-pytorch 1.32.0 (Euclidean and cosine). A row that nothing chooses is not replaced.
+
+    entropy_weight: of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats with
+    p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, the mean over batch, positions and groups; in training
+    mode only.
     """
 
     shared_codebook = True
@@ -52,13 +61,14 @@ class GroupedSphericalQuantizer(Quantizer):
         commitment_weight: float = 0.25,
         codebook_update: str = "gradient",
         codebook_decay: float = 0.99,
+        entropy_weight: float = 0.0,
     ) -> None:
         super().__init__(latent_dim, groups, (codebook_size,) * groups)
         if latent_dim % groups:
             raise ValueError(f"groups must divide latent_dim, got latent_dim {latent_dim} and groups {groups}")
         self.lookup_norm, self.lookup_precision = lookup_norm, lookup_precision
         self.decoder_input, self.loss_row = decoder_input, loss_row
-        self.commitment_weight = commitment_weight
+        self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
         rows = initial_rows((codebook_size, latent_dim // groups), init)
         self.average: MovingAverage | None = None
         if codebook_update == "ema":
@@ -100,6 +110,8 @@ class GroupedSphericalQuantizer(Quantizer):
             loss = F.mse_loss(target, vectors.detach()) + loss
         elif self.training:
             self.average.add(indices, vectors)
+        if self.entropy_weight and self.training:
+            loss = loss + self.entropy_weight * _entropy_loss(vectors.flatten(0, -2), rows)
         quantized = self._join(straight_through(received, carrier))
         return QuantizerOutput(quantized, indices.permute(0, 3, 1, 2).contiguous(), loss)
 
@@ -117,3 +129,20 @@ class GroupedSphericalQuantizer(Quantizer):
     def discard_pending(self) -> None:
         if self.average is not None:
             self.average.discard()
+
+
+def _entropy_loss(vectors: Tensor, rows: Tensor) -> Tensor:
+    """(N, d) and (V, d) -> scalar. Probabilities are made again for the gradient, so that no N x V of them stay."""
+
+    def sums(part: Tensor) -> tuple[Tensor, Tensor]:
+        # |z|^2 is the same for all rows.
+        logits = (2 * part @ rows.T - rows.square().sum(1)) / ENTROPY_TEMPERATURE
+        log_p = logits.log_softmax(1)
+        p = log_p.exp()
+        return p.sum(0), -(p * log_p).sum()
+
+    parts = vectors.split(max(1, ENTROPY_VALUES // len(rows)))
+    found = [checkpoint(sums, part, use_reentrant=False) for part in parts]
+    mean = torch.stack([p for p, _ in found]).sum(0) / len(vectors)
+    entropy = torch.stack([h for _, h in found]).sum() / len(vectors)
+    return entropy + torch.special.xlogy(mean, mean).sum()

@@ -272,7 +272,11 @@ def test_read_yaml_gives_plain_values(tmp_path: Path) -> None:
         ({"quantizer": "vq", "groups": 2}, ["quantizer.groups: 2", "vq has one group", "gsq"]),
         ({"quantizer": "rvq", "quantizer.lookup_norm": "l2"}, ["quantizer.lookup_norm: 'l2'", "does not normalise"]),
         ({"quantizer.depth": 2}, ["quantizer.depth: 2", "only for rvq"]),
-        ({"quantizer.entropy_weight": 0.1}, ["quantizer.entropy_weight: 0.1", "only for lfq, bsq"]),
+        ({"quantizer": "rvq", "quantizer.entropy_weight": 0.1}, ["quantizer.entropy_weight: 0.1", "gsq, vq, lfq, bsq"]),
+        ({"optimizer.schedule": "cosine"}, ["optimizer.decay_steps: 0", "'cosine'", "above 0"]),
+        ({"optimizer.decay_steps": 5}, ["optimizer.decay_steps: 5", "'constant'"]),
+        ({"optimizer.final_learning_rate": 0.1}, ["optimizer.final_learning_rate: 0.1", "optimizer.learning_rate"]),
+        ({"optimizer.discriminator_betas": (0.9,)}, ["optimizer.discriminator_betas: [0.9]", "two numbers"]),
         (
             {"quantizer": "lfq", "groups": 16, "codebook_size": 2, "quantizer.codebook_update": "ema"},
             ["quantizer.codebook_update: 'ema'", "only for gsq, vq, rvq"],

@@ -6,6 +6,7 @@ are no longer found: only right where SCIENCE_VERSION was raised.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field, fields
@@ -92,6 +93,10 @@ CHANGES: dict[str, Any] = {
     "discriminator.norm_groups": 4,
     "optimizer.learning_rate": 2.0000001e-3,
     "optimizer.betas": (0.9, 0.999),
+    "optimizer.discriminator_betas": (0.5, 0.9),
+    "optimizer.schedule": "cosine",
+    "optimizer.decay_steps": 100,
+    "optimizer.final_learning_rate": 1e-5,
     "optimizer.weight_decay": 0.1,
     "optimizer.decay_everything": True,
     "optimizer.eps": 1e-7,
@@ -140,7 +145,7 @@ def test_many_signatures_at_once_are_those_of_one() -> None:
     """Configs that share sections, as those of a sweep do, and configs whose sections only look alike."""
     bases = [override(preset(base), changes) for base, changes in PINNED.values()]
     changed = [set_unchecked(BASE, key, value) for key, value in CHANGES.items()]
-    copies = [dataclasses.replace(c, optimizer=dataclasses.replace(c.optimizer)) for c in changed]
+    copies = [dataclasses.replace(c, optimizer=copy.copy(c.optimizer)) for c in changed]
     sign_all = Signer()
     for config in [*bases, *changed, *copies, *reversed(changed)]:
         for fingerprint, weights in (("f00d", {}), ("beef", {"b": "2", "a": "1"})):

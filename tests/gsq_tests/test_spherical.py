@@ -227,3 +227,28 @@ def test_built_from_the_config() -> None:
     plain = build_quantizer(tiny(quantizer__codebook_update="ema", quantizer__codebook_decay=0.9))
     assert isinstance(plain, GroupedSphericalQuantizer) and plain.average is not None
     assert plain.lookup_norm == "l2" and plain.average.decay == 0.9
+
+
+@pytest.mark.parametrize("norm", ["l2", "none"])
+def test_the_entropy_loss_by_its_definition(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 positions and 2 groups; some rows at a time give the same loss and gradients as all at once."""
+    z, found = latent(), []
+    for values in (1 << 24, 16 * 7):
+        monkeypatch.setattr("gsq.quantizers.spherical.ENTROPY_VALUES", values)
+        plain, with_entropy = (quantizer(lookup_norm=norm, entropy_weight=weight) for weight in (0.0, 0.3))
+        given = (z / 10).clone().requires_grad_()
+        extra = with_entropy(given).loss - plain(given).loss
+        found.append((extra, *torch.autograd.grad(extra, [given, with_entropy.codebook])))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    vectors, rows = vectors_of(z / 10, 2).double().flatten(0, 1), plain.codebook.detach().double()
+    if norm == "l2":
+        vectors, rows = F.normalize(vectors, dim=1), F.normalize(rows, dim=1)
+    p = torch.softmax(-(torch.cdist(vectors, rows) ** 2) / 0.01, 1)
+    entropies = (
+        torch.distributions.Categorical(p).entropy().mean(),
+        torch.distributions.Categorical(p.mean(0)).entropy(),
+    )
+    assert found[0][0].item() == pytest.approx(0.3 * float(entropies[0] - entropies[1]), rel=1e-4)
+    with_entropy.eval()
+    assert with_entropy(z).loss == plain(z).loss

@@ -19,7 +19,7 @@ import gsq.training
 from gsq import RunConfig, RunFolder, checkpoint, train
 from gsq.config import OptimizerConfig
 from gsq.data import ImageSource
-from gsq.optim import build_optimizer, clip_gradients, set_learning_rate, update_ema
+from gsq.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate, update_ema
 from gsq.record import newest_file, read_metrics
 from gsq.run import Stopped, StopRequest
 from gsq.training import PATIENCE, Diverged, Trainer
@@ -138,6 +138,28 @@ def test_learning_rate() -> None:
         set_learning_rate(optimizer, config, step)
         rates.append([group["lr"] / 3e-4 for group in optimizer.param_groups])
     assert rates == [[pytest.approx(share, abs=1e-3)] * 2 for share in shares]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", (0.5, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1)),
+        ("cosine", (0.5, 1, 1, 0.8682, 0.55, 0.2318, 0.1, 0.1)),
+        ("step", (0.5, 1, 1, 1, 1, 1, 0.1, 0.1)),
+    ],
+)
+def test_a_schedule_falls_after_the_warm_up_and_stays(schedule: str, shares: tuple[float, ...]) -> None:
+    config = OptimizerConfig(
+        learning_rate=1e-3, warmup_steps=2, schedule=schedule, decay_steps=4, final_learning_rate=1e-4
+    )
+    assert [learning_rate(config, step) / 1e-3 for step in range(8)] == pytest.approx(shares, abs=1e-4)
+
+
+def test_the_discriminator_may_have_its_own_betas() -> None:
+    run = trainer(optimizer__betas=[0.9, 0.95], optimizer__discriminator_betas=[0.5, 0.9])
+    assert run.optimizer_d is not None
+    betas = [optimizer.param_groups[0]["betas"] for optimizer in (run.optimizer, run.optimizer_d)]
+    assert betas == [(0.9, 0.95), (0.5, 0.9)]
 
 
 def test_the_learning_rate_of_a_step_is_used() -> None:

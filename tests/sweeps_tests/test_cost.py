@@ -19,7 +19,7 @@ from gsq.loading import to_dict
 from gsq.record import RunFolder, RunRecord
 from sweeps.cluster import Cluster
 from sweeps.cost import (
-    ASSUMED_FLOPS_PER_SECOND,
+    ASSUMED_CPU_FLOPS,
     FRAMEWORK_BYTES,
     MEMORY_STEPS_GB,
     MINUTE_STEPS,
@@ -78,7 +78,7 @@ def test_training_time_is_proportional_to_steps(plan_of: PlanOf) -> None:
 def test_a_measured_speed_replaces_the_assumption(plan_of: PlanOf) -> None:
     plan = plan_of(axes={"groups": [1, 2, 4]})
     assumed = speed(plan.cells, {}, "cpu")
-    assert assumed.step[1] == 1 / ASSUMED_FLOPS_PER_SECOND["cpu"] and "assumed" in assumed.basis and assumed.runs == 0
+    assert assumed.step[1] == 1 / ASSUMED_CPU_FLOPS and "assumed" in assumed.basis and assumed.runs == 0
     first, second, _ = plan.cells
     measured = speed(plan.cells, {first.signature: record(first, 0.25, evaluation_seconds=7.0)}, "cpu")
     assert measured.basis == "measured on 1 run of this sweep" and measured.runs == 1

@@ -47,7 +47,7 @@ def test_a_constraint_is_printed_as_it_is(plan_of: PlanOf) -> None:
     where = "groups in [latent_dim, 4]"
     plan = plan_of(axes={"groups": [1, 2, 4]}, where=where)
     target = console()
-    print_plan(target, plan, forecast(plan), "cpu")
+    print_plan(target, plan, forecast(plan))
     assert f"left out 2 by where: {where}" in text(target)
 
 
@@ -55,8 +55,8 @@ def test_a_plan_of_many_cells_is_cut_and_says_so(plan_of: PlanOf) -> None:
     plan = plan_of(axes={"groups": [1, 2, 4], "seed": {"range": [0, 29]}})
     target, whole = console(), console()
     found = forecast(plan)
-    print_plan(target, plan, found, "cpu")
-    print_plan(whole, plan, found, "cpu", None)
+    print_plan(target, plan, found)
+    print_plan(whole, plan, found, None)
     assert "... and 30 more (--all shows them)" in text(target) and "90 cells" in text(target)
     assert sum(cell.signature in text(target) for cell in plan.cells) == 60
     assert sum(cell.signature in text(whole) for cell in plan.cells) == 90

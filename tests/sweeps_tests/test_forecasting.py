@@ -32,7 +32,7 @@ WriteRun = Callable[..., RunFolder]
 
 def shown(plan: Plan, **more: Any) -> str:
     console = Console(file=StringIO(), width=100)
-    print_forecast(console, forecast(plan, **more), "cpu")
+    print_forecast(console, forecast(plan, **more))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
