@@ -17,7 +17,7 @@ NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 # Of sweeps, what analysis may use: neither knows anything of runs.
 SHARED = ("sweeps.schema", "sweeps.association")
 # The command line and what needs several rooms at once.
-COMPOSITION = ("gsq/cli.py", "gsq/compose.py")
+COMPOSITION = ("gsq/cli.py", "gsq/compose.py", "gsq/doctor.py")
 
 Import = tuple[str, int, str]
 
@@ -67,7 +67,7 @@ def backward_edges(root: Path) -> list[str]:
         forbidden = (
             any(within(name, module) for module in NOWHERE)
             or (room == "gsq" and file not in COMPOSITION and (within(name, "sweeps") or within(name, "analysis")))
-            or (within(name, "gsq.compose") and file != "gsq/cli.py")
+            or (any(within(name, f"gsq.{module}") for module in ("compose", "doctor")) and file != "gsq/cli.py")
             or (room == "sweeps" and within(name, "analysis"))
             or (
                 room == "sweeps"
@@ -121,6 +121,7 @@ def test_the_reader_knows_the_training_modules() -> None:
         ("gsq/metrics/a.py", "from ...sweeps import spec"),
         ("gsq/record.py", "from gsq.compose import run_sweep"),
         ("sweeps/cli.py", "from gsq.compose import run_sweep"),
+        ("gsq/compose.py", "from gsq.doctor import examine"),
         ("sweeps/queue.py", "from gsq.run import execute"),
         ("sweeps/queue.py", "import gsq.training"),
         ("sweeps/queue.py", "from gsq import train"),
