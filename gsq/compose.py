@@ -558,7 +558,8 @@ def _write_sweep(
 
     from gsq.loading import read_yaml
     from sweeps.planning import make_plan
-    from sweeps.spec import configs_folder, find_file, load_spec
+    from sweeps.shipped import configs_folder, find_file
+    from sweeps.spec import load_spec
 
     document: dict[str, Any] = {"name": output.stem, "description": description, "base": base}
     folder = Path()

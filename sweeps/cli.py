@@ -173,7 +173,7 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     from sweeps.folder import sweep_folder
     from sweeps.planning import title
     from sweeps.pooling import ANCHORS, anchors_yaml, propose
-    from sweeps.spec import configs_folder, find_file
+    from sweeps.shipped import configs_folder, find_file
 
     source = find_file(sweep, configs_folder(), "sweep")
     if output.exists():
