@@ -39,8 +39,7 @@ installed: dist  ## install the wheel into an empty environment and work from th
 
 coverage: install  ## run the tests but SLURM's, and list the lines that none of them runs
 	rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml OMP_NUM_THREADS=1 \
-		$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

@@ -80,7 +80,7 @@ def install() -> None:
         began = time.monotonic()
         venv.create(place / "venv", with_pip=True)
         python, gsq = place / "venv/bin/python", place / "venv/bin/gsq"
-        pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        pip = [python, "-m", "pip", "install", "-qq", "--no-compile", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", str(REPOSITORY / "constraints.txt"), str(wheel)], check=True)
         subprocess.run([python, "-m", "pip", "check"], check=True, stdout=subprocess.DEVNULL)
         say(f"installed in {time.monotonic() - began:.0f} s")
