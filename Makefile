@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help install quickstart test faults lint types format clean
+.PHONY: help install quickstart test faults figures dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,21 @@ test: install  ## run the tests (SLURM's are skipped, with the reason, where the
 faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own (Debian, root; up to an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm_tests/faults.py --faults 300 --seed 1
 
+figures: install  ## the README's figures, from the committed tables
+	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
+
+dist: install  ## wheel and sdist in dist/, checked
+	$(BIN)/python tests/release.py build
+
+installed: dist  ## install the wheel into an empty environment and work from there (two minutes)
+	$(BIN)/python tests/release.py install
+
+coverage: install  ## run the tests but SLURM's, and list the lines that none of them runs
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
 lint: install  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +55,4 @@ format: install  ## reformat and mend what ruff can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and caches, keep results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage* build dist *.egg-info

@@ -70,7 +70,7 @@ def replay_figure(replays: Replay | Sequence[Replay], path: str | Path | None = 
     replays = [replays] if isinstance(replays, Replay) else list(replays)
     with style():
         figure = Figure(figsize=(max(5.2, 4.4 * len(replays)), 4.0), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
+        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
         panels = figure.subplots(1, len(replays), squeeze=False, sharey=True)[0]
         for one, axes in zip(replays, panels, strict=True):
             _draw_replay(one, axes)

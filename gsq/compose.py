@@ -273,7 +273,7 @@ def expected_power(
     from analysis.laws import DEFAULT_LAWS, get_law
     from sweeps.cli import make
 
-    plan = make(sweep, cells)
+    plan = make(sweep, cells, lenient=True)
     frame = _cells_frame(plan)
     given = {}
     for text in coefficients or []:

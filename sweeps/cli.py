@@ -115,7 +115,7 @@ def _slots(cluster: Cluster) -> int:
 def print_plan(
     sweep: str, cluster: str | None, gpu: str | None, cells: int | None, as_json: bool, show_all: bool
 ) -> None:
-    """``gsq plan``: the cells of a sweep, what was left out, and what is still to be run."""
+    """``gsq plan``: the cells of a sweep, what was left out, what is still to be run, and what is missing here."""
     from sweeps.cluster import load_cluster
     from sweeps.forecasting import by_class, forecast
     from sweeps.planning import derived

@@ -326,6 +326,7 @@ def print_missing(console: Console, plan: Plan) -> None:
             "gsq submit and gsq run refuse the sweep until that is there"
             + ("; signatures will be others then" if plan.provisional else ""),
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -170,7 +170,7 @@ def _submit(
         alive = {signature for signature, job in known.items() if job.state != "gone"}
         cells = [cell for cell in folder.read_plan().cells if cell.signature in todo and cell.signature not in alive]
         try:
-            rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder)
+            rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
             # What a job asks for is what its training would: an evaluation is a part of that.
             for entry, script in array_entries(cells, rate, cluster, jobs, source, number):
                 job = EvaluationJob(str(entry.path), str(folder.runs), changes)

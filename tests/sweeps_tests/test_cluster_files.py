@@ -10,7 +10,7 @@ import pytest
 
 from gsq.errors import UserError
 from sweeps.cluster import Cluster, load_cluster, local_workers
-from sweeps.spec import configs_folder
+from sweeps.shipped import configs_folder
 
 
 def cluster(text: str) -> Cluster:
