@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.designing import Design
@@ -69,8 +70,8 @@ def replay_figure(replays: Replay | Sequence[Replay], path: str | Path | None = 
     """
     replays = [replays] if isinstance(replays, Replay) else list(replays)
     with style():
-        figure = Figure(figsize=(max(5.2, 4.4 * len(replays)), 4.0), layout="constrained")
-        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+        size = (max(5.2, 4.4 * len(replays)), 4.0)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.08))
         panels = figure.subplots(1, len(replays), squeeze=False, sharey=True)[0]
         for one, axes in zip(replays, panels, strict=True):
             _draw_replay(one, axes)

@@ -263,6 +263,8 @@ def design(
         goal = float(np.log1p(until))
     cells = _cells(rivals, candidates, cost, seeds, notes)
     state = State(rivals, weights, wanted, cells, noise, notes)
+    if wanted.kind == "predict" and len(rivals) > 1:
+        notes.append(_disagreement(state))
     start = state.copy()
     order, stopped = _greedy(state, cells, budget, goal)
     if goal is not None and order and state.value() <= goal:
@@ -526,6 +528,18 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
                 pairs.append((middle - half, middle + half))
         found.append(Expectation(names[i], float(np.exp(middle)) if log else middle, pairs[0], pairs[1]))
     return tuple(found)
+
+
+def _disagreement(state: State) -> str:
+    """How far the laws' own predictions lie apart, where they do the most."""
+    values = np.stack([one.wanted_value for one in state.rivals])
+    middle = state.weights @ values
+    apart = float(np.sqrt(state.weights @ (values - middle) ** 2).max())
+    shown = f"{np.expm1(apart):.1%}" if state.rivals[0].fit.residuals == "log" else f"{apart:.3g}"
+    return (
+        f"the predictions of the laws differ by {shown} (root mean square by weight) at the most, which is not in "
+        "these intervals and which target discriminate narrows"
+    )
 
 
 def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:

@@ -53,7 +53,7 @@ class Power:
             if not np.isfinite(half):
                 lines.append(f"  {name:<{width}} = {value:.4g}  open: this grid does not determine it")
                 continue
-            relative = f" (+-{half / abs(value):.1%})" if value else ""
+            relative = f" (+-{half / abs(value):.1%})" if half < abs(value) else ""
             shown = interval_text(self.intervals[name])
             lines.append(f"  {name:<{width}} = {value:.4g}  expected {self.confidence:.0%} interval {shown}{relative}")
         return "\n".join(lines)

@@ -483,7 +483,9 @@ def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.Data
         # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
         make, known = CellMaker(replace(spec, where=())), {cell.signature for cell in plan.cells}
         extra: dict[str, Cell] = {}
-        for _, row in frame.drop_duplicates("signature").iterrows():
+        rows = frame.drop_duplicates("signature")
+        rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
+        for _, row in rows.iterrows():
             axes = {k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
             try:
                 cell = make(axes)
@@ -520,7 +522,8 @@ def _case(row: pd.Series[Any]) -> dict[str, Any]:
     from analysis.information import plain
     from gsq.loading import SHORT_NAMES
 
-    axes = {name: plain(row[name]) for name in SHORT_NAMES if name in row and not pd.isna(row[name])}
+    names = [name for name in SHORT_NAMES if name != "repeat" and name in row and not pd.isna(row[name])]
+    axes = {name: plain(row[name]) for name in names}
     others = row.get("other_axes")
     return {**axes, **(json.loads(others) if isinstance(others, str) else {})}
 

@@ -199,6 +199,11 @@ def test_laws_are_told_apart_where_they_differ() -> None:
     found = design(compared, wide, 2.0, "discriminate", noise=0.05)
     assert found.proposals[0].cell["y"] == 300 and found.after < found.before
     assert found.before == pytest.approx(1 - np.sum(np.square(compared.weights)))
+    both = design(compared, wide, 2.0, "predict x=4,y=300", noise=0.05)
+    own = [one.predict({"x": 4.0, "y": 300.0})[0][0] for one in compared.fits]
+    shares, logs = np.array(compared.weights), np.log(own)
+    apart = np.expm1(np.sqrt(shares @ (logs - shares @ logs) ** 2))
+    assert f"the predictions of the laws differ by {apart:.1%}" in both.notes[-1]
     assert found.weights == compared.weights and "of the weight on wrong laws" in found.text()
 
 
