@@ -265,8 +265,8 @@ def design_command(
     """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
     Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
-    one that narrows the target most for what it costs, until the target is met (--until), the budget is spent, or
-    the rest of it would hardly help. Prints the interval now and as expected after each run. Nothing is run or submitted.
+    one that narrows the target most for what it costs, until the target is met (--until), the budget is spent, or the
+    rest of it would hardly help. Prints the interval now and as expected after each run. Nothing is run or submitted.
 
     Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
     far a configuration lies off the law.
