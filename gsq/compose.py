@@ -311,7 +311,7 @@ def expected_power(
 def _cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
     """The cells of a plan with the columns of a results table that are known before a run: a row a cell.
 
-    ``configuration`` is the signature that the cell would have with seed 0, ``device_hours`` its estimated cost.
+    ``configuration`` is the same for cells that differ in the seed alone, ``device_hours`` the estimated cost.
     """
     import pandas as pd
 
@@ -321,8 +321,8 @@ def _cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Dat
     if plan.search is not None:
         raise UserError(f"sweep '{plan.name}' is a search, which draws its cells as it goes; give a sweep with axes")
     rows = []
-    seedless = _seed_signatures([cell.config for cell in plan.cells], [0])
-    for cell, (configuration,) in zip(plan.cells, seedless, strict=True):
+    numbers: dict[RunConfig, str] = {}
+    for cell in plan.cells:
         keys = {config_key(name, "axes"): value for name, value in cell.axes.items()}
         others = {key: value for key, value in keys.items() if key not in SHORT_NAMES.values()}
         rows.append(
@@ -330,7 +330,7 @@ def _cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Dat
                 **others,
                 **axis_columns(cell.config, cell.data_label),
                 "signature": cell.signature,
-                "configuration": configuration,
+                "configuration": numbers.setdefault(_with_seed(cell.config, 0), f"cell {len(numbers)}"),
                 "step": cell.config.train.steps,
                 "images_seen": cell.cost.images,
                 "parameters": cell.cost.parameters,
@@ -341,26 +341,23 @@ def _cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _seed_signatures(configs: Sequence[RunConfig], seeds: Sequence[int]) -> list[tuple[str, ...]]:
-    """The signatures that each config would have with each of the seeds."""
+def _with_seed(config: RunConfig, seed: int) -> RunConfig:
     from dataclasses import replace
 
+    return replace(config, train=replace(config.train, seed=seed))
+
+
+def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[str]]:
+    """The signatures that each config of the plan, with seed 0, would have with each of the seeds."""
     from gsq.datasets import manifest
     from gsq.identity import identity
     from gsq.signature import Signer
 
-    sign, manifests, found, known = Signer(), {}, [], {}
-    for config in configs:
-        if config.data not in manifests:
-            manifests[config.data] = manifest(config.data)
-        files = manifests[config.data]
-        first = replace(config, train=replace(config.train, seed=0))
-        if first not in known:
-            known[first] = tuple(
-                identity(replace(first, train=replace(first.train, seed=seed)), files, sign) for seed in seeds
-            )
-        found.append(known[first])
-    return found
+    sign, manifests = Signer(), {config: manifest(config) for config in {cell.config.data for cell in plan.cells}}
+    return {
+        first: [identity(_with_seed(first, seed), manifests[first.data], sign) for seed in seeds]
+        for first in dict.fromkeys(_with_seed(cell.config, 0) for cell in plan.cells)
+    }
 
 
 def design_next(
@@ -500,8 +497,12 @@ def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.Data
     cases = [(dict(cell.axes), cell.config.train.seed) for cell in plan.cells]
     if "signature" in frame:
         seeds = sorted({int(s) for s in frame["seed"].dropna()}) if "seed" in frame else [0]
-        signatures = _seed_signatures([cell.config for cell in plan.cells], seeds)
-        same = {s: c for c, row in zip(cells["configuration"], signatures, strict=True) for s in row}
+        signatures = _seed_signatures(plan, seeds)
+        same = {
+            signature: name
+            for cell, name in zip(plan.cells, cells["configuration"], strict=True)
+            for signature in signatures[_with_seed(cell.config, 0)]
+        }
         frame = frame.assign(configuration=[same.get(s, f"measured {s}") for s in frame["signature"]])
     return cells, cases, frame
 

@@ -179,6 +179,8 @@ def test_power_of_a_grid_before_its_first_run(gsq: Gsq) -> None:
     ):
         error = gsq("plan", "grid.yaml", *words).exception
         assert isinstance(error, UserError | AnalysisError) and message in str(error)
+    # Neither the images nor the weights of the paper's runs are here, and none is needed.
+    assert "alpha = 2.839" in gsq("plan", "paper/fig4", "--power", "--law", "paper_eq14").output
     error = gsq("plan", "search-optimizer", "--power").exception
     assert isinstance(error, UserError) and "is a search" in str(error)
 
