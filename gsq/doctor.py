@@ -251,7 +251,7 @@ def _slurm() -> Iterator[Check]:
         yield Check(area, "controller", "problem", "does not answer", advice)
         return
     yield Check(area, "controller", "ok", controller.splitlines()[0] if controller else "answers")
-    lines = [" ".join(line.split()) for line in (partitions or "").splitlines()]
+    lines = [" ".join(line.replace("(null)", "").split()) for line in (partitions or "").splitlines()]
     yield Check(
         area, "partitions", "ok" if lines else "problem", "; ".join(lines[:8]) or "none", "" if lines else "sinfo"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from gsq.config import RunConfig
 from gsq.errors import Missing, UserError
 from gsq.loading import SHORT_NAMES
 from gsq.weights import REGISTRY
+from sweeps.canary import shortened
 from sweeps.cluster import load_cluster
-from sweeps.folder import SweepFolder
+from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.forecasting import forecast
 from sweeps.planning import Plan, make_plan
 from sweeps.shipped import configs_folder, shipped_files
@@ -34,6 +36,7 @@ MODELS = {
 }
 # Those that gsq has no setting for, as their YAML says: a TCR loss, and an augmentation that resizes.
 LEFT_OUT = {"table2": 1, "table8": 1}
+WIDE = {"COLUMNS": "400"}
 COLUMNS = ("downsample", "latent_dim", "groups", "codebook_size", "image_size", "steps", "batch_size")
 
 
@@ -57,6 +60,9 @@ def value(config: RunConfig, key: str) -> Any:
 def test_there_is_one_for_each() -> None:
     shipped = shipped_files(configs_folder())
     assert {name.removeprefix("paper/") for name in shipped if name.startswith("paper/")} == set(MODELS)
+    # Also by a path as of the checkout, where there is none; and as a sweep that was submitted.
+    assert load_spec("sweeps/configs/paper/fig4.yaml").name == sweep_folder("paper/fig4").name == "paper-fig4"
+    assert set(shipped) <= set(re.findall(r"[\w/-]+", CliRunner().invoke(app, ["plan", "--help"], env=WIDE).stdout))
     # The numbers in the names are numbers.
     assert list(shipped).index("paper/table9") + 1 == list(shipped).index("paper/table10")
 
@@ -133,6 +139,11 @@ def test_planning_needs_neither_images_nor_weights_and_says_so() -> None:
     assert other["forecast"]["device_seconds"] < 13_000_000 and len(other["missing"]) == 4
 
 
+def test_a_gpu_that_is_not_known_is_answered_with_all_that_are() -> None:
+    done = CliRunner().invoke(app, ["plan", "paper/fig5", "--gpu", "h10"])
+    assert isinstance(done.exception, UserError) and "did you mean 'h100'" in str(done.exception)
+
+
 @pytest.mark.parametrize("verb", ["run", "submit"])
 def test_submitting_is_refused_until_the_images_are_there(verb: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [verb, "paper/fig4"])
@@ -160,6 +171,8 @@ def test_with_images_and_weights_the_job_scripts_are_those_of_the_cluster_file(
     (script,) = dry_run(plan, cluster)
     for option in ("--partition=gpu", "--gpus-per-node=1", "--array=0-4%5", "--cpus-per-task=8"):
         assert option in script
+    # Of so few images an Inception rFID is no result, but a canary is none.
+    assert shortened(plan.cells[0]).config.evaluation.num_images == 2
     # Jobs start elsewhere, without this shell's variables.
     SweepFolder(tmp_path / "runs", plan.name).write_plan(plan)
     written = SweepFolder(tmp_path / "runs", plan.name).read_plan().cells[0]
