@@ -112,6 +112,14 @@ class Design:
         return f"+-{value:.2%}" if self.relative else f"+-{value:.3g}"
 
     @property
+    def _after_text(self) -> str:
+        count = len(self.proposals)
+        if not count:
+            return "no run is proposed"
+        runs = f"{count} run{'s' * (count > 1)} of {self.cost:.4g} {self.unit} in all"
+        return f"expected after {runs}: {self.show(self.after, self.open_after)}"
+
+    @property
     def value_name(self) -> str:
         """What the value is, for an axis of a figure."""
         if self.target.kind == "discriminate":
@@ -151,9 +159,7 @@ class Design:
             )
             + f"; scatter of configurations about the law {self.scatter:.3g}{unit}",
             "",
-            f"Now {self.show(self.before, self.open_before)}; expected after {len(self.proposals)} "
-            f"run{'s' * (len(self.proposals) != 1)} of {self.cost:.4g} {self.unit} in all: "
-            f"{self.show(self.after, self.open_after)}",
+            f"Now {self.show(self.before, self.open_before)}; " + self._after_text,
         ]
         level = f"{self.confidence:.0%} interval"
         for one in self.expectations:
@@ -264,7 +270,7 @@ def design(
     cells = _cells(rivals, candidates, cost, seeds, notes)
     state = State(rivals, weights, wanted, cells, noise, notes)
     if wanted.kind == "predict" and len(rivals) > 1:
-        notes.append(_disagreement(state))
+        notes += _disagreement(state)
     start = state.copy()
     order, stopped = _greedy(state, cells, budget, goal)
     if goal is not None and order and state.value() <= goal:
@@ -448,7 +454,10 @@ def _greedy(state: State, cells: Cells, budget: float, until: float | None) -> t
             fall = np.log(values[-1]) - np.log(np.maximum(after, 1e-300))
             # A first interval is worth more than any narrower one.
             fall = np.where(np.isinf(values[-1]) & np.isfinite(after), 1e3, np.nan_to_num(fall))
-        if fall.max() < 1e-9 or (state.target.kind == "discriminate" and values[-1] < SETTLED):
+        if state.target.kind == "discriminate" and values[-1] < SETTLED:
+            stopped = "one law has all but the whole weight"
+            break
+        if fall.max() < 1e-9:
             stopped = "no further run helps"
             break
         cell = int(affordable[np.argmax(fall / cells.cost[affordable])])
@@ -530,16 +539,19 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
     return tuple(found)
 
 
-def _disagreement(state: State) -> str:
+def _disagreement(state: State) -> list[str]:
     """How far the laws' own predictions lie apart, where they do the most."""
     values = np.stack([one.wanted_value for one in state.rivals])
     middle = state.weights @ values
     apart = float(np.sqrt(state.weights @ (values - middle) ** 2).max())
-    shown = f"{np.expm1(apart):.1%}" if state.rivals[0].fit.residuals == "log" else f"{apart:.3g}"
-    return (
+    log = state.rivals[0].fit.residuals == "log"
+    shown = f"{np.expm1(apart):.1%}" if log else f"{apart:.3g}"
+    if apart < 1e-3 * (1 if log else float(np.abs(middle).max())):
+        return []
+    return [
         f"the predictions of the laws differ by {shown} (root mean square by weight) at the most, which is not in "
         "these intervals and which target discriminate narrows"
-    )
+    ]
 
 
 def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
