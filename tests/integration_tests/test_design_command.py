@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,9 @@ SWEEP = {
 }
 
 
-@pytest.fixture
-def gsq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gsq:
-    """Runs ``gsq WORDS`` in a folder with grid.yaml, its table with made-up rfid (cells of 16 rows are measured, and a
-    cell of another sweep), and cells.csv."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
-    Path("grid.yaml").write_text(yaml.safe_dump(SWEEP))
-    # Those of a sweep that sets latent_dim by itself, without axes for what grid.yaml varies.
+@cache
+def measured_rows() -> list[dict[str, object]]:
+    """Cells of the sweep with codebooks of 16 rows, and one that a sweep of other axes made; rfid is made up."""
     also = {**SWEEP, "axes": {"downsample": [8], "seed": [0]}}
     cells = [c for c in make_plan(load_spec(SWEEP)).cells if c.config.quantizer.codebook_size == 16]
     rows = []
@@ -55,7 +51,16 @@ def gsq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gsq:
                 **{k: v for k, v in axes.items() if v is not None},
             }
         )
-    write_table(rows, Path("results/grid.parquet"))
+    return rows
+
+
+@pytest.fixture
+def gsq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gsq:
+    """Runs ``gsq WORDS`` in a folder with grid.yaml, its table, and somebody else's runs.csv and cells.csv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
+    Path("grid.yaml").write_text(yaml.safe_dump(SWEEP))
+    write_table(measured_rows(), Path("results/grid.parquet"))
     table = pd.DataFrame({"x": [1.0, 2, 4, 8, 16], "loss": [1.0, 0.72, 0.49, 0.36, 0.25]})
     table.to_csv("runs.csv", index=False)
     pd.DataFrame({"x": [32.0, 64.0, 1.0], "hours": [2.0, 8.0, 1.0]}).to_csv("cells.csv", index=False)
