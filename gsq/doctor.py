@@ -158,8 +158,7 @@ def _torch() -> Iterator[Check]:
             properties = torch.cuda.get_device_properties(index)
             yield Check(area, f"gpu {index}", "ok", f"{properties.name}, {_size(properties.total_memory)}")
         return
-    installed = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/sys/class/kfd").glob("kfd")))
-    if not installed:
+    if not _gpus_installed():
         yield Check(area, "gpu", "optional", "none; runs go to the CPU, one a core")
     elif build == "CPU only":
         advice = "install a build for the GPU: pytorch.org/get-started"
@@ -167,6 +166,11 @@ def _torch() -> Iterator[Check]:
     else:
         advice = "look at nvidia-smi (rocm-smi), the driver's version and CUDA_VISIBLE_DEVICES"
         yield Check(area, "gpu", "problem", "there, but torch cannot use it", advice)
+
+
+def _gpus_installed() -> bool:
+    """Whether a driver of NVIDIA or AMD has found one, whatever torch can do with it."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/sys/class/kfd/kfd").exists()
 
 
 def _folders() -> Iterator[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,19 @@ def test_packages_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("gsq.doctor.metadata.version", version)
     assert found("packages", "pandas").found == "1.0, but gsq needs >=2.2"
     assert found("packages", "optuna").state == "problem" and "optuna>=4" in found("packages", "optuna").advice
+
+
+def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("gsq.doctor._gpus_installed", lambda: True)
+    for version, words in ((None, "for CPUs only"), ("12.8", "torch cannot use it")):
+        monkeypatch.setattr("torch.version.cuda", version)
+        assert found("machine", "gpu").state == "problem" and words in found("machine", "gpu").found
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    h100 = SimpleNamespace(name="NVIDIA H100", total_memory=85_000_000_000)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: h100)
+    assert found("machine", "gpu 1").found == "NVIDIA H100, 85.0 GB" and "CUDA 12.8" in found("machine", "torch").found
 
 
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
