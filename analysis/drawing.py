@@ -71,6 +71,13 @@ def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
     figure.supxlabel("\n".join(lines), fontsize=7.5, color=DARK)
 
 
+def raster_where_many(axes: Axes, points: int) -> None:
+    """Of more than 1,000 points, what is drawn inside the axes becomes an image in SVG and PDF: these would take
+    megabytes. Text, ticks and legends stay as they are."""
+    if points > 1000:
+        axes.set_rasterization_zorder(4.5)
+
+
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
     """Round numbers as the ticks of a logarithmic axis."""
     ticks = round_ticks(*limits)

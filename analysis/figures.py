@@ -30,6 +30,7 @@ from analysis.drawing import (
     legend_above,
     log_axis,
     octave_axis,
+    raster_where_many,
     save,
     style,
 )
@@ -306,6 +307,7 @@ def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None, right_la
     if logarithmic:
         axes.set_yscale("log")
     handles = _draw_series(panel, axes)
+    raster_where_many(axes, len(everything))
     for curve in panel.curves:
         axes.plot(curve.x, curve.central, _line_style(curve.law), color="black", linewidth=1.2, zorder=1.5)
         axes.fill_between(curve.x, curve.low, curve.high, color="black", alpha=0.12, linewidth=0, zorder=1)
@@ -458,6 +460,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
             axes = figure.add_subplot(grid[1 + number // across, 2 * (number % across) : 2 * (number % across) + 2])
             axes.axhline(0, color=GREY, linewidth=0.8)
             axes.plot(trend.x, trend.error, "o", color=COLOURS[0], alpha=0.8, markersize=3.5)
+            raster_where_many(axes, len(trend.x))
             values = np.unique(trend.x)
             if values[0] > 0 and values[-1] / values[0] >= 1.9:
                 axes.set_xscale("log", base=2)
@@ -479,6 +482,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
 def _draw_predicted(fit: Fit, axes: Axes) -> None:
     target, value = fit.problem.target, fit.problem.predict(fit.theta[None])[0]
     axes.plot(value, target, "o", color=COLOURS[0], alpha=0.8)
+    raster_where_many(axes, len(target))
     ends = [min(target.min(), value.min()), max(target.max(), value.max())]
     axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=1)
     if ends[0] > 0 and fit.residuals == "log":

@@ -49,6 +49,7 @@ LABELS = {
     "psnr_db": "PSNR (dB)",
 }
 SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f", "group_dim": "d"}
+MOST_WITH_CURVES = 100
 Floats = tuple[float, ...]
 
 
@@ -202,7 +203,7 @@ def axis_panel(
     reference: pd.DataFrame | None = None,
 ) -> Panel:
     """``metric`` against one tokenizer axis: a series for each fixed value of all other axes, each with the curves of
-    the laws that predict that metric.
+    the laws that predict that metric (of at most 100 series: more curves and bands hide each other).
 
     ``column``: codebook_size, latent_dim, groups, downsample, or group_dim (latent_dim fixed, groups moving with it).
     ``reference``: as for :func:`rate_panel`. Raises AnalysisError where the column is constant.
@@ -218,11 +219,12 @@ def axis_panel(
     others = order + [name for name in others if name not in order]
     groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
     series = []
+    drawn = [fit for fit in fits if fit.target == metric] if len(groups) <= MOST_WITH_CURVES else []
     for values, part in groups:
         fixed = {
             name: plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
         }
-        series.append(_series(part, column, fixed, [fit for fit in fits if fit.target == metric], metric))
+        series.append(_series(part, column, fixed, drawn, metric))
     shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
     overlay = _overlay(rows, reference, lambda theirs: axis_panel(theirs, column, metric=metric))
     return Panel(column, LABELS[column], shown, _relabelled(series), metric=metric, overlay=overlay)

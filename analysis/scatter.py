@@ -24,6 +24,7 @@ from analysis.drawing import (
     log_axis,
     octave_axis,
     place_labels,
+    raster_where_many,
     save,
     set_ticks,
     style,
@@ -142,6 +143,7 @@ def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) 
     for axes in (above, below):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        raster_where_many(axes, len(panel.x))
     above.plot(panel.line_x, panel.line_y, color="black", linewidth=1.2, zorder=1.5)
     below.axhline(1, color="black", linewidth=1, zorder=1.5)
     for (_, row), x, y, ratio in zip(panel.rows.iterrows(), panel.x, panel.y, panel.ratio, strict=True):
@@ -227,6 +229,7 @@ def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:
     """Draw ``panel`` on ``axes``: the front large and joined by steps, all other cells small and pale."""
     axes.set_xscale("log", base=2 if panel.cost == "bits_per_pixel" else 10)
     axes.set_yscale("log")
+    raster_where_many(axes, len(panel.x))
     for (_, row), x, y, best in zip(panel.rows.iterrows(), panel.x, panel.y, panel.front, strict=True):
         colour, marker = marks.of(row)
         axes.plot(x, y, marker, color=colour, alpha=1 if best else 0.4, markersize=6 if best else 4, zorder=3 + best)
