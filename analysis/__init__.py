@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from analysis.expecting import Power, power
     from analysis.figures import (
         card_figure,
+        course_figure,
         curve_figure,
         draw_panel,
         group_figure,
@@ -115,9 +116,10 @@ _HOME = {
     "compare_laws": "compare",
     "contour_figure": "contours",
     "contour_panels": "contours",
+    "course_figure": "figures",
+    "curve_figure": "figures",
     "design": "designing",
     "design_figure": "design_figures",
-    "curve_figure": "figures",
     "draw_panel": "figures",
     "extrapolate": "curves",
     "fit": "fitting",
@@ -190,6 +192,7 @@ __all__ = [
     "compare_laws",
     "contour_figure",
     "contour_panels",
+    "course_figure",
     "curve_figure",
     "design",
     "design_figure",

@@ -302,7 +302,6 @@ def draw(
     from analysis import contours, figures, scatter
     from analysis.card import report_card
     from analysis.errors import AnalysisError
-    from analysis.table import varying
 
     if kind in ("contours", "card") and not fits:
         why = "; ".join(reasons.values()) or "no law was fitted"
@@ -322,15 +321,7 @@ def draw(
     if kind == "pareto":
         return scatter.pareto_figure(frame, x or None, path)
     if kind == "steps":
-        metrics = y or [name for name in ("rfid", "usage") if name in frame and frame[name].notna().any()]
-        if "step" not in frame or frame.groupby("signature")["step"].nunique().max() < 2:
-            raise AnalysisError(
-                "every run was evaluated at one step only, so there is no course to show; set evaluation.every"
-            )
-        axes = varying(frame) or ["sweep"]
-        if len(frame[axes].drop_duplicates()) > 12:  # more lines than one can tell apart
-            axes = [name for name in axes if frame[name].nunique() <= 12][:1] or ["sweep"]
-        return figures.step_figure(frame, metrics or ["rfid"], axes, path)
+        return figures.course_figure(frame, y or None, path)
     return figures.scaling_figure(frame, fits, path, reference)
 
 

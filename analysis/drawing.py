@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -167,15 +168,17 @@ class Marks:
         return handles
 
 
-def legend_above(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
-    """A legend above the axes, in as many columns as ``width`` inches hold."""
+def legend_outside(
+    figure: Figure, handles: Sequence[Line2D], width: float, where: Literal["upper", "lower"] = "upper"
+) -> None:
+    """A legend above the axes (or below, ``where`` = lower), in as many columns as ``width`` inches hold."""
     if not handles:
         return
     letters = max(len(str(handle.get_label()).replace("$", "").replace("{", "")) for handle in handles)
     columns = max(1, min(len(handles), int(width / (0.065 * letters + 0.45))))
-    figure.legend(
-        handles=list(handles), loc="outside upper center", ncols=columns, columnspacing=1.2, handletextpad=0.3
-    )
+    place: Literal["outside upper center", "outside lower center"]
+    place = "outside upper center" if where == "upper" else "outside lower center"
+    figure.legend(handles=list(handles), loc=place, ncols=columns, columnspacing=1.2, handletextpad=0.3)
 
 
 def place_labels(

@@ -27,7 +27,7 @@ from analysis.drawing import (
     MARKERS,
     Marks,
     caption,
-    legend_above,
+    legend_outside,
     log_axis,
     octave_axis,
     raster_where_many,
@@ -178,13 +178,13 @@ def step_figure(
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
     panels = [step_panel(frame, metric, by) for metric in metrics]
-    count = len(panels[0].series)
-    rows = -(-count // 4)
+    rows = -(-len(panels[0].series) // 4)
+    width = max(4.8, 3.9 * len(panels))
     with style():
-        figure = Figure(figsize=(max(4.8, 3.9 * len(panels)), 3.2 + 0.2 * rows), layout="constrained")
+        figure = Figure(figsize=(width, 3.2 + 0.2 * rows), layout="constrained")
         for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
             handles = draw_steps(panel, axes)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(count, 4), columnspacing=1.4)
+        legend_outside(figure, handles, width, "lower")
         notes = (
             ["Thin lines: runs; wide lines: means over seeds."]
             if any(len(one.runs) > 1 for one in panels[0].series)
@@ -195,6 +195,27 @@ def step_figure(
         if path is not None:
             save(figure, path)
     return figure
+
+
+def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
+    """:func:`step_figure` of ``metrics`` (default: rfid and usage), a line for each setting of the axes that vary.
+
+    Raises AnalysisError where every run has one evaluation, and for more than 12 settings.
+    """
+    require_columns(frame, "signature", "step")
+    if not frame.groupby("signature")["step"].nunique().max() > 1:
+        raise AnalysisError(
+            "every run was evaluated at one step only, so there is no course to show; set evaluation.every"
+        )
+    axes = varying(frame)
+    count = len(frame[axes].drop_duplicates()) if axes else 1
+    if count > 12:
+        raise AnalysisError(
+            f"{count} settings are more lines than one can tell apart (12); draw some of them in Python: "
+            "analysis.step_figure(frame[frame['groups'] == 1], ['rfid'], ['codebook_size'])"
+        )
+    named = metrics or [name for name in ("rfid", "usage") if name in frame and frame[name].notna().any()] or ["rfid"]
+    return step_figure(frame, named, axes or ["sweep"], path)
 
 
 def curve_figure(
@@ -226,7 +247,7 @@ def curve_figure(
                 log_axis(axes.yaxis, axes.get_ylim())
             axes.set_xlabel(LABELS["step"])
             axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
-        legend_above(figure, handles, width)
+        legend_outside(figure, handles, width)
         if path is not None:
             save(figure, path)
     return figure

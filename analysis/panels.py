@@ -267,7 +267,7 @@ def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> Ste
     for values, part in rows.groupby(by, sort=False, dropna=False):
         named = {name.split(".")[-1]: plain(value) for name, value in zip(by, values, strict=True)}
         # A word alone needs no name.
-        alone = len(named) == 1 and all(isinstance(value, str) for value in named.values())
+        alone = len(named) == 1 and "other_axes" not in named and isinstance(next(iter(named.values())), str)
         label = ", ".join(str(value) if alone else setting(name, value) for name, value in named.items())
         means = part.groupby("step")[metric].mean()
         runs = [
@@ -340,10 +340,17 @@ def setting(name: str, value: float | str) -> str:
     if isinstance(value, str):
         if name == "other_axes":
             keys = json.loads(value) if value.startswith("{") else {}
-            return ", ".join(f"{key.split('.')[-1]} {one}" for key, one in keys.items()) or "as in the base"
+            return ", ".join(f"{key.split('.')[-1]} {_short(one)}" for key, one in keys.items()) or "as in the base"
         return f"{name} {value}"
     shown = power_of_two(value) if name == "codebook_size" else f"{value:g}"
     return f"{SHORT[name]}={shown}" if name in SHORT else f"{name.replace('_', ' ')} {shown}"
+
+
+def _short(value: object) -> str:
+    """A value of a config key to read."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_short(one) for one in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def power_of_two(value: float) -> str:

@@ -175,6 +175,9 @@ def _cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _main_columns(table: pd.DataFrame) -> tuple[str, ...]:
+    """Axes that vary, then metrics and costs; all of a small table."""
+    if len(table.columns) <= 12:
+        return tuple(str(name) for name in table)
     names = [*varying(table), *varying(table, ("seed", "protocol", "resolution")), *_MAIN, *_LAST]
     keys = [str(name) for name in table if "." in str(name)]  # swept keys without a column of the schema
     names = [*(n for n in names if n != "other_axes" or not keys), *keys]
@@ -254,6 +257,7 @@ def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Pi
         "Group decomposition": lambda: figures.group_figure(frame, fits),
         "Codebook usage": lambda: figures.usage_figure(frame),
         "Pareto front": lambda: scatter.pareto_figure(frame),
+        "Evaluations over training": lambda: figures.course_figure(frame),
     }
     drawn, reasons = [], {}
     for title, draw in wanted.items():

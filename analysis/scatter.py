@@ -20,7 +20,7 @@ from analysis.drawing import (
     GREY,
     Marks,
     caption,
-    legend_above,
+    legend_outside,
     log_axis,
     octave_axis,
     place_labels,
@@ -130,7 +130,7 @@ def collapse_figure(
             draw_collapse(panel, grid[0, number], grid[1, number], marks)
         grid[0, 0].set_ylabel("rFID")
         grid[1, 0].set_ylabel("rFID / line")
-        legend_above(figure, marks.handles(), width)
+        legend_outside(figure, marks.handles(), width)
         notes = [f"{y_label(rows)}. Points: cells, means over seeds. Line: one power law through all of them."]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
         if path is not None:
@@ -213,7 +213,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
         figure = Figure(figsize=(width, 4.9), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         grid[0].set_ylabel(y_label(rows))
-        legend_above(figure, marks.handles(), width)
+        legend_outside(figure, marks.handles(), width)
         notes = ["Large points and steps: the front, the cells that none beats in both. Means over seeds.", missing]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
         for panel, axes in zip(panels, grid, strict=True):

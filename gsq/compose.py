@@ -223,7 +223,7 @@ def write_report(
     from analysis.cli import table_path
     from analysis.page import write_page
     from analysis.report import make_report
-    from analysis.table import load_results
+    from analysis.table import load_table
     from sweeps.folder import SweepFolder, sweep_folder, sweep_names
     from sweeps.gathering import gathered
 
@@ -240,7 +240,7 @@ def write_report(
             f"no sweep '{sweep}' below {root}{nearest(sweep, there)}, and no table {table}; there are: "
             f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one)"
         )
-    report = make_report(load_results(table), table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
+    report = make_report(load_table(table), table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
     page = write_page(report, output or table.with_name(f"{table.stem}-report.html"))
     return page, table
 

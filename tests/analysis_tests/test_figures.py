@@ -15,6 +15,7 @@ from analysis import (
     collapse_panels,
     contour_figure,
     contour_panels,
+    course_figure,
     curve_figure,
     draw_panel,
     fit,
@@ -153,6 +154,18 @@ def test_steps_have_a_line_for_each_setting_and_one_behind_it_for_each_seed(tabl
     assert (tmp_path / "steps.png").stat().st_size > 1000 and (tmp_path / "steps.svg").is_file()
     with pytest.raises(AnalysisError, match="lpips"):
         step_panel(frame, "lpips", "groups")
+    figure = course_figure(frame)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["rFID", "codebook usage"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["G=1", "G=2"]
+    with pytest.raises(AnalysisError, match="evaluated at one step only"):
+        course_figure(frame[frame["step"] == 100])
+    many = [
+        tables.row((4, 16, 1, 64), signature=str(n), learning_rate=0.001 * n, step=step)
+        for n in range(1, 14)
+        for step in (1, 2)
+    ]
+    with pytest.raises(AnalysisError, match="13 settings are more lines than one can tell apart"):
+        course_figure(tables.load(many))
 
 
 def test_groups_are_drawn_at_fixed_channels_and_d_follows(tables) -> None:
