@@ -250,8 +250,13 @@ def run_command_line(
 ) -> None:
     """``gsq run``."""
     # As it was typed, but for the interpreter's folder where that is on the PATH.
-    program = "gsq" if shutil.which("gsq") == sys.argv[0] else os.path.relpath(sys.argv[0])
-    command = shlex.join([program, *sys.argv[1:]])
+    if shutil.which("gsq") == sys.argv[0]:
+        program = ["gsq"]
+    elif sys.argv[0].endswith("cli.py"):
+        program = ["python", "-m", "gsq.cli"]
+    else:
+        program = [os.path.relpath(sys.argv[0])]
+    command = shlex.join([*program, *sys.argv[1:]])
     code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary)
     if code:
         raise typer.Exit(code)
