@@ -61,7 +61,7 @@ def test_as_json_and_as_a_table(machine: Path) -> None:
         *("packages", "machine", "folders", "slurm", "weights", "data", "results")
     }
     (machine / "runs").write_text("in the way")
-    done = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "500"})
     assert done.exit_code == 1 and "1 problem" in done.stdout and "export GSQ_RUNS=FOLDER" in done.stdout
     assert "is not a folder" in done.stdout
 
