@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         reference_rows,
         step_panel,
     )
-    from analysis.predictions import SeedNoise, check_predictions, prediction_figure, seed_noise
+    from analysis.predictions import SeedNoise, check_predictions, prediction_figure, seed_figure, seed_noise
     from analysis.replaying import Replay, replay
     from analysis.report import Report, make_report
     from analysis.result import Fit, LackOfFit
@@ -150,6 +150,7 @@ _HOME = {
     "residual_trends": "card",
     "results_table": "table",
     "scaling_figure": "figures",
+    "seed_figure": "predictions",
     "seed_noise": "predictions",
     "select_protocol": "table",
     "step_figure": "figures",
@@ -230,6 +231,7 @@ __all__ = [
     "residual_trends",
     "results_table",
     "scaling_figure",
+    "seed_figure",
     "seed_noise",
     "select_protocol",
     "step_figure",

@@ -75,6 +75,38 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
     return SeedNoise(float(sd), float(low), float(high), freedom, int((count > 1).sum()), spread, resolved)
 
 
+def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | None = None) -> Figure:
+    """Every run of ``frame``, configurations in the order of their means: those with several seeds in colour, with what
+    95 % of single runs would hold by :func:`seed_noise`. ``path``: as for :func:`analysis.scaling_figure`."""
+    from matplotlib.figure import Figure
+    from scipy.stats import t
+
+    from analysis.drawing import COLOURS, GREY, log_axis, save, style
+    from analysis.panels import LABELS
+
+    noise = seed_noise(frame, target)
+    rows, _ = measured(frame, target)
+    cell, value = configuration_ids(rows), numbers(rows, target)
+    mean = np.exp(np.bincount(cell, np.log(value)) / np.bincount(cell))
+    rank = np.argsort(np.argsort(mean))
+    several = np.bincount(cell) > 1
+    half = np.exp(t.ppf(0.975, noise.freedom) * noise.log_sd)
+    with style():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set(yscale="log", xlabel="configurations, by their mean", ylabel=LABELS.get(target, target))
+        axes.vlines(
+            rank[several], mean[several] / half, mean[several] * half, color=COLOURS[1], alpha=0.35, linewidth=4
+        )
+        for chosen, colour, label in ((~several[cell], GREY, "one seed"), (several[cell], COLOURS[1], "several seeds")):
+            axes.plot(rank[cell][chosen], value[chosen], "o", color=colour, label=label)
+        log_axis(axes.yaxis, axes.get_ylim())
+        axes.legend()
+        if path is not None:
+            save(figure, path)
+    return figure
+
+
 def check_predictions(
     predicted: pd.DataFrame, frame: pd.DataFrame, on: Sequence[str], target: str = "rfid"
 ) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import AnalysisError, check_predictions, prediction_figure, seed_noise
+from analysis import AnalysisError, check_predictions, prediction_figure, seed_figure, seed_noise
 
 
 def runs(seeds: int = 3, noise: float = 0.05) -> pd.DataFrame:
@@ -29,6 +29,8 @@ def test_the_noise_of_seeds_is_found_beside_larger_differences() -> None:
     assert noise.spread == pytest.approx(np.log(2) * np.std(range(8), ddof=1), rel=0.05)
     assert seed_noise(runs(3, noise=30.0)).resolved < 0.2, "such noise hides the differences"
     assert "differ by more than noise" in noise.text
+    drawn = seed_figure(runs().iloc[:-2], path=None).axes[0]
+    assert [len(line.get_xdata()) for line in drawn.lines] == [1, 21], "the last configuration has one seed"
     with pytest.raises(AnalysisError, match="several seeds"):
         seed_noise(runs(1))
 
