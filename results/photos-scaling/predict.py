@@ -1,15 +1,15 @@
 """Writes predictions.csv: what laws fitted to the small half say of the large half's cells, before these are trained.
 
-    python results/photos-scaling/predict.py SMALL.parquet
+    python results/photos-scaling/predict.py
 
-SMALL.parquet is the table that ``gsq gather`` made when the small half had been trained. The laws are fixed here; each
-is fitted to the small half's cells with the exact look-up, and predictions are averaged by AICc weights. The intervals
-are for one new run. Cells with the bfloat16 look-up are predicted as if it were exact: what they miss is its effect.
+It was run when the small half alone had been trained; of the whole table it reads those rows and writes the same. The
+laws are fixed here; each is fitted to the small half's cells with the exact look-up, and predictions are averaged by
+AICc weights. The intervals are for one new run. Cells with the bfloat16 look-up are predicted as if it were exact: what
+they miss is its effect.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -55,20 +55,16 @@ def predictions(small: pd.DataFrame) -> tuple[analysis.Comparison, pd.DataFrame]
     found = analysis.compare_laws(small, LAWS)
     cells = large_cells()
     predicted, low, high = found.predict(cells, single_run=True)
-    best = found.fits[0].predict(cells, single_run=True)
-    return found, cells.assign(
-        predicted=predicted, low=low, high=high, best_law=found.fits[0].law.name, best_predicted=best[0],
-        best_low=best[1], best_high=best[2],
-    )  # fmt: skip
+    return found, cells.assign(predicted=predicted, low=low, high=high)
 
 
 def main() -> None:
-    frame = analysis.load_results(sys.argv[1])
+    frame = analysis.load_results(HERE / "photos-scaling.parquet")
     small = exact(frame[is_small(analysis.with_derived(frame)) & (frame["state"] == "done")])
     found, cells = predictions(small)
     print(found.text())
     columns = ["downsample", "latent_dim", "groups", "codebook_size", "seed", PRECISION, "bits_per_pixel"]
-    columns += ["predicted", "low", "high", "best_law", "best_predicted", "best_low", "best_high"]
+    columns += ["predicted", "low", "high"]
     cells[columns].to_csv(HERE / "predictions.csv", index=False, float_format="%.5g", lineterminator="\n")
     print(cells[columns].to_string())
 
