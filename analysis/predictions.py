@@ -133,12 +133,15 @@ def prediction_figure(
     checked: pd.DataFrame, by: str | None = None, target: str = "rFID", path: str | Path | None = None
 ) -> Figure:
     """What :func:`check_predictions` returned: measured against predicted with its interval, and the line where they
-    are equal. Colours tell the values of column ``by`` apart. ``path``: as for :func:`analysis.scaling_figure`."""
+    are equal. Colours tell the values of column ``by`` apart. ``path``: as for :func:`analysis.scaling_figure`. Raises
+    AnalysisError where no cell was measured."""
     from matplotlib.figure import Figure
 
     from analysis.drawing import COLOURS, MARKERS, log_axis, save, style
 
     shown = checked[checked["measured"].notna()]
+    if shown.empty:
+        raise AnalysisError("none of the predicted cells was measured: nothing to compare; gather when they are done")
     groups = [("", shown)] if by is None else [(str(value), part) for value, part in shown.groupby(by, sort=False)]
     with style():
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
