@@ -30,6 +30,7 @@ faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own 
 
 figures: install  ## the README's figures, from the committed tables
 	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
+	$(BIN)/python results/photos-scaling/figure.py
 
 dist: install  ## wheel and sdist in dist/, checked
 	$(BIN)/python tests/release.py build

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         reference_rows,
         step_panel,
     )
+    from analysis.predictions import SeedNoise, check_predictions, prediction_figure, seed_figure, seed_noise
     from analysis.replaying import Replay, replay
     from analysis.report import Report, make_report
     from analysis.result import Fit, LackOfFit
@@ -103,6 +104,7 @@ _HOME = {
     "Replay": "replaying",
     "Report": "report",
     "ReportCard": "card",
+    "SeedNoise": "predictions",
     "Series": "panels",
     "StepPanel": "panels",
     "StepSeries": "panels",
@@ -110,6 +112,7 @@ _HOME = {
     "Trend": "card",
     "axis_panel": "panels",
     "card_figure": "figures",
+    "check_predictions": "predictions",
     "collapse": "collapsing",
     "collapse_figure": "scatter",
     "collapse_panels": "scatter",
@@ -136,6 +139,7 @@ _HOME = {
     "pareto_figure": "scatter",
     "pareto_panel": "scatter",
     "power": "expecting",
+    "prediction_figure": "predictions",
     "rate_panel": "panels",
     "read_target": "information",
     "reconstruction_figure": "figures",
@@ -146,6 +150,8 @@ _HOME = {
     "residual_trends": "card",
     "results_table": "table",
     "scaling_figure": "figures",
+    "seed_figure": "predictions",
+    "seed_noise": "predictions",
     "select_protocol": "table",
     "step_figure": "figures",
     "step_panel": "panels",
@@ -179,6 +185,7 @@ __all__ = [
     "Replay",
     "Report",
     "ReportCard",
+    "SeedNoise",
     "Series",
     "StepPanel",
     "StepSeries",
@@ -186,6 +193,7 @@ __all__ = [
     "Trend",
     "axis_panel",
     "card_figure",
+    "check_predictions",
     "collapse",
     "collapse_figure",
     "collapse_panels",
@@ -212,6 +220,7 @@ __all__ = [
     "pareto_figure",
     "pareto_panel",
     "power",
+    "prediction_figure",
     "rate_panel",
     "read_target",
     "reconstruction_figure",
@@ -222,6 +231,8 @@ __all__ = [
     "residual_trends",
     "results_table",
     "scaling_figure",
+    "seed_figure",
+    "seed_noise",
     "select_protocol",
     "step_figure",
     "step_panel",

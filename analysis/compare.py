@@ -175,8 +175,13 @@ class Comparison:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def predict(self, where: pd.DataFrame | Mapping[str, object]) -> tuple[Array, Array, Array]:
-        """Prediction averaged over the laws by their AICc weights, (central, low, high), each (rows,).
+    def predict(
+        self, where: pd.DataFrame | Mapping[str, object], *, single_run: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Prediction averaged over the laws by their AICc weights (with log residuals, its logarithm): (central, low,
+        high), each (rows,).
+
+        ``single_run``: the laws' own bands hold the scatter of one new run as well, see :meth:`Fit.predict`.
 
         The squared half width of the band is the weighted mean of the laws' own and of t times their distance from the
         average (Burnham and Anderson), so it holds their disagreement. Raises AnalysisError where no law has an AICc.
@@ -189,12 +194,20 @@ class Comparison:
         from scipy.stats import t
 
         share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
-        middle, low, high = (np.stack(found) for found in zip(*(fit.predict(where) for fit, _ in parts), strict=True))
+        middle, low, high = (
+            np.stack(found)
+            for found in zip(*(fit.predict(where, single_run=single_run) for fit, _ in parts), strict=True)
+        )
+        # Where residuals are relative, so are bands; otherwise a wide one would reach below 0.
+        log = self.fits[0].residuals == "log"
+        if log:
+            middle, low, high = np.log(middle), np.log(low), np.log(high)
         central = np.asarray((share * middle).sum(axis=0))
         freedom = max(1, self.fits[0].n_configurations - max(len(fit.parameters) for fit, _ in parts))
         apart = (t.ppf((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
         below, above = (np.sqrt((share * ((end - middle) ** 2 + apart)).sum(axis=0)) for end in (low, high))
-        return central, central - below, central + above
+        band = central, central - below, central + above
+        return (np.exp(band[0]), np.exp(band[1]), np.exp(band[2])) if log else band
 
     def text(self) -> str:
         """Two tables, of laws and of held-out levels, and what was not fitted."""

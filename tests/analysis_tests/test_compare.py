@@ -56,13 +56,16 @@ def test_the_law_that_made_the_data_wins() -> None:
     assert "inverse_bpp" in text and "Not fitted: column 'parameters'" in text and "downsample" in text
     assert json.loads(json.dumps(found.to_dict()))["laws"][0]["law"] == "inverse_bpp"
     where = {"bits_per_pixel": [0.1, 1.0]}
-    alone, together = (
-        found.fits[0].predict(where),
-        compare_laws(grid(), ["power_law_bpp", "inverse_bpp"], QUICK).predict(where),
-    )
+    two = compare_laws(grid(), ["power_law_bpp", "inverse_bpp"], QUICK)
+    alone, together = found.fits[0].predict(where), two.predict(where)
     np.testing.assert_allclose(together[0], alone[0], rtol=0.05)
     assert ((together[1] < together[0]) & (together[0] < together[2])).all()
     assert (together[2] - together[1] > alone[2] - alone[1]).all(), "the band holds the laws' disagreement"
+    new_run = two.predict(where, single_run=True)
+    np.testing.assert_array_equal(new_run[0], together[0])
+    assert (np.log(new_run[2] / new_run[0]) > 1.8 * 0.02).all(), "two standard deviations of a seed, 0.02"
+    far = compare_laws(grid(noise=0.6), ["power_law_floor", "power_law_bpp"], QUICK)
+    assert (far.predict({"bits_per_pixel": [0.001, 1000]}, single_run=True)[1] > 0).all(), "relative bands stay above 0"
 
 
 def test_all_named_laws_by_default_and_none_is_an_error() -> None:

@@ -1,0 +1,26 @@
+"""Draws the README's figure: python results/photos-scaling/figure.py (make figures does)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+import analysis
+from analysis.drawing import save, style
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    frame = analysis.load_results(HERE / "photos-scaling.parquet")
+    exact = frame[frame["quantizer.lookup_precision"].isna()]
+    with style():
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        law = analysis.fit(exact, "power_law_bpp", bootstrap=0)
+        analysis.draw_panel(analysis.rate_panel(exact, [law]), figure.subplots())
+        save(figure, HERE / "photos-scaling.png")
+
+
+if __name__ == "__main__":
+    main()
