@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 import analysis
@@ -13,7 +14,8 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    frame = analysis.load_results(HERE / "photos-scaling.parquet")
+    tables = [analysis.load_results(HERE / f"{name}.parquet") for name in ("photos-scaling", "photos-channels")]
+    frame = pd.concat(tables, ignore_index=True)
     exact = frame[frame["quantizer.lookup_precision"].isna()]
     with style():
         figure = Figure(figsize=(6.4, 4.4), layout="constrained")
