@@ -77,9 +77,10 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
         problems: list[str] = []
         made: dict[str, Made] = {}
         values: dict[str, dict[tuple[str, int], float]] = {}
-        write_table(_noting(_rows(folder, found, problems.append), made, values), path)
+        repeats = any(cell.config.train.repeat for cell in found.plan.cells)
+        write_table(_noting(_rows(folder, found, problems.append), made, values if repeats else None), path)
         comparisons: list[Comparison] = []
-        if any(cell.config.train.repeat for cell in found.plan.cells):
+        if repeats:
             done = [cell for cell in found.plan.cells if found.states[cell.signature].state == DONE]
             comparisons = compare([Run(c, made[c.signature], values.get(c.signature, {})) for c in done])
         became = coverage_of(folder.name, found)
@@ -102,11 +103,13 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
 
 
 def _noting(
-    rows: Iterable[dict[str, Any]], made: dict[str, Made], values: dict[str, dict[tuple[str, int], float]]
+    rows: Iterable[dict[str, Any]], made: dict[str, Made], values: dict[str, dict[tuple[str, int], float]] | None
 ) -> Iterator[dict[str, Any]]:
+    shared: dict[Made, Made] = {}
     for row in rows:
-        made[row["signature"]] = made_by(row)
-        if row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
+        # Thousands of runs have few distinct values.
+        made[row["signature"]] = shared.setdefault(found := made_by(row), found)
+        if values is not None and row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
             values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
         yield row
 
