@@ -70,3 +70,30 @@ def test_further_protocols_become_rows_and_are_made_once(folder: Path, monkeypat
     (run.path / "attempts/1/model.safetensors").unlink()
     torn = CliRunner().invoke(app, ["evaluate", "small", "--num-images", "10"])
     assert torn.exit_code == 1 and "1 new evaluation of 2" in torn.stdout and "model.safetensors" in torn.stderr
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_one_run_without_a_sweep_is_trained_and_evaluated_by_another_protocol(folder: Path) -> None:
+    def said(*words: str, exit_code: int = 0) -> str:
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == exit_code, done.output
+        return done.stdout
+
+    with pytest.raises(UserError, match="'groups' is not KEY=VALUE"):
+        said("train", "cpu-tiny", "--set", "groups")
+    settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    shown = said("train", "cpu-tiny", *settings, "--dry-run")
+    assert "codebook_size: 8" in shown and not (folder / "runs").exists()
+    first = said("train", "cpu-tiny", *settings)
+    (line,) = [line for line in first.splitlines() if line.startswith("step 1: rFID")]
+    run = Path(first.splitlines()[-1].removeprefix("done: "))
+    assert read_run(RunFolder(run)).state == "done" and run.name in shown
+    # The same command again trains nothing.
+    assert line in said("train", "cpu-tiny", *settings) and read_run(RunFolder(run)).attempts == 1
+    here, other = (json.loads(said("evaluate", str(run), *more, "--json")) for more in ([], ["--num-images", "12"]))
+    assert (here["num_images"], other["num_images"]) == (8, 12) and here["protocol"] != other["protocol"]
+    assert f"rFID {here['rfid']:.4g}" in line
+    both = said("evaluate", str(run), "--resolution", "32", "--resolution", "64")
+    assert [text.split()[1] for text in both.splitlines() if text.startswith("resolution")] == ["32", "64"]
+    # Looked at, not kept.
+    assert not (run / "evaluations").exists()
