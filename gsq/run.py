@@ -402,17 +402,24 @@ def _train_and_evaluate(
     evaluate_now(trainer)
 
 
+class DamagedRun(UserError):
+    """A run folder whose config or weights are not there."""
+
+
 def read_finished(path: Path) -> tuple[RunConfig, Path]:
     """Config of a finished run, and the file of its averaged weights.
 
-    Raises UserError where the folder is not a run's, or the run is not finished.
+    Raises DamagedRun where the folder is not a run's, or the run is not finished.
     """
     folder = RunFolder(path)
-    values = folder.read_config()
+    try:
+        values = folder.read_config()
+    except UserError as error:
+        raise DamagedRun(str(error)) from None
     values.pop("data_label", None)
     weights = newest_file(folder, "model.safetensors")
     if weights is None:
-        raise UserError(f"{path}: has no model.safetensors; the run has not finished training")
+        raise DamagedRun(f"{path}: has no model.safetensors; the run has not finished training")
     return load_config(values, where=str(path / "config.yaml")), weights
 
 

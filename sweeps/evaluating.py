@@ -16,8 +16,9 @@ from sweeps import journal
 from sweeps.cluster import Cluster, load_cluster, local_gpus, local_workers
 from sweeps.cost import speed
 from sweeps.folder import SweepFolder, sweep_folder
-from sweeps.job import EvaluationJob, damaged, evaluate_run, prepare_evaluator, unevaluated
+from sweeps.job import EvaluationJob, evaluate_run, prepare_evaluator, unevaluated
 from sweeps.monitoring import survey
+from sweeps.planning import Cell
 from sweeps.scheduler import require_slurm, slurm_jobs
 from sweeps.snapshot import take
 from sweeps.submission import array_entries, hand_over, pickled, settle
@@ -82,13 +83,14 @@ def evaluate_sweep(
     todo: list[str] = []
     failed: dict[str, str] = {}
     for signature in finished:
-        path = RunFolder.of(folder.runs, signature).path
-        if damage := damaged(path):
+        missing, damage = unevaluated(RunFolder.of(folder.runs, signature).path, changes)
+        if damage:
             failed[signature] = damage
-        elif unevaluated(path, changes):
+        elif missing:
             todo.append(signature)
     if cluster.kind == "slurm":
-        return _submit(folder, todo, failed, len(finished), changes, cluster)
+        cells = [cell for cell in found.plan.cells if cell.signature in set(todo)]
+        return replace(_submit(folder, cells, changes, cluster), finished=len(finished), failed=failed)
     new: list[dict[str, Any]] = []
     over = len(finished) - len(todo)
     for signature, results, problem in _evaluate_here(folder, todo, changes, cluster):
@@ -116,9 +118,10 @@ def _evaluate_here(
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")
-    devices = context.Queue()
+    devices, gpus = context.Queue(), local_gpus()
+    # In a notebook there may be others.
+    not_ours = set(multiprocessing.active_children())
     for i in range(count):
-        gpus = local_gpus()
         devices.put({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})
     # Threads of several workers on the same cores slow each other down many times over; read as they start.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -136,20 +139,13 @@ def _evaluate_here(
     finally:
         # After Ctrl-C: workers ignore it, and a half-made evaluation leaves nothing behind.
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - not_ours:
             process.terminate()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _submit(
-    folder: SweepFolder,
-    todo: list[str],
-    failed: dict[str, str],
-    finished: int,
-    changes: dict[str, Any],
-    cluster: Cluster,
-) -> Evaluations:
+def _submit(folder: SweepFolder, todo: list[Cell], changes: dict[str, Any], cluster: Cluster) -> Evaluations:
     require_slurm()
     # One process with at most one GPU measures a run.
     share = max(1, cluster.processes_per_node * cluster.cells_per_job)
@@ -162,13 +158,14 @@ def _submit(
         # Before the journal is read: what is submitted after this has a number that is taken.
         number = max(journal.numbers(jobs), default=0) + 1
         settle(jobs, cluster)
-        known = {signature: job for signature, job in slurm_jobs(jobs).items() if signature in todo}
+        handed_over = slurm_jobs(jobs)
+        known = {cell.signature: handed_over[cell.signature] for cell in todo if cell.signature in handed_over}
         if any(job.state == "unknown" for job in known.values()):
             raise UserError(
                 f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
             )
         alive = {signature for signature, job in known.items() if job.state != "gone"}
-        cells = [cell for cell in folder.read_plan().cells if cell.signature in todo and cell.signature not in alive]
+        cells = [cell for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
             # What a job asks for is what its training would: an evaluation is a part of that.
@@ -180,4 +177,5 @@ def _submit(
             time.sleep(0.1)
             continue
         ended = tuple(signature for signature in known if signature not in alive)
-        return Evaluations(folder.name, finished, [], failed, arrays, len(alive), ended, jobs.path / "submissions")
+        logs = jobs.path / "submissions"
+        return Evaluations(folder.name, len(todo), arrays=arrays, waiting=len(alive), ended=ended, logs=logs)

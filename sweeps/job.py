@@ -157,23 +157,17 @@ class EvaluationJob:
         return DelayedSubmission(self)
 
 
-def damaged(path: Path) -> str | None:
-    """Why the weights of a finished run cannot be read."""
-    from gsq.errors import UserError
-    from gsq.run import read_finished
+def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:
+    """Whether an evaluation of a finished run is missing, and why not where its weights cannot be read.
+
+    Raises UserError as gsq.run.unevaluated does, for what is wrong with the evaluation itself.
+    """
+    from gsq.run import DamagedRun, unevaluated
 
     try:
-        read_finished(path)
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def unevaluated(path: Path, changes: dict[str, Any]) -> bool:
-    """Whether an evaluation of a finished run is missing. Raises UserError as gsq.run.unevaluated does."""
-    from gsq.run import unevaluated
-
-    return bool(unevaluated(path, changes))
+        return bool(unevaluated(path, changes)), None
+    except DamagedRun as error:
+        return False, str(error)
 
 
 def evaluate_run(path: Path, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:

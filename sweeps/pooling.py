@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,13 @@ from typing import Any, Literal
 from gsq.config import RunConfig
 from gsq.errors import UserError
 from gsq.execution import environment
+from gsq.loading import read_yaml
 from gsq.record import DONE, RunFolder, read_results
 from gsq.signature import SCIENCE_SECTIONS
 from sweeps.folder import SweepFolder
 from sweeps.monitoring import survey
-from sweeps.planning import Cell
+from sweeps.planning import Cell, make_plan
+from sweeps.spec import build_spec
 
 # What tells how a run was made, by column of the results table, and what its values are called.
 MADE_BY = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
@@ -250,25 +253,40 @@ def _places(runs: Sequence[Run]) -> list[tuple[float, ...]]:
     names = dict.fromkeys(name for run in runs for name in run.cell.axes if name not in ("seed", "repeat"))
     columns = []
     for name in names:
-        levels = sorted({run.cell.axes.get(name) for run in runs}, key=lambda value: (str(type(value)), value))
-        columns.append([levels.index(run.cell.axes.get(name)) / max(1, len(levels) - 1) for run in runs])
+        values: list[Any] = [run.cell.axes.get(name) for run in runs]
+        if not all(isinstance(value, int | float) for value in values):
+            # Lists, such as betas, and names have the order of their text.
+            values = [str(value) for value in values]
+        levels = sorted(set(values))
+        columns.append([levels.index(value) / max(1, len(levels) - 1) for value in values])
     return list(zip(*columns, strict=True)) if columns else [() for _ in runs]
 
 
 def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, folder: Path) -> str:
-    """A sweep file that adds these repeats to the sweep, to lie in ``folder``."""
-    import os
+    """A sweep file that adds these repeats to the sweep, to lie in ``folder``.
 
+    source: the sweep's own file. Raises UserError where that no longer gives these cells, or is a search's.
+    """
     import yaml
 
-    from gsq.loading import read_yaml
-
     written = read_yaml(source)
+    if "search" in written:
+        raise UserError(f"{source}: a search draws its own cells; anchors are for a grid")
     base = written["base"]
-    if str(base).endswith((".yaml", ".yml")) and (source.parent / base).is_file():
-        base = os.path.relpath(source.parent / base, folder)
     values = {"name": sweep, "base": base, "set": written.get("set") or {}}
     values["cases"] = [{**run.cell.axes, "repeat": repeat} for run in anchors]
+    changed = [
+        run.cell.signature
+        for run, cell in zip(anchors, make_plan(build_spec(values, source.parent, str(source))).cells, strict=True)
+        if _science(cell.config) != run.science
+    ]
+    if changed:
+        raise UserError(
+            f"{source}: gives other cells than when {', '.join(changed)} was trained (base or set have changed since), "
+            "and those would be no repeats; name the file as it was"
+        )
+    if str(base).endswith((".yaml", ".yml")) and (source.parent / base).is_file():
+        values["base"] = os.path.relpath(source.parent / base, folder)
     head = (
         f"# Finished cells of sweep '{sweep}' to be trained once more, to see whether old and new runs may be pooled.\n"
     )

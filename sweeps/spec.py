@@ -170,14 +170,15 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
     Raises UserError for anything that is not as the module's docstring shows.
     """
     if isinstance(source, Mapping):
-        return _build(dict(source), Path(), "sweep")
+        return build_spec(dict(source), Path(), "sweep")
     path = find_file(str(source), configs_folder(), "sweep")
     values = read_yaml(path)
     values.setdefault("name", path.stem)
-    return _build(values, path.parent, str(path))
+    return build_spec(values, path.parent, str(path))
 
 
-def _build(values: dict[str, Any], folder: Path, where: str) -> Spec:
+def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
+    """A sweep from the content of its file. folder: where a relative base lies; where: what errors name."""
     for key in values:
         if key not in KEYS:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")

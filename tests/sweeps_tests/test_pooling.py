@@ -20,7 +20,6 @@ from gsq.record import RunFolder, runs_root
 from sweeps.folder import SweepFolder
 from sweeps.gathering import gathered
 from sweeps.planning import Plan, make_plan
-from sweeps.pooling import MARGIN
 from sweeps.spec import load_spec
 
 WriteRun = Callable[..., RunFolder]
@@ -126,7 +125,22 @@ def test_anchors_are_spread_over_the_axes_and_belong_to_the_sweep(folder: Path, 
     assert repeats.name == "small" and not {c.signature for c in repeats.cells} & {c.signature for c in plan.cells}
     assert [c.config.train.repeat for c in repeats.cells] == [1] * 4 and repeats.cells[0].config.data.image_size == 32
     (folder / "anchors.yaml").unlink()
+    # A file that was edited since would make no repeats.
+    written = source.read_text()
+    source.write_text(written.replace("image_size: 32", "image_size: 64"))
+    assert "base or set have changed since" in refused()
+    source.write_text(written)
     shown = run.invoke(app, [*words, "--cells", "2"], catch_exceptions=False).stdout
     assert "16 cells of sweep 'small' were made by other code" in shown and "gsq run anchors.yaml" in shown
     assert len(make_plan(load_spec(folder / "anchors.yaml")).cells) == 2
-    assert 0 < MARGIN < 0.1
+
+
+def test_anchors_of_axes_that_are_lists(folder: Path, write_run: WriteRun) -> None:
+    axes = {"optimizer.betas": [[0.0, 0.9], [0.5, 0.9], [0.9, 0.99]], "seed": [0]}
+    plan = submit(axes=axes)
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SWEEP, "axes": axes}))
+    for cell in plan.cells:
+        write_run(cell, "done", 350, (evaluation(2.0),), environment=OLD)
+    words = ["plan", "small.yaml", "--anchors", "anchors.yaml", "--cells", "2", "--json"]
+    done = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    assert len(done["anchors"]) == 2
