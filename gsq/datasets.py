@@ -13,9 +13,11 @@ import importlib.util
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gsq.config import DataConfig
 from gsq.errors import Missing, UserError
@@ -59,6 +61,59 @@ class ImageFile:
     """In Parquet only."""
 
 
+# Why a file is left out, as a word for programs and in words for people.
+KINDS = {
+    "broken": "broken",
+    "small": "too small",
+    "format": "in a format that is not read",
+    "hidden": "hidden, or written by an operating system or editor",
+    "link": "links that lead nowhere",
+    "split": "beside the training and validation images",
+    "empty": "shards without images",
+}
+
+
+class LeftOut(NamedTuple):
+    """A file that could have been an image of the data set, and is not."""
+
+    name: str
+    """As in ``ImageFile``; of a shard that is not read at all, its own."""
+    kind: str
+    """One of ``KINDS``."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is of a data set, in numbers: for ``gsq plan``, and for warnings about few images."""
+
+    label: str
+    """Name and fingerprint, as in the results table."""
+    train: int
+    """Images to train on; photos: the files that crops are taken from."""
+    validation: int
+    """Held-out images; photos: the files that crops are taken from, and the number of crops is not limited."""
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else a user should know: how the images were split, which are enlarged, why the fingerprint is a new one."""
+
+    def counts(self) -> dict[str, int]:
+        """How many files were left out for each of ``KINDS``; those that occur."""
+        found = Counter(one.kind for one in self.left_out)
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "label": self.label,
+            "train": self.train,
+            "validation": self.validation,
+            "left_out": self.counts(),
+            "files_left_out": [one._asdict() for one in self.left_out],
+            "notes": list(self.notes),
+        }
+
+
 @dataclass(frozen=True)
 class Manifest:
     name: str
@@ -66,12 +121,22 @@ class Manifest:
     """12 hex digits over names, split and contents; no path."""
     train: tuple[ImageFile, ...]
     validation: tuple[ImageFile, ...]
-    broken: tuple[str, ...] = ()
-    """Names of the images that could not be read and were left out."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files that are not used, with the reasons."""
+    notes: tuple[str, ...] = ()
+    """As in ``Summary``."""
 
     @property
     def label(self) -> str:
         return f"{self.name}:{self.fingerprint}"
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Names of the images that could not be read and were left out."""
+        return tuple(one.name for one in self.left_out if one.kind == "broken")
+
+    def summary(self) -> Summary:
+        return Summary(self.label, len(self.train), len(self.validation), self.left_out, self.notes)
 
 
 def data_root(config: DataConfig) -> Path:
@@ -96,11 +161,13 @@ def manifest(config: DataConfig) -> Manifest:
     return shard_manifest(config)
 
 
-def _build(name: str, train: list[ImageFile], validation: list[ImageFile], broken: tuple[str, ...] = ()) -> Manifest:
+def _build(
+    name: str, train: list[ImageFile], validation: list[ImageFile], left_out: tuple[LeftOut, ...] = ()
+) -> Manifest:
     content: dict[str, object] = {} if name == "photos" else {"decoding": DECODING}
     content["train"] = [(f.name, f.sha256) for f in train]
     content["validation"] = [(f.name, f.sha256) for f in validation]
-    return Manifest(name, digest(content), tuple(train), tuple(validation), broken)
+    return Manifest(name, digest(content), tuple(train), tuple(validation), left_out)
 
 
 @cache
@@ -201,7 +268,7 @@ def complete(
         )
     # In the order of their hashes any first part of them is a sample, whatever the folders are called.
     validation = sorted(validation, key=lambda file: file.sha256)
-    return _build(config.kind, train, validation, tuple(broken))
+    return _build(config.kind, train, validation, tuple(LeftOut(name, "broken", "broken") for name in broken))
 
 
 def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]):  # type: ignore[no-untyped-def]

@@ -151,6 +151,7 @@ def print_plan(
             "cells": rows,
             "dropped": dropped,
             "merged": merged,
+            "data": [data.to_dict() for data in plan.data],
             "broken_images": plan.broken_images,
             "cluster": target.name,
             "missing": plan.missing,

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from gsq.config import RunConfig
-from gsq.datasets import Manifest, manifest
+from gsq.datasets import Manifest, Summary, manifest
 from gsq.errors import Missing, UserError
 from gsq.flops import Cost, cost
 from gsq.identity import identity, required_weights
@@ -112,7 +112,8 @@ class Plan:
     """Axes of the cells left out, with the constraint that did it."""
     merged: tuple[LeftOut, ...] = ()
     """Axes of the cells that another one makes unnecessary, with its signature."""
-    broken_images: tuple[str, ...] = ()
+    data: tuple[Summary, ...] = ()
+    """Images of each data set, and what was left out of it; of a plan that was read back, none."""
     missing: tuple[str, ...] = ()
     """What is not on this machine and must be before the plan can be submitted: images, weights."""
     provisional: bool = False
@@ -124,6 +125,11 @@ class Plan:
     """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
     search: Spec | None = None
     """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
+
+    @property
+    def broken_images(self) -> tuple[str, ...]:
+        """Names of the images that were left out because they are broken."""
+        return tuple(one.name for data in self.data for one in data.left_out if one.kind == "broken")
 
     def cut(self, cells: int) -> Plan:
         """The first ``cells`` cells only; of a search, so many trials."""
@@ -243,7 +249,7 @@ def _plan(
         found,
         tuple(dropped),
         tuple(merged or ()),
-        tuple(name for files in make.manifests.values() for name in files.broken),
+        tuple(dict.fromkeys(files.summary() for files in make.manifests.values() if files.train)),
         tuple(missing),
         provisional=bool(make.missing or make.absent),
         cluster=spec.plan_for,
