@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from gsq.config import DataConfig
-from gsq.datasets import ImageFile, Manifest, manifest
+from gsq.datasets import KEPT_BYTES, ImageFile, Manifest, manifest
 from gsq.errors import UserError
 from gsq.images import BrokenImageError, decode
+from gsq.kept import Kept
 from gsq.shards import read_checked
 
 # Stream numbers of the counter-based generators.
@@ -43,9 +44,12 @@ def load_image(file: ImageFile) -> Image.Image:
         raise UserError(f"{file.path}: {file.name} cannot be read ({error})") from None
 
 
-# Of few images each comes again and again; of many, hardly one while it is kept.
-FEW = 64
-_load_one_of_few = lru_cache(maxsize=FEW)(load_image)
+# Pillow holds 4 bytes a pixel.
+_decoded: Kept[Image.Image] = Kept(KEPT_BYTES, lambda image: 4 * image.width * image.height)
+
+
+def _load_one_of_few(file: ImageFile) -> Image.Image:
+    return _decoded(file, lambda: load_image(file))
 
 
 def _crop(image: Image.Image, left: float, top: float, side: float, size: int, flip: bool) -> Image.Image:
@@ -60,8 +64,7 @@ class ImageSource:
     def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
         self.config = config
         self.manifest = files or manifest(config)
-        few = len(self.manifest.train) + len(self.manifest.validation) <= FEW
-        self.load = _load_one_of_few if few else load_image
+        self.load = _load_one_of_few if self.manifest.few else load_image
 
     def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
         """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""

@@ -8,22 +8,21 @@ contents. ``gsq.data`` turns it into batches. Another source is one more functio
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gsq.config import DataConfig
 from gsq.errors import Missing, UserError
+from gsq.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.signature import digest
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 # The colour photographs in scikit-image's wheel: file, scene, split, sha256. Training and validation are
 # different scenes; the two views of the stereo pair are one scene.
@@ -39,6 +38,11 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
     ("rocket.jpg", "rocket", "train", "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c"),
 )
 
+
+# Of few images each comes again and again, and is kept decoded; of many, hardly one while it is kept.
+FEW, KEPT_BYTES = 64, 1 << 30
+# Files that were left out: shown by name of each kind, and listed in JSON.
+NAMED, MOST_LISTED = 3, 1000
 
 # Raised when the same file comes to be decoded otherwise, which makes other fingerprints (photos have no such files).
 DECODING = 2
@@ -59,6 +63,9 @@ class ImageFile:
     """In Parquet only."""
     column: str = ""
     """In Parquet only."""
+    width: int = -1
+    """Pixels before it is turned upright; -1: not known."""
+    height: int = -1
 
 
 # Why a file is left out, as a word for programs and in words for people.
@@ -67,9 +74,10 @@ KINDS = {
     "small": "too small",
     "format": "in a format that is not read",
     "hidden": "hidden, or written by an operating system or editor",
-    "link": "links that lead nowhere",
-    "split": "beside the training and validation images",
-    "empty": "shards without images",
+    "link": "links that lead nowhere or in a circle",
+    "unreadable": "that cannot be opened",
+    "split": "in neither split",
+    "empty": "without images",
 }
 
 
@@ -102,16 +110,45 @@ class Summary:
         found = Counter(one.kind for one in self.left_out)
         return {kind: found[kind] for kind in KINDS if found[kind]}
 
+    def lines(self) -> list[str]:
+        """The above in words: the images of each split, then a line for each kind that was left out, then the notes."""
+        split = f"images: {self.train:,} training and {self.validation:,} validation, {self.label}"
+        return [split, *(f"left out: {line}" for line in described(self.left_out)), *self.notes]
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON; of each kind the first MOST_LISTED files."""
+        listed = [one for kind in KINDS for one in self._of(kind)[:MOST_LISTED]]
         return {
             "label": self.label,
             "train": self.train,
             "validation": self.validation,
             "left_out": self.counts(),
-            "files_left_out": [one._asdict() for one in self.left_out],
+            "files_left_out": [{**one._asdict(), "name": shown(one.name)} for one in listed],
             "notes": list(self.notes),
         }
+
+    def _of(self, kind: str) -> list[LeftOut]:
+        return [one for one in self.left_out if one.kind == kind]
+
+
+def described(left_out: Iterable[LeftOut]) -> list[str]:
+    """A line for each kind of files that were left out: how many, and why, the first few by name."""
+    kinds: dict[str, list[LeftOut]] = {kind: [] for kind in KINDS}
+    for one in left_out:
+        kinds[one.kind].append(one)
+    lines = []
+    for kind, found in kinds.items():
+        if not found:
+            continue
+        line = f"{len(found):,} {KINDS[kind]}"
+        if kind in ("format", "split", "empty"):
+            line += f" ({counted(one.reason for one in found)})"
+        if kind in ("broken", "small", "link", "unreadable"):
+            names = (f"{shown(one.name)}: {one.reason}" for one in found[:NAMED])
+        else:
+            names = (shown(one.name) for one in found[:NAMED])
+        lines.append(f"{line}: {'; '.join(names)}{'; ...' if len(found) > NAMED else ''}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -135,16 +172,37 @@ class Manifest:
         """Names of the images that could not be read and were left out."""
         return tuple(one.name for one in self.left_out if one.kind == "broken")
 
+    @property
+    def few(self) -> bool:
+        """Whether a run keeps the images decoded, since each comes again and again."""
+        return len(self.train) + len(self.validation) <= FEW
+
     def summary(self) -> Summary:
+        """The manifest in numbers."""
         return Summary(self.label, len(self.train), len(self.validation), self.left_out, self.notes)
+
+    def decoded_bytes(self, workers: int = 0) -> int:
+        """Memory for decoded images at the most in a run with so many data workers; 0 where sizes are not known.
+
+        Pillow holds 4 bytes a pixel, and two copies while it decodes.
+        """
+        pixels = [file.width * file.height for file in (*self.train, *self.validation) if file.width > 0]
+        if not pixels:
+            return 0
+        kept = min(4 * sum(pixels), KEPT_BYTES) if self.few else 0
+        return kept + 2 * 4 * max(pixels) * max(1, workers)
 
 
 def data_root(config: DataConfig) -> Path:
     """``data.path`` with ``~`` and variables replaced. Raises Missing for a variable that is not set."""
     text = os.path.expandvars(config.path)
-    unset = re.search(r"\$(\w+|\{\w+\})", text)
+    unset = re.search(r"\$(\w+|\{\w*[^}]*\}?)", text)
     if unset:
         name = unset[1].strip("{}")
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(
+                f"data.path: {config.path}: of the shell's expansions only $NAME and ${{NAME}} are known here"
+            )
         raise Missing(f"data.path: {config.path}: ${name} is not set; export {name}=FOLDER, or give the path itself")
     return Path(text).expanduser().resolve()
 
@@ -155,7 +213,9 @@ def manifest(config: DataConfig) -> Manifest:
     if config.kind == "photos":
         return _photos()
     if config.kind == "image_folder":
-        return _image_folder(config)
+        from gsq.folders import image_folder
+
+        return image_folder(config)
     from gsq.shards import shard_manifest
 
     return shard_manifest(config)
@@ -190,54 +250,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq") / "manifests"
 
 
-def _cache_file(root: Path) -> Path:
-    return cache_folder() / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _image_folder(config: DataConfig) -> Manifest:
-    """Every readable jpg, png and webp below a folder; contents are hashed once and cached by size and time."""
-    from gsq.images import broken as why_broken
-
-    root = data_root(config)
-    if not root.is_dir():
-        raise Missing(f"data.path: {root} is not a folder")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise UserError(f"data.path: {root} holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either")
-    cache_file = _cache_file(root)
-    try:
-        known: dict[str, list[object]] = dict(json.loads(cache_file.read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    seen: dict[str, list[object]] = {}
-    files: list[ImageFile] = []
-    broken: list[str] = []
-    for path, name in _with_progress([(p, p.relative_to(root).as_posix()) for p in paths], known):
-        stat = path.stat()
-        entry = known.get(name)
-        if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, "" if why_broken(path) else _hash_file(path)]
-        seen[name] = entry
-        if entry[2]:
-            files.append(ImageFile(name, path, str(entry[2]), size=stat.st_size))
-        else:
-            broken.append(name)
-    if seen != known:
-        write_cache(cache_file, seen)
-    parts = {file.name.split("/")[0] for file in files}
-    if {"train", "val"} <= parts:
-        train = [f for f in files if f.name.startswith("train/")]
-        validation = [f for f in files if f.name.startswith("val/")]
-    else:
-        train, validation = held_out(files, config.validation_share)
-    return complete(config, str(root), train, validation, broken)
-
-
 def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
     """Training and validation images, split by a hash of their content."""
     # A copy of an image falls on the same side, whatever its name.
@@ -248,38 +260,97 @@ def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], lis
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that could be an image of a data set of one's own, after the first look."""
+
+    file: ImageFile
+    kind: str = ""
+    """Why it is left out, one of KINDS; empty where it is used."""
+    reason: str = ""
+    former: bool = True
+    """Whether gsq used it before it followed links to folders, read more formats and skipped what is hidden or tiny."""
+    split: str = ""
+    """Train, validation or other, where paths tell; empty where its content decides."""
+
+
 def complete(
-    config: DataConfig, where: str, train: list[ImageFile], validation: list[ImageFile], broken: list[str]
+    config: DataConfig,
+    where: str,
+    candidates: list[Candidate],
+    notes: Iterable[str] = (),
+    passed_over: Iterable[LeftOut] = (),
 ) -> Manifest:
-    """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones."""
+    """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones.
+
+    passed_over: files that were not even candidates.
+    """
+    used = [one for one in candidates if not one.kind]
+    left_out = [*passed_over, *(LeftOut(one.file.name, one.kind, one.reason) for one in candidates if one.kind)]
+    if {one.split for one in used}.issuperset(SPLITS):
+        left_out += [LeftOut(one.file.name, "split", one.split) for one in used if one.split not in SPLITS]
+    train, validation = _split(used, config.validation_share)
+    broken = [one for one in left_out if one.kind == "broken"]
     readable = len(train) + len(validation)
     # One validation image has no covariance.
     if not train or len(validation) < 2:
+        lines = described(one for one in left_out if one.kind != "broken")
         raise UserError(
             f"data.path: {where} gives {len(train)} training and {len(validation)} validation images of {readable} "
-            f"readable ones ({len(broken)} broken); add images, make train and val subfolders (of shards: train and "
-            f"val in their names), or raise data.validation_share (now {config.validation_share})"
+            f"readable ones ({len(broken)} broken{''.join(f'; {line}' for line in lines)}); add images, make train and "
+            "val subfolders (of shards: train and val in their names), or raise data.validation_share (now "
+            f"{config.validation_share})"
         )
     if len(broken) > config.max_broken * (readable + len(broken)):
-        shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
         raise UserError(
-            f"data.path: {len(broken)} of the {readable + len(broken)} images of {where} are broken ({shown}), more "
-            f"than data.max_broken {config.max_broken:g} allows; mend or remove them, or raise it"
+            f"data.path: {len(broken)} of the {readable + len(broken)} images of {where} are broken "
+            f"({some(one.name for one in broken)}), more than data.max_broken {config.max_broken:g} allows; mend or "
+            "remove them, or raise it"
         )
+    made = _build(config.kind, train, validation, tuple(left_out))
+    more = [*notes, *_enlarged(config, made), *_renewed(config, candidates, made)]
+    return replace(made, notes=tuple(more))
+
+
+SPLITS = ("train", "validation")
+
+
+def _split(used: list[Candidate], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
+    """By the paths where both splits have images, else by content."""
+    parts = {split: [one.file for one in used if one.split == split] for split in SPLITS}
+    train, validation = parts.values() if all(parts.values()) else held_out([one.file for one in used], share)
     # In the order of their hashes any first part of them is a sample, whatever the folders are called.
-    validation = sorted(validation, key=lambda file: file.sha256)
-    return _build(config.kind, train, validation, tuple(LeftOut(name, "broken", "broken") for name in broken))
+    return train, sorted(validation, key=lambda file: file.sha256)
 
 
-def _with_progress(items: list[tuple[Path, str]], known: dict[str, list[object]]):  # type: ignore[no-untyped-def]
-    """Yield the items, with a progress bar on stderr where many have to be hashed for the first time."""
-    if len(items) - len(known) < 2000:
-        yield from items
+def _enlarged(config: DataConfig, files: Manifest) -> Iterator[str]:
+    known = [file for file in (*files.train, *files.validation) if file.width > 0]
+    small = sum(min(file.width, file.height) < config.image_size for file in known)
+    if small:
+        yield (
+            f"enlarged: {small:,} of {len(known):,} images have a side below data.image_size {config.image_size} pixels"
+        )
+
+
+def _renewed(config: DataConfig, candidates: list[Candidate], now: Manifest) -> Iterator[str]:
+    """Why the fingerprint is another than before, where it is."""
+    before = _split([one for one in candidates if one.former], config.validation_share)
+    old = _build(config.kind, *before)
+    if old.fingerprint == now.fingerprint or not before[0] or len(before[1]) < 2:
         return
-    from rich.console import Console
-    from rich.progress import track
+    added = [_news(one) for one in candidates if not one.kind and not one.former]
+    removed = [KINDS[one.kind] for one in candidates if one.kind and one.former]
+    why = [f"{what}: {counted(found)}" for what, found in (("added", added), ("left out", removed)) if found]
+    yield (
+        f"earlier versions of gsq read {len(before[0]):,} training and {len(before[1]):,} validation images here, "
+        f"this one {len(now.train):,} and {len(now.validation):,} ({'; '.join(why)}); the fingerprint was "
+        f"{old.fingerprint}, and what was trained on those images counts as another data set and is not reused"
+    )
 
-    yield from track(items, "hashing images", console=Console(stderr=True), transient=True)
+
+def _news(one: Candidate) -> str:
+    suffix = suffix_of(one.file.name)
+    return "behind links" if suffix in FORMER_SUFFIXES else suffix[1:]
 
 
 def write_cache(path: Path, content: object) -> None:

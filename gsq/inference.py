@@ -23,9 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsq.datasets import IMAGE_SUFFIXES
+from gsq.datasets import LeftOut
 from gsq.errors import UserError, positive
-from gsq.images import BrokenImageError, decode
+from gsq.folders import find_images, nothing_found
+from gsq.images import BrokenImageError, decode, require_large_enough
+from gsq.listing import UNREAD_SUFFIXES, shown, suffix_of, utf8
+from gsq.memory import available_bytes
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import read_json, write_json
 from gsq.tokenizer import Tokenizer
@@ -125,6 +128,45 @@ class Reconstruction:
     """Of the uint8 images; None for a perfect reconstruction."""
 
 
+def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
+    """Memory at the most to encode and decode images of so many pixels in all, in float32, beside the weights.
+
+    Nine maps of the widest level, as measured for the presets (eight to nine on a CPU, at 0.1 to 2 megapixels).
+    """
+    widest = max(width / 4**level for level, width in enumerate(tokenizer.config.model.widths))
+    return round(pixels * (9 * 4 * widest + 32))
+
+
+def _require_memory(tokenizer: Tokenizer, image: Image.Image) -> None:
+    """Raise BrokenImageError for an image that does not fit into memory, before any is taken."""
+    pixels = image.width * image.height
+    needed, there = working_bytes(tokenizer, pixels), available_bytes(tokenizer.device)
+    if needed > there:
+        most = math.isqrt(max(0, pixels * there // needed))
+        raise BrokenImageError(
+            f"{image.width} x {image.height} pixels need about {needed / 1e9:.1f} GB of memory, and "
+            f"{there / 1e9:.1f} GB are free; about {most} x {most} pixels fit"
+        )
+
+
+def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int]]:
+    """The part of an image that can be encoded, and the rows and columns cropped off. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"{shown(str(path))}: is a folder; name image files, such as {shown(str(path))}/*.jpg")
+    try:
+        whole = decode(path.read_bytes())
+        require_large_enough(*whole.size)
+        part = crop_to_multiple(whole, tokenizer.downsample)
+        _require_memory(tokenizer, part)
+    except OSError as error:
+        raise UserError(f"{shown(str(path))}: {error.strerror}") from None
+    except BrokenImageError as error:
+        suffix = suffix_of(path.name)
+        reason = f"{suffix[1:]} is not read; convert it to png" if suffix in UNREAD_SUFFIXES else str(error)
+        raise UserError(f"{shown(str(path))}: not an image that can be used ({reason})") from None
+    return part, (whole.height - part.height, whole.width - part.width)
+
+
 def reconstruct_files(
     tokenizer: Tokenizer,
     images: Sequence[Path],
@@ -133,29 +175,20 @@ def reconstruct_files(
 ) -> list[Reconstruction]:
     """Write NAME.reconstruction.png and NAME.side-by-side.png (original left) below ``output`` for each image.
 
-    Every image is read before anything is written. Raises UserError for one that cannot be used.
+    Every image is read before anything is written, and again when its turn comes, so that one at a time is in memory.
+    Raises UserError for one that cannot be used.
     """
-    f = tokenizer.downsample
-    read: list[tuple[Path, Image.Image, tuple[int, int]]] = []
     for path in images:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name image files, such as {path}/*.jpg")
-        try:
-            whole = decode(path.read_bytes())
-            part = crop_to_multiple(whole, f)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except BrokenImageError as error:
-            raise UserError(f"{path}: not an image that can be read ({error})") from None
-        read.append((path, part, (whole.height - part.height, whole.width - part.width)))
+        _read(path, tokenizer)
     _make_folder(output)
     done: list[Reconstruction] = []
     names: set[str] = set()
-    for path, image, cropped in read:
-        name = next(n for k in range(len(read)) if (n := path.stem + (f"-{k + 1}" if k else "")) not in names)
+    for path in images:
+        image, cropped = _read(path, tokenizer)
+        name = next(n for k in range(len(images)) if (n := path.stem + (f"-{k + 1}" if k else "")) not in names)
         names.add(name)
         original = pixels(image)[None]
-        with _mendable(str(path), "use a smaller image, or --device cpu"):
+        with _mendable(shown(str(path)), "use a smaller image, or --device cpu"):
             made = to_uint8(tokenizer.reconstruct(original)).cpu()
         both = Image.new("RGB", (2 * image.width + GAP, image.height), "white")
         both.paste(image, (0, 0))
@@ -168,9 +201,9 @@ def reconstruct_files(
         value = float(psnr_db(made, original))
         done.append(
             Reconstruction(
-                image=str(path),
-                reconstruction=str(files[0]),
-                side_by_side=str(files[1]),
+                image=shown(str(path)),
+                reconstruction=shown(str(files[0])),
+                side_by_side=shown(str(files[1])),
                 height=image.height,
                 width=image.width,
                 cropped=cropped,
@@ -195,29 +228,34 @@ class Summary:
     shards_before: int = 0
     """Of the shards, those that were there already."""
     broken: list[tuple[str, str]] = field(default_factory=list)
-    """Images left out, with the reason."""
+    """Images that could not be used, with the reason."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Files that are left out, the broken images and those of other formats or hidden."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        values["broken"] = [{"path": path, "reason": reason} for path, reason in self.broken]
+        values["broken"] = [{"path": shown(path), "reason": reason} for path, reason in self.broken]
+        values["left_out"] = [{**one._asdict(), "name": shown(one.name)} for one in self.left_out]
         return values
 
 
 def list_images(folder: Path) -> list[str]:
     """Names of the images below ``folder``, sorted, with forward slashes. Raises UserError where there are none."""
+    return _list_images(folder)[0]
+
+
+def _list_images(folder: Path) -> tuple[list[str], list[LeftOut]]:
+    """Also what is left out: the same files as of a data set to train on."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; a folder of images is needed"
         )
-    names = sorted(
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    entries = find_images(folder)
+    names = sorted(entry.name for entry in entries if not entry.kind)
     if not names:
-        raise UserError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either")
-    return names
+        raise nothing_found(f"{folder}:", entries)
+    return names, [LeftOut(entry.name, entry.kind, entry.reason) for entry in entries if entry.kind]
 
 
 def tokenize_folder(
@@ -237,7 +275,8 @@ def tokenize_folder(
     stopped goes on where it was. size: the centre square of each image at size x size; None keeps its own size,
     cropped to multiples of f. Columns: ``COLUMNS``; the Parquet schema's metadata repeat the manifest under "gsq".
     Raises UserError for bad input, and where ``output`` holds another tokenizer's indices, or those of other images
-    (told by their names and file sizes).
+    (told by their names and file sizes). Which files are images, and which of these are used, is as for training; a
+    name that is not UTF-8 stands in ``path`` with its bytes as ``\\xe9``.
     """
     started = time.monotonic()
     positive("--shard-size", shard_size)
@@ -245,7 +284,7 @@ def tokenize_folder(
     f = tokenizer.downsample
     if size is not None and (size < f or size % f):
         raise UserError(f"--size: {size} is not a multiple of f = {f}; {max(f, size // f * f)} would be")
-    names = list_images(folder)
+    names, left_out = _list_images(folder)
     listing = hashlib.sha256(json.dumps([(n, (folder / n).stat().st_size) for n in names]).encode()).hexdigest()
     manifest = {
         "format": FORMAT,
@@ -261,7 +300,7 @@ def tokenize_folder(
     }
     _claim(output, manifest)
     total = math.ceil(len(names) / shard_size)
-    summary = Summary(str(output), bits_per_token=tokenizer.config.bits_per_token, shards=total)
+    summary = Summary(str(output), bits_per_token=tokenizer.config.bits_per_token, shards=total, left_out=left_out)
     on_start(len(names))
     for number in range(total):
         part = names[number * shard_size : (number + 1) * shard_size]
@@ -273,7 +312,8 @@ def tokenize_folder(
         else:
             found = _make_shard(tokenizer, folder, part, size, batch_size, on_images)
             table, broken = found
-            metadata = {"gsq": json.dumps({**manifest, "shard": number, "broken": broken})}
+            found_broken = [(one.name, one.reason, one.kind) for one in broken]
+            metadata = {"gsq": json.dumps({**manifest, "shard": number, "broken": found_broken})}
             with _mendable(str(path), "use a smaller --shard-size"), _whole(path) as partial:
                 pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
             for left in output.glob(f".{path.name}.*.partial"):  # of a process that was killed
@@ -283,10 +323,11 @@ def tokenize_folder(
         summary.positions += sum(
             h * w for h, w in zip(table["latent_height"].to_pylist(), table["latent_width"].to_pylist(), strict=True)
         )
-        summary.broken += broken
+        summary.broken += [(one.name, one.reason) for one in broken]
+        summary.left_out += broken
     if not summary.images:
         name, reason = summary.broken[0]
-        raise UserError(f"{folder}: none of {len(names)} images can be read; {name}: {reason}")
+        raise UserError(f"{folder}: none of {len(names)} images can be read; {shown(name)}: {reason}")
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -327,7 +368,7 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[tuple[str, str]]] | None:
+def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[LeftOut]] | None:
     """Shapes and broken images of a shard that is there, whole and of this manifest."""
     try:
         with pq.ParquetFile(path) as file:
@@ -337,7 +378,8 @@ def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[tu
             table = file.read(columns=["latent_height", "latent_width"])
     except (OSError, ValueError):  # pyarrow's errors are of these
         return None
-    return table, [(name, reason) for name, reason in metadata["broken"]]
+    # Shards of earlier versions say no kind.
+    return table, [LeftOut(name, *kind or ["broken"], reason) for name, reason, *kind in metadata["broken"]]
 
 
 def _make_shard(
@@ -347,18 +389,18 @@ def _make_shard(
     size: int | None,
     batch_size: int,
     on_images: Callable[[int], None],
-) -> tuple[pa.Table, list[tuple[str, str]]]:
+) -> tuple[pa.Table, list[LeftOut]]:
     rows: dict[str, dict[str, Any]] = {}
-    broken: list[tuple[str, str]] = []
+    broken: list[LeftOut] = []
     # Images of one size share a batch.
     waiting: dict[tuple[int, ...], list[tuple[str, str, Tensor]]] = {}
 
     def flush(batch: list[tuple[str, str, Tensor]]) -> None:
-        with _mendable(batch[0][0], "use a smaller --batch-size, or --size"):
+        with _mendable(shown(batch[0][0]), "use a smaller --batch-size, or --size"):
             indices = tokenizer.encode(torch.stack([image for _, _, image in batch]))
         flat = indices.permute(0, 2, 3, 1).to("cpu", torch.int32).numpy()
         for (name, sha256, image), found in zip(batch, flat, strict=True):
-            values = (name, sha256, *image.shape[1:], *found.shape, found.reshape(-1))
+            values = (utf8(name), sha256, *image.shape[1:], *found.shape, found.reshape(-1))
             rows[name] = dict(zip(COLUMNS.names, values, strict=True))
         on_images(len(batch))
         batch.clear()
@@ -367,9 +409,12 @@ def _make_shard(
         try:
             data = (folder / name).read_bytes()
             image = decode(data)
+            require_large_enough(*image.size)
             part = centre_square(image, size) if size else crop_to_multiple(image, tokenizer.downsample)
+            _require_memory(tokenizer, part)
         except (OSError, BrokenImageError) as error:
-            broken.append((name, str(getattr(error, "strerror", None) or error)))
+            kind = error.kind if isinstance(error, BrokenImageError) else "unreadable"
+            broken.append(LeftOut(name, kind, str(getattr(error, "strerror", None) or error)))
             on_images(1)
             continue
         tensor = pixels(part)

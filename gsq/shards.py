@@ -10,10 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import tarfile
-import threading
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -21,24 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config import DataConfig
-from gsq.datasets import IMAGE_SUFFIXES, ImageFile, Manifest, cache_folder, complete, data_root, held_out, write_cache
-from gsq.errors import Missing, UserError
-from gsq.images import broken
+from gsq.datasets import Candidate, ImageFile, LeftOut, Manifest, cache_folder, complete, data_root, write_cache
+from gsq.errors import UserError
+from gsq.images import BrokenImageError, measure
+from gsq.kept import Kept
+from gsq.listing import IMAGE_SUFFIXES, shown
+from gsq.progress import shown_after_a_second
+from gsq.shard_files import Shard, list_shards
+from gsq.tar_files import Member, tar_images
 
-SUFFIXES = {"webdataset": (".tar",), "huggingface": (".parquet", ".arrow")}
-# Words of a shard's path that name its split.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 # Decoded row groups that are kept.
 ROW_GROUP_BYTES = 256 << 20
 # Raised when what a cached manifest holds changes.
-FORMAT = 1
-
-Found = tuple[str, int, int, int, bytes | None]
-"""Name within the shard, start, size, row group, content (None: there is no image)."""
+FORMAT = 2
 
 
 def shard_manifest(config: DataConfig) -> Manifest:
@@ -49,172 +40,106 @@ def shard_manifest(config: DataConfig) -> Manifest:
     Else images are held out by a hash of their content. Raises UserError for shards that are missing or damaged.
     """
     root = data_root(config)
-    shards, splits = _list_shards(config.kind, root)
+    shards, left_out = list_shards(config.kind, root)
     base = root if root.is_dir() else root.parent
-    names = [shard.relative_to(base).as_posix() for shard in shards]
-    folder = cache_folder() / hashlib.sha256(f"{base}\n{config.image_column}".encode()).hexdigest()[:16]
+    where = f"{base}\n{config.image_column}".encode(errors="surrogateescape")
+    folder = cache_folder() / hashlib.sha256(where).hexdigest()[:16]
     scan = partial(_scan_or_cached, config.image_column, folder)
     pool = ThreadPoolExecutor(_threads())
     try:
-        scanned = list(_with_progress(pool.map(scan, shards, names), len(shards), config.path))
+        what = f"first look at the shards of {shown(config.path)}"
+        scanned = list(shown_after_a_second(pool.map(scan, shards), what, len(shards)))
     finally:
         pool.shutdown(cancel_futures=True)
-    files: list[ImageFile] = []
-    unreadable: list[str] = []
-    parts: dict[str, list[ImageFile]] = {"train": [], "validation": []}
-    for shard, name, split, content in zip(shards, names, splits, scanned, strict=True):
-        column = content["column"]
-        for inner, start, size, group, sha256 in content["images"]:
-            if not sha256:
-                unreadable.append(f"{name}/{inner}")
-                continue
-            file = ImageFile(f"{name}/{inner}", shard, sha256, start, size, group, column)
-            files.append(file)
-            parts.setdefault(split, []).append(file)
-    explicit = {"train", "validation"} <= set(splits)
-    train, validation = (parts["train"], parts["validation"]) if explicit else held_out(files, config.validation_share)
-    return complete(config, str(root), train, validation, unreadable)
+    _require_images(root, shards, scanned)
+    candidates = []
+    for shard, content in zip(shards, scanned, strict=True):
+        if not content["images"]:
+            left_out.append(LeftOut(shard.name, "empty", "shards"))
+        for inner, start, size, group, sha256, width, height, kind, reason, former in content["images"]:
+            file = ImageFile(
+                f"{shard.name}/{inner}", shard.path, sha256, start, size, group, content["column"], width, height
+            )
+            candidates.append(Candidate(file, kind, reason, former, shard.split))
+    return complete(config, str(root), candidates, _half_a_split(config, shards), left_out)
+
+
+def _require_images(root: Path, shards: list[Shard], scanned: list[dict[str, Any]]) -> None:
+    if any(not image[7] for content in scanned for image in content["images"]):
+        return
+    if all(not content["images"] for content in scanned):
+        what = f"images ({', '.join(IMAGE_SUFFIXES)})" if shards[0].path.suffix.lower() == ".tar" else "rows"
+        raise UserError(
+            f"{shards[0].path}: holds no {what}{f', nor does another shard of {root}' if len(shards) > 1 else ''}"
+        )
+
+
+def _half_a_split(config: DataConfig, shards: list[Shard]) -> list[str]:
+    """That shards are marked as one split, and the other is held out of them."""
+    marked = {shard.split for shard in shards}
+    if {"train", "validation"} <= marked or not marked & {"train", "validation"}:
+        return []
+    one, other = ("train", "validation") if "train" in marked else ("validation", "train")
+    return [
+        f"split: shards are marked {one}, and none {other}: data.validation_share {config.validation_share:g} of their "
+        "images is held out, by a hash of the content"
+    ]
 
 
 def _threads() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
-def _with_progress(items: Iterator[Any], count: int, path: str) -> Iterator[Any]:
-    """The items, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    hide = not console.is_terminal
-    return iter(track(items, f"reading shards of {path}", count, console=console, transient=True, disable=hide))
-
-
-def split_of(name: str) -> str:
-    """train, validation, test or nothing, as the last part of a path that names a split says."""
-    for part in reversed(Path(name).with_suffix("").parts):
-        found = {SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS}
-        if len(found) == 1:
-            return found.pop()
-    return ""
-
-
-def _list_shards(kind: str, root: Path) -> tuple[list[Path], list[str]]:
-    suffixes = SUFFIXES[kind]
-    if root.is_file():
-        if root.suffix not in suffixes:
-            raise UserError(f"data.path: {root} is no {' or '.join(suffixes)} file, which data.kind {kind} needs")
-        return [root], [""]
-    if not root.is_dir():
-        hint = "; fetch what is on the hub first: hf download --repo-type dataset ID --local-dir FOLDER"
-        raise Missing(
-            f"data.path: {root} is neither a folder of {' or '.join(suffixes)} shards nor one of them"
-            f"{hint if kind == 'huggingface' else ''}"
-        )
-    # cache-*.arrow are the intermediate results of datasets.map and its like.
-    shards = sorted(p for p in root.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[:6] != "cache-")
-    if not shards:
-        compressed = next(root.rglob("*.tar.*"), None) if kind == "webdataset" else None
-        hint = f"; {compressed.name} is compressed, and only a plain tar can be read at any place" if compressed else ""
-        raise UserError(f"data.path: {root} holds no shards ({', '.join(suffixes)}), in no subfolder either{hint}")
-    kinds = Counter(shard.suffix for shard in shards)
-    if len(kinds) > 1:
-        counts = " and ".join(f"{n} {suffix}" for suffix, n in kinds.items())
-        raise UserError(f"data.path: {root} holds {counts} files; name the folder of the ones that are meant")
-    _require_all(root, shards)
-    splits = [split_of(shard.relative_to(root).as_posix()) for shard in shards]
-    wanted = set(splits) & {"train", "validation"}
-    if wanted:
-        # Where training data is marked, what is marked otherwise or not at all is something else.
-        known = {"train", "validation"} if len(wanted) == 2 else {*wanted, ""}
-        kept = [(shard, split) for shard, split in zip(shards, splits, strict=True) if split in known]
-        shards, splits = [shard for shard, _ in kept], [split for _, split in kept]
-    return shards, splits
-
-
-def _require_all(root: Path, shards: list[Path]) -> None:
-    """Raise UserError where the shards' numbers say that some are missing."""
-    numbered: dict[tuple[Path, str, str], set[int]] = {}
-    for shard in shards:
-        match = re.fullmatch(r"(.*?)(\d+)(-of-\d+.*)?", shard.stem)
-        if match:
-            prefix, number, of = match.groups()
-            # Hashes after the total differ between shards.
-            total = re.match(r"-of-\d+", of)[0] if of else ""  # type: ignore[index]
-            numbered.setdefault((shard.parent, prefix, total), set()).add(int(number))
-    for (folder, prefix, total), numbers in numbered.items():
-        if total:
-            expected = set(range(int(total[4:])))
-        elif len(numbers) > 1:
-            expected = set(range(min(numbers), max(numbers) + 1))
-        else:
-            continue
-        if missing := sorted(expected - numbers):
-            shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-            where = (folder / f"{prefix}*").relative_to(root)
-            raise UserError(
-                f"data.path: {root}: of the shards {where} {len(missing)} of {len(expected)} are missing "
-                f"(number {shown}); fetch them, or rename the others if a part is what you want"
-            )
-
-
 # Reading through a shard.
 
 
-def _scan_or_cached(image_column: str, folder: Path, shard: Path, name: str) -> dict[str, Any]:
-    stat = shard.stat()
+def _scan_or_cached(image_column: str, folder: Path, shard: Shard) -> dict[str, Any]:
+    """Column and images of a shard: a list each of the fields of Member without its content, then what a first look
+    says: sha256, width, height, kind and reason where it is left out, and whether gsq always read it."""
+    stat = shard.path.stat()
     stamp = [FORMAT, stat.st_size, stat.st_mtime_ns]
-    cache = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    cache = folder / f"{hashlib.sha256(shard.name.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
     try:
         known = json.loads(cache.read_text())
         if known["stamp"] == stamp:
             return dict(known)
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    column, images = _scanner(shard)(shard, image_column)
-    entries = [
-        (inner, start, size, group, "" if data is None or broken(data) else hashlib.sha256(data).hexdigest())
-        for inner, start, size, group, data in images
-    ]
+    column, images = _scanner(shard.path)(shard.path, image_column)
+    try:
+        entries = [_entry(image) for image in images]
+    except MemoryError:
+        raise UserError(f"{shard.path}: there is not enough memory to decode one of its images") from None
     content = {"stamp": stamp, "column": column, "images": entries}
     write_cache(cache, content)
     return content
 
 
-def _scanner(shard: Path) -> Callable[[Path, str], tuple[str, Iterator[Found]]]:
-    return {".tar": _scan_tar, ".parquet": _scan_parquet, ".arrow": _scan_arrow}[shard.suffix]
+def _entry(image: Member) -> list[Any]:
+    sha256, width, height, kind, reason = "", -1, -1, image.kind, image.reason
+    former = image.former
+    if image.data is not None:
+        try:
+            width, height = measure(image.data)
+        except BrokenImageError as error:
+            kind, reason = kind or error.kind, reason or str(error)
+            former = former and error.kind == "small"
+        if former or not kind:
+            sha256 = hashlib.sha256(image.data).hexdigest()
+    elif not kind:
+        kind, reason, former = "broken", "no image", False
+    return [image.name, image.start, image.size, image.group, sha256, width, height, kind, reason, former]
 
 
-def _scan_tar(shard: Path, _: str) -> tuple[str, Iterator[Found]]:
-    return "", _tar_images(shard)
+def _scanner(shard: Path) -> Callable[[Path, str], tuple[str, Iterator[Member]]]:
+    return {".tar": _scan_tar, ".parquet": _scan_parquet, ".arrow": _scan_arrow}[shard.suffix.lower()]
 
 
-def _tar_images(shard: Path) -> Iterator[Found]:
-    if not shard.stat().st_size:
-        raise UserError(f"{shard}: is empty; get it again")
-    count = 0
-    try:
-        with tarfile.open(shard, "r:") as tar, shard.open("rb") as file:
-            for member in tar:
-                if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
-                    if member.issparse():
-                        raise UserError(f"{shard}: {member.name} is stored as a sparse file; write the tar without -S")
-                    file.seek(member.offset_data)
-                    count += 1
-                    yield member.name, member.offset_data, member.size, -1, file.read(member.size)
-            # Cut between two members, a tar only lacks the two blocks of zeros at its end.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("no end mark")
-    except tarfile.TarError as error:
-        raise UserError(f"{shard}: is no tar file, or was cut short ({error}); get it again") from None
-    except OSError as error:
-        raise UserError(f"{shard}: cannot be read ({error.strerror or error})") from None
-    if not count:
-        raise UserError(f"{shard}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+def _scan_tar(shard: Path, _: str) -> tuple[str, Iterator[Member]]:
+    return "", tar_images(shard)
 
 
-def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]:
+def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -224,7 +149,7 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]
         raise _damaged(shard, error) from None
     column = find_column(shard, parquet.schema_arrow, image_column)
 
-    def images() -> Iterator[Found]:
+    def images() -> Iterator[Member]:
         number = empty = 0
         try:
             for group in range(parquet.num_row_groups):
@@ -233,7 +158,7 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]
                     for value in _bytes(batch.column(0)):
                         data = value.as_py()
                         empty += data is None
-                        yield str(number), row, len(data or b""), group, data
+                        yield Member(str(number), row, len(data or b""), group, data)
                         row, number = row + 1, number + 1
         except (pa.ArrowException, OSError) as error:
             raise _damaged(shard, error) from None
@@ -242,7 +167,7 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]
     return column, images()
 
 
-def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]:
+def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
     import pyarrow as pa
 
     try:
@@ -259,7 +184,7 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]:
         raise _damaged(shard, error) from None
     column = find_column(shard, schema, image_column).removesuffix(".bytes")
 
-    def images() -> Iterator[Found]:
+    def images() -> Iterator[Member]:
         number = empty = 0
         try:
             for batch in batches:
@@ -267,7 +192,8 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Found]]:
                     if size > 0 and not 0 <= start <= whole.size - size:
                         raise UserError(f"{shard}: is compressed inside; datasets' save_to_disk writes it plainly")
                     empty += size < 0
-                    yield str(number), start, max(size, 0), -1, None if size < 0 else bytes(whole[start : start + size])
+                    data = None if size < 0 else bytes(whole[start : start + size])
+                    yield Member(str(number), start, max(size, 0), -1, data)
                     number += 1
         except (pa.ArrowException, OSError) as error:
             raise _damaged(shard, error) from None
@@ -295,9 +221,7 @@ def _damaged(shard: Path, error: Exception) -> UserError:
 
 
 def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
-    if not rows:
-        raise UserError(f"{shard}: holds no rows")
-    if empty == rows:
+    if rows and empty == rows:
         raise UserError(
             f"{shard}: column {column} holds no image, perhaps only paths of images; write the data set with datasets' "
             "to_parquet or save_to_disk, which put the images into the shards, or use data.kind image_folder"
@@ -366,33 +290,6 @@ def _opened(path: Path) -> Any:
     return path.open("rb", buffering=0)
 
 
-class _RowGroups:
-    """The last decoded row groups, up to ROW_GROUP_BYTES and at least one; shared by threads."""
-
-    def __init__(self) -> None:
-        self.kept: OrderedDict[tuple[Path, int], Any] = OrderedDict()
-        self.bytes = 0
-        self.lock = threading.Lock()
-
-    def __call__(self, path: Path, group: int, column: str) -> Any:
-        key = (path, group)
-        with self.lock:
-            if key in self.kept:
-                self.kept.move_to_end(key)
-                return self.kept[key]
-        import pyarrow.parquet as pq
-
-        table = pq.ParquetFile(path, metadata=_footer(path)).read_row_group(group, [column], use_threads=False)
-        found = _bytes(table.column(0))
-        with self.lock:
-            if key not in self.kept:
-                self.kept[key] = found
-                self.bytes += found.nbytes
-                while self.bytes > ROW_GROUP_BYTES and len(self.kept) > 1:
-                    self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        return found
-
-
 @lru_cache(maxsize=4096)
 def _footer(path: Path) -> Any:
     import pyarrow.parquet as pq
@@ -400,7 +297,17 @@ def _footer(path: Path) -> Any:
     return pq.read_metadata(path)
 
 
-_row_groups = _RowGroups()
+_row_groups: Kept[Any] = Kept(ROW_GROUP_BYTES, lambda column: int(column.nbytes))
+
+
+def _row_group(path: Path, group: int, column: str) -> Any:
+    def read() -> Any:
+        import pyarrow.parquet as pq
+
+        table = pq.ParquetFile(path, metadata=_footer(path)).read_row_group(group, [column], use_threads=False)
+        return _bytes(table.column(0))
+
+    return _row_groups((path, group, column), read)
 
 
 def read_bytes(file: ImageFile) -> bytes:
@@ -413,7 +320,7 @@ def read_bytes(file: ImageFile) -> bytes:
     import pyarrow as pa
 
     try:
-        return bytes(_row_groups(file.path, file.row_group, file.column)[file.start].as_py() or b"")
+        return bytes(_row_group(file.path, file.row_group, file.column)[file.start].as_py() or b"")
     except (pa.ArrowException, IndexError) as error:
         raise OSError(str(error)) from None
 

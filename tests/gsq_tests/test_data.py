@@ -24,6 +24,7 @@ from tiny_run import curve, status, tiny
 
 import gsq.data
 import gsq.datasets
+import gsq.folders
 import gsq.shards
 import gsq.staging
 from gsq import UserError
@@ -33,7 +34,7 @@ from gsq.datasets import PHOTOS, Manifest, manifest
 from gsq.images import BrokenImageError, broken, decode
 from gsq.record import read_metrics
 from gsq.run import execute
-from gsq.shards import split_of
+from gsq.shard_files import split_of
 from gsq.staging import stage
 
 SMALL = DataConfig(image_size=16)
@@ -69,8 +70,8 @@ def names(files: Manifest) -> tuple[set[str], set[str]]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose content is hashed from now on."""
     seen: list[str] = []
-    original: Callable[[Path], str] = gsq.datasets._hash_file
-    monkeypatch.setattr(gsq.datasets, "_hash_file", lambda path: seen.append(path.name) or original(path))
+    original: Callable[[Path], str] = gsq.folders._hash_file
+    monkeypatch.setattr(gsq.folders, "_hash_file", lambda path: seen.append(path.name) or original(path))
     return seen
 
 
@@ -89,7 +90,7 @@ def test_photos_keep_scenes_apart() -> None:
 
 def test_photos_are_the_pinned_files() -> None:
     for file in manifest(SMALL).train + manifest(SMALL).validation:
-        assert gsq.datasets._hash_file(file.path) == file.sha256
+        assert gsq.folders._hash_file(file.path) == file.sha256
 
 
 def test_fingerprint_does_not_depend_on_the_crops() -> None:
@@ -291,7 +292,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path: .*nowhere is not a folder"):
         manifest(folder_config(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds no images \(\.jpg, \.jpeg, \.png, \.webp\)"):
+    with pytest.raises(UserError, match=r"holds no images \(\.jpg, \.jpeg, \.png, \.webp, "):
         manifest(folder_config(tmp_path))
     with pytest.raises(UserError, match="is not a folder"):
         manifest(folder_config(tmp_path / "notes.txt"))
@@ -603,19 +604,20 @@ def test_a_shard_that_changes_later_is_found_out(shards: DataConfig) -> None:
         content[len(content) // 3] ^= 255
         file.write_bytes(content)
     gsq.shards._opened.cache_clear()
-    gsq.shards._row_groups.kept.clear()
+    gsq.shards._row_groups.clear()
     with pytest.raises(UserError, match=r"part-0000\d-of-00003"):
         source.train_batch(0, 0, range(80))
 
 
 def test_row_groups_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(tmp_path / "a.parquet", [encoded(i) for i in range(IMAGES)], rows=2)
-    files = manifest(shard_config(tmp_path, "parquet"))
-    groups = gsq.shards._RowGroups()
-    size = groups(files.train[0].path, 0, "image.bytes").nbytes
-    monkeypatch.setattr(gsq.shards, "ROW_GROUP_BYTES", 3 * size)
+    path = manifest(shard_config(tmp_path, "parquet")).train[0].path
+    groups = gsq.shards._row_groups
+    groups.clear()
+    size = gsq.shards._row_group(path, 0, "image.bytes").nbytes
+    monkeypatch.setattr(groups, "limit", 3 * size)
     for group in (0, 1, 2, 3, 4, 5, 1):
-        groups(files.train[0].path, group, "image.bytes")
+        gsq.shards._row_group(path, group, "image.bytes")
     assert 1 <= len(groups.kept) <= 4 and list(groups.kept)[-1][1] == 1
     assert groups.bytes == sum(kept.nbytes for kept in groups.kept.values())
 
@@ -718,7 +720,7 @@ def test_staged_images_are_the_same_and_come_from_the_node(staged: tuple[DataCon
     assert local.fingerprint == files.fingerprint and local.label == files.label
     assert [f.name for f in local.train] == [f.name for f in files.train]
     shutil.rmtree(config.path)
-    gsq.data._load_one_of_few.cache_clear()
+    gsq.data._decoded.clear()
     source = ImageSource(config, local)
     assert torch.equal(source.train_batch(0, 3, range(8)), batch)
     assert torch.equal(source.validation_batch(0, 2), first)
@@ -734,7 +736,7 @@ def test_an_image_folder_is_staged_as_one_file(folder: Path, tmp_path: Path) -> 
     batch = ImageSource(config, files).train_batch(0, 0, range(8))
     local = stage(files, str(tmp_path / "node"))
     assert {f.path for f in local.train + local.validation} == {tmp_path / "node" / f"gsq-{files.fingerprint}.images"}
-    gsq.data._load_one_of_few.cache_clear()
+    gsq.data._decoded.clear()
     assert torch.equal(ImageSource(config, local).train_batch(0, 0, range(8)), batch)
 
 
@@ -754,7 +756,7 @@ def test_damaged_copies_are_made_again_or_found_out(staged: tuple[DataConfig, Pa
     for shard in Path(config.path).iterdir():
         shard.write_bytes(bytes(shard.stat().st_size))
     gsq.shards._opened.cache_clear()
-    gsq.shards._row_groups.kept.clear()
+    gsq.shards._row_groups.clear()
     gsq.shards._footer.cache_clear()
     with pytest.raises(UserError, match=r"part-00000-of-00003\..*(its content is not what|cannot be read)"):
         stage(files, str(folder))

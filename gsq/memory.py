@@ -1,0 +1,63 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def available_bytes(device: torch.device | None = None) -> int:
+    """Memory that can be taken on the device, or on this machine, without ending a process: the least of what is free
+    and of the limits of the job (control groups) and of the process (ulimit -v)."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return min((2**62, *_limits()))
+
+
+def _limits() -> Iterator[int]:
+    if found := re.search(r"MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo"))):
+        yield int(found[1]) * 1024
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    taken = _text(Path("/proc/self/statm")).split()
+    if soft != resource.RLIM_INFINITY and taken:
+        yield max(0, soft - int(taken[0]) * resource.getpagesize())
+    yield from _control_groups(_text(Path("/proc/self/cgroup")), Path("/sys/fs/cgroup"))
+
+
+def _control_groups(own: str, mounted: Path) -> Iterator[int]:
+    """What the limits of this process's groups leave, for cgroup v2 and v1; own: the text of /proc/self/cgroup."""
+    for line in own.splitlines():
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if number == "0" and not controllers:
+            top, names = mounted, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = mounted / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = top / path.lstrip("/")
+        # The limits of the groups above hold, too. In a container the path may be one of the host.
+        for group in (folder, *folder.parents):
+            limit, used = (_text(group / name).strip() for name in names[:2])
+            if limit.isdigit() and used.isdigit():
+                cached = re.search(rf"^{names[2]} (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+                # Cached files make room.
+                yield max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+            if group == top:
+                break
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
