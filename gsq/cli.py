@@ -574,7 +574,7 @@ def reconstruct_command(
 @app.command("tokenize")
 def tokenize_command(
     run: TokenizerArgument,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of jpg, png and webp images, at any depth.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the Parquet shards go.")],
     size: Annotated[
         int | None,
@@ -593,7 +593,7 @@ def tokenize_command(
 
     DIR gets indices-00000.parquet, ... (a row an image: path, sha256, height, width, latent_height, latent_width,
     indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the shard in work; the same command goes on
-    where it stopped. Images that cannot be read are listed and left out.
+    where it stopped. Images that cannot be used are listed and left out; which those are is as for training.
 
     Example: gsq tokenize results/runs/ab/abcdef123456 photos --output tokens --size 256
 
@@ -603,7 +603,9 @@ def tokenize_command(
     from rich.console import Console
     from rich.progress import Progress
 
+    from gsq.datasets import described
     from gsq.inference import tokenize_folder
+    from gsq.listing import shown
     from gsq.tokenizer import Tokenizer
 
     console = Console(stderr=True)
@@ -628,9 +630,11 @@ def tokenize_command(
         typer.echo(json.dumps(summary.to_dict(), indent=1))
         return
     for path, reason in summary.broken[:20]:
-        typer.echo(f"left out: {path}: {reason}")
+        typer.echo(f"left out: {shown(path)}: {reason}")
     if len(summary.broken) > 20:
         typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
+    for line in described(summary.left_out):
+        typer.echo(f"left out: {line}")
     typer.echo(
         f"{summary.images} images, {summary.positions} positions of {summary.bits_per_token:g} bits, {summary.shards} "
         f"shard{'s' * (summary.shards > 1)} ({summary.shards_before} there before), {len(summary.broken)} images left "

@@ -48,6 +48,7 @@ def run_sweep(
     from rich.console import Console
     from rich.markup import escape
 
+    from gsq.datasets import KINDS
     from sweeps.canary import wait
     from sweeps.cli import admitted, make
     from sweeps.cluster import load_cluster, local_workers
@@ -64,8 +65,10 @@ def run_sweep(
     target = load_cluster(cluster)
     slots = local_workers(target) if target.kind == "local" else target.parallel
     folder = SweepFolder(runs_root(), plan.name)
-    if plan.broken_images:
-        console.print(f"[yellow]{len(plan.broken_images)} broken images are left out (gsq plan names them)[/yellow]")
+    for data in plan.data:
+        if data.left_out:
+            counts = ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in data.counts().items())
+            console.print(f"[yellow]left out of the images: {counts} (gsq plan names them)[/yellow]", highlight=False)
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)
         if plan.search is not None:

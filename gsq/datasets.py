@@ -131,8 +131,8 @@ class Summary:
         return [one for one in self.left_out if one.kind == kind]
 
 
-def described(left_out: Iterable[LeftOut]) -> list[str]:
-    """A line for each kind of files that were left out: how many, and why, the first few by name."""
+def described(left_out: Iterable[LeftOut], most: int = NAMED) -> list[str]:
+    """A line for each kind of files that were left out: how many, and why, the first ``most`` by name."""
     kinds: dict[str, list[LeftOut]] = {kind: [] for kind in KINDS}
     for one in left_out:
         kinds[one.kind].append(one)
@@ -144,10 +144,10 @@ def described(left_out: Iterable[LeftOut]) -> list[str]:
         if kind in ("format", "split", "empty"):
             line += f" ({counted(one.reason for one in found)})"
         if kind in ("broken", "small", "link", "unreadable"):
-            names = (f"{shown(one.name)}: {one.reason}" for one in found[:NAMED])
+            names = (f"{shown(one.name)}: {one.reason}" for one in found[:most])
         else:
-            names = (shown(one.name) for one in found[:NAMED])
-        lines.append(f"{line}: {'; '.join(names)}{'; ...' if len(found) > NAMED else ''}")
+            names = (shown(one.name) for one in found[:most])
+        lines.append(f"{line}: {'; '.join(names)}{'; ...' if len(found) > most else ''}")
     return lines
 
 

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -27,8 +26,8 @@ from gsq.datasets import LeftOut
 from gsq.errors import UserError, positive
 from gsq.folders import find_images, nothing_found
 from gsq.images import BrokenImageError, decode, require_large_enough
+from gsq.inputs import centre_square, crop_to_multiple, pixels, require_memory, to_image
 from gsq.listing import UNREAD_SUFFIXES, shown, suffix_of, utf8
-from gsq.memory import available_bytes
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import read_json, write_json
 from gsq.tokenizer import Tokenizer
@@ -54,32 +53,6 @@ WAITING_PIXELS = 1 << 26
 BATCH_PIXELS = 1 << 20
 # White pixels between an image and its reconstruction.
 GAP = 4
-
-
-def crop_to_multiple(image: Image.Image, f: int) -> Image.Image:
-    """The largest centred part whose sides f divides. Raises BrokenImageError where a side is shorter than f."""
-    width, height = (side - side % f for side in image.size)
-    if not width or not height:
-        raise BrokenImageError(f"{image.height} x {image.width} pixels are fewer than f = {f} on a side")
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, resized to size x size as in evaluation (bicubic, antialiased)."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """(3, H, W), uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def to_image(tensor: Tensor) -> Image.Image:
-    """(3, H, W) uint8 -> RGB."""
-    return Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
 
 
 @contextmanager
@@ -128,42 +101,21 @@ class Reconstruction:
     """Of the uint8 images; None for a perfect reconstruction."""
 
 
-def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
-    """Memory at the most to encode and decode images of so many pixels in all, in float32, beside the weights.
-
-    Nine maps of the widest level, as measured for the presets (eight to nine on a CPU, at 0.1 to 2 megapixels).
-    """
-    widest = max(width / 4**level for level, width in enumerate(tokenizer.config.model.widths))
-    return round(pixels * (9 * 4 * widest + 32))
-
-
-def _require_memory(tokenizer: Tokenizer, image: Image.Image) -> None:
-    """Raise BrokenImageError for an image that does not fit into memory, before any is taken."""
-    pixels = image.width * image.height
-    needed, there = working_bytes(tokenizer, pixels), available_bytes(tokenizer.device)
-    if needed > there:
-        most = math.isqrt(max(0, pixels * there // needed))
-        raise BrokenImageError(
-            f"{image.width} x {image.height} pixels need about {needed / 1e9:.1f} GB of memory, and "
-            f"{there / 1e9:.1f} GB are free; about {most} x {most} pixels fit"
-        )
-
-
 def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int]]:
     """The part of an image that can be encoded, and the rows and columns cropped off. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{shown(str(path))}: is a folder; name image files, such as {shown(str(path))}/*.jpg")
     try:
         whole = decode(path.read_bytes())
-        require_large_enough(*whole.size)
         part = crop_to_multiple(whole, tokenizer.downsample)
-        _require_memory(tokenizer, part)
+        require_large_enough(*whole.size)
+        require_memory(tokenizer, part)
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
     except BrokenImageError as error:
         suffix = suffix_of(path.name)
         reason = f"{suffix[1:]} is not read; convert it to png" if suffix in UNREAD_SUFFIXES else str(error)
-        raise UserError(f"{shown(str(path))}: not an image that can be used ({reason})") from None
+        raise UserError(f"{shown(str(path))}: not an image that can be read ({reason})") from None
     return part, (whole.height - part.height, whole.width - part.width)
 
 
@@ -230,7 +182,7 @@ class Summary:
     broken: list[tuple[str, str]] = field(default_factory=list)
     """Images that could not be used, with the reason."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Files that are left out, the broken images and those of other formats or hidden."""
+    """Files that were not even tried: of other formats, hidden, behind dead links."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -324,7 +276,6 @@ def tokenize_folder(
             h * w for h, w in zip(table["latent_height"].to_pylist(), table["latent_width"].to_pylist(), strict=True)
         )
         summary.broken += [(one.name, one.reason) for one in broken]
-        summary.left_out += broken
     if not summary.images:
         name, reason = summary.broken[0]
         raise UserError(f"{folder}: none of {len(names)} images can be read; {shown(name)}: {reason}")
@@ -379,7 +330,7 @@ def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[Le
     except (OSError, ValueError):  # pyarrow's errors are of these
         return None
     # Shards of earlier versions say no kind.
-    return table, [LeftOut(name, *kind or ["broken"], reason) for name, reason, *kind in metadata["broken"]]
+    return table, [LeftOut(name, kind[0] if kind else "broken", reason) for name, reason, *kind in metadata["broken"]]
 
 
 def _make_shard(
@@ -409,9 +360,9 @@ def _make_shard(
         try:
             data = (folder / name).read_bytes()
             image = decode(data)
-            require_large_enough(*image.size)
             part = centre_square(image, size) if size else crop_to_multiple(image, tokenizer.downsample)
-            _require_memory(tokenizer, part)
+            require_large_enough(*image.size)
+            require_memory(tokenizer, part)
         except (OSError, BrokenImageError) as error:
             kind = error.kind if isinstance(error, BrokenImageError) else "unreadable"
             broken.append(LeftOut(name, kind, str(getattr(error, "strerror", None) or error)))

@@ -36,7 +36,7 @@ def _limits() -> Iterator[int]:
 def _control_groups(own: str, mounted: Path) -> Iterator[int]:
     """What the limits of this process's groups leave, for cgroup v2 and v1; own: the text of /proc/self/cgroup."""
     for line in own.splitlines():
-        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
             top, names = mounted, ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):

@@ -106,7 +106,8 @@ def shortened(cell: Cell) -> Cell:
         evaluation=replace(config.evaluation, num_images=2, every=0, allow_small=True),
         execution=replace(config.execution, keep_checkpoint=True),
     )
-    return Cell(identity(config, manifest(config.data)), {**cell.axes, "steps": STEPS}, config, cell.data_label)
+    signature = identity(config, manifest(config.data))
+    return replace(cell, signature=signature, axes={**cell.axes, "steps": STEPS}, config=config)
 
 
 def run_canaries(

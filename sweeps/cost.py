@@ -229,7 +229,7 @@ def evaluations(cell: Cell) -> int:
 def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
     """Speed.memory from the measured peaks."""
     found = [
-        (float(m.cell.cost.memory_bytes), float(m.record.peak_memory_bytes))
+        (float(m.cell.cost.memory_bytes), float(max(1, m.record.peak_memory_bytes - _image_bytes(m.cell, device))))
         for m in runs
         # Before the discriminator comes, or the evaluation, it is not the peak.
         if m.record.peak_memory_bytes
@@ -327,7 +327,13 @@ def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estim
     count = evaluations(cell) - (min(done, steps - 1) // every if every else 0)
     evaluation = rate.evaluation[0] + rate.evaluation[1] * evaluation_flops(cell)
     seconds = rate.startup_seconds + (steps - done) * step_seconds(cell, rate) + count * evaluation
-    return Estimate(seconds, round(rate.memory[0] + rate.memory[1] * cell.cost.memory_bytes))
+    memory = rate.memory[0] + rate.memory[1] * cell.cost.memory_bytes + _image_bytes(cell, device)
+    return Estimate(seconds, round(memory))
+
+
+def _image_bytes(cell: Cell, device: str) -> int:
+    """Decoded images lie in the memory of the machine, which is not what a GPU's peak is of."""
+    return cell.image_bytes if device == "cpu" else 0
 
 
 @dataclass(frozen=True, order=True)

@@ -267,11 +267,17 @@ def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None 
             console.print(f"  ... and {count - 4} more (--all shows them)", style="dim")
     for axes, signature in plan.merged:
         console.print(f"merged: {escape(title(axes))} is the same run as {signature}")
-    for name in plan.broken_images[:10]:
-        console.print(f"[yellow]broken image left out:[/yellow] {escape(name)}")
-    if len(plan.broken_images) > 10:
-        console.print(f"[yellow]... and {len(plan.broken_images) - 10} more broken images[/yellow]")
+    print_data(console, plan)
     print_forecast(console, found)
+
+
+def print_data(console: Console, plan: Plan) -> None:
+    """The images of each split, files that were left out, and what else should be known of the data."""
+    for data in plan.data:
+        first, *rest = data.lines()
+        console.print(escape(first), highlight=False, soft_wrap=True)
+        for line in rest:
+            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
 
 
 def _device_time(seconds: float, device: str) -> str:
@@ -371,6 +377,7 @@ def print_search(console: Console, plan: Plan, found: Forecast) -> None:
         share = count / (count + len(plan.cells))
         console.print(f"draws are repeated where (about {share:.0%}): [bold]{escape(constraint)}[/bold]")
     each = [found.estimates[cell.signature].seconds for cell in plan.cells]
+    print_data(console, plan)
     console.print(
         f"a trial takes {duration(min(each))} to {duration(max(each))}, in the middle of the space "
         f"{duration(each[0])}; if none is pruned:",

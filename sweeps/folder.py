@@ -133,12 +133,14 @@ _START = b'{"signature": "'
 
 
 def _line(cell: Cell, base: RunConfig) -> str:
-    values = {
+    values: dict[str, Any] = {
         "signature": cell.signature,
         "axes": cell.axes,
         "config": differences(_absolute(cell.config), base),
         "data_label": cell.data_label,
     }
+    if cell.image_bytes:
+        values["image_bytes"] = cell.image_bytes
     return json.dumps(values) + "\n"
 
 
@@ -180,7 +182,8 @@ def _base(file: Path) -> Overrides:
 def _cell(file: Path, line: bytes, restore: Callable[[Mapping[str, Any]], RunConfig]) -> Cell:
     try:
         values = json.loads(line)
-        return Cell(values["signature"], values["axes"], restore(values["config"]), values["data_label"])
+        config, image_bytes = restore(values["config"]), int(values.get("image_bytes", 0))
+        return Cell(values["signature"], values["axes"], config, values["data_label"], image_bytes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         found = line[:60].decode(errors="replace")
         raise UserError(f"{file}: cell {found}... cannot be read: {type(error).__name__}: {error}") from None

@@ -77,6 +77,8 @@ class Cell:
     """The values that the sweep set, by the names used in the YAML."""
     config: RunConfig
     data_label: str
+    image_bytes: int = 0
+    """Memory that its decoded images take at the most; 0 also where it is not known."""
 
     @cached_property
     def cost(self) -> Cost:
@@ -172,6 +174,7 @@ class CellMaker:
     def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
         self.override, self.sign = Overrides(spec.base), Signer()
         self.manifests: dict[Any, Manifest] = {}
+        self._decoded: dict[Any, int] = {}
         self.lenient = lenient
         self.missing: dict[str, None] = {}
         """Why images could not be read; only where lenient, else it is an error."""
@@ -191,7 +194,14 @@ class CellMaker:
             self.manifests[config.data] = self._manifest(config)
         files = self.manifests[config.data]
         signature = identity(config, files, self.sign, self.absent if self.lenient else None)
-        return Cell(signature, axes, config, files.label)
+        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files))
+
+    def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
+        """Cell.image_bytes."""
+        key = config.data, config.execution.data_workers
+        if key not in self._decoded:
+            self._decoded[key] = files.decoded_bytes(config.execution.data_workers)
+        return self._decoded[key]
 
     def _manifest(self, config: RunConfig) -> Manifest:
         try:

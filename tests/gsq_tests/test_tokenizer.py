@@ -27,7 +27,8 @@ from gsq import RunConfig, Tokenizer, UserError, train
 from gsq.autoencoder import Autoencoder
 from gsq.cli import app
 from gsq.images import decode
-from gsq.inference import crop_to_multiple, list_images, tokenize_folder
+from gsq.inference import list_images, tokenize_folder
+from gsq.inputs import crop_to_multiple
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import RunFolder
 

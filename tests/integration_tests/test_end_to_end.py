@@ -149,10 +149,10 @@ def test_images_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     planned = run_gsq(tmp_path, "plan", "own.yaml")
     assert planned.returncode == 0, planned
-    assert "broken image left out: deep/torn.png" in planned.stdout
+    assert "left out: 1 broken: deep/torn.png: " in planned.stdout
     done = run_gsq(tmp_path, "run", "own.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 broken image" in done.stdout
+    assert "left out of the images: 1 broken" in done.stdout
     (row,) = read_table(tmp_path / "results" / "own.parquet").to_dict("records")
     assert row["state"] == "done" and row["data"].startswith("image_folder:") and 2 <= row["num_images"] <= 8
     # The runs know their images by content: they may move, and nothing is trained again.

@@ -1,0 +1,61 @@
+"""Images as a tokenizer takes them: cut to what it can encode, and refused where memory would not hold them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gsq.images import BrokenImageError
+from gsq.memory import available_bytes
+from gsq.tokenizer import Tokenizer
+
+
+def crop_to_multiple(image: Image.Image, f: int) -> Image.Image:
+    """The largest centred part whose sides f divides. Raises BrokenImageError where a side is shorter than f."""
+    width, height = (side - side % f for side in image.size)
+    if not width or not height:
+        raise BrokenImageError(f"{image.height} x {image.width} pixels are fewer than f = {f} on a side")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """The centre square, resized to size x size as in evaluation (bicubic, antialiased)."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """(3, H, W), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
+
+
+def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
+    """Memory at the most to encode and decode images of so many pixels in all, in float32, beside the weights.
+
+    Nine maps of the widest level, as measured for the presets (eight to nine on a CPU, at 0.1 to 2 megapixels).
+    """
+    widest = max(width / 4**level for level, width in enumerate(tokenizer.config.model.widths))
+    return round(pixels * (9 * 4 * widest + 32))
+
+
+def require_memory(tokenizer: Tokenizer, image: Image.Image) -> None:
+    """Raise BrokenImageError for an image that does not fit into memory, before any is taken."""
+    pixels = image.width * image.height
+    needed, there = working_bytes(tokenizer, pixels), available_bytes(tokenizer.device)
+    if needed > there:
+        most = math.isqrt(max(0, pixels * there // needed))
+        raise BrokenImageError(
+            f"{image.width} x {image.height} pixels need about {needed / 1e9:.1f} GB of memory, and "
+            f"{there / 1e9:.1f} GB are free; about {most} x {most} pixels fit"
+        )
