@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -278,8 +278,8 @@ def complete(
     config: DataConfig,
     where: str,
     candidates: list[Candidate],
-    notes: Iterable[str] = (),
-    passed_over: Iterable[LeftOut] = (),
+    notes: Sequence[str] = (),
+    passed_over: Sequence[LeftOut] = (),
 ) -> Manifest:
     """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones.
 
@@ -294,7 +294,7 @@ def complete(
     readable = len(train) + len(validation)
     # One validation image has no covariance.
     if not train or len(validation) < 2:
-        lines = described(one for one in left_out if one.kind != "broken")
+        lines = [*described(one for one in left_out if one.kind != "broken"), *notes]
         raise UserError(
             f"data.path: {where} gives {len(train)} training and {len(validation)} validation images of {readable} "
             f"readable ones ({len(broken)} broken{''.join(f'; {line}' for line in lines)}); add images, make train and "

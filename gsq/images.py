@@ -111,9 +111,9 @@ def broken(image: Path | bytes) -> str:
 def _opened(image: Path | bytes) -> Iterator[Image.Image]:
     """The image, opened and known to be usable as far as its start tells; whatever a decoder raises of the file is a
     BrokenImageError."""
-    if image == b"":
-        raise BrokenImageError("empty")
     try:
+        if not (image.stat().st_size if isinstance(image, Path) else len(image)):
+            raise BrokenImageError("empty")
         with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as opened:
             _require_usable(opened)
             yield opened
