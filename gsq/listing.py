@@ -100,7 +100,7 @@ def walk(root: Path) -> Iterator[Entry]:
             try:
                 mode = entry.stat().st_mode
             except OSError as error:
-                if not unseen and suffix_of(name) not in _OTHER_SUFFIXES:
+                if not unseen:
                     yield Entry(name, *_dead(entry.path, link, error))
                 continue
             if not stat.S_ISDIR(mode):
@@ -108,7 +108,7 @@ def walk(root: Path) -> Iterator[Entry]:
                     yield Entry(name, "hidden", "hidden", links > 0)
                 elif stat.S_ISREG(mode):
                     yield Entry(name, linked=links > 0)
-                elif suffix_of(name) in IMAGE_SUFFIXES:
+                else:
                     yield Entry(name, "unreadable", "no regular file")
                 continue
             if link and unseen:
@@ -146,7 +146,7 @@ def classified(entry: Entry, root: Path) -> Entry | None:
     if entry.kind == "hidden":
         return entry if suffix in IMAGE_SUFFIXES else None
     if entry.kind:
-        return entry
+        return None if suffix in _OTHER_SUFFIXES else entry
     if suffix in IMAGE_SUFFIXES:
         return entry if _has_decoder(suffix) else entry._replace(kind="format", reason=f"{suffix[1:]}, without plugin")
     if suffix in UNREAD_SUFFIXES:

@@ -79,7 +79,8 @@ def _found(kind: str, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Shard
                 left_out.append(LeftOut(*entry[:3]))
             else:
                 shards.append(Shard(root / entry.name, entry.name, split_of(entry.name)))
-        elif entry.kind in ("link", "unreadable"):
+        elif entry.kind in ("link", "unreadable") and not Path(lower).suffix:
+            # A folder of shards, for all that is known.
             left_out.append(LeftOut(*entry[:3]))
         elif kind == "webdataset" and not entry.kind and lower.endswith(_COMPRESSED):
             left_out.append(LeftOut(entry.name, "format", "compressed"))
