@@ -93,7 +93,7 @@ def size_of(image: Path) -> tuple[int, int]:
 def require_large_enough(width: int, height: int) -> None:
     """Raise SmallImageError where a side is below MIN_SIDE."""
     if min(width, height) < MIN_SIDE:
-        raise SmallImageError(f"{width} x {height} pixels; the smallest side used is {MIN_SIDE}")
+        raise SmallImageError(f"{height} x {width} pixels; the smallest side used is {MIN_SIDE}")
 
 
 def broken(image: Path | bytes) -> str:
@@ -127,7 +127,7 @@ def _opened(image: Path | bytes) -> Iterator[Image.Image]:
 def _require_usable(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise BrokenImageError(_too_large(f"{width} x {height} pixels are"))
+        raise BrokenImageError(_too_large(f"{height} x {width} pixels are"))
     if image.mode not in KNOWN and image.mode not in SIXTEEN_BIT:
         raise UnreadFormatError(
             f"pixels of mode {image.mode}, whose range is not known; save it with 8 or 16 bits a channel"

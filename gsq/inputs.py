@@ -56,6 +56,6 @@ def require_memory(tokenizer: Tokenizer, image: Image.Image) -> None:
     if needed > there:
         most = math.isqrt(max(0, pixels * there // needed))
         raise BrokenImageError(
-            f"{image.width} x {image.height} pixels need about {needed / 1e9:.1f} GB of memory, and "
-            f"{there / 1e9:.1f} GB are free; about {most} x {most} pixels fit"
+            f"{image.height} x {image.width} pixels need about {needed / 1e9:.2g} GB of memory, and "
+            f"{there / 1e9:.2g} GB are free; about {most} x {most} pixels fit"
         )

@@ -316,6 +316,16 @@ def test_too_few_images_are_refused_before_training(tmp_path: Path, train: int, 
         manifest(config)
 
 
+def test_braces_and_dollars_name_the_shells_variables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSQ_TEST_PLACE", str(folder.parent))
+    for path in ("$GSQ_TEST_PLACE/images", "${GSQ_TEST_PLACE}/images"):
+        assert manifest(dataclasses.replace(folder_config(folder), path=path)) == manifest(folder_config(folder))
+    with pytest.raises(UserError, match=r"\$NO_SUCH_PLACE is not set; export NO_SUCH_PLACE="):
+        manifest(dataclasses.replace(folder_config(folder), path="${NO_SUCH_PLACE}/images"))
+    with pytest.raises(UserError, match=r"\$\{NO_SUCH_PLACE:-/data\}.*only \$NAME and \$\{NAME\}"):
+        manifest(dataclasses.replace(folder_config(folder), path="${NO_SUCH_PLACE:-/data}/images"))
+
+
 def test_an_image_that_breaks_later_is_named(folder: Path) -> None:
     source = ImageSource(folder_config(folder))
     victim = source.manifest.validation[0].path
@@ -572,6 +582,15 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     refused("huggingface", tmp_path / "paths", r"column image holds no image, perhaps only paths of images")
     pq.write_table(table_of([b"x"]).slice(0, 0), odd / "a.parquet")
     refused("huggingface", odd, "holds no rows")
+    # Among others it is passed over.
+    pq.write_table(table_of([b"x"]).slice(0, 0), odd / "train-00001-of-00002.parquet")
+    write_parquet(odd / "train-00000-of-00002.parquet", [encoded(i) for i in range(8)])
+    write_parquet(odd / "validation-00000-of-00001.parquet", [encoded(i) for i in range(8, 12)])
+    files = manifest(DataConfig(kind="huggingface", path=str(odd), image_size=16))
+    assert (len(files.train), len(files.validation)) == (8, 4)
+    assert files.summary().counts() == {"split": 1, "empty": 1}
+    for path in odd.glob("*-of-*"):
+        path.unlink()
     write_parquet(odd / "a.parquet", [encoded(i) for i in range(8)])
     (odd / "a.parquet").write_bytes((odd / "a.parquet").read_bytes()[:-100])
     refused("huggingface", odd, r"a\.parquet: is no parquet file, or was cut short \(.*get it again")

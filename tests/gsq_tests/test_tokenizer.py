@@ -26,9 +26,12 @@ from typer.testing import CliRunner
 from gsq import RunConfig, Tokenizer, UserError, train
 from gsq.autoencoder import Autoencoder
 from gsq.cli import app
+from gsq.config import DataConfig
+from gsq.datasets import manifest
 from gsq.images import decode
 from gsq.inference import list_images, tokenize_folder
-from gsq.inputs import crop_to_multiple
+from gsq.inputs import crop_to_multiple, working_bytes
+from gsq.listing import shown
 from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.record import RunFolder
 
@@ -448,6 +451,69 @@ def test_tokenize_a_folder(run: RunFolder, tokenizer: Tokenizer, photos: Path, t
     }
     text = invoke(*command)
     assert "left out: 3-cut.png: " in text and "7 images, " in text and "3 shards (3 there before)" in text
+
+
+def test_tokenize_takes_the_images_that_training_takes(
+    tokenizer: Tokenizer, photos: Path, tmp_path: Path, run: RunFolder
+) -> None:
+    (tmp_path / "store").mkdir()
+    draw(tmp_path / "store" / "7.png", 32, 32, seed=7)
+    (photos / "linked").symlink_to(tmp_path / "store")
+    (photos / "._0.png").write_bytes(b"x")
+    (photos / "drawing.svg").write_text("<svg/>")
+    draw(photos / "8.gif", 32, 32, seed=8)
+    draw(photos / "pixel.png", 1, 1)
+    (photos / os.fsdecode(b"caf\xe9.png")).write_bytes((photos / "0.png").read_bytes())
+    out = tmp_path / "tokens"
+    summary = json.loads(invoke("tokenize", run.path, photos, "--output", out, "--size", 16, "--json"))
+    found = manifest(DataConfig(kind="image_folder", path=str(photos), max_broken=0.5, validation_share=0.5))
+    table = pd.read_parquet(out)
+    assert {*table["path"]} == {shown(file.name) for file in (*found.train, *found.validation)}
+    assert {"linked/7.png", "8.gif", r"caf\xe9.png"} <= {*table["path"]} and summary["images"] == 10
+    assert {b["path"] for b in summary["broken"]} == {"3-cut.png", "text.jpg", "pixel.png"}
+    assert {(one["name"], one["kind"]) for one in summary["left_out"]} == {
+        ("._0.png", "hidden"),
+        ("drawing.svg", "format"),
+    }
+    text = invoke("tokenize", run.path, photos, "--output", out, "--size", 16)
+    assert "1 in a format that is not read (1 svg)" in text and "left out: pixel.png: 1 x 1 pixels" in text
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_taken(
+    tokenizer: Tokenizer, photos: Path, tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = draw(photos / "large.png", 400, 300)
+    needed = working_bytes(tokenizer, 400 * 300)
+    assert working_bytes(tokenizer, 2 * 400 * 300) == 2 * needed
+    monkeypatch.setattr("gsq.inputs.available_bytes", lambda device: needed // 4)
+    out = tmp_path / "out"
+    said = refused("reconstruct", run.path, photos / "0.png", large, "--output", out)
+    assert f"{large}: " in said and "300 x 400 pixels need about " in said and "about 173 x 173 pixels fit" in said
+    assert not out.exists()
+    summary = tokenize_folder(tokenizer, photos, tmp_path / "tokens")
+    assert "large.png" in dict(summary.broken) and "pixels fit" in dict(summary.broken)["large.png"]
+    assert summary.images == 7
+    # The centre square that is asked for fits.
+    assert tokenize_folder(tokenizer, photos, tmp_path / "small", size=16).images == 8
+
+
+def test_a_large_image_takes_no_more_memory_than_is_said(run: RunFolder, tmp_path: Path) -> None:
+    draw(tmp_path / "large.png", 1500, 1000)
+    draw(tmp_path / "small.png", 32, 32)
+    code = (
+        "import resource, sys; from pathlib import Path; from gsq import Tokenizer\n"
+        "from gsq.inference import reconstruct_files; from gsq.inputs import working_bytes\n"
+        "tokenizer = Tokenizer.from_pretrained(sys.argv[1], 'cpu')\n"
+        "def peak(name):\n"
+        "    reconstruct_files(tokenizer, [Path(name)], Path('out'))\n"
+        "    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak('small.png')\n"
+        "print(peak('large.png') - before, working_bytes(tokenizer, 1500 * 1000))"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    taken, said = map(int, ran.stdout.split())
+    assert 0.5 * said < taken < 1.1 * said
 
 
 def test_tokenize_at_one_size(run: RunFolder, photos: Path, tmp_path: Path) -> None:

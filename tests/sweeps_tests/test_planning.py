@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from gsq.errors import UserError
 from gsq.flops import cost
 from gsq.identity import identity
 from gsq.loading import load_config, override
 from gsq.presets import preset
+from sweeps.cost import estimate, speed
+from sweeps.display import print_plan
+from sweeps.folder import SweepFolder
+from sweeps.forecasting import forecast
 from sweeps.planning import Plan, axis_columns, derived, other_axes
 from sweeps.schema import COLUMNS
 
@@ -231,6 +237,52 @@ def test_images_make_the_identity_and_their_place_does_not(plan_of: PlanOf) -> N
     assert not {cell.signature for cell in plan("b").cells} & {cell.signature for cell in before.cells}
     with pytest.raises(UserError, match=r"data\.path: .*nowhere is not a folder"):
         plan("nowhere")
+
+
+def test_a_plan_says_what_images_there_are_and_what_was_left_out(
+    plan_of: PlanOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs(Path("a"))
+    (Path("a") / "train" / "torn[1].png").write_bytes(b"\x89PNG but no more")
+    (Path("a") / "train" / "drawing.svg").write_text("<svg/>")
+    (Path("a") / "train" / "._1.png").write_bytes(b"x")
+    plan = plan_of(set={"data": {"kind": "image_folder", "path": "a"}}, axes={"groups": [1, 2]})
+    (data,) = plan.data
+    assert (data.train, data.validation, data.label) == (8, 4, plan.cells[0].data_label)
+    assert data.counts() == {"broken": 1, "format": 1, "hidden": 1}
+    console = Console(width=80)
+    print_plan(console, plan, forecast(plan))
+    said = capsys.readouterr().out
+    assert "images: 8 training and 4 validation" in said and "1 broken: train/torn[1].png" in said
+    assert "(1 svg): train/drawing.svg" in said and "1 hidden" in said
+    document = json.loads(json.dumps(data.to_dict()))
+    assert document["left_out"] == data.counts() and document["train"] == 8
+    assert {one["name"] for one in document["files_left_out"]} == {
+        "train/torn[1].png",
+        "train/drawing.svg",
+        "train/._1.png",
+    }
+    # Of absent images, and of a plan that was submitted before, nothing is said.
+    assert plan_of().data[0].label.startswith("photos:")
+
+
+def test_memory_counts_decoded_images(plan_of: PlanOf, tmp_path: Path) -> None:
+    photographs(Path("a"))
+    data = {"kind": "image_folder", "path": "a"}
+    plan = plan_of(set={"data": data}, axes={"groups": [1, 2]})
+    decoded = 4 * 40 * 40 * (12 + 2)
+    rate = speed(plan.cells, {}, "cpu")
+    for cell in plan.cells:
+        assert cell.image_bytes == decoded
+        without = dataclasses.replace(cell, image_bytes=0)
+        assert estimate(cell, rate, "cpu").memory_bytes == estimate(without, rate, "cpu").memory_bytes + decoded
+        # A GPU has its own memory.
+        assert estimate(cell, rate, "gpu").memory_bytes == estimate(without, rate, "gpu").memory_bytes
+    folder = SweepFolder(tmp_path / "runs", plan.name)
+    folder.write_plan(plan)
+    assert [cell.image_bytes for cell in folder.read_plan().cells] == [decoded] * 2
+    several = plan_of(set={"data": data, "execution.data_workers": 4}, axes={"groups": [1]})
+    assert several.cells[0].image_bytes == decoded + 3 * 2 * 4 * 40 * 40
 
 
 def test_a_plan_does_not_change_its_spec(plan_of: PlanOf) -> None:
