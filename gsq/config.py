@@ -369,7 +369,7 @@ class DataConfig:
     (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder)."""
     path: str = field(default="", metadata={"signed": False})
     """A folder of images or of shards; `train` and `val` in the names of its subfolders (or shards) are the split,
-    where it has both."""
+    where it has both. `$NAME` and `${NAME}` are variables of the shell."""
     image_size: int = 256
     """Height and width of a training image, pixels."""
     min_crop: float = 1.0

@@ -637,7 +637,7 @@ def test_row_groups_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(groups, "limit", 3 * size)
     for group in (0, 1, 2, 3, 4, 5, 1):
         gsq.shards._row_group(path, group, "image.bytes")
-    assert 1 <= len(groups.kept) <= 4 and list(groups.kept)[-1][1] == 1
+    assert 1 <= len(groups.kept) <= 4 and list(groups.kept)[-1] == (path, 1, "image.bytes")
     assert groups.bytes == sum(kept.nbytes for kept in groups.kept.values())
 
 

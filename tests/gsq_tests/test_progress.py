@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from gsq import progress
 from gsq.progress import shown_after_a_second
 
 
@@ -22,7 +21,7 @@ def test_a_log_gets_a_line_after_a_second_and_then_each_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.5, 1.2, 30.0, 61.5, 62.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("gsq.progress.time.monotonic", lambda: next(clock))
     assert list(shown_after_a_second(range(5), "first look at x", 5)) == [0, 1, 2, 3, 4]
     assert capsys.readouterr() == ("", "first look at x: 1 of 5\nfirst look at x: 3 of 5\n")
 
