@@ -380,7 +380,7 @@ def _train(config: object) -> int:
         task = bar.add_task("training", total=config.train.steps)
 
         def announce(message: str) -> None:
-            console.print(message, highlight=False, soft_wrap=True)
+            console.print(message, highlight=False, soft_wrap=True, markup=False)
 
         def advance(step: int) -> None:
             bar.update(task, completed=step, description="evaluating" if step == config.train.steps else "training")
@@ -462,6 +462,8 @@ def evaluate_command(
     wanted = dataclasses.replace(config.evaluation, **changes)
     # Refuses a resolution that the model's downsampling does not divide.
     dataclasses.replace(config, evaluation=wanted)
+    for line in source.manifest.summary().remarks():
+        typer.echo(line, err=True)
     results = evaluate_all(model, source, wanted)
     if as_json:
         typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))

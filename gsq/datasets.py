@@ -111,9 +111,12 @@ class Summary:
         return {kind: found[kind] for kind in KINDS if found[kind]}
 
     def lines(self) -> list[str]:
-        """The above in words: the images of each split, then a line for each kind that was left out, then the notes."""
-        split = f"images: {self.train:,} training and {self.validation:,} validation, {self.label}"
-        return [split, *(f"left out: {line}" for line in described(self.left_out)), *self.notes]
+        """The above in words: the images of each split, then ``remarks``."""
+        return [f"images: {self.train:,} training and {self.validation:,} validation, {self.label}", *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """A line for each kind of files that were left out, then the notes; nothing where all is as it should be."""
+        return [*(f"left out: {line}" for line in described(self.left_out)), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; of each kind the first MOST_LISTED files."""

@@ -21,7 +21,7 @@ from gsq.datasets import (
     write_cache,
 )
 from gsq.errors import Missing, UserError
-from gsq.images import BrokenImageError, measure, size_of
+from gsq.images import BrokenImageError, measure, require_large_enough, size_of
 from gsq.listing import FORMER_SUFFIXES, IMAGE_SUFFIXES, Entry, classified, in_order, shown, suffix_of, walk
 from gsq.progress import shown_after_a_second
 
@@ -144,7 +144,9 @@ def _look(path: Path, known: list[object] | None) -> Look:
                 return Look(*known)  # type: ignore[arg-type]
             if known[2]:
                 # Of an earlier version, which did not keep the size.
-                return Look(*stamp, str(known[2]), *size_of(path))
+                size = size_of(path)
+                require_large_enough(*size)
+                return Look(*stamp, str(known[2]), *size)
         size = measure(path)
         return Look(*stamp, _hash_file(path), *size)
     except BrokenImageError as error:

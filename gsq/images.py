@@ -16,8 +16,8 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _TO_EIGHT_BIT = [(value + 128) // 257 for value in range(1 << 16)]
 # A shorter side has nothing to learn from: placeholders and tracking pixels of the web. data.image_size is no smaller.
 MIN_SIDE = 8
-# As many as Pillow opens by default. Decoding takes up to 16 bytes a pixel for a moment.
-MAX_PIXELS = 178_956_970
+# As many as Pillow opens by default, and bytes that decoding takes for each of them at the most, for a moment.
+MAX_PIXELS, DECODING_BYTES = 178_956_970, 16
 # What turns a picture upright, by the orientation in its EXIF data.
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -82,12 +82,10 @@ def measure(image: Path | bytes) -> tuple[int, int]:
     return size
 
 
-def size_of(image: Path) -> tuple[int, int]:
-    """As ``measure``, from the start of the file alone."""
+def size_of(image: Path | bytes) -> tuple[int, int]:
+    """Width and height from the start of the file alone. Raises BrokenImageError where that cannot be used."""
     with _opened(image) as opened:
-        size = opened.size
-    require_large_enough(*size)
-    return size
+        return opened.size
 
 
 def require_large_enough(width: int, height: int) -> None:

@@ -106,10 +106,11 @@ def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int
     if path.is_dir():
         raise UserError(f"{shown(str(path))}: is a folder; name image files, such as {shown(str(path))}/*.jpg")
     try:
-        whole = decode(path.read_bytes())
+        data = path.read_bytes()
+        require_memory(tokenizer, data)
+        whole = decode(data)
         part = crop_to_multiple(whole, tokenizer.downsample)
         require_large_enough(*whole.size)
-        require_memory(tokenizer, part)
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
     except BrokenImageError as error:
@@ -359,10 +360,10 @@ def _make_shard(
     for name in names:
         try:
             data = (folder / name).read_bytes()
+            require_memory(tokenizer, data, size)
             image = decode(data)
             part = centre_square(image, size) if size else crop_to_multiple(image, tokenizer.downsample)
             require_large_enough(*image.size)
-            require_memory(tokenizer, part)
         except (OSError, BrokenImageError) as error:
             kind = error.kind if isinstance(error, BrokenImageError) else "unreadable"
             broken.append(LeftOut(name, kind, str(getattr(error, "strerror", None) or error)))

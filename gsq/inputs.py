@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsq.images import BrokenImageError
+from gsq.images import DECODING_BYTES, BrokenImageError, size_of
 from gsq.memory import available_bytes
 from gsq.tokenizer import Tokenizer
 
@@ -49,13 +49,20 @@ def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
     return round(pixels * (9 * 4 * widest + 32))
 
 
-def require_memory(tokenizer: Tokenizer, image: Image.Image) -> None:
-    """Raise BrokenImageError for an image that does not fit into memory, before any is taken."""
-    pixels = image.width * image.height
-    needed, there = working_bytes(tokenizer, pixels), available_bytes(tokenizer.device)
-    if needed > there:
-        most = math.isqrt(max(0, pixels * there // needed))
-        raise BrokenImageError(
-            f"{image.height} x {image.width} pixels need about {needed / 1e9:.2g} GB of memory, and "
-            f"{there / 1e9:.2g} GB are free; about {most} x {most} pixels fit"
-        )
+def require_memory(tokenizer: Tokenizer, data: bytes, size: int | None = None) -> None:
+    """Raise BrokenImageError for an image that does not fit into memory, before any is taken.
+
+    size: of the square that is encoded, pixels; None where the whole image is.
+    """
+    width, height = size_of(data)
+    free = available_bytes()
+    needs = [(width * height * DECODING_BYTES, free)]
+    on_device = free if tokenizer.device.type == "cpu" else available_bytes(tokenizer.device)
+    needs.append((working_bytes(tokenizer, size * size if size else width * height), on_device))
+    for needed, there in needs:
+        if needed > there:
+            most = math.isqrt(width * height * there // needed)
+            raise BrokenImageError(
+                f"{height} x {width} pixels need about {needed / 1e9:.2g} GB of memory, and {there / 1e9:.2g} GB are "
+                f"free; about {most} x {most} pixels fit"
+            )

@@ -38,10 +38,10 @@ def _control_groups(own: str, mounted: Path) -> Iterator[int]:
     for line in own.splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
-            top, names = mounted, ("memory.max", "memory.current", "inactive_file")
+            top, names = mounted, ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
             top = mounted / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         folder = top / path.lstrip("/")
@@ -49,9 +49,11 @@ def _control_groups(own: str, mounted: Path) -> Iterator[int]:
         for group in (folder, *folder.parents):
             limit, used = (_text(group / name).strip() for name in names[:2])
             if limit.isdigit() and used.isdigit():
-                cached = re.search(rf"^{names[2]} (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
                 # Cached files make room.
-                yield max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+                cached = re.findall(
+                    rf"^{names[2]}(?:in)?active_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE
+                )
+                yield max(0, int(limit) - int(used) + sum(map(int, cached)))
             if group == top:
                 break
 

@@ -245,7 +245,8 @@ def execute(
     kept (execution.keep_checkpoint), which gives the same result as training from the start.
 
     started: seconds since the epoch at which the process began, so that start-up counts as device time.
-    announce is given what a user should know: the run folder, and a shorter run that this one starts from.
+    announce is given what a user should know: the run folder, files left out of the images, and a shorter run that this
+    one starts from.
     prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
     pruned, with a checkpoint, from which a later call without that opinion goes on.
     Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json, and Busy
@@ -279,6 +280,8 @@ def execute(
             attempt.write_status(RUNNING, 0, config.train.steps, next_micro_batch=smaller)
             (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
             announce(f"run folder: {folder.path}")
+            for line in files.summary().remarks():
+                announce(line)
         progress: _Progress | None = None
         try:
             import torch

@@ -31,7 +31,11 @@ def test_what_is_free_is_below_the_limit_of_the_process() -> None:
         ),
         (
             "0::/job\n",
-            {"job/memory.max": "1000", "job/memory.current": "900", "job/memory.stat": "anon 5\ninactive_file 400\n"},
+            {
+                "job/memory.max": "1000",
+                "job/memory.current": "900",
+                "job/memory.stat": "anon 5\ninactive_file 300\nactive_file 100\n",
+            },
             [500],
         ),
         # In a container its own group is the top one.

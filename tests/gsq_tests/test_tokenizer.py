@@ -485,7 +485,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_taken(
     large = draw(photos / "large.png", 400, 300)
     needed = working_bytes(tokenizer, 400 * 300)
     assert working_bytes(tokenizer, 2 * 400 * 300) == 2 * needed
-    monkeypatch.setattr("gsq.inputs.available_bytes", lambda device: needed // 4)
+    monkeypatch.setattr("gsq.inputs.available_bytes", lambda device=None: needed // 4)
     out = tmp_path / "out"
     said = refused("reconstruct", run.path, photos / "0.png", large, "--output", out)
     assert f"{large}: " in said and "300 x 400 pixels need about " in said and "about 173 x 173 pixels fit" in said
