@@ -21,6 +21,7 @@ from gsq.datasets import KEPT_BYTES, ImageFile, Manifest, manifest
 from gsq.errors import UserError
 from gsq.images import BrokenImageError, decode
 from gsq.kept import Kept
+from gsq.listing import shown
 from gsq.shards import read_checked
 
 # Stream numbers of the counter-based generators.
@@ -41,7 +42,7 @@ def load_image(file: ImageFile) -> Image.Image:
     try:
         return decode(read_checked(file))
     except BrokenImageError as error:
-        raise UserError(f"{file.path}: {file.name} cannot be read ({error})") from None
+        raise UserError(f"{shown(str(file.path))}: {shown(file.name)} cannot be read ({error})") from None
 
 
 # Pillow holds 4 bytes a pixel.

@@ -77,7 +77,7 @@ KINDS = {
     "link": "links that lead nowhere or in a circle",
     "unreadable": "that cannot be opened",
     "split": "in neither split",
-    "empty": "without images",
+    "empty": "shards without images",
 }
 
 
@@ -144,8 +144,8 @@ def described(left_out: Iterable[LeftOut], most: int = NAMED) -> list[str]:
         if not found:
             continue
         line = f"{len(found):,} {KINDS[kind]}"
-        if kind in ("format", "split", "empty"):
-            line += f" ({counted(one.reason for one in found)})"
+        if kind in ("format", "split"):
+            line += f" ({counted(one.reason.partition(';')[0] for one in found)})"
         if kind in ("broken", "small", "link", "unreadable"):
             names = (f"{shown(one.name)}: {one.reason}" for one in found[:most])
         else:

@@ -123,7 +123,7 @@ def _looked_at(root: Path, shown_as: str, entries: list[Entry]) -> list[tuple[En
         known = {}
     seen: dict[str, list[object]] = {}
     found: list[tuple[Entry, Look | None]] = []
-    what = f"first look at the images of {shown(shown_as)}"
+    what = f"looking at the images of {shown(shown_as)}"
     for entry in shown_after_a_second(entries, what, len(entries)):
         hidden = entry.kind == "hidden" and suffix_of(entry.name) in FORMER_SUFFIXES
         look = None if entry.kind and not hidden else _look(root / entry.name, known.get(entry.name))

@@ -47,7 +47,7 @@ def shard_manifest(config: DataConfig) -> Manifest:
     scan = partial(_scan_or_cached, config.image_column, folder)
     pool = ThreadPoolExecutor(_threads())
     try:
-        what = f"first look at the shards of {shown(config.path)}"
+        what = f"looking at the shards of {shown(config.path)}"
         scanned = list(shown_after_a_second(pool.map(scan, shards), what, len(shards)))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -55,7 +55,7 @@ def shard_manifest(config: DataConfig) -> Manifest:
     candidates = []
     for shard, content in zip(shards, scanned, strict=True):
         if not content["images"]:
-            left_out.append(LeftOut(shard.name, "empty", "shards"))
+            left_out.append(LeftOut(shard.name, "empty", "no images"))
         for inner, start, size, group, sha256, width, height, kind, reason, former in content["images"]:
             file = ImageFile(
                 f"{shard.name}/{inner}", shard.path, sha256, start, size, group, content["column"], width, height
@@ -327,13 +327,14 @@ def read_bytes(file: ImageFile) -> bytes:
 
 def read_checked(file: ImageFile) -> bytes:
     """As read_bytes. Raises UserError where it cannot be read, or changed since its manifest was taken."""
+    where = f"{shown(str(file.path))}: {shown(file.name)}"
     try:
         data = read_bytes(file)
     except OSError as error:
-        raise UserError(f"{file.path}: {file.name} cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{where} cannot be read ({error.strerror or error})") from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise UserError(
-            f"{file.path}: {file.name}: its content is not what the fingerprint was taken of (sha256 {file.sha256}); "
+            f"{where}: its content is not what the fingerprint was taken of (sha256 {file.sha256}); "
             "plan again, if the images were meant to change"
         )
     return data

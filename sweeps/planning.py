@@ -18,6 +18,7 @@ from gsq.datasets import Manifest, Summary, manifest
 from gsq.errors import Missing, UserError
 from gsq.flops import Cost, cost
 from gsq.identity import identity, required_weights
+from gsq.listing import shown
 from gsq.loading import SHORT_NAMES, Overrides, config_key
 from gsq.signature import SCIENCE_SECTIONS, Signer
 from gsq.weights import find_weights
@@ -131,7 +132,7 @@ class Plan:
     @property
     def broken_images(self) -> tuple[str, ...]:
         """Names of the images that were left out because they are broken."""
-        return tuple(one.name for data in self.data for one in data.left_out if one.kind == "broken")
+        return tuple(shown(one.name) for data in self.data for one in data.left_out if one.kind == "broken")
 
     def cut(self, cells: int) -> Plan:
         """The first ``cells`` cells only; of a search, so many trials."""

@@ -232,6 +232,11 @@ def test_names_of_any_bytes(plain: Path) -> None:
     assert r"two\nlines.png: empty" in files.summary().lines()[1]
     assert {shown(file.name) for file in files.train} >= {r"train/caf\xe9.png"}
     (plain / "train" / "two\nlines.png").unlink()
+    victim = next(file for file in files.train if "caf" in file.name)
+    victim.path.write_bytes(encoded(81))
+    with pytest.raises(UserError, match=r"caf\\xe9\.png: its content is not what"):
+        ImageSource(data("image_folder", plain), files).load(victim)
+    victim.path.write_bytes(encoded(80))
     assert ImageSource(data("image_folder", plain)).train_batch(0, 0, range(30)).shape[0] == 30
 
 
