@@ -153,7 +153,7 @@ def _look(path: Path, known: list[object] | None) -> Look:
         return Look(*stamp, _hash_file(path) if error.kind == "small" else "", -1, -1, error.kind, str(error))
     except MemoryError:
         raise UserError(
-            f"{path}: there is not enough memory to decode this image; make it smaller, or remove it"
+            f"{shown(str(path))}: there is not enough memory to decode this image; make it smaller, or remove it"
         ) from None
     except OSError as error:
         return Look(-1, -1, "", -1, -1, "unreadable", f"cannot be read ({error.strerror or error})")
