@@ -51,7 +51,7 @@ def run_sweep(
     from sweeps.canary import wait
     from sweeps.cli import admitted, make
     from sweeps.cluster import load_cluster, local_workers
-    from sweeps.display import LiveView, duration
+    from sweeps.display import LiveView, duration, still_stopping
     from sweeps.folder import SweepFolder
     from sweeps.gathering import gather
     from sweeps.submission import submit
@@ -71,8 +71,11 @@ def run_sweep(
         if plan.search is not None:
             return _run_search(console, plan, target, retry, output, begun)
         with LiveView(plan, slots, target.device, console) as view:
-            submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+            submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
             if target.kind == "slurm":
+                if submission.stopping:
+                    line = still_stopping(len(submission.stopping), plan.name)
+                    console.print(line, highlight=False, soft_wrap=True)
                 wait(folder, plan, view.update)
     except KeyboardInterrupt:
         going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
