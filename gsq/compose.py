@@ -110,6 +110,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
 
     The table may hold more cells: those of earlier versions of the sweep stay in it.
     """
+    import pandas as pd
     from rich.markup import escape
 
     from analysis.cli import load_and_fit, print_fit
@@ -124,7 +125,8 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     planned = frame["signature"].isin([cell.signature for cell in plan.cells])
     failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():
-        reason = f"{row['signature']}: {row['failure'] or ''} {row['message'] or ''}"
+        words = [str(row[name]) for name in ("failure", "message") if pd.notna(row[name])]
+        reason = f"{row['signature']}: {': '.join(words) or 'it was not started, or was stopped before it began'}"
         console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
     written: list[tuple[str, Path]] = [("results table", table)]
     try:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
+
+from gsq.record import FAILED, RunFolder
+from sweeps.folder import SweepFolder
 
 # How much of the end of a log is read, and how much of its last line is shown.
 TAIL_BYTES, LINE_LENGTH = 8192, 300
@@ -13,8 +17,10 @@ _BEGAN = re.compile(r"^submitit INFO ", re.MULTILINE)
 # What SLURM adds to the log of every job that fails; it says less than the line before it.
 _ROUTINE = re.compile(
     r"^srun: error: \S+: tasks? [\d,-]+: |^srun: (Force Terminated|Terminating|Job step aborted|launch/)"
-    r"|^slurmstepd: error: \*\*\* "
+    r"|^slurmstepd: error: \*\*\* |^<no Python frame>|^Current thread 0x"
 )
+# Before each start in the log of a local worker.
+WORKER_STARTED = "--- gsq worker started "
 _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated)", re.MULTILINE
 )
@@ -31,6 +37,22 @@ def killed_from_outside(exit_code: str, tail: str) -> bool:
     if number in _KILLED_SIGNALS or code in _KILLED_CODES:
         return True
     return code in _KILLED_SIGNALS and _ENDED_FROM_OUTSIDE.search(tail) is not None
+
+
+def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
+    """Record for a worker of the local queue, which ended before it wrote anything, that its attempt failed.
+
+    code: its exit code, negative for a signal. Where the worker was killed nothing is recorded: another attempt may
+    go well. Raises OSError where the run folder cannot be written.
+    """
+    if -code in (signal.SIGINT, *_KILLED_SIGNALS):
+        return
+    how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
+    line = last_line(folder.log(signature))
+    message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''}"
+    steps = folder.read_cell(signature).config.train.steps
+    attempt = RunFolder.of(folder.runs, signature).new_attempt()
+    attempt.write_status(FAILED, 0, steps, failure="error", message=message)
 
 
 def failure_of(exit_code: str | None, log: Path | None) -> str:
@@ -65,7 +87,10 @@ def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:
 def last_line(log: Path | None) -> str:
     """The last line that says something of this job; what SLURM says of every such job where there is none."""
     # A progress bar writes its line again and again.
-    lines = [line.rpartition("\r")[2].strip() or line.strip() for line in tail(log).splitlines() if line.strip()]
+    text = tail(log).rpartition(WORKER_STARTED)
+    lines = (text[2].partition("\n")[2] if text[1] else text[2]).split("\n")
+    lines = [line.rstrip("\r").rpartition("\r")[2].strip() for line in lines]
+    lines = [line for line in lines if line]
     own = [line for line in lines if not _ROUTINE.search(line)]
     return (own or lines or [""])[-1][:LINE_LENGTH]
 
