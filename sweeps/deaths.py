@@ -48,8 +48,9 @@ def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
     if -code in (signal.SIGINT, *_KILLED_SIGNALS):
         return
     how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
-    line = last_line(folder.log(signature))
-    message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''}"
+    log = folder.log(signature)
+    line = last_line(log)
+    message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''} (see {log})"
     steps = folder.read_cell(signature).config.train.steps
     attempt = RunFolder.of(folder.runs, signature).new_attempt()
     attempt.write_status(FAILED, 0, steps, failure="error", message=message)

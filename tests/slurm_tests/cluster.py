@@ -200,6 +200,8 @@ class Cluster:
     def renumber(self, first: int) -> None:
         """Give the next jobs the numbers from ``first`` on, as a new controller would; accounting keeps what it has.
         No job may wait or run."""
+        # What the controller has not told accounting yet is in its state.
+        self._wait("slurmctld", lambda: "DBD Agent queue size: 0" in self.output("sdiag"))
         self._end("slurmctld")
         shutil.rmtree(self.dir / "state")
         (self.dir / "state").mkdir()

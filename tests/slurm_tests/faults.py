@@ -391,7 +391,7 @@ class Round:
     def _numbers_of_strangers(self) -> None:
         """Our first jobs get numbers under which accounting knows other jobs."""
         job = self.disturbances.strangers_take(None, 12, 0)
-        if not self._until(lambda: not self._live_jobs(), 60):
+        if not self._until(lambda: not self._live_jobs(), 60) or self.disturbances.harmed():
             raise RuntimeError("the jobs whose numbers were to be used again do not end")
         self.cluster.renumber(int(job))
         self.faults.append(Fault("ids_reused", "submission", outcome="ours alone"))
