@@ -479,9 +479,9 @@ def cancel_command(
     """
     from sweeps.control import cancel, cancellable
 
-    chosen = cancellable(sweep, selection or ())
-    if len(chosen) > 1:
-        _ask(f"Stop {_cells(len(chosen))}?", yes)
+    # Nobody is asked where nobody can answer.
+    if not yes and _on_terminal() and (count := len(cancellable(sweep, selection or ()))) > 1:
+        _ask(f"Stop {_cells(count)}?", yes)
     done = cancel(sweep, selection or ())
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=1))
@@ -513,10 +513,14 @@ def retry_command(
 
     Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
     """
-    from sweeps.control import failed_cells, last_cluster
+    from sweeps.control import failed_cells, last_cluster, stopping_cells
+    from sweeps.display import still_stopping
 
     plan = failed_cells(sweep, selection or ())
     if not plan.cells:
+        if count := stopping_cells(sweep):
+            typer.echo(still_stopping(count, plan.name))
+            raise typer.Exit(1)
         typer.echo("nothing to retry: none of these cells has failed (gsq status)")
         return
     submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 # How long each command may take before it counts as silent; seconds.
-LIMITS = {"scontrol": 30.0, "squeue": 60.0, "sacct": 120.0, "scancel": 120.0, "sbatch": 120.0}
+LIMITS = {"scontrol": 30.0, "squeue": 60.0, "sacct": 60.0, "scancel": 120.0, "sbatch": 90.0}
 DEFAULT_LIMIT = 60.0
 # A command reads options from variables with its own name; the user's would hide jobs or reorder columns.
 OWN_VARIABLES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")

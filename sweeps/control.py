@@ -21,7 +21,7 @@ from gsq.errors import UserError, nearest
 from gsq.loading import config_key
 from gsq.record import FAILED, FAILURES, RUNNING, RunRecord
 from sweeps import journal
-from sweeps.cancellation import claim_signal, mark, resumes_by_itself
+from sweeps.cancellation import claim_signal, mark, marked, resumes_by_itself
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, SweepStatus, status
@@ -237,6 +237,13 @@ def failed_cells(sweep: str | SweepFolder, selection: Sequence[str] = (), *, run
     plan = folder.read_plan()
     chosen = {cell.signature for cell in select(plan, status(folder), selection) if cell.state == FAILED}
     return Plan(plan.name, tuple(cell for cell in plan.cells if cell.signature in chosen))
+
+
+def stopping_cells(sweep: str | SweepFolder, *, runs: Path | None = None) -> int:
+    """How many cells were cancelled and have not ended yet. Raises UserError for an unknown sweep."""
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    cancelled = marked(folder)
+    return sum(c.signature in cancelled and c.state in (QUEUED, RUNNING) for c in status(folder).cells)
 
 
 def last_cluster(sweep: str | SweepFolder, *, runs: Path | None = None) -> str:

@@ -24,6 +24,8 @@ _STARTED = re.compile(r"^--- gsq (?:worker|job) started .*$", re.MULTILINE)
 _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated)", re.MULTILINE
 )
+# In place of an exit code, where only the controller has been heard, which tells none.
+FAILED_SOMEHOW = "failed"
 # SIGKILL and SIGTERM: somebody else ended it. srun and the shell each have their own way to pass a signal on.
 _KILLED_SIGNALS = (9, 15)
 _KILLED_CODES = (128 + 9, 128 + 15)
@@ -59,10 +61,13 @@ def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
 def failure_of(exit_code: str | None, log: Path | None) -> str:
     """``error`` or ``lost``, for a job that ended without a word in its run folder.
 
-    exit_code: as sacct prints it; None where nobody knows it. log: the file with what the job printed. A job that
-    failed by itself would fail again and is an error; a job that was killed, or of which nothing is known, is lost.
+    exit_code: as sacct prints it, or FAILED_SOMEHOW; None where nobody knows it. log: the file with what the job
+    printed. A job that failed by itself would fail again and is an error; a job that was killed, or of which nothing is
+    known, is lost.
     """
     text = tail(log)
+    if exit_code == FAILED_SOMEHOW:
+        return "lost" if _ENDED_FROM_OUTSIDE.search(text) else "error"
     if exit_code is not None and _numbers(exit_code) != (0, 0):
         return "lost" if killed_from_outside(exit_code, text) else "error"
     # It ended well, or SLURM has forgotten how: then Python should at least have begun.
@@ -77,7 +82,7 @@ def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:
     """
     how = ""
     code, number = _numbers(exit_code or "0:0")
-    if exit_code is not None:
+    if exit_code not in (None, FAILED_SOMEHOW):
         how = f" by signal {number}" if number else f" with exit code {code}"
     line = last_line(log)
     if number == _NO_LOG_SIGNAL and log is not None and not line:

@@ -23,10 +23,11 @@ _FOR_EVER = (
     (r".*per(job|node)(limit)?|.*maxwall.*|maxmemperlimit", "the job asks for more than a limit allows"),
     (r"(?!.*run).*minutes(limit)?|.*grpwall.*|(qos|association)timelimit", "the granted time is used up"),
 )
-# What goes away when other jobs end:
+# What keeps a job from starting as long as other jobs run:
+_UNTIL_OTHERS_END = ((r"(?!jobarraytask).*limit|(assoc|qos)grp.*|.*per(user|account)", "they use up what it allows"),)
+# What goes away by itself:
 _FOR_NOW = (
     (r"jobarraytasklimit", "as many jobs run as `parallel` in the cluster file allows"),
-    (r".*limit|(assoc|qos)grp.*|.*per(user|account)", "jobs that run use up a limit"),
     (r"reqnodenotavail.*|nodedown.*|nodesrequiredforjob.*", "nodes that it needs are down, drained or reserved"),
     (r"begintime", "it was requeued or has a later start"),
     (r"dependency", "it waits for another job"),
@@ -44,6 +45,8 @@ def explained(reason: str | None) -> str | None:
         return None
     if words := _words(reason, _FOR_EVER):
         return f"will not start: {reason} ({words})"
+    if words := _words(reason, _UNTIL_OTHERS_END):
+        return f"will not start until other jobs end: {reason} ({words})"
     words = _words(reason, _FOR_NOW)
     return f"{reason} ({words})" if words else reason
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from gsq.errors import UserError
 from sweeps import journal
 from sweeps.commands import Answer, run
+from sweeps.deaths import FAILED_SOMEHOW
 from sweeps.folder import SweepFolder
 from sweeps.reconcile import Job, SchedulerState
 
@@ -35,6 +36,7 @@ FAILURES = {
 REQUEUED_AFTER = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
 # How long after its submission accounting may not have heard of a job; seconds.
 LAG_SECONDS = 600.0
+UNLISTED = "neither squeue nor sacct lists it"
 
 
 def require_slurm() -> None:
@@ -153,7 +155,7 @@ def states(jobs: Iterable[Known]) -> dict[Known, Job]:
         accounting = run("sacct", *where, *options, "-j", ",".join(parents))
         held, told, now = _of_squeue(queue.lines), _of_sacct(accounting.lines), time.time()
         for job in members:
-            found[job] = _state(job, _ours(job, held), _ours(job, told), queue, now)
+            found[job] = _state(job, _ours(job, held), _ours(job, told), queue, accounting, now)
     return found
 
 
@@ -163,19 +165,21 @@ def _ours(job: Known, rows: Mapping[str, list[_Row]]) -> _Row | None:
     return fitting[-1] if fitting else None
 
 
-def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, now: float) -> Job:
+def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, accounting: Answer, now: float) -> Job:
     if held is not None and held.state != "gone":
         # Accounting lags behind the controller: what that holds is not over.
         return Job(held.state, name=job.job_id, reason=held.reason if held.state == "pending" else None)
     over = told if told is not None and told.state == "gone" else held
     if over is not None and (held is not None or queue.ok or over.word not in REQUEUED_AFTER):
-        return Job("gone", FAILURES.get(over.word), job.job_id, exit_code=over.exit_code)
+        exit_code = over.exit_code or (FAILED_SOMEHOW if over.word == "FAILED" else None)
+        return Job("gone", FAILURES.get(over.word), job.job_id, exit_code=exit_code)
     if told is not None and told.state != "gone":
         return Job(told.state, name=job.job_id)
     if not queue.ok:
         return Job("unknown", name=job.job_id, reason=queue.problem)
-    if now - job.submitted < LAG_SECONDS:
-        return Job("unknown", name=job.job_id, reason="neither squeue nor sacct lists it yet")
+    # Without accounting there is nothing to wait for: the controller knows what waits and runs.
+    if accounting.ok and now - job.submitted < LAG_SECONDS:
+        return Job("unknown", name=job.job_id, reason=f"{UNLISTED} yet")
     return Job("gone", name=job.job_id)
 
 
@@ -189,10 +193,11 @@ def require_known(cluster: str, jobs: Iterable[Job]) -> None:
         return
     names = sorted({job.name or "one that was being submitted" for job in unknown})
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    why = unknown[0].reason or "SLURM does not answer"
+    when = f"{LAG_SECONDS / 60:g} minutes after their submission" if UNLISTED in why else "When squeue answers again"
     raise UserError(
-        f"cluster '{cluster}': {unknown[0].reason or 'SLURM does not answer'}. It is not known whether these jobs wait "
-        f"or run: {listed}. Nothing was submitted, so that no cell runs twice. When squeue --me lists them, or "
-        f"{LAG_SECONDS / 60:g} minutes after they were submitted, run the command again"
+        f"cluster '{cluster}': {why}. It is not known whether these jobs wait or run: {listed}. Nothing was submitted, "
+        f"so that no cell runs twice. {when}, run the same command"
     )
 
 

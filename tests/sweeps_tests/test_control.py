@@ -129,6 +129,17 @@ def test_where_they_do_not_end_it_says_so(
     assert done.exit_code == 1 and "nothing to submit" not in done.output
     assert "2 cells are still stopping" in done.output.splitlines()[-1]
     assert len(scheduler.calls("sbatch")) == 1
+    done = CliRunner().invoke(app, ["retry", two.name])
+    assert done.exit_code == 1 and "2 cells are still stopping" in done.output
+
+
+def test_a_silent_squeue_is_waited_for_once(
+    scheduler: Any, two: Plan, handed_over: HandedOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over(two.name, two.cells, "5")
+    scheduler.fails("squeue")
+    CliRunner().invoke(app, ["cancel", two.name])
+    assert len(scheduler.calls("squeue")) == 1
 
 
 def test_a_cancelled_cell_that_had_a_job_ended_as_cancelled(

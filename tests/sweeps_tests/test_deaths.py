@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gsq.record import RunFolder, read_run, runs_root
-from sweeps.deaths import described, failure_of, last_line, note_worker_death
+from sweeps.deaths import FAILED_SOMEHOW, described, failure_of, last_line, note_worker_death
 from sweeps.folder import SweepFolder
 from sweeps.planning import Plan
 
@@ -36,6 +36,9 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("143:0", "", "lost"),
         ("9:0", BEGAN + KILLED, "lost"),
         ("15:0", "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-02T03:04:05 ***\n", "lost"),
+        # That it failed is known before its exit code.
+        (FAILED_SOMEHOW, "", "error"),
+        (FAILED_SOMEHOW, BEGAN + KILLED, "lost"),
         # How it ended is not known, or it ended well: then it counts whether Python began.
         (None, "conda: no such environment\n", "error"),
         ("0:0", "conda: no such environment\n", "error"),
@@ -89,7 +92,7 @@ def test_how_it_is_said(folder: Path) -> None:
     assert described("3:0", log) == (" with exit code 3", ": no such module")
     assert described("0:11", log)[0] == " by signal 11"
     assert described(None, log) == ("", ": no such module")
-    assert described(None, None) == ("", "")
+    assert described(None, None) == ("", "") and described(FAILED_SOMEHOW, None) == ("", "")
     # SLURM's sign that it could not open the log, which the user cannot know.
     how, why = described("0:53", folder / "not-there")
     assert "53" in how and "not-there" in why and "nodes" in why

@@ -34,6 +34,16 @@ NEVER = (
     "QOSMinCpuNotSatisfied",
     "AssocGrpWallLimit",
 )
+UNTIL_OTHERS_END = (
+    "QOSMaxJobsPerUserLimit",
+    "AssocGrpCpuLimit",
+    "AssocGrpCPURunMinutesLimit",
+    "QOSGrpNodeLimit",
+    "QOSMaxGRESPerUser",
+    "AssocGrpGRES",
+    "QOSResourceLimit",
+    "AssocMaxJobsLimit",
+)
 FOR_NOW = (
     "Priority",
     "Resources",
@@ -42,13 +52,6 @@ FOR_NOW = (
     "Licenses",
     "Reservation",
     "JobArrayTaskLimit",
-    "QOSMaxJobsPerUserLimit",
-    "AssocGrpCpuLimit",
-    "AssocGrpCPURunMinutesLimit",
-    "QOSGrpNodeLimit",
-    "QOSMaxGRESPerUser",
-    "AssocGrpGRES",
-    "QOSResourceLimit",
     "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
     "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
     "SomethingNewOfSLURM30",
@@ -59,6 +62,13 @@ FOR_NOW = (
 def test_what_does_not_go_away_by_itself(reason: str) -> None:
     said = explained(reason)
     assert waits_for_ever(reason) and said is not None and "will not start" in said and reason in said
+
+
+@pytest.mark.parametrize("reason", UNTIL_OTHERS_END)
+def test_a_limit_that_others_use_up(reason: str) -> None:
+    said = explained(reason)
+    assert not waits_for_ever(reason) and said is not None and reason in said
+    assert said.startswith("will not start until other jobs end")
 
 
 @pytest.mark.parametrize("reason", FOR_NOW)

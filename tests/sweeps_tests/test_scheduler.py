@@ -13,12 +13,15 @@ from gsq.errors import UserError
 from gsq.record import RunFolder, runs_root
 from sweeps.cluster import Cluster
 from sweeps.commands import LIMITS
+from sweeps.deaths import FAILED_SOMEHOW
 from sweeps.folder import SweepFolder
+from sweeps.gathering import gather
 from sweeps.journal import Entry
 from sweeps.monitoring import status
 from sweeps.planning import Plan
 from sweeps.reconcile import Job
 from sweeps.scheduler import LAG_SECONDS, Known, ask, cancel_jobs, largest_array, require_slurm, slurm_jobs, states
+from sweeps.schema import read_table
 from sweeps.submission import submit
 
 PlanOf = Callable[..., Plan]
@@ -352,9 +355,18 @@ def test_without_accounting_the_controller_decides(scheduler: Any) -> None:
     assert state_of().state == "unknown"
 
 
+def test_without_accounting_there_is_nothing_to_wait_for(scheduler: Any) -> None:
+    """What the controller does not list is over, however young."""
+    young = Known("5_0", OURS.name, submitted=time.time() - 10)
+    scheduler.fails("sacct", "Slurm accounting storage is disabled")
+    assert state_of(young) == Job("gone", None, "5_0")
+
+
 def test_what_has_just_ended_is_over_although_accounting_says_that_it_runs(scheduler: Any) -> None:
     scheduler.squeue(f"5_0|FAILED|{OURS.name}|NonZeroExitCode")
     scheduler.sacct(f"5_0|RUNNING|{OURS.name}")
+    # Its exit code will be known later; that it failed is enough.
+    assert state_of().exit_code == FAILED_SOMEHOW
     assert state_of().state == "gone" and "-t all" in scheduler.calls("squeue")[0]
 
 
@@ -449,6 +461,8 @@ def test_a_job_that_died_before_python_is_an_error_and_stays_one(
     found = status(plan.name)
     assert [(c.state, c.failure) for c in found.cells] == [("failed", "error")] * 2
     assert all("exit code 3" in str(c.message) and "module: command not found" in str(c.message) for c in found.cells)
+    rows = read_table(gather(plan.name)).to_dict("records")
+    assert [(r["failure"], r["message"]) for r in rows] == [("error", c.message) for c in found.cells]
     # Nothing is tried again unasked, and everything where it is asked for.
     assert submit(plan, "slurm").arrays == {} and len(scheduler.calls("sbatch")) == 1
     # A run that was tried before, too: what its earlier job recorded is no news.
