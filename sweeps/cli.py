@@ -348,7 +348,9 @@ def status_command(
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
-    """Show the state of every cell, from the run folders and one call of sacct; of a search, the best so far, too.
+    """Show the state of every cell, from the run folders, squeue and sacct; of a search, the best so far, too.
+
+    For cells that wait on SLURM it gives SLURM's reason, and says which will not start by themselves.
 
     Example: gsq status quickstart --watch
     """
@@ -473,7 +475,7 @@ def cancel_command(
     """Stop queued and running cells of a sweep, here and on SLURM.
 
     A running cell ends its step and writes a checkpoint; no queue starts one that waits. The next gsq submit, run or
-    retry goes on from there.
+    retry goes on from there. Exit code 2: SLURM does not say what became of some jobs, which were not cancelled.
 
     Example: gsq cancel quickstart running groups=4
     """
