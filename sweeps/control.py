@@ -193,7 +193,7 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
         raise UserError(
             f"{why}. It is not known whether the jobs of {len(unknown)} cells wait or run, so none of them was "
             "cancelled. A job that starts from now on stops by itself, one that runs goes on; run the command again "
-            "when squeue answers"
+            "once squeue --me lists them"
         )
     running = {cell.signature for cell in chosen if cell.state == RUNNING or records[cell.signature].state == RUNNING}
     return Cancellation(

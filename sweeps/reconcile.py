@@ -110,7 +110,7 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
     if job is not None and job.state == "unknown":
         # It cannot be asked: a job that may be alive is never given up, nor submitted twice.
-        why = f"not known whether it waits or runs, {job.reason or 'for SLURM does not answer'}"
+        why = f"not known whether waiting or running ({job.reason or 'SLURM does not answer'})"
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED, reason=why)
     gone = job is not None and job.state == "gone"
     if gone and job is not None and record.state is not None and _is_news(job, record):
@@ -148,7 +148,8 @@ def death(signature: str, job: Job) -> CellState:
     """State of a cell whose newest job is gone and has written nothing to the run folder."""
     failure = job.failure or deaths.failure_of(job.exit_code, job.log)
     how, last_line = deaths.described(job.exit_code, job.log)
-    message = f"job {job.name} ended{how} before the run wrote anything{last_line}"
+    ended = how if job.failure is None else ""
+    message = f"job {job.name} ended{ended} before the run wrote anything{last_line}"
     return CellState(signature, FAILED, failure, message)
 
 
