@@ -258,7 +258,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     from rich.console import Console
 
     from sweeps.cluster import load_cluster
-    from sweeps.display import LiveView
+    from sweeps.display import LiveView, still_stopping
     from sweeps.submission import submit
 
     target = load_cluster(cluster)
@@ -273,7 +273,9 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
             console.print(f"submitted SLURM job {job_id}: {len(members)} cells", highlight=False)
-        if not submission.arrays:
+        if submission.stopping:
+            console.print(still_stopping(len(submission.stopping), plan.name), highlight=False, soft_wrap=True)
+        elif not submission.arrays:
             console.print("nothing to submit: every cell is finished, waiting or given up (gsq status)")
         if plan.search is not None:
             print_trials(console, submission.folder)
@@ -335,7 +337,7 @@ def submit_command(
             typer.echo(text)
         return
     submission = submit_plan(plan, cluster, retry, over_budget, canary)
-    if any(action.kind == "leave" for action in submission.actions):
+    if submission.stopping or any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)
 
 
@@ -347,7 +349,9 @@ def status_command(
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
-    """Show the state of every cell, from the run folders and one call of sacct; of a search, the best so far, too.
+    """Show the state of every cell, from the run folders, squeue and sacct; of a search, the best so far, too.
+
+    For cells that wait on SLURM it gives SLURM's reason, and says which will not start by themselves.
 
     Example: gsq status quickstart --watch
     """
@@ -472,15 +476,15 @@ def cancel_command(
     """Stop queued and running cells of a sweep, here and on SLURM.
 
     A running cell ends its step and writes a checkpoint; no queue starts one that waits. The next gsq submit, run or
-    retry goes on from there.
+    retry goes on from there. Exit code 2: SLURM does not say what became of some jobs, which were not cancelled.
 
     Example: gsq cancel quickstart running groups=4
     """
     from sweeps.control import cancel, cancellable
 
-    chosen = cancellable(sweep, selection or ())
-    if len(chosen) > 1:
-        _ask(f"Stop {_cells(len(chosen))}?", yes)
+    # Nobody is asked where nobody can answer.
+    if not yes and _on_terminal() and (count := len(cancellable(sweep, selection or ()))) > 1:
+        _ask(f"Stop {_cells(count)}?", yes)
     done = cancel(sweep, selection or ())
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=1))
@@ -512,10 +516,14 @@ def retry_command(
 
     Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
     """
-    from sweeps.control import failed_cells, last_cluster
+    from sweeps.control import failed_cells, last_cluster, stopping_cells
+    from sweeps.display import still_stopping
 
     plan = failed_cells(sweep, selection or ())
     if not plan.cells:
+        if count := stopping_cells(sweep):
+            typer.echo(still_stopping(count, plan.name))
+            raise typer.Exit(1)
         typer.echo("nothing to retry: none of these cells has failed (gsq status)")
         return
     submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)

@@ -21,7 +21,7 @@ from gsq.errors import UserError, nearest
 from gsq.loading import config_key
 from gsq.record import FAILED, FAILURES, RUNNING, RunRecord
 from sweeps import journal
-from sweeps.cancellation import claim_signal, mark, resumes_by_itself
+from sweeps.cancellation import claim_signal, mark, marked, resumes_by_itself
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, SweepStatus, status
@@ -154,9 +154,9 @@ def cancellable(
     return _cancellable(folder, selection, slurm_jobs(folder))
 
 
-def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Collection[str]) -> list[CellStatus]:
+def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Mapping[str, Job]) -> list[CellStatus]:
     """Those that wait or run, those included that a queue on this machine resumes by itself."""
-    chosen = select(folder.read_plan(), status(folder), selection)
+    chosen = select(folder.read_plan(), status(folder, on_slurm=on_slurm), selection)
     records = folder.records([cell.signature for cell in chosen])
     return [
         cell
@@ -173,9 +173,10 @@ def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Collec
 def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Path | None = None) -> Cancellation:
     """Stop the waiting and running cells of a selection, by default all. Returns without waiting for their end.
 
-    What runs is sent SIGTERM, on SLURM by one call of scancel, and is recorded as cancelled. A queue on another
-    machine stops its own workers. The next submission takes the cells up again where they stopped.
-    Raises UserError for an unknown sweep or selection, or where SLURM or the system refuses.
+    What runs is sent SIGTERM, on SLURM by one call of scancel for each job array, and is recorded as cancelled. A
+    queue on another machine stops its own workers. The next submission takes the cells up again where they stopped.
+    Raises UserError for an unknown sweep or selection, where SLURM or the system refuses, and, when all else is
+    cancelled, where SLURM does not say what became of a cell's job.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     jobs = slurm_jobs(folder)
@@ -187,6 +188,13 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     for signature, job in local_jobs(records).items():
         if job.state == "running" and claim_signal(folder, signature, records[signature].pid):
             _terminate(records[signature])
+    if unknown := sorted({s for s in records if s in jobs and jobs[s].state == "unknown"}):
+        why = jobs[unknown[0]].reason or "SLURM does not answer"
+        raise UserError(
+            f"{why}. It is not known whether the jobs of {len(unknown)} cells wait or run, so none of them was "
+            "cancelled. A job that starts from now on stops by itself, one that runs goes on; run the command again "
+            "once squeue --me lists them"
+        )
     running = {cell.signature for cell in chosen if cell.state == RUNNING or records[cell.signature].state == RUNNING}
     return Cancellation(
         folder.name,
@@ -196,15 +204,17 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
 
 
 def _cancel_on_slurm(jobs: Mapping[str, Job], chosen: Collection[str]) -> None:
-    sharing: dict[str, set[str]] = defaultdict(set)
+    """Of the jobs that SLURM lists under their own names; what nobody knows of is not touched."""
+    sharing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for signature, job in jobs.items():
-        if job.state != "gone":
-            sharing[job.name].add(signature)
-    cancel_jobs(name for name, cells in sharing.items() if cells <= set(chosen))
-    # Of cells that share a job each knows by its marker whether it is meant.
-    cancel_jobs(
-        (name for name, cells in sharing.items() if cells & set(chosen) and not cells <= set(chosen)), "--signal=TERM"
-    )
+        if job.state in ("pending", "running"):
+            sharing[job.array, job.name].add(signature)
+    for array in sorted({array for array, _ in sharing}):
+        mine = {job_id: cells for (name, job_id), cells in sharing.items() if name == array}
+        cancel_jobs((job_id for job_id, cells in mine.items() if cells <= set(chosen)), name=array)
+        # Of cells that share a job each knows by its marker whether it is meant.
+        some = (job_id for job_id, cells in mine.items() if cells & set(chosen) and not cells <= set(chosen))
+        cancel_jobs(some, "--signal=TERM", name=array)
 
 
 def _terminate(record: RunRecord) -> None:
@@ -227,6 +237,13 @@ def failed_cells(sweep: str | SweepFolder, selection: Sequence[str] = (), *, run
     plan = folder.read_plan()
     chosen = {cell.signature for cell in select(plan, status(folder), selection) if cell.state == FAILED}
     return Plan(plan.name, tuple(cell for cell in plan.cells if cell.signature in chosen))
+
+
+def stopping_cells(sweep: str | SweepFolder, *, runs: Path | None = None) -> int:
+    """How many cells were cancelled and have not ended yet. Raises UserError for an unknown sweep."""
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    cancelled = marked(folder)
+    return sum(c.signature in cancelled and c.state in (QUEUED, RUNNING) for c in status(folder).cells)
 
 
 def last_cluster(sweep: str | SweepFolder, *, runs: Path | None = None) -> str:

@@ -19,7 +19,7 @@ from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.job import EvaluationJob, evaluate_run, prepare_evaluator, unevaluated
 from sweeps.monitoring import survey
 from sweeps.planning import Cell
-from sweeps.scheduler import require_slurm, slurm_jobs
+from sweeps.scheduler import require_known, require_slurm, slurm_jobs
 from sweeps.snapshot import take
 from sweeps.submission import array_entries, hand_over, pickled, settle
 
@@ -160,10 +160,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], changes: dict[str, Any], clus
         settle(jobs, cluster)
         handed_over = slurm_jobs(jobs)
         known = {cell.signature: handed_over[cell.signature] for cell in todo if cell.signature in handed_over}
-        if any(job.state == "unknown" for job in known.values()):
-            raise UserError(
-                f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-            )
+        require_known(cluster.name, known.values())
         alive = {signature for signature, job in known.items() if job.state != "gone"}
         cells = [cell for cell in todo if cell.signature not in alive]
         try:
