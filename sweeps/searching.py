@@ -62,7 +62,7 @@ def submit_search(
     from sweeps.submission import Submission, check
 
     folder = SweepFolder(runs or runs_root(), plan.name)
-    check(plan, cluster)
+    check(plan, cluster, folder)
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
     driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
