@@ -134,7 +134,7 @@ class Group:
         return names[int(flag)] or None
 
     def wait_for_all(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Wait until every process has come here, for up to STAGING_TIMEOUT; tick is called meanwhile, and may raise."""
+        """Wait until every process has come here, for up to STAGING_TIMEOUT; tick is called meanwhile, may raise."""
         if self.size == 1:
             return
         with _talking():
@@ -190,7 +190,11 @@ def _connect(backend: str, size: int, tick: Callable[[], None]) -> None:
         tick()
         if not told and time.monotonic() > deadline:
             told = True
-            print(f"waiting at {where} for the other processes of WORLD_SIZE={size}; {advice}", file=sys.stderr, flush=True)
+            print(
+                f"waiting at {where} for the other processes of WORLD_SIZE={size}; {advice}",
+                file=sys.stderr,
+                flush=True,
+            )
     if failed:
         lines = str(failed[0]).strip().splitlines() or [type(failed[0]).__name__]
         raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import resource
 import signal
 import sys
@@ -305,7 +304,7 @@ def execute(
             return folder
         except BaseException as error:
             if attempt is None:
-                if place is not None:
+                if place is not None and group is not None:
                     _tell_first(error, place, group)
                 raise
             (attempt.path / RESERVE).unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class Cluster:
     memory_gb: int | str = 0
     """Memory a node; 0 takes it from each cell's estimate, rounded up. Or an expression: memory_gb + 4."""
     memory_per: str = "node"
-    """How sbatch is asked for it, where a centre forbids --mem: node, cpu (--mem-per-cpu), gpu (--mem-per-gpu) or none."""
+    """How sbatch is asked for it where a centre forbids --mem: node, cpu (--mem-per-cpu), gpu (--mem-per-gpu), none."""
     minutes: int | str = 0
     """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); in
     a file also hours:minutes:seconds and days-hours."""

@@ -86,8 +86,10 @@ class ArrayJob:
         from sweeps.folder import SweepFolder
         from sweeps.journal import read_entry
         from sweeps.reconcile import CANCELLED
+        from sweeps.restarts import note_start
 
         path = Path(self.entry)
+        note_start(path)
         entry = read_entry(path)
         job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
         if entry.open:
@@ -119,10 +121,16 @@ class ArrayJob:
             raise
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again."""
+        """Called by submitit before it requeues: the same job again; None where that is no use, since it has been
+        started again and again without a further step. The runs then end as a time-out."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        from sweeps.restarts import give_up, steps_of, worthwhile
+
+        path, task = Path(self.entry), int(os.environ["SLURM_ARRAY_TASK_ID"])
+        if worthwhile(path, steps_of(path, task)):
+            return DelayedSubmission(self)
+        return _say(give_up(path, task, STARTED)) and None
 
 
 @dataclass
@@ -153,10 +161,15 @@ class EvaluationJob:
         return _say(problem or f"{signature}: {len(results)} new evaluations")
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again."""
+        """Called by submitit before it requeues: the same job again; None where it has been tried often enough."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        from sweeps.journal import read_entry
+        from sweeps.restarts import too_short, worthwhile
+
+        if worthwhile(Path(self.entry), 0):
+            return DelayedSubmission(self)
+        return _say(too_short(read_entry(Path(self.entry)).minutes, time.time() - STARTED)) and None
 
 
 def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:

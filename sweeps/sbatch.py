@@ -67,9 +67,9 @@ def for_sbatch(variables: Mapping[str, str], script: str) -> dict[str, str]:
     options.add("wait")
 
     def stays(name: str) -> bool:
-        if "SLURM_JOB_ID" in variables and name not in KEPT:
-            if name in OF_A_JOB or name.startswith(OF_A_JOB_PREFIXES):
-                return False
+        of_a_job = name in OF_A_JOB or name.startswith(OF_A_JOB_PREFIXES)
+        if "SLURM_JOB_ID" in variables and of_a_job and name not in KEPT:
+            return False
         kind, _, word = name.partition("_")
         option = OPTION_OF.get(word, word.lower().replace("_", "-"))
         return name != DRIVER_VARIABLE and not (kind == "SBATCH" and option in options)
@@ -92,10 +92,10 @@ def hand_over(entry: journal.Entry, known: Any) -> str:
     script = entry.path / journal.SCRIPT
     clean = for_sbatch(os.environ, script.read_text())
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False, env=clean)
-    found = re.search(r"Submitted batch job (\d+)", done.stdout)
+    found = re.search(r"Submitted batch job (\d+)(?: on cluster (\S+))?", done.stdout)
     # An error may come after the controller has taken the job (its answer timed out).
     names = {} if found else known() or {}
-    settled = entry.decide(found[1] if found else names.get(entry.name))
+    settled = entry.decide(found[1], found[2] or "") if found else entry.decide(names.get(entry.name))
     if settled.job is not None:
         return settled.job
     if found:
@@ -115,7 +115,10 @@ def pickled(job: Any, minutes: int) -> bytes:
 def check_path(path: Path) -> None:
     """Raise UserError for a runs folder in which no job could start."""
     for character, why in (
-        (os.pathsep, f"PYTHONPATH, by which workers find their copy of the source, separates folders by '{os.pathsep}'"),
+        (
+            os.pathsep,
+            f"PYTHONPATH, by which workers find their copy of the source, separates folders by '{os.pathsep}'",
+        ),
         ("\n", "a job script has a path on one line"),
         ("\\", "SLURM gives a backslash in the path of an output file a meaning of its own"),
     ):
@@ -140,6 +143,8 @@ def job_script(
     tasks = -(-len(entry.signatures) // entry.cells_per_job)
     options: dict[str, Any] = {key: getattr(cluster, key) or None for key in ("partition", "account", "qos")}
     options |= {key: getattr(cluster, key) or None for key in ("constraint", "dependency")}
+    # submitit's own is refused where work is accounted by such keys.
+    options |= {"wckey": None, **_memory(entry.memory_gb, cluster)}
     script: str = _make_sbatch_string(
         command=f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(entry.path))}",
         # Of the output files, in whose names SLURM replaces %.
@@ -156,11 +161,11 @@ def job_script(
         signal_delay_s=cluster.signal_seconds,
         setup=_setup(entry, cluster, variables or {}),
         # Also where the job was given no environment (--export=NONE). A process that fails takes its peers with it.
-        srun_args=["--export=ALL", *(["--kill-on-bad-exit=1"] if cluster.nodes * cluster.processes_per_node > 1 else [])],
+        srun_args=[
+            "--export=ALL",
+            *(["--kill-on-bad-exit=1"] if cluster.nodes * cluster.processes_per_node > 1 else []),
+        ],
         additional_parameters={name: value for name, value in cluster.sbatch.items() if value is not False},
-        # submitit's own is refused where work is accounted by such keys.
-        wckey=None,
-        **_memory(entry.memory_gb, cluster),
         **options,
     )
     return script

@@ -206,13 +206,14 @@ class Arrays:
             pid=os.getpid(),
             signatures=tuple(cell.signature for cell in members),
             cells_per_job=self.cluster.cells_per_job,
+            clusters=str(self.cluster.sbatch.get("clusters", "")),
         )
         # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
         parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
         return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ))
 
     def scripts(self, number: int) -> list[str]:
-        """The job scripts of all arrays, ``number`` that of the first, as sbatch is given them where it refuses none."""
+        """The job scripts of all arrays, ``number`` that of the first, as sbatch gets them where it refuses none."""
         classes, largest = self._classes()
         parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
         return [self.entry(number + i, *part)[1] for i, part in enumerate(parts)]
@@ -263,8 +264,8 @@ class NotTaken(UserError):
         taken = cells - sum(count for _, count, _ in left)
         fix = "once jobs have ended" if self.limit else "once the cluster file, or the limit, has been changed"
         super().__init__(
-            f"cluster '{cluster}': sbatch refused {cells - taken} of {cells} cells, and took {taken}{jobs}. {refusals}. "
-            f"gsq submit hands over the rest {fix}"
+            f"cluster '{cluster}': sbatch refused {cells - taken} of {cells} cells, and took {taken}{jobs}. {refusals}."
+            f" gsq submit hands over the rest {fix}"
         )
 
 

@@ -48,7 +48,9 @@ def option(key: str, text: Any, read: Any) -> str | bool:
     if isinstance(text, list):
         return ",".join(str(option(f"{key}[{i}]", t, r)) for i, (t, r) in enumerate(zip(text, read, strict=True)))
     if isinstance(text, dict):
-        raise UserError(f"{key}: {read!r} is a mapping; an option takes a text, a number, a list of these, true or false")
+        raise UserError(
+            f"{key}: {read!r} is a mapping; an option takes a text, a number, a list of these, true or false"
+        )
     if isinstance(text, Plain) and text in (*TRUE, *NULL):
         return True
     if isinstance(text, Plain) and text in FALSE:
@@ -98,5 +100,7 @@ def minutes(key: str, text: Any, read: Any) -> Any:
             f"and {second} minutes, or {first} for minutes"
         )
     if second > 59 or third > 59 or (match["days"] and first > 23):
-        raise UserError(f"{key}: {written} is not a time of the form hours:minutes:seconds or days-hours:minutes:seconds")
+        raise UserError(
+            f"{key}: {written} is not a time of the form hours:minutes:seconds or days-hours:minutes:seconds"
+        )
     return (days * 24 + first) * 60 + second + (third > 0)
