@@ -20,7 +20,7 @@ from sweeps.job import EvaluationJob, evaluate_run, prepare_evaluator, unevaluat
 from sweeps.monitoring import survey
 from sweeps.planning import Cell
 from sweeps.sbatch import check_path
-from sweeps.scheduler import require_slurm, slurm_jobs
+from sweeps.scheduler import require_known, require_slurm, slurm_jobs
 from sweeps.snapshot import take
 from sweeps.submission import Arrays, settle
 
@@ -162,10 +162,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], changes: dict[str, Any], clus
         settle(jobs, cluster)
         handed_over = slurm_jobs(jobs)
         known = {cell.signature: handed_over[cell.signature] for cell in todo if cell.signature in handed_over}
-        if any(job.state == "unknown" for job in known.values()):
-            raise UserError(
-                f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-            )
+        require_known(cluster.name, known.values())
         alive = {signature for signature, job in known.items() if job.state != "gone"}
         cells = [cell for cell in todo if cell.signature not in alive]
         try:

@@ -135,6 +135,11 @@ def entries(sweep: SweepFolder) -> Iterator[Entry]:
         yield read_entry(path_of(sweep, number))
 
 
+def log_path(entry: Entry, job: str) -> Path:
+    """Where a job of the entry prints; of the processes that share a run, the first. ``job``: ``12_3``."""
+    return entry.path / f"{job}_0_log.out"
+
+
 def add(entry: Entry, files: Mapping[str, bytes]) -> None:
     """Put an entry and its files where ``entry.path`` says. Raises Taken where another one is there already."""
     partial = entry.path.with_name(f".{entry.path.name}.{os.uname().nodename}.{os.getpid()}.partial")

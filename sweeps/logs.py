@@ -112,9 +112,8 @@ def read_log(
 
 def log_files(folder: SweepFolder, signature: str) -> tuple[Path, ...]:
     """Where the workers of a cell write: one file for all on this machine, and one for each SLURM job."""
-    jobs = ((entry.path, entry.jobs.get(signature)) for entry in journal.entries(folder))
-    # Of the processes that share a run, the first speaks.
-    return folder.log(signature), *(path / f"{job}_0_log.out" for path, job in jobs if job)
+    jobs = ((entry, entry.jobs.get(signature)) for entry in journal.entries(folder))
+    return folder.log(signature), *(journal.log_path(entry, job) for entry, job in jobs if job)
 
 
 def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:

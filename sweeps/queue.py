@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from gsq.record import DONE, FAILED, RUNNING, RunFolder, RunRecord, process_start, read_run
+from gsq.record import RUNNING, RunRecord, process_start
 from sweeps.cancellation import claim_signal, mark, marked, with_cancelled
 from sweeps.cluster import Cluster, local_gpus, local_workers
+from sweeps.deaths import note_worker_death
 from sweeps.folder import SweepFolder
 from sweeps.job import DRIVER_VARIABLE, STOPPED, start_worker
 from sweeps.reconcile import Action, Job, SchedulerState, reconcile
@@ -106,18 +107,6 @@ def workers(runs: Path) -> dict[str, Worker]:
     return found
 
 
-def last_line(path: Path) -> str:
-    """The last words of a log, or that there are none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        lines = []
-    spoken = [line.strip() for line in lines if line.strip() and not line.startswith("--- gsq worker ")]
-    return spoken[-1] if spoken else "it printed nothing"
-
-
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """SIGTERM, and SIGHUP where the terminal is closed, end the block as Ctrl-C does. nohup's is left ignored."""
@@ -167,6 +156,9 @@ class LocalQueue:
         self.fruitless: Counter[str] = Counter()
         self.steps: dict[str, int] = {}
         self.started: set[str] = set()
+        self.exits: dict[str, int] = {}
+        # The last sign of life in the run folder, of earlier attempts, when this driver started a worker.
+        self.before: dict[str, float] = {}
         self.found: dict[str, Worker] = {}
         self.looked = -LOOK_SECONDS
         # Kept also when a cell is submitted again: then another queue runs it.
@@ -189,6 +181,7 @@ class LocalQueue:
                             others = self._others(fresh=True)
                             free = self.slots - busy - sum(signature in others for signature in ready)
                             for signature in [s for s in ready if s not in others][: max(0, free)]:
+                                self.before[signature] = records[signature].heartbeat
                                 self._start(signature)
                     self.on_update(actions, records)
                     if not busy and not ready:
@@ -221,12 +214,21 @@ class LocalQueue:
             advanced = records[signature].step > self.steps.get(signature, -1)
             self.fruitless[signature] = 0 if advanced else self.fruitless[signature] + 1
             self.steps[signature] = records[signature].step
-            self._note_death(signature, code, process.pid, records)
+            self.exits[signature] = code
+            if code not in (0, STOPPED) and records[signature].heartbeat == self.before.get(signature):
+                with suppress(OSError):
+                    note_worker_death(self.folder, signature, code)
+                    records |= self.folder.records([signature])
         # Attempts that this driver did not start: workers of a predecessor or of another driver, alive or dead.
         others = self._others()
         jobs = {**local_jobs(records), **{s: Job("running", name=str(w.pid)) for s, w in others.items()}, **jobs}
         for signature in self.cancelled & set(others):
             self._ask_to_stop(signature, others[signature].pid)
+        for signature in self.started - set(jobs):
+            if records[signature].state is None:
+                # Killed, or the disk is full.
+                code, log = self.exits.get(signature), self.folder.log(signature)
+                jobs[signature] = Job("gone", "lost", f"{signature} (exit code {code}, see {log})")
         records, jobs = with_cancelled(self.cancelled, records, jobs)
         now = time.time()
         # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
@@ -239,21 +241,6 @@ class LocalQueue:
             for a, b, c in zip(first, again, never, strict=True)
         ]
         return actions, records
-
-    def _note_death(self, signature: str, code: int, pid: int, records: dict[str, RunRecord]) -> None:
-        """Record that a worker failed before it made an attempt, which nobody else would know afterwards."""
-        record = records[signature]
-        if code in (0, STOPPED) or record.pid == pid or record.state in (RUNNING, DONE):
-            return
-        run = RunFolder.of(self.folder.runs, signature)
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        line = last_line(self.folder.log(signature))
-        message = f"the worker ended with {how} before the run began: {line}"
-        steps = self.folder.read_cell(signature).config.train.steps
-        # Killed from outside, it can be tried again.
-        failure = "lost" if code < 0 else "error"
-        run.new_attempt().write_status(FAILED, record.step, steps, failure=failure, message=message)
-        records[signature] = read_run(run)
 
     def _others(self, fresh: bool = False) -> dict[str, Worker]:
         """Workers of this sweep's cells that this driver did not start, as of now or of a moment ago."""

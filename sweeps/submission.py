@@ -19,7 +19,7 @@ from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RUNNING, RunFolder, RunRecord, note_killed, runs_root
 from sweeps import journal
-from sweeps.cancellation import clear, marked, with_cancelled
+from sweeps.cancellation import clear, marked, stopping, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.cost import ResourceClass, Speed, speed
 from sweeps.folder import SweepFolder
@@ -29,11 +29,13 @@ from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import Action, reconcile
 from sweeps.sbatch import Refused, check_path, hand_over, handed_on, job_script, pickled
-from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
+from sweeps.scheduler import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
 from sweeps.snapshot import source_folder, take
 
 # How long a submission waits for another one that seems to be between its steps.
 DRIVER_SECONDS = 20.0
+# How long it waits for the jobs of cancelled cells to end, which then come back.
+STOP_SECONDS = 30.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -45,6 +47,11 @@ class Submission:
     actions: list[Action]
     arrays: dict[str, list[str]]
     """Signatures by the SLURM id of the array (or single job) that was submitted."""
+
+    @property
+    def stopping(self) -> tuple[str, ...]:
+        """Signatures of cancelled cells that were not submitted, since their jobs have not ended yet."""
+        return stopping(self.folder, self.actions)
 
 
 def submit(
@@ -113,11 +120,15 @@ def _submit_missing(
     """One array after the other, until no cell is missing. Whenever another driver was quicker, look again."""
     arrays: dict[str, list[str]] = {}
     first: list[Action] | None = None
+    deadline = time.monotonic() + STOP_SECONDS
     while True:
         # Before the journal is read: what is submitted after this has a number that is taken.
         number = max(journal.numbers(folder), default=0) + 1
         settle(folder, cluster)
         actions, wanted, records = _missing(plan, folder, cluster, resumed)
+        if stopping(folder, actions) and time.monotonic() < deadline:
+            time.sleep(1)
+            continue
         first = first or actions
         if not wanted:
             return first, arrays
@@ -161,12 +172,10 @@ def _missing(
     records = folder.records(signatures)
     # A run on this machine's queue is alive, too.
     jobs = with_local_jobs(slurm_jobs(folder), records)
-    if any(job.state == "unknown" for job in jobs.values()):
-        raise UserError(
-            f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-        )
     known, jobs = with_cancelled(marked(folder), records, jobs)
     actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed, search=folder.search_id)
+    waiting = [action.cell.signature for action in actions if action.kind == "wait"]
+    require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     for action in actions:
         # The next attempt is to know it, when the scheduler may have forgotten.
