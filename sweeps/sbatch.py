@@ -6,8 +6,7 @@ import os
 import pickle
 import re
 import shlex
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from gsq.errors import UserError
 from gsq.surroundings import alone
 from sweeps import journal
 from sweeps.cluster import Cluster
+from sweeps.commands import run
 from sweeps.job import DRIVER_VARIABLE
 from sweeps.snapshot import environment
 
@@ -83,24 +83,30 @@ def said(output: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
 
 
-def hand_over(entry: journal.Entry, known: Any) -> str:
+def hand_over(entry: journal.Entry, known: Callable[[str], dict[str, str] | None]) -> str:
     """Hand an entry to SLURM; returns the array's id.
 
-    known: asked for the ids of our jobs by their names, where sbatch gives none. Raises Refused, and Taken where
-    another driver took the entry back.
+    known: asked for the ids of our jobs by their names, where sbatch gives none; None where nobody knows. Raises
+    Refused, Taken where another driver took the entry back, and UserError where it is not known whether there is a job.
     """
     script = entry.path / journal.SCRIPT
     clean = for_sbatch(os.environ, script.read_text())
-    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False, env=clean)
-    found = re.search(r"Submitted batch job (\d+)(?: on cluster (\S+))?", done.stdout)
+    answer = run("sbatch", str(script), environment=clean)
+    found = re.search(r"Submitted batch job (\d+)(?: on cluster (\S+))?", answer.output)
     # An error may come after the controller has taken the job (its answer timed out).
-    names = {} if found else known() or {}
+    names = {} if found else known(entry.clusters)
+    if names is None:
+        words = answer.problem if answer.timed_out else f"sbatch: {said(answer.errors + answer.output)}"
+        raise UserError(
+            f"cluster '{entry.cluster}': {words}; and squeue does not answer, so it is not known whether SLURM has the "
+            "jobs. Run gsq submit again later: it finds out, and submits no cell twice"
+        )
     settled = entry.decide(found[1], found[2] or "") if found else entry.decide(names.get(entry.name))
     if settled.job is not None:
         return settled.job
     if found:
         raise journal.Taken
-    raise Refused(said(done.stderr + done.stdout))
+    raise Refused(answer.problem if answer.timed_out else said(answer.errors + "\n" + answer.output))
 
 
 def pickled(job: Any, minutes: int) -> bytes:

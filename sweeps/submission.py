@@ -151,11 +151,15 @@ def settle(folder: SweepFolder, cluster: Cluster) -> None:
         if any(_driver_alive(entry) for entry in open_entries) and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
-        names = jobs_by_name()
-        if names is None:
-            raise UserError(f"cluster '{cluster.name}': squeue does not answer, so what waits is not known; try later")
-        for entry in open_entries:
-            entry.decide(names.get(entry.name))
+        for clusters in {entry.clusters for entry in open_entries}:
+            names = jobs_by_name(clusters)
+            if names is None:
+                raise UserError(
+                    f"cluster '{cluster.name}': squeue does not answer, so what waits is not known; try later"
+                )
+            for entry in open_entries:
+                if entry.clusters == clusters:
+                    entry.decide(names.get(entry.name))
 
 
 def _driver_alive(entry: journal.Entry) -> bool:
