@@ -133,19 +133,27 @@ class Group:
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return names[int(flag)] or None
 
-    def wait_for_all(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Wait until every process has come here, for up to STAGING_TIMEOUT; tick is called meanwhile, may raise."""
+    def meeting(self) -> Callable[[Callable[[], None]], None]:
+        """Agree to meet again, however long it takes each process to get there (up to STAGING_TIMEOUT).
+
+        Returns what a process then calls to wait for the others, with what is called meanwhile and may raise.
+        """
         if self.size == 1:
-            return
+            return lambda tick: None
         with _talking():
             patient = torch.distributed.new_group(backend="gloo", timeout=STAGING_TIMEOUT)
-            work = torch.distributed.barrier(patient, async_op=True)
-        while not work.is_completed():
-            tick()
-            time.sleep(0.1)
-        with _talking():
-            work.wait()
-            torch.distributed.destroy_process_group(patient)
+
+        def wait(tick: Callable[[], None]) -> None:
+            with _talking():
+                work = torch.distributed.barrier(patient, async_op=True)
+            while not work.is_completed():
+                tick()
+                time.sleep(0.1)
+            with _talking():
+                work.wait()
+                torch.distributed.destroy_process_group(patient)
+
+        return wait
 
     def images(self, batch_size: int) -> range:
         """Numbers of this process's images of a global batch."""

@@ -377,11 +377,11 @@ def _train_and_evaluate(
             start, progress.started_from = shorter
             announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
     start = group.from_first(start)
-    files_here = stage(files, config.execution.stage_data, tick=progress.staging)
-    if config.execution.stage_data:
-        # Some node may take longer than the processes wait for each other.
-        group.wait_for_all(progress.staging)
-    source = ImageSource(config.data, files_here)
+    # Some node may take longer than the processes wait for each other.
+    meet = group.meeting() if config.execution.stage_data else None
+    source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
+    if meet is not None:
+        meet(progress.staging)
     trainer = Trainer(config, source, group)
 
     # An evaluation that cannot be made should not fail after the training.

@@ -70,7 +70,7 @@ class Cluster:
     """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); in
     a file also hours:minutes:seconds and days-hours."""
     signal_seconds: int = 90
-    """Seconds before the end of its wall time at which a job is told to write a checkpoint and be requeued."""
+    """Seconds before the end of its wall time at which a job is told to write a checkpoint and be requeued; at most half of it."""
     parallel: int = 256
     """Jobs of a submission that run at the same time, shared out over its arrays."""
     resume: dict[str, str] = field(default_factory=dict)
@@ -99,11 +99,6 @@ class Cluster:
             positive(key, getattr(self, key))
         if self.signal_seconds > 65535:
             raise UserError(f"signal_seconds: {self.signal_seconds}: SLURM takes at most 65535")
-        if isinstance(self.minutes, int) and 0 < self.minutes * 60 <= self.signal_seconds:
-            raise UserError(
-                f"signal_seconds: {self.signal_seconds}: a job of {self.minutes} minutes would be told to stop as it "
-                "starts; use a smaller number, or more minutes"
-            )
         if self.cells_per_job > 1 and (self.nodes > 1 or self.processes > 1):
             raise UserError(
                 f"cells_per_job: {self.cells_per_job}: runs that share a job have one process each on one node; leave "

@@ -126,6 +126,8 @@ def check_path(path: Path) -> None:
             f"PYTHONPATH, by which workers find their copy of the source, separates folders by '{os.pathsep}'",
         ),
         ("\n", "a job script has a path on one line"),
+        ("%j", "submitit writes the job's number in its place"),
+        ("%t", "submitit writes the process's number in its place"),
         ("\\", "SLURM gives a backslash in the path of an output file a meaning of its own"),
     ):
         if character in str(path):
@@ -164,7 +166,7 @@ def job_script(
         cpus_per_task=max(1, cluster.cpus // cluster.processes_per_node),
         gpus_per_node=cluster.gpus or None,
         stderr_to_stdout=True,
-        signal_delay_s=cluster.signal_seconds,
+        signal_delay_s=min(cluster.signal_seconds, entry.minutes * 30),
         setup=_setup(entry, cluster, variables or {}),
         # Also where the job was given no environment (--export=NONE). A process that fails takes its peers with it.
         srun_args=[
