@@ -70,7 +70,7 @@ class Cluster:
     """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); in
     a file also hours:minutes:seconds and days-hours."""
     signal_seconds: int = 90
-    """Seconds before the end of its wall time at which a job is told to write a checkpoint and be requeued; at most half of it."""
+    """Seconds before the end of the wall time, at most half of it, when a job saves a checkpoint and is requeued."""
     parallel: int = 256
     """Jobs of a submission that run at the same time, shared out over its arrays."""
     resume: dict[str, str] = field(default_factory=dict)
