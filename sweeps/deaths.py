@@ -19,8 +19,8 @@ _ROUTINE = re.compile(
     r"^srun: error: \S+: tasks? [\d,-]+: |^srun: (Force Terminated|Terminating|Job step aborted|launch/)"
     r"|^slurmstepd: error: \*\*\* |^<no Python frame>|^Current thread 0x"
 )
-# Before each start in the log of a local worker.
-WORKER_STARTED = "--- gsq worker started "
+# Before each start of a local worker or of a job.
+_STARTED = re.compile(r"^--- gsq (?:worker|job) started .*$", re.MULTILINE)
 _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated)", re.MULTILINE
 )
@@ -48,8 +48,9 @@ def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
     if -code in (signal.SIGINT, *_KILLED_SIGNALS):
         return
     how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
-    line = last_line(folder.log(signature))
-    message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''}"
+    log = folder.log(signature)
+    line = last_line(log)
+    message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''} (see {log})"
     steps = folder.read_cell(signature).config.train.steps
     attempt = RunFolder.of(folder.runs, signature).new_attempt()
     attempt.write_status(FAILED, 0, steps, failure="error", message=message)
@@ -87,8 +88,7 @@ def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:
 def last_line(log: Path | None) -> str:
     """The last line that says something of this job; what SLURM says of every such job where there is none."""
     # A progress bar writes its line again and again.
-    text = tail(log).rpartition(WORKER_STARTED)
-    lines = (text[2].partition("\n")[2] if text[1] else text[2]).split("\n")
+    lines = _STARTED.split(tail(log))[-1].split("\n")
     lines = [line.rstrip("\r").rpartition("\r")[2].strip() for line in lines]
     lines = [line for line in lines if line]
     own = [line for line in lines if not _ROUTINE.search(line)]

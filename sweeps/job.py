@@ -240,9 +240,11 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
     from gsq.run import Stopped
     from gsq.surroundings import visible_gpus
     from sweeps.cancellation import marked
+    from sweeps.deaths import note_worker_death
 
     gpus = visible_gpus() or []
     share = len(gpus) // entry.cells_per_job
+    before = {signature: record.heartbeat for signature, record in folder.records(signatures).items()}
     workers: dict[str, subprocess.Popen[bytes]] = {}
     with ExitStack() as stack:
 
@@ -264,6 +266,11 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
                 told = True
                 tell(signal.SIGUSR2)
             time.sleep(0.2)
+    for signature, record in folder.records(workers).items():
+        # The job goes on whatever becomes of one of its workers, so that SLURM does not know it.
+        if workers[signature].returncode not in (0, STOPPED) and record.heartbeat == before[signature]:
+            with suppress(OSError):
+                note_worker_death(folder, signature, workers[signature].returncode)
     if stop.reason and any(worker.returncode == STOPPED for worker in workers.values()):
         raise Stopped(stop.reason)
     return ", ".join(f"{signature}: exit code {worker.returncode}" for signature, worker in workers.items())

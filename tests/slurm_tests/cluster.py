@@ -197,6 +197,20 @@ class Cluster:
         self._spawn(name, "slurmd", "-D", "-N", name)
         self._wait(name, lambda: self._slurmd_start(name) > before)
 
+    def renumber(self, first: int) -> None:
+        """Give the next jobs the numbers from ``first`` on, as a new controller would; accounting keeps what it has.
+        No job may wait or run."""
+        # What the controller has not told accounting yet is in its state.
+        self._wait("slurmctld", lambda: "DBD Agent queue size: 0" in self.output("sdiag"))
+        self._end("slurmctld")
+        shutil.rmtree(self.dir / "state")
+        (self.dir / "state").mkdir()
+        lines = [line for line in self.conf.read_text().splitlines() if not line.startswith("FirstJobId=")]
+        _write(self.conf, "\n".join([*lines, f"FirstJobId={first}", ""]), 0o644)
+        self.bring_back("slurmctld")
+        for node in NODES:
+            self._wait(node, partial(self._idle, node))
+
     def _slurmd_start(self, name: str) -> str:
         """When the slurmd of a node was started, as the controller knows it."""
         found = re.search(r"SlurmdStartTime=([0-9T:-]+)", self.output("scontrol", "show", "node", name))

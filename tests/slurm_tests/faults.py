@@ -4,8 +4,9 @@
 
 A round is a sweep of twelve cells on the cluster of cluster.py (root; started where it does not run), disturbed by some
 60 faults at moments drawn from the seed. Jobs disturb themselves, by orders that inject/sitecustomize.py carries out in
-them; what needs the cluster is done here. Meanwhile this program does what a user would: `gsq submit` while cells
-have failed that it resumes, and in the end one `gsq retry`. Then it compares with the same sweep on the local queue.
+them; what needs the cluster is done here and in disturbances.py. Meanwhile this program does what a user would:
+`gsq submit` while cells have failed that it resumes, and in the end one `gsq retry`. Then it compares with the same
+sweep on the local queue.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from cluster import NODES, Cluster  # noqa: E402
+from disturbances import Disturbances, submissions_of  # noqa: E402
 
 STEPS = 60
 SWEEP = f"""\
@@ -85,6 +87,7 @@ KINDS = {
     "slurmd": Kind(2, STEP, ("unharmed",)),
     "controller": Kind(2, STEP, ("unharmed",)),
     "second_attempt": Kind(3, STEP, ("unharmed",)),
+    "squeue_silent": Kind(3, BETWEEN, ("unharmed",)),
     # Only where the round says so, and on the cells named above.
     "memory_error": Kind(0, ("step", "evaluation"), ("out_of_memory",)),
     "nan": Kind(0, STEP, ("diverged",)),
@@ -92,7 +95,14 @@ KINDS = {
     # Of the driver.
     "two_drivers": Kind(0, (), ("one job each",)),
     "driver_killed": Kind(0, (), ("submitted by the next",)),
+    "controller_away": Kind(0, (), ("submitted by the next",)),
+    # Of the cluster, and of jobs before Python begins.
+    "ids_reused": Kind(0, (), ("ours alone",)),
+    "dies_before_python": Kind(0, (), ("error",)),
 }
+DRIVERS = ("two_drivers", "driver_killed", "controller_away")
+# Jobs of a round that die before Python, and times that numbers of jobs are given again.
+DOOMED, REUSES = 2, 2
 # One more process than SLURM knows of may run a cell after these.
 OVERLAPPING = ("second_attempt", "node_failure")
 # A fault that hits several cells at once.
@@ -130,7 +140,7 @@ def gsq(*words: str, folder: Path, faults: Path | None = None) -> subprocess.Pop
     environment |= {"GSQ_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = f"{HERE / 'inject'}{os.pathsep}{ROOT}"
     if faults is not None:
-        environment["GSQ_FAULTS"] = str(faults)
+        environment |= {"GSQ_FAULTS": str(faults), "PATH": f"{faults / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
         [sys.executable, "-m", "gsq.cli", *words],
         cwd=folder,
@@ -157,10 +167,10 @@ def undisturbed(folder: Path) -> Path:
 def deal(seed: int, count: int) -> tuple[dict[int, list[dict[str, Any]]], list[str]]:
     """Orders by cell, and the driver's faults: ``count`` of both together, and some more in case cells end early."""
     draw = random.Random(seed)
-    drivers = ["two_drivers", "driver_killed"] * max(1, count // 30)
+    drivers = list(DRIVERS) * max(1, count // 30)
     names = [name for name, kind in KINDS.items() if kind.weight]
     extra = max(2, count // 8)
-    special = 2 * len(SHRINKING) + 3
+    special = 2 * len(SHRINKING) + 3 + DOOMED + REUSES
     room = count + extra - special - len(drivers)
     drawn = names[: max(0, room)]
     drawn += draw.choices(names, [KINDS[name].weight for name in names], k=max(0, room - len(drawn)))
@@ -176,6 +186,9 @@ def deal(seed: int, count: int) -> tuple[dict[int, list[dict[str, Any]]], list[s
     cells[DIVERGING] = [*cells[DIVERGING][:1], "nan", "nan"]
     cells[BROKEN].append("error")
     draw.shuffle(drivers)
+    if drivers[-1] == "controller_away":
+        # The first submission makes the sweep.
+        drivers.insert(0, drivers.pop())
     orders = {
         cell: [
             {"kind": name, "moment": draw.choice(KINDS[name].moments), "after": draw.randrange(0, 9)} for name in kinds
@@ -200,6 +213,10 @@ class Round:
     faults: list[Fault] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     second: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    doomed: dict[str, str] = field(default_factory=dict)
+    """Jobs that are to die before Python, by signature."""
+    retried: float = float("inf")
+    """When all that had failed was tried again."""
 
     def run(self) -> None:
         self.draw = random.Random(self.seed + 1)
@@ -211,10 +228,13 @@ class Round:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.disk)]
         self.mounted = subprocess.run(mount, check=False).returncode == 0
         self.over, self.downed = threading.Event(), threading.Lock()
+        self.disturbances = Disturbances(self.orders, self.cluster, random.Random(self.seed + 2))
+        path = os.environ["PATH"]
+        os.environ["PATH"] = f"{self.disturbances.path}{os.pathsep}{path}"
         watcher = threading.Thread(target=self._watch)
         try:
             (self.disk / "sweep.yaml").write_text(SWEEP)
-            (self.disk / "mine.yaml").write_text(CLUSTER)
+            (self.disk / "mine.yaml").write_text(f"{CLUSTER}setup: {json.dumps([self.disturbances.setup])}\n")
             from sweeps.planning import make_plan
             from sweeps.spec import load_spec
 
@@ -229,8 +249,10 @@ class Round:
                         print("no tmpfs can be mounted here: a kill takes the place of a full disk", flush=True)
                         order["kind"] = "kill"
                     (place / f"{i:02d}.json").write_text(json.dumps(order))
+            self._numbers_of_strangers()
             watcher.start()
             self._drive()
+            self._numbers_to_strangers()
             self._retry()
             self.over.set()
             watcher.join()
@@ -238,6 +260,7 @@ class Round:
             self._check()
         finally:
             self.over.set()
+            os.environ["PATH"] = path
             if watcher.is_alive():
                 watcher.join()
             for process in self.second:
@@ -265,6 +288,7 @@ class Round:
         from sweeps.reconcile import RESUMED_ON_SUBMIT
 
         self._submit(first=True)
+        self._doom()
         quiet, before = time.monotonic(), None
         while True:
             cells = self._status()
@@ -290,15 +314,28 @@ class Round:
             if len(resumable) >= 3 or (resumable and len(waiting) < 4):
                 self._submit()
             elif not waiting and not resumable:
+                # Those of the driver that are left meet a submission of nothing.
+                for _ in list(self.drivers):
+                    self._submit()
                 return
             time.sleep(0.3)
 
     def _submit(self, first: bool = False) -> None:
-        """`gsq submit`; sometimes two at once, and sometimes one is killed and the next one has to do."""
+        """`gsq submit`; sometimes two at once, sometimes one is killed and the next one has to do, and sometimes the
+        controller is away."""
         words = ("submit", "sweep.yaml", "--cluster", "mine.yaml")
-        kind = self.drivers.pop() if self.drivers and (first or self.draw.random() < 0.5) else ""
+        kind = self.drivers.pop() if self.drivers and (first or self.draw.random() < 0.7) else ""
         before = self._live_jobs()
-        started = [gsq(*words, folder=self.disk, faults=self.orders) for _ in range(2 if kind == "two_drivers" else 1)]
+
+        def start() -> list[subprocess.Popen[str]]:
+            count = 2 if kind == "two_drivers" else 1
+            return [gsq(*words, folder=self.disk, faults=self.orders) for _ in range(count)]
+
+        if kind == "controller_away":
+            with self.downed:
+                started = self.disturbances.without_controller(start)
+        else:
+            started = start()
         if kind == "driver_killed":
             try:
                 started[0].wait(self.draw.uniform(0.2, 1.5))
@@ -322,10 +359,70 @@ class Round:
             if new > 12:
                 self.problems.append(f"{kind}: {new} jobs for 12 cells")
 
+    def _doom(self) -> None:
+        """Some jobs that wait will die before Python. They are errors, which no submission tries again."""
+        special = {self.cells[i] for i in (*SHRINKING, DIVERGING, BROKEN)}
+        deadline = time.monotonic() + 60
+        while len(self.doomed) < DOOMED and time.monotonic() < deadline:
+            waiting = [c for c in self._status() if c.state == "queued" and c.job and not c.attempts]
+            for cell in waiting[-DOOMED:]:
+                if cell.signature not in special and len(self.doomed) < DOOMED:
+                    self.doomed[cell.signature] = cell.job
+                    self.disturbances.doom(cell.job)
+            time.sleep(0.3)
+
+    def _died(self) -> set[str]:
+        return {s for s, job in self.doomed.items() if self.disturbances.died(job)}
+
+    def _check_doomed(self, cells: list[Any]) -> None:
+        died = self._died()
+        if len(died) < DOOMED:
+            self.problems.append(f"the harness let {DOOMED - len(died)} jobs live that were to die before Python")
+        for cell in cells:
+            if cell.signature not in died:
+                continue
+            self.faults.append(Fault("dies_before_python", "setup", cell.signature, outcome=cell.failure or cell.state))
+            words = ("exit code 3", "no module of that name", self.doomed[cell.signature])
+            if cell.failure != "error" or not all(word in cell.message for word in words):
+                self.problems.append(f"a job that died before Python is {cell.state}, {cell.failure}: {cell.message}")
+            if submissions_of(self.runs, cell.signature)[-1]["job"] != self.doomed[cell.signature]:
+                self.problems.append(f"{cell.signature} died before Python, and was submitted again unasked")
+
+    def _numbers_of_strangers(self) -> None:
+        """Our first jobs get numbers under which accounting knows other jobs."""
+        job = self.disturbances.strangers_take(None, 12, 0)
+        if not self._until(lambda: not self._live_jobs(), 60) or self.disturbances.harmed():
+            raise RuntimeError("the jobs whose numbers were to be used again do not end")
+        self.cluster.renumber(int(job))
+        self.faults.append(Fault("ids_reused", "submission", outcome="ours alone"))
+
+    def _numbers_to_strangers(self) -> None:
+        """Other jobs get the number of a job of ours that is over: they are neither taken for it nor cancelled."""
+        self._until(lambda: not self._live_jobs(), 120)
+        before = {c.signature: (c.state, c.failure, c.message) for c in self._status()}
+        signature = self.cells[BROKEN]
+        first, task = submissions_of(self.runs, signature)[-1]["job"].split("_")
+        job = self.disturbances.strangers_take(int(first), max(4, int(task) + 1), 6)
+        if job != first:
+            self.problems.append(f"the harness wanted the number {first} for a stranger, and got {job}")
+        self._until(self._live_jobs, 30)
+        after = {c.signature: (c.state, c.failure, c.message) for c in self._status()}
+        if after != before:
+            self.problems.append(f"a stranger's job was taken for ours: {before} became {after}")
+        process = gsq("cancel", "faults", "--yes", folder=self.disk, faults=self.orders)
+        output, _ = process.communicate(timeout=240)
+        if process.returncode or "nothing to cancel" not in output:
+            self.problems.append(f"gsq cancel, where a stranger has our number: {output}")
+        self.faults.append(Fault("ids_reused", "cancel", outcome="ours alone"))
+
     def _retry(self) -> None:
         """One `gsq retry` of all that has failed, and the wait for it."""
+        self._until(lambda: not self.disturbances.mode.exists(), 20)
+        self._check_doomed(self._status())
+        self.retried = time.time()
         failed = {c.signature for c in self._status() if c.state == "failed"}
         expected = {self.cells[DIVERGING], self.cells[BROKEN]} | {self.cells[i] for i in SHRINKING}
+        expected |= set(self.doomed)
         if failed - expected:
             self.problems.append(f"failed before the retry, and nobody made them: {failed - expected}")
         # What was not met by now is not part of the round, but for the divergence that comes back.
@@ -347,8 +444,9 @@ class Round:
         """Orders of cells that are done go to those that are not."""
         special = {self.cells[i] for i in (*SHRINKING, DIVERGING, BROKEN)}
         takers = [c.signature for c in cells if c.state in ("queued", "running") and c.signature not in special]
+        died = self._died()
         for cell in cells:
-            if cell.state != "done" or not takers:
+            if (cell.state != "done" and cell.signature not in died) or not takers:
                 continue
             for path in sorted((self.orders / "orders" / cell.signature).glob("*.json")):
                 if json.loads(path.read_text())["kind"] in ("memory_error", "nan", "error"):
@@ -452,6 +550,10 @@ class Round:
             time.sleep(self.draw.uniform(0, 2))
             self.cluster.bring_back("slurmctld")
 
+    def _do_squeue_silent(self, job: str, request: dict[str, Any], proceed: Callable[[], None]) -> None:
+        proceed()
+        self.disturbances.silence()
+
     def _do_node_failure(self, job: str, request: dict[str, Any], proceed: Callable[[], None]) -> None:
         """Long enough for SLURM to give the node up, while its processes run on."""
         node = request["node"]
@@ -491,14 +593,21 @@ class Round:
     def _outcomes(self) -> None:
         """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
         from gsq.record import read_json
-        from sweeps.scheduler import ask
+        from sweeps.scheduler import Known, states
 
         every = [json.loads(path.read_text()) for path in sorted(self.orders.glob("orders/*/*.fired"))]
-        told = ask(fired["job"] for fired in every)
+        names = {}
+        for fired in every:
+            entries = submissions_of(self.runs, fired["signature"])
+            mine = [e for e in entries if e["job"] == fired["job"] and e["time"] <= fired["time"]]
+            names[fired["job"], fired["time"]] = Known(fired["job"], mine[-1]["name"])
+        found = states(names.values())
         for fired in every:
             fault = Fault(fired["kind"], fired["moment"], fired["signature"], fired["attempt"])
             attempts = self.runs / fault.signature[:2] / fault.signature / "attempts"
             statuses = {int(path.name): read_json(path / "status.json") or {} for path in attempts.iterdir()}
+            # A number that was given again.
+            statuses = {number: s for number, s in statuses.items() if s.get("started", 0) < self.retried}
             status = statuses.get(fault.attempt, {})
             if "unharmed" in KINDS[fault.kind].outcomes:
                 fault.outcome = "unharmed"
@@ -507,7 +616,7 @@ class Round:
             elif any(s.get("job") == fired["job"] for number, s in statuses.items() if number > fault.attempt):
                 fault.outcome = "requeued"
             else:
-                fault.outcome = told[fired["job"]].failure or "lost"
+                fault.outcome = found[names[fired["job"], fired["time"]]].failure or "lost"
             self.faults.append(fault)
         struck = {outcome for f in self.faults for outcome in COLLATERAL.get(f.kind, ())}
         doubled = {f.signature for f in self.faults if f.kind in OVERLAPPING}
@@ -575,6 +684,8 @@ class Round:
                 if abs(ours["loss"] - whole["loss"]) > 1e-3 * abs(whole["loss"]):
                     self.problems.append(f"{signature}: step {ours['step']}: {ours['loss']} is not {whole['loss']}")
         self._check_overlaps()
+        if harmed := self.disturbances.harmed():
+            self.problems.append(f"jobs of strangers did not end well: {harmed}")
         if left := self._live_jobs():
             self.problems.append(f"jobs are left in the queue: {left}")
 

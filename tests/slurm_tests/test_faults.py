@@ -43,6 +43,8 @@ def test_a_sweep_survives_sixty_faults(tmp_path: Path) -> None:
     printed = run("faults.py", "--faults", "60", "--seed", "1", "--dir", str(tmp_path / "faults"), seconds=1200)
     (total,) = [line for line in printed.splitlines() if line.startswith("| all |")]
     assert int(total.split("|")[2]) >= 60
+    kinds = {line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")}
+    assert kinds >= {"squeue_silent", "controller_away", "ids_reused", "dies_before_python"}
 
 
 @pytest.mark.timeout(600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,74 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         return run
 
     return write
+
+
+# squeue and sacct that print what they are asked for, of rows in a file; a file ``NAME.mode`` makes one fail or hang.
+# Every call is noted with its words, and with those variables of the user that would change the answer.
+_PROGRAM = """\
+#!{python}
+import os, re, sys, time
+name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+folder = os.path.dirname(sys.argv[0])
+with open(f"{{folder}}/{{name}}.calls", "a") as calls:
+    calls.write(" ".join(words) + "\\n")
+def read(file):
+    return open(f"{{folder}}/{{file}}").read() if os.path.exists(f"{{folder}}/{{file}}") else ""
+mode = read(f"{{name}}.mode")
+if mode == "hang":
+    time.sleep(1000)
+if mode and mode != "hang":
+    sys.exit(mode)
+rows = [line.split("|") for line in read(f"{{name}}.rows").splitlines()]
+if name == "squeue":
+    if wanted := os.environ.get("SQUEUE_STATES"):
+        rows = [row for row in rows if row[1] in wanted.split(",")]
+    for job, state, job_name, reason in rows:
+        values = {{"i": job, "T": state, "j": job_name, "r": reason, "F": job.split("_")[0]}}
+        print(re.sub("%([a-zA-Z])", lambda found: values[found[1]], words[words.index("-o") + 1]))
+elif name == "sacct":
+    parents = words[words.index("-j") + 1].split(",")
+    for job, state, job_name, code, submit in rows:
+        values = {{"JobID": job, "State": state, "JobName": job_name, "ExitCode": code, "Submit": submit}}
+        if job.split("_")[0] in parents:
+            print("|".join(values[key] for key in words[words.index("-o") + 1].split(",")))
+elif name == "sbatch":
+    number = len(read("sbatch.calls").splitlines()) + 99
+    print(f"Submitted batch job {{number}}")
+"""
+
+
+class Scheduler:
+    """SLURM's commands over rows that a test writes: nothing is forgotten, added or filtered but by the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("sbatch", "sacct", "squeue", "scontrol", "scancel"):
+            (folder / name).write_text(_PROGRAM.format(python=sys.executable))
+            (folder / name).chmod(0o755)
+
+    def squeue(self, *rows: str) -> None:
+        """Rows ``job|state|name|reason``, the last two may be left out."""
+        lines = ["|".join([*row.split("|"), "", ""][:4]) for row in rows]
+        (self.folder / "squeue.rows").write_text("".join(f"{line}\n" for line in lines))
+
+    def sacct(self, *rows: str) -> None:
+        """Rows ``job|state|name|exit code|time of submission``, the last three may be left out."""
+        lines = ["|".join([*row.split("|"), "", "", ""][:5]) for row in rows]
+        (self.folder / "sacct.rows").write_text("".join(f"{line}\n" for line in lines))
+
+    def fails(self, name: str, words: str | None = "slurm_load_jobs error: Unable to contact slurm controller") -> None:
+        """The command fails with these words, or hangs where they are "hang"; None: it answers again."""
+        (self.folder / f"{name}.mode").write_text(words or "")
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def scheduler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    found = Scheduler(folder / "scheduler")
+    monkeypatch.setenv("PATH", f"{found.folder}:/usr/bin:/bin")
+    return found

@@ -13,7 +13,7 @@ from sweeps.display import LiveView, duration, print_plan, size, status_renderab
 from sweeps.forecasting import forecast
 from sweeps.monitoring import SweepStatus, row
 from sweeps.planning import Plan
-from sweeps.reconcile import Action, CellState, cell_state
+from sweeps.reconcile import Action, CellState, Job, cell_state
 
 PlanOf = Callable[..., Plan]
 
@@ -75,6 +75,25 @@ def test_each_cell_that_ends_is_said_once(plan_of: PlanOf) -> None:
             actions = [Action("wait", cell_state(records[c.signature], None, 1.0)) for c in plan.cells]
             view.update(actions, records)
     assert text(target).count("done   G=1") == 1 and "G=2" not in text(target)
+
+
+def test_a_run_says_once_what_will_not_start_and_status_says_why_cells_wait(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"groups": [1, 2, 4]})
+    jobs = [Job("pending", reason=reason) for reason in ("PartitionDown", "PartitionDown", "Priority")]
+    records = {c.signature: RunRecord(c.signature) for c in plan.cells}
+    states = [cell_state(records[c.signature], job, 1.0) for c, job in zip(plan.cells, jobs, strict=True)]
+    target, whole = console(), console()
+    with LiveView(plan, 1, "cpu", target) as view:
+        for _ in range(3):
+            view.update([Action("wait", state) for state in states], records)
+    assert text(target).count("2 cells will not start: PartitionDown") == 1 and "Priority" not in text(target)
+    # On a terminal it is drawn each time.
+    drawn = console()
+    drawn.print(view._render([row(c, s, records[s.signature]) for c, s in zip(plan.cells, states, strict=True)], 1.0))
+    rows = tuple(row(c, s, records[s.signature]) for c, s in zip(plan.cells, states, strict=True))
+    whole.print(status_renderable(SweepStatus(plan.name, rows)))
+    for shown in (text(drawn), text(whole)):
+        assert "2 cells will not start: PartitionDown" in shown and "1 cell waits: Priority" in shown
 
 
 def test_numbers_are_readable() -> None:

@@ -319,6 +319,22 @@ def test_images_that_are_gone_after_planning_are_reported(folder: Path) -> None:
     assert "error: data.path" in text and "images is not a folder" in text and "Traceback" not in text
 
 
+def test_a_worker_that_dies_before_python_is_a_failed_cell_everywhere(folder: Path) -> None:
+    plan = plan_of("early", axes={"groups": [1]})
+    broken = Cluster(workers=1, environment={"PYTHONHOME": "/nowhere"})
+    (action,) = submit(plan, broken).actions
+    assert (action.kind, action.cell.failure) == ("leave", "error")
+    # The driver is gone, and it is known still.
+    (cell,) = status("early").cells
+    assert (cell.state, cell.failure, cell.attempts) == ("failed", "error", 1)
+    assert "exit code 1" in str(cell.message) and "encodings" in str(cell.message)
+    (row,) = read_table(gather("early", folder / "early.parquet")).to_dict("records")
+    assert (row["state"], row["failure"], row["message"]) == ("failed", "error", cell.message)
+    # Said again it does not try again, until it is asked to; then it goes well where the fault is mended.
+    assert submit(plan, broken).actions[0].kind == "leave" and status("early").cells[0].attempts == 1
+    assert submit(plan, Cluster(workers=1), retry=True).actions[0].kind == "finished"
+
+
 def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
     """Not after the minute that a heartbeat may be old; and a process that took over the number is not the worker."""
     now, host = time.time(), os.uname().nodename

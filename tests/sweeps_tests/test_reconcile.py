@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any
 
@@ -180,6 +181,34 @@ def test_a_job_that_ended_before_it_wrote_anything_says_so() -> None:
     assert action.kind == "submit" and action.cell.failure == "node_failure" and "12_3" in str(action.cell.message)
     assert act(RunRecord(SIG), Job("gone", None, "12_3"), RESUMED).cell.failure == "lost"
     assert act(RunRecord(SIG), Job("gone", "error", "12_3"), RESUMED).kind == "leave"
+
+
+def test_a_job_that_failed_by_itself_before_it_wrote_anything_is_left_to_the_user() -> None:
+    failed = Job("gone", None, "12_3", exit_code="3:0", submitted=NOW - 10)
+    action = act(RunRecord(SIG), failed, RESUMED_ON_SUBMIT)
+    assert (action.kind, action.cell.failure) == ("leave", "error")
+    assert all(word in str(action.cell.message) for word in ("12_3", "exit code 3"))
+    # Also where an earlier attempt of the run says something else: trying again and again would tell nobody.
+    for state, failure in (("failed", "preempted"), ("failed", "lost"), ("running", None), ("pruned", None)):
+        earlier = RunRecord(SIG, state, failure, "earlier", 3, 9, 1, heartbeat=NOW - 1000, job="11_3")
+        assert act(earlier, failed, RESUMED_ON_SUBMIT) == action
+        # What the job's own attempt says, or one that was made since, counts.
+        for own in (replace(earlier, job="12_3"), replace(earlier, job="", heartbeat=NOW - 5)):
+            assert "exit code 3" not in str(act(own, failed, RESUMED_ON_SUBMIT).cell.message)
+    # A job that was killed says nothing new.
+    killed = replace(failed, exit_code="0:9")
+    assert act(RunRecord(SIG), killed, RESUMED_ON_SUBMIT).cell.failure == "lost"
+    stopped = RunRecord(SIG, "failed", "preempted", "stopped", 3, 9, 1, heartbeat=NOW - 1000, job="11_3")
+    assert act(stopped, killed, RESUMED_ON_SUBMIT).cell.failure == "preempted"
+
+
+def test_a_waiting_cell_has_the_schedulers_reason_and_an_unknown_one_says_why() -> None:
+    waits = act(None, Job("pending", name="7", reason="JobHeldUser"), RESUMED).cell
+    assert waits.blocked and "JobHeldUser" in str(waits.reason)
+    unknown = act(None, Job("unknown", name="7", reason="squeue: timed out"), RESUMED).cell
+    assert not unknown.blocked and "squeue: timed out" in str(unknown.reason) and "not known" in str(unknown.reason)
+    running = RunRecord(SIG, "running", step=3, steps=9, attempts=1, heartbeat=NOW)
+    assert act(running, Job("running", name="7", reason="None"), RESUMED).cell.reason is None
 
 
 @pytest.mark.parametrize("why", ["timeout", "node_failure"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ.get("GSQ_FAULTS", "/nonexistent"))
 # These leave the attempt alive, which then takes its next order.
-HARMLESS = ("clock", "controller", "slurmd", "second_attempt")
+HARMLESS = ("clock", "controller", "slurmd", "second_attempt", "squeue_silent")
 # The harness carries these out.
 ASKED = ("scancel", "requeue", "preempt", "walltime", "walltime_hang", "node_failure", *HARMLESS[1:])
 real_time = time.time
