@@ -82,14 +82,16 @@ class ArrayJob:
         On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of the step with a checkpoint,
         then hands over to submitit's own handler, which requeues the job.
         """
+        from sweeps.restarts import note_start
+
+        path = Path(self.entry)
+        # Before what may take long.
+        note_start(path)
         from gsq.run import Busy, Stopped, StopRequest
         from sweeps.folder import SweepFolder
         from sweeps.journal import read_entry
         from sweeps.reconcile import CANCELLED
-        from sweeps.restarts import note_start
 
-        path = Path(self.entry)
-        note_start(path)
         entry = read_entry(path)
         job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
         if entry.open:

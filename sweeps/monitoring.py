@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.record import RUNNING, RunRecord
-from sweeps import journal
+from sweeps import journal, restarts
 from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell, Plan, collector_paused

@@ -126,8 +126,7 @@ def check_path(path: Path) -> None:
             f"PYTHONPATH, by which workers find their copy of the source, separates folders by '{os.pathsep}'",
         ),
         ("\n", "a job script has a path on one line"),
-        ("%j", "submitit writes the job's number in its place"),
-        ("%t", "submitit writes the process's number in its place"),
+        *((pattern, "submitit writes a number of the job in its place") for pattern in ("%j", "%t", "%A", "%a")),
         ("\\", "SLURM gives a backslash in the path of an output file a meaning of its own"),
     ):
         if character in str(path):

@@ -90,11 +90,11 @@ def test_a_module_of_another_python_is_undone_and_the_users_own_is_kept() -> Non
 
 
 def test_a_percent_sign_in_the_path_is_none_of_slurms() -> None:
-    script = script_of(SLURM, folder="/runs/100%A it's $HOME/s")
-    assert options(script)["output"].count("100%%A") == 1  # type: ignore[union-attr]
+    script = script_of(SLURM, folder="/runs/100%N it's $HOME/s")
+    assert options(script)["output"].count("100%%N") == 1  # type: ignore[union-attr]
     (srun,) = (line for line in script.splitlines() if line.startswith("srun "))
-    assert srun.count("100%%A") == 1 and srun.count("100%A") == 1
-    assert """export PYTHONPATH='/runs/100%A it'"'"'s $HOME/s/source/01'""" in script
+    assert srun.count("100%%N") == 1 and srun.count("100%N") == 1
+    assert """export PYTHONPATH='/runs/100%N it'"'"'s $HOME/s/source/01'""" in script
 
 
 OUTSIDE = {
@@ -233,7 +233,13 @@ def test_cells_that_share_a_job_stay_together_below_a_limit(sbatch: Sbatch, plan
 def test_a_runs_folder_in_which_no_worker_could_start_is_refused_first(
     sbatch: Sbatch, plan_of: PlanOf, folder: Path, cluster: Cluster
 ) -> None:
-    for name, words in (("12:30", "PYTHONPATH"), ("a\nb", "one line"), ("a\\b", "backslash"), ("%j", "job's")):
+    for name, words in (
+        ("12:30", "PYTHONPATH"),
+        ("a\nb", "one line"),
+        ("a\\b", "backslash"),
+        ("5%j", "'%j'"),
+        ("5%A", "'%A'"),
+    ):
         with pytest.raises(UserError) as caught:
             submit(plan_of(), cluster, runs=folder / name)
         assert "$GSQ_RUNS" in str(caught.value) and words in str(caught.value)
