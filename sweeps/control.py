@@ -154,9 +154,9 @@ def cancellable(
     return _cancellable(folder, selection, slurm_jobs(folder))
 
 
-def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Collection[str]) -> list[CellStatus]:
+def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Mapping[str, Job]) -> list[CellStatus]:
     """Those that wait or run, those included that a queue on this machine resumes by itself."""
-    chosen = select(folder.read_plan(), status(folder), selection)
+    chosen = select(folder.read_plan(), status(folder, on_slurm=on_slurm), selection)
     records = folder.records([cell.signature for cell in chosen])
     return [
         cell
@@ -173,8 +173,8 @@ def _cancellable(folder: SweepFolder, selection: Sequence[str], on_slurm: Collec
 def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Path | None = None) -> Cancellation:
     """Stop the waiting and running cells of a selection, by default all. Returns without waiting for their end.
 
-    What runs is sent SIGTERM, on SLURM by one call of scancel, and is recorded as cancelled. A queue on another
-    machine stops its own workers. The next submission takes the cells up again where they stopped.
+    What runs is sent SIGTERM, on SLURM by one call of scancel for each job array, and is recorded as cancelled. A
+    queue on another machine stops its own workers. The next submission takes the cells up again where they stopped.
     Raises UserError for an unknown sweep or selection, where SLURM or the system refuses, and, when all else is
     cancelled, where SLURM does not say what became of a cell's job.
     """

@@ -144,23 +144,29 @@ class Survey:
 
 
 @collector_paused()
-def survey(folder: SweepFolder) -> Survey:
-    """Read the run folders, then ask SLURM once if the sweep has jobs there. Raises UserError for an unknown sweep."""
+def survey(folder: SweepFolder, on_slurm: Mapping[str, Job] | None = None) -> Survey:
+    """Read the run folders, then ask SLURM once if the sweep has jobs there. Raises UserError for an unknown sweep.
+
+    on_slurm: the answer of slurm_jobs, where SLURM has just been asked.
+    """
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
-    known, jobs = with_cancelled(marked(folder), records, with_local_jobs(slurm_jobs(folder), records))
+    jobs = with_local_jobs(slurm_jobs(folder) if on_slurm is None else on_slurm, records)
+    known, jobs = with_cancelled(marked(folder), records, jobs)
     now, search = time.time(), folder.search_id
     states = {signature: cell_state(record, jobs.get(signature), now, search) for signature, record in known.items()}
     return Survey(plan, known, jobs, states)
 
 
-def status(sweep: str | SweepFolder, runs: Path | None = None) -> SweepStatus:
+def status(
+    sweep: str | SweepFolder, runs: Path | None = None, *, on_slurm: Mapping[str, Job] | None = None
+) -> SweepStatus:
     """Read the run folders, then ask SLURM once if the sweep has jobs there.
 
-    sweep: its name, its YAML file or its folder. Raises UserError for an unknown sweep.
+    sweep: its name, its YAML file or its folder. on_slurm: as for ``survey``. Raises UserError for an unknown sweep.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
-    found = survey(folder)
+    found = survey(folder, on_slurm)
     search = None
     if folder.search_id is not None:
         from sweeps.studies import search_status

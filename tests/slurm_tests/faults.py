@@ -402,7 +402,8 @@ class Round:
         before = {c.signature: (c.state, c.failure, c.message) for c in self._status()}
         signature = self.cells[BROKEN]
         first, task = submissions_of(self.runs, signature)[-1]["job"].split("_")
-        job = self.disturbances.strangers_take(int(first), max(4, int(task) + 1), 6)
+        with self.downed:
+            job = self.disturbances.strangers_take(int(first), max(4, int(task) + 1), 6)
         if job != first:
             self.problems.append(f"the harness wanted the number {first} for a stranger, and got {job}")
         self._until(self._live_jobs, 30)
