@@ -209,12 +209,15 @@ def _cancel_on_slurm(jobs: Mapping[str, Job], chosen: Collection[str]) -> None:
     for signature, job in jobs.items():
         if job.state in ("pending", "running"):
             sharing[job.array, job.name].add(signature)
+    clusters = {job.array: job.clusters for job in jobs.values()}
     for array in sorted({array for array, _ in sharing}):
         mine = {job_id: cells for (name, job_id), cells in sharing.items() if name == array}
-        cancel_jobs((job_id for job_id, cells in mine.items() if cells <= set(chosen)), name=array)
+        cancel_jobs(
+            (job_id for job_id, cells in mine.items() if cells <= set(chosen)), name=array, clusters=clusters[array]
+        )
         # Of cells that share a job each knows by its marker whether it is meant.
         some = (job_id for job_id, cells in mine.items() if cells & set(chosen) and not cells <= set(chosen))
-        cancel_jobs(some, "--signal=TERM", name=array)
+        cancel_jobs(some, "--signal=TERM", name=array, clusters=clusters[array])
 
 
 def _terminate(record: RunRecord) -> None:

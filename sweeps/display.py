@@ -438,13 +438,14 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
         "images/s": any(c.images_per_second for c in cells),
         "left": any(c.seconds_left is not None for c in cells),
         "attempt": any(c.attempts > 1 for c in cells),
+        "restarts": any(c.restarts for c in cells),
         "trial": any(c.trials for c in cells),
         "node": len({c.node for c in cells}) > 1,
         "job": any(c.job for c in cells),
     }
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for name in ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown)):
-        right = name in ("step", "rFID", "images/s", "left", "attempt", "trial")
+        right = name in ("step", "rFID", "images/s", "left", "attempt", "restarts", "trial")
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "signature")
     for c in cells:
         values = {
@@ -452,6 +453,7 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
             "images/s": f"{c.images_per_second:.0f}" if c.images_per_second else "",
             "left": duration(c.seconds_left) if c.seconds_left is not None else "",
             "attempt": str(c.attempts),
+            "restarts": str(c.restarts),
             "trial": ", ".join(map(str, c.trials)),
             "node": c.node,
             "job": c.job,

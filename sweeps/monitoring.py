@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.record import RUNNING, RunRecord
-from sweeps import journal
+from sweeps import journal, restarts
 from sweeps.cancellation import marked, with_cancelled
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Cell, Plan, collector_paused
@@ -46,6 +46,8 @@ class CellStatus:
     """Why a queued cell waits, as SLURM says, in words; or why SLURM says nothing."""
     blocked: bool = False
     """Whether a queued cell will not start unless somebody changes something."""
+    restarts: int = 0
+    """How often SLURM has started its job again, of a cell that is queued or running."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ def row(
     cell: Cell, state: CellState, record: RunRecord, job: Job | None = None, trials: tuple[int, ...] = ()
 ) -> CellStatus:
     running = state.state == RUNNING
+    restarted = 0
+    if job is not None and job.log is not None and state.state in (QUEUED, RUNNING):
+        restarted = restarts.read(job.log.parent, job.name)
     return CellStatus(
         signature=cell.signature,
         title=cell.title,
@@ -124,6 +129,7 @@ def row(
         trials=trials,
         reason=state.reason,
         blocked=state.blocked,
+        restarts=restarted,
     )
 
 

@@ -265,7 +265,8 @@ class LocalQueue:
             taken |= {self.gpus.index(w.gpu) for w in self._others().values() if w.gpu in self.gpus}
         slot = next(i for i in range(self.slots + len(taken) + 1) if i not in taken)
         # Threads of several workers on the same cores slow each other down many times over.
-        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **self.environment}
+        own = {name: os.path.expandvars(value) for name, value in self.environment.items()}
+        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         self.processes[signature] = start_worker(self.folder, str(self.source), signature, variables)

@@ -65,6 +65,8 @@ class Job:
     """What the job printed."""
     submitted: float = field(default=0.0, compare=False)
     """Seconds since the epoch; 0 where it is not known."""
+    clusters: str = field(default="", compare=False)
+    """Where it was submitted to, if not to the cluster of this machine."""
     array: str = field(default="", compare=False)
     """The name that tells the job from others that were given its number."""
 

@@ -145,7 +145,7 @@ def states(jobs: Iterable[Known]) -> dict[Known, Job]:
     for job in jobs:
         by_cluster[job.clusters].append(job)
     for clusters, members in by_cluster.items():
-        where = ("-M", clusters) if clusters else ()
+        where = _at(clusters)
         # What has just ended is listed, too, for a few minutes: accounting may not know it yet, or not exist.
         queue = run("squeue", *where, "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j")
         parents = sorted({job.job_id.split("_")[0] for job in members})
@@ -157,6 +157,10 @@ def states(jobs: Iterable[Known]) -> dict[Known, Job]:
         for job in members:
             found[job] = _state(job, _ours(job, held), _ours(job, told), queue, accounting, now)
     return found
+
+
+def _at(clusters: str) -> tuple[str, ...]:
+    return ("-M", clusters) if clusters else ()
 
 
 def _ours(job: Known, rows: Mapping[str, list[_Row]]) -> _Row | None:
@@ -210,9 +214,12 @@ def largest_array() -> int:
     return 1001
 
 
-def jobs_by_name() -> dict[str, str] | None:
-    """Ids of our jobs that wait or run, an array by its own id, by their names; None where squeue does not answer."""
-    answer = run("squeue", "--me", "-h", "-o", "%F|%j")
+def jobs_by_name(clusters: str = "") -> dict[str, str] | None:
+    """Ids of our jobs that wait or run, an array by its own id, by their names; None where squeue does not answer.
+
+    clusters: where they were submitted to, if not to the cluster of this machine.
+    """
+    answer = run("squeue", *_at(clusters), "--me", "-h", "-o", "%F|%j")
     if not answer.ok:
         return None
     return {name: job_id for job_id, _, name in (line.partition("|") for line in answer.lines)}
@@ -223,19 +230,19 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
     there, counts where SLURM knows its job, or where SLURM does not answer."""
     handed_over: dict[str, list[tuple[journal.Entry, str]]] = defaultdict(list)
     found: dict[Known, Job] = {}
-    names: dict[str, str] | None = None
-    asked = False
+    names: dict[str, dict[str, str] | None] = {}
     for entry in journal.entries(folder):
         jobs = entry.jobs
         if entry.open:
-            if not asked:
-                names, asked = jobs_by_name(), True
-            if names is None:
+            if entry.clusters not in names:
+                names[entry.clusters] = jobs_by_name(entry.clusters)
+            known = names[entry.clusters]
+            if known is None:
                 # It may have become jobs, whose numbers nobody has noted.
                 jobs = dict.fromkeys(entry.signatures, "")
                 found[_known(entry, "")] = Job("unknown", reason="squeue does not answer")
             else:
-                jobs = replace(entry, job=names.get(entry.name)).jobs
+                jobs = replace(entry, job=known.get(entry.name)).jobs
         for signature, job_id in jobs.items():
             handed_over[signature].append((entry, job_id))
     newest = {signature: _known(*given[-1]) for signature, given in handed_over.items()}
@@ -245,6 +252,7 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
             found[newest[signature]],
             earlier=tuple(job_id for _, job_id in given[:-1] if job_id),
             array=given[-1][0].name,
+            clusters=given[-1][0].clusters,
             submitted=given[-1][0].time,
             log=journal.log_path(*given[-1]),
         )
@@ -253,18 +261,19 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
 
 
 def _known(entry: journal.Entry, job_id: str) -> Known:
-    return Known(job_id, entry.name, entry.time, str(getattr(entry, "clusters", "")))
+    return Known(job_id, entry.name, entry.time, entry.clusters)
 
 
-def cancel_jobs(job_ids: Iterable[str], *options: str, name: str = "") -> None:
+def cancel_jobs(job_ids: Iterable[str], *options: str, name: str = "", clusters: str = "") -> None:
     """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails.
 
-    name: only those that have this name; the number may have become another job's since it was asked for.
+    name: only those that have this name; the number may have become another job's since it was asked for. clusters:
+    where they were submitted to, if not to the cluster of this machine.
     """
     wanted = sorted(set(job_ids))
     if not wanted:
         return
-    answer = run("scancel", *options, *([f"--name={name}"] if name else []), *wanted)
+    answer = run("scancel", *_at(clusters), *options, *([f"--name={name}"] if name else []), *wanted)
     if answer.code is None and not answer.timed_out:
         raise UserError("scancel not found on the PATH; cancel where the cluster's commands are")
     lines = [line for line in answer.errors.splitlines() if line.strip()]

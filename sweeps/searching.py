@@ -62,7 +62,7 @@ def submit_search(
     from sweeps.submission import Submission, check
 
     folder = SweepFolder(runs or runs_root(), plan.name)
-    check(plan, cluster)
+    check(plan, cluster, folder)
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
     driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
@@ -87,7 +87,7 @@ def _submit_to_slurm(
     on_update: Callable[[list[Action], dict[str, RunRecord]], None],
     wait: bool,
 ) -> Submission:
-    from sweeps.submission import Submission, submit
+    from sweeps.submission import NotTaken, Submission, submit
 
     folder = driver.folder
     arrays: dict[str, list[str]] = {}
@@ -110,6 +110,10 @@ def _submit_to_slurm(
         seen.update({a.cell.signature: (a, records[a.cell.signature]) for a in actions})
         return actions
 
+    def at_work() -> int:
+        """Trials that SLURM has now."""
+        return sum(action.kind == "wait" for action in look())
+
     while True:
         actions = look()
         while driver.advance(actions, {s: record for s, (_, record) in seen.items()}):
@@ -121,9 +125,23 @@ def _submit_to_slurm(
                 fruitless[cell.signature] = 0 if step > steps[cell.signature] else fruitless[cell.signature] + 1
             steps[cell.signature] = step
         if missing:
-            arrays |= submit(
-                Plan(folder.name, tuple(missing)), cluster, runs=folder.runs, retry=retry, over_budget=True
-            ).arrays
+            try:
+                arrays |= submit(
+                    Plan(folder.name, tuple(missing)), cluster, runs=folder.runs, retry=retry, over_budget=True
+                ).arrays
+            except NotTaken as refused:
+                arrays |= refused.arrays
+                if not (wait and refused.limit and at_work()):
+                    raise
+                # A limit on the number of jobs has room again when one of them has ended.
+                jobs_now = at_work()
+                while at_work() >= jobs_now:
+                    on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
+                    time.sleep(POLL_SECONDS)
+                # These have not been tried.
+                for signature in {cell.signature for cell in missing} - {s for a in arrays.values() for s in a}:
+                    steps.pop(signature, None)
+                continue
         # Later passes leave to the user what they alone may bring back.
         resumed, retry = cluster.resumed("itself"), False
         while wait and (actions := look()):

@@ -20,6 +20,7 @@ from gsq.config import check_processes
 from gsq.data import ImageSource
 from gsq.distributed import Group, join
 from gsq.loading import to_dict
+from gsq.record import note_peer_error, read_run
 from gsq.training import Trainer
 
 HERE = Path(__file__).parent
@@ -178,12 +179,86 @@ def test_what_processes_cannot_share_is_refused(
     with pytest.raises(UserError) as raised:
         check_processes(tiny(**changes), 2)
     assert all(word in str(raised.value) for word in words)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as joined:
         join(tiny(**changes))
+    assert str(joined.value) == str(raised.value)
 
 
 def test_batch_norm_is_refused_with_accumulation() -> None:
     with pytest.raises(UserError, match="micro_batch 1"):
         tiny(discriminator__norm="batch", execution__micro_batch=1)
     assert tiny(discriminator__norm="batch").discriminator.norm == "batch"
+
+
+# The second process waits for the file, and is then killed, or fails.
+PEER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from gsq import train
+from gsq.data import ImageSource
+from gsq.loading import from_dict
+plain = ImageSource.train_batch
+def ends(self, seed, step, images):
+    if step == 2 and os.environ["RANK"] == "1":
+        if sys.argv[3] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {"OSError": OSError, "MemoryError": MemoryError}[sys.argv[3]]("image 7 is unreadable")
+    return plain(self, seed, step, images)
+ImageSource.train_batch = ends
+train(from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "failure", "words"),
+    [
+        ("killed", "lost", "another process of the run was killed"),
+        ("OSError", "error", "process 1: OSError: image 7 is unreadable"),
+        ("MemoryError", "out_of_memory", "process 1: MemoryError"),
+    ],
+)
+def test_the_first_error_of_several_processes_is_told(how: str, failure: str, words: str, tmp_path: Path) -> None:
+    config = tiny(loss__perceptual="none", batch_size=2)
+    ended = list(finish(start(PEER, 2, json.dumps(to_dict(config)), str(tmp_path), how)))
+    assert [code for code, _, _ in ended] == ([1, -9] if how == "killed" else [1, 1])
+    (attempt,) = tmp_path.glob("*/*/attempts/1")
+    found = json.loads((attempt / "status.json").read_text())
+    assert (found["state"], found["failure"]) == ("failed", failure) and words in found["message"]
+    assert (attempt / "traceback.txt").exists() == (how != "killed")
+
+
+def test_an_error_of_a_peer_is_known_where_the_first_process_was_killed_too(tmp_path: Path) -> None:
+    """As of NCCL, whose first process hangs until somebody kills it."""
+    folder = RunFolder.of(tmp_path, "ab" * 6)
+    attempt = folder.new_attempt()
+    attempt.write_status("running", 3, 9)
+    for rank, message in ((2, "OSError: x"), (1, "ValueError: y")):
+        note_peer_error(attempt.path, rank, "disk_full", message)
+    record = read_run(folder)
+    assert (record.state, record.failure, record.message) == ("failed", "disk_full", "process 2: OSError: x")
+    assert [path.name for path in attempt.path.iterdir() if path.name.startswith(".")] == []
+
+
+WAIT = """
+import os, time
+from datetime import timedelta
+import gsq.distributed
+gsq.distributed.TIMEOUT = timedelta(seconds=2)
+from tiny_run import tiny
+group = gsq.distributed.join(tiny(batch_size=2))
+ticks = []
+meet = group.meeting()
+if group.rank == 1:
+    time.sleep(4)
+meet(lambda: ticks.append(1))
+print(len(ticks), group.all_to_all(group.rank))
+gsq.distributed.leave()
+"""
+
+
+def test_staging_may_take_longer_than_the_processes_wait_for_each_other() -> None:
+    (_, first, _), (code, second, error) = finish(start(WAIT, 2))
+    assert code == 0, error
+    assert int(first.split()[0]) > 20 and first.split(" ", 1)[1] == second.split(" ", 1)[1] == "[0, 1]\n"

@@ -105,3 +105,101 @@ def test_one_worker_a_visible_gpu(monkeypatch: pytest.MonkeyPatch, visible: str,
 def test_one_worker_a_core_where_no_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local_workers(Cluster()) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("true", True),
+        ("false", False),
+        ("", True),
+        ("~", True),
+        ('"true"', "true"),
+        ("on", "on"),
+        ("no", "no"),
+        ("3.10", "3.10"),
+        ("010", "010"),
+        ("1_000", "1_000"),
+        ("16:30:00", "16:30:00"),
+        ("2026-01-01", "2026-01-01"),
+        ("2026-01-01T16:30:00", "2026-01-01T16:30:00"),
+        ("1e3", "1e3"),
+        (".5", ".5"),
+        ('""', ""),
+        ("[n1, n2, 3.10]", "n1,n2,3.10"),
+        ("it's ${MINE}", "it's ${MINE}"),
+        ("${partition}-x", "gpu-x"),
+        ("${gpus}", "4"),
+    ],
+)
+def test_options_of_sbatch_are_read_as_they_are_written(written: str, value: str | bool) -> None:
+    found = cluster(f"kind: slurm\npartition: gpu\ngpus: 4\nsbatch:\n  licenses: {written}\n")
+    assert found.sbatch == {"licenses": value} and type(found.sbatch["licenses"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("on", "on"), ("3.10", "3.10"), ("true", "true"), ("", ""), ("010", "010"), ("$A/${B:-c}", "$A/${B:-c}")],
+)
+def test_variables_are_read_as_they_are_written(written: str, value: str) -> None:
+    assert cluster(f"environment:\n  A: {written}\n").environment == {"A": value}
+
+
+def test_braces_in_commands_are_the_shells() -> None:
+    command = "export X=${SLURM_JOB_ID:-0}/${USER}"
+    assert cluster(f"kind: slurm\nsetup:\n  - {command}\n").setup == (command,)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1440", 1440),
+        ("24:00:00", 1440),
+        ('"24:00:00"', 1440),
+        ("0:00:01", 1),
+        ("1:30:30", 91),
+        ("2-0", 2880),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("1-00:00:00", 1440),
+        ("3 * minutes", "3 * minutes"),
+    ],
+)
+def test_a_wall_time_is_minutes_or_what_sbatch_takes(written: str, value: int | str) -> None:
+    assert cluster(f"kind: slurm\nminutes: {written}").minutes == value
+
+
+def test_a_key_that_is_left_empty_is_that_of_no_options() -> None:
+    assert cluster("kind: slurm\nsbatch:\nenvironment:\n") == Cluster(kind="slurm", name="mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("minutes: 24:00", ("minutes", "24:00", "24:00:00")),
+        ("minutes: 1:75:00", ("minutes", "1:75:00")),
+        ("minutes: 1-24:00", ("minutes", "1-24:00")),
+        ("minutes: true", ("minutes", "True", "int")),
+        ("cpus: 1:30", ("cpus", "1:30", "90")),
+        ("cpus: 010", ("cpus", "010", "8")),
+        ("kind: slurm\nsbatch: {a: {b: c}}", ("sbatch: a", "mapping")),
+        ('kind: slurm\nsbatch: {comment: "a\\nb"}', ("sbatch: comment", "one line")),
+        ("environment: {A: [1, 2]}", ("environment: A", "[1, 2]")),
+        ("kind: slurm\nmemory_per: core", ("memory_per", "'core'", "node, cpu, gpu, none")),
+        ("kind: slurm\nmemory_per: gpu", ("memory_per", "gpus")),
+        ("kind: slurm\nsbatch: {mem-per-cpu: 1G, mem-per-gpu: 1G}", ("mem-per-cpu", "mem-per-gpu")),
+        ("kind: slurm\nmemory_per: none\nsbatch: {mem-per-cpu: 1G}", ("mem-per-cpu", "memory_per: none")),
+        ("kind: slurm\nsbatch: {mem: 1G}", ("sbatch: mem", "memory_gb")),
+        ("kind: slurm\nsbatch: {signal: USR1}", ("sbatch: signal", "signal_seconds")),
+        ("signal_seconds: 0", ("signal_seconds", "at least 1")),
+        ("signal_seconds: 99999", ("signal_seconds", "65535")),
+    ],
+)
+def test_more_mistakes_are_named(text: str, words: tuple[str, ...]) -> None:
+    test_mistakes_are_named(text, words)
+
+
+def test_the_example_names_every_key() -> None:
+    text = (configs_folder() / "clusters" / "example-gpu.yaml").read_text()
+    keys = {field.name for field in fields(Cluster)} - {"name"}
+    assert {key for key in keys if f"\n{key}:" not in text and f"\n# {key}:" not in text} == set()

@@ -594,3 +594,50 @@ def test_a_pruned_run_stops_early_and_a_grid_takes_it_up_from_there(
     assert steps == list(range(11, 31))
     # The result is the search's now, too, but its trial stays what it was.
     assert status("early").counts["done"] == 1
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_a_limit_on_jobs_makes_a_search_wait_and_gives_up_no_trial(
+    room: int, write_run: Callable[..., RunFolder], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three trials at a time are wanted, and sbatch takes fewer."""
+    from sweeps.cost import ResourceClass
+    from sweeps.reconcile import Job
+    from sweeps.sbatch import Refused
+    from sweeps.submission import NotTaken, Submission
+
+    plan = plan_of({"parallel": 3, "trials": 7})
+    sweep = SweepFolder(folder / "runs", plan.name)
+    active: dict[str, Cell] = {}
+    calls: list[int] = []
+
+    def submit(part: Plan, cluster: Cluster, **more: Any) -> Submission:
+        taken = part.cells[: room - len(active)]
+        calls.append(len(taken))
+        active.update({cell.signature: cell for cell in taken})
+        arrays = {str(len(calls)): [cell.signature for cell in taken]} if taken else {}
+        if left := len(part.cells) - len(taken):
+            raise NotTaken("c", len(part.cells), [(ResourceClass(2, 15), left, Refused("MaxSubmitJobs"))], arrays)
+        return Submission(sweep, [], arrays)
+
+    def one_ends(actions: object, records: object) -> None:
+        if active:
+            signature, cell = next(iter(active.items()))
+            write_run(
+                cell, "done", cell.config.train.steps, evaluations=(evaluation(cell, cell.config.train.steps, 1.0),)
+            )
+            del active[signature]
+
+    monkeypatch.setattr("sweeps.submission.submit", submit)
+    monkeypatch.setattr("sweeps.submission.check", lambda *arguments: None)
+    monkeypatch.setattr(searching, "slurm_jobs", lambda folder: {s: Job("running", name="7_0") for s in active})
+    monkeypatch.setattr(searching, "POLL_SECONDS", 0.0)
+    slurm = Cluster(kind="slurm", name="c")
+    searching.submit_search(plan, slurm, runs=sweep.runs, over_budget=True, on_update=one_ends, wait=True)
+    found = search_status(sweep)
+    assert found is not None and found.counts == {"complete": 7, "pruned": 0, "failed": 0, "running": 0}
+    # It asks sbatch again when there is room, not all the time.
+    assert len(calls) <= 8 and min(calls) >= 1
+    more = plan_of({"parallel": 3, "trials": 12})
+    with pytest.raises(NotTaken):
+        searching.submit_search(more, slurm, runs=sweep.runs, over_budget=True)
