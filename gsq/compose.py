@@ -181,7 +181,7 @@ def _print_frame(console: Console, shown: pd.DataFrame, frame: pd.DataFrame) -> 
 
 def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
     """Originals above reconstructions of the cells with the lowest and the highest rFID."""
-    from analysis.figures import reconstruction_figure
+    from analysis.pictures import reconstruction_figure
     from analysis.table import measured, varying
 
     rows = measured(frame)[0].sort_values("rfid")

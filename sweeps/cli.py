@@ -534,8 +534,8 @@ def gather_command(
 ) -> None:
     """Collect a sweep's runs into its results table, failed and missing cells included.
 
-    Says what is done and what failed, and warns where failures go with an axis (Fisher's exact test, corrected for the
-    number of axes): a law fitted to the rest would be biased.
+    Says what is done, what failed and how much device time was spent, and warns where failures go with an axis
+    (Fisher's exact test, corrected for the number of axes): a law fitted to the rest would be biased.
 
     Example: gsq gather quickstart
     """
@@ -549,13 +549,14 @@ def gather_command(
         second = gather_curves(sweep, curves_path(done.table))
     if as_json:
         files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
-        _print_json({**files, **done.coverage.to_dict(), "problems": done.problems, "comparisons": done.comparisons})
+        more = {"problems": done.problems, "spent": done.spent.to_dict(), "comparisons": done.comparisons}
+        _print_json({**files, **done.coverage.to_dict(), **more})
         return
     for problem in done.problems:
         typer.echo(f"warning: {problem}", err=True)
     for path in filter(None, (done.table, second)):
         typer.echo(f"wrote {path}")
-    for line in (*done.coverage.lines, *done.comparisons):
+    for line in filter(None, (*done.coverage.lines, done.spent.line, *done.comparisons)):
         typer.echo(line)
 
 
