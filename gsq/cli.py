@@ -362,10 +362,11 @@ def _train(config: object) -> int:
     from gsq.config import RunConfig
     from gsq.record import read_evaluations, read_run, runs_root
     from gsq.run import Stopped, StopRequest, execute
+    from gsq.surroundings import world_size
 
     assert isinstance(config, RunConfig)
     # Of several processes (torchrun) one speaks.
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(quiet=world_size() > 1 and os.environ["RANK"] != "0")
     stop = StopRequest()
     columns = (
         TextColumn("{task.description}"),

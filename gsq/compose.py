@@ -51,7 +51,7 @@ def run_sweep(
     from sweeps.canary import wait
     from sweeps.cli import admitted, make
     from sweeps.cluster import load_cluster, local_workers
-    from sweeps.display import LiveView, duration
+    from sweeps.display import LiveView, duration, still_stopping
     from sweeps.folder import SweepFolder
     from sweeps.gathering import gather
     from sweeps.submission import submit
@@ -71,8 +71,11 @@ def run_sweep(
         if plan.search is not None:
             return _run_search(console, plan, target, retry, output, begun)
         with LiveView(plan, slots, target.device, console) as view:
-            submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+            submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
             if target.kind == "slurm":
+                if submission.stopping:
+                    line = still_stopping(len(submission.stopping), plan.name)
+                    console.print(line, highlight=False, soft_wrap=True)
                 wait(folder, plan, view.update)
     except KeyboardInterrupt:
         going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
@@ -107,6 +110,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
 
     The table may hold more cells: those of earlier versions of the sweep stay in it.
     """
+    import pandas as pd
     from rich.markup import escape
 
     from analysis.cli import load_and_fit, print_fit
@@ -121,7 +125,8 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     planned = frame["signature"].isin([cell.signature for cell in plan.cells])
     failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():
-        reason = f"{row['signature']}: {row['failure'] or ''} {row['message'] or ''}"
+        words = [str(row[name]) for name in ("failure", "message") if pd.notna(row[name])]
+        reason = f"{row['signature']}: {': '.join(words) or 'it was not started, or was stopped before it began'}"
         console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
     written: list[tuple[str, Path]] = [("results table", table)]
     try:

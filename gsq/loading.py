@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where:
         current = getattr(base, name)
         structured = OmegaConf.structured(dataclasses.replace(current))
         try:
-            merged = OmegaConf.merge(structured, dict(section_values))
+            merged = OmegaConf.merge(structured, keep_shell_variables(dict(section_values), valid))
             plain = OmegaConf.to_container(merged, resolve=True)
         except OmegaConfBaseException as error:
             key = f"{name}.{error.full_key}" if getattr(error, "full_key", None) else name
@@ -150,14 +151,43 @@ def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
     return changed
 
 
+# The start of a parameter expansion of the shell, ${NAME}, ${NAME:-default}, ${#NAME}, and the backslashes before it;
+# OmegaConf's ${section.key} and ${oc.env:NAME} have a dot after the first word, which the shell does not know.
+_SHELL_VARIABLE = re.compile(r"(\\*)\$\{(?=[#!]?([A-Za-z_]\w*)[}:%#/^,@\[+=?-])")
+
+
+def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
+    """``value`` with every ``${NAME}`` of the shell escaped for OmegaConf, which then leaves it as it is written.
+
+    Strings are changed at any depth of lists and mappings. keys: names that are keys of the file itself; ``${NAME}``
+    of these is OmegaConf's reference to the key. Whoever uses the value expands the variable, as it does ``$NAME``.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        slashes, name = match.groups()
+        # OmegaConf halves backslashes before ${; an odd number of them escapes it already.
+        return match[0] if name in keys or len(slashes) % 2 else f"{slashes * 2}\\${{"
+
+    if isinstance(value, str):
+        return _SHELL_VARIABLE.sub(escaped, value)
+    if isinstance(value, Mapping):
+        return {key: keep_shell_variables(inner, keys) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(keep_shell_variables(inner, keys) for inner in value)
+    return value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; raises UserError with line and column for a syntax error."""
+    """A YAML mapping; ``${section.key}`` takes another value of the file, ``${NAME}`` is left to be expanded from the
+    shell's environment, like ``$NAME``. Raises UserError with line and column for a syntax error."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        container = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        keys = set(map(str, loaded)) if isinstance(loaded, dict) else set()
+        container = OmegaConf.to_container(OmegaConf.create(keep_shell_variables(loaded, keys)), resolve=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

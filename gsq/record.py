@@ -35,6 +35,8 @@ FAILURES = (
 )
 # What a driver says of an attempt that was ended from outside and could not say it: its failure class.
 KILLED = "killed.txt"
+# What a process that shares a run, and is not the first one, says of its own error.
+PEER_ERROR = "peer-error.json"
 # Of a line of metrics.jsonl: what differs from one execution of the same run to another.
 TIMINGS = ("images_per_second", "loader_wait_seconds")
 # Seconds without a heartbeat after which a running attempt that no scheduler knows is taken for lost.
@@ -346,6 +348,9 @@ def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
             failure = Path(f"{path}/attempts/{number}/{KILLED}").read_text().strip()
             message = f"killed from outside after step {status['step']}"
             status |= {"state": FAILED, "failure": failure, "message": message}
+        elif status["state"] == RUNNING and (told := read_peer_error(Path(f"{path}/attempts/{number}"))):
+            # Its first process was killed before it could say so.
+            status |= {"state": FAILED, "failure": told[0], "message": told[1]}
         known.append(status)
     return len(numbers), known, unreadable
 
@@ -372,6 +377,27 @@ def _is_status(value: Any) -> bool:
 def note_killed(folder: RunFolder, failure: str) -> None:
     """Say why the newest attempt, which still says that it runs, has ended."""
     write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n", sync=True)
+
+
+def note_peer_error(attempt: Path, rank: int, failure: str, message: str) -> None:
+    """Say what went wrong in another process of an attempt than the first; the first that was said stays.
+
+    attempt: its folder. Raises OSError where it cannot be written.
+    """
+    mine = attempt / f".{PEER_ERROR}.{rank}"
+    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"}, sync=True)
+    try:
+        os.link(mine, attempt / PEER_ERROR)
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink()
+
+
+def read_peer_error(attempt: Path) -> tuple[str, str] | None:
+    """Failure class and message of the process of an attempt that said first what went wrong in it."""
+    told = read_json(attempt / PEER_ERROR)
+    return (told["failure"], told["message"]) if told is not None else None
 
 
 def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -32,10 +31,14 @@ from gsq.record import (
     Attempt,
     RunFolder,
     newest_file,
+    note_peer_error,
     read_evaluations,
+    read_peer_error,
     read_run,
     smallest_micro_batch,
+    write_text,
 )
+from gsq.surroundings import world_size
 
 if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 # Kept free for the last status of an attempt whose disk fills up.
 RESERVE, RESERVE_BYTES = ".reserve", 32 << 10
+# How long the first process looks for the error of another one that it has lost: file systems show it with a delay.
+PEER_SECONDS = 5.0
 
 
 class Stopped(Exception):
@@ -67,7 +72,7 @@ class Pruned(Exception):
 
 
 class PeerFailed(Exception):
-    """Another process of the run failed in an evaluation that they share."""
+    """Another process of the run failed, or was killed; ``reason`` is the failure class of that."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -254,7 +259,7 @@ def execute(
     stop = stop or StopRequest()
     files = manifest(config.data)
     folder = RunFolder.of(runs, identity(config, files))
-    with _processes(config) as group, ExitStack() as held:
+    with _processes(config, stop) as group, ExitStack() as held:
         first = group is None or group.first
         free = not first or held.enter_context(folder.claim())
         done = first and read_run(folder).state == DONE
@@ -269,6 +274,7 @@ def execute(
         if smaller:
             config = _with_micro_batch(config, smaller)
         attempt: Attempt | None = None
+        place: Path | None = None
         previous = folder.attempt_folders()
         if first:
             folder.write_config({**to_dict(config), "data_label": files.label})
@@ -286,8 +292,9 @@ def execute(
             from gsq.distributed import Group, pick_device
 
             group = group or Group()
+            place = group.from_first(attempt.path if attempt is not None else None)
             torch.set_num_threads(config.execution.threads)
-            device = pick_device(config.execution.device).type
+            device = (group.device or pick_device(config.execution.device)).type
             progress = _Progress(attempt, config, stop, device, on_step, group)
             _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce, prune)
         except Pruned as pruned:
@@ -296,9 +303,15 @@ def execute(
                 progress.write(PRUNED, pruned_by=pruned.by, message=f"pruned after step {progress.step}")
             return folder
         except BaseException as error:
-            if attempt is not None:
-                (attempt.path / RESERVE).unlink(missing_ok=True)
-                _record_failure(error, attempt, progress, config)
+            if attempt is None:
+                if place is not None and group is not None:
+                    _tell_first(error, place, group)
+                raise
+            (attempt.path / RESERVE).unlink(missing_ok=True)
+            cause = _first_error(error, attempt.path)
+            _record_failure(cause, attempt, progress, config)
+            if cause is not error:
+                raise cause from error
             raise
         if attempt is not None:
             (attempt.path / RESERVE).unlink(missing_ok=True)
@@ -313,14 +326,18 @@ def execute(
 
 
 @contextmanager
-def _processes(config: RunConfig) -> Iterator[Group | None]:
+def _processes(config: RunConfig, stop: StopRequest) -> Iterator[Group | None]:
     """The group of the processes that share the run; None where there is one, which is not worth importing torch."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         yield None
         return
     from gsq.distributed import join, leave
 
-    group = join(config)
+    def heard() -> None:
+        if stop.reason:
+            raise Stopped(stop.reason)
+
+    group = join(config, heard)
     try:
         yield group
     except BaseException:
@@ -360,7 +377,11 @@ def _train_and_evaluate(
             start, progress.started_from = shorter
             announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
     start = group.from_first(start)
-    source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
+    files_here = stage(files, config.execution.stage_data, tick=progress.staging)
+    if config.execution.stage_data:
+        # Some node may take longer than the processes wait for each other.
+        group.wait_for_all(progress.staging)
+    source = ImageSource(config.data, files_here)
     trainer = Trainer(config, source, group)
 
     # An evaluation that cannot be made should not fail after the training.
@@ -523,10 +544,43 @@ def _smaller_micro_batch(config: RunConfig, processes: int) -> int | None:
     return smaller
 
 
+def _tell_first(error: BaseException, place: Path, group: Group) -> None:
+    """Of a process that writes nothing else: what went wrong in it, for the first one, which only sees it go."""
+    from gsq.distributed import PeerLost
+
+    if isinstance(error, PeerLost | PeerFailed | Stopped):
+        return
+    with suppress(OSError):
+        note_peer_error(place, group.rank, classify(error), _described(error))
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            write_text(place / "traceback.txt", traceback.format_exc())
+
+
+def _first_error(error: BaseException, place: Path) -> BaseException:
+    """What ended a run of which this process has lost another one: the error of that, where it has told it, or
+    PeerFailed as lost where it was killed. Any other error as it is."""
+    from gsq.distributed import PeerLost
+
+    if not isinstance(error, PeerLost):
+        return error
+    deadline = time.monotonic() + PEER_SECONDS
+    while (told := read_peer_error(place)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if told is not None:
+        return PeerFailed(*told)
+    return PeerFailed("lost", f"another process of the run was killed or is out of reach ({error})")
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    if isinstance(error, PeerFailed) and lines:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
 def _record_failure(error: BaseException, attempt: Attempt, progress: _Progress | None, config: RunConfig) -> None:
     failure = classify(error)
-    lines = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    message = _described(error)
     if isinstance(error, Stopped):
         message = f"stopped as asked after step {progress.step if progress else 0}"
     try:

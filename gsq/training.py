@@ -52,7 +52,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, source: ImageSource, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()
-        self.device = pick_device(config.execution.device)
+        self.device = self.group.device or pick_device(config.execution.device)
         self.images = self.group.images(config.train.batch_size)
         self.batches = Batches(source, config.train.seed, self.images, config.execution.data_workers, self.device)
         torch.manual_seed(config.train.seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gsq.record import FAILED, PRUNED, RUNNING, RunRecord
 from sweeps.folder import SweepFolder
-from sweeps.reconcile import CANCELLED, RESUMED, Job, can_shrink
+from sweeps.reconcile import CANCELLED, RESUMED, Action, Job, can_shrink
 
 
 def _folder(folder: SweepFolder) -> Path:
@@ -37,6 +37,12 @@ def clear(folder: SweepFolder, signatures: Collection[str]) -> None:
 def marked(folder: SweepFolder) -> set[str]:
     """Signatures of the cancelled cells."""
     return {path.name for path in _folder(folder).glob("*") if not path.suffix}
+
+
+def stopping(folder: SweepFolder, actions: Iterable[Action]) -> tuple[str, ...]:
+    """Signatures of cancelled cells whose job or worker has not ended yet."""
+    cancelled = marked(folder)
+    return tuple(a.cell.signature for a in actions if a.kind == "wait" and a.cell.signature in cancelled)
 
 
 def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
@@ -63,6 +69,8 @@ def with_cancelled(
         if record.state in (None, PRUNED) or resumes_by_itself(record):
             where = f"at step {record.step}" if record.step else "before its first step"
             records[signature] = replace(record, state=FAILED, failure=CANCELLED, message=f"cancelled {where}")
+            if job is not None and job.state == "gone":
+                jobs[signature] = replace(job, failure=CANCELLED)
         elif record.state == RUNNING and job is not None and job.state == "gone":
             jobs[signature] = replace(job, failure=CANCELLED)
     return records, jobs

@@ -257,7 +257,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     from rich.console import Console
 
     from sweeps.cluster import load_cluster
-    from sweeps.display import LiveView
+    from sweeps.display import LiveView, still_stopping
     from sweeps.submission import submit
 
     target = load_cluster(cluster)
@@ -272,7 +272,9 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
             console.print(f"submitted SLURM job {job_id}: {len(members)} cells", highlight=False)
-        if not submission.arrays:
+        if submission.stopping:
+            console.print(still_stopping(len(submission.stopping), plan.name), highlight=False, soft_wrap=True)
+        elif not submission.arrays:
             console.print("nothing to submit: every cell is finished, waiting or given up (gsq status)")
         if plan.search is not None:
             print_trials(console, submission.folder)
@@ -334,7 +336,7 @@ def submit_command(
             typer.echo(text)
         return
     submission = submit_plan(plan, cluster, retry, over_budget, canary)
-    if any(action.kind == "leave" for action in submission.actions):
+    if submission.stopping or any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
+from gsq.surroundings import visible_gpus
 from sweeps.cost import DEFAULT_GPU, GPU_PEAKS, ResourceExpression
 from sweeps.reconcile import RESUME, WHO, resumed_classes
 from sweeps.shipped import configs_folder, find_file
+from sweeps.written import as_written, minutes, option, variable, whole_number
 
 # Options of sbatch that gsq sets, and the key that does it where there is one.
 SBATCH_KEYS = {
@@ -23,10 +25,13 @@ SBATCH_KEYS = {
     "gpus-per-node": "gpus",
     "ntasks-per-node": "processes",
     "array": "parallel",
-    **dict.fromkeys(("job-name", "output", "error", "open-mode", "signal", "wckey"), ""),
+    "signal": "signal_seconds",
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "wait", "parsable", "wrap"), ""),
 }
 
 
+# What memory is asked for of sbatch: all of a node's, or a share for each core or GPU, or nothing.
+MEMORY_PER = ("node", "cpu", "gpu", "none")
 # Keys that may be an expression of the cell's estimate.
 EXPRESSIONS = ("memory_gb", "minutes")
 
@@ -59,8 +64,13 @@ class Cluster:
     """CPU cores a node."""
     memory_gb: int | str = 0
     """Memory a node; 0 takes it from each cell's estimate, rounded up. Or an expression: memory_gb + 4."""
+    memory_per: str = "node"
+    """How sbatch is asked for it where a centre forbids --mem: node, cpu (--mem-per-cpu), gpu (--mem-per-gpu), none."""
     minutes: int | str = 0
-    """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes)."""
+    """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); in
+    a file also hours:minutes:seconds and days-hours."""
+    signal_seconds: int = 90
+    """Seconds before the end of its wall time at which a job is told to write a checkpoint and be requeued."""
     parallel: int = 256
     """Jobs of a submission that run at the same time, shared out over its arrays."""
     resume: dict[str, str] = field(default_factory=dict)
@@ -69,13 +79,14 @@ class Cluster:
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the job; variables of the job's own shell in them ($TMPDIR) are replaced."""
-    sbatch: dict[str, str] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
+    sbatch: dict[str, str | bool] = field(default_factory=dict)
+    """Further options of sbatch, by their long names; True for one without a value, False for one left out."""
     name: str = "local"
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
         choose("gpu", self.gpu, GPU_PEAKS)
+        choose("memory_per", self.memory_per, MEMORY_PER)
         for key in ("workers", "gpus", "processes"):
             positive(key, getattr(self, key), 0)
         for key in EXPRESSIONS:
@@ -84,8 +95,15 @@ class Cluster:
                 ResourceExpression(key, value)
             else:
                 positive(key, value, 0)
-        for key in ("nodes", "cpus", "parallel", "cells_per_job"):
+        for key in ("nodes", "cpus", "parallel", "cells_per_job", "signal_seconds"):
             positive(key, getattr(self, key))
+        if self.signal_seconds > 65535:
+            raise UserError(f"signal_seconds: {self.signal_seconds}: SLURM takes at most 65535")
+        if isinstance(self.minutes, int) and 0 < self.minutes * 60 <= self.signal_seconds:
+            raise UserError(
+                f"signal_seconds: {self.signal_seconds}: a job of {self.minutes} minutes would be told to stop as it "
+                "starts; use a smaller number, or more minutes"
+            )
         if self.cells_per_job > 1 and (self.nodes > 1 or self.processes > 1):
             raise UserError(
                 f"cells_per_job: {self.cells_per_job}: runs that share a job have one process each on one node; leave "
@@ -98,17 +116,28 @@ class Cluster:
         for failure, who in self.resume.items():
             choose("resume", failure, RESUME)
             choose(f"resume: {failure}", who, WHO)
-        for key in self.sbatch:
-            if key in SBATCH_KEYS:
-                hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""
-                raise UserError(f"sbatch: {key} is set by gsq{hint}")
-            if not re.fullmatch(r"[a-z][a-z-]*", key):
-                raise UserError(f"sbatch: {key!r} is not the long name of an option (reservation, exclude, ...)")
+        self._check_sbatch()
         if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.cells_per_job > 1):
             raise UserError(
                 "processes, nodes and cells_per_job: the queue on this machine gives each run one process; share a "
                 "single run with torchrun --nproc-per-node N -m gsq.cli train ..."
             )
+
+    def _check_sbatch(self) -> None:
+        for key in self.sbatch:
+            if key in SBATCH_KEYS:
+                hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""
+                raise UserError(f"sbatch: {key} is set by gsq{hint}")
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+                raise UserError(f"sbatch: {key!r} is not the long name of an option (reservation, exclude, ...)")
+        shares = [key for key in ("mem-per-cpu", "mem-per-gpu") if key in self.sbatch]
+        if len(shares) > 1 or (shares and self.memory_per != "node"):
+            raise UserError(
+                f"sbatch: {shares[0]}: memory is asked for once; leave out "
+                f"{shares[1] if len(shares) > 1 else 'memory_per: ' + self.memory_per}"
+            )
+        if self.memory_per == "gpu" and not self.gpus:
+            raise UserError("memory_per: gpu: the jobs ask for no GPU; use gpus, or memory_per: cpu")
 
     @property
     def processes_per_node(self) -> int:
@@ -138,32 +167,39 @@ def load_cluster(name: str) -> Cluster:
     path = find_file(name, configs_folder() / "clusters", "cluster")
     values = read_yaml(path)
     values.setdefault("name", path.stem)
-    return _build(values, path)
+    try:
+        return _build(values, as_written(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def _build(values: dict[str, Any], path: Path) -> Cluster:
+def _build(values: dict[str, Any], written: dict[str, Any]) -> Cluster:
     valid = {f.name: f for f in fields(Cluster)}
     for key, value in values.items():
         if key not in valid:
             listed = ", ".join(f"{name} ({_default(f)!r})" for name, f in valid.items())
-            raise UserError(f"{path}: unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
-        default = _default(valid[key])
+            raise UserError(f"unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
+        default, text = _default(valid[key]), written.get(key, value)
         if isinstance(default, tuple):
             if isinstance(value, str):
                 value = [value]
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise UserError(f"{path}: {key}: {value!r} is not a list of commands")
+                raise UserError(f"{key}: {value!r} is not a list of commands")
             values[key] = tuple(value)
         elif isinstance(default, dict):
+            if value is None:
+                value, text = {}, {}
             if not isinstance(value, dict):
-                raise UserError(f"{path}: {key}: {value!r} is not a mapping of names to values")
-            values[key] = {str(k): str(v) for k, v in value.items()}
+                raise UserError(f"{key}: {value!r} is not a mapping of names to values")
+            read = option if key == "sbatch" else variable
+            values[key] = {str(k): read(f"{key}: {k}", text.get(str(k), v), v) for k, v in value.items()}
+        elif key == "minutes" and isinstance(value, int | str) and not isinstance(value, bool):
+            values[key] = minutes(key, text, value)
         elif type(value) is not type(default) and not (key in EXPRESSIONS and isinstance(value, str)):
-            raise UserError(f"{path}: {key}: {value!r} is not of type {type(default).__name__}")
-    try:
-        return Cluster(**values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{key}: {value!r} is not of type {type(default).__name__}")
+        else:
+            whole_number(key, text, value)
+    return Cluster(**values)
 
 
 def _default(f: Any) -> Any:
@@ -172,9 +208,9 @@ def _default(f: Any) -> Any:
 
 def local_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may be set to for one worker each: the GPUs of this machine that we may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = visible_gpus()
     if visible is not None:
-        return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+        return visible
     return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 

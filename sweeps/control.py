@@ -175,7 +175,8 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
 
     What runs is sent SIGTERM, on SLURM by one call of scancel, and is recorded as cancelled. A queue on another
     machine stops its own workers. The next submission takes the cells up again where they stopped.
-    Raises UserError for an unknown sweep or selection, or where SLURM or the system refuses.
+    Raises UserError for an unknown sweep or selection, where SLURM or the system refuses, and, when all else is
+    cancelled, where SLURM does not say what became of a cell's job.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     jobs = slurm_jobs(folder)
@@ -187,6 +188,13 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     for signature, job in local_jobs(records).items():
         if job.state == "running" and claim_signal(folder, signature, records[signature].pid):
             _terminate(records[signature])
+    if unknown := sorted({s for s in records if s in jobs and jobs[s].state == "unknown"}):
+        why = jobs[unknown[0]].reason or "SLURM does not answer"
+        raise UserError(
+            f"{why}. It is not known whether the jobs of {len(unknown)} cells wait or run, so none of them was "
+            "cancelled. A job that starts from now on stops by itself, one that runs goes on; run the command again "
+            "when squeue answers"
+        )
     running = {cell.signature for cell in chosen if cell.state == RUNNING or records[cell.signature].state == RUNNING}
     return Cancellation(
         folder.name,
@@ -196,15 +204,17 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
 
 
 def _cancel_on_slurm(jobs: Mapping[str, Job], chosen: Collection[str]) -> None:
-    sharing: dict[str, set[str]] = defaultdict(set)
+    """Of the jobs that SLURM lists under their own names; what nobody knows of is not touched."""
+    sharing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for signature, job in jobs.items():
-        if job.state != "gone":
-            sharing[job.name].add(signature)
-    cancel_jobs(name for name, cells in sharing.items() if cells <= set(chosen))
-    # Of cells that share a job each knows by its marker whether it is meant.
-    cancel_jobs(
-        (name for name, cells in sharing.items() if cells & set(chosen) and not cells <= set(chosen)), "--signal=TERM"
-    )
+        if job.state in ("pending", "running"):
+            sharing[job.array, job.name].add(signature)
+    for array in sorted({array for array, _ in sharing}):
+        mine = {job_id: cells for (name, job_id), cells in sharing.items() if name == array}
+        cancel_jobs((job_id for job_id, cells in mine.items() if cells <= set(chosen)), name=array)
+        # Of cells that share a job each knows by its marker whether it is meant.
+        some = (job_id for job_id, cells in mine.items() if cells & set(chosen) and not cells <= set(chosen))
+        cancel_jobs(some, "--signal=TERM", name=array)
 
 
 def _terminate(record: RunRecord) -> None:

@@ -20,7 +20,7 @@ from gsq.record import RunRecord, runs_root
 from sweeps.cost import Speed, estimate, speed
 from sweeps.folder import SweepFolder
 from sweeps.forecasting import Forecast
-from sweeps.monitoring import CellStatus, SweepStatus, row
+from sweeps.monitoring import CellStatus, SweepStatus, row, waiting_reasons
 from sweeps.planning import Plan, derived, title
 from sweeps.space import OBJECTIVES
 
@@ -75,6 +75,14 @@ def _counts(states: Iterable[str]) -> str:
     return ", ".join(f"{counted[s]} {s}" for s in order if s in ("queued", "running", "done", "failed") or counted[s])
 
 
+def _waiting(reason: str, count: int) -> str:
+    """``2 cells wait: Priority``, ``1 cell will not start: PartitionDown (the partition is down)``."""
+    cells = f"{count} cell{'s' * (count != 1)}"
+    if reason.startswith("will not start"):
+        return f"{cells} {reason}"
+    return f"{cells}: {reason}" if reason.startswith("not known") else f"{cells} wait{'s' * (count == 1)}: {reason}"
+
+
 class LiveView:
     """Shows a running sweep: counts, a line for each running cell, total time left.
 
@@ -91,6 +99,7 @@ class LiveView:
             Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         )
         self.states: dict[str, str] = {}
+        self.blocked: set[str] = set()
         self.printed = time.monotonic()
         self.speed: Speed | None = None
         self.speed_read = 0.0
@@ -119,12 +128,18 @@ class LiveView:
         elif time.monotonic() - self.printed > LINE_SECONDS:
             self.printed = time.monotonic()
             running = "; ".join(f"{brief(r.title)}: step {r.step}/{r.steps}" for r in rows if r.state == "running")
-            self._line(f"{_counts(r.state for r in rows)}; about {duration(left)} left; {running}")
+            waiting = "; ".join(_waiting(reason, count) for reason, count in waiting_reasons(rows).items())
+            parts = [_counts(r.state for r in rows), waiting, f"about {duration(left)} left", running]
+            self._line(escape("; ".join(part for part in parts if part)))
 
     def _line(self, text: str) -> None:
         self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False, soft_wrap=True)
 
     def _announce(self, rows: Sequence[CellStatus], resumed: set[str]) -> None:
+        blocked = waiting_reasons(r for r in rows if r.blocked)
+        for reason in blocked.keys() - self.blocked:
+            self._line(f"[red]{escape(_waiting(reason, blocked[reason]))}[/red]")
+        self.blocked = set(blocked)
         for r in rows:
             before = self.states.get(r.signature)
             self.states[r.signature] = r.state
@@ -179,8 +194,9 @@ class LiveView:
             if r.state == "running":
                 rate = f"{r.images_per_second:.0f}" if r.images_per_second else "-"
                 body.add_row(brief(r.title), f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
+        waiting = [Text(_waiting(reason, n), style="yellow") for reason, n in waiting_reasons(rows).items()]
         hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
-        return Group(head, counts, body, hint)
+        return Group(head, counts, *waiting, body, hint)
 
 
 def _trials_left(plan: Plan) -> int:
@@ -317,6 +333,15 @@ def print_forecast(console: Console, found: Forecast) -> None:
         )
 
 
+def still_stopping(count: int, sweep: str) -> str:
+    """What a submission says of cancelled cells whose jobs have not ended yet."""
+    cells, are = (f"{count} cells", "are") if count != 1 else ("1 cell", "is")
+    return (
+        f"{cells} {are} still stopping after gsq cancel, and {are} not submitted yet; run the command again once gsq "
+        f"status {sweep} shows {'them' if count != 1 else 'it'} as cancelled"
+    )
+
+
 def print_missing(console: Console, plan: Plan) -> None:
     """What must be on this machine before the plan can be submitted."""
     for text in plan.missing:
@@ -435,7 +460,10 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
         from sweeps.studies import describe
 
         parts += map(Text, describe(found.search))
+    blocked = {c.reason for c in found.cells if c.blocked}
+    for reason, count in found.reasons.items():
+        parts.append(Text(_waiting(reason, count), style="red" if reason in blocked else "yellow"))
     for failure, count in found.failures.items():
-        reason = next((c.message for c in found.cells if c.failure == failure and c.message), "no message")
-        parts.append(Text(f"{count} failed as {failure}: {reason}", style="red"))
+        why = next((c.message for c in found.cells if c.failure == failure and c.message), "no message")
+        parts.append(Text(f"{count} failed as {failure}: {why}", style="red"))
     return Group(*parts)

@@ -19,9 +19,10 @@ from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.job import EvaluationJob, evaluate_run, prepare_evaluator, unevaluated
 from sweeps.monitoring import survey
 from sweeps.planning import Cell
-from sweeps.scheduler import require_slurm, slurm_jobs
+from sweeps.sbatch import check_path
+from sweeps.scheduler import require_known, require_slurm, slurm_jobs
 from sweeps.snapshot import take
-from sweeps.submission import array_entries, hand_over, pickled, settle
+from sweeps.submission import Arrays, settle
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _evaluate_here(
 
 
 def _submit(folder: SweepFolder, todo: list[Cell], changes: dict[str, Any], cluster: Cluster) -> Evaluations:
+    check_path(folder.path)
     require_slurm()
     # One process with at most one GPU measures a run.
     share = max(1, cluster.processes_per_node * cluster.cells_per_job)
@@ -160,19 +162,15 @@ def _submit(folder: SweepFolder, todo: list[Cell], changes: dict[str, Any], clus
         settle(jobs, cluster)
         handed_over = slurm_jobs(jobs)
         known = {cell.signature: handed_over[cell.signature] for cell in todo if cell.signature in handed_over}
-        if any(job.state == "unknown" for job in known.values()):
-            raise UserError(
-                f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-            )
+        require_known(cluster.name, known.values())
         alive = {signature for signature, job in known.items() if job.state != "gone"}
         cells = [cell for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
             # What a job asks for is what its training would: an evaluation is a part of that.
-            for entry, script in array_entries(cells, rate, cluster, jobs, source, number):
-                job = EvaluationJob(str(entry.path), str(folder.runs), changes)
-                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: pickled(job, entry.minutes)})
-                arrays[hand_over(entry, cluster)] = list(entry.signatures)
+            Arrays(cells, rate, cluster, jobs, source).hand_over(
+                number, lambda entry: EvaluationJob(str(entry.path), str(folder.runs), changes), arrays
+            )
         except journal.Taken:
             time.sleep(0.1)
             continue

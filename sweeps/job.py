@@ -86,8 +86,10 @@ class ArrayJob:
         from sweeps.folder import SweepFolder
         from sweeps.journal import read_entry
         from sweeps.reconcile import CANCELLED
+        from sweeps.restarts import note_start
 
         path = Path(self.entry)
+        note_start(path)
         entry = read_entry(path)
         job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
         if entry.open:
@@ -119,10 +121,16 @@ class ArrayJob:
             raise
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again."""
+        """Called by submitit before it requeues: the same job again; None where that is no use, since it has been
+        started again and again without a further step. The runs then end as a time-out."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        from sweeps.restarts import give_up, steps_of, worthwhile
+
+        path, task = Path(self.entry), int(os.environ["SLURM_ARRAY_TASK_ID"])
+        if worthwhile(path, steps_of(path, task)):
+            return DelayedSubmission(self)
+        return _say(give_up(path, task, STARTED)) and None
 
 
 @dataclass
@@ -137,6 +145,7 @@ class EvaluationJob:
     def __call__(self) -> str:
         """Evaluates the task's run. Returns what became of it; an evaluation that was cut off begins anew."""
         from gsq.record import RunFolder
+        from gsq.surroundings import forget_group
         from sweeps.journal import read_entry
 
         entry = read_entry(Path(self.entry))
@@ -145,16 +154,22 @@ class EvaluationJob:
             entry = entry.decide(job)
         if entry.job != job:
             return _say("this submission was taken back, and its runs submitted again; nothing to do")
+        forget_group()
         _require_source(entry.source)
         (signature,) = entry.members(task)
         results, problem = evaluate_run(RunFolder.of(Path(self.runs), signature).path, self.changes)
         return _say(problem or f"{signature}: {len(results)} new evaluations")
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again."""
+        """Called by submitit before it requeues: the same job again; None where it has been tried often enough."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        from sweeps.journal import read_entry
+        from sweeps.restarts import too_short, worthwhile
+
+        if worthwhile(Path(self.entry), 0):
+            return DelayedSubmission(self)
+        return _say(too_short(read_entry(Path(self.entry)).minutes, time.time() - STARTED)) and None
 
 
 def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:
@@ -186,6 +201,9 @@ def evaluate_run(path: Path, changes: dict[str, Any]) -> tuple[list[dict[str, An
 
 def prepare_evaluator(devices: Any) -> None:
     """In a worker process that evaluates: its own GPU, from a queue of variables; Ctrl-C is for the driver."""
+    from gsq.surroundings import forget_group
+
+    forget_group()
     os.environ.update(devices.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -220,9 +238,10 @@ def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Itera
 def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...], stop: StopRequest) -> str:
     """Cells that share an allocation: a worker for each, with its share of the GPUs. Each records its own end."""
     from gsq.run import Stopped
+    from gsq.surroundings import visible_gpus
     from sweeps.cancellation import marked
 
-    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = visible_gpus() or []
     share = len(gpus) // entry.cells_per_job
     workers: dict[str, subprocess.Popen[bytes]] = {}
     with ExitStack() as stack:
@@ -254,6 +273,7 @@ def start_worker(
     folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], shared: bool = False
 ) -> subprocess.Popen[bytes]:
     """A process that runs one cell, with one thread unless ``variables`` say otherwise. It writes to the cell's log."""
+    from gsq.surroundings import alone
     from sweeps.snapshot import environment
 
     path = folder.log(signature)
@@ -269,7 +289,8 @@ def start_worker(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={
-                **os.environ,
+                # A cell on its own, whatever the driver's shell was left with.
+                **alone(os.environ),
                 "PYTHONUNBUFFERED": "1",
                 DRIVER_VARIABLE: str(os.getpid()),
                 **environment(Path(source), os.environ.get("PYTHONPATH", "")),
@@ -282,6 +303,10 @@ def start_worker(
 
 def _share_run() -> bool:
     """Tell torch who the processes of this SLURM job are, where there are several; whether this is the first."""
+    from gsq.surroundings import forget_group
+
+    # sbatch has handed on what the submitting shell was left with.
+    forget_group()
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return True
     from submitit import JobEnvironment

@@ -18,10 +18,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from gsq.record import read_json, write_json
+from gsq.errors import UserError
+from gsq.record import write_json
 from sweeps.folder import SweepFolder
 
 ENTRY, VERDICT, SCRIPT, PICKLE = "entry.json", "verdict.json", "script.sh", "job.pkl"
@@ -48,6 +49,8 @@ class Entry:
     pid: int
     signatures: tuple[str, ...] = field(repr=False)
     cells_per_job: int = 1
+    clusters: str = ""
+    """The cluster that sbatch named, or was told to choose from, where there are several (sbatch -M)."""
     job: str | None = None
     """SLURM's id of the array; None where it is not known."""
     revoked: bool = False
@@ -69,12 +72,12 @@ class Entry:
         first = task * self.cells_per_job
         return self.signatures[first : first + self.cells_per_job]
 
-    def decide(self, job: str | None) -> Entry:
+    def decide(self, job: str | None, clusters: str = "") -> Entry:
         """Say that the entry has become a job, or with None that it is taken back; returns what holds, which is the
-        first that was said."""
+        first that was said. clusters: the cluster that has the job, where that is not the entry's."""
         mine = self.path / f".{VERDICT}.{os.uname().nodename}.{os.getpid()}.partial"
         try:
-            write_json(mine, {"job": job}, sync=True)
+            write_json(mine, {"job": job, **({"clusters": clusters} if clusters else {})}, sync=True)
             # Unlike a rename, a link never replaces what is there.
             os.link(mine, self.path / VERDICT)
         except FileExistsError:
@@ -85,12 +88,28 @@ class Entry:
 
 
 def read_entry(path: Path) -> Entry:
-    """An entry by its folder. Raises OSError where there is none."""
-    values = json.loads((path / ENTRY).read_text())
-    verdict = read_json(path / VERDICT)
-    if verdict is not None:
-        values["job"], values["revoked"] = verdict["job"], verdict["job"] is None
-    return Entry(path, **{**values, "signatures": tuple(values["signatures"])})
+    """An entry by its folder. Raises OSError where there is none, and UserError where its files are damaged."""
+    try:
+        values = json.loads((path / ENTRY).read_text())
+        entry = Entry(path, **{**values, "signatures": tuple(values["signatures"])})
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path / ENTRY}: is empty or damaged, so the cells of this submission are not known. Cancel what squeue "
+            f"--me lists as gsq-{path.parents[1].name}-{path.name.lstrip('0')}-..., then remove the folder {path}"
+        ) from None
+    try:
+        verdict = json.loads((path / VERDICT).read_text())
+        job = verdict["job"]
+        if job is not None and not (isinstance(job, str) and job):
+            raise ValueError
+    except FileNotFoundError:
+        return entry
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path / VERDICT}: is empty or damaged, so it is not known whether the submission became a job. Remove "
+            f"the file; the next gsq submit then looks for a job of the name {entry.name}"
+        ) from None
+    return replace(entry, job=job, revoked=job is None, clusters=verdict.get("clusters", entry.clusters))
 
 
 def _folder(sweep: SweepFolder) -> Path:
@@ -114,6 +133,11 @@ def entries(sweep: SweepFolder) -> Iterator[Entry]:
     """All entries, oldest first."""
     for number in numbers(sweep):
         yield read_entry(path_of(sweep, number))
+
+
+def log_path(entry: Entry, job: str) -> Path:
+    """Where a job of the entry prints; of the processes that share a run, the first. ``job``: ``12_3``."""
+    return entry.path / f"{job}_0_log.out"
 
 
 def add(entry: Entry, files: Mapping[str, bytes]) -> None:

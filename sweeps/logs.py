@@ -8,22 +8,20 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.record import FAILED, RunFolder, read_json
+from gsq.record import DONE, FAILED, RunFolder, read_json
 from sweeps import journal
 from sweeps.control import select_one
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, status
 from sweeps.reconcile import PLANNED, QUEUED
 
-# The first line of each start: written by the local queue, or by submitit.
-START = re.compile(
-    r"^(?:--- gsq worker started |submitit INFO \()(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)"
-    r"(?=$|,\d+\) - Starting with )",
-    re.MULTILINE,
-)
+# The first line of each start: written by the local queue or by the job script; by submitit before those were.
+START = re.compile(r"^--- gsq (?:worker|job) started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)$", re.MULTILINE)
+SUBMITIT_START = re.compile(r"^submitit INFO \((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\) - Starting with ", re.MULTILINE)
 # Of the training curve, so that a run in good health, which prints nothing, shows that it moves.
 CURVE_LINES = 3
 CURVE = {
@@ -59,7 +57,8 @@ class Log:
     @property
     def headline(self) -> str:
         """Which attempt, state, failure and message."""
-        which = f"attempt {self.attempt} of {self.cell.attempts}" if self.attempt else "no attempt yet"
+        none = "a start without an attempt" if self.cell.attempts else "no attempt yet"
+        which = f"attempt {self.attempt} of {self.cell.attempts}" if self.attempt else none
         state = f"{self.state} ({self.failure})" if self.failure else self.state
         message = f": {self.message}" if self.message else ""
         step = f" at step {self.cell.step}/{self.cell.steps}" if self.attempt == self.cell.attempts else ""
@@ -89,6 +88,9 @@ def read_log(
         return Log(folder, chosen, 0, chosen.state, chosen.failure, chosen.message, text, (), "", files)
     own = read_json(paths[number] / "status.json") or {}
     newest = number == max(paths)
+    if attempt is None and starts and starts[-1][0] > float(own.get("heartbeat", 0)) + 1 and own.get("state") != DONE:
+        # A later start made no attempt: its words say why.
+        return Log(folder, chosen, 0, chosen.state, chosen.failure, chosen.message, starts[-1][1], (), "", files)
     text = _of_attempt(starts, list(paths), number, float(own.get("started", 0)))
     traceback = ""
     with suppress(OSError):
@@ -110,9 +112,8 @@ def read_log(
 
 def log_files(folder: SweepFolder, signature: str) -> tuple[Path, ...]:
     """Where the workers of a cell write: one file for all on this machine, and one for each SLURM job."""
-    jobs = ((entry.path, entry.jobs.get(signature)) for entry in journal.entries(folder))
-    # Of the processes that share a run, the first speaks.
-    return folder.log(signature), *(path / f"{job}_0_log.out" for path, job in jobs if job)
+    jobs = ((entry, entry.jobs.get(signature)) for entry in journal.entries(folder))
+    return folder.log(signature), *(journal.log_path(entry, job) for entry, job in jobs if job)
 
 
 def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:
@@ -123,13 +124,20 @@ def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:
             text = path.read_text(errors="replace")
         except OSError:
             continue
-        matches = list(START.finditer(text))
-        if not matches and text.strip():
-            found.append((0.0, text))
-        for match, following in zip(matches, [*matches[1:], None], strict=True):
-            begun = time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S"))
-            found.append((begun, text[match.start() : following.start() if following else len(text)]))
+        matches = list(START.finditer(text)) or list(SUBMITIT_START.finditer(text))
+        # What stands before belongs to the first start: SLURM's own words, or those of a job that got no further.
+        bounds = [0, *(match.start() for match in matches[1:]), len(text)]
+        times = [time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")) for match in matches] or [_changed(path)]
+        pieces = [text[start:end] for start, end in pairwise(bounds)]
+        found += [(begun, piece) for begun, piece in zip(times, pieces, strict=True) if piece.strip()]
     return sorted(found, key=lambda start: start[0])
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _of_attempt(starts: list[tuple[float, str]], attempts: list[int], number: int, begun: float) -> str:

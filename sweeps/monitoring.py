@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ class CellStatus:
     job: str
     trials: tuple[int, ...] = ()
     """Of a search: the trials whose run this is."""
+    reason: str | None = None
+    """Why a queued cell waits, as SLURM says, in words; or why SLURM says nothing."""
+    blocked: bool = False
+    """Whether a queued cell will not start unless somebody changes something."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class SweepStatus:
         """Failed cells by failure class."""
         return dict(Counter(cell.failure or "error" for cell in self.cells if cell.state == "failed"))
 
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why cells wait, with how many do; those that will not start come first."""
+        return waiting_reasons(self.cells)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "sweep": self.name,
@@ -79,6 +88,12 @@ class SweepStatus:
             "cells": [dict(vars(cell)) for cell in self.cells],
             **({"search": self.search.to_dict()} if self.search else {}),
         }
+
+
+def waiting_reasons(cells: Iterable[CellStatus]) -> dict[str, int]:
+    """Reasons of the cells that wait, with how many have each; those that will not start come first."""
+    found = sorted((cell for cell in cells if cell.reason), key=lambda cell: not cell.blocked)
+    return dict(Counter(str(cell.reason) for cell in found))
 
 
 def seconds_left(record: RunRecord, batch_size: int) -> float | None:
@@ -107,6 +122,8 @@ def row(
         node=record.node or record.host,
         job=job.name if job else "",
         trials=trials,
+        reason=state.reason,
+        blocked=state.blocked,
     )
 
 

@@ -24,8 +24,9 @@ from types import FrameType
 from gsq.record import RUNNING, RunRecord, process_start
 from sweeps.cancellation import claim_signal, mark, marked, with_cancelled
 from sweeps.cluster import Cluster, local_gpus, local_workers
+from sweeps.deaths import note_worker_death
 from sweeps.folder import SweepFolder
-from sweeps.job import DRIVER_VARIABLE, start_worker
+from sweeps.job import DRIVER_VARIABLE, STOPPED, start_worker
 from sweeps.reconcile import Action, Job, SchedulerState, reconcile
 
 POLL_SECONDS = 0.25
@@ -156,6 +157,8 @@ class LocalQueue:
         self.steps: dict[str, int] = {}
         self.started: set[str] = set()
         self.exits: dict[str, int] = {}
+        # The last sign of life in the run folder, of earlier attempts, when this driver started a worker.
+        self.before: dict[str, float] = {}
         self.found: dict[str, Worker] = {}
         self.looked = -LOOK_SECONDS
         # Kept also when a cell is submitted again: then another queue runs it.
@@ -178,6 +181,7 @@ class LocalQueue:
                             others = self._others(fresh=True)
                             free = self.slots - busy - sum(signature in others for signature in ready)
                             for signature in [s for s in ready if s not in others][: max(0, free)]:
+                                self.before[signature] = records[signature].heartbeat
                                 self._start(signature)
                     self.on_update(actions, records)
                     if not busy and not ready:
@@ -211,6 +215,10 @@ class LocalQueue:
             self.fruitless[signature] = 0 if advanced else self.fruitless[signature] + 1
             self.steps[signature] = records[signature].step
             self.exits[signature] = code
+            if code not in (0, STOPPED) and records[signature].heartbeat == self.before.get(signature):
+                with suppress(OSError):
+                    note_worker_death(self.folder, signature, code)
+                    records |= self.folder.records([signature])
         # Attempts that this driver did not start: workers of a predecessor or of another driver, alive or dead.
         others = self._others()
         jobs = {**local_jobs(records), **{s: Job("running", name=str(w.pid)) for s, w in others.items()}, **jobs}
@@ -218,9 +226,9 @@ class LocalQueue:
             self._ask_to_stop(signature, others[signature].pid)
         for signature in self.started - set(jobs):
             if records[signature].state is None:
-                code = self.exits.get(signature)
-                log = self.folder.log(signature)
-                jobs[signature] = Job("gone", "error", f"{signature} (exit code {code}, see {log})")
+                # Killed, or the disk is full.
+                code, log = self.exits.get(signature), self.folder.log(signature)
+                jobs[signature] = Job("gone", "lost", f"{signature} (exit code {code}, see {log})")
         records, jobs = with_cancelled(self.cancelled, records, jobs)
         now = time.time()
         # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
@@ -257,7 +265,8 @@ class LocalQueue:
             taken |= {self.gpus.index(w.gpu) for w in self._others().values() if w.gpu in self.gpus}
         slot = next(i for i in range(self.slots + len(taken) + 1) if i not in taken)
         # Threads of several workers on the same cores slow each other down many times over.
-        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **self.environment}
+        own = {name: os.path.expandvars(value) for name, value in self.environment.items()}
+        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         self.processes[signature] = start_worker(self.folder, str(self.source), signature, variables)

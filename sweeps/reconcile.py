@@ -1,4 +1,5 @@
-"""What is the state of each cell, and what should be done about it: one pure function.
+"""What is the state of each cell, and what should be done about it: one function of what the run folders and the
+scheduler say. It looks at the disk only where a job left nothing but its log.
 
 submit, run, status and the local queue only carry out or print its actions. There is no daemon.
 """
@@ -6,10 +7,13 @@ submit, run, status and the local queue only carry out or print its actions. The
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from gsq.record import DONE, FAILED, PRUNED, RUNNING, RunRecord
+from sweeps import deaths
+from sweeps.reasons import explained, waits_for_ever
 
 PLANNED, QUEUED, CANCELLED = "planned", "queued", "cancelled"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
@@ -53,6 +57,16 @@ class Job:
     name: str = ""
     earlier: tuple[str, ...] = ()
     """Jobs of the cell before this one, which were over when it was submitted."""
+    reason: str | None = field(default=None, compare=False)
+    """Why it waits, in the scheduler's word; of an unknown job, why nothing is known."""
+    exit_code: str | None = field(default=None, compare=False)
+    """Of a job that is gone, as sacct prints it (code:signal)."""
+    log: Path | None = field(default=None, compare=False)
+    """What the job printed."""
+    submitted: float = field(default=0.0, compare=False)
+    """Seconds since the epoch; 0 where it is not known."""
+    array: str = field(default="", compare=False)
+    """The name that tells the job from others that were given its number."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,10 @@ class CellState:
     state: str
     failure: str | None = None
     message: str | None = None
+    reason: str | None = field(default=None, compare=False, repr=False)
+    """Why a queued cell waits, as the scheduler says, in words; or why it is not known what became of its job."""
+    blocked: bool = field(default=False, compare=False, repr=False)
+    """Whether a queued cell will not start unless somebody changes something."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +104,21 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
     if record.state == DONE or given_up(record, search):
         return CellState(sig, str(record.state))
     if job is not None and job.state == "pending":
-        return CellState(sig, QUEUED)
+        return CellState(sig, QUEUED, reason=explained(job.reason), blocked=waits_for_ever(job.reason))
     if job is not None and job.state == "running":
         # Between the start of a job and its first status the cell is still waiting for its turn.
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
     if job is not None and job.state == "unknown":
         # It cannot be asked: a job that may be alive is never given up, nor submitted twice.
-        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
+        why = f"not known whether it waits or runs, {job.reason or 'for SLURM does not answer'}"
+        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED, reason=why)
     gone = job is not None and job.state == "gone"
+    if gone and job is not None and record.state is not None and _is_news(job, record):
+        # The record is of an earlier job. That this one failed before it wrote anything must not be lost, for the
+        # next one would fail alike; what stopped it from outside says nothing new.
+        died = death(sig, job)
+        if died.failure == "error":
+            return died
     if record.state == RUNNING:
         # Another job, or a worker elsewhere, may be training it for another sweep.
         ours = job is not None and (str(record.pid) == job.name or record.job in (job.name, *job.earlier))
@@ -110,9 +135,21 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
     if record.state == PRUNED:
         return CellState(sig, PLANNED)
     if gone and job is not None:
-        message = f"job {job.name} ended before the run wrote anything"
-        return CellState(sig, FAILED, job.failure or "lost", message)
+        return death(sig, job)
     return CellState(sig, PLANNED)
+
+
+def _is_news(job: Job, record: RunRecord) -> bool:
+    """Whether a job was submitted after the last sign of life in the run folder."""
+    return job.submitted > 0 and record.job != job.name and record.heartbeat < job.submitted
+
+
+def death(signature: str, job: Job) -> CellState:
+    """State of a cell whose newest job is gone and has written nothing to the run folder."""
+    failure = job.failure or deaths.failure_of(job.exit_code, job.log)
+    how, last_line = deaths.described(job.exit_code, job.log)
+    message = f"job {job.name} ended{how} before the run wrote anything{last_line}"
+    return CellState(signature, FAILED, failure, message)
 
 
 def can_shrink(record: RunRecord, failure: str | None) -> bool:

@@ -1,21 +1,25 @@
-"""What SLURM says of a sweep's jobs: one sacct call for all of them, squeue as a tie-break."""
+"""What SLURM says of a sweep's jobs: one call of squeue and one of sacct for all of them.
+
+SLURM gives the numbers of jobs to other jobs again (they wrap around, a new database begins at 1), so a job is known
+by its number and its name together, and nothing is concluded or done from a number alone.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
+import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from gsq.errors import UserError
 from sweeps import journal
+from sweeps.commands import Answer, run
 from sweeps.folder import SweepFolder
 from sweeps.reconcile import Job, SchedulerState
 
-# Everything else that sacct prints means that the job is over.
+# Everything else that SLURM prints means that the job is over.
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
 FAILURES = {
@@ -27,6 +31,10 @@ FAILURES = {
     "OUT_OF_MEMORY": "out_of_memory",
     "CANCELLED": "cancelled",
 }
+# After these SLURM itself starts a job again, which accounting hears of later than the controller.
+REQUEUED_AFTER = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
+# How long after its submission accounting may not have heard of a job; seconds.
+LAG_SECONDS = 600.0
 
 
 def require_slurm() -> None:
@@ -37,32 +45,59 @@ def require_slurm() -> None:
             f"cluster slurm: {', '.join(missing)} not found on the PATH; run this on a login node of the cluster, or "
             "use --cluster local"
         )
-    ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
-    if ping.returncode:
-        lines = (ping.stdout + ping.stderr).strip().splitlines()
-        raise UserError(
-            f"cluster slurm: the controller does not answer (scontrol ping: {lines[0] if lines else 'failed'})"
-        )
+    ping = run("scontrol", "ping")
+    if not ping.ok:
+        words = (ping.output + ping.errors).strip().splitlines()
+        said = ping.problem if ping.timed_out or not words else f"scontrol ping: {words[0]}"
+        raise UserError(f"cluster slurm: the controller does not answer ({said})")
 
 
-def _lines(*words: str) -> list[str] | None:
-    """Lines that a command prints; None where it is missing, fails or hangs."""
-    try:
-        # Without a limit on the list of an array's tasks, which is cut at 64 characters otherwise.
-        environment = {**os.environ, "SLURM_BITSTR_LEN": "0"}
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, env=environment)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
+@dataclass(frozen=True)
+class _Row:
+    """A job as squeue or sacct lists it."""
+
+    word: str
+    """Its state."""
+    name: str
+    """The job's name; empty where the line ended before it."""
+    reason: str | None = None
+    exit_code: str | None = None
+    submit: str = ""
+
+    @property
+    def state(self) -> SchedulerState:
+        return "pending" if self.word in PENDING else "running" if self.word in ACTIVE else "gone"
 
 
-def _state(text: str) -> tuple[SchedulerState, str | None]:
-    word = text.split()[0].rstrip("+") if text.split() else ""
-    if word in PENDING:
-        return "pending", None
-    if word in ACTIVE:
-        return "running", None
-    return "gone", FAILURES.get(word)
+_Rows = dict[str, list[_Row]]
+
+
+def _of_squeue(lines: Iterable[str]) -> _Rows:
+    """Lines of ``%i|%T|%r|%j``, by job."""
+    rows: _Rows = defaultdict(list)
+    for line in lines:
+        job_id, _, rest = line.partition("|")
+        state, reason, name, *_ = (*rest.split("|", 2), "", "")
+        told = reason.strip() not in ("", "None", "(null)", "N/A")
+        rows[job_id].append(_Row(_word(state), name, reason.strip() if told else None))
+    return rows
+
+
+def _of_sacct(lines: Iterable[str]) -> _Rows:
+    """Lines of ``JobID,State,JobName,ExitCode,Submit``, by job, each job's in the order of submission."""
+    rows: _Rows = defaultdict(list)
+    for line in lines:
+        listed, _, rest = line.partition("|")
+        state, name, exit_code, submit, *_ = (*rest.split("|"), "", "", "", "")
+        row = _Row(_word(state), name, None, exit_code or None, submit)
+        for job_id in _expanded(listed):
+            rows[job_id].append(row)
+    return {job_id: sorted(found, key=lambda row: row.submit) for job_id, found in rows.items()}
+
+
+def _word(text: str) -> str:
+    """``CANCELLED`` of ``CANCELLED by 1000`` and of ``CANCELLED+``."""
+    return text.split()[0].rstrip("+") if text.split() else ""
 
 
 def _expanded(job_id: str) -> list[str]:
@@ -77,32 +112,93 @@ def _expanded(job_id: str) -> list[str]:
     return [f"{match[1]}_{task}" for task in tasks]
 
 
+@dataclass(frozen=True)
+class Known:
+    """A job of ours: its number and what else tells it from others."""
+
+    job_id: str
+    """``12_3`` or ``12``."""
+    name: str = ""
+    """Empty where any job of the number is meant."""
+    submitted: float = 0.0
+    """Seconds since the epoch; 0 where that is long ago."""
+    clusters: str = ""
+    """The cluster that sbatch named, where there are several."""
+
+
 def ask(job_ids: Iterable[str]) -> dict[str, Job]:
-    """State of each job (``12_3`` or ``12``); "unknown" where sacct does not answer and squeue has nothing on it."""
-    wanted = set(job_ids)
-    if not wanted:
-        return {}
-    parents = sorted({job_id.split("_")[0] for job_id in wanted})
-    # --array would expand what is still pending, but SLURM 22.05 does not know it. --duplicates is left out: the newest
-    # run of a requeued job counts.
-    accounted = _lines("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(parents))
-    # A job that accounting has forgotten is over; where accounting is down, nothing is known.
-    found = {job_id: Job("unknown" if accounted is None else "gone", name=job_id) for job_id in wanted}
-    for line in accounted or []:
-        listed, _, text = line.partition("|")
-        for job_id in wanted.intersection(_expanded(listed)):
-            found[job_id] = Job(*_state(text), name=job_id)
-    # Accounting lags behind the controller: what squeue still holds is not over, whatever sacct says.
-    for line in _lines("squeue", "--me", "-h", "-r", "-o", "%i|%T") or []:
-        job_id, _, text = line.partition("|")
-        if job_id in wanted:
-            found[job_id] = Job(*_state(text), name=job_id)
+    """State of each job, by its number alone: only for jobs that are known to be ours."""
+    return {job.job_id: state for job, state in states(Known(job_id) for job_id in job_ids).items()}
+
+
+def states(jobs: Iterable[Known]) -> dict[Known, Job]:
+    """State of each job. A job of another name that has the same number is not taken for it.
+
+    The controller (squeue) knows what waits and runs, and accounting (sacct) how the rest ended. "unknown" where
+    squeue does not answer and accounting has not heard of the job, or may not have heard that it was requeued; and
+    where neither lists a job that was submitted a moment ago.
+    """
+    found: dict[Known, Job] = {}
+    by_cluster: dict[str, list[Known]] = defaultdict(list)
+    for job in jobs:
+        by_cluster[job.clusters].append(job)
+    for clusters, members in by_cluster.items():
+        where = ("-M", clusters) if clusters else ()
+        # What has just ended is listed, too, for a few minutes: accounting may not know it yet, or not exist.
+        queue = run("squeue", *where, "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j")
+        parents = sorted({job.job_id.split("_")[0] for job in members})
+        # --array would expand what is still pending, but SLURM 22.05 does not know it. With --duplicates, since the
+        # newest job of a number need not be ours.
+        options = ("-X", "-n", "-P", "--duplicates", "-o", "JobID,State,JobName,ExitCode,Submit")
+        accounting = run("sacct", *where, *options, "-j", ",".join(parents))
+        held, told, now = _of_squeue(queue.lines), _of_sacct(accounting.lines), time.time()
+        for job in members:
+            found[job] = _state(job, _ours(job, held), _ours(job, told), queue, now)
     return found
+
+
+def _ours(job: Known, rows: Mapping[str, list[_Row]]) -> _Row | None:
+    """The newest row of the job, whatever other jobs have its number."""
+    fitting = [row for row in rows.get(job.job_id, ()) if not job.name or row.name in ("", job.name)]
+    return fitting[-1] if fitting else None
+
+
+def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, now: float) -> Job:
+    if held is not None and held.state != "gone":
+        # Accounting lags behind the controller: what that holds is not over.
+        return Job(held.state, name=job.job_id, reason=held.reason if held.state == "pending" else None)
+    over = told if told is not None and told.state == "gone" else held
+    if over is not None and (held is not None or queue.ok or over.word not in REQUEUED_AFTER):
+        return Job("gone", FAILURES.get(over.word), job.job_id, exit_code=over.exit_code)
+    if told is not None and told.state != "gone":
+        return Job(told.state, name=job.job_id)
+    if not queue.ok:
+        return Job("unknown", name=job.job_id, reason=queue.problem)
+    if now - job.submitted < LAG_SECONDS:
+        return Job("unknown", name=job.job_id, reason="neither squeue nor sacct lists it yet")
+    return Job("gone", name=job.job_id)
+
+
+def require_known(cluster: str, jobs: Iterable[Job]) -> None:
+    """Raise UserError where nobody knows whether one of these jobs still waits or runs.
+
+    jobs: of cells that are neither finished nor to be submitted; those that are need no answer of SLURM.
+    """
+    unknown = [job for job in jobs if job.state == "unknown"]
+    if not unknown:
+        return
+    names = sorted({job.name or "one that was being submitted" for job in unknown})
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    raise UserError(
+        f"cluster '{cluster}': {unknown[0].reason or 'SLURM does not answer'}. It is not known whether these jobs wait "
+        f"or run: {listed}. Nothing was submitted, so that no cell runs twice. When squeue --me lists them, or "
+        f"{LAG_SECONDS / 60:g} minutes after they were submitted, run the command again"
+    )
 
 
 def largest_array() -> int:
     """Tasks that one job array may have: the cluster's MaxArraySize, or SLURM's default where it does not say."""
-    for line in _lines("scontrol", "show", "config") or []:
+    for line in run("scontrol", "show", "config").lines:
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize" and value.strip().isdigit():
             return max(1, int(value))
@@ -111,42 +207,64 @@ def largest_array() -> int:
 
 def jobs_by_name() -> dict[str, str] | None:
     """Ids of our jobs that wait or run, an array by its own id, by their names; None where squeue does not answer."""
-    lines = _lines("squeue", "--me", "-h", "-o", "%F|%j")
-    if lines is None:
+    answer = run("squeue", "--me", "-h", "-o", "%F|%j")
+    if not answer.ok:
         return None
-    return {name: job_id for job_id, _, name in (line.partition("|") for line in lines)}
+    return {name: job_id for job_id, _, name in (line.partition("|") for line in answer.lines)}
 
 
 def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
     """The newest SLURM job of each cell, by signature. A submission whose driver is between two steps, or died
-    there, counts where SLURM knows its job."""
-    handed_over: dict[str, list[str]] = defaultdict(list)
+    there, counts where SLURM knows its job, or where SLURM does not answer."""
+    handed_over: dict[str, list[tuple[journal.Entry, str]]] = defaultdict(list)
+    found: dict[Known, Job] = {}
     names: dict[str, str] | None = None
+    asked = False
     for entry in journal.entries(folder):
+        jobs = entry.jobs
         if entry.open:
-            names = jobs_by_name() or {} if names is None else names
-            entry = replace(entry, job=names.get(entry.name))
-        for signature, job_id in entry.jobs.items():
-            handed_over[signature].append(job_id)
-    states = ask(job_ids[-1] for job_ids in handed_over.values())
+            if not asked:
+                names, asked = jobs_by_name(), True
+            if names is None:
+                # It may have become jobs, whose numbers nobody has noted.
+                jobs = dict.fromkeys(entry.signatures, "")
+                found[_known(entry, "")] = Job("unknown", reason="squeue does not answer")
+            else:
+                jobs = replace(entry, job=names.get(entry.name)).jobs
+        for signature, job_id in jobs.items():
+            handed_over[signature].append((entry, job_id))
+    newest = {signature: _known(*given[-1]) for signature, given in handed_over.items()}
+    found |= states(job for job in newest.values() if job.job_id)
     return {
-        signature: replace(states[job_id], earlier=tuple(earlier)) if earlier else states[job_id]
-        for signature, (*earlier, job_id) in handed_over.items()
+        signature: replace(
+            found[newest[signature]],
+            earlier=tuple(job_id for _, job_id in given[:-1] if job_id),
+            array=given[-1][0].name,
+            submitted=given[-1][0].time,
+            log=journal.log_path(*given[-1]),
+        )
+        for signature, given in handed_over.items()
     }
 
 
-def cancel_jobs(job_ids: Iterable[str], *options: str) -> None:
-    """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails."""
+def _known(entry: journal.Entry, job_id: str) -> Known:
+    return Known(job_id, entry.name, entry.time, str(getattr(entry, "clusters", "")))
+
+
+def cancel_jobs(job_ids: Iterable[str], *options: str, name: str = "") -> None:
+    """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails.
+
+    name: only those that have this name; the number may have become another job's since it was asked for.
+    """
     wanted = sorted(set(job_ids))
     if not wanted:
         return
-    try:
-        done = subprocess.run(["scancel", *options, *wanted], capture_output=True, text=True, check=False, timeout=120)
-    except FileNotFoundError:
-        raise UserError("scancel not found on the PATH; cancel where the cluster's commands are") from None
-    except subprocess.TimeoutExpired:
-        raise UserError("scancel does not answer; try later") from None
+    answer = run("scancel", *options, *([f"--name={name}"] if name else []), *wanted)
+    if answer.code is None and not answer.timed_out:
+        raise UserError("scancel not found on the PATH; cancel where the cluster's commands are")
+    lines = [line for line in answer.errors.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()] or lines
     # A job that has ended in the meantime is no failure.
-    problems = [line for line in done.stderr.splitlines() if line.strip() and "already completi" not in line]
-    if done.returncode and problems:
-        raise UserError(f"scancel: {problems[0]}")
+    ended = all("already completi" in line or "Invalid job id" in line for line in errors) and bool(errors)
+    if answer.timed_out or (answer.code and not ended):
+        raise UserError(f"{answer.problem}; the jobs may go on, run the command again")

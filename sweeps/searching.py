@@ -28,7 +28,7 @@ from sweeps.forecasting import admit
 from sweeps.planning import DRAWS, Cell, CellMaker, Plan, derived
 from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import CANCELLED, Action, reconcile
-from sweeps.scheduler import slurm_jobs
+from sweeps.scheduler import require_known, slurm_jobs
 from sweeps.snapshot import take
 from sweeps.space import METRICS
 from sweeps.studies import JOURNAL, counted, create_study, explained, neutral, parallel_trials
@@ -62,7 +62,7 @@ def submit_search(
     from sweeps.submission import Submission, check
 
     folder = SweepFolder(runs or runs_root(), plan.name)
-    check(plan, cluster)
+    check(plan, cluster, folder)
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
     driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
@@ -100,14 +100,13 @@ def _submit_to_slurm(
         signatures = list(driver.cells)
         records = folder.records(signatures)
         jobs = with_local_jobs(slurm_jobs(folder), records)
-        if any(job.state == "unknown" for job in jobs.values()) and not wait:
-            raise UserError(
-                f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-            )
         records, jobs = with_cancelled(marked(folder), records, jobs)
         actions = reconcile(
             signatures, records, jobs, time.time(), resumed=resumed, fruitless=fruitless, search=folder.search_id
         )
+        if not wait:
+            waiting = [action.cell.signature for action in actions if action.kind == "wait"]
+            require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
         seen.update({a.cell.signature: (a, records[a.cell.signature]) for a in actions})
         return actions
 

@@ -26,6 +26,7 @@ from sweeps.cluster import Cluster, local_workers
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Plan, title
 from sweeps.space import Search
+from sweeps.study_journal import open_journal
 
 if TYPE_CHECKING:
     import optuna
@@ -95,7 +96,7 @@ def search(sweep: str | Path, *, runs: Path | None = None) -> optuna.Study:
     path = Path(sweep)
     if path.is_file() and path.suffix not in (".yaml", ".yml"):
         with explained(str(path)):
-            storage = _journal(path)
+            storage = open_journal(path)
             names = [study.study_name for study in storage.get_all_studies()]
             if len(names) != 1:
                 raise UserError(f"{path}: not the journal of one study, but of {len(names)}")
@@ -281,42 +282,10 @@ def _open_storage(folder: SweepFolder, url: str) -> optuna.storages.BaseStorage:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not url:
-        return _journal(folder.path / JOURNAL)
+        return open_journal(folder.path / JOURNAL)
     # The password may come from a variable, so that it is in no file.
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     return optuna.storages.RDBStorage(os.path.expandvars(url), engine_kwargs=options)
-
-
-def _journal(path: Path) -> optuna.storages.JournalStorage:
-    """Optuna's journal, its lock a symbolic link, which is exclusive on every shared file system."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-    lock = JournalFileSymlinkLock(str(path))
-
-    class Journal(JournalFileBackend):
-        def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            """A half line, of a writer that was killed or had no disk space, goes first: it would spoil the next."""
-            if not _whole(path):
-                lock.acquire()
-                try:
-                    if not _whole(path):
-                        with path.open("r+b") as file:
-                            content = file.read()
-                            file.truncate(content.rfind(b"\n") + 1)
-                finally:
-                    lock.release()
-            super().append_logs(logs)
-
-    return JournalStorage(Journal(str(path), lock_obj=lock))
-
-
-def _whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 @contextmanager
@@ -331,7 +300,7 @@ def explained(storage: str, more: str = "") -> Iterator[None]:
         except Exception as error:
             of_database = type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
             # Of a journal that is none; of a database whose client is not installed; of a study that is not there.
-            known = isinstance(error, json.JSONDecodeError | ModuleNotFoundError)
+            known = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | ModuleNotFoundError)
             if not of_database and not known and "log format" not in str(error) and "Record does" not in str(error):
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]

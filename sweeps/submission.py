@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-import pickle
-import re
 import secrets
-import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +19,23 @@ from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RUNNING, RunFolder, RunRecord, note_killed, runs_root
 from sweeps import journal
-from sweeps.cancellation import clear, marked, with_cancelled
+from sweeps.cancellation import clear, marked, stopping, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
-from sweeps.cost import Speed, speed
+from sweeps.cost import ResourceClass, Speed, speed
 from sweeps.folder import SweepFolder
 from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import Action, reconcile
-from sweeps.scheduler import jobs_by_name, largest_array, require_slurm, slurm_jobs
-from sweeps.snapshot import environment, source_folder, take
+from sweeps.sbatch import Refused, check_path, hand_over, handed_on, job_script, pickled
+from sweeps.scheduler import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
+from sweeps.snapshot import source_folder, take
 
-# submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
-MAX_TIMEOUTS = 1000
 # How long a submission waits for another one that seems to be between its steps.
 DRIVER_SECONDS = 20.0
+# How long it waits for the jobs of cancelled cells to end, which then come back.
+STOP_SECONDS = 30.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -48,6 +47,11 @@ class Submission:
     actions: list[Action]
     arrays: dict[str, list[str]]
     """Signatures by the SLURM id of the array (or single job) that was submitted."""
+
+    @property
+    def stopping(self) -> tuple[str, ...]:
+        """Signatures of cancelled cells that were not submitted, since their jobs have not ended yet."""
+        return stopping(self.folder, self.actions)
 
 
 def submit(
@@ -63,8 +67,9 @@ def submit(
 
     local: blocks until every cell is finished or given up; on_update is called several times a second. slurm:
     returns once the job arrays are handed over. retry: try failed cells again that are not resumed by themselves.
-    over_budget: do not ask what it will cost. Raises UserError for missing weights, an unreachable cluster or a plan
-    that is over its budget, before anything is submitted.
+    over_budget: do not ask what it will cost. Raises UserError for missing weights, an unreachable cluster, a runs
+    folder in which no job can start or a plan that is over its budget, before anything is submitted; and NotTaken where
+    sbatch refused cells.
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     if plan.search is not None:
@@ -72,7 +77,7 @@ def submit(
 
         return submit_search(plan, cluster, runs=runs, retry=retry, over_budget=over_budget, on_update=on_update)
     folder = SweepFolder(runs or runs_root(), plan.name)
-    check(plan, cluster)
+    check(plan, cluster, folder)
     if not over_budget:
         plan = admit(plan, cluster, runs=folder.runs, retry=retry)
     try:
@@ -94,12 +99,14 @@ def submit(
         if error.errno not in NO_ROOM:
             raise
         raise UserError(
-            f"{folder.path}: {error.strerror}; what was submitted before stays. Make room (gsq clean) and say it again"
+            f"{folder.path}: {error.strerror}. Earlier submissions are unaffected. Make room (gsq clean) and run the "
+            "command again"
         ) from None
 
 
-def check(plan: Plan, cluster: Cluster) -> None:
-    """Raise UserError where the plan's weights are missing or the cluster cannot take its cells."""
+def check(plan: Plan, cluster: Cluster, folder: SweepFolder) -> None:
+    """Raise UserError where the plan's weights are missing, or the cluster or the runs folder cannot take its cells."""
+    check_path(folder.path)
     require_weights(*(cell.config for cell in plan.cells))
     for cell in plan.cells:
         check_processes(cell.config, cluster.nodes * cluster.processes_per_node)
@@ -113,22 +120,22 @@ def _submit_missing(
     """One array after the other, until no cell is missing. Whenever another driver was quicker, look again."""
     arrays: dict[str, list[str]] = {}
     first: list[Action] | None = None
+    deadline = time.monotonic() + STOP_SECONDS
     while True:
         # Before the journal is read: what is submitted after this has a number that is taken.
         number = max(journal.numbers(folder), default=0) + 1
         settle(folder, cluster)
         actions, wanted, records = _missing(plan, folder, cluster, resumed)
+        if stopping(folder, actions) and time.monotonic() < deadline:
+            time.sleep(1)
+            continue
         first = first or actions
         if not wanted:
             return first, arrays
         clear(folder, {cell.signature for cell in wanted})
         try:
             rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
-            for entry, script in array_entries(wanted, rate, cluster, folder, source, number):
-                job_pickle = pickled(ArrayJob(str(entry.path)), entry.minutes)
-                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job_pickle})
-                job = hand_over(entry, cluster)
-                arrays[job] = list(entry.signatures)
+            Arrays(wanted, rate, cluster, folder, source).hand_over(number, lambda e: ArrayJob(str(e.path)), arrays)
         except journal.Taken:
             continue
         return first, arrays
@@ -165,12 +172,10 @@ def _missing(
     records = folder.records(signatures)
     # A run on this machine's queue is alive, too.
     jobs = with_local_jobs(slurm_jobs(folder), records)
-    if any(job.state == "unknown" for job in jobs.values()):
-        raise UserError(
-            f"cluster '{cluster.name}': sacct does not answer, so what runs already is not known; try later"
-        )
     known, jobs = with_cancelled(marked(folder), records, jobs)
     actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed, search=folder.search_id)
+    waiting = [action.cell.signature for action in actions if action.kind == "wait"]
+    require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     for action in actions:
         # The next attempt is to know it, when the scheduler may have forgotten.
@@ -179,37 +184,98 @@ def _missing(
     return actions, [cell for cell in plan.cells if cell.signature in wanted], records
 
 
-def array_entries(
-    cells: list[Cell],
-    rate: Speed,
-    cluster: Cluster,
-    folder: SweepFolder,
-    source: Path,
-    number: int,
-) -> Iterator[tuple[journal.Entry, str]]:
-    """The job arrays for these cells, each with its job script; ``number`` is that of the first."""
-    classes = by_class(cells, rate, cluster)
-    largest = largest_array() * cluster.cells_per_job if cells else 1
-    parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
-    for offset, (resources, members) in enumerate(parts):
-        path = journal.path_of(folder, number + offset)
+@dataclass(frozen=True)
+class Arrays:
+    """The job arrays of some cells: what each asks for, and how it is handed to sbatch."""
+
+    cells: Sequence[Cell]
+    rate: Speed
+    cluster: Cluster
+    folder: SweepFolder
+    source: Path
+    """The copy of the source that the jobs run."""
+
+    def _classes(self) -> tuple[dict[ResourceClass, list[Cell]], int]:
+        """Cells by what they ask for, and how many of them an array may have."""
+        largest = largest_array() * self.cluster.cells_per_job if self.cells else 1
+        return by_class(self.cells, self.rate, self.cluster), largest
+
+    def entry(self, number: int, resources: ResourceClass, members: Sequence[Cell]) -> tuple[journal.Entry, str]:
+        """The journal's entry of one array, and its job script."""
         entry = journal.Entry(
-            path=path,
+            path=journal.path_of(self.folder, number),
             # Unique, also where two runs folders have a sweep of the same name.
-            name=f"gsq-{folder.name}-{number + offset}-{secrets.token_hex(4)}",
-            cluster=cluster.name,
-            source=str(source),
+            name=f"gsq-{self.folder.name}-{number}-{secrets.token_hex(4)}",
+            cluster=self.cluster.name,
+            source=str(self.source),
             minutes=resources.minutes,
             memory_gb=resources.memory_gb,
             time=time.time(),
             host=os.uname().nodename,
             pid=os.getpid(),
             signatures=tuple(cell.signature for cell in members),
-            cells_per_job=cluster.cells_per_job,
+            cells_per_job=self.cluster.cells_per_job,
+            clusters=str(self.cluster.sbatch.get("clusters", "")),
         )
         # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
-        parallel = max(1, cluster.parallel * len(members) // len(cells))
-        yield entry, job_script(entry, cluster, parallel, sys.executable)
+        parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
+        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ))
+
+    def scripts(self, number: int) -> list[str]:
+        """The job scripts of all arrays, ``number`` that of the first, as sbatch gets them where it refuses none."""
+        classes, largest = self._classes()
+        parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
+        return [self.entry(number + i, *part)[1] for i, part in enumerate(parts)]
+
+    def hand_over(self, number: int, job_of: Callable[[journal.Entry], Any], arrays: dict[str, list[str]]) -> None:
+        """Hand all over, ``number`` that of the first entry; signatures are added to ``arrays`` by the array's id.
+
+        A class of resources that sbatch refuses does not keep back the others; where it may be for a limit on the
+        number of jobs, the array is halved until it is taken. Raises NotTaken at the end where cells are left, and
+        journal.Taken where another driver was quicker.
+        """
+        numbers = itertools.count(number)
+        left: list[tuple[ResourceClass, int, Refused]] = []
+        classes, size = self._classes()
+        for resources, members in classes.items():
+            while members:
+                entry, script = self.entry(next(numbers), resources, members[:size])
+                job = pickled(job_of(entry), entry.minutes)
+                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job})
+                try:
+                    arrays[hand_over(entry, jobs_by_name)] = list(entry.signatures)
+                except Refused as refused:
+                    if refused.limit and len(entry.signatures) > entry.cells_per_job:
+                        tasks = -(-len(entry.signatures) // entry.cells_per_job)
+                        size = tasks // 2 * entry.cells_per_job
+                        continue
+                    left.append((resources, len(members), refused))
+                    break
+                members = members[len(entry.signatures) :]
+        if left:
+            raise NotTaken(self.cluster.name, len(self.cells), left, arrays)
+
+
+class NotTaken(UserError):
+    """sbatch refused some of the cells; ``arrays`` are those that it took, ``limit`` whether only their number was at
+    fault."""
+
+    def __init__(
+        self, cluster: str, cells: int, left: list[tuple[ResourceClass, int, Refused]], arrays: dict[str, list[str]]
+    ) -> None:
+        self.arrays = arrays
+        self.limit = all(refused.limit for _, _, refused in left)
+        by_words: dict[str, list[str]] = defaultdict(list)
+        for resources, count, refused in left:
+            by_words[refused.words].append(f"{count} cells of {resources.minutes} minutes and {resources.memory_gb} GB")
+        refusals = ". ".join(f"{' and '.join(classes)}: {words}" for words, classes in by_words.items())
+        jobs = f" (SLURM jobs {', '.join(arrays)})" if arrays else ""
+        taken = cells - sum(count for _, count, _ in left)
+        fix = "once jobs have ended" if self.limit else "once the cluster file, or the limit, has been changed"
+        super().__init__(
+            f"cluster '{cluster}': sbatch refused {cells - taken} of {cells} cells, and took {taken}{jobs}. {refusals}."
+            f" gsq submit hands over the rest {fix}"
+        )
 
 
 def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
@@ -218,95 +284,11 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     Raises UserError as ``submit`` does.
     """
     folder = SweepFolder(runs or runs_root(), plan.name)
-    check(plan, cluster)
+    check(plan, cluster, folder)
     resumed = cluster.resumed("request" if retry else "submit")
     _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
     if cluster.kind == "local":
         return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
     rate, source = speed(plan.cells, records, cluster.device, folder, cluster.gpu), source_folder(folder)
-    return [script for _, script in array_entries(wanted, rate, cluster, folder, source, number)]
-
-
-def job_script(entry: journal.Entry, cluster: Cluster, parallel: int, python: str) -> str:
-    """What sbatch is given: submitit's script for an array, as a pure function of these arguments."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    tasks = -(-len(entry.signatures) // entry.cells_per_job)
-    folder = shlex.quote(str(entry.path))
-    options: dict[str, Any] = {key: getattr(cluster, key) or None for key in ("partition", "account", "qos")}
-    options |= {key: getattr(cluster, key) or None for key in ("constraint", "dependency")}
-    script: str = _make_sbatch_string(
-        command=f"{shlex.quote(python)} -u -m submitit.core._submit {folder}",
-        folder=entry.path,
-        map_count=tasks,
-        array_parallelism=parallel,
-        job_name=entry.name,
-        time=entry.minutes,
-        mem=f"{entry.memory_gb}GB",
-        nodes=cluster.nodes,
-        ntasks_per_node=cluster.processes_per_node,
-        cpus_per_task=max(1, cluster.cpus // cluster.processes_per_node),
-        gpus_per_node=cluster.gpus or None,
-        stderr_to_stdout=True,
-        setup=_setup(entry, cluster),
-        additional_parameters=dict(cluster.sbatch),
-        **options,
-    )
-    return script
-
-
-def _setup(entry: journal.Entry, cluster: Cluster) -> list[str]:
-    threads = max(1, cluster.cpus // (cluster.processes_per_node * cluster.cells_per_job)) if cluster.gpus else 1
-    exports = {"OMP_NUM_THREADS": str(threads), **cluster.environment}
-    copy = environment(Path(entry.source), "")
-    # An empty entry would be the folder that the job starts in.
-    copy["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
-    return [
-        *cluster.setup,
-        *(f"export {name}={_in_double_quotes(value)}" for name, value in exports.items()),
-        # After the commands, since one of them (module load) may set PYTHONPATH, too.
-        *(f'export {name}="{value}"' for name, value in copy.items()),
-        # submitit looks for a pickle by the job's id, which nobody knew when this was written. It replaces the link
-        # when it requeues the job; what a kill left of that would stop it the next time.
-        f'task={shlex.quote(str(entry.path))}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"',
-        'rm -f "$task"*.save_tmp',
-        f'[ -e "$task"_submitted.pkl ] || ln -s {journal.PICKLE} "$task"_submitted.pkl',
-    ]
-
-
-def _in_double_quotes(value: str) -> str:
-    """For the shell; variables of the job, such as $TMPDIR, are replaced."""
-    return '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'
-
-
-def pickled(job: Any, minutes: int) -> bytes:
-    """What submitit loads on the node. job: called without arguments, and has submitit's ``checkpoint``."""
-    from submitit.core.utils import DelayedSubmission
-
-    delayed = DelayedSubmission(job)
-    delayed.set_timeout(minutes, MAX_TIMEOUTS)
-    return pickle.dumps(delayed)
-
-
-def hand_over(entry: journal.Entry, cluster: Cluster) -> str:
-    """Hand an entry to SLURM; returns the array's id. Raises UserError where SLURM refuses it, and Taken where
-    another driver took it back."""
-    # Without the variables of a job that this may run in: sbatch would hand them on to the new jobs.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
-    command = ["sbatch", str(entry.path / journal.SCRIPT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
-    found = re.search(r"Submitted batch job (\d+)", done.stdout)
-    # An error may come after the controller has taken the job (its answer timed out).
-    names = {} if found else jobs_by_name() or {}
-    settled = entry.decide(found[1] if found else names.get(entry.name))
-    if settled.job is not None:
-        return settled.job
-    if found:
-        raise journal.Taken
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    reason = next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "no reason given")
-    raise UserError(
-        f"cluster '{cluster.name}': sbatch refused the jobs: {reason}; what was submitted before stays, and "
-        "gsq submit hands over the rest later"
-    )
+    return Arrays(wanted, rate, cluster, folder, source).scripts(number)

@@ -228,7 +228,7 @@ def test_configs_are_immutable_and_hashable() -> None:
         ("model:\n  latent_dim: [1, 2\nseed: 3\n", ["c.yaml, line 3, column 5", "syntax error"]),
         ("model:\n  a: 1\n b: 2\n", ["c.yaml, line 3, column 2", "syntax error"]),
         ("- 1\n- 2\n", ["c.yaml", "mapping", "list"]),
-        ("a: ${nothing}\n", ["c.yaml", "nothing"]),
+        ("a: ${nothing.there}\n", ["c.yaml", "nothing.there"]),
         ("a: 1\na: 2\n", ["c.yaml", "duplicate"]),
     ],
 )
@@ -238,6 +238,33 @@ def test_yaml_errors_name_the_place(tmp_path: Path, text: str, said: list[str]) 
     with pytest.raises(UserError) as caught:
         read_yaml(path)
     assert [part for part in said if part not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("${IMAGENET}/val", "${IMAGENET}/val"),
+        ("$IMAGENET/val", "$IMAGENET/val"),
+        ("export TMPDIR=${SCRATCH:-/tmp}/${USER%x}", "export TMPDIR=${SCRATCH:-/tmp}/${USER%x}"),
+        ("${A:-${B}} ${#C} $(ls)", "${A:-${B}} ${#C} $(ls)"),
+        (r"\${ESCAPED}", "${ESCAPED}"),
+        # Keys of the file itself, and OmegaConf's own resolvers.
+        ("${size}${IMAGENET}", "8${IMAGENET}"),
+        ("${deep.key}", 3),
+        ("${oc.env:GSQ_TEST_FOLDER}", "/there"),
+    ],
+)
+def test_braces_mean_the_shells_variable_unless_they_name_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, read: object
+) -> None:
+    monkeypatch.setenv("GSQ_TEST_FOLDER", "/there")
+    path = tmp_path / "c.yaml"
+    path.write_text(f"size: 8\ndeep: {{key: 3, value: '{written}'}}\nlist: ['{written}']\n")
+    found = read_yaml(path)
+    assert found["deep"]["value"] == read and found["list"] == [read]
+    if isinstance(read, str):
+        # What was read is not resolved a second time.
+        assert load_config({"data": {"kind": "image_folder", "path": read}}).data.path == read
 
 
 def test_yaml_that_is_no_file_of_text(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ class Controller:
               name=$(sed -n 's/^#SBATCH --job-name=//p' $n)
               last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' $n)
               case "$*" in
-                *%j*) echo "$n|$name";;
-                *) for task in $(seq 0 $last); do echo "${{n}}_$task|PENDING"; done;;
+                *%F*) echo "$n|$name";;
+                *) for task in $(seq 0 $last); do echo "${{n}}_$task|PENDING|Priority|$name"; done;;
               esac
             done
             """,

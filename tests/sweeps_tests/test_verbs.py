@@ -296,6 +296,9 @@ def test_sacct_lists_what_waits_as_one_array(folder: Path, monkeypatch: pytest.M
         "printf '7_[1,4-6:2,8-9%%2]|PENDING\\n7_0|RUNNING\\n7_2|CANCELLED by 0\\n12|COMPLETED\\n'\n"
     )
     program.chmod(0o755)
+    # What neither lists is over only where squeue answers.
+    (program.parent / "squeue").write_text("#!/bin/sh\n")
+    (program.parent / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin")
     found = ask([*(f"7_{task}" for task in range(10)), "12"])
     assert {name for name, job in found.items() if job.state == "pending"} == {"7_1", "7_4", "7_6", "7_8", "7_9"}
