@@ -49,6 +49,7 @@ from analysis.panels import (
 )
 from analysis.result import Fit
 from analysis.table import measured, require_columns, varying
+from analysis.words import counted
 
 LEGEND_SERIES = 6  # with more joined series than this, colours name the values of one axis only
 
@@ -484,7 +485,9 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
             log_axis(axis, limits)
     axes.set_xlabel(f"predicted {fit.target}")
     axes.set_ylabel(fit.target)
-    axes.set_title(f"{fit.n_rows} rows; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left")
+    axes.set_title(
+        f"{counted(fit.n_rows, 'row')}; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left"
+    )
 
 
 def _draw_intervals(fit: Fit, axes: Axes) -> None:

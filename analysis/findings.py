@@ -16,6 +16,7 @@ from analysis.panels import AXES, LABELS, Panel, axis_panel, plain, rate_panel, 
 from analysis.result import Fit
 from analysis.scatter import collapse_panels, pareto_panels
 from analysis.table import Array, measured, numbers, varying
+from analysis.words import counted
 
 WEAK = 0.3  # rank correlation below which a trend is not called one
 
@@ -61,7 +62,7 @@ def contours(fit: Fit) -> str:
         what, x, y = (LABELS.get(name, name) for name in (fit.target, panel.x_column, panel.y_column))
         parts.append(
             f"{where}{fit.law.name} predicts {what} from {np.nanmin(values):.3g} to {np.nanmax(values):.3g} over {x} "
-            f"and {y}; {_count(len(seen), 'cell')} measured {_between(seen)}"
+            f"and {y}; {counted(len(seen), 'cell')} measured {_between(seen)}"
         )
     return _sentences(parts)
 
@@ -73,7 +74,7 @@ def pareto(frame: pd.DataFrame) -> str:
         name = LABELS.get(panel.cost, panel.cost)
         ends = f"from rFID {first[1]:.4g} at {first[0]:.4g} to {last[1]:.4g} at {last[0]:.4g}"
         at = f"rFID {last[1]:.4g} at {last[0]:.4g}" if first == last else ends
-        parts.append(f"{len(panel.front_points)} of {_count(len(panel.x), 'cell')} are on the front of {name}: {at}")
+        parts.append(f"{len(panel.front_points)} of {counted(len(panel.x), 'cell')} are on the front of {name}: {at}")
     return _sentences(parts)
 
 
@@ -90,7 +91,7 @@ def course(frame: pd.DataFrame, metrics: Sequence[str] = ("rfid", "usage")) -> s
         ends = [one.mean[-1] for one in series]
         steps = f"step {series[0].steps[0]:.0f} to {max(one.steps[-1] for one in series):.0f}"
         parts.append(
-            f"From {steps}, {LABELS.get(metric, metric)} falls for {falls} of {_count(len(series), 'setting')} and "
+            f"From {steps}, {LABELS.get(metric, metric)} falls for {falls} of {counted(len(series), 'setting')} and "
             f"ends at {_between(ends)}"
         )
     return _sentences(parts)
@@ -109,7 +110,7 @@ def curves(curves: pd.DataFrame, quantities: Sequence[str]) -> str:
         known = curves[curves[name].notna()].sort_values("step").groupby("signature")[name]
         first, last = known.first(), known.last()
         parts.append(
-            f"{_capital(name.replace('_', ' '))} falls in {int((last < first).sum())} of {_count(len(last), 'run')}, "
+            f"{_capital(name.replace('_', ' '))} falls in {int((last < first).sum())} of {counted(len(last), 'run')}, "
             f"in the median from {first.median():.3g} to {last.median():.3g}"
         )
     return _sentences(parts)
@@ -137,7 +138,7 @@ def _trend(what: str, along: str, x: Array, y: Array) -> str:
     verb = "shows no clear trend" if abs(rank) < WEAK else "falls" if rank < 0 else "rises"
     return (
         f"{what} {verb} with {along}: {ends[0]:.4g} at {x.min():.4g}, {ends[1]:.4g} at {x.max():.4g} (rank correlation "
-        f"{rank:+.2f}, {_count(len(x), 'run')})"
+        f"{rank:+.2f}, {counted(len(x), 'run')})"
     )
 
 
@@ -150,16 +151,12 @@ def _lines(panel: Panel) -> str:
     falls = sum(one.mean_y[-1] < one.mean_y[0] for one in joined)
     rises = sum(one.mean_y[-1] > one.mean_y[0] for one in joined)
     number, verb = (falls, "falls") if falls >= rises else (rises, "rises")
-    return f"{_capital(what)} {verb} with {along} on {number} of {_count(len(joined), 'line')}"
+    return f"{_capital(what)} {verb} with {along} on {number} of {counted(len(joined), 'line')}"
 
 
 def _between(values: Sequence[float]) -> str:
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
     return low if low == high else f"{low} to {high}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _capital(text: str) -> str:

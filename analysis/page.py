@@ -313,7 +313,7 @@ def _spent(report: Report) -> list[Markup]:
     hours = float(report.spent["device_hours"].sum())
     failed = float(report.spent["failed_hours"].sum()) if "failed_hours" in report.spent else np.nan
     words = f"{hours:.3g} device hours in all: training, evaluation and start-up of all attempts"
-    words += "." if np.isnan(failed) else f", {failed:.3g} of them in attempts that failed."
+    words += "." if np.isnan(failed) else f", {failed:.3g} of them in attempts that failed or were stopped."
     parts = [tag("h3", "Device hours spent"), tag("p", words), plain_table(report.spent, "Device hours by state")]
     if len(report.spent_by_cell):
         cells = report.spent_by_cell.head(_MOST_WIDE_ROWS)

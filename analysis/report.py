@@ -33,6 +33,7 @@ from analysis.panels import plain, settings
 from analysis.result import Fit
 from analysis.spending import cell_states, spent_by_cell, spent_by_state
 from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.words import counted
 from sweeps import schema
 
 _MOST_CURVES = 48
@@ -98,7 +99,8 @@ class Report:
     pictures: tuple[Picture, ...]
     """Originals (``text`` is empty), each followed by what cells made of them (``text``: the signature)."""
     spent: pd.DataFrame
-    """Device hours by state: cells, attempts, device_hours and, of these, failed_hours in attempts that failed."""
+    """Device hours by state: cells, attempts, device_hours and, of these, failed_hours in attempts that failed or were
+    stopped."""
     spent_by_cell: pd.DataFrame
     """The same for each cell that was tried, the most expensive first."""
     provenance: dict[str, dict[str, int]]
@@ -133,7 +135,7 @@ def make_report(
     elif len(counts) > 1 and "protocol" in frame:
         first = next(iter(counts))
         chosen = select_protocol(frame, first)
-        listed = ", ".join(f"{key} ({count} rows)" for key, count in counts.items())
+        listed = ", ".join(f"{key} ({counted(count, 'row')})" for key, count in counts.items())
         warnings.append(
             f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
             "(--protocol takes another)"
@@ -297,7 +299,7 @@ def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
     if not names:
         return None
     picture = _svg("Training curves", lambda: figures.curve_figure(curves, cells, names))
-    return replace(picture, text=f"{len(parts)} of {len(cells)} runs", alt=findings.curves(curves, names))
+    return replace(picture, text=f"{len(parts)} of {counted(len(cells), 'run')}", alt=findings.curves(curves, names))
 
 
 def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:

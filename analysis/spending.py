@@ -20,7 +20,7 @@ def cell_states(cells: pd.DataFrame) -> list[str]:
 
 def spent_by_state(cells: pd.DataFrame) -> pd.DataFrame:
     """A row for each state: ``state``, ``cells``, ``attempts``, ``device_hours`` and, of these, ``failed_hours`` in
-    attempts that failed (NaN where the table does not say).
+    attempts that failed or were stopped (NaN where the table does not say).
 
     ``cells``: one row for each run. Empty where the table has no device time.
     """

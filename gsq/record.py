@@ -241,7 +241,7 @@ class RunRecord:
     seconds: float = 0.0
     """Device seconds of all attempts: their time by their processes."""
     failed_seconds: float = 0.0
-    """Device seconds of the attempts that failed, those included that ended without saying so before a newer one."""
+    """Device seconds of the attempts that failed or were stopped, also of those that ended without saying so."""
     running_seconds: float = 0.0
     """Device seconds of the newest attempt while it says that it runs."""
     images_per_second: float | None = None

@@ -87,11 +87,15 @@ class StopRequest:
         self.signal: int | None = None
 
     @contextmanager
-    def on_signals(self, reasons: dict[int, str]) -> Iterator[None]:
-        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2."""
+    def on_signals(self, reasons: dict[int, str], told: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2.
+
+        told: called at once, before the step has ended.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason, self.signal = reasons[number], number
+            told()
             # A scheduler may say USR2 more than once.
             if number != signal.SIGUSR2:
                 signal.signal(number, previous[number])

@@ -21,11 +21,11 @@ class Spent:
     seconds: Mapping[str, float]
     """Training, evaluation and start-up of all attempts, by their processes."""
     failed: Mapping[str, float]
-    """Of these, those of attempts that failed."""
+    """Of these, those of attempts that failed or were stopped."""
 
     @property
     def line(self) -> str:
-        """In all, a cell, and in attempts that failed, for people; empty where nothing was tried."""
+        """In all, a cell, and in attempts that did not finish, for people; empty where nothing was tried."""
         if not self.seconds:
             return ""
         each, count = list(self.seconds.values()), len(self.seconds)
@@ -34,7 +34,7 @@ class Spent:
             low, middle, high = (_time(value) for value in (min(each), statistics.median(each), max(each)))
             text += f" ({low if low == high else f'{low} to {high}'} a cell, median {middle})"
         lost = sum(self.failed.values())
-        return text + (f", {_device_time(lost)} of it in attempts that failed" if lost else "")
+        return text + (f", {_device_time(lost)} of it in attempts that failed or were stopped" if lost else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Device hours in all, in failed attempts, and of each cell."""
@@ -58,7 +58,7 @@ def spent(records: Mapping[str, RunRecord], states: Mapping[str, CellState]) -> 
 
 
 def failed_seconds(record: RunRecord, state: CellState) -> float:
-    """Device seconds of the attempts of a run that failed."""
+    """Device seconds of the attempts of a run that failed or were stopped."""
     return record.failed_seconds + (record.running_seconds if state.state == FAILED else 0.0)
 
 
