@@ -20,7 +20,7 @@ from sweeps import schema
 _HERE = Path(__file__).parent
 _MOST_WIDE_ROWS = 2000  # longer tables have the main columns only
 _MOST_FAILURES = 50
-_ORDER = ("done", "running", "queued", "planned", "pruned", "failed")
+_ORDER = ("done", "running", "queued", "planned", "pruned", "stopped", "failed")
 _DESCRIPTIONS = {column.name: column for column in schema.COLUMNS}
 
 

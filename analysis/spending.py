@@ -14,8 +14,14 @@ HOUR = 3600.0
 
 
 def cell_states(cells: pd.DataFrame) -> list[str]:
-    """The state of each row; "done" where the table does not say."""
-    return [str(state) for state in cells["state"].fillna("done")] if "state" in cells else ["done"] * len(cells)
+    """The state of each row, "stopped" for a cell that was cancelled; "done" where the table does not say."""
+    if "state" not in cells:
+        return ["done"] * len(cells)
+    failures = cells["failure"] if "failure" in cells else [None] * len(cells)
+    return [
+        "stopped" if failure == "cancelled" else str(state)
+        for state, failure in zip(cells["state"].fillna("done"), failures, strict=True)
+    ]
 
 
 def spent_by_state(cells: pd.DataFrame) -> pd.DataFrame:

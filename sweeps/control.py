@@ -104,8 +104,8 @@ def _signature(plan: Plan, found: SweepStatus, word: str) -> str:
 
 
 def _what_is_there(plan: Plan, found: SweepStatus) -> str:
-    failures = {name: count for name, count in found.failures.items() if name != CANCELLED}
-    states = [f"{state} ({count})" for state, count in (found.shown_counts | failures).items()]
+    failures = {STOPPED if name == CANCELLED else name: n for name, n in found.failures.items()}
+    states = [f"{state} ({count})" for state, count in (found.counts | failures).items() if count]
     axes: dict[str, dict[str, None]] = defaultdict(dict)
     for cell in plan.cells:
         for name, value in cell.axes.items():

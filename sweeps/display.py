@@ -572,9 +572,8 @@ def _ends(found: SweepStatus) -> list[Text]:
     if failures:
         lines.append(Text(failed_advice(found.name, failures)))
     if stopped := found.failures.get(CANCELLED):
-        lines.append(
-            Text(f"{stopped} {STOPPED}: gsq submit {found.name}.yaml or gsq retry {found.name} goes on from there")
-        )
+        goes_on = f"gsq retry {found.name} goes on from the last checkpoint, and so does gsq submit"
+        lines.append(Text(f"{stopped} {STOPPED}: {goes_on}"))
     return lines
 
 

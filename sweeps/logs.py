@@ -190,8 +190,9 @@ def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
             seen[path] = len(lines)
         if found.state not in (PLANNED, QUEUED, "running"):
             state = shown_state(found.state, found.failure)
-            failure = f" ({found.failure}): {found.message}" if state == FAILED else ""
-            yield f"{signature} {state}{failure}\n"
+            why = f" ({found.failure})" if state == FAILED else ""
+            why += f": {found.message}" if state in (FAILED, STOPPED) else ""
+            yield f"{signature} {state}{why}\n"
             return
         # sacct is the cluster's, not ours alone.
         time.sleep(max(poll_seconds, 5.0) if journal.numbers(log.folder) else poll_seconds)

@@ -253,15 +253,17 @@ def test_device_hours_count_failed_attempts_and_runs(tables, undrawn) -> None:
         tables.missing((4, 16, 4, 64), "failed", "diverged")
         | {"device_seconds": 900.0, "attempts": 1, "failed_seconds": 900.0},
         tables.missing((4, 16, 8, 64), "planned") | {"device_seconds": None},
+        tables.missing((4, 16, 16, 64), "failed", "cancelled") | {"device_seconds": None},
     ]
     report = make_report(tables.load(made), "sweep", options=QUICK)
     spent = report.spent.set_index("state")
-    assert spent["device_hours"].to_dict() == {"done": 3.0, "failed": 0.25, "planned": 0.0}
+    assert report.counts == {"done": 2, "failed": 1, "planned": 1, "stopped": 1} and len(report.failures) == 1
+    assert spent["device_hours"].to_dict() == {"done": 3.0, "failed": 0.25, "planned": 0.0, "stopped": 0.0}
     assert spent["failed_hours"].fillna(0).sum() == 0.75 and spent["attempts"].sum() == 5
     assert list(report.spent_by_cell["device_hours"]) == [2.0, 1.0, 0.25]
     assert "G=2" in report.spent_by_cell["setting"][0]
     read = Page(page(report))
-    assert "3.25 device hours in all" in read.text and "0.75 of them in attempts that failed" in read.text
+    assert "3.25 device hours in all" in read.text and "0.75 of them in attempts that failed or" in read.text
 
 
 def test_alternative_texts_say_the_finding(quickstart: Report) -> None:
