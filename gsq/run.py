@@ -361,12 +361,12 @@ def _train_and_evaluate(
     announce: Callable[[str], None],
     prune: Callable[[dict[str, Any]], str | None],
 ) -> None:
-    import safetensors.torch
     import torch
 
     from gsq.data import ImageSource
     from gsq.evaluation import check, evaluate_all
     from gsq.execution import environment
+    from gsq.files import save_tensors
     from gsq.flops import cost
     from gsq.record import write_json
     from gsq.staging import stage
@@ -420,7 +420,7 @@ def _train_and_evaluate(
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
-        safetensors.torch.save_file(
+        save_tensors(
             {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
             attempt.path / "model.safetensors",
         )
