@@ -90,8 +90,12 @@ def raster_where_many(axes: Axes, points: int) -> None:
 
 
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
-    """Round numbers as the ticks of a logarithmic axis."""
-    ticks = round_ticks(*limits)
+    """Round numbers as the ticks of a logarithmic axis. One on which all is the same gets 5 % of room on both sides."""
+    low, high = limits
+    if high <= low * (1 + 1e-6):
+        low, high = low / 1.05, high * 1.05
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    ticks = round_ticks(low, high)
     # Powers of ten take more room.
     set_ticks(axis, ticks[:: -(-len(ticks) // (4 if ticks[-1] >= 1e6 else 8))], plain_number)
 

@@ -403,7 +403,7 @@ def status_command(
 def _print_overview(as_json: bool) -> None:
     """All sweeps, and the cells that run."""
     from gsq.record import runs_root
-    from sweeps.overview import overview
+    from sweeps.listing import overview
 
     found = overview()
     if as_json:

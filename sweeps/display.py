@@ -30,7 +30,7 @@ from sweeps.space import OBJECTIVES
 
 if TYPE_CHECKING:
     from sweeps.canary import Result
-    from sweeps.overview import SweepLine
+    from sweeps.listing import SweepLine
     from sweeps.reconcile import Action
     from sweeps.studies import SearchStatus
 

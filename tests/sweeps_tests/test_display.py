@@ -23,8 +23,8 @@ from sweeps.display import (
     status_renderable,
 )
 from sweeps.forecasting import forecast
+from sweeps.listing import SweepLine
 from sweeps.monitoring import SweepStatus, row
-from sweeps.overview import SweepLine
 from sweeps.planning import Plan
 from sweeps.reconcile import Action, CellState, cell_state
 
