@@ -102,8 +102,8 @@ def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
 
 def plain_number(value: float) -> str:
     """ "0.3", "10000", "$2.5\\cdot10^{12}$"."""
-    if not 0 < abs(value) < 1e6:
-        exponent = int(np.floor(np.log10(abs(value)))) if value else 0
+    if abs(value) >= 1e6:
+        exponent = int(np.floor(np.log10(abs(value))))
         mantissa = f"{value / 10.0**exponent:.4g}"
         return f"$10^{{{exponent}}}$" if mantissa == "1" else f"${mantissa}\\cdot10^{{{exponent}}}$"
     return f"{value:g}"

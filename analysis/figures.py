@@ -285,7 +285,7 @@ def _notes(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str) -> list[
     joined = [one for panel in small for one in panel.series if one.joined]
     if joined:
         seeds = any(len(one.x) > len(one.mean_x) for one in joined)
-        parts.append(f"Thin lines join {'means over seeds' if seeds else 'runs that differ in the axis alone'}.")
+        parts.append(f"Thin lines join {'means over seeds' if seeds else 'runs'}.")
     if any(panel.metric == "perplexity" and panel.column == "codebook_size" for panel in panels):
         parts.append("Dotted: every row used equally.")
     drawn = [fit for fit in fits if any(panel.metric == fit.target for panel in panels)]

@@ -234,7 +234,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
     panels = pareto_panels(frame, costs)
     missing = ""
     if costs is None and not any(panel.cost in COMPUTE for panel in panels):
-        missing = f"No compute to show: none of {', '.join(COMPUTE)} is there and varies by {LEAST_SPREAD:.0%}."
+        missing = f"No compute to show: none of {', '.join(COMPUTE)} is there and varies by {LEAST_SPREAD:.0%} or more."
     marks = Marks(rows)
     width = 0.8 + 4.8 * len(panels)
     with style():
