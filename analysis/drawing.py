@@ -94,7 +94,7 @@ def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
     low, high = limits
     if high <= low * (1 + 1e-6):
         low, high = low / 1.05, high * 1.05
-        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+        axis.set_view_interval(low, high, ignore=True)
     ticks = round_ticks(low, high)
     # Powers of ten take more room.
     set_ticks(axis, ticks[:: -(-len(ticks) // (4 if ticks[-1] >= 1e6 else 8))], plain_number)

@@ -185,7 +185,7 @@ def mixture(sweep: str, made: Iterable[Made], comparisons: Sequence[Comparison] 
         if len(counted) > 1:
             # Versions are long, and their number says enough.
             named = [f"{value}: {n}" if column != "versions" else str(n) for value, n in counted.most_common()]
-            parts.append(f"{len(counted)} {words} (runs: {', '.join(named)})")
+            parts.append(f"{len(counted)} {words} ({', '.join(named)} runs)")
     if not parts:
         return []
     hint = "" if comparisons else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, which tells"
