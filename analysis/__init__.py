@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         curve_figure,
         draw_panel,
         group_figure,
-        reconstruction_figure,
         scaling_figure,
         step_figure,
         usage_figure,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
         reference_rows,
         step_panel,
     )
+    from analysis.pictures import compare_reconstructions, reconstruction_figure
     from analysis.predictions import SeedNoise, check_predictions, prediction_figure, seed_figure, seed_noise
     from analysis.replaying import Replay, replay
     from analysis.report import Report, make_report
@@ -117,6 +117,7 @@ _HOME = {
     "collapse_figure": "scatter",
     "collapse_panels": "scatter",
     "compare_laws": "compare",
+    "compare_reconstructions": "pictures",
     "contour_figure": "contours",
     "contour_panels": "contours",
     "course_figure": "figures",
@@ -142,7 +143,7 @@ _HOME = {
     "prediction_figure": "predictions",
     "rate_panel": "panels",
     "read_target": "information",
-    "reconstruction_figure": "figures",
+    "reconstruction_figure": "pictures",
     "reference_rows": "panels",
     "replay": "replaying",
     "replay_figure": "design_figures",
@@ -198,6 +199,7 @@ __all__ = [
     "collapse_figure",
     "collapse_panels",
     "compare_laws",
+    "compare_reconstructions",
     "contour_figure",
     "contour_panels",
     "course_figure",

@@ -13,11 +13,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
-from analysis.drawing import DARK, caption, octave_axis, round_ticks, save, set_ticks, style
+from analysis.drawing import (
+    DARK,
+    caption,
+    fits_in,
+    octave_axis,
+    place_labels,
+    plain_number,
+    round_ticks,
+    save,
+    set_ticks,
+    short_number,
+    style,
+)
 from analysis.errors import AnalysisError
 from analysis.panels import LABELS, Floats, plain, settings
 from analysis.result import Fit
@@ -179,6 +193,8 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
     seen = [mean for panel in panels for *_, mean in panel.points]
     finite = every[np.isfinite(every)]
     low, high = float(min(finite.min(), *seen)), float(max(finite.max(), *seen))
+    if high <= low * (1 + 1e-9):  # a target that is the same everywhere has one colour
+        low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
     norm = LogNorm(low, high) if low > 0 else Normalize(low, high)
     levels = round_ticks(low, high) if low > 0 else tuple(np.linspace(low, high, 8))
     across = min(2, len(panels))
@@ -188,11 +204,12 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
     with style():
         figure = Figure(figsize=(width, 1.2 + 3.5 * down), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        drawn = []
         for number, axes in enumerate(grid.ravel()):
             if number >= len(panels):
                 axes.set_axis_off()
                 continue
-            draw_contours(panels[number], axes, norm, levels)
+            drawn.append((panels[number], axes, draw_contours(panels[number], axes, norm, levels)))
             if number + across < len(panels):
                 axes.set_xlabel("")
             if number % across:
@@ -203,7 +220,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
             label=name,
             aspect=30,
         )
-        set_ticks(shades.ax.yaxis, levels, lambda value: f"{value:.3g}")
+        set_ticks(shades.ax.yaxis, levels, short_number)
         marks = [
             Line2D([], [], color=DARK, marker="o", markeredgecolor="black", linestyle="none", label=f"measured {name}"),
             Line2D([], [], color=DARK, linewidth=1.6, label=f"predicted {name}"),
@@ -211,14 +228,17 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
         ]
         figure.legend(handles=marks, loc="outside upper center", ncols=3)
         caption(figure, [f"{fit.law.name}: {fit.formula()}.", f"\n{fit.excluded}." if fit.excluded else ""], width)
+        for panel, axes, lines in drawn:
+            label_contours(panel, axes, lines)
         if path is not None:
             save(figure, path)
     return figure
 
 
-def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequence[float]) -> None:
-    """Draw ``panel`` on ``axes``: lines of equal predicted target at ``levels``, labelled; hatched where the law is
-    extrapolated; measured settings as points with their values, coloured alike."""
+def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequence[float]) -> QuadContourSet | None:
+    """Draw ``panel`` on ``axes``: lines of equal predicted target at ``levels``; hatched where the law is extrapolated;
+    measured settings as points, coloured alike. Returns the lines, for :func:`label_contours`; None where the law says
+    the same everywhere."""
     value = np.ma.masked_invalid(np.array(panel.value))
     axes.set_axisbelow(True)
     axes.grid(False)
@@ -234,13 +254,56 @@ def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequ
     outside = np.where(np.array(panel.inside), 0.0, 1.0)
     shade = axes.contourf(panel.x, panel.y, outside, levels=[0.5, 1.5], colors=["#f4f4f4"], hatches=["////"], zorder=0)
     shade.set(edgecolor="#cccccc", linewidth=0)
+    lines = None
     if np.ptp(value) > 0:
         lines = axes.contour(panel.x, panel.y, value, levels=list(levels), norm=norm, linewidths=1.6, zorder=2)
-        axes.clabel(lines, fmt=lambda level: f"{level:g}", fontsize=7.5, colors="black")
     xs, ys, means = zip(*panel.points, strict=True)
     axes.scatter(xs, ys, c=means, norm=norm, s=34, edgecolors="black", linewidths=0.7, zorder=3, clip_on=False)
-    plain = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
-    for x, y, mean in panel.points:
-        place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 7, "zorder": 4}
-        axes.annotate(f"{mean:.3g}", (x, y), bbox=plain, **place)  # type: ignore[arg-type]
     axes.set_title(panel.label, loc="left", fontsize=9)
+    return lines
+
+
+# Above the point, below it, to its right and to its left.
+_AROUND = ((0, 6, "center"), (0, -13, "center"), (7, -3, "left"), (-7, -3, "right"), (6, 6, "left"), (-6, 6, "right"))
+
+
+def label_contours(panel: ContourPanel, axes: Axes, lines: QuadContourSet | None) -> None:
+    """Write the measured values beside their points, and the level of each line where it hides no other label; where
+    there is no such place, none is written. Call it when nothing of the figure moves any more."""
+    points = [(x, y) for x, y, _ in panel.points]
+    taken = place_labels(axes, points, [short_number(mean) for *_, mean in panel.points], points, _AROUND)
+    if lines is None:
+        return
+    marks = axes.transData.transform(np.array(points))
+    for level, segments in zip(lines.levels, lines.allsegs, strict=True):
+        text = plain_number(float(level))
+        found = _free_place(axes, [np.asarray(segment, float) for segment in segments], text, taken, marks)
+        if found is not None:
+            place, box = found
+            written = axes.clabel(lines, [level], fmt=lambda _, text=text: text, fontsize=7.5, colors="black",
+                                  manual=[place])  # fmt: skip
+            for one in written or ():
+                one.set_in_layout(False)
+            taken.append(box)
+
+
+def _free_place(
+    axes: Axes, segments: Sequence[Array], text: str, taken: Sequence[Bbox], marks: Array
+) -> tuple[tuple[float, float], Bbox] | None:
+    """A point of a line, in data coordinates, where its label hides nothing, the nearest to the middle of the longest
+    segment; and the label's box in pixels."""
+    probe = axes.text(0, 0, text, fontsize=7.5)
+    extent = probe.get_window_extent()
+    probe.remove()
+    half = 0.5 * max(extent.width, extent.height) + 3  # labels turn with their line
+    for segment in sorted((one for one in segments if len(one) > 1), key=len, reverse=True):
+        pixels = axes.transData.transform(segment)
+        middle = len(segment) // 2
+        for at in sorted(range(len(segment)), key=lambda i: abs(i - middle)):
+            x, y = pixels[at]
+            box = Bbox.from_extents(x - half, y - half, x + half, y + half)
+            whole = axes.get_window_extent()
+            within = whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+            if within and fits_in(box, axes, taken, marks):
+                return (float(segment[at, 0]), float(segment[at, 1])), box
+    return None

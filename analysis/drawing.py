@@ -6,6 +6,7 @@ with %matplotlib inline, the returned Figure shows itself.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -20,9 +21,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from analysis.panels import power_of_two, setting
-from analysis.table import varying
+from analysis.table import Array, varying
 
 STYLE = Path(__file__).with_name("gsq.mplstyle")
 # Those of the style file.
@@ -53,15 +55,23 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write :func:`saved_files`, each at once or not at all; folders are made. The same figure gives the same SVG and
     PDF."""
     for file in saved_files(path):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        kind = file.suffix[1:]
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-        try:
-            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        _save(figure, file, file.suffix[1:], 150)
+
+
+def save_picture(figure: Figure, path: str | Path) -> None:
+    """Write one PNG (200 dpi) to ``path``, at once or not at all; folders are made."""
+    _save(figure, Path(path), "png", 200)
+
+
+def _save(figure: Figure, file: Path, kind: str, dpi: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    try:
+        figure.savefig(partial, format=kind, dpi=dpi, metadata=metadata)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
@@ -80,19 +90,28 @@ def raster_where_many(axes: Axes, points: int) -> None:
 
 
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
-    """Round numbers as the ticks of a logarithmic axis."""
-    ticks = round_ticks(*limits)
+    """Round numbers as the ticks of a logarithmic axis. One on which all is the same gets 5 % of room on both sides."""
+    low, high = limits
+    if high <= low * (1 + 1e-6):
+        low, high = low / 1.05, high * 1.05
+        axis.set_view_interval(low, high, ignore=True)
+    ticks = round_ticks(low, high)
     # Powers of ten take more room.
     set_ticks(axis, ticks[:: -(-len(ticks) // (4 if ticks[-1] >= 1e6 else 8))], plain_number)
 
 
 def plain_number(value: float) -> str:
     """ "0.3", "10000", "$2.5\\cdot10^{12}$"."""
-    if not 0 < abs(value) < 1e6:
-        exponent = int(np.floor(np.log10(abs(value)))) if value else 0
+    if abs(value) >= 1e6:
+        exponent = int(np.floor(np.log10(abs(value))))
         mantissa = f"{value / 10.0**exponent:.4g}"
         return f"$10^{{{exponent}}}$" if mantissa == "1" else f"${mantissa}\\cdot10^{{{exponent}}}$"
     return f"{value:g}"
+
+
+def short_number(value: float) -> str:
+    """Three digits that count, without an exponent below a million: "0.125", "86.6", "1180"."""
+    return plain_number(float(f"{value:.3g}"))
 
 
 def octave_axis(
@@ -106,7 +125,18 @@ def octave_axis(
     if len(ticks) < 2:
         ticks = list(round_ticks(low, high))
     powers = column in _POWERS or ticks[-1] >= 2**14
-    set_ticks(axis, ticks[:: -(-len(ticks) // most)], lambda value: power_of_two(value) if powers else f"{value:.3g}")
+    ticks = _apart(ticks[:: -(-len(ticks) // most)], limits, 1.6 * most)
+    set_ticks(axis, ticks, lambda value: power_of_two(value) if powers else f"{value:.3g}")
+
+
+def _apart(ticks: Sequence[float], limits: tuple[float, float], most: float) -> list[float]:
+    """Those ticks of a logarithmic axis that are ``1 / most`` of it or more from the one before; the last stays."""
+    least = np.log(limits[1] / limits[0]) / most
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or np.log(kept[-1] / tick) >= least:
+            kept.append(tick)
+    return kept[::-1]
 
 
 def set_ticks(axis: Axis, ticks: Sequence[float], text: object) -> None:
@@ -133,7 +163,7 @@ def round_ticks(low: float, high: float) -> tuple[float, ...]:
     if len(ticks) < 3:
         found = MaxNLocator(6, min_n_ticks=3).tick_values(low, high)
         ticks = tuple(float(f"{tick:.6g}") for tick in found if low <= tick <= high)
-    return ticks[:: -(-len(ticks) // 8)]
+    return ticks[:: -(-len(ticks) // 8) or 1]
 
 
 class Marks:
@@ -181,39 +211,58 @@ def legend_outside(
     figure.legend(handles=list(handles), loc=place, ncols=columns, columnspacing=1.2, handletextpad=0.3)
 
 
+_PLACES = ((6, 5, "left"), (6, -11, "left"), (-6, 5, "right"), (-6, -11, "right"), (6, 14, "left"), (-6, -20, "right"))
+_PLATE = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
+
+
 def place_labels(
     axes: Axes,
     points: Sequence[tuple[float, float]],
     labels: Sequence[str],
     others: Sequence[tuple[float, float]],
-) -> None:
+    places: Sequence[tuple[float, float, str]] = _PLACES,
+) -> list[Bbox]:
     """Write each label beside its point where it hides neither another one nor any of the ``others``; where no place is
-    free, none is written. Call it last: it looks at the axes as they are."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    free, none is written. ``places``: offsets in points and alignment, the best first. Returns the boxes of the labels,
+    in pixels. Call it last: it looks at the axes as they are.
+    """
+    figure = axes.figure
+    while figure is not None and figure.figure is not figure:  # get_figure(root=True) of matplotlib 3.10
+        figure = figure.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
     marks = axes.transData.transform(np.array(others)) if len(others) else np.zeros((0, 2))
-    inside = axes.get_window_extent()
-    taken: list[object] = []
-    places = [
-        (6, 5, "left"),
-        (6, -11, "left"),
-        (-6, 5, "right"),
-        (-6, -11, "right"),
-        (6, 14, "left"),
-        (-6, -20, "right"),
-    ]
+    taken: list[Bbox] = []
     for (x, y), label in zip(points, labels, strict=True):
         for dx, dy, side in places:
             text = axes.annotate(
-                label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=7.5, color="#333333", zorder=5
+                label,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                ha=side,  # type: ignore[arg-type]
+                fontsize=7.5,
+                color="#333333",
+                zorder=5,
+                bbox=_PLATE,
             )
             text.set_in_layout(False)
             box = text.get_window_extent()
-            clear = all(not box.overlaps(other) for other in taken)  # type: ignore[arg-type]
-            clear = clear and inside.x0 <= box.x0 and box.x1 <= inside.x1 + 10 and inside.y0 <= box.y0
-            clear = clear and not any(box.padded(3).contains(*mark) for mark in marks)
-            if clear:
+            if fits_in(box, axes, taken, marks):
                 taken.append(box)
                 break
             text.remove()
+    return taken
+
+
+def fits_in(box: Bbox, axes: Axes, taken: Sequence[Bbox], marks: Array) -> bool:
+    """Whether a label's box lies within the axes and hides no other box and none of the marks, (n, 2) in pixels."""
+    inside = axes.get_window_extent()
+    return (
+        inside.x0 <= box.x0
+        and box.x1 <= inside.x1 + 10
+        and inside.y0 <= box.y0
+        and box.y1 <= inside.y1 + 10
+        and not any(box.overlaps(other) for other in taken)
+        and not any(box.padded(3).contains(*mark) for mark in marks)
+    )

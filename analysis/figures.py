@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -50,6 +49,7 @@ from analysis.panels import (
 )
 from analysis.result import Fit
 from analysis.table import measured, require_columns, varying
+from analysis.words import counted
 
 LEGEND_SERIES = 6  # with more joined series than this, colours name the values of one axis only
 
@@ -282,8 +282,10 @@ def _notes(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str) -> list[
     small = [panel for panel in panels if panel.column != "bits_per_pixel"]
     if any(not one.joined for panel in small for one in panel.series):
         parts.append("Hollow: runs without a neighbour along the axis.")
-    if small:
-        parts.append("Thin lines: means over seeds.")
+    joined = [one for panel in small for one in panel.series if one.joined]
+    if joined:
+        seeds = any(len(one.x) > len(one.mean_x) for one in joined)
+        parts.append(f"Thin lines join {'means over seeds' if seeds else 'runs'}.")
     if any(panel.metric == "perplexity" and panel.column == "codebook_size" for panel in panels):
         parts.append("Dotted: every row used equally.")
     drawn = [fit for fit in fits if any(panel.metric == fit.target for panel in panels)]
@@ -433,36 +435,6 @@ def _line_style(law: str) -> str:
     return ("-", "--", ":", "-.")[names.index(law) % 4] if law in names else "-"
 
 
-def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str | Path) -> Figure:
-    """Stack pictures, each under its title, and save them as PNG to ``path``.
-
-    ``entries``: (title, PNG file); each picture is a ready strip, originals above reconstructions. Raises
-    AnalysisError where there are none or one cannot be read.
-    """
-    if not entries:
-        raise AnalysisError("no pictures to stack; each run leaves samples.png in its folder once it is evaluated")
-    pictures = []
-    for title, file in entries:
-        if not Path(file).is_file():
-            raise AnalysisError(f"{file}: no such picture (of {title!r}); evaluate the run first")
-        try:
-            pictures.append(mpl.image.imread(file))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise AnalysisError(f"{file}: not a readable PNG ({error})") from error
-    width = 9.0
-    heights = [width * picture.shape[0] / picture.shape[1] for picture in pictures]
-    with style():
-        figure = Figure(figsize=(width, sum(heights) + 0.32 * len(entries)), layout="constrained")
-        grid = figure.subplots(len(entries), 1, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
-        for (title, _), picture, axes in zip(entries, pictures, grid, strict=True):
-            axes.imshow(picture, cmap="gray", interpolation="nearest", aspect="equal")
-            axes.set_title(title, loc="left", fontsize=9, pad=3)
-            axes.set_axis_off()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
-    return figure
-
-
 def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
     """The report card drawn: predictions against the target, intervals of the parameters, residuals against each axis.
 
@@ -513,7 +485,9 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
             log_axis(axis, limits)
     axes.set_xlabel(f"predicted {fit.target}")
     axes.set_ylabel(fit.target)
-    axes.set_title(f"{fit.n_rows} rows; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left")
+    axes.set_title(
+        f"{counted(fit.n_rows, 'row')}; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left"
+    )
 
 
 def _draw_intervals(fit: Fit, axes: Axes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.card import ReportCard
+from analysis.markup import Markup, exact_text, join, plain_table, scroll_box, tag, text_cell, text_of, width_class
 from analysis.report import Picture, Report
 from analysis.result import interval_text
 from sweeps import schema
@@ -19,35 +20,15 @@ from sweeps import schema
 _HERE = Path(__file__).parent
 _MOST_WIDE_ROWS = 2000  # longer tables have the main columns only
 _MOST_FAILURES = 50
-_ORDER = ("done", "running", "queued", "planned", "pruned", "failed")
-_FORMATS = {"psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f", "device_seconds": ".0f", "ssim": ".3f"}
+_ORDER = ("done", "running", "queued", "planned", "pruned", "stopped", "failed")
 _DESCRIPTIONS = {column.name: column for column in schema.COLUMNS}
-
-
-class Markup(str):
-    """Text that is HTML already; all other text is escaped by :func:`tag`."""
-
-
-def tag(element: str, /, *children: object, **attributes: object) -> Markup:
-    """An element. Children that are no Markup and attribute values are escaped; class_ stands for class, data_v for
-    data-v; an attribute that is True stands alone, one that is None or False is left out."""
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-    shown = "".join(
-        f" {key}" if value is True else f' {key}="{html.escape(str(value))}"'
-        for key, value in given.items()
-        if value is not None and value is not False
-    )
-    inner = "".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children)
-    return Markup(
-        f"<{element}{shown}>" if element in ("img", "input", "meta") else f"<{element}{shown}>{inner}</{element}>"
-    )
 
 
 def write_page(report: Report, path: str | Path) -> Path:
     """Write :func:`page` to ``path`` at once or not at all; folders are made. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page(report), encoding="utf-8")
         partial.replace(path)
@@ -74,10 +55,13 @@ def page(report: Report) -> str:
     sections = [one for one in sections if one[2]]
     links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
     body = [
-        tag("h1", report.name),
-        tag("p", f"Report of a sweep of image tokenizers, made {report.made} by gsq {_version()}.", class_="faint"),
-        tag("nav", *links),
-        *(tag("section", tag("h2", title), content, id=name) for name, title, content in sections),
+        tag(
+            "header",
+            tag("h1", report.name),
+            tag("p", f"Report of a sweep of image tokenizers, made {report.made} by gsq {_version()}.", class_="faint"),
+            tag("nav", *links, aria_label="Sections"),
+        ),
+        tag("main", *(tag("section", tag("h2", title), content, id=name) for name, title, content in sections)),
         Markup(f"<script>{script}</script>"),
     ]
     head = [
@@ -98,10 +82,6 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _join(parts: list[Markup]) -> Markup:
-    return Markup("\n".join(part for part in parts if part))
-
-
 def _status(report: Report) -> Markup:
     total = sum(report.counts.values())
     states = sorted(report.counts, key=lambda state: _ORDER.index(state) if state in _ORDER else len(_ORDER))
@@ -113,7 +93,7 @@ def _status(report: Report) -> Markup:
         (card.fit.formula().split("=", 1)[-1].strip(), f"rFID by {card.fit.law.name}") for card in report.cards[:1]
     ]
     if "device_seconds" in report.totals:
-        tiles.append((f"{report.totals['device_seconds'] / 3600:.3g} h", "device time"))
+        tiles.append((f"{report.totals['device_seconds'] / 3600:.3g} h", "device time, all attempts"))
     if "train_flops" in report.totals:
         tiles.append((f"{report.totals['train_flops']:.3g}", "training FLOPs"))
     bar = [tag("i", class_=state, style=f"flex: {report.counts[state]}", title=state) for state in states]
@@ -136,26 +116,22 @@ def _status(report: Report) -> Markup:
         rows = [
             tag(
                 "tr",
-                *(
-                    tag("td", _text(name, row[name]), class_="long" if name in ("setting", "message") else None)
-                    for name in heads
-                ),
+                *(text_cell(text_of(name, row[name])) for name in heads),
             )
             for _, row in shown.iterrows()
         ]
         more = len(report.failures) - len(shown)
         parts += [
             tag("h3", f"Failed cells: {len(report.failures)}"),
-            tag(
-                "div",
+            scroll_box(
                 tag("table", tag("thead", tag("tr", *(tag("th", name) for name in heads))), tag("tbody", *rows)),
-                class_="scroll",
+                "Failed cells",
             ),
             tag("p", f"And {more} more; filter the table below by state=failed.", class_="faint")
             if more
             else Markup(""),
         ]
-    return _join(parts)
+    return join(parts + _spent(report))
 
 
 def _sentence(text: str) -> str:
@@ -200,64 +176,53 @@ def _table(report: Report) -> Markup:
     for values in zip(*(table[name] for name in columns), strict=True):
         cells = []
         for name, value in zip(columns, values, strict=True):
-            shown, exact = _text(name, value), _exact(value)
-            long = " long" if len(shown) > 40 else ""
-            cells.append(
-                tag("td", shown, class_=(kinds[name] + long).strip() or None, data_v=exact if exact != shown else None)
-            )
+            shown, exact = text_of(name, value), exact_text(value)
+            classes = f"{kinds[name]} {width_class(shown)}".strip()
+            cells.append(tag("td", shown, class_=classes or None, data_v=exact if exact != shown else None))
         rows.append(tag("tr", *cells))
     field = tag(
         "input",
         type="search",
         id="filter",
         placeholder="filter: groups=4 rfid<200 V>=2^10 failed",
-        aria_label="filter the rows",
+        aria_label="Filter the rows",
+        aria_describedby="why",
+        autocapitalize="off",
+        autocomplete="off",
+        spellcheck="false",
     )
     box = tag("label", tag("input", type="checkbox", id="all"), f" all {len(columns)} columns", hidden=not others)
-    return _join(
+    return join(
         [
-            tag("div", field, box, tag("span", id="shown", class_="faint"), class_="tools", id="tools", hidden=True),
             tag(
                 "div",
+                field,
+                box,
+                tag("span", id="shown", class_="faint", role="status"),
+                tag("span", id="why", role="alert"),
+                class_="tools",
+                id="tools",
+                hidden=True,
+            ),
+            scroll_box(
                 tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), id="results"),
-                class_="scroll tall",
+                "Results of all cells",
+                "scroll tall",
             ),
             tag(
                 "p",
-                "A click on a head sorts. The filter takes words and comparisons with columns (D, G, V, f for short); "
-                "the address of the page keeps both. The last step of each run is shown; heads say what a column is.",
+                "Click a head to sort. The filter takes words and comparisons, all of which must hold: "
+                "latent dim >= 16, 2 <= G <= 4, V = 2^6|2^10 (either), state != done; D, G, V, f and d are the paper's "
+                "letters. The address of the page keeps both. Each run is shown at its last step; pointing at a head "
+                "explains the column.",
                 class_="faint",
             ),
         ]
     )
 
 
-def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
-
-
-def _text(name: str, value: object) -> str:
-    """A value to read."""
-    if _missing(value):
-        return ""
-    if isinstance(value, np.ndarray | list | tuple):
-        return ", ".join(_text(name.removesuffix("_per_group"), one) for one in value)
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, float | np.floating):
-        return format(float(value), _FORMATS.get(name, ".4g"))
-    return str(value)
-
-
-def _exact(value: object) -> str:
-    """A value to sort and to filter by: of a number, all its digits."""
-    if isinstance(value, float | np.floating):
-        return "" if _missing(value) else repr(float(value))
-    return _text("", value)
-
-
 def _picture(picture: Picture, *, caption: str = "") -> Markup:
-    image = tag("img", src=picture.url, alt=picture.title, loading="lazy")
+    image = tag("img", src=picture.url, alt=picture.alt or picture.title, loading="lazy")
     return tag("figure", tag("div", image, class_="sheet"), tag("figcaption", caption) if caption else Markup(""))
 
 
@@ -272,7 +237,7 @@ def _figures(report: Report) -> Markup:
         parts.append(
             tag("details", tag("summary", "Figures that this table cannot carry"), tag("ul", *lines), class_="faint")
         )
-    return _join(parts)
+    return join(parts)
 
 
 def _laws(report: Report) -> Markup:
@@ -281,9 +246,9 @@ def _laws(report: Report) -> Markup:
     for card in report.cards:
         parts += [tag("h3", card.fit.law.name), *_card(card)]
         parts.append(_picture(drawn[f"Report card of {card.fit.law.name}"]))
-        parts.append(tag("details", tag("summary", "the report card as text"), tag("pre", card.text())))
+        parts.append(tag("details", tag("summary", "the report card as text"), tag("pre", card.text(), tabindex=0)))
     if report.compared is not None and len(report.compared) > 1:
-        parts += [tag("h3", "Laws compared"), _plain_table(report.compared)]
+        parts += [tag("h3", "Laws compared"), plain_table(report.compared, "Laws compared")]
         words = "The least AICc first (k: parameters). loo: error of cells left out; out X: of levels of X left out; "
         words += "largest X: of the largest X, predicted from the others; p: lack of fit, where there are seeds."
         parts.append(tag("p", words, class_="faint"))
@@ -291,7 +256,7 @@ def _laws(report: Report) -> Markup:
         named = [r if r.startswith(name) else f"{name}: {r}" for name, r in report.not_fitted.items()]
         lines = [tag("li", f"{one}.") for one in named]
         parts.append(tag("details", tag("summary", "Not fitted"), tag("ul", *lines), open=not report.cards))
-    return _join(parts)
+    return join(parts)
 
 
 def _card(card: ReportCard) -> list[Markup]:
@@ -314,23 +279,13 @@ def _card(card: ReportCard) -> list[Markup]:
     return [
         tag("p", tag("code", fit.formula())),
         tag("p", _sentence(fit.at_best())),
-        tag(
-            "div",
+        scroll_box(
             tag("table", tag("thead", tag("tr", *(tag("th", one) for one in heads))), tag("tbody", *rows)),
-            class_="scroll",
+            f"Parameters of {fit.law.name}",
         ),
         tag("p", fit.quality(), class_="faint lines"),
         tag("ul", *findings),
     ]
-
-
-def _plain_table(frame: pd.DataFrame) -> Markup:
-    heads = [tag("th", str(name).replace("_", " ")) for name in frame]
-    rows = [
-        tag("tr", *(tag("td", _text(str(name), value)) for name, value in zip(frame, row, strict=True)))
-        for row in frame.to_numpy(object)
-    ]
-    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows)), class_="scroll")
 
 
 def _pictures(report: Report) -> Markup:
@@ -339,17 +294,34 @@ def _pictures(report: Report) -> Markup:
     shown = [
         tag(
             "figure",
-            tag("img", src=one.url, alt=f"originals above reconstructions: {one.title}", loading="lazy"),
-            tag("figcaption", f"{one.title} ({one.text})"),
+            tag("img", src=one.url, alt=one.alt or one.title, loading="lazy"),
+            tag("figcaption", f"{one.title} ({one.text})" if one.text else one.title),
         )
         for one in report.pictures
     ]
-    return _join(
-        [
-            tag("p", "Originals above, reconstructions below; from the least rFID to the largest."),
-            tag("div", *shown, class_="pictures"),
-        ]
+    words = (
+        "The first images of the evaluation, not chosen by anyone. Below the originals, each row is one cell, from the "
+        "least rFID to the largest, and each column one image."
     )
+    return join([tag("p", words), tag("div", *shown, class_="pictures")])
+
+
+def _spent(report: Report) -> list[Markup]:
+    """Device hours by state and by cell."""
+    if report.spent.empty:
+        return []
+    hours = float(report.spent["device_hours"].sum())
+    failed = float(report.spent["failed_hours"].sum()) if "failed_hours" in report.spent else np.nan
+    words = f"{hours:.3g} device hours in all: training, evaluation and start-up of all attempts"
+    words += "." if np.isnan(failed) else f", {failed:.3g} of them in attempts that failed or were stopped."
+    parts = [tag("h3", "Device hours spent"), tag("p", words), plain_table(report.spent, "Device hours by state")]
+    if len(report.spent_by_cell):
+        cells = report.spent_by_cell.head(_MOST_WIDE_ROWS)
+        head = f"Device hours of each cell ({len(report.spent_by_cell)})"
+        more = len(report.spent_by_cell) - len(cells)
+        note = [tag("p", f"And {more} more, which took less.", class_="faint")] if more else []
+        parts.append(tag("details", tag("summary", head), plain_table(cells, "Device hours by cell"), *note))
+    return parts
 
 
 def _training(report: Report) -> Markup:
@@ -366,11 +338,11 @@ def _provenance(report: Report) -> Markup:
                 tag(
                     "tr",
                     tag("td", what if number == 0 else ""),
-                    tag("td", value, class_="long"),
+                    text_cell(value),
                     tag("td", count, class_="n"),
                 )
             )
     if not rows:
         return tag("p", "The table does not say how its rows were made.")
-    heads = tag("tr", tag("th", ""), tag("th", ""), tag("th", "rows", class_="n"))
-    return tag("div", tag("table", tag("thead", heads), tag("tbody", *rows)), class_="scroll")
+    heads = tag("tr", tag("th", "what"), tag("th", "value"), tag("th", "rows", class_="n"))
+    return scroll_box(tag("table", tag("thead", heads), tag("tbody", *rows)), "Provenance")

@@ -330,20 +330,26 @@ def plain(value: object) -> float | str:
     return float(value) if isinstance(value, int | float | np.number) else str(value)
 
 
-def settings(values: Mapping[str, float | str]) -> str:
+def settings(values: Mapping[str, float | str], *, powers: bool = True) -> str:
     """Several of :func:`setting`, with commas; those that are null are left out."""
-    return ", ".join(setting(name, value) for name, value in values.items() if value == value and value != "nan")
+    known = {name: value for name, value in values.items() if value == value and value != "nan"}
+    return ", ".join(setting(name, value, powers=powers) for name, value in known.items())
 
 
-def setting(name: str, value: float | str) -> str:
-    """An axis and its value for a legend: "f=8", "V=$2^{10}$"."""
+def setting(name: str, value: float | str, *, powers: bool = True) -> str:
+    """An axis and its value for a legend: "f=8", "V=$2^{10}$"; "V=1024" without ``powers``."""
     if isinstance(value, str):
         if name == "other_axes":
             keys = json.loads(value) if value.startswith("{") else {}
             return ", ".join(f"{key.split('.')[-1]} {_short(one)}" for key, one in keys.items()) or "as in the base"
         return f"{name} {value}"
-    shown = power_of_two(value) if name == "codebook_size" else f"{value:g}"
+    shown = power_of_two(value) if name == "codebook_size" and powers else _digits(value)
     return f"{SHORT[name]}={shown}" if name in SHORT else f"{name.replace('_', ' ')} {shown}"
+
+
+def _digits(value: float) -> str:
+    """A whole number with all its digits, any other one with four."""
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _short(value: object) -> str:

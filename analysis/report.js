@@ -16,42 +16,118 @@
   const field = document.getElementById("filter");
   const all = document.getElementById("all");
   const shown = document.getElementById("shown");
+  const why = document.getElementById("why");
   let sorted = -1;
   let down = false;
 
   const number = (text) => {
-    if (text.trim() === "") return NaN;
-    const power = /^(\d+)\^(\d+)$/.exec(text);
-    return power ? Number(power[1]) ** Number(power[2]) : Number(text);
+    const power = /^(\d+)(?:\^|\*\*)(\d+)$/.exec(text);
+    if (power) return Number(power[1]) ** Number(power[2]);
+    return /^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(text) ? Number(text) : NaN;
   };
   const order = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
   const tests = {
     "=": (o) => o === 0, "!=": (o) => o !== 0, "<": (o) => o < 0, ">": (o) => o > 0, "<=": (o) => o <= 0, ">=": (o) => o >= 0,
   };
+  const spelled = { "==": "=", "=<": "<=", "=>": ">=", "≤": "<=", "≥": ">=", "≠": "!=", "<>": "!=" };
+  const turned = { "<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!=" };
+  const SIGN = "(<=|>=|!=|==|=<|=>|<>|[≤≥≠=<>])";
 
-  // One word of the filter -> a test of a row: "groups=4", "rfid<200", "V>=2^10", "state!=done", or any text.
-  const reader = (word) => {
-    const parts = /^([\w.]+)(<=|>=|!=|=|<|>)(.+)$/.exec(word);
-    const column = parts ? keys.indexOf(letters[parts[1]] ?? parts[1]) : -1;
-    if (column < 0) return (one) => one.text.includes(word.toLowerCase());
-    const test = tests[parts[2]];
-    if (!numeric[column]) return (one) => test(order(one.values[column].toLowerCase(), parts[3].toLowerCase()));
-    const wanted = number(parts[3]);
+  // A column is named by its key, by its head as shown, or by the paper's letter; case matters for D and d alone.
+  const plain = (name) => name.toLowerCase().replace(/[\s_/]+/g, "");
+  const named = new Map();
+  heads.forEach((head, i) => named.set(plain(head.textContent), i).set(plain(keys[i]), i));
+  const columnOf = (name) => {
+    const letter = letters[name] ?? letters[name.toUpperCase()] ?? letters[name.toLowerCase()];
+    return named.get(plain(letter ?? name)) ?? -1;
+  };
+  const known = Object.keys(letters).filter((letter) => keys.includes(letters[letter]));
+  const names = [...heads.map((head) => head.textContent), ...keys, ...known];
+  const patterns = names
+    .sort((a, b) => b.length - a.length)
+    .map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/[\s_/]+/g, "[\\s_/]*"));
+  const NAME = `(?<![\\w.])(${patterns.join("|")})`;
+  const condition = new RegExp(`${NAME}\\s*${SIGN}`, "gi");
+  const turnedRound = new RegExp(`(?<![^\\s(&,])([-+.\\d^*]+(?:e[-+]?\\d+)?)\\s*${SIGN}\\s*${NAME}(?=\\s*${SIGN}|\\s|$)`, "gi");
+
+  // What follows the sign -> the value, and the words behind it. Several numbers ("2, 4", "2 - 4", "2 or 4") are one value.
+  const VALUE = {
+    true: /^\s*("[^"]*"?|\S*(?:(?:\s*(?:[,;|–-]|\.\.|\bor\b|\bto\b)\s*|\s+)(?=[-+.]?\d)\S+)*)(.*)$/is,
+    false: /^\s*("[^"]*"?|\S*(?:\s*\|\s*\S+)*)(.*)$/s,
+  };
+
+  // A comparison -> a test of a row. What compares a number column with no number holds nowhere, and a note says why.
+  const comparison = (column, sign, value, notes) => {
+    const test = tests[sign];
+    const key = keys[column];
+    const several = value.startsWith('"') ? [value.replace(/"/g, "")] : value.split(/\s*\|\s*|\s+or\s+/i);
+    const holds = sign === "!=" ? "every" : "some";
+    if (!numeric[column]) {
+      return (one) => several[holds]((other) => test(order(one.values[column].toLowerCase(), other.toLowerCase())));
+    }
+    const wanted = several.map(number);
+    if (wanted.some(Number.isNaN)) {
+      const found = /[a-z]/i.test(value.replace(/\bto\b/gi, "")) ? [] : value.split(/[^\d.^]+|\.\./).filter((text) => !Number.isNaN(number(text)));
+      const thousands = /^\d{1,3}(,\d{3})+$/.test(value);
+      const help = thousands ? ` Write ${value.replace(/,/g, "")} without commas.`
+        : found.length > 1 ? ` Write ${key}=${found.join("|")} or ${key}>=${found[0]} ${key}<=${found.at(-1)}.` : "";
+      notes.push(value ? `${key} is a number, and “${value}” is none.${help}` : `${key} ${sign} needs a number.`);
+      return () => false;
+    }
     return (one) => {
-      const value = number(one.values[column]);
-      return !Number.isNaN(value) && test(order(value, wanted));
+      const own = number(one.values[column]);
+      return !Number.isNaN(own) && wanted[holds]((other) => test(order(own, other)));
     };
   };
 
+  // The filter -> a test of a row: comparisons ("groups=4", "latent dim >= 16", "2 <= G <= 4", "V=2^6|2^10",
+  // "state!=done") and texts that a row has. All must hold; "or" separates alternatives.
+  const reader = (typed, notes) => {
+    const alternatives = [[]];
+    const add = (test) => alternatives.at(-1).push(test);
+    const addTexts = (text) => {
+      const joined = text.replace(new RegExp(`\\s*${SIGN}\\s*`, "g"), "$1");
+      for (const [word, quoted] of joined.matchAll(/"([^"]*)"?|\S+/g)) {
+        if (/^(or|\|+)$/i.test(word)) alternatives.push([]);
+        else if (!/^(and|[&,;]+)$/i.test(word)) {
+          const wanted = (quoted ?? word).toLowerCase();
+          const unknown = quoted === undefined && new RegExp(`^([^\\s]+?)${SIGN}`).exec(word);
+          if (unknown) notes.push(`No column is called “${unknown[1]}”.`);
+          add((one) => one.text.includes(wanted));
+        }
+      }
+    };
+    // "2 <= G <= 4" is "G>=2 G <= 4".
+    const text = typed.replace(turnedRound, (_, value, sign, name, again) => {
+      return `${name}${turned[spelled[sign] ?? sign]}${value} ${again ? name : ""}`;
+    });
+    const found = [...text.matchAll(condition)];
+    addTexts(text.slice(0, found[0]?.index));
+    found.forEach(({ 0: whole, 1: name, 2: sign, index }, i) => {
+      const next = found[i + 1];
+      let rest = text.slice(index + whole.length, next?.index);
+      if (next) rest = rest.replace(/\s*[,;&]+\s*$/, " ");
+      const column = columnOf(name);
+      const [, value, words] = VALUE[numeric[column]].exec(rest);
+      add(comparison(column, spelled[sign] ?? sign, value, notes));
+      addTexts(words);
+    });
+    const asked = alternatives.filter((one) => one.length);
+    return (one) => !asked.length || asked.some((all) => all.every((test) => test(one)));
+  };
+
   const show = () => {
-    const words = field.value.split(/\s+/).filter(Boolean).map(reader);
+    const notes = [];
+    const fits = reader(field.value, notes);
     let count = 0;
     for (const one of rows) {
-      const fits = words.every((test) => test(one));
-      one.row.hidden = !fits;
-      count += fits;
+      const kept = fits(one);
+      one.row.hidden = !kept;
+      count += kept;
     }
-    shown.textContent = `${count} of ${rows.length} rows`;
+    shown.textContent = `${count} of ${rows.length} row${rows.length === 1 ? "" : "s"}`;
+    why.textContent = notes.join(" ");
+    field.setAttribute("aria-invalid", notes.length > 0);
     table.classList.toggle("all", all.checked);
   };
 

@@ -10,17 +10,18 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures, scatter
+from analysis import figures, findings, pictures, scatter
 from analysis.card import ReportCard, report_card
 from analysis.compare import compare_laws
 from analysis.contours import contour_figure
@@ -28,12 +29,13 @@ from analysis.drawing import style
 from analysis.errors import AnalysisError
 from analysis.fitting import Options, fit_rows
 from analysis.laws import DEFAULT_LAWS, Law, get_law
-from analysis.panels import setting
+from analysis.panels import plain, settings
 from analysis.result import Fit
+from analysis.spending import cell_states, spent_by_cell, spent_by_state
 from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.words import counted
 from sweeps import schema
 
-_FEW = 8  # pictures of runs
 _MOST_CURVES = 48
 _PICTURE_WIDTH = 1600  # pixels; wider ones are made smaller
 _PICTURE_BYTES = 400_000
@@ -59,6 +61,8 @@ class Picture:
     kind: str
     data: bytes
     text: str = ""
+    alt: str = ""
+    """What it shows, for those who do not see it."""
 
     @property
     def url(self) -> str:
@@ -93,6 +97,12 @@ class Report:
     """The least rFID and its cell, in words; None where nothing was measured."""
     curves: Picture | None
     pictures: tuple[Picture, ...]
+    """Originals (``text`` is empty), each followed by what cells made of them (``text``: the signature)."""
+    spent: pd.DataFrame
+    """Device hours by state: cells, attempts, device_hours and, of these, failed_hours in attempts that failed or were
+    stopped."""
+    spent_by_cell: pd.DataFrame
+    """The same for each cell that was tried, the most expensive first."""
     provenance: dict[str, dict[str, int]]
     """What to value to number of runs: protocols, code, versions, devices, data."""
     totals: dict[str, float]
@@ -125,7 +135,7 @@ def make_report(
     elif len(counts) > 1 and "protocol" in frame:
         first = next(iter(counts))
         chosen = select_protocol(frame, first)
-        listed = ", ".join(f"{key} ({count} rows)" for key, count in counts.items())
+        listed = ", ".join(f"{key} ({counted(count, 'row')})" for key, count in counts.items())
         warnings.append(
             f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
             "(--protocol takes another)"
@@ -142,7 +152,7 @@ def make_report(
     return Report(
         name=name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        counts=dict(Counter(_states(states))),
+        counts=dict(Counter(cell_states(states))),
         failures=_failures(states),
         warnings=tuple(warnings),
         table=table,
@@ -155,6 +165,8 @@ def make_report(
         best=_best(chosen),
         curves=_curves(states, files) if files else None,
         pictures=_pictures(chosen, files) if files else (),
+        spent=spent_by_state(states),
+        spent_by_cell=spent_by_cell(states, [_setting(row, states) for _, row in states.iterrows()]),
         provenance=_provenance(table),
         totals={
             total: float(states[total].sum())
@@ -186,26 +198,17 @@ def _main_columns(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in names if name in table and table[name].notna().any())
 
 
-def _states(cells: pd.DataFrame) -> list[str]:
-    return [str(state) for state in cells["state"].fillna("done")] if "state" in cells else ["done"] * len(cells)
-
-
 def _failures(cells: pd.DataFrame) -> pd.DataFrame:
     columns = ["signature", "setting", "failure", "message", "attempts"]
-    failed = cells[np.array(_states(cells)) == "failed"]
+    failed = cells[np.array(cell_states(cells)) == "failed"]
     failed = failed.assign(setting=[_setting(row, cells) for _, row in failed.iterrows()])
     return failed.reindex(columns=columns).reset_index(drop=True)
 
 
 def _setting(row: pd.Series, among: pd.DataFrame) -> str:
     """The axes that vary, and their values in a row, without mathematics."""
-    parts = []
-    for name in [*varying(among), *varying(among, ("seed",))]:
-        value = row[name]
-        if pd.notna(value):
-            exact = value if isinstance(value, str) else float(value)
-            parts.append(setting(name, exact) if name != "codebook_size" else f"V={int(value)}")
-    return ", ".join(parts)
+    names = [*varying(among), *varying(among, ("seed",))]
+    return settings({name: plain(row[name]) for name in names if pd.notna(row[name])}, powers=False)
 
 
 def _best(frame: pd.DataFrame) -> tuple[str, str] | None:
@@ -245,28 +248,29 @@ def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Pi
     """Every figure that the table can carry, and why the others are not there."""
     fits = [card.fit for card in cards]
 
-    def contours() -> Figure:
+    def first() -> Fit:
         if not fits:
             raise AnalysisError("no law was fitted")
-        return contour_figure(fits[0])
+        return fits[0]
 
-    wanted: dict[str, Callable[[], Figure]] = {
-        "Scaling": lambda: figures.scaling_figure(frame, fits),
-        "Collapse on bits per pixel": lambda: scatter.collapse_figure(frame),
-        "Iso-rFID contours": contours,
-        "Group decomposition": lambda: figures.group_figure(frame, fits),
-        "Codebook usage": lambda: figures.usage_figure(frame),
-        "Pareto front": lambda: scatter.pareto_figure(frame),
-        "Evaluations over training": lambda: figures.course_figure(frame),
+    wanted: dict[str, tuple[Callable[[], Figure], Callable[[], str]]] = {
+        "Scaling": (lambda: figures.scaling_figure(frame, fits), lambda: findings.scaling(frame, fits)),
+        "Collapse on bits per pixel": (lambda: scatter.collapse_figure(frame), lambda: findings.collapse(frame)),
+        "Iso-rFID contours": (lambda: contour_figure(first()), lambda: findings.contours(first())),
+        "Group decomposition": (lambda: figures.group_figure(frame, fits), lambda: findings.groups(frame)),
+        "Codebook usage": (lambda: figures.usage_figure(frame), lambda: findings.usage(frame)),
+        "Pareto front": (lambda: scatter.pareto_figure(frame), lambda: findings.pareto(frame)),
+        "Evaluations over training": (lambda: figures.course_figure(frame), lambda: findings.course(frame)),
     }
     drawn, reasons = [], {}
-    for title, draw in wanted.items():
+    for title, (draw, finding) in wanted.items():
         try:
-            drawn.append(_svg(title, draw))
+            drawn.append(replace(_svg(title, draw), alt=finding()))
         except AnalysisError as error:
             reasons[title] = str(error)
     for card in cards:
-        drawn.append(_svg(f"Report card of {card.fit.law.name}", lambda card=card: figures.card_figure(card)))  # type: ignore[misc]
+        picture = _svg(f"Report card of {card.fit.law.name}", lambda card=card: figures.card_figure(card))  # type: ignore[misc]
+        drawn.append(replace(picture, alt=findings.card(card)))
     return tuple(drawn), reasons
 
 
@@ -284,7 +288,7 @@ def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
         return None
     ranked = cells.sort_values("rfid") if "rfid" in cells else cells
     parts = []
-    for signature in _spread(list(ranked["signature"].dropna()), _MOST_CURVES):
+    for signature in pictures.spread(list(ranked["signature"].dropna()), _MOST_CURVES):
         lines = files.curve(signature)
         if len(lines) > 1:
             parts.append(pd.DataFrame(lines).assign(signature=signature))
@@ -295,52 +299,51 @@ def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
     if not names:
         return None
     picture = _svg("Training curves", lambda: figures.curve_figure(curves, cells, names))
-    return replace(picture, text=f"{len(parts)} of {len(cells)} runs")
-
-
-def _spread(values: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of the values, evenly taken, the first and the last among them."""
-    if len(values) <= most:
-        return values
-    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
+    return replace(picture, text=f"{len(parts)} of {counted(len(cells), 'run')}", alt=findings.curves(curves, names))
 
 
 def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:
-    """Originals and reconstructions of at most eight runs that have a picture, from the least rFID to the largest."""
+    """What at most eight cells made of the same images, from the least rFID to the largest, below the originals."""
     try:
-        rows = measured(frame)[0].sort_values("rfid", kind="stable")
+        found: dict[str, Path] = {}
+        for signature in frame["signature"].dropna().unique() if "signature" in frame else ():
+            path = files.picture(signature)
+            if path is not None:
+                found[signature] = path
+        chosen = pictures.chosen_cells(frame, found)
     except AnalysisError:
         return ()
-    if "signature" not in rows:
-        return ()
-    there = [(row, path) for _, row in rows.iterrows() if (path := files.picture(row["signature"])) is not None]
-    pictures = []
-    for row, path in _spread(there, _FEW):
-        found = _small(path)
-        if found is not None:
-            kind, data = found
-            title = f"rFID {row['rfid']:.4g}" + (f", {place}" if (place := _setting(row, rows)) else "")
-            pictures.append(Picture(title, kind, data, row["signature"]))
-    return tuple(pictures)
+    entries, origins = [], []
+    for title, signature in chosen:
+        with suppress(AnalysisError):  # a picture that cannot be read is left out
+            entries.append((title, pictures.read_picture(title, found[signature])))
+            origins.append(signature)
+    shown = []
+    for sheet in pictures.sheets(entries):
+        titles = "; ".join(strip.title for strip in sheet.strips)
+        if sheet.originals is not None:
+            shown.append(_raster("originals", sheet.originals, "", f"the originals, to compare with: {titles}"))
+        for strip in sheet.strips:
+            signature = origins[strip.entry]
+            alt = f"the same images as reconstructed by the cell with {strip.title}"
+            if sheet.originals is None:
+                alt = f"originals and reconstructions of the cell with {strip.title}"
+            shown.append(_raster(strip.title, strip.pixels, signature, alt))
+    return tuple(shown)
 
 
-def _small(path: Path) -> tuple[str, bytes] | None:
-    """The picture's format and bytes, made smaller where it is large; None where it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+def _raster(title: str, pixels: pictures.Pixels, signature: str, alt: str) -> Picture:
+    """A PNG, or a JPEG of at most 1,600 pixels in width where that would be large."""
+    from PIL import Image
 
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.format == "PNG" and len(data) <= _PICTURE_BYTES and image.width <= _PICTURE_WIDTH:
-                return "png", data
-            copy = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    copy.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    if image.width <= _PICTURE_WIDTH and file.tell() <= _PICTURE_BYTES:
+        return Picture(title, "png", file.getvalue(), signature, alt)
+    image.thumbnail((_PICTURE_WIDTH, 4 * _PICTURE_WIDTH))
     file = io.BytesIO()
-    copy.save(file, "JPEG", quality=92)
-    return "jpeg", file.getvalue()
+    image.save(file, "JPEG", quality=92)
+    return Picture(title, "jpeg", file.getvalue(), signature, alt)
 
 
 _PROVENANCE = {

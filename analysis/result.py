@@ -16,6 +16,7 @@ from analysis.laws import Law
 from analysis.solver import Problem, Residuals
 from analysis.table import Array, Index
 from analysis.uncertainty import delta_band, percentile_interval
+from analysis.words import counted
 
 if TYPE_CHECKING:
     from analysis.fitting import Intervals, Options
@@ -188,7 +189,8 @@ class Fit:
         """Size, errors, starts and bootstrap counts in one or two lines."""
         relative = "" if np.isnan(self.log_rmse) else f" (log {self.log_rmse:.3g})"
         lines = [
-            f"{self.n_rows} rows of {self.n_configurations} configurations, {self.residuals} residuals; "
+            f"{counted(self.n_rows, 'row')} of {counted(self.n_configurations, 'configuration')}, {self.residuals} "
+            "residuals; "
             f"RMSE {self.rmse:.4g}{relative}"
             + ("" if self.spearman is None else f"; Spearman(bits_per_pixel, {self.target}) {self.spearman:.3f}"),
             f"{self.converged_share:.0%} of {self.options.starts} starts reach the optimum; "

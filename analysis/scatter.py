@@ -31,10 +31,12 @@ from analysis.drawing import (
 )
 from analysis.errors import AnalysisError
 from analysis.panels import LABELS, Floats, plain, settings, y_label
-from analysis.table import configuration_ids, measured, numbers, require_columns, varying
+from analysis.table import Array, configuration_ids, measured, numbers, require_columns, varying
 
 COMPUTE = ("train_flops", "device_seconds", "parameters", "images_seen")
 _MOST_LABELS = 14
+# A cost that varies by less than this over the cells, max / min - 1, has no front: the steps would be noise.
+LEAST_SPREAD = 0.1
 # Ticks of an axis of ratios, by its upper end.
 _RATIOS = (
     (1.5, (0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.4)),
@@ -131,7 +133,7 @@ def collapse_figure(
         grid[0, 0].set_ylabel("rFID")
         grid[1, 0].set_ylabel("rFID / line")
         legend_outside(figure, marks.handles(), width)
-        notes = [f"{y_label(rows)}. Points: cells, means over seeds. Line: one power law through all of them."]
+        notes = [f"{y_label(rows)}. Points: cells.", seeds_note(rows), "Line: one power law through all of them."]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
         if path is not None:
             save(figure, path)
@@ -153,7 +155,7 @@ def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) 
     widest = max(1.3, *(max(ratio, 1 / ratio) for ratio in panel.ratio)) * 1.1
     below.set_ylim(1 / widest, widest)
     ratios = next(ticks for most, ticks in _RATIOS if widest <= most)
-    set_ticks(below.yaxis, ratios, lambda value: f"{value:.2g}")
+    set_ticks(below.yaxis, ratios, lambda value: f"{value:.3g}")
     log_axis(above.yaxis, above.get_ylim())
     name = panel.found.derived
     octave_axis(below.xaxis, below.get_xlim(), name, most=8)
@@ -167,9 +169,14 @@ def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) 
     )
 
 
+def seeds_note(rows: pd.DataFrame) -> str:
+    """That points are means over seeds, where some cell has several."""
+    return "Means over seeds." if len(np.unique(configuration_ids(rows))) < len(rows) else ""
+
+
 def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     """rFID against ``cost`` (a numeric column that is less the better, such as bits_per_pixel or train_flops), seeds
-    averaged. Raises AnalysisError where the column is missing, empty or constant."""
+    averaged. Raises AnalysisError where the column is missing or empty, or varies by less than 10 %."""
     rows, _ = measured(frame)
     require_columns(rows, cost)
     known = np.isfinite(numbers(rows, cost))
@@ -181,6 +188,12 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     x, y = (np.bincount(cells, numbers(rows, name)) / np.bincount(cells) for name in (cost, "rfid"))
     if len(np.unique(x)) < 2:
         raise AnalysisError(f"{cost} takes one value in the measured rows ({x[0]:g}): no Pareto front against it")
+    if not _spreads(x):
+        share = float(np.ptp(x) / np.abs(x).min())
+        raise AnalysisError(
+            f"{cost} varies by {share:.1%} only over the measured rows ({x.min():.4g} to {x.max():.4g}): no Pareto "
+            f"front against it; choose a cost that varies by {LEAST_SPREAD:.0%} or more"
+        )
     shown = rows.iloc[first].reset_index(drop=True)
     front = [not bool(np.any((x <= x[i]) & (y <= y[i]) & ((x < x[i]) | (y < y[i])))) for i in range(len(x))]
     names = [name for name in varying(shown) if shown[name].nunique() > 1]
@@ -189,24 +202,39 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     return ParetoPanel(cost, tuple(x), tuple(y), tuple(front), tuple(labels), shown)
 
 
-def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
-    """The Pareto front of rFID against each of ``costs``: default bits_per_pixel, and the first of train_flops,
-    device_seconds, parameters and images_seen that the table has and that varies.
+def _spreads(values: Array) -> bool:
+    """Whether a cost varies enough for a front. Costs of 0 or less have no ratio: there, any two values will do."""
+    known = values[np.isfinite(values)]
+    if len(np.unique(known)) < 2:
+        return False
+    return bool(known.min() <= 0 or known.max() >= (1 + LEAST_SPREAD) * known.min())
 
-    ``path``: as for :func:`analysis.scaling_figure`. Raises AnalysisError like :func:`pareto_panel`.
+
+def pareto_panels(frame: pd.DataFrame, costs: Sequence[str] | None = None) -> tuple[ParetoPanel, ...]:
+    """:func:`pareto_panel` for each of ``costs``: default bits_per_pixel, and the first of train_flops, device_seconds,
+    parameters and images_seen that the table has and that varies by 10 % or more. Raises AnalysisError like it."""
+    rows = measured(frame)[0]
+    if costs is None:
+        moving = [n for n in ("bits_per_pixel", *COMPUTE) if n in rows and _spreads(numbers(rows, n))]
+        costs = [*(n for n in moving if n not in COMPUTE), *[n for n in moving if n in COMPUTE][:1]]
+    if not costs:
+        raise AnalysisError(
+            f"no cost varies by {LEAST_SPREAD:.0%} or more over the measured rows (bits_per_pixel, "
+            f"{', '.join(COMPUTE)}): no Pareto front"
+        )
+    return tuple(pareto_panel(frame, cost) for cost in costs)
+
+
+def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
+    """The Pareto fronts of :func:`pareto_panels`, side by side.
+
+    ``path``: as for :func:`analysis.scaling_figure`. Raises AnalysisError like :func:`pareto_panels`.
     """
     rows, excluded = measured(frame)
+    panels = pareto_panels(frame, costs)
     missing = ""
-    if costs is None:
-        moving = [n for n in ("bits_per_pixel", *COMPUTE) if n in rows and rows[n].nunique() > 1]
-        compute = [n for n in moving if n in COMPUTE][:1]
-        costs = [*(n for n in moving if n not in COMPUTE), *compute]
-        missing = "" if compute else f"No compute to show: none of {', '.join(COMPUTE)} is there and varies."
-        if not costs:
-            raise AnalysisError(
-                f"no cost varies over the measured rows (bits_per_pixel, {', '.join(COMPUTE)}): no Pareto front"
-            )
-    panels = [pareto_panel(frame, cost) for cost in costs]
+    if costs is None and not any(panel.cost in COMPUTE for panel in panels):
+        missing = f"No compute to show: none of {', '.join(COMPUTE)} is there and varies by {LEAST_SPREAD:.0%} or more."
     marks = Marks(rows)
     width = 0.8 + 4.8 * len(panels)
     with style():
@@ -214,7 +242,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         grid[0].set_ylabel(y_label(rows))
         legend_outside(figure, marks.handles(), width)
-        notes = ["Large points and steps: the front, the cells that none beats in both. Means over seeds.", missing]
+        notes = ["Large points and steps: the front, the cells that none beats in both.", seeds_note(rows), missing]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
         for panel, axes in zip(panels, grid, strict=True):
             draw_pareto(panel, axes, marks)

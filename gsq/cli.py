@@ -376,7 +376,10 @@ def _train(config: object) -> int:
     )
     with (
         Progress(*columns, console=console, transient=True) as bar,
-        stop.on_signals({signal.SIGINT: "cancelled", signal.SIGTERM: "cancelled"}),
+        stop.on_signals(
+            {signal.SIGINT: "cancelled", signal.SIGTERM: "cancelled"},
+            told=lambda: console.print("stopping: this step ends, and a checkpoint is written"),
+        ),
     ):
         task = bar.add_task("training", total=config.train.steps)
 
@@ -636,12 +639,14 @@ def tokenize_command(
         typer.echo(f"left out: {shown(path)}: {reason}")
     if len(summary.broken) > 20:
         typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
+    from gsq.words import counted
+
     for line in described(summary.left_out):
         typer.echo(f"left out: {line}")
     typer.echo(
-        f"{summary.images} images, {summary.positions} positions of {summary.bits_per_token:g} bits, {summary.shards} "
-        f"shard{'s' * (summary.shards > 1)} ({summary.shards_before} there before), {len(summary.broken)} images left "
-        f"out: {summary.output}"
+        f"{counted(summary.images, 'image')}, {counted(summary.positions, 'position')} of {summary.bits_per_token:g} "
+        f"bits, {counted(summary.shards, 'shard')} ({summary.shards_before} there before), "
+        f"{counted(len(summary.broken), 'image')} left out: {summary.output}"
     )
 
 

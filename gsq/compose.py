@@ -16,6 +16,7 @@ import typer
 
 from gsq.errors import UserError, nearest
 from gsq.record import RunFolder, newest_file, read_metrics, runs_root
+from gsq.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def run_sweep(
         plan = admitted(console, plan, target, retry, over_budget, canary)
         if plan.search is not None:
             return _run_search(console, plan, target, retry, output, begun)
-        with LiveView(plan, slots, target.device, console) as view:
+        with LiveView(plan, slots, target.device, console, target.kind == "local") as view:
             submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
             if target.kind == "slurm":
                 if submission.stopping:
@@ -99,7 +100,7 @@ def _run_search(console: Console, plan: Plan, cluster: Cluster, retry: bool, out
     from sweeps.studies import parallel_trials
 
     slots = parallel_trials(plan, cluster)
-    with LiveView(plan, slots, cluster.device, console) as view:
+    with LiveView(plan, slots, cluster.device, console, cluster.kind == "local") as view:
         submission = submit_search(plan, cluster, retry=retry, over_budget=True, on_update=view.update, wait=True)
     table = gather(submission.folder, output)
     print_trials(console, submission.folder)
@@ -121,6 +122,8 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     from analysis.errors import AnalysisError
     from analysis.figures import scaling_figure
     from analysis.table import load_results, results_table
+    from sweeps.display import failed_advice
+    from sweeps.reconcile import CANCELLED, STOPPED, shown_state
 
     frame = load_results(table)
     shown = results_table(frame)
@@ -128,9 +131,14 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     planned = frame["signature"].isin([cell.signature for cell in plan.cells])
     failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():
+        state = shown_state(row["state"], row["failure"] if pd.notna(row["failure"]) else None)
         words = [str(row[name]) for name in ("failure", "message") if pd.notna(row[name])]
+        words = words[1:] if state == STOPPED else words
         reason = f"{row['signature']}: {': '.join(words) or 'it was not started, or was stopped before it began'}"
-        console.print(f"[red]{row['state']}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{state}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
+    failures = {str(name) for name in failed["failure"].dropna()}
+    if failures - {CANCELLED}:
+        console.print(failed_advice(folder.name, failures - {CANCELLED}), highlight=False, soft_wrap=True)
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
         frame, fits, reasons = load_and_fit(table)
@@ -153,43 +161,29 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     return int(failed["signature"].nunique())
 
 
-HEADS = {
-    "bits_per_pixel": "bits/ pixel",
-    "rfid": "rFID",
-    "psnr_db": "PSNR dB",
-    "perplexity": "perp- lexity",
-    "device_seconds": "seconds",
-}
 FORMATS = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f"}
 
 
 def _print_frame(console: Console, shown: pd.DataFrame, frame: pd.DataFrame) -> None:
-    from rich.table import Table
+    from sweeps.display import fitting_table, head_of
 
-    from sweeps import display
-
-    heads = {**display.HEADS, **HEADS}
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for column in shown.columns:
-        head = heads.get(column, column.replace("_", " "))
-        table.add_column(head, justify="right", overflow="fold", vertical="bottom")
-    for _, row in shown.iterrows():
-        cells = []
-        for column, value in zip(shown.columns, row, strict=True):
-            missing = value is None or value != value or str(value) == "<NA>"
-            number = isinstance(value, float)
-            cells.append("-" if missing else format(value, FORMATS.get(column, ".4g")) if number else str(value))
-        table.add_row(*cells)
-    console.print(table)
+    columns = {head_of(column): [_cell_text(column, value) for value in shown[column]] for column in shown.columns}
+    console.print(fitting_table(console, columns))
     for (features, images, protocol), _ in frame.dropna(subset="protocol").groupby(
         ["features", "num_images", "protocol"]
     ):
         console.print(f"rFID in {features} features over {images} images (protocol {protocol})", style="dim")
 
 
+def _cell_text(column: str, value: object) -> str:
+    if value is None or value != value or str(value) == "<NA>":
+        return "-"
+    return format(value, FORMATS.get(column, ".4g")) if isinstance(value, float) else str(value)
+
+
 def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
     """Originals above reconstructions of the cells with the lowest and the highest rFID."""
-    from analysis.figures import reconstruction_figure
+    from analysis.pictures import reconstruction_figure
     from analysis.table import measured, varying
 
     rows = measured(frame)[0].sort_values("rfid")
@@ -313,7 +307,10 @@ def expected_power(
         document = {"sweep": plan.name, "power": [one.to_dict() for one in found], "not_possible": reasons}
         typer.echo(json.dumps(document, indent=1))
         return
-    typer.echo(f"sweep {plan.name}: {len(frame)} runs of {frame['configuration'].nunique()} configurations\n")
+    typer.echo(
+        f"sweep {plan.name}: {counted(len(frame), 'run')} of "
+        f"{counted(frame['configuration'].nunique(), 'configuration')}\n"
+    )
     for one in found:
         typer.echo(one.text() + "\n")
     for name, reason in reasons.items():
@@ -459,7 +456,7 @@ def design_next(
         if output.suffix in (".yaml", ".yml"):
             title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
             count = _write_sweep(output, source if cases is not None else None, base, chosen, title)
-            lines.append(f"Wrote {output}, a sweep of {count} runs: gsq plan {output}")
+            lines.append(f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}")
         else:
             proposed["run"] = [one.runs_before + 1 for one in found.proposals]
             proposed["expected"] = [one.expected for one in found.proposals]

@@ -240,6 +240,10 @@ class RunRecord:
     heartbeat: float = 0.0
     seconds: float = 0.0
     """Device seconds of all attempts: their time by their processes."""
+    failed_seconds: float = 0.0
+    """Device seconds of the attempts that failed or were stopped, also of those that ended without saying so."""
+    running_seconds: float = 0.0
+    """Device seconds of the newest attempt while it says that it runs."""
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     host: str = ""
@@ -299,7 +303,10 @@ def _read_run(path: str, signature: str) -> RunRecord:
         steps=last["steps"],
         attempts=attempts,
         heartbeat=last["heartbeat"],
-        seconds=sum(s["seconds"] * s.get("processes", 1) for s in known),
+        seconds=sum(map(_device_seconds, known)),
+        failed_seconds=sum(_device_seconds(s) for s in known if s["state"] == FAILED)
+        + sum(_device_seconds(s) for s in known[:-1] if s["state"] == RUNNING),
+        running_seconds=_device_seconds(known[-1]) if last["state"] == RUNNING else 0.0,
         images_per_second=last.get("images_per_second"),
         peak_memory_bytes=max((s.get("peak_memory_bytes") or 0 for s in known), default=0) or None,
         **_timings(known),
@@ -313,6 +320,10 @@ def _read_run(path: str, signature: str) -> RunRecord:
         started_from=next((s["started_from"] for s in known if s.get("started_from")), None),
         unreadable=tuple(unreadable),
     )
+
+
+def _device_seconds(status: dict[str, Any]) -> float:
+    return float(status["seconds"] * status.get("processes", 1))
 
 
 def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:

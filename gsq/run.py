@@ -87,11 +87,15 @@ class StopRequest:
         self.signal: int | None = None
 
     @contextmanager
-    def on_signals(self, reasons: dict[int, str]) -> Iterator[None]:
-        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2."""
+    def on_signals(self, reasons: dict[int, str], told: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2.
+
+        told: called at once, before the step has ended.
+        """
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason, self.signal = reasons[number], number
+            told()
             # A scheduler may say USR2 more than once.
             if number != signal.SIGUSR2:
                 signal.signal(number, previous[number])
@@ -360,12 +364,12 @@ def _train_and_evaluate(
     announce: Callable[[str], None],
     prune: Callable[[dict[str, Any]], str | None],
 ) -> None:
-    import safetensors.torch
     import torch
 
     from gsq.data import ImageSource
     from gsq.evaluation import check, evaluate_all
     from gsq.execution import environment
+    from gsq.files import save_tensors
     from gsq.flops import cost
     from gsq.record import write_json
     from gsq.staging import stage
@@ -419,7 +423,7 @@ def _train_and_evaluate(
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
-        safetensors.torch.save_file(
+        save_tensors(
             {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
             attempt.path / "model.safetensors",
         )

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gsq.authors import find_checkpoint, read_checkpoint, read_tensors
 from gsq.autoencoder import Autoencoder
 from gsq.config import RunConfig
 from gsq.errors import UserError, choose
+from gsq.files import save_tensors
 from gsq.loading import load_config, to_dict
 from gsq.metrics.reconstruction import from_uint8
 from gsq.record import RunFolder, runs_root
@@ -92,7 +92,7 @@ class Tokenizer:
         plain = to_dict(self.config)
         try:
             partial.mkdir(parents=True)
-            save_file(self._state(), partial / WEIGHTS_FILE)
+            save_tensors(self._state(), partial / WEIGHTS_FILE)
             value = {
                 "format": FORMAT,
                 "gsq_version": gsq.__version__,

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from sweeps.forecasting import Forecast, admit, forecast
     from sweeps.gathering import gather
     from sweeps.housekeeping import Cleaning, clean
+    from sweeps.listing import overview
     from sweeps.logs import Log, read_log
     from sweeps.monitoring import SweepStatus, status
+    from sweeps.pictures import sample_pictures
     from sweeps.planning import Cell, Plan
     from sweeps.planning import make_plan as plan
     from sweeps.schema import SCIENCE_COLUMNS, SchemaError, read_table
@@ -59,11 +61,13 @@ _HOME = {
     "load_cluster": ("cluster", "load_cluster"),
     "load_spec": ("spec", "load_spec"),
     "missing": ("coverage", "missing"),
+    "overview": ("listing", "overview"),
     "plan": ("planning", "make_plan"),
     "read_log": ("logs", "read_log"),
     "read_table": ("schema", "read_table"),
     "retry": ("control", "retry"),
     "run_canaries": ("canary", "run_canaries"),
+    "sample_pictures": ("pictures", "sample_pictures"),
     "search": ("studies", "search"),
     "status": ("monitoring", "status"),
     "submit": ("submission", "submit"),
@@ -94,11 +98,13 @@ __all__ = [
     "load_cluster",
     "load_spec",
     "missing",
+    "overview",
     "plan",
     "read_log",
     "read_table",
     "retry",
     "run_canaries",
+    "sample_pictures",
     "search",
     "status",
     "submit",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gsq.words import counted
+
 LEVEL = 0.05
 # A numeric axis with more values is split at its median: a drawn number is another one in every cell.
 MANY_VALUES = 8
@@ -38,12 +40,13 @@ class AxisTest:
         """What it says of a law fitted to the rest, where failure goes with the axis."""
         ended = self.group_failed + self.group_done
         left = (
-            f"rests there on {self.group_done} of {ended} cells"
+            f"rests there on {self.group_done} of {counted(ended, 'cell')}"
             if self.group_done
             else f"says nothing about {self.group}"
         )
         return (
-            f"of {sum(self.failed.values())} failed cells {self.group_failed} have {self.group} "
+            f"of {counted(sum(self.failed.values()), 'failed cell')} {self.group_failed} "
+            f"{'has' if self.group_failed == 1 else 'have'} {self.group} "
             f"(p = {self.adjusted_p:.1g}): a law fitted to the rest {left}"
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsq.words import counted
 from sweeps.shipped import configs_folder, shipped_files
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ SweepArgument = Annotated[
     ),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep, or its YAML file.")]
+MaybeNameArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[SWEEP]", help="Name of a submitted sweep, or its YAML file; without it, all are listed."),
+]
 ClusterOption = Annotated[
     str,
     typer.Option("--cluster", metavar="NAME", help="local (this machine), slurm (cluster defaults) or a cluster file."),
@@ -239,8 +244,10 @@ def admitted(
     print_forecast(console, found)
     chosen = choose(plan, target, retry=retry) if canary else []
     if chosen:
-        console.print(f"canaries first: {len(chosen)} of {len(found.left)} cells to run", highlight=False)
-        with LiveView(canary_plan(plan, chosen), _slots(target), target.device, console) as view:
+        console.print(f"canaries first: {len(chosen)} of {_cells(len(found.left))} to run", highlight=False)
+        with LiveView(
+            canary_plan(plan, chosen), _slots(target), target.device, console, target.kind == "local"
+        ) as view:
             results = run_canaries(plan, target, retry=retry, chosen=chosen, on_update=view.update)
         found = forecast(plan, target, retry=retry)
         print_canaries(console, results, found)
@@ -272,14 +279,21 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     if target.kind == "slurm":
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
-            console.print(f"submitted SLURM job {job_id}: {len(members)} cells", highlight=False)
+            console.print(f"submitted SLURM job {job_id}: {_cells(len(members))}", highlight=False)
         if submission.stopping:
             console.print(still_stopping(len(submission.stopping), plan.name), highlight=False, soft_wrap=True)
         elif not submission.arrays:
-            console.print("nothing to submit: every cell is finished, waiting or given up (gsq status)")
+            console.print(
+                f"nothing to submit: every cell is finished, waiting or given up; gsq status {plan.name} shows which, "
+                f"gsq retry {plan.name} tries again what has failed",
+                highlight=False,
+                soft_wrap=True,
+            )
         if plan.search is not None:
             print_trials(console, submission.folder)
-            console.print("say it again to tell the study what has ended and to draw further trials; gsq run does so")
+            console.print(
+                "run the command again to tell the study what has ended and to draw further trials; gsq run does so"
+            )
         return submission
     try:
         with LiveView(plan, _slots(target), target.device, console) as view:
@@ -342,7 +356,7 @@ def submit_command(
 
 
 def status_command(
-    sweep: NameArgument,
+    sweep: MaybeNameArgument = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Draw it again every few seconds until all cells have ended.")
     ] = False,
@@ -353,10 +367,19 @@ def status_command(
 
     For cells that wait on SLURM it gives SLURM's reason, and says which will not start by themselves.
 
+    Without a sweep: all sweeps, and the cells that run. A YAML file that has been edited since is compared with what
+    was submitted, and cells that were not are named.
+
     Example: gsq status quickstart --watch
     """
+    from gsq.errors import UserError
     from sweeps.monitoring import status
 
+    if sweep is None:
+        if watch or show_all:
+            raise UserError("gsq status: --watch and --all are about one sweep, so name it: gsq status SWEEP --watch")
+        _print_overview(as_json)
+        return
     found = status(sweep)
     if as_json:
         _print_json(found.to_dict())
@@ -380,6 +403,24 @@ def status_command(
         raise typer.Exit(130) from None
 
 
+def _print_overview(as_json: bool) -> None:
+    """All sweeps, and the cells that run."""
+    from gsq.record import runs_root
+    from sweeps.listing import overview
+
+    found = overview()
+    if as_json:
+        _print_json({"sweeps": [line.to_dict() for line in found]})
+    elif not found:
+        typer.echo(f"no sweep below {runs_root()} yet (gsq run or gsq submit makes one; $GSQ_RUNS names the folder)")
+    else:
+        from rich.console import Console
+
+        from sweeps.display import overview_renderable
+
+        Console().print(overview_renderable(found))
+
+
 def _print_json(document: Mapping[str, Any]) -> None:
     """A line a key, and a line for each entry of a list: indented further, thousands of cells would take seconds."""
     parts = []
@@ -401,7 +442,7 @@ def _ask(question: str, yes: bool) -> None:
 
 
 def _cells(count: int) -> str:
-    return f"{count} cell{'s' * (count != 1)}"
+    return counted(count, "cell")
 
 
 def _files(count: int) -> str:
@@ -409,11 +450,14 @@ def _files(count: int) -> str:
 
 
 def logs_command(
-    sweep: NameArgument,
+    sweep: MaybeNameArgument = None,
     cell: Annotated[
-        list[str],
-        typer.Argument(metavar="CELL", help="A signature or its beginning, or another selection of one cell."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="CELL",
+            help="A signature or its beginning, or another selection of one cell; default: the only cell that runs.",
+        ),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the cell ends; Ctrl-C leaves with exit code 130.")
     ] = False,
@@ -425,7 +469,8 @@ def logs_command(
 ) -> None:
     """Show what a cell printed: the end of its log, here or from SLURM, and where its training is.
 
-    The first line says which attempt it is, its state, and why it failed; a traceback comes last.
+    The first line says which attempt it is, its state, and why it failed; a traceback comes last. Without a sweep: all
+    sweeps, and the cells that run.
 
     Example: gsq logs quickstart 3f9c -f
     """
@@ -435,7 +480,10 @@ def logs_command(
 
     if follow and (as_json or attempt is not None):
         raise UserError("--follow shows what is written from now on: leave out --json and --attempt")
-    log = read_log(sweep, cell, attempt)
+    if sweep is None:
+        _print_overview(as_json)
+        return
+    log = read_log(sweep, cell or (), attempt)
     tail = log.text.splitlines()[-lines:] if lines else []
     if as_json:
         values = {
@@ -490,11 +538,12 @@ def cancel_command(
         typer.echo(json.dumps(asdict(done), indent=1))
         return
     if not done.waiting and not done.running:
-        typer.echo("nothing to cancel: none of these cells waits or runs (gsq status)")
+        typer.echo(f"nothing to cancel: none of these cells waits or runs (gsq status {done.sweep})")
     if done.waiting:
         typer.echo(f"cancelled {_cells(len(done.waiting))} that waited")
     if done.running:
-        typer.echo(f"asked {_cells(len(done.running))} to stop after a checkpoint (gsq status shows when)")
+        asked = f"asked {_cells(len(done.running))} to stop after a checkpoint"
+        typer.echo(f"{asked}; gsq status {done.sweep} shows when they have")
 
 
 def retry_command(
@@ -524,7 +573,7 @@ def retry_command(
         if count := stopping_cells(sweep):
             typer.echo(still_stopping(count, plan.name))
             raise typer.Exit(1)
-        typer.echo("nothing to retry: none of these cells has failed (gsq status)")
+        typer.echo(f"nothing to retry: none of these cells has failed (gsq status {plan.name})")
         return
     submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)
     if any(action.kind == "leave" for action in submission.actions):
@@ -543,8 +592,8 @@ def gather_command(
 ) -> None:
     """Collect a sweep's runs into its results table, failed and missing cells included.
 
-    Says what is done and what failed, and warns where failures go with an axis (Fisher's exact test, corrected for the
-    number of axes): a law fitted to the rest would be biased.
+    Says what is done, what failed and how much device time was spent, and warns where failures go with an axis
+    (Fisher's exact test, corrected for the number of axes): a law fitted to the rest would be biased.
 
     Example: gsq gather quickstart
     """
@@ -558,13 +607,14 @@ def gather_command(
         second = gather_curves(sweep, curves_path(done.table))
     if as_json:
         files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
-        _print_json({**files, **done.coverage.to_dict(), "problems": done.problems, "comparisons": done.comparisons})
+        more = {"problems": done.problems, "spent": done.spent.to_dict(), "comparisons": done.comparisons}
+        _print_json({**files, **done.coverage.to_dict(), **more})
         return
     for problem in done.problems:
         typer.echo(f"warning: {problem}", err=True)
     for path in filter(None, (done.table, second)):
         typer.echo(f"wrote {path}")
-    for line in (*done.coverage.lines, *done.comparisons):
+    for line in filter(None, (*done.coverage.lines, done.spent.line, *done.comparisons)):
         typer.echo(line)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from gsq.errors import UserError, nearest
 from gsq.loading import config_key
 from gsq.record import FAILED, FAILURES, RUNNING, RunRecord
+from gsq.words import counted
 from sweeps import journal
 from sweeps.cancellation import claim_signal, mark, marked, resumes_by_itself
 from sweeps.cluster import Cluster, load_cluster
@@ -27,7 +28,7 @@ from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, SweepStatus, status
 from sweeps.planning import Cell, Plan
 from sweeps.queue import local_jobs
-from sweeps.reconcile import CANCELLED, PLANNED, QUEUED, STATES, Action, Job
+from sweeps.reconcile import CANCELLED, PLANNED, QUEUED, STATES, STOPPED, Action, Job
 from sweeps.scheduler import cancel_jobs, slurm_jobs
 from sweeps.submission import Submission, submit
 
@@ -51,12 +52,14 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
             chosen = {s for s, cell in cells.items() if _holds(_value(cell, key), text)}
             if not chosen:
                 there = Counter(_text(_value(cell, key)) for cell in cells.values())
-                listed = ", ".join(f"{value} ({count} cells)" for value, count in there.items())
+                listed = ", ".join(f"{value} ({counted(count, 'cell')})" for value, count in there.items())
                 raise UserError(f"selection: no cell of sweep '{plan.name}' has {word}; {name} is {listed}")
             values[key] |= chosen
         elif word in STATES or word in FAILURES:
             # To a user a cell that waits for a worker is queued, whether a scheduler knows it or not.
             states |= {word, PLANNED} if word == QUEUED else {word}
+        elif word == STOPPED:
+            states.add(CANCELLED)
         else:
             signatures.add(_signature(plan, found, word))
     return [
@@ -81,6 +84,8 @@ def select_one(plan: Plan, found: SweepStatus, words: Sequence[str]) -> CellStat
     more = f"; and {len(chosen) - NAMED} more" if len(chosen) > NAMED else ""
     raise UserError(
         f"selection: '{' '.join(words)}' is {len(chosen)} cells of sweep '{plan.name}', name one: {listed}{more}"
+        if words
+        else f"name one of the {len(chosen)} cells of sweep '{plan.name}': {listed}{more}"
     )
 
 
@@ -99,7 +104,8 @@ def _signature(plan: Plan, found: SweepStatus, word: str) -> str:
 
 
 def _what_is_there(plan: Plan, found: SweepStatus) -> str:
-    states = [f"{state} ({count})" for state, count in (found.counts | found.failures).items() if count]
+    failures = {STOPPED if name == CANCELLED else name: n for name, n in found.failures.items()}
+    states = [f"{state} ({count})" for state, count in (found.counts | failures).items() if count]
     axes: dict[str, dict[str, None]] = defaultdict(dict)
     for cell in plan.cells:
         for name, value in cell.axes.items():
@@ -191,7 +197,7 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     if unknown := sorted({s for s in records if s in jobs and jobs[s].state == "unknown"}):
         why = jobs[unknown[0]].reason or "SLURM does not answer"
         raise UserError(
-            f"{why}. It is not known whether the jobs of {len(unknown)} cells wait or run, so none of them was "
+            f"{why}. It is not known whether jobs of {counted(len(unknown), 'cell')} wait or run, so none of them was "
             "cancelled. A job that starts from now on stops by itself, one that runs goes on; run the command again "
             "once squeue --me lists them"
         )

@@ -11,11 +11,12 @@ from typing import Any
 from gsq.config import RunConfig
 from gsq.loading import config_key
 from gsq.record import DONE, FAILED
+from gsq.words import counted
 from sweeps.association import LEVEL, AxisTest, corrected, goes_with
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import Survey, survey
 from sweeps.planning import title
-from sweeps.reconcile import PLANNED, STATES
+from sweeps.reconcile import CANCELLED, PLANNED, STATES, STOPPED
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,17 @@ class Coverage:
     @property
     def lines(self) -> tuple[str, ...]:
         """Counts for people and, where something failed without going with an axis, that it does not."""
+        stopped = self.failures.get(CANCELLED, 0)
         parts = []
         for state in (DONE, FAILED, *(s for s in STATES if s not in (DONE, FAILED))):
-            count = self.counts[state]
+            count = self.counts[state] - (stopped if state == FAILED else 0)
             if count or state == DONE:
                 parts.append(f"{count} {'not started' if state == PLANNED else state}")
                 if state == FAILED:
-                    parts[-1] += f" ({', '.join(f'{n} {name}' for name, n in self.failures.items())})"
-        lines = [f"{self.cells} cell{'s' * (self.cells != 1)} planned: {', '.join(parts)}"]
+                    named = [f"{n} {name}" for name, n in self.failures.items() if name != CANCELLED]
+                    parts[-1] += f" ({', '.join(named)})"
+        parts += [f"{stopped} {STOPPED}"] if stopped else []
+        lines = [f"{counted(self.cells, 'cell')} planned: {', '.join(parts)}"]
         if self.axes and not self.biased:
             least = min(self.axes, key=lambda test: test.adjusted_p)
             lines.append(f"failure goes with no axis (exact tests; least p = {least.adjusted_p:.1g}, {least.axis})")

@@ -194,9 +194,14 @@ def sweep_names(runs: Path) -> list[str]:
     return sorted({path.parent.name for path in found if _PLAN_FILE.fullmatch(path.name)})
 
 
+def is_yaml(name: str) -> bool:
+    """Whether a sweep is named by its YAML file, or as one that ships with gsq (paper/fig4)."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
 def sweep_folder(name: str, runs: Path | None = None) -> SweepFolder:
     """A sweep by its name, or by its YAML file (its path, or the name of one that ships with gsq: paper/fig4)."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if is_yaml(name):
         from sweeps.spec import load_spec
 
         name = load_spec(name).name

@@ -15,6 +15,7 @@ from typing import Any
 
 from gsq.errors import UserError
 from gsq.record import DONE, RunRecord, read_json, runs_root
+from gsq.words import counted
 from sweeps.cluster import Cluster, load_cluster, local_workers
 from sweeps.cost import Estimate, ResourceClass, Speed, estimate, resource_class, speed
 from sweeps.folder import SweepFolder
@@ -292,7 +293,7 @@ def check_budget(name: str, found: Forecast, limits: Iterable[str] | None = None
     ]
     if over:
         raise UserError(
-            f"sweep '{name}' would be over its budget: {', '.join(over)}, for {len(found.left)} cells to run with "
-            f"{found.parallel} at a time, time {found.speed.basis}; make it smaller (axes, where, steps, --cells), "
-            "raise budget: in its YAML, or go on with --over-budget"
+            f"sweep '{name}' would be over its budget: {', '.join(over)}, for {counted(len(found.left), 'cell')} to "
+            f"run, {found.parallel} at a time, time {found.speed.basis}; make it smaller (axes, where, steps, "
+            "--cells), raise budget: in its YAML, or go on with --over-budget"
         )

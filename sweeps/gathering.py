@@ -20,6 +20,7 @@ from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
 from sweeps.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
 from sweeps.reconcile import PLANNED
 from sweeps.schema import BY_NAME, SCHEMA_VERSION, Column, write_table
+from sweeps.spending import Spent, failed_seconds, spent
 
 RESULTS = Path("results")
 # Within this time after a change a file may change again without another time of change.
@@ -39,6 +40,8 @@ class Gathered:
     """What became of the planned cells, and whether failure goes with an axis."""
     problems: tuple[str, ...]
     """Damaged runs, mixtures of code or devices, and failures that would bias a fit, a sentence each."""
+    spent: Spent
+    """Device time of each cell, failed attempts included."""
     comparisons: tuple[str, ...] = ()
     """Where cells were repeated under other code, versions or devices: whether old and new may be pooled."""
 
@@ -99,7 +102,13 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
                 write_json(note, known)
             else:
                 note.unlink(missing_ok=True)
-    return Gathered(path, Coverage.from_dict(known["coverage"]), tuple(known["problems"]), tuple(known["comparisons"]))
+    return Gathered(
+        path,
+        Coverage.from_dict(known["coverage"]),
+        tuple(known["problems"]),
+        spent(found.records, found.states),
+        tuple(known["comparisons"]),
+    )
 
 
 def _noting(
@@ -133,7 +142,13 @@ def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
     for signature, record in found.records.items():
         changed = results_changed(RunFolder.of(folder.runs, signature)) if record.attempts else ()
         last = max(last, *changed, 0)
-        facts = (found.states[signature], record.seconds, record.peak_memory_bytes, record.attempts)
+        facts = (
+            found.states[signature],
+            record.seconds,
+            record.failed_seconds,
+            record.peak_memory_bytes,
+            record.attempts,
+        )
         hashed.update(repr((facts, record.started_from, record.unreadable, changed)).encode())
     return hashed.hexdigest(), last
 
@@ -176,6 +191,7 @@ def _cell_rows(
         "other_axes": other_axes(cell.axes),
         "parameters": cell.cost.parameters,
         "device_seconds": record.seconds if record.attempts else None,
+        "failed_seconds": failed_seconds(record, state) if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,
         "attempts": record.attempts,
         "started_from": record.started_from,

@@ -12,12 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.record import DONE, FAILED, RunFolder, read_json
+from gsq.record import DONE, FAILED, RUNNING, RunFolder, read_json
 from sweeps import journal
 from sweeps.control import select_one
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.monitoring import CellStatus, status
-from sweeps.reconcile import PLANNED, QUEUED
+from sweeps.reconcile import PLANNED, QUEUED, STOPPED, shown_state
 
 # The first line of each start: written by the local queue or by the job script; by submitit before those were.
 START = re.compile(r"^--- gsq (?:worker|job) started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)$", re.MULTILINE)
@@ -59,7 +59,8 @@ class Log:
         """Which attempt, state, failure and message."""
         none = "a start without an attempt" if self.cell.attempts else "no attempt yet"
         which = f"attempt {self.attempt} of {self.cell.attempts}" if self.attempt else none
-        state = f"{self.state} ({self.failure})" if self.failure else self.state
+        state = shown_state(self.state, self.failure)
+        state = f"{state} ({self.failure})" if self.failure and state != STOPPED else state
         message = f": {self.message}" if self.message else ""
         step = f" at step {self.cell.step}/{self.cell.steps}" if self.attempt == self.cell.attempts else ""
         return f"{self.cell.signature} {self.cell.title}, {which}, {state}{step}{message}"
@@ -70,11 +71,15 @@ def read_log(
 ) -> Log:
     """The log of one cell's newest attempt, or of another one by its number from 1.
 
-    cell: a selection of one cell. Raises UserError for an unknown sweep, cell or attempt.
+    cell: a selection of one cell; an empty one means the only cell that runs, or the only one there is.
+    Raises UserError for an unknown sweep, cell or attempt.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     words = [cell] if isinstance(cell, str) else cell
-    chosen = select_one(folder.read_plan(), status(folder), words)
+    found = status(folder)
+    if not words and [one.state for one in found.cells].count(RUNNING) == 1:
+        words = [RUNNING]
+    chosen = select_one(folder.read_plan(), found, words)
     files = log_files(folder, chosen.signature)
     paths = {int(path.name): path for path in RunFolder.of(folder.runs, chosen.signature).attempt_folders()}
     if attempt is not None and attempt not in paths:
@@ -184,8 +189,10 @@ def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
                 yield line + "\n"
             seen[path] = len(lines)
         if found.state not in (PLANNED, QUEUED, "running"):
-            failure = f" ({found.failure}): {found.message}" if found.state == FAILED else ""
-            yield f"{signature} {found.state}{failure}\n"
+            state = shown_state(found.state, found.failure)
+            why = f" ({found.failure})" if state == FAILED else ""
+            why += f": {found.message}" if state in (FAILED, STOPPED) else ""
+            yield f"{signature} {state}{why}\n"
             return
         # sacct is the cluster's, not ours alone.
         time.sleep(max(poll_seconds, 5.0) if journal.numbers(log.folder) else poll_seconds)

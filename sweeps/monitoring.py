@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.record import RUNNING, RunRecord
 from sweeps import journal, restarts
 from sweeps.cancellation import marked, with_cancelled
-from sweeps.folder import SweepFolder, sweep_folder
-from sweeps.planning import Cell, Plan, collector_paused
+from sweeps.folder import SweepFolder, is_yaml, sweep_folder
+from sweeps.planning import Cell, Plan, collector_paused, make_plan
 from sweeps.queue import with_local_jobs
-from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state
+from sweeps.reconcile import PLANNED, QUEUED, STATES, CellState, Job, cell_state, shown_state
 from sweeps.scheduler import slurm_jobs
+from sweeps.spec import load_spec
 
 if TYPE_CHECKING:
     from sweeps.studies import SearchStatus
@@ -60,12 +61,21 @@ class SweepStatus:
     """Whether SLURM never had a job of the sweep."""
     search: SearchStatus | None = None
     """What the study of a search knows."""
+    source: str = ""
+    """The YAML file that was asked for; empty where the sweep was asked for by its name."""
+    not_submitted: Mapping[str, str] = field(default_factory=dict)
+    """Cells that the YAML has by now and that were never submitted: signature to title."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Cells by state, every state named."""
         counted = Counter(cell.state for cell in self.cells)
         return {state: counted[state] for state in STATES}
+
+    @property
+    def shown_counts(self) -> dict[str, int]:
+        """Cells by state as people are told it, those with none left out."""
+        return dict(Counter(shown_state(cell.state, cell.failure) for cell in self.cells))
 
     @property
     def ended(self) -> bool:
@@ -88,6 +98,7 @@ class SweepStatus:
             "counts": self.counts,
             "failures": self.failures,
             "cells": [dict(vars(cell)) for cell in self.cells],
+            **({"not_submitted": dict(self.not_submitted)} if self.source else {}),
             **({"search": self.search.to_dict()} if self.search else {}),
         }
 
@@ -163,7 +174,8 @@ def status(
 ) -> SweepStatus:
     """Read the run folders, then ask SLURM once if the sweep has jobs there.
 
-    sweep: its name, its YAML file or its folder. on_slurm: as for ``survey``. Raises UserError for an unknown sweep.
+    sweep: its name, its YAML file or its folder; a YAML file is compared with what was submitted. on_slurm: as for
+    ``survey``. Raises UserError for an unknown sweep.
     """
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     found = survey(folder, on_slurm)
@@ -183,4 +195,15 @@ def status(
         )
         for cell in found.plan.cells
     )
-    return SweepStatus(found.plan.name, rows, local=not journal.numbers(folder), search=search)
+    local = not journal.numbers(folder)
+    if not isinstance(sweep, str) or not is_yaml(sweep) or search is not None:
+        return SweepStatus(found.plan.name, rows, local, search)
+    return SweepStatus(found.plan.name, rows, local, search, sweep, _not_submitted(sweep, found.states))
+
+
+def _not_submitted(sweep: str, submitted: Collection[str]) -> dict[str, str]:
+    """Cells of a YAML file without those that were submitted; empty where its images are not there to tell."""
+    plan = make_plan(load_spec(sweep), lenient=True)
+    if plan.provisional or plan.search is not None:
+        return {}
+    return {cell.signature: cell.title for cell in plan.cells if cell.signature not in submitted}

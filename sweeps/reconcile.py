@@ -16,6 +16,8 @@ from sweeps import deaths
 from sweeps.reasons import explained, waits_for_ever
 
 PLANNED, QUEUED, CANCELLED = "planned", "queued", "cancelled"
+# What people are told of a cell that was cancelled, by gsq cancel, Ctrl-C or scancel: nothing of it has failed.
+STOPPED = "stopped"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
 
 # Who takes a failed run up again, from its last checkpoint: the queue itself, the next submission (the user has made
@@ -73,6 +75,8 @@ class Job:
 
 @dataclass(frozen=True)
 class CellState:
+    """State of a cell, as run folders and tables have it: one that was stopped is failed, with failure cancelled."""
+
     signature: str
     state: str
     failure: str | None = None
@@ -89,6 +93,11 @@ class Action:
 
     kind: Literal["submit", "wait", "finished", "leave"]
     cell: CellState
+
+
+def shown_state(state: str, failure: str | None) -> str:
+    """The state of a cell as people are told it: stopped where it was cancelled, else ``state``."""
+    return STOPPED if failure == CANCELLED else state
 
 
 def given_up(record: RunRecord, search: str | None) -> bool:

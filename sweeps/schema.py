@@ -124,6 +124,7 @@ COLUMNS: tuple[Column, ...] = (
         ("parameters", "int64", "parameters", "encoder, quantizer and decoder"),
         ("train_flops", "float64", "FLOPs", "training FLOPs up to `step`, 2 for a multiply-add"),
         ("device_seconds", "float64", "s", "device time of all attempts: training, evaluation and start-up"),
+        ("failed_seconds", "float64", "s", "the part of device_seconds in attempts that failed or were stopped"),
         ("peak_memory_bytes", "int64", "bytes", "largest resident (CPU) or allocated (GPU) memory"),
     ),
     *_columns(

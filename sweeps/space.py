@@ -94,6 +94,8 @@ class Domain:
         if self.kind == "choice":
             return ", ".join(map(str, self.values))
         low, high = self.values
+        if low == high:
+            return f"{low:g}"
         scale = ", logarithmic" if self.log else f", step {self.step}" if self.step > 1 else ""
         return f"{low:g} to {high:g}{scale}" if self.kind != "int" else f"{low} to {high}, whole{scale}"
 

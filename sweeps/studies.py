@@ -22,6 +22,7 @@ from gsq.errors import UserError
 from gsq.identity import identity
 from gsq.record import read_json, write_json
 from gsq.signature import digest
+from gsq.words import counted as in_words
 from sweeps.cluster import Cluster, local_workers
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.planning import Plan, title
@@ -146,8 +147,8 @@ def parallel_trials(plan: Plan, cluster: Cluster) -> int:
 def describe(found: SearchStatus) -> list[str]:
     """What ``gsq status`` says of a search: counts, and the best."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
-    lines = [f"search: {len(found.trials)} of {found.limit} trials ({counts or 'none yet'})"]
-    lines += [f"{count} draws left out: {why}" for why, count in found.left_out.items()]
+    lines = [f"search: {len(found.trials)} of {in_words(found.limit, 'trial')} ({counts or 'none yet'})"]
+    lines += [f"{in_words(count, 'draw')} left out: {why}" for why, count in found.left_out.items()]
     several = len(found.objectives) > 1
     for trial in sorted((t for t in found.trials if t.number in found.best), key=lambda t: t.values):
         values = ", ".join(f"{name} {value:.4g}" for name, value in zip(found.objectives, trial.values, strict=True))

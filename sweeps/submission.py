@@ -18,6 +18,7 @@ from gsq.config import check_processes
 from gsq.errors import UserError
 from gsq.identity import require_weights
 from gsq.record import RUNNING, RunFolder, RunRecord, note_killed, runs_root
+from gsq.words import counted
 from sweeps import journal
 from sweeps.cancellation import clear, marked, stopping, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
@@ -271,14 +272,15 @@ class NotTaken(UserError):
         self.limit = all(refused.limit for _, _, refused in left)
         by_words: dict[str, list[str]] = defaultdict(list)
         for resources, count, refused in left:
-            by_words[refused.words].append(f"{count} cells of {resources.minutes} minutes and {resources.memory_gb} GB")
+            each = f"{resources.minutes} minutes and {resources.memory_gb} GB"
+            by_words[refused.words].append(f"{counted(count, 'cell')} of {each}")
         refusals = ". ".join(f"{' and '.join(classes)}: {words}" for words, classes in by_words.items())
         jobs = f" (SLURM jobs {', '.join(arrays)})" if arrays else ""
         taken = cells - sum(count for _, count, _ in left)
         fix = "once jobs have ended" if self.limit else "once the cluster file, or the limit, has been changed"
         super().__init__(
-            f"cluster '{cluster}': sbatch refused {cells - taken} of {cells} cells, and took {taken}{jobs}. {refusals}."
-            f" gsq submit hands over the rest {fix}"
+            f"cluster '{cluster}': sbatch refused {cells - taken} of {counted(cells, 'cell')}, and took {taken}{jobs}. "
+            f"{refusals}. gsq submit hands over the rest {fix}"
         )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -30,7 +31,7 @@ from analysis import (
     step_panel,
     usage_figure,
 )
-from analysis.drawing import COLOURS, round_ticks, saved_files
+from analysis.drawing import COLOURS, plain_number, round_ticks, saved_files, short_number
 
 
 def test_rate_panel_holds_the_points_and_the_law(tables) -> None:
@@ -87,6 +88,55 @@ def test_legend_lies_below_the_axes_and_ticks_are_readable(tables) -> None:
 def test_round_ticks(low: float, high: float) -> None:
     ticks = round_ticks(low, high)
     assert 3 <= len(ticks) <= 9 and all(low <= tick <= high for tick in ticks)
+
+
+def test_numbers_of_figures_have_no_exponent_below_a_million() -> None:
+    assert [short_number(value) for value in (0.12345, 86.6, 1184.0, 0.0)] == ["0.123", "86.6", "1180", "0"]
+    assert plain_number(2e6) == "$2\\cdot10^{6}$"
+
+
+def test_ticks_of_values_that_lie_close_do_not_touch(tables) -> None:
+    frame = tables.load(tables.noisy([(4, 16, 1, v) for v in (2, 3, 4, 2**16)]))
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    draw_panel(axis_panel(frame, "codebook_size"), axes)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 2 and not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
+def test_a_metric_that_is_the_same_everywhere_is_drawn(tables) -> None:
+    frame = tables.load([tables.row((4, 16, g, v), rfid=312.9) for g in (1, 2, 4) for v in (64, 256)])
+    result = fit(frame, bootstrap=0)
+    for figure in (scaling_figure(frame, result), contour_figure(result), group_figure(frame, result)):
+        figure.draw_without_rendering()
+        assert any(axes.get_yticks().size for axes in figure.axes)
+
+
+def test_a_caption_speaks_of_seeds_only_where_there_are_any(tables) -> None:
+    cells = [(4, 16, g, v) for g in (1, 2) for v in (64, 1024)]
+    one, two = tables.load(tables.noisy(cells)), tables.load(tables.noisy(cells, seeds=2))
+    for draw in (scaling_figure, group_figure, usage_figure, collapse_figure, pareto_figure):
+        assert "seeds" not in draw(one).get_supxlabel(), draw.__name__
+        assert "means over seeds" in draw(two).get_supxlabel().lower().replace("\n", " "), draw.__name__
+    alone = tables.load(tables.noisy([(4, 8, 1, 64), (8, 16, 2, 256)]))
+    assert "Thin lines" not in scaling_figure(alone).get_supxlabel(), "no line is drawn"
+
+
+def test_no_label_of_contours_hides_another_or_a_point(tables) -> None:
+    cells = [(4, 16, g, v) for g in (1, 2, 4, 8) for v in (16, 64, 256, 1024)]
+    rows = [one | {"rfid": 100 * float(one["rfid"])} for one in tables.noisy(cells)]
+    figure = contour_figure(fit(tables.load(rows), bootstrap=0))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    texts = [text for text in axes.texts if text.get_text()]
+    values = {text.get_text() for text in texts}
+    assert {short_number(one["rfid"]) for one in rows} <= values and not any("e+" in text for text in values)
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > len(rows), "lines are labelled, too"
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    points = axes.transData.transform([(one["codebook_size"], one["groups"]) for one in rows])
+    assert not any(box.contains(*point) for box in boxes for point in points)
 
 
 def test_scaling_figure_draws_the_axes_that_vary_and_saves_both_formats(tables, tmp_path: Path) -> None:
@@ -266,6 +316,10 @@ def test_the_front_holds_the_cells_that_none_beats(tables) -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == ["bits per pixel", "training FLOPs"]
     with pytest.raises(AnalysisError, match="'lpips' is empty"):
         pareto_panel(tables.load(rows), "lpips")
+    near = tables.load([tables.row((4, 16, g, 64), train_flops=1e12 * (1 + 0.001 * g)) for g in (1, 2, 4)])
+    assert [axes.get_xlabel() for axes in pareto_figure(near).axes] == ["bits per pixel"]
+    with pytest.raises(AnalysisError, match=r"train_flops varies by 0\.3% only"):
+        pareto_figure(near, ["train_flops"])
     with pytest.raises(AnalysisError, match="no cost varies"):
         pareto_figure(tables.load([tables.row((4, 16, 1, 64), seed) for seed in (0, 1)]))
 

@@ -171,6 +171,12 @@ def test_several_protocols(tables, undrawn) -> None:
         make_report(tables.load([]), "empty")
 
 
+def pixels(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
 class Files:
     """Run folders with two of three pictures: one is damaged, one is large."""
 
@@ -205,11 +211,79 @@ def test_pictures_and_curves_come_from_the_run_folders(tables, undrawn, tmp_path
         "from the least rFID; the damaged one is left out"
     )
     large, small = report.pictures
-    assert small.kind == "png" and small.data == (tmp_path / "small.png").read_bytes()
+    assert small.kind == "png" and np.array_equal(pixels(small.data), pixels((tmp_path / "small.png").read_bytes()))
     assert large.kind == "jpeg" and Image.open(io.BytesIO(large.data)).width == 1600 and "G=2, V=64" in large.title
     assert report.curves is not None and report.curves.text == "3 of 4 runs"
     read = Page(page(report))
     assert "Reconstructions" in read.texts and "Training" in read.texts
+
+
+def samples(path: Path, originals: np.ndarray, random: int) -> np.ndarray:
+    """A picture as runs leave it; returns its lower half."""
+    from PIL import Image
+
+    made = np.random.default_rng(random).integers(0, 255, originals.shape, np.uint8)
+    white = np.full((4, originals.shape[1], 3), 255, np.uint8)
+    Image.fromarray(np.concatenate([originals, white, made])).save(path)
+    return made
+
+
+def test_cells_that_reconstruct_the_same_images_stand_below_them(tables, undrawn, tmp_path: Path) -> None:
+    files, rng = Files(tmp_path), np.random.default_rng(7)
+    first, other = (rng.integers(0, 255, (16, 128, 3), np.uint8) for _ in range(2))
+    made = {}
+    for number, (name, originals) in enumerate([("a", first), ("b", other), ("c", first)]):
+        files.paths[name] = tmp_path / f"{name}.png"
+        made[name] = samples(files.paths[name], originals, number)
+    rows = [tables.row((4, 16, g, 64), signature=name, rfid=10.0 * g) for name, g in (("a", 4), ("b", 2), ("c", 1))]
+    report = make_report(tables.load(rows), "sweep", files, options=QUICK)
+    assert [one.text for one in report.pictures] == ["", "c", "a", "", "b"], "by rFID, below their own originals"
+    assert np.array_equal(pixels(report.pictures[0].data), first)
+    assert np.array_equal(pixels(report.pictures[2].data), made["a"])
+    assert np.array_equal(pixels(report.pictures[3].data), other), "b was not measured on the same images"
+    assert "rFID 40" in report.pictures[2].title and "rFID 40" in report.pictures[2].alt
+    text = page(report)
+    assert text.count(report.pictures[0].url) == 1
+
+
+def test_device_hours_count_failed_attempts_and_runs(tables, undrawn) -> None:
+    made = [
+        tables.row((4, 16, 1, 64), device_seconds=3600.0, attempts=3, failed_seconds=1800.0),
+        tables.row((4, 16, 2, 64), device_seconds=7200.0, attempts=1, failed_seconds=0.0),
+        tables.missing((4, 16, 4, 64), "failed", "diverged")
+        | {"device_seconds": 900.0, "attempts": 1, "failed_seconds": 900.0},
+        tables.missing((4, 16, 8, 64), "planned") | {"device_seconds": None},
+        tables.missing((4, 16, 16, 64), "failed", "cancelled") | {"device_seconds": None},
+    ]
+    report = make_report(tables.load(made), "sweep", options=QUICK)
+    spent = report.spent.set_index("state")
+    assert report.counts == {"done": 2, "failed": 1, "planned": 1, "stopped": 1} and len(report.failures) == 1
+    assert spent["device_hours"].to_dict() == {"done": 3.0, "failed": 0.25, "planned": 0.0, "stopped": 0.0}
+    assert spent["failed_hours"].fillna(0).sum() == 0.75 and spent["attempts"].sum() == 5
+    assert list(report.spent_by_cell["device_hours"]) == [2.0, 1.0, 0.25]
+    assert "G=2" in report.spent_by_cell["setting"][0]
+    read = Page(page(report))
+    assert "3.25 device hours in all" in read.text and "0.75 of them in attempts that failed or" in read.text
+
+
+def test_alternative_texts_say_the_finding(quickstart: Report) -> None:
+    found = {one.title: one.alt for one in quickstart.figures}
+    assert "rFID falls with bits per pixel" in found["Scaling"] and "86.6" in found["Scaling"]
+    assert "rFID falls with groups G on 6 of 6 lines" in found["Group decomposition"]
+    assert "0.125" in found["Codebook usage"], "the least usage"
+    assert "front of bits per pixel" in found["Pareto front"] and "86.6" in found["Pareto front"]
+    assert "does not wholly absorb" in found["Collapse on bits per pixel"]
+    assert "residuals go with downsample" in found["Report card of power_law_bpp"]
+    alts = re.findall(r'<img[^>]* alt="([^"]*)"', page(quickstart))
+    assert [unescape(alt) for alt in alts if alt] == [*found.values()]
+
+
+def test_every_box_that_scrolls_can_be_reached_and_the_page_has_one_main(quickstart: Report) -> None:
+    text = page(quickstart)
+    assert text.count("<main>") == 1
+    boxes = re.findall(r'<div class="scroll[^"]*"[^>]*>', text)
+    assert boxes and all('tabindex="0"' in box and "aria-label=" in box for box in boxes)
+    assert all('tabindex="0"' in one for one in re.findall(r"<pre[^>]*>", text))
 
 
 def test_a_page_is_written_whole_or_not_at_all(
@@ -242,6 +316,34 @@ def browse(address: str, folder: Path) -> tuple[str, list[str]]:
     done = subprocess.run([CHROMIUM, *words, "--dump-dom", address], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+# What people type, on a table of V in (64, 256, 1024) by G in (1, 2, 4), and a failed cell with G = 8, V = 1024.
+NO_NUMBER = (
+    *("groups=2,4", "groups = 2, 4", "groups=x", "groups=", "groups > ", "groups=2-4", "groups = 2 - 4"),
+    *("groups=2..4", "groups = 2 to 4", "groups=2 4", "groups=0x2", "groups!=x", "groups <= two"),
+)
+TYPED = {
+    "groups = 4": 3,
+    "Groups=4": 3,
+    "latent dim = 16": 10,
+    "codebook size >= 2^10": 4,
+    "CODEBOOK_SIZE>=2**10": 4,
+    "2 <= groups <= 4": 6,
+    "1<G<=4 V=64": 2,
+    "G=2|4": 6,
+    "G = 2 or 4": 6,
+    "G=1 or V=64": 5,
+    "G=2 and V=64": 1,
+    "groups=2, V=64": 1,
+    "groups != 2|4": 4,
+    "G≥4": 4,
+    "d=4": 3,
+    "state = done": 9,
+    "state=done|failed groups=8": 1,
+    "failed groups=8": 1,
+    "bits per pixel < 1": 4,
+}
 
 
 REQUIRED = bool(os.environ.get("GSQ_REQUIRE_CHROMIUM"))
@@ -289,6 +391,9 @@ def test_the_page_in_a_browser(tables, undrawn, tmp_path: Path) -> None:
     seen.groups = type("groups=4"); seen.hash = location.hash;
     seen.several = type("G>1 V>=2^10"); seen.word = type("out_of"); seen.text = type("owned");
     seen.none = type("groups=3");
+    seen.typed = {};
+    for (const text of TYPED) seen.typed[text] = [type(text)[0], document.getElementById("why").textContent];
+    seen.unknown = [type("grops = 4")[0], document.getElementById("why").textContent];
     seen.state = type("state!=done"); seen.all = type("");
     const more = document.querySelector("#results th.more");
     seen.before = getComputedStyle(more).display;
@@ -297,6 +402,7 @@ def test_the_page_in_a_browser(tables, undrawn, tmp_path: Path) -> None:
     document.body.insertAdjacentHTML("beforeend", `<pre id="seen"></pre>`);
     document.getElementById("seen").textContent = JSON.stringify(seen);
     """
+    script = script.replace("TYPED", json.dumps([*NO_NUMBER, *TYPED]))
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", file.read_text())
     by_hand = tmp_path / "by-hand.html"
     by_hand.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
@@ -309,4 +415,10 @@ def test_the_page_in_a_browser(tables, undrawn, tmp_path: Path) -> None:
     assert seen["aria"] == "descending" and "filter=groups%3D4" in seen["hash"] and "sort=rfid" in seen["hash"]
     assert seen["groups"] == [3, "3 of 10 rows"] and seen["several"][0] == 3 and seen["none"][0] == 0
     assert seen["word"][0] == 0 and seen["text"][0] == 1 and seen["state"][0] == 1 and seen["all"][0] == 10
+    for typed in NO_NUMBER:
+        count, why = seen["typed"][typed]
+        assert count == 0 and "groups" in why, typed
+    assert {typed: seen["typed"][typed][0] for typed in TYPED} == TYPED
+    assert not any(why for typed, (_, why) in seen["typed"].items() if typed in TYPED)
+    assert "groups=2|4" in seen["typed"]["groups=2,4"][1] and "grops" in seen["unknown"][1]
     assert seen["before"] == "none" and seen["after"] == "table-cell"

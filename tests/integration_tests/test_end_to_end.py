@@ -102,7 +102,8 @@ def test_the_report_has_table_and_pictures_and_needs_no_run_folders(
     text = (tmp_path / "four.html").read_text()
     for rfid in read_table(folder / "results" / "four.parquet")["rfid"]:
         assert f'data-v="{rfid!r}"' in text
-    assert text.count("data:image/png;base64,") == 4
+    # The originals once, and what each of the four cells made of them.
+    assert text.count("data:image/png;base64,") == 5
     # From a table alone, elsewhere.
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "four.parquet").write_bytes((folder / "results" / "four.parquet").read_bytes())

@@ -86,7 +86,7 @@ def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp
     slurm.wait(lambda: all(c["state"] == "done" for c in cells(tmp_path)), 240, every=1)
     second_attempt = (attempt.parent / "2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second_attempt[0])["step"] == stopped + 1
-    assert "attempt 1 of 2, failed (cancelled)" in gsq("logs", "verbs", running, "--attempt", "1", folder=tmp_path)
+    assert "attempt 1 of 2, stopped" in gsq("logs", "verbs", running, "--attempt", "1", folder=tmp_path)
 
     # Finished runs are evaluated again by jobs, and what waits is not submitted twice.
     words = ["evaluate", "verbs", "--num-images", "12", "--cluster", "mine.yaml", "--json"]

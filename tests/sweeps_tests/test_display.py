@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from io import StringIO
 
@@ -9,8 +11,19 @@ import pytest
 from rich.console import Console
 
 from gsq.record import RunRecord
-from sweeps.display import LiveView, duration, print_plan, size, status_renderable
+from sweeps.display import (
+    LiveView,
+    duration,
+    end_time,
+    fitting_table,
+    head_of,
+    overview_renderable,
+    print_plan,
+    size,
+    status_renderable,
+)
 from sweeps.forecasting import forecast
+from sweeps.listing import SweepLine
 from sweeps.monitoring import SweepStatus, row
 from sweeps.planning import Plan
 from sweeps.reconcile import Action, CellState, Job, cell_state
@@ -99,3 +112,94 @@ def test_a_run_says_once_what_will_not_start_and_status_says_why_cells_wait(plan
 def test_numbers_are_readable() -> None:
     assert [duration(s) for s in (None, 0.4, 61, 3725, 90061)] == ["-", "0 s", "1 min 01 s", "1 h 02 min", "1 d 1 h"]
     assert [size(n) for n in (5, 1500, 2.5e9)] == ["5 B", "1.5 kB", "2.5 GB"]
+
+
+HEADED = ("downsample", "codebook_size", "bits_per_pixel", "perplexity", "latent_dim", "psnr_db")
+
+
+def lines_of_heads(width: int, spare: tuple[str, ...] = ()) -> list[str]:
+    target = console(width)
+    columns = {head_of(name): ["1", "16"] for name in HEADED}
+    target.print(fitting_table(target, {**columns, "images": ["2.4k", "1"]}, spare))
+    return text(target).rstrip().splitlines()
+
+
+def test_heads_are_words_on_one_line_where_there_is_room() -> None:
+    head, *rows = lines_of_heads(120)
+    assert len(rows) == 2
+    assert head.split("  ")[0].strip() == "downsample codebook bits/pixel perplexity latent dim PSNR dB images"
+
+
+def test_heads_wrap_between_words_before_they_break_inside_one() -> None:
+    first, second, *_ = lines_of_heads(62)
+    assert "latent" in first and "dim" in second and "downsample" in second and "perplexity" in second
+    narrow = lines_of_heads(45)
+    assert "down-" in narrow[0] and "sample" in narrow[1] and "bits/" in narrow[0] and "pixel" in narrow[1]
+    assert "images" not in "".join(lines_of_heads(36, ("images",)))
+
+
+def test_values_are_broken_before_heads_are_cut_anywhere() -> None:
+    target = console(12)
+    target.print(fitting_table(target, {"a": ["123456789"], head_of("downsample"): ["4"]}))
+    assert "down-" in text(target) and "sample" in text(target) and "123456789" not in text(target)
+
+
+def test_the_end_names_a_year_that_is_another() -> None:
+    new_year = time.mktime((2027, 1, 1, 6, 30, 0, 0, 0, -1))
+    assert "2027" in end_time(new_year, 43200 + 3600) and "06:30" in end_time(new_year, 43200 + 3600)
+    assert end_time(new_year, 3600) == "06:30"
+    later = time.mktime((2027, 3, 1, 6, 30, 0, 0, 0, -1))
+    assert end_time(later, 5 * 86400) == "Mon 01 Mar, 06:30"
+
+
+def stopped(plan: Plan) -> SweepStatus:
+    first, second, third = plan.cells
+    rows = [
+        row(first, CellState(first.signature, "failed", "cancelled", "stopped"), RunRecord(first.signature, step=4)),
+        row(second, CellState(second.signature, "failed", "error", "boom"), RunRecord(second.signature)),
+        row(third, CellState(third.signature, "planned"), RunRecord(third.signature)),
+    ]
+    return SweepStatus(plan.name, tuple(rows))
+
+
+def test_a_stopped_cell_is_not_called_failed_and_a_verb_that_helps_is_named(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"groups": [1, 2, 4]})
+    target = console()
+    target.print(status_renderable(stopped(plan)))
+    shown = text(target)
+    assert "1 queued, 0 running, 0 done, 1 failed, 1 stopped" in shown and "cancelled" not in shown
+    assert f"gsq retry {plan.name}" in shown and f"gsq logs {plan.name}" in shown and "boom" in shown
+    live = console()
+    first = plan.cells[0]
+    with LiveView(plan, 1, "cpu", live) as view:
+        record = RunRecord(first.signature, "failed", "cancelled", "stopped", 4, 9, 1)
+        view.update([Action("leave", cell_state(record, None, 1.0))], {first.signature: record})
+    assert "stopped G=1 at step 4" in text(live) and "failed G=1" not in text(live)
+
+
+def test_ctrl_c_is_acknowledged_before_the_cells_have_stopped(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"groups": [1]})
+    (cell,) = plan.cells
+    target, before = console(), signal.getsignal(signal.SIGINT)
+    record = RunRecord(cell.signature, "running", step=3, steps=9, attempts=1, heartbeat=1.0)
+    with LiveView(plan, 1, "cpu", target) as view:
+        view.update([Action("wait", cell_state(record, None, 1.0))], {cell.signature: record})
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert "stopping: 1 running cell" in text(target)
+    assert signal.getsignal(signal.SIGINT) is before
+    with LiveView(plan, 1, "cpu", target, stops_cells=False):
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_list_of_sweeps_names_running_cells(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"groups": [1]})
+    (cell,) = plan.cells
+    running = row(cell, CellState(cell.signature, "running"), RunRecord(cell.signature, "running", step=3, steps=350))
+    target = console()
+    lines = [
+        SweepLine("one", 1.0, {"running": 1, "failed": 2}, (running,)),
+        SweepLine("bad", 0.0, {}, problem="[torn]"),
+    ]
+    target.print(overview_renderable(lines))
+    assert "1 running, 0 done, 2 failed" in text(target) and cell.signature in text(target) and "[torn]" in text(target)
