@@ -344,9 +344,10 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data import ImageSource
-    from gsq.evaluation import check, evaluate_all
+    from gsq.evaluation import evaluate_all
     from gsq.execution import environment
     from gsq.flops import cost
+    from gsq.protocol import check
     from gsq.record import write_json
     from gsq.staging import stage
     from gsq.training import Trainer, train
@@ -442,13 +443,13 @@ def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
 def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[int, ...]:
     """Sizes of the images, pixels, at which ``evaluate_finished`` would have to evaluate the run.
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do.
+    Raises UserError as ``read_finished`` and ``gsq.protocol.check`` do.
     """
     return _evaluation(path, changes)[1]
 
 
 def _evaluation(path: Path, changes: dict[str, Any]) -> tuple[RunConfig, tuple[int, ...]]:
-    from gsq.evaluation import check, protocol
+    from gsq.protocol import check, protocol
 
     config, _ = read_finished(path)
     # The whole config refuses a resolution that the model's downsampling does not divide.
@@ -472,7 +473,7 @@ def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any
     ``evaluations/`` of the run folder as soon as all are made, and attempts are left as they are. It runs on a GPU
     where there is one; the features of the originals are shared with other runs (gsq.originals).
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do, and NonFiniteReconstruction.
+    Raises UserError as ``read_finished`` and ``gsq.protocol.check`` do, and NonFiniteReconstruction.
     """
     import torch
 
