@@ -452,6 +452,11 @@ class EvaluationConfig:
             raise UserError(f"evaluation.resolutions: {list(self.resolutions)} names a size twice")
         self.check_images(self.num_images)
 
+    def images(self, data: DataConfig, held_out: int) -> int:
+        """Images that are compared: num_images, but of a data set other than photos, of which any number of crops can
+        be cut, at most the ``held_out`` that there are."""
+        return self.num_images if data.kind == "photos" else min(self.num_images, held_out)
+
     def check_images(self, count: int) -> None:
         """Raise UserError where ``count`` images, those that there are of num_images, are too few for an rfid: fewer
         than FEWEST_IMAGES, though more were asked for, or no more than Inception has features."""

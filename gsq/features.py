@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gsq.errors import UserError
 from gsq.inception import InceptionFeatures
-from gsq.protocol import BuiltIn
+from gsq.protocol import BuiltIn, own_features
 from gsq.weights import FEATURE_WEIGHTS, REGISTRY, verified_weights
 
 # (kernel, stride, expansion, output channels, repeats) of the stages of EfficientNet-B0; Lite0 drops
@@ -215,19 +215,12 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
         built = EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name)
         known = BuiltIn(name)
         return FeatureExtractor(name, known.sha256, known.dim, known.resize, built)
-    module_name, _, function = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"evaluation.features: '{name}' cannot be imported ({error}); write package.module:function, of a module "
-            "that Python finds (PYTHONPATH), or one of " + ", ".join(FEATURE_WEIGHTS)
-        ) from None
-    build = getattr(module, function, None)
-    network = build() if callable(build) else None
+    network = own_features(name)()
     if not isinstance(network, nn.Module):
-        what = f"returned a {type(network).__name__}" if callable(build) else "is not a function there"
-        raise UserError(f"evaluation.features: '{name}' {what}; a function that returns a torch module is needed")
+        raise UserError(
+            f"evaluation.features: '{name}' returned a {type(network).__name__}; a function that returns a torch "
+            "module is needed"
+        )
     network.eval().requires_grad_(False)
     with torch.no_grad():
         found = network(torch.zeros(2, 3, image_size, image_size))

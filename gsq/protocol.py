@@ -8,13 +8,16 @@ stay readable, and nothing is evaluated again because of that alone.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from typing import Protocol as Interface
 
 from gsq.config import FEATURE_DIMS, DataConfig, EvaluationConfig
 from gsq.datasets import Manifest
+from gsq.errors import UserError
 from gsq.identity import evaluation_weights
 from gsq.metrics import kid
 from gsq.signature import digest
@@ -124,6 +127,28 @@ class BuiltIn:
         return FEATURE_RESIZES[self.name]
 
 
+def own_features(name: str) -> Callable[[], Any]:
+    """The function that evaluation.features names as package.module:function, its module imported.
+
+    Raises UserError where the module cannot be imported, whatever the reason, or has no such function.
+    """
+    module_name, _, function = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), function, None)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+        raise UserError(
+            f"evaluation.features: '{name}' cannot be imported ({reason}); write package.module:function, of a module "
+            "that Python finds (PYTHONPATH), or one of " + ", ".join(FEATURE_WEIGHTS)
+        ) from error
+    if not callable(build):
+        raise UserError(
+            f"evaluation.features: '{name}' is not a function there; a function that returns a torch module is needed"
+        )
+    return cast(Callable[[], Any], build)
+
+
 def described(name: str, image_size: int) -> Features:
     """What a protocol says of the features that evaluation.features names.
 
@@ -164,7 +189,7 @@ def protocol_of(
 ) -> Protocol:
     """As ``protocol``, of a data set by its label (Manifest.label) and its number of validation images."""
     size = image_size or data.image_size
-    count = images_compared(evaluation, data, held_out)
+    count = evaluation.images(data, held_out)
     evaluation.check_images(count)
     features = features or described(evaluation.features, size)
     photos = data.kind == "photos"
@@ -187,12 +212,6 @@ def protocol_of(
         inception_score=score,
         lpips=lpips_label(evaluation.lpips),
     )
-
-
-def images_compared(evaluation: EvaluationConfig, data: DataConfig, held_out: int) -> int:
-    """Images that an evaluation takes: as many as are asked for, but of a data set other than photos, of which any
-    number of crops can be cut, at most the validation images that there are."""
-    return evaluation.num_images if data.kind == "photos" else min(evaluation.num_images, held_out)
 
 
 def lpips_label(net: str) -> str:

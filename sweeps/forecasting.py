@@ -8,17 +8,18 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gsq.config import FEATURE_DIMS
 from gsq.errors import UserError
 from gsq.record import DONE, RunRecord, read_json, runs_root
 from sweeps.cluster import Cluster, load_cluster, local_workers
-from sweeps.cost import Estimate, ResourceClass, Speed, estimate, resource_class, speed
+from sweeps.cost import Estimate, ResourceClass, Speed, estimate, evaluation_flops, resource_class, speed
 from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Plan
+from sweeps.planning import Cell, Images, Lacking, Plan
 from sweeps.reconcile import reconcile
 from sweeps.spec import Budget
 
@@ -66,10 +67,14 @@ class Forecast:
     accuracy: Accuracy | None
     """None before a cell whose estimate was recorded has finished."""
     budget: Budget
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    """Device seconds to evaluate each finished cell that was not evaluated as its sweep file asks, by signature."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known before the plan is submitted, a sentence each."""
 
     @property
     def device_seconds(self) -> float:
-        return sum(self.left.values())
+        return sum(self.left.values()) + sum(self.evaluations.values())
 
     @property
     def memory_bytes(self) -> int:
@@ -98,6 +103,8 @@ class Forecast:
             "cells": self.cells,
             "finished": self.finished,
             "to_run": len(self.left),
+            "to_evaluate": len(self.evaluations),
+            "notes": list(self.notes),
             "device_seconds": self.device_seconds,
             "parallel": self.parallel,
             "wall_seconds": self.wall_seconds,
@@ -142,6 +149,9 @@ def forecast(
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
+    lack = _lacking(plan, folder, records, wanted)
+    evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in plan.cells if c.signature in lack.sizes}
+    wall += wall_seconds(evaluations.values(), slots)
     after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
     running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
     return Forecast(
@@ -160,7 +170,94 @@ def forecast(
         speed=rate,
         accuracy=accuracy(folder, records),
         budget=plan.budget,
+        evaluations=evaluations,
+        notes=(*_image_notes(plan), *_evaluation_notes(lack, evaluations, rate)),
     )
+
+
+def check_images(plan: Plan, runs: Path | None = None) -> None:
+    """Raise UserError where a cell that is still to be run would be evaluated on too few images for an rfid."""
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    few = [cell for cell in plan.cells if (found := plan.images.get(cell.data_label)) and _too_few(cell, found)]
+    for signature, record in folder.records([cell.signature for cell in few]).items():
+        if record.state != DONE:
+            cell = next(cell for cell in few if cell.signature == signature)
+            raise UserError(f"sweep '{plan.name}': {_too_few(cell, plan.images[cell.data_label])}")
+
+
+def _too_few(cell: Cell, images: Images) -> str | None:
+    """Why a cell's evaluation has too few images; None where it has enough, or they are allowed."""
+    evaluation = cell.config.evaluation
+    try:
+        evaluation.check_images(evaluation.images(cell.config.data, images.validation))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _image_notes(plan: Plan) -> tuple[str, ...]:
+    """How many images each data set gives to train and to evaluate on, and what these allow."""
+    found: dict[str, None] = {}
+    for cell in plan.cells:
+        images = plan.images.get(cell.data_label)
+        if images is None:
+            continue
+        evaluation, data = cell.config.evaluation, cell.config.data
+        count = evaluation.images(data, images.validation)
+        text = f"images: {images.train:,} to train on, {images.validation:,} held out for the evaluation"
+        if count != images.validation:
+            text += f", which compares {count:,} {'crops of these' if data.kind == 'photos' else 'of them'}"
+        elif count < evaluation.num_images:
+            text += f", which asks for {evaluation.num_images:,}"
+        if reason := _too_few(cell, images):
+            found[f"{text}; gsq run will refuse: {reason}"] = None
+            continue
+        dim = FEATURE_DIMS.get(evaluation.features)
+        if dim is not None and count < dim + 1:
+            text += (
+                f"; warning: {evaluation.features} has {dim:,} features, so fewer than {dim + 1:,} images leave their "
+                "covariance singular and rfid biased upwards (kid is not)"
+            )
+        found[text] = None
+    return tuple(found)
+
+
+def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
+    if not any(record.state == DONE for record in records.values()):
+        return Lacking()
+    # It knows protocols, which needs numpy, and torch where features are a user's own.
+    from sweeps.protocols import lacking
+
+    return lacking(plan, folder, records, coming)
+
+
+def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
+    """Device seconds of the evaluations that a finished cell lacks."""
+    share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
+    return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
+
+
+def _evaluation_notes(lack: Lacking, seconds: Mapping[str, float], rate: Speed) -> tuple[str, ...]:
+    found = []
+    if seconds:
+        plural = "s" * (len(seconds) != 1)
+        why = "as the sweep file now says"
+        if lack.again:
+            why += (
+                f" ({len(lack.again)} of them because an earlier gsq measured PSNR and SSIM less exactly; their rows "
+                "stay)"
+            )
+        found.append(
+            f"{len(seconds)} finished cell{plural} to evaluate {why}, without training: about "
+            f"{sum(seconds.values()):,.0f} s of {rate.device} time"
+        )
+    if lack.earlier_steps:
+        count = len(lack.earlier_steps)
+        found.append(
+            f"evaluation.every: {count} finished cell{'s were' if count != 1 else ' was'} not evaluated as asked at "
+            "earlier steps, whose weights are gone; the final step alone is evaluated"
+        )
+    return tuple(found)
 
 
 def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
@@ -197,6 +294,7 @@ def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
         speed=rate,
         accuracy=accuracy(folder, records),
         budget=plan.budget,
+        notes=_image_notes(plan),
     )
 
 
