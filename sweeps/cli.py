@@ -227,7 +227,8 @@ def admitted(
     from gsq.errors import UserError
     from sweeps.canary import canary_plan, choose, run_canaries
     from sweeps.display import LiveView, print_canaries, print_forecast
-    from sweeps.forecasting import TIMELESS, check_budget, check_images, forecast, with_estimates
+    from sweeps.forecasting import TIMELESS, check_budget, forecast, with_estimates
+    from sweeps.notes import check_images
 
     if canary and plan.search is not None:
         raise UserError("--canary measures the largest cells of a grid; of a search the first trials do, leave it out")

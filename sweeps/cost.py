@@ -42,6 +42,23 @@ GPU_PEAKS = {
     "mi300x": 1307e12,
 }
 DEFAULT_GPU = "a100"
+# Memory of one, as their makers state it; of those that are sold with two sizes, the larger.
+GPU_MEMORY_GB = {
+    "t4": 16,
+    "rtx2080ti": 11,
+    "v100": 32,
+    "rtx3090": 24,
+    "a10": 24,
+    "a40": 48,
+    "a100": 80,
+    "rtx4090": 24,
+    "l40s": 48,
+    "h100": 80,
+    "h200": 141,
+    "b200": 180,
+    "mi250x": 128,
+    "mi300x": 192,
+}
 # Likewise, start-up (imports, weights, images, the first step).
 STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
 # The interpreter with torch and the feature network, on top of the model's own memory.

@@ -9,17 +9,20 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gsq.config import FEATURE_DIMS
-from gsq.errors import UserError
-from gsq.record import DONE, RunRecord, read_json, runs_root
+from gsq.errors import Missing, UserError
+from gsq.lineage import planned_start
+from gsq.record import DONE, RunFolder, RunRecord, read_json, runs_root
 from sweeps.cluster import Cluster, load_cluster, local_workers
 from sweeps.cost import Estimate, ResourceClass, Speed, estimate, evaluation_flops, resource_class, speed
 from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Images, Lacking, Plan
+from sweeps.memory import memory_notes
+from sweeps.notes import evaluation_notes, image_notes, start_notes
+from sweeps.planning import Cell, Lacking, Plan
 from sweeps.reconcile import reconcile
 from sweeps.spec import Budget
 
@@ -142,8 +145,9 @@ def forecast(
     todo = [cell for cell in plan.cells if cell.signature in wanted]
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
     left = {}
+    starts = _starts(todo, folder, records)
     for cell in todo:
-        step = records[cell.signature].step
+        step = records[cell.signature].step or starts.get(cell.signature, 0)
         rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
         left[cell.signature] = rest.seconds
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
@@ -171,55 +175,29 @@ def forecast(
         accuracy=accuracy(folder, records),
         budget=plan.budget,
         evaluations=evaluations,
-        notes=(*_image_notes(plan), *_evaluation_notes(lack, evaluations, rate)),
+        notes=(
+            *image_notes(plan),
+            *start_notes(todo, starts),
+            *memory_notes(todo, rate, cluster),
+            *evaluation_notes(lack, evaluations, rate.device),
+        ),
     )
 
 
-def check_images(plan: Plan, runs: Path | None = None) -> None:
-    """Raise UserError where a cell that is still to be run would be evaluated on too few images for an rfid."""
-    folder = SweepFolder(runs or runs_root(), plan.name)
-    few = [cell for cell in plan.cells if (found := plan.images.get(cell.data_label)) and _too_few(cell, found)]
-    for signature, record in folder.records([cell.signature for cell in few]).items():
-        if record.state != DONE:
-            cell = next(cell for cell in few if cell.signature == signature)
-            raise UserError(f"sweep '{plan.name}': {_too_few(cell, plan.images[cell.data_label])}")
-
-
-def _too_few(cell: Cell, images: Images) -> str | None:
-    """Why a cell's evaluation has too few images; None where it has enough, or they are allowed."""
-    evaluation = cell.config.evaluation
-    try:
-        evaluation.check_images(evaluation.images(cell.config.data, images.validation))
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _image_notes(plan: Plan) -> tuple[str, ...]:
-    """How many images each data set gives to train and to evaluate on, and what these allow."""
-    found: dict[str, None] = {}
-    for cell in plan.cells:
-        images = plan.images.get(cell.data_label)
-        if images is None:
+def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, RunRecord]) -> dict[str, int]:
+    """Step from which each cell without a step of its own goes on: of a finished run that differs by fewer steps."""
+    found: dict[str, int] = {}
+    if not (folder.runs / "lineage").is_dir():
+        return found
+    for cell in todo:
+        run = RunFolder.of(folder.runs, cell.signature)
+        if records[cell.signature].step:
             continue
-        evaluation, data = cell.config.evaluation, cell.config.data
-        count = evaluation.images(data, images.validation)
-        text = f"images: {images.train:,} to train on, {images.validation:,} held out for the evaluation"
-        if count != images.validation:
-            text += f", which compares {count:,} {'crops of these' if data.kind == 'photos' else 'of them'}"
-        elif count < evaluation.num_images:
-            text += f", which asks for {evaluation.num_images:,}"
-        if reason := _too_few(cell, images):
-            found[f"{text}; gsq run will refuse: {reason}"] = None
-            continue
-        dim = FEATURE_DIMS.get(evaluation.features)
-        if dim is not None and count < dim + 1:
-            text += (
-                f"; warning: {evaluation.features} has {dim:,} features, so fewer than {dim + 1:,} images leave their "
-                "covariance singular and rfid biased upwards (kid is not)"
-            )
-        found[text] = None
-    return tuple(found)
+        # Raised where weights that no hash is known of are not here: its signature is provisional, then.
+        with suppress(Missing):
+            if start := planned_start(run, cell.config, cell.data_label.rpartition(":")[2]):
+                found[cell.signature] = start[0]
+    return found
 
 
 def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
@@ -235,29 +213,6 @@ def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
     """Device seconds of the evaluations that a finished cell lacks."""
     share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
     return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
-
-
-def _evaluation_notes(lack: Lacking, seconds: Mapping[str, float], rate: Speed) -> tuple[str, ...]:
-    found = []
-    if seconds:
-        plural = "s" * (len(seconds) != 1)
-        why = "as the sweep file now says"
-        if lack.again:
-            why += (
-                f" ({len(lack.again)} of them because an earlier gsq measured PSNR and SSIM less exactly; their rows "
-                "stay)"
-            )
-        found.append(
-            f"{len(seconds)} finished cell{plural} to evaluate {why}, without training: about "
-            f"{sum(seconds.values()):,.0f} s of {rate.device} time"
-        )
-    if lack.earlier_steps:
-        count = len(lack.earlier_steps)
-        found.append(
-            f"evaluation.every: {count} finished cell{'s were' if count != 1 else ' was'} not evaluated as asked at "
-            "earlier steps, whose weights are gone; the final step alone is evaluated"
-        )
-    return tuple(found)
 
 
 def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
@@ -294,7 +249,7 @@ def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
         speed=rate,
         accuracy=accuracy(folder, records),
         budget=plan.budget,
-        notes=_image_notes(plan),
+        notes=(*image_notes(plan), *memory_notes(plan.cells, rate, cluster)),
     )
 
 

@@ -153,6 +153,8 @@ class Lacking:
     """Those of them that an earlier gsq evaluated alike: their rows would be of another protocol than the others'."""
     earlier_steps: frozenset[str] = frozenset()
     """Runs that were not evaluated as asked at earlier steps (evaluation.every), whose weights are gone."""
+    weightless: frozenset[str] = frozenset()
+    """Runs whose final weights are gone, too, so that their evaluations by other protocols are all that there is."""
 
 
 class _Names:

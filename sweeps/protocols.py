@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gsq.config import DataConfig, EvaluationConfig
 from gsq.errors import UserError
 from gsq.protocol import protocol_of
-from gsq.record import DONE, RunFolder, RunRecord, evaluated, read_json, write_json
+from gsq.record import DONE, RunFolder, RunRecord, evaluated, newest_file, read_json, write_json
 from sweeps.folder import ASKED_FILE, SweepFolder
 from sweeps.planning import Cell, Lacking, Plan
 
@@ -74,7 +74,7 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
             if (one.protocol, last) in found or (one.earlier, last) not in found:
                 in_use.add(one.protocol)
     sizes: dict[str, tuple[int, ...]] = {}
-    again, earlier_steps = set(), set()
+    again, earlier_steps, weightless = set(), set(), set()
     for cell in done:
         signature, found, last = cell.signature, there[cell.signature], final[cell.signature]
         missing = []
@@ -89,9 +89,13 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
             steps = range(every, last, every) if every else ()
             if any(not any((name, step) in found for name in accepted) for step in steps):
                 earlier_steps.add(signature)
-        if missing:
+        if not missing:
+            continue
+        if newest_file(RunFolder.of(folder.runs, signature), "model.safetensors") is not None:
             sizes[signature] = tuple(missing)
-    return Lacking(sizes, frozenset(again), frozenset(earlier_steps))
+        elif found:
+            weightless.add(signature)
+    return Lacking(sizes, frozenset(again & sizes.keys()), frozenset(earlier_steps - weightless), frozenset(weightless))
 
 
 def note_asked(plan: Plan, folder: SweepFolder) -> None:

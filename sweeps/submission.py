@@ -25,8 +25,9 @@ from sweeps.cancellation import clear, marked, with_cancelled
 from sweeps.cluster import Cluster, load_cluster
 from sweeps.cost import Speed, speed
 from sweeps.folder import SweepFolder
-from sweeps.forecasting import admit, by_class, check_images
+from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
+from sweeps.notes import check_images
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import Action, reconcile
