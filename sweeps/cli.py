@@ -369,12 +369,17 @@ def submit_command(
     plan = make(sweep, cells)
     if dry_run:
         from sweeps.cluster import load_cluster
+        from sweeps.forecasting import forecast
         from sweeps.submission import dry_run as preview
 
         if plan.search is not None:
             typer.echo("A search draws its cells when it is submitted. For one from the middle of its space:")
             plan = replace(plan, cells=plan.cells[:1], search=None)
-        for text in preview(plan, load_cluster(cluster), retry=retry) or ["nothing to submit"]:
+        target = load_cluster(cluster)
+        texts = preview(plan, target, retry=retry)
+        if count := len(forecast(plan, target, retry=retry).evaluations):
+            texts.append(f"{_cells(count)} finished before, to evaluate as the sweep file now says")
+        for text in texts or ["nothing to submit"]:
             typer.echo(text)
         return
     submission = submit_plan(plan, cluster, retry, over_budget, canary)

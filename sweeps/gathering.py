@@ -189,10 +189,10 @@ def _cell_rows(
         "failure": state.failure,
         "message": state.message or damage,
     }
-    there = {(values.get("protocol"), values.get("step")) for values in evaluations}
+    there = {values["protocol"] for values in evaluations}
+    # The protocol that an earlier gsq had for the same evaluation stands for it where there is no other row.
+    protocols = {now if now in there else before for now, before in asked}
     for values in evaluations or [{}]:
-        # The protocol that an earlier gsq had for the same evaluation stands for it where there is no other row.
-        protocols = {before if (now, values.get("step")) not in there else now for now, before in asked}
         yield {**common, **values, "asked": values["protocol"] in protocols if values and asked else None}
 
 

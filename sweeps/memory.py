@@ -12,7 +12,8 @@ from gsq.config import RunConfig
 from gsq.errors import UserError
 from gsq.flops import cost
 from sweeps.cluster import Cluster, local_gpus
-from sweeps.cost import GPU_MEMORY_GB, Speed
+from sweeps.cost import Speed
+from sweeps.gpus import GPU_MEMORY_GB
 from sweeps.planning import Cell
 
 # Share of the memory up to which a micro-batch is proposed, since estimates may be low.
@@ -74,7 +75,6 @@ def memory_notes(cells: Sequence[Cell], rate: Speed, cluster: Cluster) -> tuple[
             return (f"{text}, and a smaller micro-batch is not possible: {error}",)
         most = max(map(needed, configs))
         if most <= ROOM * limit:
-            return (
-                f"{text} as they are; set: {{execution.micro_batch: {micro}}} would fit ({most / 1e9:,.0f} GB), with the same result",
-            )
+            way_out = f"set: {{execution.micro_batch: {micro}}} would fit ({most / 1e9:,.0f} GB)"
+            return (f"{text} as they are; {way_out}, with the same result",)
     return (f"{text}, not even with execution.micro_batch: 1; use a larger GPU, or more of them for each run",)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from gsq.config import DataConfig, EvaluationConfig
 from gsq.errors import UserError
 from gsq.protocol import protocol_of
-from gsq.record import DONE, RunFolder, RunRecord, evaluated, newest_file, read_json, write_json
-from sweeps.folder import ASKED_FILE, SweepFolder
+from gsq.record import DONE, RunFolder, RunRecord, evaluated, newest_file, write_json
+from sweeps.folder import ASKED_FILE, SweepFolder, read_asked
 from sweeps.planning import Cell, Lacking, Plan
 
 
@@ -99,10 +99,8 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
 
 
 def note_asked(plan: Plan, folder: SweepFolder) -> None:
-    """Keep in the sweep folder what the cells of a plan ask for: tables and fits then prefer it."""
-    path = folder.path / ASKED_FILE
-    known = read_json(path)
-    cells = dict(known["cells"]) if isinstance(known, dict) and isinstance(known.get("cells"), dict) else {}
-    new = {**cells, **{s: [[one.protocol, one.earlier] for one in ones] for s, ones in asked(plan).items()}}
-    if new != cells:
-        write_json(path, {"cells": new})
+    """Keep in the sweep folder what the cells of a plan ask for, in place of what those of the last submission did:
+    tables and fits then prefer it. A plan that was read from the folder (a retry) changes nothing."""
+    found = {signature: tuple((one.protocol, one.earlier) for one in ones) for signature, ones in asked(plan).items()}
+    if found and found != read_asked(folder):
+        write_json(folder.path / ASKED_FILE, {"cells": found})
