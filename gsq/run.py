@@ -248,8 +248,8 @@ def execute(
     announce is given what a user should know: the run folder, and a shorter run that this one starts from.
     prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
     pruned, with a checkpoint, from which a later call without that opinion goes on.
-    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json, and Busy
-    where another process trains it.
+    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json; and, with
+    nothing begun, Busy where another process trains it and UserError where it would be evaluated on too few images.
     """
     stop = stop or StopRequest()
     files = manifest(config.data)
@@ -266,6 +266,8 @@ def execute(
         if not free:
             other = read_run(folder)
             raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
+        # Known before anything is begun.
+        config.evaluation.check_images(config.evaluation.images(config.data, len(files.validation)))
         if smaller:
             config = _with_micro_batch(config, smaller)
         attempt: Attempt | None = None

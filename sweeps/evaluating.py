@@ -170,8 +170,7 @@ def _missing(plan: Plan, folder: SweepFolder) -> list[Cell]:
 
     records = folder.records([cell.signature for cell in plan.cells])
     coming = {signature for signature, record in records.items() if record.state not in (DONE, FAILED)}
-    lack = lacking(plan, folder, records, coming)
-    return [cell for cell in plan.cells if cell.signature in lack.sizes]
+    return list(lacking(plan, folder, records, coming).cells)
 
 
 def _request(cell: Cell) -> _Request:

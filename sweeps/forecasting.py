@@ -154,7 +154,7 @@ def forecast(
     shared_by = cluster.nodes * cluster.processes_per_node
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
     lack = _lacking(plan, folder, records, wanted)
-    evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in plan.cells if c.signature in lack.sizes}
+    evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in lack.cells}
     wall += wall_seconds(evaluations.values(), slots)
     after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
     running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
@@ -201,7 +201,7 @@ def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, Run
 
 
 def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
-    if not any(record.state == DONE for record in records.values()):
+    if not folder.exists and not any(record.state == DONE for record in records.values()):
         return Lacking()
     # It knows protocols, which needs numpy, and torch where features are a user's own.
     from sweeps.protocols import lacking

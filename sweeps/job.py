@@ -198,8 +198,13 @@ def evaluate_run(
 def evaluate_requests() -> int:
     """``python -m sweeps.job evaluate``: evaluates the run of each line of standard input, and answers with a line
     (sweeps.evaluators). Whatever else is printed goes to standard error."""
-    from gsq.errors import UserError
+    import warnings
 
+    from gsq.errors import UserError
+    from gsq.evaluation import SmallEvaluationWarning
+
+    # The plan has said it, and each row says it (rank_deficient).
+    warnings.simplefilter("ignore", SmallEvaluationWarning)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         path, changes, data = json.loads(line)

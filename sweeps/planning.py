@@ -149,6 +149,8 @@ class Lacking:
 
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Sizes of the images at which the final weights are still to be evaluated, by signature."""
+    cells: tuple[Cell, ...] = ()
+    """Those cells."""
     again: frozenset[str] = frozenset()
     """Those of them that an earlier gsq evaluated alike: their rows would be of another protocol than the others'."""
     earlier_steps: frozenset[str] = frozenset()

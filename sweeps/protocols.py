@@ -6,7 +6,7 @@ is evaluated as the sweep file says now, from its final weights. A run of anothe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from gsq.config import DataConfig, EvaluationConfig
@@ -58,11 +58,9 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
     """Compare what the cells ask for with the run folders, by the names of files alone.
 
     coming: cells that are still to be trained, and are evaluated by that. A finished run that was evaluated alike by an
-    earlier version of gsq lacks nothing, unless others of the plan are evaluated by today's: one table holds one.
+    earlier version of gsq lacks nothing, unless others of the sweep are evaluated by today's: one table holds one.
     """
     done = [cell for cell in plan.cells if records[cell.signature].state == DONE]
-    if not done:
-        return Lacking()
     there = {cell.signature: evaluated(RunFolder.of(folder.runs, cell.signature)) for cell in done}
     wanted = asked(plan, done)
     others = asked(plan, [cell for cell in plan.cells if cell.signature in coming])
@@ -75,27 +73,61 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
                 in_use.add(one.protocol)
     sizes: dict[str, tuple[int, ...]] = {}
     again, earlier_steps, weightless = set(), set(), set()
+    cells = []
     for cell in done:
         signature, found, last = cell.signature, there[cell.signature], final[cell.signature]
-        missing = []
-        for one in wanted.get(signature, ()):
-            # A row of today's protocol, or one that stands for it.
-            accepted = {one.protocol} if one.protocol in in_use else {one.protocol, one.earlier}
-            if not any((name, last) in found for name in accepted):
-                missing.append(one.size)
-                if (one.earlier, last) in found:
-                    again.add(signature)
-            every = cell.config.evaluation.every
-            steps = range(every, last, every) if every else ()
-            if any(not any((name, step) in found for name in accepted) for step in steps):
-                earlier_steps.add(signature)
-        if not missing:
+        ones = wanted.get(signature, ())
+        missing = [one for one in ones if not _there(one, last, found, in_use)]
+        every = cell.config.evaluation.every
+        steps = range(every, last, every) if every else ()
+        if missing and not _has_weights(folder, signature):
+            if found:
+                weightless.add(signature)
             continue
-        if newest_file(RunFolder.of(folder.runs, signature), "model.safetensors") is not None:
-            sizes[signature] = tuple(missing)
-        elif found:
-            weightless.add(signature)
-    return Lacking(sizes, frozenset(again & sizes.keys()), frozenset(earlier_steps - weightless), frozenset(weightless))
+        if any(not _there(one, step, found, in_use) for one in ones for step in steps):
+            earlier_steps.add(signature)
+        if missing:
+            cells.append(cell)
+            sizes[signature] = tuple(one.size for one in missing)
+        if any((one.earlier, last) in found for one in missing):
+            again.add(signature)
+    for cell, missing_sizes in _others_of_earlier_protocols(plan, folder, in_use):
+        cells.append(cell)
+        sizes[cell.signature] = missing_sizes
+        again.add(cell.signature)
+    return Lacking(sizes, tuple(cells), frozenset(again), frozenset(earlier_steps), frozenset(weightless))
+
+
+def _there(one: Asked, step: int, found: Collection[tuple[str, int]], in_use: Collection[str]) -> bool:
+    """Whether a run has this evaluation at a step, or one that stands for it."""
+    return (one.protocol, step) in found or (one.protocol not in in_use and (one.earlier, step) in found)
+
+
+def _has_weights(folder: SweepFolder, signature: str) -> bool:
+    return newest_file(RunFolder.of(folder.runs, signature), "model.safetensors") is not None
+
+
+def _others_of_earlier_protocols(
+    plan: Plan, folder: SweepFolder, in_use: Collection[str]
+) -> Iterator[tuple[Cell, tuple[int, ...]]]:
+    """Finished cells of the sweep that the plan does not have (it repeats a few of them, say) and that an earlier gsq
+    evaluated as others are evaluated by today's protocol; and at which sizes."""
+    if not in_use or not folder.exists or set(folder.signatures()) <= {cell.signature for cell in plan.cells}:
+        return
+    mine = {cell.signature for cell in plan.cells}
+    others = [cell for cell in folder.read_plan().cells if cell.signature not in mine]
+    records, wanted = folder.records([cell.signature for cell in others]), asked(plan, others)
+    for cell in others:
+        if records[cell.signature].state != DONE or not _has_weights(folder, cell.signature):
+            continue
+        found, last = evaluated(RunFolder.of(folder.runs, cell.signature)), cell.config.train.steps
+        missing = tuple(
+            one.size
+            for one in wanted.get(cell.signature, ())
+            if one.protocol in in_use and (one.earlier, last) in found and (one.protocol, last) not in found
+        )
+        if missing:
+            yield cell, missing
 
 
 def note_asked(plan: Plan, folder: SweepFolder) -> None:

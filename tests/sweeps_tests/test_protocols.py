@@ -103,6 +103,28 @@ def test_rows_of_an_earlier_gsq_stand_for_todays_unless_others_are_todays(
     assert lack(plan, folder) == Lacking()
 
 
+def test_finished_cells_that_a_few_are_repeated_of_are_evaluated_like_these(
+    plan_of: PlanOf, finished: Callable[..., RunFolder], folder: Path
+) -> None:
+    """Their table would be of two protocols else, and nothing of it could be compared."""
+    plan = setting(plan_of)
+    sweep = SweepFolder(folder / "runs", plan.name)
+    sweep.write_plan(plan)
+    old = plan.cells[0]
+    (one,) = asked(plan)[old.signature]
+    finished(old, one.earlier)
+    repeats = plan_of(set={"steps": 100, "evaluation": {"num_images": 16}, "train.repeat": 1}, axes={"seed": [0]})
+    (repeat,) = repeats.cells
+    assert lack(repeats, folder) == Lacking()
+    found = lack(repeats, folder, coming=(repeat.signature,))
+    assert (found.cells, set(found.sizes), found.again) == ((old,), {old.signature}, {old.signature})
+    # Another evaluation than theirs says nothing of them.
+    fewer = plan_of(set={"steps": 100, "evaluation": {"num_images": 12}, "train.repeat": 1}, axes={"seed": [0]})
+    assert lack(fewer, folder, coming=(repeat.signature,)) == Lacking()
+    finished(old, one.protocol)
+    assert lack(repeats, folder, coming=(repeat.signature,)) == Lacking()
+
+
 def test_without_weights_nothing_can_be_evaluated(
     plan_of: PlanOf, finished: Callable[..., RunFolder], folder: Path
 ) -> None:
