@@ -163,12 +163,14 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
 def as_asked(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
     """The rows of the protocol that the sweep's file asks for, where a table has several and names it (``asked``).
 
-    Every row, where it has one, or where the file asks for several or for none.
+    Those of all of them where the file asks for several (sizes of images), and every row where it asks for none.
     """
     if "asked" not in frame or "protocol" not in frame or len(protocol_counts(frame, target)) < 2:
         return frame
     counts = protocol_counts(frame[frame["asked"].fillna(False).astype(bool)], target)
-    return select_protocol(frame, next(iter(counts))) if len(counts) == 1 else frame
+    if len(counts) == 1:
+        return select_protocol(frame, next(iter(counts)))
+    return frame[frame["protocol"].isin(list(counts)) | frame["protocol"].isna()] if counts else frame
 
 
 def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]:
@@ -228,8 +230,8 @@ def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] =
     Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell
     in ``columns``, the last evaluated step of each signature (every step, if ``columns`` name it); derived axes are
     added where they are absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``).
-    Raises AnalysisError where the table is empty, lacks a column, mixes evaluation
-    protocols, or has no row with a value.
+    Raises AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a
+    value.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")

@@ -151,6 +151,7 @@ def print_plan(
             "cells": rows,
             "dropped": dropped,
             "merged": merged,
+            "images": {label: images._asdict() for label, images in plan.images.items()},
             "broken_images": plan.broken_images,
             "cluster": target.name,
             "missing": plan.missing,

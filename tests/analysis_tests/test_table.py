@@ -99,6 +99,11 @@ def test_of_several_protocols_the_one_that_the_sweep_file_asks_for_is_taken(tabl
     assert kept["rfid"].tolist() == [1.0, 2.0] and excluded.counts == {"done but not evaluated": 1}
     assert results_table(frame)["rfid"].dropna().tolist() == [1.0, 2.0]
     assert set(select_protocol(frame, "p1a2b3")["rfid"]) == {row["rfid"] for row in rows[:6]}
+    others = [tables.row(cell, protocol="c0de", asked=False) for cell in cells]
+    assert measured(tables.load(rows + others))[0]["rfid"].tolist() == [1.0, 2.0]
+    two = [{**row, "asked": row["protocol"] != "c0de"} for row in rows + others]
+    with pytest.raises(AnalysisError, match=r"mixes 2 .*p1a2b3 \(6 rows\); f00d \(2 rows\)"):
+        measured(tables.load(two))
     # Where the file asks for two (sizes, say) none is preferred; where it asks for none that is there, neither.
     for asked in (True, False):
         both = [{**row, "asked": asked} for row in rows]
