@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +80,13 @@ def evaluate_in_processes(
     """
     gpus = local_gpus()
     workers: list[_Worker] = []
-    own, starting = threading.local(), threading.Lock()
+    own, starting, over = threading.local(), threading.Lock(), threading.Event()
 
     def evaluate(request: Request) -> dict[str, Any]:
         if not hasattr(own, "worker"):
             with starting:
+                if over.is_set():
+                    raise WorkerDied("was not started any more")
                 own.worker = _Worker(gpus[len(workers) % len(gpus)] if gpus else "")
                 workers.append(own.worker)
         found: dict[str, Any] = own.worker.ask(request)
@@ -100,12 +103,12 @@ def evaluate_in_processes(
     finally:
         # A half-made evaluation leaves nothing behind.
         pool.shutdown(wait=False, cancel_futures=True)
+        over.set()
         with starting:
             for worker in workers:
                 worker.process.kill()
         pool.shutdown()
         for worker in workers:
-            worker.process.wait()
-            for pipe in (worker.process.stdin, worker.process.stdout):
-                assert pipe is not None
-                pipe.close()
+            # What was still to be written to it is lost with it.
+            with suppress(BrokenPipeError):
+                worker.process.communicate()

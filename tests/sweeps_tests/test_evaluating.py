@@ -170,3 +170,28 @@ def test_a_finished_cell_that_cannot_be_evaluated_is_named(folder: Path) -> None
     assert "not evaluated" in done.output and second.signature in done.output and "finite" in done.output
     # What was there stays.
     assert [len(list((run.path / "attempts/1/evaluations").iterdir())) for run in (first, second)] == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_worker_that_is_killed_is_named_and_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.evaluators import Request, WorkerDied, evaluate_in_processes
+
+    (folder / "deadly.py").write_text(
+        "import os, torch\ndef build():\n    open(f'started-{os.getpid()}', 'w').close()\n    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    values = {"name": "small", "base": "cpu-tiny", "set": TINY, "axes": {"groups": [1]}}
+    (folder / "small.yaml").write_text(json.dumps(values))
+    assert CliRunner().invoke(app, ["submit", "small.yaml"]).exit_code == 0
+    (signature,) = SweepFolder(runs_root(), "small").signatures()
+    run = RunFolder.of(runs_root(), signature)
+    requests = {name: Request(run.path, {"features": "deadly:build"}, None) for name in ("a", "b", "c")}
+    with pytest.raises(WorkerDied, match="killed"):
+        list(evaluate_in_processes(requests, 2))
+    started = [int(path.name.partition("-")[2]) for path in folder.glob("started-*")]
+    assert started and not any(Path(f"/proc/{pid}").exists() for pid in started)
+    # Another is refused in words, and what is printed beside the answers does no harm.
+    (folder / "deadly.py").write_text("print('loud')\nbuild = 3\n")
+    with pytest.raises(UserError, match="is not a function there"):
+        list(evaluate_in_processes(requests, 2))
+    assert not (run.path / "evaluations").exists()
