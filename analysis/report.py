@@ -32,7 +32,7 @@ from analysis.laws import DEFAULT_LAWS, Law, get_law
 from analysis.panels import plain, settings
 from analysis.result import Fit
 from analysis.spending import cell_states, spent_by_cell, spent_by_state
-from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.table import as_asked, measured, numbers, protocol_counts, select_protocol, varying, with_derived
 from analysis.words import counted
 from sweeps import schema
 
@@ -121,9 +121,9 @@ def make_report(
 ) -> Report:
     """Everything that is to be said of a results table, of whatever state its cells are in.
 
-    ``protocol``: the one of the figures and laws, by default that of the most rows; ``laws``: names or formulas, by
-    default those of ``gsq fit``; ``notes``: warnings that are known already. Raises AnalysisError where the table is
-    empty or ``protocol`` is none of its.
+    ``protocol``: the one of the figures and laws, by default the one that the sweep's file asks for, else that of the
+    most rows; ``laws``: names or formulas, by default those of ``gsq fit``; ``notes``: warnings that are known already.
+    Raises AnalysisError where the table is empty or ``protocol`` is none of its.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
@@ -133,7 +133,7 @@ def make_report(
     if protocol is not None:
         chosen = select_protocol(frame, protocol)
     elif len(counts) > 1 and "protocol" in frame:
-        first = next(iter(counts))
+        first = next(iter(protocol_counts(as_asked(frame))))
         chosen = select_protocol(frame, first)
         listed = ", ".join(f"{key} ({counted(count, 'row')})" for key, count in counts.items())
         warnings.append(

@@ -160,6 +160,19 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return pd.concat([part for part in (frame[chosen], others) if len(part)]).sort_index().reset_index(drop=True)
 
 
+def as_asked(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
+    """The rows of the protocol that the sweep's file asks for, where a table has several and names it (``asked``).
+
+    Those of all of them where the file asks for several (sizes of images), and every row where it asks for none.
+    """
+    if "asked" not in frame or "protocol" not in frame or len(protocol_counts(frame, target)) < 2:
+        return frame
+    counts = protocol_counts(frame[frame["asked"].fillna(False).astype(bool)], target)
+    if len(counts) == 1:
+        return select_protocol(frame, next(iter(counts)))
+    return frame[frame["protocol"].isin(list(counts)) | frame["protocol"].isna()] if counts else frame
+
+
 def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]:
     """Protocol to number of rows with a ``target``, the most frequent first.
 
@@ -216,12 +229,14 @@ def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] =
 
     Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell
     in ``columns``, the last evaluated step of each signature (every step, if ``columns`` name it); derived axes are
-    added where they are absent. Raises AnalysisError where the table is empty, lacks a column, mixes evaluation
-    protocols, or has no row with a value.
+    added where they are absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``).
+    Raises AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a
+    value.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
     require_columns(frame, target)
+    frame = as_asked(frame, target)
     counts = protocol_counts(frame, target)
     if len(counts) > 1:
         listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items())
@@ -352,7 +367,7 @@ def configuration_ids(frame: pd.DataFrame, columns: Sequence[str] = ()) -> Index
 def results_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A compact frame to show: the axes that vary, bits_per_pixel, rfid, psnr_db (dB), usage, perplexity,
     device_seconds, state; one row a cell (its last step), sorted by bits_per_pixel. Failed cells stay in."""
-    cells = with_derived(_last_steps(frame))
+    cells = with_derived(_last_steps(as_asked(frame)))
     names = [*varying(cells), *varying(cells, ("seed", "protocol")), "bits_per_pixel", "rfid", "psnr_db"]
     names += ["usage", "perplexity", "device_seconds", "state"]
     if "failure" in cells and cells["failure"].notna().any():

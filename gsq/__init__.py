@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from gsq.autoencoder import Autoencoder
     from gsq.config import RunConfig
     from gsq.errors import UserError
-    from gsq.evaluation import Protocol, evaluate
+    from gsq.evaluation import evaluate
     from gsq.loading import load_config, override
     from gsq.presets import PRESETS, preset
+    from gsq.protocol import Protocol
     from gsq.quantizers import GroupedSphericalQuantizer, QuantizerOutput
     from gsq.record import RunFolder, runs_root
     from gsq.run import execute as train
@@ -29,7 +30,7 @@ _HOME = {
     "Autoencoder": ("autoencoder", "Autoencoder"),
     "GroupedSphericalQuantizer": ("quantizers", "GroupedSphericalQuantizer"),
     "PRESETS": ("presets", "PRESETS"),
-    "Protocol": ("evaluation", "Protocol"),
+    "Protocol": ("protocol", "Protocol"),
     "QuantizerOutput": ("quantizers", "QuantizerOutput"),
     "RunConfig": ("config", "RunConfig"),
     "RunFolder": ("record", "RunFolder"),

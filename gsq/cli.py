@@ -72,7 +72,8 @@ def run_command(
 ) -> None:
     """The whole job: plan, submit, wait, gather, fit and plot.
 
-    Ctrl-C stops cleanly, and the same command goes on where it was. Exit code 1: cells have failed.
+    Ctrl-C stops cleanly, and the same command goes on where it was. After evaluation keys of the YAML have changed,
+    finished cells are evaluated again without training. Exit code 1: cells have failed.
 
     Example: gsq run sweeps/configs/quickstart.yaml
     """
@@ -431,7 +432,10 @@ def evaluate_command(
     ] = None,
     allow_small: Annotated[
         bool,
-        typer.Option("--allow-small", help="Inception features on fewer than 2,049 images: rfid is biased upwards."),
+        typer.Option(
+            "--allow-small",
+            help="Allow an rfid over few images: Inception features on under 2,049, or under 50 held out.",
+        ),
     ] = False,
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,

@@ -51,13 +51,15 @@ def run_sweep(
 
     from gsq.datasets import KINDS
     from sweeps.canary import wait
-    from sweeps.cli import admitted, make
+    from sweeps.cli import admitted, evaluation_printer, make
     from sweeps.cluster import load_cluster, local_workers
     from sweeps.display import LiveView, duration, still_stopping
+    from sweeps.evaluating import evaluate_missing, wait_for_evaluations
     from sweeps.folder import SweepFolder
     from sweeps.gathering import gather
     from sweeps.submission import submit
 
+    unevaluated: dict[str, str] = {}
     # Figures and fits use the same cores as nothing else by then; threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
@@ -75,18 +77,32 @@ def run_sweep(
         if plan.search is not None:
             return _run_search(console, plan, target, retry, output, begun)
         with LiveView(plan, slots, target.device, console, target.kind == "local") as view:
-            submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+            submission = submit(
+                plan,
+                target,
+                retry=retry,
+                over_budget=True,
+                on_update=view.update,
+                on_evaluation=evaluation_printer(console),
+            )
             if target.kind == "slurm":
                 if submission.stopping:
                     line = still_stopping(len(submission.stopping), plan.name)
                     console.print(line, highlight=False, soft_wrap=True)
                 wait(folder, plan, view.update)
+                # What was trained meanwhile by an earlier version of the sweep file, too.
+                evaluate_missing(plan, target)
+                unevaluated = wait_for_evaluations(plan)
     except KeyboardInterrupt:
         going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
         console.print(f"\nstopped; {going_on}. To go on: {escape(command)}", highlight=False, soft_wrap=True)
         return 130
+    if target.kind == "local":
+        unevaluated = dict(submission.evaluations.failed) if submission.evaluations else {}
+    for message in unevaluated.values():
+        console.print(f"[yellow]warning:[/yellow] not evaluated: {escape(message)}", highlight=False, soft_wrap=True)
     table = gather(folder, output)
-    failed = _report(console, table, folder, plan)
+    failed = _report(console, table, folder, plan) + len(unevaluated)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
 
@@ -121,13 +137,16 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     from analysis.drawing import saved_files
     from analysis.errors import AnalysisError
     from analysis.figures import scaling_figure
-    from analysis.table import load_results, results_table
+    from analysis.table import as_asked, load_results, protocol_counts, results_table
     from sweeps.display import failed_advice
     from sweeps.reconcile import CANCELLED, STOPPED, shown_state
 
-    frame = load_results(table)
+    everything = load_results(table)
+    frame = as_asked(everything)
     shown = results_table(frame)
     _print_frame(console, shown, frame)
+    if others := protocol_counts(everything).keys() - protocol_counts(frame).keys():
+        console.print(f"the table has rows of other protocols, too: {', '.join(sorted(others))}", style="dim")
     planned = frame["signature"].isin([cell.signature for cell in plan.cells])
     failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():

@@ -408,9 +408,13 @@ FEATURE_DIMS = {
 }
 
 
+# Fewer held-out images than these say next to nothing of a model, whatever the metric.
+FEWEST_IMAGES = 50
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation protocol, less the data set (see gsq.evaluation.Protocol)."""
+    """Evaluation protocol, less the data set (see gsq.protocol.Protocol)."""
 
     features: str = "efficientnet_lite0"
     """efficientnet_lite0 (works offline); inception (2015-12-05, images resized as torch-fidelity does),
@@ -426,7 +430,8 @@ class EvaluationConfig:
     reconstruction_dtype: str = "float32"
     """float32, or bfloat16: reconstruct under autocast."""
     allow_small: bool = False
-    """Allow Inception features on fewer than 2,049 images: their covariance is singular, and rfid biased upwards."""
+    """Allow an rfid over too few images: Inception features on fewer than 2,049 (their covariance is singular, and rfid
+    biased upwards), or a data set that holds out fewer than 50 (which a num_images below 50 allows, too)."""
     batch_size: int = 16
     every: int = 0
     """Evaluate every so many steps too; 0 only at the end."""
@@ -447,14 +452,29 @@ class EvaluationConfig:
             raise UserError(f"evaluation.resolutions: {list(self.resolutions)} names a size twice")
         self.check_images(self.num_images)
 
+    def images(self, data: DataConfig, held_out: int) -> int:
+        """Images that are compared: num_images, but of a data set other than photos, of which any number of crops can
+        be cut, at most the ``held_out`` that there are."""
+        return self.num_images if data.kind == "photos" else min(self.num_images, held_out)
+
     def check_images(self, count: int) -> None:
-        """Raise UserError where rfid would be taken in Inception features over too few images."""
+        """Raise UserError where ``count`` images, those that there are of num_images, are too few for an rfid: fewer
+        than FEWEST_IMAGES, though more were asked for, or no more than Inception has features."""
+        if self.allow_small:
+            return
         dim = FEATURE_DIMS.get(self.features, 0)
-        if self.features.startswith("inception") and count < dim + 1 and not self.allow_small:
+        if self.features.startswith("inception") and count < dim + 1:
             raise UserError(
                 f"evaluation.num_images: {count} images are fewer than the {dim} features of '{self.features}' + 1, so "
                 f"that rfid would be biased upwards; use at least {dim + 1}, or allow it with evaluation.allow_small "
                 "(gsq evaluate --allow-small) and look at kid"
+            )
+        if count < FEWEST_IMAGES <= self.num_images:
+            raise UserError(
+                f"evaluation.num_images: {self.num_images} asked for, but the data set holds out {count}, too few to "
+                f"compare models by: an rfid over {count} images is mostly noise. Hold out at least {FEWEST_IMAGES} "
+                "(more images, a larger data.validation_share or val folder), or allow it with evaluation.allow_small: "
+                "true (gsq evaluate --allow-small)"
             )
 
 

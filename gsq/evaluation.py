@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsq.autoencoder import Autoencoder
-from gsq.config import DataConfig, EvaluationConfig
+from gsq.config import EvaluationConfig
 from gsq.data import ImageSource
-from gsq.datasets import Manifest
 from gsq.distributed import Group
-from gsq.features import FeatureExtractor, built_in, feature_extractor
-from gsq.identity import evaluation_weights
+from gsq.features import FeatureExtractor, feature_extractor
 from gsq.losses import LPIPS
-from gsq.metrics import inception_score, kid
+from gsq.metrics import kid
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.inception_score import InceptionScore
-from gsq.metrics.reconstruction import SSIM, from_uint8, psnr_db, ssim, to_uint8
+from gsq.metrics.reconstruction import from_uint8, psnr_ceiling_db, psnr_db, ssim, to_uint8
 from gsq.originals import Originals, Store
+from gsq.protocol import Protocol, protocol
 from gsq.quantizers import NonFiniteLatent
-from gsq.signature import digest
-from gsq.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, REGISTRY, find_weights
 
 SAMPLES = 8
 # Seconds between looks at what another run is computing.
@@ -51,102 +48,6 @@ class NonFiniteReconstruction(Exception):
 
 class SmallEvaluationWarning(UserWarning):
     """Fewer images than features + 1."""
-
-
-def _added(legacy: str, now: str | None = None) -> Any:
-    """A field that came after the first protocols: left out of the hash while it holds ``legacy``, what they did."""
-    return field(default=legacy if now is None else now, metadata={"legacy": legacy})
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Everything that moves a metric without being the model; rows of different protocols are never compared."""
-
-    data: str
-    """Name and fingerprint of the data set."""
-    split: str
-    num_images: int
-    image_size: int
-    crop: str
-    resize: str
-    rounding: str
-    features: str
-    features_sha256: str
-    feature_dim: int
-    reconstruction_dtype: str = "float32"
-    feature_dtype: str = "float32"
-    statistics_dtype: str = "float64"
-    feature_resize: str = _added("none")
-    """From image_size to what the feature extractor takes."""
-    ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
-    kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
-    inception_score: str = _added("none")
-    lpips: str = _added("none")
-    """Network, and the first digits of its weights' sha256."""
-
-    @property
-    def hash(self) -> str:
-        """12 hex digits."""
-        values = dataclasses.asdict(self)
-        for f in dataclasses.fields(self):
-            if "legacy" in f.metadata and values[f.name] == f.metadata["legacy"]:
-                del values[f.name]
-        return digest(values)
-
-
-def protocol(
-    evaluation: EvaluationConfig,
-    data: DataConfig,
-    files: Manifest,
-    *,
-    image_size: int | None = None,
-    features: FeatureExtractor | None = None,
-) -> Protocol:
-    """The protocol that ``evaluate`` follows for this data set, at one size (default: data.image_size).
-
-    Raises UserError where Inception features are asked for over too few images.
-    """
-    photos = data.kind == "photos"
-    size = image_size or data.image_size
-    count = evaluation.num_images if photos else min(evaluation.num_images, len(files.validation))
-    evaluation.check_images(count)
-    if features is None:
-        name = evaluation.features
-        features = built_in(name, nn.Identity()) if name in FEATURE_WEIGHTS else feature_extractor(name, size)
-    return Protocol(
-        data=files.label,
-        split="validation",
-        num_images=count,
-        image_size=size,
-        crop=f"fixed random squares of 1 to {data.max_crop:g} image sizes" if photos else "centre square",
-        resize="bicubic, antialiased (Pillow)",
-        rounding="uint8, round half to even",
-        features=features.name,
-        features_sha256=features.sha256,
-        feature_dim=features.dim,
-        reconstruction_dtype=evaluation.reconstruction_dtype,
-        feature_resize=features.resize,
-        inception_score=(
-            f"logits without bias, {inception_score.SPLITS} consecutive parts"
-            if features.name.startswith("inception")
-            else "none"
-        ),
-        lpips=lpips_label(evaluation.lpips),
-    )
-
-
-def check(evaluation: EvaluationConfig, data: DataConfig, files: Manifest) -> None:
-    """Raise UserError where this evaluation cannot be made here: for want of images, of weights, or of a module."""
-    protocol(evaluation, data, files)
-    for name in evaluation_weights(evaluation):
-        find_weights(name)
-
-
-def lpips_label(net: str) -> str:
-    """Network and weights, such as vgg@397923af+a78928a0."""
-    if net == "none":
-        return "none"
-    return f"{net}@" + "+".join(REGISTRY[name].sha256[:8] for name in LPIPS_WEIGHTS[net])
 
 
 def _tick(error: BaseException | None) -> None:
@@ -400,7 +301,7 @@ class _Work:
             tally.score = tally.score or InceptionScore(self.rules.num_images, logits.shape[1])
             tally.score.update(logits, first)
         tally.histogram.update(indices)
-        tally.add("psnr_db", psnr_db(found, truth))
+        tally.add("psnr_db", psnr_db(found, truth).clamp_(max=psnr_ceiling_db(truth[0].numel())))
         tally.add("ssim", ssim(found, truth))
         tally.add("mse", (found_images.double() - true_images.double()).square().flatten(1).mean(1))
         if self.lpips:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsq.config import FEATURE_DIMS
 from gsq.errors import UserError
 from gsq.inception import InceptionFeatures
+from gsq.protocol import BuiltIn, own_features
 from gsq.weights import FEATURE_WEIGHTS, REGISTRY, verified_weights
 
 # (kernel, stride, expansion, output channels, repeats) of the stages of EfficientNet-B0; Lite0 drops
@@ -177,15 +177,6 @@ class EfficientNetFeatures(nn.Module):
         return self.network.stages(images)[-1].mean((2, 3))
 
 
-# How an image comes to the size that built-in features (evaluation.features) take; named in the protocol.
-FEATURE_RESIZES = {
-    "efficientnet_lite0": "none",
-    "inception": "to 299 pixels, bilinear as TensorFlow 1 (torch-fidelity)",
-    "inception_pytorch_fid": "to 299 pixels, bilinear with half-pixel centres (pytorch-fid)",
-    "inception_clean_fid": "to 299 pixels, bicubic, antialiased (clean-fid)",
-}
-
-
 @dataclass(frozen=True)
 class FeatureExtractor:
     """What an evaluation protocol calls features: (B, 3, H, W) float32 in [-1, 1] -> (B, dim)."""
@@ -210,12 +201,6 @@ class FeatureExtractor:
         return features.float(), logits
 
 
-def built_in(name: str, network: nn.Module) -> FeatureExtractor:
-    """What the protocol says of built-in features, with their network (or any other, where it is not to be run)."""
-    sha256 = REGISTRY[FEATURE_WEIGHTS[name]].sha256
-    return FeatureExtractor(name, sha256, FEATURE_DIMS[name], FEATURE_RESIZES[name], network)
-
-
 def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
     """The extractor that evaluation.features names, frozen.
 
@@ -227,20 +212,15 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
     module.
     """
     if name in FEATURE_WEIGHTS:
-        return built_in(name, EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name))
-    module_name, _, function = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"evaluation.features: '{name}' cannot be imported ({error}); write package.module:function, of a module "
-            "that Python finds (PYTHONPATH), or one of " + ", ".join(FEATURE_WEIGHTS)
-        ) from None
-    build = getattr(module, function, None)
-    network = build() if callable(build) else None
+        built = EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name)
+        known = BuiltIn(name)
+        return FeatureExtractor(name, known.sha256, known.dim, known.resize, built)
+    network = own_features(name)()
     if not isinstance(network, nn.Module):
-        what = f"returned a {type(network).__name__}" if callable(build) else "is not a function there"
-        raise UserError(f"evaluation.features: '{name}' {what}; a function that returns a torch module is needed")
+        raise UserError(
+            f"evaluation.features: '{name}' returned a {type(network).__name__}; a function that returns a torch "
+            "module is needed"
+        )
     network.eval().requires_grad_(False)
     with torch.no_grad():
         found = network(torch.zeros(2, 3, image_size, image_size))

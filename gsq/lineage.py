@@ -8,6 +8,7 @@ train.steps share a digest; below ``<runs>/lineage/<digest>/`` each that kept it
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from gsq.config import RunConfig
@@ -28,20 +29,36 @@ def add(run: RunFolder, config: RunConfig, files: Manifest) -> None:
     (folder / f"{config.train.steps}-{run.signature}").touch()
 
 
-def shorter(run: RunFolder, config: RunConfig, files: Manifest) -> tuple[Path, str] | None:
-    """The last checkpoint of the longest finished run that is this one with fewer steps, and that run's name."""
-    from gsq import checkpoint
+def planned_start(run: RunFolder, config: RunConfig, fingerprint: str) -> tuple[int, str] | None:
+    """Steps of the run that ``shorter`` would find, and its signature, for a plan: from the names of files alone.
 
+    fingerprint: of the data set (Manifest.fingerprint).
+    """
+    for steps, signature in _finished(run, config, Manifest("", fingerprint, (), ())):
+        folders = RunFolder.of(run.path.parent.parent, signature).attempt_folders()
+        if any((path / f"checkpoint-{steps:08d}.json").is_file() for path in folders):
+            return steps, signature
+    return None
+
+
+def _finished(run: RunFolder, config: RunConfig, files: Manifest) -> Iterator[tuple[int, str]]:
+    """Steps and signature of each finished run that is this one with fewer steps, the longest first."""
     found = []
     for path in _folder(run, config, files).glob("*-*"):
         number, _, signature = path.name.partition("-")
         if number.isdigit() and int(number) < config.train.steps:
             found.append((int(number), signature))
     for steps, signature in sorted(found, reverse=True):
-        other = RunFolder.of(run.path.parent.parent, signature)
-        if read_run(other).state != DONE:
-            continue
-        for path in checkpoint.newest(other.attempt_folders()):
+        if read_run(RunFolder.of(run.path.parent.parent, signature)).state == DONE:
+            yield steps, signature
+
+
+def shorter(run: RunFolder, config: RunConfig, files: Manifest) -> tuple[Path, str] | None:
+    """The last checkpoint of the longest finished run that is this one with fewer steps, and that run's name."""
+    from gsq import checkpoint
+
+    for steps, signature in _finished(run, config, files):
+        for path in checkpoint.newest(RunFolder.of(run.path.parent.parent, signature).attempt_folders()):
             if path.stem == f"checkpoint-{steps:08d}":
                 return path, f"{signature} at step {steps}"
     return None

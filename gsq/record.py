@@ -488,6 +488,22 @@ def read_results(folder: RunFolder) -> RunResults:
     return RunResults(environment or {}, found, tuple(unreadable))
 
 
+def evaluated(folder: RunFolder) -> frozenset[tuple[str, int]]:
+    """Protocol and step of every evaluation in a run folder, from the names of the files: none is read."""
+    path = str(folder.path)
+    found = set()
+    for where in [*(f"attempts/{number}/evaluations" for number in _attempt_numbers(path)), "evaluations"]:
+        try:
+            names = os.listdir(f"{path}/{where}")
+        except OSError:
+            continue
+        for name in names:
+            protocol, dash, step = name.removesuffix(".json").rpartition("-")
+            if dash and step.isdigit() and name.endswith(".json") and name[0] != ".":
+                found.add((protocol, int(step)))
+    return frozenset(found)
+
+
 def results_changed(folder: RunFolder) -> tuple[int, ...]:
     """Times at which what read_results reads was changed, in ns, 0 for what is not there: equal as long as that is.
 

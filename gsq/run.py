@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from gsq import checkpoint, lineage
-from gsq.config import RunConfig
+from gsq.config import DataConfig, RunConfig
 from gsq.datasets import Manifest, manifest
 from gsq.errors import UserError
 from gsq.identity import identity
@@ -258,8 +258,8 @@ def execute(
     one starts from.
     prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
     pruned, with a checkpoint, from which a later call without that opinion goes on.
-    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json, and Busy
-    where another process trains it.
+    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json; and, with
+    nothing begun, Busy where another process trains it and UserError where it would be evaluated on too few images.
     """
     stop = stop or StopRequest()
     files = manifest(config.data)
@@ -276,6 +276,8 @@ def execute(
         if not free:
             other = read_run(folder)
             raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
+        # Known before anything is begun.
+        config.evaluation.check_images(config.evaluation.images(config.data, len(files.validation)))
         if smaller:
             config = _with_micro_batch(config, smaller)
         attempt: Attempt | None = None
@@ -367,10 +369,11 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data import ImageSource
-    from gsq.evaluation import check, evaluate_all
+    from gsq.evaluation import evaluate_all
     from gsq.execution import environment
     from gsq.files import save_tensors
     from gsq.flops import cost
+    from gsq.protocol import check
     from gsq.record import write_json
     from gsq.staging import stage
     from gsq.training import Trainer, train
@@ -451,10 +454,10 @@ def read_finished(path: Path) -> tuple[RunConfig, Path]:
     return load_config(values, where=str(path / "config.yaml")), weights
 
 
-def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
+def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig, ImageSource, Autoencoder]:
     """Config, images and averaged weights (in evaluation mode, float32) of a finished run.
 
-    Raises UserError as read_finished does.
+    data: where the images lie now, by default where they were trained on. Raises UserError as read_finished does.
     """
     import safetensors.torch
 
@@ -464,23 +467,23 @@ def load_finished(path: Path) -> tuple[RunConfig, ImageSource, Autoencoder]:
     config, weights = read_finished(path)
     model = Autoencoder(config)
     model.load_state_dict(safetensors.torch.load_file(weights))
-    return config, ImageSource(config.data), model.eval().requires_grad_(False)
+    return config, ImageSource(data or config.data), model.eval().requires_grad_(False)
 
 
-def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[int, ...]:
+def unevaluated(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> tuple[int, ...]:
     """Sizes of the images, pixels, at which ``evaluate_finished`` would have to evaluate the run.
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do.
+    Raises UserError as ``read_finished`` and ``gsq.protocol.check`` do.
     """
-    return _evaluation(path, changes)[1]
+    return _evaluation(path, changes, data)[1]
 
 
-def _evaluation(path: Path, changes: dict[str, Any]) -> tuple[RunConfig, tuple[int, ...]]:
-    from gsq.evaluation import check, protocol
+def _evaluation(path: Path, changes: dict[str, Any], data: DataConfig | None) -> tuple[RunConfig, tuple[int, ...]]:
+    from gsq.protocol import check, protocol
 
     config, _ = read_finished(path)
     # The whole config refuses a resolution that the model's downsampling does not divide.
-    config = replace(config, evaluation=replace(config.evaluation, **changes))
+    config = replace(config, evaluation=replace(config.evaluation, **changes), data=data or config.data)
     files, step = manifest(config.data), config.train.steps
     check(config.evaluation, config.data, files)
     known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(RunFolder(path))}
@@ -492,15 +495,16 @@ def _evaluation(path: Path, changes: dict[str, Any]) -> tuple[RunConfig, tuple[i
     )
 
 
-def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> list[dict[str, Any]]:
     """Evaluate the final weights of a finished run by further protocols; they are kept in its folder.
 
-    changes: fields of EvaluationConfig, instead of those that the run was trained with. Protocols by which its final
-    weights were evaluated before are left out. Returns what is new, by the results table's column names; each is in
-    ``evaluations/`` of the run folder as soon as all are made, and attempts are left as they are. It runs on a GPU
-    where there is one; the features of the originals are shared with other runs (gsq.originals).
+    changes: fields of EvaluationConfig, instead of those that the run was trained with. data: where the same images lie
+    now, by default where they were trained on. Protocols by which its final weights were evaluated before are left out.
+    Returns what is new, by the results table's column names; each is in ``evaluations/`` of the run folder as soon as
+    all are made, and attempts are left as they are. It runs on a GPU where there is one; the features of the originals
+    are shared with other runs (gsq.originals).
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.check`` do, and NonFiniteReconstruction.
+    Raises UserError as ``read_finished`` and ``gsq.protocol.check`` do, and NonFiniteReconstruction.
     """
     import torch
 
@@ -509,10 +513,10 @@ def evaluate_finished(path: Path, changes: dict[str, Any]) -> list[dict[str, Any
     from gsq.execution import environment
     from gsq.flops import cost
 
-    config, sizes = _evaluation(path, changes)
+    config, sizes = _evaluation(path, changes, data)
     if not sizes:
         return []
-    _, source, model = load_finished(path)
+    _, source, model = load_finished(path, data)
     device, step = pick_device("auto"), config.train.steps
     results = evaluate_all(
         model.to(device),

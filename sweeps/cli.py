@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -157,6 +157,7 @@ def print_plan(
             "dropped": dropped,
             "merged": merged,
             "data": [data.to_dict() for data in plan.data],
+            "images": {label: images._asdict() for label, images in plan.images.items()},
             "broken_images": plan.broken_images,
             "cluster": target.name,
             "missing": plan.missing,
@@ -234,9 +235,11 @@ def admitted(
     from sweeps.canary import canary_plan, choose, run_canaries
     from sweeps.display import LiveView, print_canaries, print_forecast
     from sweeps.forecasting import TIMELESS, check_budget, forecast, with_estimates
+    from sweeps.notes import check_images
 
     if canary and plan.search is not None:
         raise UserError("--canary measures the largest cells of a grid; of a search the first trials do, leave it out")
+    check_images(plan)
     found = forecast(plan, target, retry=retry)
     if not over_budget:
         # What no measurement can change is said before one is made.
@@ -260,6 +263,38 @@ def admitted(
     return with_estimates(plan, found)
 
 
+def evaluation_printer(console: Console) -> Callable[[int, dict[str, Any]], None]:
+    """A line for each evaluation of a finished cell (on_evaluation of ``submit``)."""
+
+    def show(over: int, result: dict[str, Any]) -> None:
+        console.print(
+            f"evaluated {result['signature']} at step {result['step']}: rFID {result['rfid']:.4g} in "
+            f"{result['features']} over {result['num_images']} images of {result['resolution']} pixels",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return show
+
+
+def print_evaluations(console: Console, submission: Submission) -> bool:
+    """What became of the evaluations of finished cells; whether one has failed."""
+    from rich.markup import escape
+
+    done = submission.evaluations
+    if done is None:
+        return False
+    for array, signatures in done.arrays.items():
+        console.print(f"submitted SLURM job {array}: {len(signatures)} finished cells to evaluate", highlight=False)
+    if done.waiting:
+        console.print(f"{done.waiting} finished cells wait for their evaluation, or are evaluated", highlight=False)
+    if done.ended:
+        console.print(f"{len(done.ended)} earlier evaluations ended without a result; logs in {done.logs}")
+    for message in done.failed.values():
+        console.print(f"[yellow]warning:[/yellow] not evaluated: {escape(message)}", highlight=False, soft_wrap=True)
+    return bool(done.failed)
+
+
 def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False, canary: bool = False) -> Submission:
     """Submit with the live view of a local run. Ctrl-C says how to go on and leaves with exit code 130."""
     from rich.console import Console
@@ -280,9 +315,10 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
             console.print(f"submitted SLURM job {job_id}: {_cells(len(members))}", highlight=False)
+        print_evaluations(console, submission)
         if submission.stopping:
             console.print(still_stopping(len(submission.stopping), plan.name), highlight=False, soft_wrap=True)
-        elif not submission.arrays:
+        elif not submission.arrays and submission.evaluations is None:
             console.print(
                 f"nothing to submit: every cell is finished, waiting or given up; gsq status {plan.name} shows which, "
                 f"gsq retry {plan.name} tries again what has failed",
@@ -297,7 +333,15 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         return submission
     try:
         with LiveView(plan, _slots(target), target.device, console) as view:
-            submission = submit(plan, target, retry=retry, over_budget=True, on_update=view.update)
+            submission = submit(
+                plan,
+                target,
+                retry=retry,
+                over_budget=True,
+                on_update=view.update,
+                on_evaluation=evaluation_printer(console),
+            )
+        print_evaluations(console, submission)
         if plan.search is not None:
             print_trials(console, submission.folder)
         return submission
@@ -333,7 +377,8 @@ def submit_command(
     """Run what is missing of a sweep, and nothing else.
 
     On this machine it blocks and shows progress; on SLURM it hands over one job array for each resource class and
-    returns. Say it again after any interruption: finished cells are never trained twice. What would be over the YAML's
+    returns. Say it again after any interruption: finished cells are never trained twice. Finished cells that were not
+    evaluated as the YAML's evaluation keys now say are evaluated, without training. What would be over the YAML's
     budget is refused with exit code 2. Of a search, it goes on until the study has its trials; on SLURM
     a call is one pass: results are told, and further trials drawn and submitted.
 
@@ -342,16 +387,22 @@ def submit_command(
     plan = make(sweep, cells)
     if dry_run:
         from sweeps.cluster import load_cluster
+        from sweeps.forecasting import forecast
         from sweeps.submission import dry_run as preview
 
         if plan.search is not None:
             typer.echo("A search draws its cells when it is submitted. For one from the middle of its space:")
             plan = replace(plan, cells=plan.cells[:1], search=None)
-        for text in preview(plan, load_cluster(cluster), retry=retry) or ["nothing to submit"]:
+        target = load_cluster(cluster)
+        texts = preview(plan, target, retry=retry)
+        if count := len(forecast(plan, target, retry=retry).evaluations):
+            texts.append(f"{_cells(count)} finished before, to evaluate as the sweep file now says")
+        for text in texts or ["nothing to submit"]:
             typer.echo(text)
         return
     submission = submit_plan(plan, cluster, retry, over_budget, canary)
-    if submission.stopping or any(action.kind == "leave" for action in submission.actions):
+    unevaluated = submission.evaluations is not None and submission.evaluations.failed
+    if unevaluated or submission.stopping or any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
 from gsq.surroundings import visible_gpus
-from sweeps.cost import DEFAULT_GPU, GPU_PEAKS, ResourceExpression
+from sweeps.cost import ResourceExpression
+from sweeps.gpus import DEFAULT_GPU, GPU_PEAKS
 from sweeps.reconcile import RESUME, WHO, resumed_classes
 from sweeps.shipped import configs_folder, find_file
 from sweeps.written import as_written, minutes, option, variable, whole_number

@@ -17,6 +17,7 @@ from gsq.flops import evaluation_macs
 from gsq.loading import SHORT_NAMES, from_dict
 from gsq.record import DONE, RunFolder, RunRecord, newest_file, read_json, read_run
 from sweeps.folder import SweepFolder
+from sweeps.gpus import DEFAULT_GPU, GPU_PEAKS
 from sweeps.planning import Cell, axis_columns
 from sweeps.spec import DERIVED_NAMES, check_expression
 
@@ -24,24 +25,6 @@ from sweeps.spec import DERIVED_NAMES, check_expression
 # the cpu-tiny preset; of a GPU, a share of its peak that was not measured.
 ASSUMED_CPU_FLOPS = 4.0e10
 ASSUMED_UTILISATION = 0.33
-# FLOP/s of dense matrix products in bfloat16 (v100, t4, rtx2080ti: float16), as their makers state them.
-GPU_PEAKS = {
-    "t4": 65e12,
-    "rtx2080ti": 54e12,
-    "v100": 125e12,
-    "rtx3090": 71e12,
-    "a10": 125e12,
-    "a40": 150e12,
-    "a100": 312e12,
-    "rtx4090": 165e12,
-    "l40s": 362e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "b200": 2250e12,
-    "mi250x": 383e12,
-    "mi300x": 1307e12,
-}
-DEFAULT_GPU = "a100"
 # Likewise, start-up (imports, weights, images, the first step).
 STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
 # The interpreter with torch and the feature network, on top of the model's own memory.

@@ -415,7 +415,7 @@ def print_forecast(console: Console, found: Forecast) -> None:
             f"past estimates: median error x{a.median_factor:.2f}, 90 % within x{a.ninety_percent_factor:.2f} over "
             f"{counted(a.cells, 'finished cell')}"
         )
-    for line in lines:
+    for line in (*lines, *map(escape, found.notes)):
         console.print(line, highlight=False, soft_wrap=True)
     if found.disk_bytes > found.free_bytes:
         console.print(

@@ -25,6 +25,8 @@ from gsq.signature import digest
 from sweeps.planning import Cell, Plan, collector_paused
 
 PLAN_VERSION = 1
+# The protocols that the cells ask for, as last submitted (sweeps.protocols.note_asked).
+ASKED_FILE = "protocols.json"
 _PLAN_FILE = re.compile(r"plan-(\d+)-[0-9a-f]{12}\.jsonl")
 
 
@@ -72,7 +74,7 @@ class SweepFolder:
         files = self.plan_files()
         known = {signature: line for file in files for signature, line in _lines(file)}
         # One base for ever, so that lines can be compared.
-        bases = [_header(file)["base"] for file in files[:1]] or [to_dict(_absolute(plan.cells[0].config))]
+        bases = [_header(file)["base"] for file in files[:1]] or [to_dict(absolute(plan.cells[0].config))]
         base = from_dict(bases[0])
         lines = [(cell.signature, _line(cell, base)) for cell in plan.cells]
         new = [line for signature, line in lines if known.get(signature) != line.encode()]
@@ -120,7 +122,7 @@ class SweepFolder:
         return read_runs(self.runs, signatures)
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def absolute(config: RunConfig) -> RunConfig:
     """Jobs start in another folder."""
     if not config.data.path:
         return config
@@ -136,7 +138,7 @@ def _line(cell: Cell, base: RunConfig) -> str:
     values: dict[str, Any] = {
         "signature": cell.signature,
         "axes": cell.axes,
-        "config": differences(_absolute(cell.config), base),
+        "config": differences(absolute(cell.config), base),
         "data_label": cell.data_label,
     }
     if cell.image_bytes:
@@ -206,3 +208,13 @@ def sweep_folder(name: str, runs: Path | None = None) -> SweepFolder:
 
         name = load_spec(name).name
     return SweepFolder(runs or runs_root(), name)
+
+
+def read_asked(folder: SweepFolder) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Today's and the earlier protocol of each evaluation that a cell asked for when it was last submitted, by
+    signature; empty where an earlier gsq submitted it."""
+    known = read_json(folder.path / ASKED_FILE)
+    try:
+        return {s: tuple((str(now), str(before)) for now, before in ones) for s, ones in known["cells"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return {}

@@ -8,18 +8,22 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gsq.errors import UserError
-from gsq.record import DONE, RunRecord, read_json, runs_root
+from gsq.errors import Missing, UserError
+from gsq.lineage import planned_start
+from gsq.record import DONE, RunFolder, RunRecord, read_json, runs_root
 from gsq.words import counted
 from sweeps.cluster import Cluster, load_cluster, local_workers
-from sweeps.cost import Estimate, ResourceClass, Speed, estimate, resource_class, speed
+from sweeps.cost import Estimate, ResourceClass, Speed, estimate, evaluation_flops, resource_class, speed
 from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Plan
+from sweeps.memory import memory_notes
+from sweeps.notes import evaluation_notes, image_notes, start_notes
+from sweeps.planning import Cell, Lacking, Plan
 from sweeps.reconcile import reconcile
 from sweeps.spec import Budget
 
@@ -67,10 +71,14 @@ class Forecast:
     accuracy: Accuracy | None
     """None before a cell whose estimate was recorded has finished."""
     budget: Budget
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    """Device seconds to evaluate each finished cell that was not evaluated as its sweep file asks, by signature."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known before the plan is submitted, a sentence each."""
 
     @property
     def device_seconds(self) -> float:
-        return sum(self.left.values())
+        return sum(self.left.values()) + sum(self.evaluations.values())
 
     @property
     def memory_bytes(self) -> int:
@@ -99,6 +107,8 @@ class Forecast:
             "cells": self.cells,
             "finished": self.finished,
             "to_run": len(self.left),
+            "to_evaluate": len(self.evaluations),
+            "notes": list(self.notes),
             "device_seconds": self.device_seconds,
             "parallel": self.parallel,
             "wall_seconds": self.wall_seconds,
@@ -136,13 +146,17 @@ def forecast(
     todo = [cell for cell in plan.cells if cell.signature in wanted]
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
     left = {}
+    starts = _starts(todo, folder, records)
     for cell in todo:
-        step = records[cell.signature].step
+        step = records[cell.signature].step or starts.get(cell.signature, 0)
         rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
         left[cell.signature] = rest.seconds
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
+    lack = _lacking(plan, folder, records, wanted)
+    evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in lack.cells}
+    wall += wall_seconds(evaluations.values(), slots)
     after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
     running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
     return Forecast(
@@ -161,7 +175,45 @@ def forecast(
         speed=rate,
         accuracy=accuracy(folder, records),
         budget=plan.budget,
+        evaluations=evaluations,
+        notes=(
+            *image_notes(plan),
+            *start_notes(todo, starts),
+            *memory_notes(todo, rate, cluster),
+            *evaluation_notes(lack, evaluations, rate.device),
+        ),
     )
+
+
+def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, RunRecord]) -> dict[str, int]:
+    """Step from which each cell without a step of its own goes on: of a finished run that differs by fewer steps."""
+    found: dict[str, int] = {}
+    if not (folder.runs / "lineage").is_dir():
+        return found
+    for cell in todo:
+        run = RunFolder.of(folder.runs, cell.signature)
+        if records[cell.signature].step:
+            continue
+        # Raised where weights that no hash is known of are not here: its signature is provisional, then.
+        with suppress(Missing):
+            if start := planned_start(run, cell.config, cell.data_label.rpartition(":")[2]):
+                found[cell.signature] = start[0]
+    return found
+
+
+def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
+    if not folder.exists and not any(record.state == DONE for record in records.values()):
+        return Lacking()
+    # It knows protocols, which needs numpy, and torch where features are a user's own.
+    from sweeps.protocols import lacking
+
+    return lacking(plan, folder, records, coming)
+
+
+def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
+    """Device seconds of the evaluations that a finished cell lacks."""
+    share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
+    return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
 
 
 def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
@@ -198,6 +250,7 @@ def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
         speed=rate,
         accuracy=accuracy(folder, records),
         budget=plan.budget,
+        notes=(*image_notes(plan), *memory_notes(plan.cells, rate, cluster)),
     )
 
 

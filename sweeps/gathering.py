@@ -14,7 +14,7 @@ from typing import Any
 
 from gsq.record import DONE, PRUNED, RunFolder, read_json, read_results, results_changed, write_json
 from sweeps.coverage import Coverage, coverage_of
-from sweeps.folder import SweepFolder, sweep_folder
+from sweeps.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
 from sweeps.monitoring import Survey, survey
 from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
 from sweeps.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
@@ -139,6 +139,8 @@ def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
     code = sorted(path for package in ("gsq", "sweeps") for path in (_SOURCE / package).rglob("*.py"))
     sizes = [(path.name, stat.st_size, stat.st_mtime_ns) for path in code for stat in [path.stat()]]
     hashed.update(repr((SCHEMA_VERSION, folder.name, sizes, [p.name for p in folder.plan_files()])).encode())
+    with suppress(OSError):
+        hashed.update((folder.path / ASKED_FILE).read_bytes())
     for signature, record in found.records.items():
         changed = results_changed(RunFolder.of(folder.runs, signature)) if record.attempts else ()
         last = max(last, *changed, 0)
@@ -157,12 +159,13 @@ _SOURCE = Path(__file__).resolve().parent.parent
 
 
 def _rows(folder: SweepFolder, found: Survey, problem: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    asked = read_asked(folder)
     for cell in found.plan.cells:
-        yield from _cell_rows(folder, cell, found, problem)
+        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()))
 
 
 def _cell_rows(
-    folder: SweepFolder, cell: Cell, found: Survey, problem: Callable[[str], None]
+    folder: SweepFolder, cell: Cell, found: Survey, problem: Callable[[str], None], asked: tuple[tuple[str, str], ...]
 ) -> Iterator[dict[str, Any]]:
     run = RunFolder.of(folder.runs, cell.signature)
     record, state = found.records[cell.signature], found.states[cell.signature]
@@ -202,8 +205,11 @@ def _cell_rows(
         "failure": state.failure,
         "message": state.message or damage,
     }
+    there = {values["protocol"] for values in evaluations}
+    # The protocol that an earlier gsq had for the same evaluation stands for it where there is no other row.
+    protocols = {now if now in there else before for now, before in asked}
     for values in evaluations or [{}]:
-        yield {**common, **values}
+        yield {**common, **values, "asked": values["protocol"] in protocols if values and asked else None}
 
 
 def _fits(column: Column, value: object) -> bool:

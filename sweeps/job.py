@@ -6,6 +6,7 @@ paths, never state: after a node failure SLURM starts the original pickle again,
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 STARTED = time.time()
 # Environment variable in which a driver tells its workers its process id.
 DRIVER_VARIABLE = "GSQ_QUEUE_PID"
+# What a process is asked for that evaluates finished runs.
+EVALUATE = "evaluate"
 
 
 def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) -> Path:
@@ -143,6 +146,8 @@ class EvaluationJob:
     runs: str
     changes: dict[str, Any]
     """Fields of EvaluationConfig."""
+    data: dict[str, Any] | None = None
+    """Fields of DataConfig, where the images lie now; by default where the run was trained on them."""
 
     def __call__(self) -> str:
         """Evaluates the task's run. Returns what became of it; an evaluation that was cut off begins anew."""
@@ -159,7 +164,7 @@ class EvaluationJob:
         forget_group()
         _require_source(entry.source)
         (signature,) = entry.members(task)
-        results, problem = evaluate_run(RunFolder.of(Path(self.runs), signature).path, self.changes)
+        results, problem = evaluate_run(RunFolder.of(Path(self.runs), signature).path, self.changes, self.data)
         return _say(problem or f"{signature}: {len(results)} new evaluations")
 
     def checkpoint(self) -> Any:
@@ -187,27 +192,46 @@ def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:
         return False, str(error)
 
 
-def evaluate_run(path: Path, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
-    """New evaluations of a finished run, and why there is none where its reconstructions are not finite.
+def evaluate_run(
+    path: Path, changes: dict[str, Any], data: dict[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """New evaluations of a finished run, and why there is none where its reconstructions are not finite or its weights
+    are gone. data: fields of the DataConfig that says where its images lie now.
 
     Raises UserError as gsq.run.evaluate_finished does.
     """
+    from gsq.config import DataConfig
     from gsq.evaluation import NonFiniteReconstruction
-    from gsq.run import evaluate_finished
+    from gsq.run import DamagedRun, evaluate_finished
 
     try:
-        return evaluate_finished(path, changes), None
+        return evaluate_finished(path, changes, DataConfig(**data) if data is not None else None), None
     except NonFiniteReconstruction as error:
         return [], f"{path}: {error}"
+    except DamagedRun as error:
+        return [], str(error)
 
 
-def prepare_evaluator(devices: Any) -> None:
-    """In a worker process that evaluates: its own GPU, from a queue of variables; Ctrl-C is for the driver."""
-    from gsq.surroundings import forget_group
+def evaluate_requests() -> int:
+    """``python -m sweeps.job evaluate``: evaluates the run of each line of standard input, and answers with a line
+    (sweeps.evaluators). Whatever else is printed goes to standard error."""
+    import warnings
 
-    forget_group()
-    os.environ.update(devices.get())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from gsq.errors import UserError
+    from gsq.evaluation import SmallEvaluationWarning
+
+    # The plan has said it, and each row says it (rank_deficient).
+    warnings.simplefilter("ignore", SmallEvaluationWarning)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        path, changes, data = json.loads(line)
+        answer: dict[str, Any] = {"results": [], "problem": None, "error": None}
+        try:
+            answer["results"], answer["problem"] = evaluate_run(Path(path), changes, data)
+        except UserError as error:
+            answer["error"] = str(error)
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
 
 
 def _say(text: str) -> str:
@@ -352,12 +376,14 @@ STOPPED = 3
 
 def main(arguments: list[str]) -> int:
     """``python -m sweeps.job RUNS SWEEP SOURCE SIGNATURE [shared]``: a worker of the local queue, or one of those that
-    share a SLURM job."""
+    share a SLURM job. ``python -m sweeps.job evaluate``: see ``evaluate_requests``."""
     from gsq.errors import UserError
     from gsq.run import Stopped, StopRequest
     from sweeps.folder import SweepFolder
     from sweeps.reconcile import CANCELLED
 
+    if arguments == [EVALUATE]:
+        return evaluate_requests()
     runs, sweep, source, signature, *shared = arguments
     if shared:
         # The local queue's workers go on without their driver, and the next one adopts them.

@@ -6,12 +6,12 @@ import gc
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from gsq.config import RunConfig
 from gsq.datasets import Manifest, Summary, manifest
@@ -102,6 +102,14 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+class Images(NamedTuple):
+    """How many images a data set gives."""
+
+    train: int
+    validation: int
+    """Held out of the training, to evaluate on."""
+
+
 LeftOut = tuple[dict[str, Any], str]
 
 
@@ -126,6 +134,8 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
+    images: Mapping[str, Images] = field(default_factory=dict)
+    """By the label of each data set that is here (Cell.data_label); empty where a plan was read from a sweep folder."""
     search: Spec | None = None
     """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
 
@@ -140,6 +150,22 @@ class Plan:
             shorter = replace(self.search.search, trials=min(cells, self.search.search.trials))
             return replace(self, search=replace(self.search, search=shorter))
         return replace(self, cells=self.cells[:cells])
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What finished runs lack of the evaluations that the cells of a plan ask for."""
+
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sizes of the images at which the final weights are still to be evaluated, by signature."""
+    cells: tuple[Cell, ...] = ()
+    """Those cells."""
+    again: frozenset[str] = frozenset()
+    """Those of them that an earlier gsq evaluated alike: their rows would be of another protocol than the others'."""
+    earlier_steps: frozenset[str] = frozenset()
+    """Runs that were not evaluated as asked at earlier steps (evaluation.every), whose weights are gone."""
+    weightless: frozenset[str] = frozenset()
+    """Runs whose final weights are gone, too, so that their evaluations by other protocols are all that there is."""
 
 
 class _Names:
@@ -249,6 +275,7 @@ def _plan(
     spec: Spec, make: CellMaker, cells: dict[str, Cell], dropped: list[LeftOut], merged: list[LeftOut] | None = None
 ) -> Plan:
     found = tuple(cells.values())
+    _import_own_features(spec.name, found)
     missing = list(make.missing)
     for name in required_weights(*(cell.config for cell in found)) if make.lenient else ():
         try:
@@ -263,10 +290,27 @@ def _plan(
         tuple(dict.fromkeys(files.summary() for files in make.manifests.values() if files.train)),
         tuple(missing),
         provisional=bool(make.missing or make.absent),
+        images={
+            files.label: Images(len(files.train), len(files.validation))
+            for files in make.manifests.values()
+            if files.train or files.validation
+        },
         cluster=spec.plan_for,
         budget=spec.budget,
         search=spec if spec.search is not None else None,
     )
+
+
+def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
+    """Raise UserError where a module that cells evaluate with is not there or has errors: a run would find it late."""
+    for name in dict.fromkeys(cell.config.evaluation.features for cell in cells):
+        if ":" in name:
+            from gsq.protocol import own_features
+
+            try:
+                own_features(name)
+            except UserError as error:
+                raise UserError(f"sweep '{sweep}': {error}") from None
 
 
 # Draws that show what a search costs, and how many are made to find them.

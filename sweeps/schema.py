@@ -146,6 +146,13 @@ COLUMNS: tuple[Column, ...] = (
     *_columns(
         "state",
         ("state", "string", "", "planned, queued, running, done, pruned or failed"),
+        (
+            "asked",
+            "bool",
+            "",
+            "whether the sweep file, as last submitted, asks for this protocol; null where no file says. Laws and "
+            "figures take these rows where a table has several protocols",
+        ),
         ("failure", "string", "", "failure class of a failed cell, else null"),
         ("message", "string", "", "last line of what went wrong, else null"),
     ),

@@ -10,9 +10,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsq.config import check_processes
 from gsq.errors import UserError
@@ -26,12 +26,16 @@ from sweeps.cost import ResourceClass, Speed, speed
 from sweeps.folder import SweepFolder
 from sweeps.forecasting import admit, by_class
 from sweeps.job import ArrayJob
+from sweeps.notes import check_images
 from sweeps.planning import Cell, Plan
 from sweeps.queue import LocalQueue, alive, with_local_jobs
 from sweeps.reconcile import Action, reconcile
 from sweeps.sbatch import Refused, check_path, hand_over, handed_on, job_script, pickled
 from sweeps.scheduler import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
 from sweeps.snapshot import source_folder, take
+
+if TYPE_CHECKING:
+    from sweeps.evaluating import Evaluations
 
 # How long a submission waits for another one that seems to be between its steps.
 DRIVER_SECONDS = 20.0
@@ -48,6 +52,8 @@ class Submission:
     actions: list[Action]
     arrays: dict[str, list[str]]
     """Signatures by the SLURM id of the array (or single job) that was submitted."""
+    evaluations: Evaluations | None = None
+    """Of finished cells that were not evaluated as the sweep file says now; None where none was missing."""
 
     @property
     def stopping(self) -> tuple[str, ...]:
@@ -63,26 +69,33 @@ def submit(
     retry: bool = False,
     over_budget: bool = False,
     on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_evaluation: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
 ) -> Submission:
     """Run what is missing of a plan and nothing else.
 
-    local: blocks until every cell is finished or given up; on_update is called several times a second. slurm:
-    returns once the job arrays are handed over. retry: try failed cells again that are not resumed by themselves.
-    over_budget: do not ask what it will cost. Raises UserError for missing weights, an unreachable cluster, a runs
-    folder in which no job can start or a plan that is over its budget, before anything is submitted; and NotTaken where
-    sbatch refused cells.
+    Finished cells that were not evaluated as the sweep file says now are evaluated, without training
+    (sweeps.evaluating.evaluate_missing, which on_evaluation goes to). local: blocks until every cell is finished or
+    given up; on_update is called several times a second. slurm: returns once the job arrays are handed over. retry: try
+    failed cells again that are not resumed by themselves. over_budget: do not ask what it will cost. Raises UserError
+    for missing weights, too few images to evaluate on, an unreachable cluster, a runs folder in which no job can start
+    or a plan that is over its budget, before anything is submitted; and NotTaken where sbatch refused cells.
     """
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    check_images(plan, runs)
     if plan.search is not None:
         from sweeps.searching import submit_search
 
         return submit_search(plan, cluster, runs=runs, retry=retry, over_budget=over_budget, on_update=on_update)
+    from sweeps.evaluating import evaluate_missing
+    from sweeps.protocols import note_asked
+
     folder = SweepFolder(runs or runs_root(), plan.name)
     check(plan, cluster, folder)
     if not over_budget:
         plan = admit(plan, cluster, runs=folder.runs, retry=retry)
     try:
         folder.write_plan(plan)
+        note_asked(plan, folder)
         source = take(folder)
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
@@ -92,10 +105,12 @@ def submit(
             clear(folder, signatures)
             # The longest first, so that no worker is left with a long one at the end.
             longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
-        return Submission(
-            folder, *_submit_missing(plan, cluster, folder, source, cluster.resumed("request" if retry else "submit"))
-        )
+            done = Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
+        else:
+            resumed = cluster.resumed("request" if retry else "submit")
+            done = Submission(folder, *_submit_missing(plan, cluster, folder, source, resumed))
+        evaluations = evaluate_missing(plan, cluster, runs=folder.runs, on_result=on_evaluation)
+        return replace(done, evaluations=evaluations)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -10,13 +10,16 @@ import math
 import torch
 from torch import Tensor
 
-SPLITS = 10
+from gsq.protocol import SPLITS
 
 
 class InceptionScore:
     """exp of the mean KL divergence of each image's classes from all images', the mean over splits (Salimans 2016).
 
-    Splits are consecutive images in nearly equal parts. Sums of float64: (splits, C), whatever the number of images.
+    Part i of the ``splits`` holds the images from floor(i N / splits) up to floor((i + 1) N / splits), as in the code
+    of Salimans et al. and in torch-fidelity's isc_features_to_metric, which shuffles first; here images stay in their
+    order. torchmetrics differs where ``splits`` does not divide N: its chunks of ceil(N / splits) images leave a short
+    one last, or fewer of them. Sums of float64: (splits, C), whatever the number of images.
     """
 
     def __init__(self, images: int, classes: int, splits: int = SPLITS) -> None:
@@ -30,7 +33,7 @@ class InceptionScore:
         """logits: (B, C) of the images first, first + 1, ..."""
         log = logits.detach().cpu().double().log_softmax(1)
         p = log.exp()
-        split = torch.arange(first, first + len(log)) * self.splits // self.images
+        split = (torch.arange(first + 1, first + len(log) + 1) * self.splits - 1) // self.images
         self.counts.index_add_(0, split, torch.ones_like(split))
         self.probabilities.index_add_(0, split, p)
         self.negative_entropy.index_add_(0, split, (p * log).sum(1))

@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -27,7 +28,13 @@ def psnr_db(images: Tensor, originals: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / mse)
 
 
-SSIM = "Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels"
+def psnr_ceiling_db(values: int) -> float:
+    """The PSNR of a uint8 image that differs from its original by one grey level in one of its ``values``.
+
+    No inexact image has a larger one, so a mean over images takes it for equal ones, whose own is infinite: 101.1 dB at
+    256 x 256 x 3. scikit-image and torchmetrics return infinity there, for the image and for every mean that it is in.
+    """
+    return 10 * math.log10(255**2 * values)
 
 
 @cache
@@ -38,22 +45,25 @@ def _window(size: int) -> Tensor:
     places = (torch.arange(size)[:, None] + offsets).abs()
     places = torch.where(places < size, places, 2 * (size - 1) - places)
     window = torch.zeros(size, size, dtype=torch.float64)
-    return window.scatter_add_(1, places, (taps / taps.sum()).expand(size, -1)).float()
+    return window.scatter_add_(1, places, (taps / taps.sum()).expand(size, -1))
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
-    """(B,) float32: structural similarity (Wang et al. 2004) of uint8 images of at least 6 x 6 pixels, see SSIM.
+    """(B,) float64: structural similarity (Wang et al. 2004) of uint8 images of at least 6 x 6 pixels.
 
-    Equal to torchmetrics' to 1e-6, and several times as fast: the window is applied as two matrix products. Raises
-    ValueError for smaller images, which leave nothing to mirror.
+    The window and the borders are those that gsq.protocol.SSIM names. In float64, because the variances are
+    differences of nearly equal numbers where an image is flat: in float32 the result would be off by 1e-4 and above 1.
+    Equal to torchmetrics' of float64 images to 1e-12, and several times as fast: the window is applied as two matrix
+    products. Raises ValueError for smaller images, which leave nothing to mirror.
     """
     height, width = images.shape[-2:]
     if min(height, width) < 6:
         raise ValueError(f"ssim needs images of at least 6 x 6 pixels, got {height} x {width}")
-    x, y = images.float() / 255, originals.float() / 255
+    x, y = images.double() / 255, originals.double() / 255
     down, across = _window(height).to(x.device), _window(width).to(x.device)
     mean_x, mean_y, xx, yy, xy = down @ (torch.stack([x, y, x * x, y * y, x * y]) @ across.T)
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * product + c1) * (2 * (xy - product) + c2) / ((squares + c1) * (xx + yy - squares + c2))
-    return similarity.flatten(1).mean(1)
+    # Never above 1 but for rounding.
+    return similarity.clamp_(max=1).flatten(1).mean(1)

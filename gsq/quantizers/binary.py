@@ -24,7 +24,7 @@ class LookupFreeQuantizer(Quantizer):
     1.32.0's LFQ: as its softmax over the 2^D codes factors into one sigmoid a channel, the entropy of an index
     is the same; the entropy of the mean is that of D independent bits (as the BSQ paper computes it), an upper bound
     that costs D instead of 2^D, and equals the reference's with D codebooks of size 2. The mean is over the latents
-    of one forward pass, so that this term, if switched on, depends on the micro-batch.
+    of one forward pass, so that this term, if switched on, depends on the micro-batch; in training mode only, as GSQ's.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:
@@ -40,7 +40,7 @@ class LookupFreeQuantizer(Quantizer):
         indices = (vectors > 0).long()
         quantized = self._decode(indices)
         loss = self.commitment_weight * F.mse_loss(vectors, quantized)
-        if self.entropy_weight:
+        if self.entropy_weight and self.training:
             loss = loss + self.entropy_weight * self._entropy_loss(vectors)
         return QuantizerOutput(straight_through(quantized, vectors), indices, loss)
 

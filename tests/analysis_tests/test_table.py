@@ -89,6 +89,28 @@ def test_mixed_protocols_are_refused_and_one_can_be_selected(tables) -> None:
         tables.load(rows, protocol="nope")
 
 
+def test_of_several_protocols_the_one_that_the_sweep_file_asks_for_is_taken(tables) -> None:
+    cells = [(4, 8, 1, v) for v in (64, 256, 1024)]
+    # More rows of the protocol that the file had before.
+    rows = [tables.row(cell, asked=False, step=step) for cell in cells for step in (500, 1000)]
+    rows += [tables.row(cell, protocol="f00d", rfid=1.0 + i, asked=True) for i, cell in enumerate(cells[:2])]
+    frame = tables.load(rows)
+    kept, excluded = measured(frame)
+    assert kept["rfid"].tolist() == [1.0, 2.0] and excluded.counts == {"done but not evaluated": 1}
+    assert results_table(frame)["rfid"].dropna().tolist() == [1.0, 2.0]
+    assert set(select_protocol(frame, "p1a2b3")["rfid"]) == {row["rfid"] for row in rows[:6]}
+    others = [tables.row(cell, protocol="c0de", asked=False) for cell in cells]
+    assert measured(tables.load(rows + others))[0]["rfid"].tolist() == [1.0, 2.0]
+    two = [{**row, "asked": row["protocol"] != "c0de"} for row in rows + others]
+    with pytest.raises(AnalysisError, match=r"mixes 2 .*p1a2b3 \(6 rows\); f00d \(2 rows\)"):
+        measured(tables.load(two))
+    # Where the file asks for two (sizes, say) none is preferred; where it asks for none that is there, neither.
+    for asked in (True, False):
+        both = [{**row, "asked": asked} for row in rows]
+        with pytest.raises(AnalysisError, match=r"mixes 2 .*--protocol"):
+            measured(tables.load(both))
+
+
 def test_feature_extractors_are_not_mixed_either() -> None:
     frame = pd.DataFrame({"rfid": [1.0, 2.0], "features": ["inception", "efficientnet"]})
     with pytest.raises(AnalysisError, match="mixes 2 evaluation protocols"):

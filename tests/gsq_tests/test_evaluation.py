@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import gsq.evaluation
 import gsq.originals
 from gsq import UserError, evaluate, train
 from gsq.autoencoder import Autoencoder
+from gsq.config import EvaluationConfig
 from gsq.data import ImageSource
 from gsq.datasets import manifest
 from gsq.evaluation import (
@@ -31,8 +33,9 @@ from gsq.evaluation import (
     read_histogram,
 )
 from gsq.loading import to_dict
-from gsq.metrics.reconstruction import to_uint8
+from gsq.metrics.reconstruction import psnr_ceiling_db, psnr_db, to_uint8
 from gsq.originals import Store
+from gsq.protocol import FIRST_ARITHMETIC, FIRST_PARTS, PARTS
 
 MEANS = "counting_features:means"
 
@@ -48,7 +51,61 @@ def setting(**changes: Any) -> tuple[Autoencoder, ImageSource, Any]:
 def test_the_first_protocols_keep_their_hash() -> None:
     """Results in results/ were made under it: a field that is added has the value that they had, and stays out."""
     config = tiny(evaluation__num_images=384)
-    assert protocol(config.evaluation, config.data, manifest(config.data)).hash == "dd46299f57e9"
+    now = protocol(config.evaluation, config.data, manifest(config.data))
+    assert now.earlier == replace(now, pixel_arithmetic=FIRST_ARITHMETIC).hash == "dd46299f57e9" != now.hash
+
+
+@pytest.mark.parametrize(("count", "parts"), [(2050, FIRST_PARTS), (2051, PARTS), (2059, PARTS)])
+def test_the_parts_of_the_inception_score_are_named_where_they_were_others(count: int, parts: str) -> None:
+    config = tiny(evaluation__num_images=count, evaluation__features="inception")
+    now = protocol(config.evaluation, config.data, manifest(config.data))
+    assert now.inception_score == parts
+    assert now.earlier == replace(now, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=FIRST_PARTS).hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "refused"),
+    [
+        ({}, 3, True),
+        ({}, 49, True),
+        ({}, 50, False),
+        ({"allow_small": True}, 3, False),
+        # Who asks for fewer than 50 means it.
+        ({"num_images": 8}, 3, False),
+        ({"num_images": 49}, 8, False),
+        ({"num_images": 50}, 49, True),
+    ],
+)
+def test_a_data_set_that_holds_out_a_handful_is_refused_unless_allowed(
+    changes: dict[str, Any], count: int, refused: bool
+) -> None:
+    evaluation = EvaluationConfig(**changes)
+    if not refused:
+        evaluation.check_images(count)
+        return
+    with pytest.raises(UserError, match=rf"num_images: {evaluation.num_images} .* {count}[, ].*allow_small: true"):
+        evaluation.check_images(count)
+
+
+class Same(Autoencoder):
+    """Returns the first image as it came, and the others in black."""
+
+    def forward(self, images: torch.Tensor) -> Any:
+        output = super().forward(images)
+        changed = torch.full_like(images, -1)
+        changed[:1] = images[:1]
+        return output._replace(images=changed)
+
+
+def test_an_image_that_is_reconstructed_exactly_leaves_the_means_numbers() -> None:
+    config = tiny(evaluation__features=MEANS, evaluation__batch_size=2)
+    source = ImageSource(config.data)
+    result = evaluate(Same(config), source, config.evaluation)
+    # Of eight images every second is equal, and counts as one grey level off in one of its values.
+    truth = to_uint8(source.validation_batch(0, 8))
+    others = [float(psnr_db(torch.zeros_like(image), image)) for image in truth[1::2, None]]
+    assert result["psnr_db"] == pytest.approx((sum(others) + 4 * psnr_ceiling_db(3 * 32 * 32)) / 8, rel=1e-12)
+    assert result["ssim"] < 1 and result["mse"] > 0
 
 
 @pytest.mark.parametrize(
@@ -386,6 +443,7 @@ def test_metrics_are_those_of_all_images_at_once() -> None:
 SHARED = """
 import json, sys, torch
 from gsq.autoencoder import Autoencoder
+from gsq.config import EvaluationConfig
 from gsq.data import ImageSource
 from gsq.distributed import join, leave
 from gsq.evaluation import evaluate
@@ -431,6 +489,7 @@ import json, os, sys
 from pathlib import Path
 from gsq import train
 from gsq.autoencoder import Autoencoder
+from gsq.config import EvaluationConfig
 from gsq.loading import from_dict
 original = Autoencoder.forward
 def forward(self, images):

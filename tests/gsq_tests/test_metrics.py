@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from gsq.metrics.codebook import CodebookUse, IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.inception_score import InceptionScore
 from gsq.metrics.kid import kid
-from gsq.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
+from gsq.metrics.reconstruction import from_uint8, psnr_ceiling_db, psnr_db, ssim, to_uint8
 
 Array = NDArray[np.float64]
 
@@ -254,7 +255,7 @@ def test_inception_score_is_its_definition() -> None:
     p = logits.softmax(1)
     wanted = []
     for i in range(10):
-        part = p[[j for j in range(95) if j * 10 // 95 == i]]
+        part = p[i * 95 // 10 : (i + 1) * 95 // 10]
         wanted.append(float((part * (part.log() - part.mean(0).log())).sum(1).mean().exp()))
     assert scored(logits) == pytest.approx(np.mean(wanted), rel=1e-12)
     assert scored(logits, 3, 50, 42) == pytest.approx(scored(logits), rel=1e-12)
@@ -265,6 +266,34 @@ def test_inception_score_is_its_definition() -> None:
         first.result()
     first.merge(second)
     assert first.result() == pytest.approx(np.mean(wanted), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [10, 11, 23, 95, 99, 100])
+def test_inception_score_is_that_of_torchmetrics_over_the_parts_of_torch_fidelity(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchmetrics.image.inception import InceptionScore as Reference
+
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    logits = torch.randn(count, 7, generator=torch.Generator().manual_seed(1)) * 3
+
+    def reference(part: torch.Tensor, splits: int) -> float:
+        metric = Reference(feature=Same(), splits=splits)
+        metric.features.append(part.double())
+        return float(metric.compute()[0])
+
+    # Images stay in their order.
+    monkeypatch.setattr(torch, "randperm", torch.arange)
+    bounds = [i * count // 10 for i in range(11)]
+    parts = [reference(logits[a:b], 1) for a, b in pairwise(bounds)]
+    assert scored(logits) == pytest.approx(np.mean(parts), rel=1e-12)
+    # Where 10 divides the number of images, torchmetrics cuts them alike.
+    if count % 10 == 0:
+        assert scored(logits) == pytest.approx(reference(logits, 10), rel=1e-12)
 
 
 # Reconstruction.
@@ -313,6 +342,10 @@ def test_psnr() -> None:
     # A mean square of 1, and one value of 192 off by 100.
     assert found.tolist() == pytest.approx([20 * math.log10(255), 10 * math.log10(255**2 * 192 / 100**2)])
     assert psnr_db(x, x).isinf().all()
+    # The least that two images of 192 values can differ by.
+    z = x.clone()
+    z[:, 0, 0, 0] += 1
+    assert psnr_db(z, x).tolist() == pytest.approx([psnr_ceiling_db(192)] * 2)
     a, b = images(0), noisy(images(0), 12)
     wanted = [peak_signal_noise_ratio(p.numpy(), q.numpy()) for p, q in zip(a, b, strict=True)]
     assert psnr_db(b, a).tolist() == pytest.approx(wanted, rel=1e-9)
@@ -347,17 +380,32 @@ def test_ssim_equals_scikit_image(level: float) -> None:
 def test_ssim_equals_torchmetrics(height: int, width: int) -> None:
     a = torch.randint(0, 256, (3, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     b = noisy(a, 30)
-    wanted = structural_similarity_index_measure(b.float() / 255, a.float() / 255, data_range=1.0, reduction="none")
-    torch.testing.assert_close(ssim(b, a), wanted, rtol=0, atol=1e-6)
+    wanted = structural_similarity_index_measure(b.double() / 255, a.double() / 255, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(b, a), wanted.double(), rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match="at least 6 x 6"):
         ssim(a[..., :5], b[..., :5])
 
 
 def test_ssim_of_one_and_of_equal_images() -> None:
     a = images(2)
-    assert ssim(a, a).tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+    assert ssim(a, a).tolist() == [1.0] * 3
     assert ssim(a[:1], noisy(a[:1], 10)).shape == (1,)
     assert ssim(a[:1], noisy(a[:1], 10)).item() < 0.99
+
+
+@pytest.mark.parametrize("level", [0, 1, 60, 127, 128, 254])
+def test_ssim_of_flat_images_is_its_formula(level: int) -> None:
+    """Without variance only the means count; in float32 it was up to 1.3e-4 off, and above 1."""
+    a = torch.full((1, 3, 64, 64), level, dtype=torch.uint8)
+    assert ssim(a, a).item() == 1
+    mean, other = level / 255, (level + 1) / 255
+    wanted = (2 * mean * other + 1e-4) / (mean**2 + other**2 + 1e-4)
+    assert ssim(a, a + 1).item() == pytest.approx(wanted, rel=1e-11)
+    # A flat image with a single speck, and nearly so.
+    b = a.clone()
+    b[0, :, 30, 30] += 1
+    reference = structural_similarity_index_measure(b.double() / 255, a.double() / 255, data_range=1.0)
+    assert ssim(b, a).item() <= 1 and ssim(b, a).item() == pytest.approx(float(reference), abs=1e-9)
 
 
 # Codebook use.

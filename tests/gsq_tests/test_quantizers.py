@@ -234,6 +234,14 @@ def test_entropy_term_is_the_reference_where_codebooks_have_one_bit(published: P
     close(to_latent, want["loss_gradient"])
 
 
+@pytest.mark.parametrize("kind", [LookupFreeQuantizer, BinarySphericalQuantizer])
+def test_the_entropy_term_is_of_training_alone(kind: type[LookupFreeQuantizer]) -> None:
+    latent = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    plain, with_entropy = (kind(4, entropy_weight=weight) for weight in (0.0, 0.3))
+    assert with_entropy(latent).loss != plain(latent).loss
+    assert with_entropy.eval()(latent).loss == plain.eval()(latent).loss
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("lfq", LookupFreeQuantizer), ("lfq_soft", LookupFreeQuantizer), ("bsq", BinarySphericalQuantizer)],

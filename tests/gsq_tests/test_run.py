@@ -31,6 +31,24 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train(tiny(), tmp_path_factory.mktemp("done"))
 
 
+def test_a_run_with_a_handful_of_images_to_evaluate_on_is_not_begun(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part, count in (("train", 4), ("val", 3)):
+        (tmp_path / "images" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), (i, 60 * i, 0)).save(tmp_path / "images" / part / f"{i}.png")
+    data = {"data__kind": "image_folder", "data__path": str(tmp_path / "images"), "steps": 1}
+    with pytest.raises(UserError, match="holds out 3, too few"):
+        train(tiny(**data, evaluation__num_images=384), tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("attempts"))
+    # Allowed by name it is the same run, with the same protocol.
+    allowed = train(tiny(**data, evaluation__num_images=384, evaluation__allow_small=True), tmp_path / "runs")
+    (result,) = evaluations(allowed)
+    assert (result["num_images"], read_run(allowed).state) == (3, "done")
+    assert train(tiny(**data, evaluation__num_images=384), tmp_path / "runs").signature == allowed.signature
+
+
 def test_files_of_a_done_run(done: RunFolder) -> None:
     (result,) = evaluations(done)
     assert files_below(done.path) == [

@@ -36,12 +36,12 @@ def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def gsq(*words: str, folder: Path) -> str:
-    """What the command prints; fails the test where it fails."""
+def gsq(*words: str, folder: Path, patience: float = 120) -> str:
+    """What the command prints; fails the test where it fails, or takes longer than ``patience`` seconds."""
     environment = {**os.environ, "GSQ_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     command = [str(Path(sys.executable).with_name("gsq")), *words]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -103,3 +103,29 @@ def test_a_running_and_a_waiting_job_are_cancelled_and_come_back(slurm: Any, tmp
     frame = read_table(Path(tmp_path / gsq("gather", "verbs", folder=tmp_path).split()[1]))
     assert sorted(frame["num_images"]) == [8, 8, 12, 12]
     assert frame.loc[frame["num_images"] == 12, "evaluated_by"].notna().all()
+
+
+def test_an_edited_sweep_file_is_evaluated_by_jobs_without_training(slurm: Any, tmp_path: Path) -> None:
+    short = SWEEP.replace(f"steps: {STEPS}", "steps: 2").replace("name: verbs", "name: edited")
+    (tmp_path / "edited.yaml").write_text(short)
+    (tmp_path / "mine.yaml").write_text(CLUSTER.replace("parallel: 1", "parallel: 2"))
+    gsq("run", "edited.yaml", "--cluster", "mine.yaml", folder=tmp_path, patience=400)
+    (tmp_path / "edited.yaml").write_text(short.replace("num_images: 8", "num_images: 12"))
+
+    def to_evaluate() -> int:
+        planned = json.loads(gsq("plan", "edited.yaml", "--cluster", "mine.yaml", "--json", folder=tmp_path))
+        assert planned["forecast"]["to_run"] == 0
+        return int(planned["forecast"]["to_evaluate"])
+
+    assert to_evaluate() == 2
+    said = gsq("submit", "edited.yaml", "--cluster", "mine.yaml", folder=tmp_path)
+    assert "2 finished cells to evaluate" in said
+    # What waits is not submitted twice; gsq run waits for it, and draws what the file asks for.
+    again = gsq("submit", "edited.yaml", "--cluster", "mine.yaml", folder=tmp_path)
+    assert "submitted SLURM job" not in again
+    said = gsq("run", "edited.yaml", "--cluster", "mine.yaml", folder=tmp_path, patience=400)
+    assert "over 12 images" in said and "over 8 images" not in said
+    assert to_evaluate() == 0
+    frame = read_table(tmp_path / "results" / "edited.parquet")
+    assert sorted(zip(frame["num_images"], frame["asked"], strict=True)) == [(8, False)] * 2 + [(12, True)] * 2
+    assert set(frame["attempts"]) == {1}

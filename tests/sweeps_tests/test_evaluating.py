@@ -97,3 +97,101 @@ def test_one_run_without_a_sweep_is_trained_and_evaluated_by_another_protocol(fo
     assert [text.split()[1] for text in both.splitlines() if text.startswith("resolution")] == ["32", "64"]
     # Looked at, not kept.
     assert not (run / "evaluations").exists()
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_changed_sweep_file_is_evaluated_without_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis.table import load_results, measured
+
+    monkeypatch.setattr("sweeps.gathering.SETTLED_SECONDS", -1.0)
+
+    def spec(groups: list[int], **evaluation: object) -> str:
+        values = TINY | {f"evaluation.{name}": value for name, value in evaluation.items()}
+        text = json.dumps({"name": "small", "base": "cpu-tiny", "set": values, "axes": {"groups": groups}})
+        (folder / "small.yaml").write_text(text)
+        return "small.yaml"
+
+    def said(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def planned(file: str) -> tuple[int, int, float]:
+        found = json.loads(said("plan", file, "--json"))["forecast"]
+        return found["to_run"], found["to_evaluate"], found["device_seconds"]
+
+    file = spec([1, 2])
+    assert planned(file)[:2] == (2, 0)
+    said("submit", file)
+    assert planned(file) == (0, 0, 0)
+    # Fewer images, at two sizes, and at earlier steps that are gone.
+    file = spec([1, 2], num_images=12, resolutions=[32, 64], every=1)
+    to_run, to_evaluate, seconds = planned(file)
+    assert (to_run, to_evaluate) == (0, 2) and seconds > 0
+    assert "2 cells finished before, to evaluate" in said("submit", file, "--dry-run")
+    told = said("submit", file)
+    assert told.count("evaluated ") == 4 and "over 12 images of 64 pixels" in told
+    assert planned(file) == (0, 0, 0) and "evaluated " not in said("submit", file)
+    frame = read_table(gather("small"))
+    assert sorted(zip(frame["num_images"], frame["resolution"], frame["asked"], strict=True)) == [
+        *[(8, 32, False)] * 2,
+        *[(12, 32, True)] * 2,
+        *[(12, 64, True)] * 2,
+    ]
+    # Back to the first protocol nothing is missing, and a new cell is trained; the table's laws are of the file's rows.
+    file = spec([1, 2, 4])
+    assert planned(file)[:2] == (1, 0)
+    said("submit", file)
+    rows, excluded = measured(load_results(gather("small")))
+    assert list(rows["num_images"]) == [8, 8, 8] and rows["asked"].all() and excluded.counts == {}
+    for signature in rows["signature"]:
+        assert read_run(RunFolder.of(runs_root(), signature)).attempts == 1
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_finished_cell_that_cannot_be_evaluated_is_named(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def text(images: int) -> str:
+        values = TINY | {"evaluation.num_images": images}
+        return json.dumps({"name": "small", "base": "cpu-tiny", "set": values, "axes": {"groups": [1, 2]}})
+
+    (folder / "small.yaml").write_text(text(8))
+    assert CliRunner().invoke(app, ["submit", "small.yaml"]).exit_code == 0
+    first, second = (RunFolder.of(runs_root(), s) for s in SweepFolder(runs_root(), "small").signatures())
+    (first.path / "attempts/1/model.safetensors").unlink()
+    weights = second.path / "attempts/1/model.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(weights).items()}, weights)
+    (folder / "small.yaml").write_text(text(12))
+    done = CliRunner().invoke(app, ["submit", "small.yaml"])
+    assert done.exit_code == 1
+    assert "1 finished cell cannot be evaluated" in done.output and "model.safetensors" in done.output
+    assert "not evaluated" in done.output and second.signature in done.output and "finite" in done.output
+    # What was there stays.
+    assert [len(list((run.path / "attempts/1/evaluations").iterdir())) for run in (first, second)] == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_worker_that_is_killed_is_named_and_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.evaluators import Request, WorkerDied, evaluate_in_processes
+
+    (folder / "deadly.py").write_text(
+        "import os, torch\ndef build():\n    open(f'started-{os.getpid()}', 'w').close()\n    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    values = {"name": "small", "base": "cpu-tiny", "set": TINY, "axes": {"groups": [1]}}
+    (folder / "small.yaml").write_text(json.dumps(values))
+    assert CliRunner().invoke(app, ["submit", "small.yaml"]).exit_code == 0
+    (signature,) = SweepFolder(runs_root(), "small").signatures()
+    run = RunFolder.of(runs_root(), signature)
+    requests = {name: Request(run.path, {"features": "deadly:build"}, None) for name in ("a", "b", "c")}
+    with pytest.raises(WorkerDied, match="killed"):
+        list(evaluate_in_processes(requests, 2))
+    started = [int(path.name.partition("-")[2]) for path in folder.glob("started-*")]
+    assert started and not any(Path(f"/proc/{pid}").exists() for pid in started)
+    # Another is refused in words, and what is printed beside the answers does no harm.
+    (folder / "deadly.py").write_text("print('loud')\nbuild = 3\n")
+    with pytest.raises(UserError, match="is not a function there"):
+        list(evaluate_in_processes(requests, 2))
+    assert not (run.path / "evaluations").exists()

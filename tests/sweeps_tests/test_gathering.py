@@ -109,6 +109,30 @@ def test_each_evaluation_is_a_row(plan_of: PlanOf, write_run: WriteRun) -> None:
     assert set(rows["state"]) == {"done"} and len(frame) == 4
 
 
+def test_rows_say_whether_the_sweep_file_asks_for_their_protocol(
+    plan_of: PlanOf, write_run: WriteRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.gathering.SETTLED_SECONDS", -1.0)
+    plan = plan_of(axes={"groups": [1, 2, 4]})
+    sweep = submitted(plan)
+    for cell, protocols in zip(plan.cells, (("now", "other"), ("before", "other"), ("before", "now")), strict=True):
+        write_run(cell, "done", 200, tuple(evaluation(step, 3.0, p) for p in protocols for step in (100, 200)))
+    assert table(plan.name)["asked"].isna().all()
+
+    def asks(*protocols: tuple[str, str]) -> list[list[str]]:
+        write_json(sweep.path / "protocols.json", {"cells": {c.signature: protocols for c in plan.cells[:3]}})
+        # The table is made again, although no run has changed.
+        frame = table(plan.name)
+        assert frame["asked"].notna().all()
+        asked = frame[frame["asked"]]
+        return [sorted(set(asked.loc[asked["signature"] == c.signature, "protocol"])) for c in plan.cells]
+
+    # The row of an earlier gsq stands for today's, where it is the only one.
+    assert asks(("now", "before")) == [["now"], ["before"], ["now"]]
+    assert asks(("other", "before")) == [["other"], ["other"], ["before"]]
+    assert asks(("now", "x"), ("other", "y")) == [["now", "other"], ["other"], ["now"]]
+
+
 def test_the_highest_attempt_wins(plan_of: PlanOf, write_run: WriteRun) -> None:
     plan = plan_of(axes={"groups": [1]})
     submitted(plan)
