@@ -157,7 +157,6 @@ def print_plan(
             "dropped": dropped,
             "merged": merged,
             "data": [data.to_dict() for data in plan.data],
-            "images": {label: images._asdict() for label, images in plan.images.items()},
             "broken_images": plan.broken_images,
             "cluster": target.name,
             "missing": plan.missing,

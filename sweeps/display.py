@@ -366,11 +366,9 @@ def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None 
 
 
 def print_data(console: Console, plan: Plan) -> None:
-    """The images of each split, files that were left out, and what else should be known of the data."""
+    """Files that were left out of the images, and what else should be known of the data."""
     for data in plan.data:
-        first, *rest = data.lines()
-        console.print(escape(first), highlight=False, soft_wrap=True)
-        for line in rest:
+        for line in data.remarks():
             console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
 
 

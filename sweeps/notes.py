@@ -6,23 +6,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gsq.config import FEATURE_DIMS
+from gsq.datasets import Summary
 from gsq.errors import UserError
 from gsq.record import DONE, runs_root
 from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Images, Lacking, Plan
+from sweeps.planning import Cell, Lacking, Plan
 
 
 def check_images(plan: Plan, runs: Path | None = None) -> None:
     """Raise UserError where a cell that is still to be run would be evaluated on too few images for an rfid."""
     folder = SweepFolder(runs or runs_root(), plan.name)
-    few = [cell for cell in plan.cells if (found := plan.images.get(cell.data_label)) and _too_few(cell, found)]
+    data = plan.images
+    few = [cell for cell in plan.cells if (found := data.get(cell.data_label)) and _too_few(cell, found)]
     for signature, record in folder.records([cell.signature for cell in few]).items():
         if record.state != DONE:
             cell = next(cell for cell in few if cell.signature == signature)
-            raise UserError(f"sweep '{plan.name}': {_too_few(cell, plan.images[cell.data_label])}")
+            raise UserError(f"sweep '{plan.name}': {_too_few(cell, data[cell.data_label])}")
 
 
-def _too_few(cell: Cell, images: Images) -> str | None:
+def _too_few(cell: Cell, images: Summary) -> str | None:
     """Why a cell's evaluation has too few images; None where it has enough, or they are allowed."""
     evaluation = cell.config.evaluation
     try:
@@ -35,14 +37,16 @@ def _too_few(cell: Cell, images: Images) -> str | None:
 def image_notes(plan: Plan) -> tuple[str, ...]:
     """How many images each data set gives to train and to evaluate on, and what these allow."""
     found: dict[str, None] = {}
+    summaries = plan.images
     for cell in plan.cells:
-        images = plan.images.get(cell.data_label)
+        images = summaries.get(cell.data_label)
         if images is None:
             continue
         evaluation, data = cell.config.evaluation, cell.config.data
         count = evaluation.images(data, images.validation)
-        of = f" of {cell.data_label}" if len(plan.images) > 1 else ""
-        text = f"images{of}: {images.train:,} to train on, {images.validation:,} held out for the evaluation"
+        text = (
+            f"images of {cell.data_label}: {images.train:,} to train on, {images.validation:,} held out to evaluate on"
+        )
         if count != images.validation:
             text += f", which compares {count:,} {'crops of these' if data.kind == 'photos' else 'of them'}"
         elif count < evaluation.num_images:

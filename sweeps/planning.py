@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from gsq.config import RunConfig
 from gsq.datasets import Manifest, Summary, manifest
@@ -102,14 +102,6 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-class Images(NamedTuple):
-    """How many images a data set gives."""
-
-    train: int
-    validation: int
-    """Held out of the training, to evaluate on."""
-
-
 LeftOut = tuple[dict[str, Any], str]
 
 
@@ -134,10 +126,13 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (sweeps.forecasting.admit)."""
-    images: Mapping[str, Images] = field(default_factory=dict)
-    """By the label of each data set that is here (Cell.data_label); empty where a plan was read from a sweep folder."""
     search: Spec | None = None
     """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
+
+    @property
+    def images(self) -> dict[str, Summary]:
+        """``data`` by label (Cell.data_label)."""
+        return {one.label: one for one in self.data}
 
     @property
     def broken_images(self) -> tuple[str, ...]:
@@ -290,11 +285,6 @@ def _plan(
         tuple(dict.fromkeys(files.summary() for files in make.manifests.values() if files.train)),
         tuple(missing),
         provisional=bool(make.missing or make.absent),
-        images={
-            files.label: Images(len(files.train), len(files.validation))
-            for files in make.manifests.values()
-            if files.train or files.validation
-        },
         cluster=spec.plan_for,
         budget=spec.budget,
         search=spec if spec.search is not None else None,

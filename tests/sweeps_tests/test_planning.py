@@ -253,7 +253,7 @@ def test_a_plan_says_what_images_there_are_and_what_was_left_out(
     console = Console(width=80)
     print_plan(console, plan, forecast(plan))
     said = capsys.readouterr().out
-    assert "images: 8 training and 4 validation" in said and "1 broken: train/torn[1].png" in said
+    assert "8 to train on, 4 held out" in said and "1 broken: train/torn[1].png" in said
     assert "(1 svg): train/drawing.svg" in said and "1 hidden" in said
     document = json.loads(json.dumps(data.to_dict()))
     assert document["left_out"] == data.counts() and document["train"] == 8

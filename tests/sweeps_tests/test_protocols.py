@@ -146,7 +146,7 @@ def test_what_is_asked_is_kept_beside_the_plan(plan_of: PlanOf, folder: Path) ->
     note_asked(Plan(plan.name, plan.cells[:1]), sweep)
     assert read_asked(sweep) == wanted
     # What an edited file no longer asks for is not asked for.
-    edited = Plan(plan.name, setting(plan_of, num_images=12).cells[:1], images=plan.images)
+    edited = Plan(plan.name, setting(plan_of, num_images=12).cells[:1], data=plan.data)
     note_asked(edited, sweep)
     assert read_asked(sweep).keys() == {plan.cells[0].signature}
     assert read_asked(sweep)[plan.cells[0].signature] != wanted[plan.cells[0].signature]
