@@ -347,9 +347,10 @@ def _train_and_evaluate(
     from gsq.evaluation import check, evaluate_all
     from gsq.execution import environment
     from gsq.flops import cost
+    from gsq.loop import train
     from gsq.record import write_json
     from gsq.staging import stage
-    from gsq.training import Trainer, train
+    from gsq.training import Trainer
 
     start: Path | None = None
     if attempt is not None:
