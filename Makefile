@@ -39,7 +39,7 @@ LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_dis
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@echo "installing the lowest versions into $(LOWEST) (a minute or two)"
 	@$(PYTHON) -m venv $(LOWEST)
-	@$(LOWEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e '.[dino,hub]' \
+	@$(LOWEST)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints-lowest.txt -e '.[dino,hub]' \
 		duckdb hypothesis polars pytest pytest-timeout pytest-xdist
 	@touch $@
 
