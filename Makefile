@@ -1,9 +1,10 @@
 # The project's verbs; `make help` lists them. Everything lives in .venv, at the versions of constraints.txt.
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 PYTHON ?= python3
 
-.PHONY: help install quickstart test faults figures dist installed coverage lint types format clean
+.PHONY: help install quickstart test lowest faults figures dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,6 +25,23 @@ test: install  ## run the tests (SLURM's are skipped, with the reason, where the
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
 	@# Those on SLURM share one small cluster, so one after the other. Exit code 5: ARGS selected none.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm $(ARGS) || [ $$? -eq 5 ]
+
+lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versions that pyproject.toml allows
+	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
+
+# Left out: what takes long and trains rather than calls libraries, and figures that name matplotlib's version.
+LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_discriminators.py \
+	tests/gsq_tests/test_tokenizer.py tests/integration_tests/test_versions.py \
+	$(foreach name,sweeps_tests/test_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
+	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on_to_the_same_numbers"
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	@echo "installing the lowest versions into $(LOWEST) (a minute or two)"
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints-lowest.txt -e '.[dino,hub]' \
+		duckdb hypothesis polars pytest pytest-timeout pytest-xdist
+	@touch $@
 
 faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own (Debian, root; up to an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/slurm_tests/faults.py --faults 300 --seed 1
@@ -56,4 +74,4 @@ format: install  ## reformat and mend what ruff can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and caches, keep results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage* build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .coverage* build dist *.egg-info

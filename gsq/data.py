@@ -83,7 +83,10 @@ class ImageSource:
         return _crop(image, left, top, side, config.image_size, flip)
 
     def train_batch(self, seed: int, step: int, images: range) -> Tensor:
-        """(B, 3, S, S): the images with these numbers of the global batch of optimiser step ``step`` (from 0)."""
+        """(B, 3, S, S): the images with these numbers of the global batch of optimiser step ``step`` (from 0).
+
+        Numbers of train.batch_size and more are those of the discriminator's own batch (discriminator.batch: new).
+        """
 
         def random(i: int) -> np.random.Generator:
             return np.random.Generator(np.random.Philox(key=[seed, TRAIN_STREAM], counter=[0, 0, i, step]))
@@ -153,6 +156,8 @@ class Batches:
         out = torch.empty(len(self.images), 3, *[self.source.config.image_size] * 2)
         if self.device.type == "cuda":
             out = out.pin_memory()
+        for skipped in [other for other in self.ready if other < step]:
+            del self.ready[skipped]
         for i, part in enumerate(self.ready.pop(step)):
             out[i :: self.workers] = part.result()
         return out.to(self.device, non_blocking=True)

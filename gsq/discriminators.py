@@ -1,6 +1,7 @@
-"""Discriminators: images (B, 3, H, W) in [-1, 1] to logits (B, 1, h, w) or (B, n).
+"""Discriminators: images (B, 3, H, W) to logits (B, 1, h, w) or (B, n).
 
-Structures are those of the GSQ authors' code, compared with it at equal weights.
+Images are in the range that discriminator.image_range names: [-1, 1] (signed) or [0, 1] (unit). Structures are those of
+the GSQ authors' code, compared with it at equal weights.
 """
 
 from __future__ import annotations
@@ -39,8 +40,18 @@ class PatchDiscriminator(nn.Sequential):
                 nn.LeakyReLU(0.2),
             ]
             width = outputs
-        layers.append(nn.Conv2d(width, 1, 4, 1, 1))
+        layers.append(nn.Conv2d(width, 1, 4, 1, 1, bias=config.init == "default"))
         super().__init__(*layers)
+        if config.init == "kaiming":
+            self._init_kaiming()
+
+    def _init_kaiming(self) -> None:
+        """Convolutions normal with variance 1 / fan-in, the last one a tenth of that (the GSQ authors' code)."""
+        convolutions = [module for module in self if isinstance(module, nn.Conv2d)]
+        for convolution in convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear")
+        with torch.no_grad():
+            convolutions[-1].weight.mul_(0.1)
 
 
 class Blur(nn.Module):
@@ -130,6 +141,7 @@ class ProjectedDiscriminator(nn.Module):
     def __init__(self, backbone: DINOv2 | EfficientNetLite0, config: DiscriminatorConfig) -> None:
         super().__init__()
         self._frozen = (backbone.eval().requires_grad_(False),)
+        self.image_range = config.image_range
         self.heads = nn.ModuleList(Head(channels, config) for channels in backbone.token_channels)
 
     @property
@@ -145,6 +157,9 @@ class ProjectedDiscriminator(nn.Module):
         # Images and heads both want gradients for a gradient penalty alone, and of the attention kernels only the
         # plain one can be differentiated twice.
         twice = images.requires_grad and next(self.heads.parameters()).requires_grad
+        if self.image_range == "unit":
+            # The frozen networks take images in [-1, 1].
+            images = 2 * images - 1
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
             features = self.backbone.tokens(images)
         return torch.cat([head(tokens) for head, tokens in zip(self.heads, features, strict=True)], 1)

@@ -142,7 +142,7 @@ def _discriminator(d: DiscriminatorConfig, size: int) -> Count:
             count.conv(width, outputs, 4, size**2, bias=False)
             count.norm(outputs, size**2)
             width = outputs
-        count.conv(width, 1, 4, (size - 1) ** 2)
+        count.conv(width, 1, 4, (size - 1) ** 2, bias=d.init == "default")
     elif d.kind == "stylegan":
         count.conv(3, width, 3, size**2)
         for multiplier in d.channel_multipliers:
@@ -233,6 +233,10 @@ def cost(config: RunConfig) -> Cost:
     codebook = config.codebook_parameters
     images = config.train.steps * batch
     adversarial_images = max(0, config.train.steps - config.loss.discriminator_start) * batch
+    # What the generator makes of the discriminator's own batch, and LeCAM's averages before the regulariser, take a
+    # forward pass more.
+    own = adversarial_images if config.discriminator.batch == "new" else 0
+    passes = 2 if config.loss.lecam_update == "before" else 0
     parameters = e.parameters + d.parameters + codebook
     # Weights, gradients, two AdamW moments; averaged weights for the generator.
     stored = 4 * (5 * parameters + 4 * disc.parameters)
@@ -242,14 +246,18 @@ def cost(config: RunConfig) -> Cost:
     return Cost(
         parameters=parameters,
         discriminator_parameters=disc.parameters,
-        generator_flops=2.0 * images * 3 * (e.macs + d.macs),
+        generator_flops=2.0 * (images * 3 + own) * (e.macs + d.macs),
         # Its own step: forward and backward on real and fake; the generator's: forward, and backward to the images. A
         # frozen network is not passed backward in the first of these.
-        discriminator_flops=2.0 * adversarial_images * ((6 + 2) * disc.macs + (2 + 2) * disc.frozen_macs),
+        discriminator_flops=2.0
+        * adversarial_images
+        * ((6 + 2 + passes) * disc.macs + (2 + 2 + passes) * disc.frozen_macs),
         # Both images forward, one backward to the image.
         perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
         # fsq, lfq and bsq round (no codebook); at d = 1 the look-up is a binary search.
-        lookup_flops=0.0 if config.group_dim == 1 else 2.0 * images * positions * config.quantizer.groups * codebook,
+        lookup_flops=0.0
+        if config.group_dim == 1
+        else 2.0 * (images + own) * positions * config.quantizer.groups * codebook,
         images=images,
         memory_bytes=stored + activations,
     )

@@ -62,7 +62,7 @@ class LeCAM(nn.Module):
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Once a step, with the mean logits of the whole batch; the authors do so before they regularise with them."""
+        """Once a step, with the mean logits of the whole batch (loss.lecam_update: after or before the regulariser)."""
         self.real.lerp_(real_mean.to(self.real), 1 - self.decay)
         self.fake.lerp_(fake_mean.to(self.fake), 1 - self.decay)
 
@@ -116,6 +116,18 @@ class EfficientNetPerceptualLoss(nn.Module):
             for a, b in zip(found, wanted, strict=True)
         ]
         return torch.stack(parts).mean()
+
+
+class UnitRange(nn.Module):
+    """A perceptual loss that is given images in [-1, 1] and passes them on in [0, 1]."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar."""
+        return self.loss((images + 1) / 2, (targets + 1) / 2)
 
 
 class LPIPS(nn.Module):
@@ -209,15 +221,17 @@ class LogitLoss(nn.Module):
         return F.mse_loss(self.network(images).float(), wanted.float())
 
 
-def build_perceptual_loss(kind: str) -> nn.Module | None:
-    """The frozen loss that ``loss.perceptual`` names, (images, targets) -> scalar; None for "none".
+def build_perceptual_loss(kind: str, image_range: str = "signed") -> nn.Module | None:
+    """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
+
+    image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
 
     Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
     """
     if kind == "efficientnet_lite0":
         return EfficientNetPerceptualLoss()
     if kind == "lpips_vgg":
-        return LPIPS()
+        return UnitRange(LPIPS()) if image_range == "unit" else LPIPS()
     if kind == "efficientnet_lite0_logits":
         return LogitLoss(EfficientNetLogits())
     if kind == "vgg16_logits":

@@ -51,10 +51,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
         group["lr"] = learning_rate(config, step)
 
 
+def averaged_tensors(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and persistent floating buffers (an EMA codebook) of both, in the same order."""
+    ours, theirs = averaged.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    names = [name for name, value in theirs.items() if value.is_floating_point()]
+    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
+
+
 @torch.no_grad()
-def update_ema(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
-    """averaged += (1 - d) (current - averaged), d = min(decay, (1 + step) / (10 + step))."""
-    torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
+def update_ema(averaged: list[Tensor], current: list[Tensor], decay: float, step: int, *, warmup: bool = True) -> None:
+    """averaged += (1 - d) (current - averaged), d = min(decay, (1 + step) / (10 + step)), or decay without warm-up."""
+    torch._foreach_lerp_(averaged, current, 1 - (min(decay, (1 + step) / (10 + step)) if warmup else decay))
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:

@@ -16,17 +16,29 @@
 | paper-vae-128             | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
 | paper-gan-128             | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 80,000  |           |
 | paper-gan-256             | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  |           |
+| authors-f8                | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  |           |
+| authors-f16               | 256   | 16 | 16 | 128   | 1 1 2 2 4   | 2      | no        | 512   | 50,000  |           |
+| authors-f32               | 256   | 32 | 32 | 128   | 1 1 1 2 2 4 | 2      | no        | 512   | 50,000  |           |
+| authors-vae-128           | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
+| authors-gan-128           | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 80,000  |           |
+| authors-gan-256           | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  |           |
 
 cpu-*: learning rate 1e-3, perceptual loss efficientnet_lite0, PatchGAN (16 channels, 2 layers; 32, 2). paper-f*: 2e-4,
 lpips_vgg, PatchGAN (64, 3), V = 262,144, depth-to-space, bfloat16. The paper's scaling runs use the DINO discriminator
 with colour, translation and cutout (discriminator: {kind: dino, augment: [color, translation, cutout]}), which needs
 weights to be provided; PatchGAN is the paper's other choice.
 
-paper-vae-128, paper-gan-128, paper-gan-256: the hyperparameters of the paper's tables 16, 18 and 21, from which the
-sweeps in sweeps/configs/paper/ start. ImageNet lies in the folder that $IMAGENET names, with its images below train/
-and val/; rFID is in Inception features over 50,000 images, with LPIPS. Not in the paper: the crops (its authors' code
-resizes each image and takes the centre; here it is the largest square, at a random place), flips (none in that code),
-and the network of the LPIPS metric. micro_batch fits a GPU of 40 GB.
+paper-vae-128, paper-gan-128, paper-gan-256: the hyperparameters of the paper's tables 16, 18 and 21. ImageNet lies in
+the folder that $IMAGENET names, with its images below train/ and val/; rFID is in Inception features over 50,000
+images, with LPIPS. Not in the paper: the crops (its authors' code resizes each image and takes the centre; here it is
+the largest square, at a random place), flips (none in that code), and the network of the LPIPS metric. micro_batch
+fits a GPU of 40 GB.
+
+authors-*: the paper-* preset of the same name, trained as the authors' public code trains where the paper says nothing
+(AUTHORS below; the README compares the authors, the paper and gsq). The sweeps in sweeps/configs/paper/ start from
+these. Two points stay gsq's: the discriminator has group norm, since the authors' batch norm sees the 16 images of one
+process, so that a result would depend on the number of processes; and LeCAM averages over the global batch, where the
+authors' code keeps averages of its own in each process.
 """
 
 from __future__ import annotations
@@ -74,6 +86,29 @@ def _paper_table(image_size: int, steps: int, batch_size: int, micro_batch: int,
         "execution": {"micro_batch": micro_batch},
         **sections,
     }
+
+
+# What the authors' code does differently from gsq's defaults; `discriminator` where there is one, `init` where it is a
+# PatchGAN. Sweeps with LeCAM add loss.lecam_update: before.
+AUTHORS: dict[str, dict[str, Any]] = {
+    "quantizer": {"decoder_input": "raw", "loss_row": "raw"},
+    "loss": {"perceptual_range": "unit"},
+    "discriminator": {"image_range": "unit", "batch": "new"},
+    "optimizer": {"ema_warmup": False},
+}
+
+
+def _as_the_authors(base: dict[str, Any]) -> dict[str, Any]:
+    """A preset's sections, trained as the authors' code does."""
+    found = {name: {**section, **AUTHORS.get(name, {})} for name, section in base.items()}
+    for name, section in AUTHORS.items():
+        found.setdefault(name, dict(section))
+    kind = found["discriminator"].get("kind", "patchgan")
+    if kind == "none":
+        found["discriminator"] = dict(base["discriminator"])
+    elif kind == "patchgan":
+        found["discriminator"]["init"] = "kaiming"
+    return found
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -145,6 +180,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         discriminator=DINO,
         optimizer={"learning_rate": 2e-4, "decay_everything": True},
     ),
+}
+
+PRESETS |= {
+    name.replace("paper-", "authors-"): _as_the_authors(PRESETS[name])
+    for name in ("paper-f8", "paper-f16", "paper-f32", "paper-vae-128", "paper-gan-128", "paper-gan-256")
 }
 
 # Parameters that the paper prints, in millions (GSQ, arXiv 2412.02632, fig. 3; results/reference). They are those of

@@ -373,10 +373,11 @@ def _train_and_evaluate(
     from gsq.execution import environment
     from gsq.files import save_tensors
     from gsq.flops import cost
+    from gsq.loop import train
     from gsq.protocol import check
     from gsq.record import write_json
     from gsq.staging import stage
-    from gsq.training import Trainer, train
+    from gsq.training import Trainer
 
     start: Path | None = None
     if attempt is not None:

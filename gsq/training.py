@@ -1,4 +1,4 @@
-"""The training loop of one GSQ-GAN, resumable at any step with the same result.
+"""One optimiser step of a GSQ-GAN at a time, resumable at any step with the same result.
 
 Shapes: B images of S x S pixels, in [-1, 1].
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsq import augment, checkpoint
+from gsq import augment
 from gsq.autoencoder import Autoencoder
 from gsq.config import RunConfig
 from gsq.data import Batches, ImageSource
@@ -29,14 +28,15 @@ from gsq.losses import (
     generator_loss,
     gradient_penalty,
 )
-from gsq.optim import build_optimizer, clip_gradients, set_learning_rate, update_ema
+from gsq.optim import averaged_tensors, build_optimizer, clip_gradients, set_learning_rate, update_ema
 from gsq.quantizers import NonFiniteLatent
-from gsq.record import Attempt
 
 # Steps in a row whose loss or gradient is not finite, after which a run has diverged.
 PATIENCE = 5
 # Streams of random numbers for the augmentation of real and of generated images.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 0, 1, 2
+# Names of the means that LeCAM averages.
+LOGITS = ("real_logit", "fake_logit")
 
 
 class Diverged(Exception):
@@ -47,21 +47,27 @@ class Trainer:
     """Model, discriminator, optimisers and averaged weights; one call of ``step`` is one optimiser step each.
 
     A step works through this process's share of the global batch in parts of execution.micro_batch images; every
-    mean over the batch is one over the global batch, so that the result does not depend on the split.
+    mean over the batch is one over the global batch, so that the result does not depend on the split. Where
+    discriminator.batch is ``new``, the discriminator's images of a step follow the generator's in number.
     """
 
     def __init__(self, config: RunConfig, source: ImageSource, group: Group | None = None) -> None:
         self.config, self.group = config, group or Group()
         self.device = self.group.device or pick_device(config.execution.device)
         self.images = self.group.images(config.train.batch_size)
-        self.batches = Batches(source, config.train.seed, self.images, config.execution.data_workers, self.device)
+        workers, size = config.execution.data_workers, config.train.batch_size
+        self.batches = Batches(source, config.train.seed, self.images, workers, self.device)
+        self.discriminator_batches = self.batches
+        if config.discriminator.batch == "new":
+            following = range(size + self.images.start, size + self.images.stop)
+            self.discriminator_batches = Batches(source, config.train.seed, following, workers, self.device)
         torch.manual_seed(config.train.seed)
         self.model = Autoencoder(config).to(self.device)
         self.discriminator = build_discriminator(config.discriminator, config.data.image_size)
         if self.discriminator is not None:
             self.discriminator.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.perceptual = build_perceptual_loss(config.loss.perceptual)
+        self.perceptual = build_perceptual_loss(config.loss.perceptual, config.loss.perceptual_range)
         if self.perceptual is not None:
             # Depthwise convolutions run up to twice as fast in this layout.
             self.perceptual.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -72,7 +78,7 @@ class Trainer:
             self.optimizer_d = build_optimizer([self.discriminator], config.optimizer, discriminator=True)
         # The decoder's output layer, at which the adaptive weight compares gradients.
         self.last_layer = [m for m in self.model.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
-        self.averaged, self.current = _averaged_tensors(self.ema, self.model)
+        self.averaged, self.current = averaged_tensors(self.ema, self.model)
         self._prepare()
         self.step_count = 0
         self.failed_steps = 0
@@ -97,6 +103,11 @@ class Trainer:
         if self.discriminator is not None and not self.config.loss.gradient_penalty_weight:
             # A compiled graph has no second derivative.
             self.discriminator.compile()
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which steps have waited for their images, all together."""
+        return sum(batches.waited for batches in {self.batches, self.discriminator_batches})
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         parts = {
@@ -133,6 +144,10 @@ class Trainer:
                 part = part.contiguous(memory_format=torch.channels_last)
             yield rows, part
 
+    def _in_range(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1], in the range in which the discriminator sees them."""
+        return (images + 1) / 2 if self.config.discriminator.image_range == "unit" else images
+
     def _augmented(self, images: Tensor, rows: slice, stream: int) -> Tensor:
         policy = self.config.discriminator.augment
         if not policy:
@@ -154,18 +169,24 @@ class Trainer:
                 )
             if adversarial:
                 assert self.discriminator is not None
-                logits = self.discriminator(self._augmented(found, rows, GENERATOR_STREAM)).float()
+                logits = self.discriminator(self._augmented(self._in_range(found), rows, GENERATOR_STREAM)).float()
                 losses["adversarial"] = generator_loss(weights.generator_loss, logits)
         return losses, found
 
-    def _discriminator_losses(self, images: Tensor, found: Tensor, rows: slice) -> dict[str, Tensor]:
-        weights = self.config.loss
+    def _logits(self, real_images: Tensor, found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """The discriminator's logits (float32) of real images, in its range, and of generated ones, in [-1, 1]."""
         assert self.discriminator is not None
-        penalised = weights.gradient_penalty_weight > 0
-        real_images = images.detach().requires_grad_(penalised)
         with self._autocast():
             real = self.discriminator(self._augmented(real_images, rows, REAL_STREAM)).float()
-            fake = self.discriminator(self._augmented(found, rows, FAKE_STREAM)).float()
+            fake = self.discriminator(self._augmented(self._in_range(found), rows, FAKE_STREAM)).float()
+        return real, fake
+
+    def _discriminator_losses(self, images: Tensor, found: Tensor, rows: slice) -> dict[str, Tensor]:
+        weights = self.config.loss
+        penalised = weights.gradient_penalty_weight > 0
+        real_images = self._in_range(images.detach()).requires_grad_(penalised)
+        real, fake = self._logits(real_images, found, rows)
+        with self._autocast():
             losses = {"discriminator": discriminator_loss(weights.discriminator_loss, real, fake)}
             if self.lecam is not None:
                 losses["lecam"] = self.lecam(real, fake)
@@ -193,7 +214,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.discriminator is not None:
             self.discriminator.requires_grad_(False)
-        reconstructions: list[Tensor] = []
+        reconstructions: dict[int, Tensor] = {}
         ratio = None
         if adversarial and weights.adaptive_weight:
             ratio = self._adaptive_weight(images, scale)
@@ -202,7 +223,7 @@ class Trainer:
 
         def generator(rows: slice, part: Tensor) -> dict[str, Tensor]:
             losses, found = self._generator_losses(part, rows, adversarial)
-            reconstructions.append(found.detach())
+            reconstructions[rows.start] = found.detach()
             return losses
 
         losses = self._accumulate(images, generator, scale)
@@ -216,26 +237,14 @@ class Trainer:
         else:
             self.model.quantizer.discard_pending()
         if adversarial and applied:
-            assert self.discriminator is not None and self.optimizer_d is not None
-            self.optimizer_d.zero_grad(set_to_none=True)
-
-            def discriminator(rows: slice, part: Tensor) -> dict[str, Tensor]:
-                return self._discriminator_losses(part, reconstructions.pop(0), rows)
-
-            losses_d = self._accumulate(images, discriminator, scale)
-            norm_d = self._gradient_norm(self.discriminator) if losses_d else None
-            applied = losses_d is not None and self._apply(losses_d, norm_d, self.optimizer_d, "gradient_norm_d")
-            if applied and self.lecam is not None:
-                assert losses_d is not None
-                self.lecam.update(
-                    *(torch.tensor(losses_d[name], dtype=torch.float64) for name in ("real_logit", "fake_logit"))
-                )
+            losses_d, applied = self._discriminator_step(images, reconstructions, scale)
             values |= losses_d or {}
         if ratio is not None:
             values["adaptive_weight"] = float(ratio)
         if applied:
             self.failed_steps = 0
-            update_ema(self.averaged, self.current, config.optimizer.ema_decay, self.step_count)
+            average = config.optimizer
+            update_ema(self.averaged, self.current, average.ema_decay, self.step_count, warmup=average.ema_warmup)
         else:
             self.failed_steps += 1
             if self.failed_steps >= PATIENCE:
@@ -244,6 +253,75 @@ class Trainer:
                 )
         self.step_count += 1
         return values
+
+    def _discriminator_step(
+        self, images: Tensor, reconstructions: dict[int, Tensor], scale: dict[str, Any]
+    ) -> tuple[dict[str, float] | None, bool]:
+        """The discriminator's losses, and whether its optimiser made a step.
+
+        images, reconstructions: the generator's batch, and by first row what the generator made of its parts.
+        """
+        assert self.discriminator is not None and self.optimizer_d is not None
+        self.optimizer_d.zero_grad(set_to_none=True)
+        if self.config.discriminator.batch == "new":
+            images = self.discriminator_batches(self.step_count)
+            made = self._reconstructions(images)
+            if made is None:
+                return None, False
+            reconstructions = made
+        averages = None
+        if self.lecam is not None and self.config.loss.lecam_update == "before":
+            averages = copy.deepcopy(self.lecam.state_dict())
+            self.lecam.update(*self._mean_logits(images, reconstructions))
+
+        def losses_of(rows: slice, part: Tensor) -> dict[str, Tensor]:
+            return self._discriminator_losses(part, reconstructions[rows.start], rows)
+
+        losses = self._accumulate(images, losses_of, scale)
+        norm = self._gradient_norm(self.discriminator) if losses else None
+        applied = losses is not None and self._apply(losses, norm, self.optimizer_d, "gradient_norm_d")
+        if averages is not None and not applied:
+            assert self.lecam is not None
+            self.lecam.load_state_dict(averages)
+        elif applied and self.lecam is not None and averages is None:
+            assert losses is not None
+            self.lecam.update(*(torch.tensor(losses[name], dtype=torch.float64) for name in LOGITS))
+        return losses, applied
+
+    @torch.no_grad()
+    def _reconstructions(self, images: Tensor) -> dict[int, Tensor] | None:
+        """What the generator makes of each part of a batch, by its first row, in [-1, 1] (float32).
+
+        None where a process met a latent that is not finite. The batch leaves no trace in the codebook.
+        """
+        made: dict[int, Tensor] = {}
+        broken = False
+        try:
+            for rows, part in self._micro_batches(images):
+                with self._autocast():
+                    made[rows.start] = self.model(part).images.float()
+        except NonFiniteLatent:
+            broken = True
+        self.model.quantizer.discard_pending()
+        return None if self._anywhere(broken) else made
+
+    @torch.no_grad()
+    def _mean_logits(self, images: Tensor, reconstructions: dict[int, Tensor]) -> Tensor:
+        """(2,) float64: mean logits of real and generated images of the global batch; a forward pass of its own."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for rows, part in self._micro_batches(images):
+            logits = self._logits(self._in_range(part), reconstructions[rows.start], rows)
+            sums += torch.stack([x.mean() for x in logits]).double() * (len(part) / self.config.train.batch_size)
+        self.group.sum_(sums)
+        return sums
+
+    def _anywhere(self, broken: bool) -> bool:
+        """Whether it is so in any of the processes."""
+        if self.group.size == 1:
+            return broken
+        flag = torch.tensor(float(broken), device=self.device)
+        self.group.sum_(flag)
+        return bool(flag)
 
     def _accumulate(
         self,
@@ -269,11 +347,7 @@ class Trainer:
                 sums = found if sums is None else sums + found
         except NonFiniteLatent:
             broken = True
-        if self.group.size > 1:
-            flag = torch.tensor(float(broken), device=self.device)
-            self.group.sum_(flag)
-            broken = bool(flag)
-        if broken or sums is None:
+        if self._anywhere(broken) or sums is None:
             return None
         self.group.sum_(sums)
         values = sums.tolist()
@@ -301,7 +375,7 @@ class Trainer:
         """Gradient norm of the reconstruction losses over that of the adversarial one, both at the last layer and
         for the global batch. A forward pass of its own, so that it can be taken over all parts of the batch."""
         sums = torch.zeros(2, *self.last_layer.shape, device=self.device)
-        broken = torch.zeros((), device=self.device)
+        broken = False
         try:
             for rows, part in self._micro_batches(images):
                 losses, _ = self._generator_losses(part, rows, True)
@@ -313,69 +387,9 @@ class Trainer:
                     (gradient,) = torch.autograd.grad(loss, self.last_layer, retain_graph=i == 0)
                     sums[i] += share * gradient
         except NonFiniteLatent:
-            broken += 1
+            broken = True
         self.model.quantizer.discard_pending()
-        self.group.sum_(broken)
-        if broken:
+        if self._anywhere(broken):
             return None
         self.group.sum_(sums)
         return adaptive_weight(sums[0], sums[1])
-
-
-def _averaged_tensors(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and persistent floating buffers (an EMA codebook) of both, in the same order."""
-    ours, theirs = averaged.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
-    names = [name for name, value in theirs.items() if value.is_floating_point()]
-    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
-
-
-def train(
-    trainer: Trainer,
-    attempt: Attempt | None,
-    start: Any | None,
-    *,
-    tick: Callable[[Trainer], None],
-    evaluate: Callable[[Trainer], None],
-) -> None:
-    """Train to config.train.steps, from the checkpoint ``start`` if there is one.
-
-    attempt: where the curve and checkpoints go; None for the processes of a run that write nothing. tick is called
-    after each step and may raise to stop; before it passes on what tick raises, a checkpoint of the finished step is
-    written. The curve has, beside the losses, images_per_second and loader_wait_seconds: for how long a step waited
-    for its images, both means since the line before. evaluate is called every config.evaluation.every steps.
-    """
-    config = trainer.config
-    if start is not None:
-        trainer.load_state(checkpoint.load(start, trainer.device))
-    steps, every = config.train.steps, config.evaluation.every
-
-    def due(step: int) -> bool:
-        return bool(every) and step % every == 0 and 0 < step < steps
-
-    if due(trainer.step_count):
-        # The attempt that left this checkpoint may have ended before, or in, the evaluation of its step.
-        evaluate(trainer)
-    images_since, waited_since, since = 0, trainer.batches.waited, time.perf_counter()
-    while trainer.step_count < steps:
-        losses = trainer.step()
-        step = trainer.step_count
-        images_since += config.train.batch_size
-        if attempt is not None and (step % config.execution.log_every == 0 or step == steps):
-            now = time.perf_counter()
-            steps_since, waited = images_since / config.train.batch_size, trainer.batches.waited
-            timings = {
-                "images_per_second": images_since / (now - since),
-                "loader_wait_seconds": (waited - waited_since) / steps_since,
-            }
-            attempt.log_metrics(step, {**losses, **timings})
-            images_since, waited_since, since = 0, waited, now
-        try:
-            tick(trainer)
-            if due(step):
-                evaluate(trainer)
-        except BaseException:
-            if attempt is not None:
-                checkpoint.save(attempt.path, step, trainer.state())
-            raise
-        if attempt is not None and (step % config.execution.checkpoint_every == 0 or step == steps):
-            checkpoint.save(attempt.path, step, trainer.state())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import extra
 from tiny_dino import dino_folder
 from tiny_run import tiny
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def test_parameters_of_the_papers_sizes() -> None:
 
 
 def test_flops_of_dinov2() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = extra("transformers")
     with torch.device("meta"):
         network = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**DINOv2.SIZES))
         heads = [Head(384, DiscriminatorConfig(kind="dino")) for _ in range(5)]

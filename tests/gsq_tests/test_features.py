@@ -153,6 +153,16 @@ def test_lpips(our_vgg: Path) -> None:
     assert not any(p.requires_grad for p in loss.parameters())
 
 
+def test_lpips_of_images_in_0_1(our_vgg: Path) -> None:
+    """As the GSQ authors' code feeds it: the same network, on half the contrast."""
+    signed, unit = (build_perceptual_loss("lpips_vgg", r) for r in ("signed", "unit"))
+    assert signed is not None and unit is not None
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
+    assert unit(a, b).item() == pytest.approx(signed((a + 1) / 2, (b + 1) / 2).item())
+    assert unit(a, b).item() != pytest.approx(signed(a, b).item(), rel=0.01)
+
+
 @pytest.mark.parametrize("net", ["vgg", "alex"])
 def test_lpips_of_the_published_package(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lpips 0.1.4, its own linear layers on seeded backbones (fixtures/make_inception_reference.py)."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import extra
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def dino_state() -> dict[str, Tensor]:
 
 def dino_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, Tensor] | None = None) -> Path:
     """Makes ``folder`` the one of weights, with such a file in it; skips the test without the transformers library."""
-    pytest.importorskip("transformers")
+    extra("transformers")
     path = folder / REGISTRY["dinov2_vits14_reg"].file
     path.parent.mkdir(exist_ok=True)
     save_file(dino_state() if state is None else state, path, metadata={"format": "pt"})
