@@ -17,6 +17,7 @@ import pytest
 
 import sweeps.submission
 from gsq.errors import UserError
+from gsq.execution import commit
 from gsq.record import RunFolder, runs_root, smallest_micro_batch
 from sweeps import journal
 from sweeps.cluster import Cluster
@@ -231,6 +232,8 @@ def test_a_driver_killed_at_any_step_loses_and_doubles_nothing(
 
     # The copy of the source is some hundred steps of one kind; it is killed in its own test.
     monkeypatch.setattr("sweeps.snapshot.PACKAGES", ("analysis",))
+    # A process asks git once; the children then make the same steps as each other.
+    commit()
     fresh("whole")
     steps, code = in_a_child(lambda: submit(five, SLURM))
     assert code == 0 and steps > 30
