@@ -22,13 +22,17 @@ _ROUTINE = re.compile(
 # Before each start of a local worker or of a job.
 _STARTED = re.compile(r"^--- gsq (?:worker|job) started .*$", re.MULTILINE)
 _ENDED_FROM_OUTSIDE = re.compile(
-    r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated)", re.MULTILINE
+    r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated|Hangup|Interrupt|User defined signal)",
+    re.MULTILINE,
 )
 # In place of an exit code, where only the controller has been heard, which tells none.
 FAILED_SOMEHOW = "failed"
-# SIGKILL and SIGTERM: somebody else ended it. srun and the shell each have their own way to pass a signal on.
-_KILLED_SIGNALS = (9, 15)
-_KILLED_CODES = (128 + 9, 128 + 15)
+# Somebody else ended it, or told it to stop before it could listen. srun and the shell have their own ways to say so.
+_KILLED_SIGNALS = tuple(
+    int(number)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+)
+_KILLED_CODES = tuple(128 + number for number in _KILLED_SIGNALS)
 # What SLURM says where it cannot open the log of a job.
 _NO_LOG_SIGNAL = 53
 
@@ -44,18 +48,17 @@ def killed_from_outside(exit_code: str, tail: str) -> bool:
 def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
     """Record for a worker of the local queue, which ended before it wrote anything, that its attempt failed.
 
-    code: its exit code, negative for a signal. Where the worker was killed nothing is recorded: another attempt may
-    go well. Raises OSError where the run folder cannot be written.
+    code: its exit code, negative for a signal: a worker that was killed is lost, and any other an error. Raises OSError
+    where the run folder cannot be written.
     """
-    if -code in (signal.SIGINT, *_KILLED_SIGNALS):
-        return
     how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
     log = folder.log(signature)
     line = last_line(log)
     message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''} (see {log})"
     steps = folder.read_cell(signature).config.train.steps
     attempt = RunFolder.of(folder.runs, signature).new_attempt()
-    attempt.write_status(FAILED, 0, steps, failure="error", message=message)
+    failure = "lost" if -code in _KILLED_SIGNALS else "error"
+    attempt.write_status(FAILED, 0, steps, failure=failure, message=message)
 
 
 def failure_of(exit_code: str | None, log: Path | None) -> str:

@@ -226,7 +226,7 @@ class LocalQueue:
             self._ask_to_stop(signature, others[signature].pid)
         for signature in self.started - set(jobs):
             if records[signature].state is None:
-                # Killed, or the disk is full.
+                # It could not be recorded: the disk is full.
                 code, log = self.exits.get(signature), self.folder.log(signature)
                 jobs[signature] = Job("gone", "lost", f"{signature} (exit code {code}, see {log})")
         records, jobs = with_cancelled(self.cancelled, records, jobs)

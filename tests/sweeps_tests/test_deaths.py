@@ -36,6 +36,10 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("143:0", "", "lost"),
         ("9:0", BEGAN + KILLED, "lost"),
         ("15:0", "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-02T03:04:05 ***\n", "lost"),
+        # Told to stop before it could listen, as on preemption.
+        ("0:12", "", "lost"),
+        ("140:0", "", "lost"),
+        ("12:0", "srun: error: n1: task 0: User defined signal 2\n", "lost"),
         # That it failed is known before its exit code.
         (FAILED_SOMEHOW, "", "error"),
         (FAILED_SOMEHOW, BEGAN + KILLED, "lost"),
@@ -100,9 +104,15 @@ def test_how_it_is_said(folder: Path) -> None:
     assert len(described("1:0", log)[1]) < 400
 
 
-@pytest.mark.parametrize("code", [1, 2, 120, -signal.SIGSEGV, -signal.SIGABRT])
-def test_a_worker_that_failed_before_it_wrote_anything_is_a_failed_attempt(
-    plan_of: Callable[..., Plan], code: int
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        *((code, "error") for code in (1, 2, 120, -signal.SIGSEGV, -signal.SIGABRT)),
+        *((-number, "lost") for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)),
+    ],
+)
+def test_a_worker_that_ended_before_it_wrote_anything_is_a_failed_attempt(
+    plan_of: Callable[..., Plan], code: int, failure: str
 ) -> None:
     plan = plan_of(axes={"groups": [1]})
     sweep, signature = SweepFolder(runs_root(), plan.name), plan.cells[0].signature
@@ -111,15 +121,6 @@ def test_a_worker_that_failed_before_it_wrote_anything_is_a_failed_attempt(
     sweep.log(signature).write_text("--- gsq worker started 2026-01-02 03:04:05\nFatal Python error: no encodings\n")
     note_worker_death(sweep, signature, code)
     record = read_run(RunFolder.of(sweep.runs, signature))
-    assert (record.state, record.failure, record.attempts, record.step) == ("failed", "error", 1, 0)
+    assert (record.state, record.failure, record.attempts, record.step) == ("failed", failure, 1, 0)
     assert record.steps == plan.cells[0].config.train.steps
     assert str(abs(code)) in str(record.message) and "no encodings" in str(record.message)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_of_a_worker_that_was_killed_nothing_is_recorded(plan_of: Callable[..., Plan], number: int) -> None:
-    plan = plan_of(axes={"groups": [1]})
-    sweep = SweepFolder(runs_root(), plan.name)
-    sweep.write_plan(plan)
-    note_worker_death(sweep, plan.cells[0].signature, -number)
-    assert read_run(RunFolder.of(sweep.runs, plan.cells[0].signature)).attempts == 0
