@@ -45,7 +45,7 @@ ProtocolOption = Annotated[
 BootstrapOption = Annotated[
     int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the starts and of the resamples.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starts and of the resamples.")]
 ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative errors) or linear (absolute ones).")]
 BoundOption = Annotated[
     list[str] | None,
@@ -150,12 +150,16 @@ def fit_command(
         lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
         fits: list[Fit] = []
     elif compare:
-        from analysis.compare import compare_laws
+        from analysis.compare import comparisons
 
         frame = load_table(path, protocol)
-        comparison = compare_laws(frame, named_laws(frame, law, target, bound, start), options)
-        fits, lines = list(comparison.fits), [comparison.text()]
-        document["comparison"] = comparison.to_dict()
+        chosen = named_laws(frame, law, target, bound, start)
+        compared = comparisons(frame, chosen, options)
+        fits = [one for found in compared for one in found.fits]
+        lines = ["\n\n".join(found.text() for found in compared)]
+        document["comparison"] = compared[0].to_dict()
+        if len(compared) > 1:
+            document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
             path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
@@ -369,7 +373,7 @@ def load_and_fit(
                 fits += [replace(one, law=replace(law, name=f"{law.name} ({group})")) for group, one in found.items()]
                 reasons |= {f"{law.name} ({group})": reason for group, reason in why.items()}
                 continue
-            rows, excluded = measured(frame, law.target, law.columns)
+            rows, excluded = law.rows(frame)
             fits.append(fit_rows(rows, excluded, law, options))
         except AnalysisError as error:
             reasons[law.name] = str(error)

@@ -226,7 +226,7 @@ def _fit(
     left_out = ""
     for law in [get_law(one, [str(name) for name in frame.columns]) for one in laws or DEFAULT_LAWS]:
         try:
-            rows, excluded = measured(frame, law.target, law.columns)
+            rows, excluded = law.rows(frame)
             left_out = left_out or excluded.text
             fits.append(fit_rows(rows, excluded, law, options))
         except AnalysisError as error:
