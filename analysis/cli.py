@@ -61,6 +61,25 @@ def register(app: typer.Typer) -> None:
     app.command("plot")(plot_command)
 
 
+def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | None]) -> None:
+    """Raise AnalysisError naming the option of a file or a figure that cannot be written, before anything is computed.
+
+    A figure is what :func:`analysis.drawing.saved_files` makes of its path."""
+    from analysis.errors import AnalysisError
+    from sweeps.outputs import output_problem
+
+    wanted = [(option, path) for option, path in files.items() if path is not None]
+    for option, path in figures.items():
+        if path is not None:
+            from analysis.drawing import saved_files
+
+            folder = path if path.is_dir() else None
+            wanted += [(option, file) for file in ((folder,) if folder else saved_files(path))]
+    for option, path in wanted:
+        if problem := output_problem(path):
+            raise AnalysisError(f"{option}: {path} {problem}")
+
+
 def _list_laws(wanted: bool) -> None:
     if wanted:
         from analysis.laws import LAWS
@@ -134,6 +153,7 @@ def fit_command(
     from analysis.table import load_table
 
     path = table_path(table)
+    require_outputs({"--output": output}, {"--figure": figure})
     options = Options(
         residuals=residuals,  # type: ignore[arg-type]
         loss=loss,  # type: ignore[arg-type]
@@ -272,6 +292,10 @@ def plot_command(
         if given and kind not in takes:
             raise AnalysisError(f"{option} belongs to --kind {', '.join(takes)}; got --kind {kind}")
     path = table_path(table)
+    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
+    saved = output if output is not None else default
+    # Beside the table there may be a folder of its name.
+    require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
     options = Options(residuals=residuals, bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
@@ -279,8 +303,6 @@ def plot_command(
         frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
     else:
         frame = load_table(path, protocol)
-    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
-    saved = output if output is not None else default
     draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
@@ -330,11 +352,20 @@ def draw(
 
 
 def table_path(table: str) -> Path:
-    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet."""
-    path = Path(table)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet; of a sweep's YAML file, the
+    table of the sweep that it names."""
+    path, of_name = Path(table), RESULTS / f"{table}.parquet"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        import yaml
+
+        try:
+            name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("name")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            name = None
+        return RESULTS / f"{name or path.stem}.parquet"
+    if path.is_file() or len(path.parts) > 1 or (path.suffix and not of_name.is_file()):
         return path
-    return RESULTS / f"{table}.parquet"
+    return of_name
 
 
 def load_and_fit(

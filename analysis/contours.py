@@ -179,6 +179,10 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
     seen = [mean for panel in panels for *_, mean in panel.points]
     finite = every[np.isfinite(every)]
     low, high = float(min(finite.min(), *seen)), float(max(finite.max(), *seen))
+    if high - low <= 1e-9 * abs(high):
+        raise AnalysisError(
+            f"{fit.law.name} predicts the same {fit.target} everywhere, {high:.4g}: no contours to draw"
+        )
     norm = LogNorm(low, high) if low > 0 else Normalize(low, high)
     levels = round_ticks(low, high) if low > 0 else tuple(np.linspace(low, high, 8))
     across = min(2, len(panels))

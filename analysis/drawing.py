@@ -80,8 +80,12 @@ def raster_where_many(axes: Axes, points: int) -> None:
 
 
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
-    """Round numbers as the ticks of a logarithmic axis."""
-    ticks = round_ticks(*limits)
+    """Round numbers as the ticks of a logarithmic axis; one that shows a single value reaches a tenth around it."""
+    low, high = limits
+    if high / low < 1.0001:
+        low, high = low / 1.1, high * 1.1
+        axis.set_view_interval(low, high, ignore=True)
+    ticks = round_ticks(low, high)
     # Powers of ten take more room.
     set_ticks(axis, ticks[:: -(-len(ticks) // (4 if ticks[-1] >= 1e6 else 8))], plain_number)
 
@@ -118,7 +122,7 @@ def set_ticks(axis: Axis, ticks: Sequence[float], text: object) -> None:
 
 
 def round_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0.
+    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0. One, where they are equal.
 
     Powers of ten where there are enough, else more and more multiples of them, else equal steps, so that an axis of
     less than a decade still has readable ticks.
@@ -133,6 +137,8 @@ def round_ticks(low: float, high: float) -> tuple[float, ...]:
     if len(ticks) < 3:
         found = MaxNLocator(6, min_n_ticks=3).tick_values(low, high)
         ticks = tuple(float(f"{tick:.6g}") for tick in found if low <= tick <= high)
+    if not ticks:  # a range narrower than the digits that are shown
+        ticks = (float(f"{np.sqrt(low * high):.6g}"),)
     return ticks[:: -(-len(ticks) // 8)]
 
 
