@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from analysis.card import ReportCard, Trend, report_card, residual_trends
     from analysis.collapsing import Collapse, collapse
-    from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
+    from analysis.compare import Comparison, Errors, HeldOut, compare_laws, comparisons, held_out
     from analysis.contours import ContourPanel, contour_figure, contour_panels
     from analysis.curves import Extrapolation, extrapolate
     from analysis.design_figures import design_figure, replay_figure
@@ -117,6 +117,7 @@ _HOME = {
     "collapse_figure": "scatter",
     "collapse_panels": "scatter",
     "compare_laws": "compare",
+    "comparisons": "compare",
     "contour_figure": "contours",
     "contour_panels": "contours",
     "course_figure": "figures",
@@ -198,6 +199,7 @@ __all__ = [
     "collapse_figure",
     "collapse_panels",
     "compare_laws",
+    "comparisons",
     "contour_figure",
     "contour_panels",
     "course_figure",

@@ -210,12 +210,12 @@ def _refuse_lost_columns(
     """Raise AnalysisError where two parameters or more stand in a part without a column and nowhere else.
 
     No data could tell them apart; most often one of them is a column that the table does not have, as D in
-    E + A / N^a + B / D^b. Parameters with bounds or a start of their own are taken as meant.
+    E + A / N^a + B / D^b. Parameters with bounds or a start of their own are taken as meant and do not count.
     """
     names = _counts(tree)
     for part in _without_columns(tree, {*used}):
         here = _counts(part)
-        alone = [name for name in here if name in free and here[name] == names[name]]
+        alone = [name for name in free if here[name] and here[name] == names[name]]
         if len(alone) < 2:
             continue
         bases = [_column(one.left) for one in ast.walk(part) if isinstance(one, ast.BinOp) and _is_power_of_name(one)]

@@ -427,7 +427,8 @@ def design_next(
         paths.append(table_path(table))
     if source is None:
         raise UserError(
-            "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run next"
+            "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run "
+            "next"
         )
     from_sweep = source.endswith((".yaml", ".yml")) or not Path(source).suffix
     if output is not None:
