@@ -4,6 +4,7 @@ runs."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +24,18 @@ WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 TableArgument = Annotated[
     str,
-    typer.Argument(metavar="TABLE", help="Any table (.parquet, .csv), or a sweep's name: results/NAME.parquet."),
+    typer.Argument(
+        metavar="TABLE",
+        help="Any table (.parquet, .feather, .csv, .tsv, .txt, also .gz), or a sweep's name: results/NAME.parquet.",
+    ),
 ]
 LawOption = Annotated[
     list[str] | None,
     typer.Option(
         "--law",
         metavar="LAW",
-        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". May be repeated. Without it: '
+        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Other names stand in backticks: '
+        "'`val/loss` = E + A / N^a' (in single quotes, for the shell). May be repeated. Without it: "
         "power_law_bpp and paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
     ),
 ]
@@ -73,8 +78,7 @@ def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | Non
         if path is not None:
             from analysis.drawing import saved_files
 
-            folder = path if path.is_dir() else None
-            wanted += [(option, file) for file in ((folder,) if folder else saved_files(path))]
+            wanted += [(option, file) for file in ((path,) if os.path.isdir(path) else saved_files(path))]
     for option, path in wanted:
         if problem := output_problem(path):
             raise AnalysisError(f"{option}: {path} {problem}")
@@ -122,7 +126,12 @@ def fit_command(
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the (first) fit.")
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare the laws: AICc, held-out errors. Without --law: all named ones.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Compare the laws: AICc, held-out errors. Without --law: all named ones, those that read step apart "
+            "(on every evaluation; the others on each run's last).",
+        ),
     ] = False,
     collapse: Annotated[
         bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others, instead of fitting.")
@@ -150,8 +159,9 @@ def fit_command(
     from analysis.errors import AnalysisError
     from analysis.fitting import Options
     from analysis.result import write_json
-    from analysis.table import load_table
+    from analysis.table import load_table, unquoted
 
+    target = None if target is None else unquoted(target)
     path = table_path(table)
     require_outputs({"--output": output}, {"--figure": figure})
     options = Options(
@@ -328,10 +338,12 @@ def draw(
     from analysis import contours, figures, scatter
     from analysis.card import report_card
     from analysis.errors import AnalysisError
+    from analysis.table import unquoted
 
     if kind in ("contours", "card") and not fits:
         why = "; ".join(reasons.values()) or "no law was fitted"
         raise AnalysisError(f"--kind {kind} shows a fitted law, and there is none: {why}")
+    x, y = ([unquoted(name) for name in names or []] for names in (x, y))
     if kind == "contours":
         if len(x or []) > 1 or len(y or []) > 1:
             raise AnalysisError("--kind contours takes one --x and one --y")

@@ -7,6 +7,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+_DEVICES = (Path("/dev"), Path("/dev/fd"))
+
 
 def output_problem(path: Path) -> str:
     """What keeps a file from being written at ``path``, in words that follow its name; "" where nothing does.
@@ -17,7 +19,7 @@ def output_problem(path: Path) -> str:
     try:
         if path.is_dir():
             return f"is a folder; name a file, such as {path / 'NAME'}"
-        if path.exists() and not path.is_file():
+        if (path.exists() and not path.is_file()) or path.absolute().parent in _DEVICES:
             return "is no regular file, which gsq could replace; name another"
         for folder in (*reversed(path.parent.parents), path.parent):
             if not folder.exists():
