@@ -16,13 +16,16 @@ def output_problem(path: Path) -> str:
     Makes the folders and a file beside it to find out, and removes them again; what is there already stays as it is.
     """
     made: list[Path] = []
+    touched: tuple[Path, os.stat_result] | None = None
     try:
         if path.is_dir():
             return f"is a folder; name a file, such as {path / 'NAME'}"
         if (path.exists() and not path.is_file()) or path.absolute().parent in _DEVICES:
             return "is no regular file, which gsq could replace; name another"
         for folder in (*reversed(path.parent.parents), path.parent):
-            if not folder.exists():
+            if folder.exists():
+                touched = folder, folder.stat()
+            else:
                 folder.mkdir()
                 made.append(folder)
         probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
@@ -37,4 +40,7 @@ def output_problem(path: Path) -> str:
         for folder in reversed(made):
             with suppress(OSError):
                 folder.rmdir()
+        if touched:
+            with suppress(OSError):  # as if nobody had asked
+                os.utime(touched[0], ns=(touched[1].st_atime_ns, touched[1].st_mtime_ns))
     return ""

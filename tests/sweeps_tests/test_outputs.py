@@ -11,8 +11,10 @@ from sweeps.outputs import output_problem
 def test_what_can_be_written_leaves_no_trace(tmp_path: Path) -> None:
     there = tmp_path / "there.json"
     there.write_text("old")
+    before = tmp_path.stat().st_mtime_ns
     for path in (there, tmp_path / "new.json", tmp_path / "a" / "b" / "new.json"):
         assert output_problem(path) == ""
+        assert tmp_path.stat().st_mtime_ns == before
     assert list(tmp_path.iterdir()) == [there] and there.read_text() == "old"
 
 
