@@ -30,7 +30,8 @@ from analysis.fitting import Options, fit_rows
 from analysis.laws import DEFAULT_LAWS, Law, get_law
 from analysis.panels import setting
 from analysis.result import Fit
-from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.table import is_results, measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.table import states as row_states
 from sweeps import schema
 
 _FEW = 8  # pictures of runs
@@ -138,11 +139,11 @@ def make_report(
     warnings += [] if any("mixes runs" in note for note in notes) else _mixtures(table)
     cards = tuple(report_card(fit) for fit in fits)
     shown, not_drawn = _figures(chosen, cards)
-    states = table.drop_duplicates("signature") if "signature" in table else table
+    states = table.drop_duplicates("signature") if is_results(table) else table
     return Report(
         name=name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        counts=dict(Counter(_states(states))),
+        counts=dict(Counter(row_states(states))),
         failures=_failures(states),
         warnings=tuple(warnings),
         table=table,
@@ -168,7 +169,7 @@ def _cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The last step of each cell and protocol, derived axes added."""
     cells = with_derived(frame)
     keys = [name for name in ("sweep", "signature", "protocol", "resolution") if name in cells]
-    if "signature" in keys and "step" in cells:
+    if is_results(cells) and "step" in cells:
         ordered = cells.assign(_step=pd.to_numeric(cells["step"]).fillna(-1)).sort_values("_step", kind="stable")
         cells = ordered.drop_duplicates(keys, keep="last").drop(columns="_step").sort_index()
     return cells.reset_index(drop=True)
@@ -186,13 +187,9 @@ def _main_columns(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in names if name in table and table[name].notna().any())
 
 
-def _states(cells: pd.DataFrame) -> list[str]:
-    return [str(state) for state in cells["state"].fillna("done")] if "state" in cells else ["done"] * len(cells)
-
-
 def _failures(cells: pd.DataFrame) -> pd.DataFrame:
     columns = ["signature", "setting", "failure", "message", "attempts"]
-    failed = cells[np.array(_states(cells)) == "failed"]
+    failed = cells[np.array(row_states(cells)) == "failed"]
     failed = failed.assign(setting=[_setting(row, cells) for _, row in failed.iterrows()])
     return failed.reindex(columns=columns).reset_index(drop=True)
 
@@ -280,7 +277,7 @@ def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
 
 def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
     """Training curves of at most 48 runs, evenly taken from the best to the worst."""
-    if "signature" not in cells:
+    if not is_results(cells):
         return None
     ranked = cells.sort_values("rfid") if "rfid" in cells else cells
     parts = []
@@ -311,7 +308,7 @@ def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:
         rows = measured(frame)[0].sort_values("rfid", kind="stable")
     except AnalysisError:
         return ()
-    if "signature" not in rows:
+    if not is_results(rows):
         return ()
     there = [(row, path) for _, row in rows.iterrows() if (path := files.picture(row["signature"])) is not None]
     pictures = []
