@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from analysis.card import ReportCard, Trend, report_card, residual_trends
     from analysis.collapsing import Collapse, collapse
-    from analysis.compare import Comparison, Errors, HeldOut, compare_laws, held_out
+    from analysis.compare import Comparison, Errors, HeldOut, compare_laws, comparisons, held_out
     from analysis.contours import ContourPanel, contour_figure, contour_panels
     from analysis.curves import Extrapolation, extrapolate
     from analysis.design_figures import design_figure, replay_figure
@@ -118,6 +118,7 @@ _HOME = {
     "collapse_panels": "scatter",
     "compare_laws": "compare",
     "compare_reconstructions": "pictures",
+    "comparisons": "compare",
     "contour_figure": "contours",
     "contour_panels": "contours",
     "course_figure": "figures",
@@ -200,6 +201,7 @@ __all__ = [
     "collapse_panels",
     "compare_laws",
     "compare_reconstructions",
+    "comparisons",
     "contour_figure",
     "contour_panels",
     "course_figure",

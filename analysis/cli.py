@@ -4,6 +4,7 @@ runs."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +24,18 @@ WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 TableArgument = Annotated[
     str,
-    typer.Argument(metavar="TABLE", help="Any table (.parquet, .csv), or a sweep's name: results/NAME.parquet."),
+    typer.Argument(
+        metavar="TABLE",
+        help="Any table (.parquet, .feather, .csv, .tsv, .txt, also .gz), or a sweep's name: results/NAME.parquet.",
+    ),
 ]
 LawOption = Annotated[
     list[str] | None,
     typer.Option(
         "--law",
         metavar="LAW",
-        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". May be repeated. Without it: '
+        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Other names stand in backticks: '
+        "'`val/loss` = E + A / N^a' (in single quotes, for the shell). May be repeated. Without it: "
         "power_law_bpp and paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
     ),
 ]
@@ -45,7 +50,7 @@ ProtocolOption = Annotated[
 BootstrapOption = Annotated[
     int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the starts and of the resamples.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starts and of the resamples.")]
 ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative errors) or linear (absolute ones).")]
 BoundOption = Annotated[
     list[str] | None,
@@ -59,6 +64,24 @@ def register(app: typer.Typer) -> None:
     """Add ``fit`` and ``plot`` to ``app``."""
     app.command("fit")(fit_command)
     app.command("plot")(plot_command)
+
+
+def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | None]) -> None:
+    """Raise AnalysisError naming the option of a file or a figure that cannot be written, before anything is computed.
+
+    A figure is what :func:`analysis.drawing.saved_files` makes of its path."""
+    from analysis.errors import AnalysisError
+    from sweeps.outputs import output_problem
+
+    wanted = [(option, path) for option, path in files.items() if path is not None]
+    for option, path in figures.items():
+        if path is not None:
+            from analysis.drawing import saved_files
+
+            wanted += [(option, file) for file in ((path,) if os.path.isdir(path) else saved_files(path))]
+    for option, path in wanted:
+        if problem := output_problem(path):
+            raise AnalysisError(f"{option}: {path} {problem}")
 
 
 def _list_laws(wanted: bool) -> None:
@@ -103,7 +126,12 @@ def fit_command(
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the (first) fit.")
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare the laws: AICc, held-out errors. Without --law: all named ones.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Compare the laws: AICc, held-out errors. Without --law: all named ones, those that read step apart "
+            "(on every evaluation; the others on each run's last).",
+        ),
     ] = False,
     collapse: Annotated[
         bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others, instead of fitting.")
@@ -131,9 +159,11 @@ def fit_command(
     from analysis.errors import AnalysisError
     from analysis.fitting import Options
     from analysis.result import write_json
-    from analysis.table import load_table
+    from analysis.table import load_table, unquoted
 
+    target = None if target is None else unquoted(target)
     path = table_path(table)
+    require_outputs({"--output": output}, {"--figure": figure})
     options = Options(
         residuals=residuals,  # type: ignore[arg-type]
         loss=loss,  # type: ignore[arg-type]
@@ -150,12 +180,16 @@ def fit_command(
         lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
         fits: list[Fit] = []
     elif compare:
-        from analysis.compare import compare_laws
+        from analysis.compare import comparisons
 
         frame = load_table(path, protocol)
-        comparison = compare_laws(frame, named_laws(frame, law, target, bound, start), options)
-        fits, lines = list(comparison.fits), [comparison.text()]
-        document["comparison"] = comparison.to_dict()
+        chosen = named_laws(frame, law, target, bound, start)
+        compared = comparisons(frame, chosen, options)
+        fits = [one for found in compared for one in found.fits]
+        lines = ["\n\n".join(found.text() for found in compared)]
+        document["comparison"] = compared[0].to_dict()
+        if len(compared) > 1:
+            document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
             path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
@@ -268,6 +302,10 @@ def plot_command(
         if given and kind not in takes:
             raise AnalysisError(f"{option} belongs to --kind {', '.join(takes)}; got --kind {kind}")
     path = table_path(table)
+    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
+    saved = output if output is not None else default
+    # Beside the table there may be a folder of its name.
+    require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
     options = Options(residuals=residuals, bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
@@ -275,8 +313,6 @@ def plot_command(
         frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
     else:
         frame = load_table(path, protocol)
-    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
-    saved = output if output is not None else default
     draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
@@ -302,10 +338,12 @@ def draw(
     from analysis import contours, figures, scatter
     from analysis.card import report_card
     from analysis.errors import AnalysisError
+    from analysis.table import unquoted
 
     if kind in ("contours", "card") and not fits:
         why = "; ".join(reasons.values()) or "no law was fitted"
         raise AnalysisError(f"--kind {kind} shows a fitted law, and there is none: {why}")
+    x, y = ([unquoted(name) for name in names or []] for names in (x, y))
     if kind == "contours":
         if len(x or []) > 1 or len(y or []) > 1:
             raise AnalysisError("--kind contours takes one --x and one --y")
@@ -326,11 +364,20 @@ def draw(
 
 
 def table_path(table: str) -> Path:
-    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet."""
-    path = Path(table)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet; of a sweep's YAML file, the
+    table of the sweep that it names."""
+    path, of_name = Path(table), RESULTS / f"{table}.parquet"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        import yaml
+
+        try:
+            name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("name")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            name = None
+        return RESULTS / f"{name or path.stem}.parquet"
+    if path.is_file() or len(path.parts) > 1 or (path.suffix and not of_name.is_file()):
         return path
-    return RESULTS / f"{table}.parquet"
+    return of_name
 
 
 def load_and_fit(
@@ -369,7 +416,7 @@ def load_and_fit(
                 fits += [replace(one, law=replace(law, name=f"{law.name} ({group})")) for group, one in found.items()]
                 reasons |= {f"{law.name} ({group})": reason for group, reason in why.items()}
                 continue
-            rows, excluded = measured(frame, law.target, law.columns)
+            rows, excluded = law.rows(frame)
             fits.append(fit_rows(rows, excluded, law, options))
         except AnalysisError as error:
             reasons[law.name] = str(error)

@@ -109,6 +109,11 @@ def collapse(
             "axes"
         )
     chosen = [name for name in CANDIDATES if name in rows and rows[name].nunique() > 1] if derived is None else derived
+    values = _positive(rows, target)
+    if values.max() - values.min() <= 1e-9 * values.max():
+        raise AnalysisError(
+            f"{target} is the same in all {len(rows)} rows, {values[0]:.4g}: there is nothing to explain"
+        )
     cells = configuration_ids(rows, present)
     first = np.unique(cells, return_index=True)[1]
     goal = np.bincount(cells, np.log(_positive(rows, target))) / np.bincount(cells)

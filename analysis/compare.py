@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from analysis.fitting import Options, fit_rows
 from analysis.laws import LAWS, Law, get_law
 from analysis.result import Fit, or_none
 from analysis.solver import refit
-from analysis.table import DERIVED, Array, large_end, measured, numbers, varying
+from analysis.table import DERIVED, Array, Excluded, is_results, large_end, numbers, varying
 
 _AXES = ("downsample", "groups", "codebook_size", "latent_dim", "image_size", "step")
 _MOST_PARTS = 400
@@ -209,12 +209,22 @@ class Comparison:
         band = central, central - below, central + above
         return (np.exp(band[0]), np.exp(band[1]), np.exp(band[2])) if log else band
 
+    @property
+    def rows_text(self) -> str:
+        """Which rows the laws were fitted to, in words."""
+        one = self.fits[0]
+        which = (
+            "every evaluation" if one.law.of_steps else "the last row of each run" if is_results(one.rows) else "rows"
+        )
+        return f"{one.n_rows} rows of {one.n_configurations} configurations" + (f", {which}" if which != "rows" else "")
+
     def text(self) -> str:
-        """Two tables, of laws and of held-out levels, and what was not fitted."""
+        """The rows, two tables, of laws and of held-out levels, and what was not fitted."""
         log = self.fits[0].residuals == "log"
         unit = "relative" if log else "absolute"
         columns = ["law", "k", "rmse", "log_rmse", "aicc", "weight", "loo", "p", "undetermined"]
-        lines = _aligned(
+        lines = [f"{self.rows_text}:"]
+        lines += _aligned(
             [columns, *([_shown(row[name], name) for name in columns] for _, row in self.table.iterrows())]
         )
         lines.append(f"loo: {unit} error for a configuration left out; p: lack of fit (-: no seeds)")
@@ -236,7 +246,7 @@ class Comparison:
             {**fit.to_dict(), "weight": weight, "held_out": held.to_dict()}
             for fit, held, weight in zip(self.fits, self.held_out, self.weights, strict=True)
         ]
-        return {"laws": laws, "not_fitted": self.not_fitted}
+        return {"rows": self.rows_text, "laws": laws, "not_fitted": self.not_fitted}
 
 
 def compare_laws(
@@ -244,9 +254,42 @@ def compare_laws(
 ) -> Comparison:
     """Fit ``laws`` (default: every named one that the table can carry) to the same rows of ``frame``.
 
-    Raises AnalysisError where no law can be carried, or where they have different targets.
+    The rows are those that each law has in a fit of its own (:meth:`Law.rows`). Laws of rate take the last row of each
+    run and laws of steps every evaluation, so the two cannot be compared: of the named ones the comparison has those of
+    rate, or those of steps where the table carries no other, and :func:`comparisons` has both. A named law whose
+    columns are empty in some rows is not fitted, either.
+
+    Raises AnalysisError where no law can be carried, or where those asked for have different targets or rows.
     """
-    options = options or Options()
+    kinds, reasons = _kinds(frame, laws)
+    compared, apart = next(_compared(kinds, reasons, options or Options()), (None, []))
+    if compared is None:
+        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+    for one in (one for kind in apart for one in kind):
+        reasons[one.law.name] = f"{one.what}, and is compared with laws of its kind alone"
+    return replace(compared, not_fitted={**reasons, **compared.not_fitted})
+
+
+def comparisons(
+    frame: pd.DataFrame, laws: Sequence[str | Law] | None = None, options: Options | None = None
+) -> tuple[Comparison, ...]:
+    """:func:`compare_laws` of the laws of rate and, where none are named and the table carries any, of those of steps.
+
+    Raises AnalysisError like it.
+    """
+    kinds, reasons = _kinds(frame, laws)
+    found = [one for one, _ in _compared(kinds, reasons, options or Options())]
+    if not found:
+        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+    return (replace(found[0], not_fitted={**reasons, **found[0].not_fitted}), *found[1:])
+
+
+Kinds = list[list["Candidate"]]
+
+
+def _kinds(frame: pd.DataFrame, laws: Sequence[str | Law] | None) -> tuple[Kinds, dict[str, str]]:
+    """The laws that the table can carry by the rows that they take, and why it cannot carry the others. Raises
+    AnalysisError for laws asked for that take different rows or have different targets."""
     names = [str(name) for name in frame.columns]
     chosen = [get_law(law, names) for law in (LAWS if laws is None else laws)]
     if len({law.target for law in chosen}) > 1:
@@ -254,30 +297,106 @@ def compare_laws(
             f"laws of different targets cannot be compared: {', '.join(sorted({x.target for x in chosen}))}"
         )
     reasons: dict[str, str] = {}
-    possible: list[Law] = []
+    possible: list[Candidate] = []
     for law in chosen:
         try:
-            reason = law.reason_not(measured(frame, law.target, law.columns)[0])
+            rows, excluded = law.rows(frame)
+            reason = law.reason_not(rows)
         except AnalysisError as error:
             reason = str(error)
         if reason is None:
-            possible.append(law)
+            possible.append(Candidate(law, rows, excluded))
         else:
             reasons[law.name] = reason
     if not possible:
-        raise AnalysisError("; ".join(reasons.values()))
-    rows, excluded = measured(frame, chosen[0].target, [name for law in possible for name in law.columns])
-    fits: list[Fit] = []
-    for law in possible:
+        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+    if laws is not None:
+        _refuse_other_rows(possible)
+        return [possible], reasons
+    by_kind = ([one for one in possible if one.law.of_steps == of_steps] for of_steps in (False, True))
+    return [kind for kind in by_kind if kind], reasons
+
+
+def _compared(kinds: Kinds, reasons: dict[str, str], options: Options) -> Iterator[tuple[Comparison, Kinds]]:
+    """The comparison of each kind of which a law can be fitted, and the kinds after it; ``reasons`` get those of the
+    others."""
+    for number, kind in enumerate(kinds):
+        same, fewer = _of_most_rows(kind)
         try:
-            fits.append(fit_rows(rows, excluded, law, options))
+            found = _fitted(same, fewer, options)
         except AnalysisError as error:
-            reasons[law.name] = str(error)
+            reasons |= {one.law.name: str(error) for one in kind}
+            continue
+        yield found, kinds[number + 1 :]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A law and the rows that it takes."""
+
+    law: Law
+    rows: pd.DataFrame
+    excluded: Excluded
+
+    @property
+    def what(self) -> str:
+        """The law and its rows, in words."""
+        which = _which(self.law, self.rows)
+        holes = "; ".join(f"{n} {reason}" for reason, n in self.excluded.counts.items() if reason.startswith("without"))
+        return f"{self.law.name} takes {which or 'every row'}, {len(self.rows)} in all{f' ({holes})' if holes else ''}"
+
+    def same_rows(self, other: Candidate) -> bool:
+        """Whether both take the same rows, by what either says of them."""
+        if len(self.rows) != len(other.rows):
+            return False
+        names = [name for name in ("signature", "step", self.law.target) if name in self.rows]
+        shared = dict.fromkeys([*names, *(name for name in self.rows if name in other.law.columns)])
+        return all(self.rows[name].equals(other.rows[name]) for name in shared)
+
+
+def _which(law: Law, rows: pd.DataFrame) -> str:
+    """Which of the rows of a results table a law takes, in words; "" for another table, of which it takes all."""
+    if not is_results(rows):
+        return ""
+    return "every evaluation" if law.of_steps else "the last row of each run"
+
+
+def _refuse_other_rows(laws: Sequence[Candidate]) -> None:
+    """Raise AnalysisError where two of the laws take other rows: their errors and AICc would not compare."""
+    first = laws[0]
+    for other in laws[1:]:
+        if not first.same_rows(other):
+            kinds = first.law.of_steps != other.law.of_steps
+            fix = (
+                "compare laws that read step with each other alone"
+                if kinds
+                else "leave one of them out, or drop the rows that lack a column"
+            )
+            raise AnalysisError(f"laws on different rows cannot be compared: {first.what}; {other.what}: {fix}")
+
+
+def _of_most_rows(laws: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, str]]:
+    """The laws that take the most rows, and why the others are not compared with them."""
+    first = max(laws, key=lambda one: len(one.rows))
+    same = [one for one in laws if one.same_rows(first)]
+    return same, {
+        one.law.name: f"{one.what}, and is not compared with laws of {len(first.rows)} rows"
+        for one in laws
+        if not any(one is other for other in same)
+    }
+
+
+def _fitted(laws: Sequence[Candidate], reasons: Mapping[str, str], options: Options) -> Comparison:
+    not_fitted, fits = dict(reasons), []
+    for one in laws:
+        try:
+            fits.append(fit_rows(one.rows, one.excluded, one.law, options))
+        except AnalysisError as error:
+            not_fitted[one.law.name] = str(error)
     if not fits:
-        raise AnalysisError("; ".join(reasons.values()))
+        raise AnalysisError("; ".join(dict.fromkeys(not_fitted.values())))
     fits.sort(key=lambda one: (np.isnan(one.aicc), one.aicc))
-    weights = aicc_weights(fits)
-    return Comparison(tuple(fits), tuple(held_out(one) for one in fits), weights, reasons)
+    return Comparison(tuple(fits), tuple(held_out(one) for one in fits), aicc_weights(fits), not_fitted)
 
 
 def aicc_weights(fits: Sequence[Fit]) -> tuple[float, ...]:

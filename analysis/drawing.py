@@ -90,10 +90,10 @@ def raster_where_many(axes: Axes, points: int) -> None:
 
 
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
-    """Round numbers as the ticks of a logarithmic axis. One on which all is the same gets 5 % of room on both sides."""
+    """Round numbers as the ticks of a logarithmic axis; one that shows a single value reaches a tenth around it."""
     low, high = limits
-    if high <= low * (1 + 1e-6):
-        low, high = low / 1.05, high * 1.05
+    if high / low < 1.0001:
+        low, high = low / 1.1, high * 1.1
         axis.set_view_interval(low, high, ignore=True)
     ticks = round_ticks(low, high)
     # Powers of ten take more room.
@@ -148,7 +148,7 @@ def set_ticks(axis: Axis, ticks: Sequence[float], text: object) -> None:
 
 
 def round_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0.
+    """Three to eight round numbers within [low, high], for a logarithmic axis; low > 0. One, where they are equal.
 
     Powers of ten where there are enough, else more and more multiples of them, else equal steps, so that an axis of
     less than a decade still has readable ticks.
@@ -163,7 +163,9 @@ def round_ticks(low: float, high: float) -> tuple[float, ...]:
     if len(ticks) < 3:
         found = MaxNLocator(6, min_n_ticks=3).tick_values(low, high)
         ticks = tuple(float(f"{tick:.6g}") for tick in found if low <= tick <= high)
-    return ticks[:: -(-len(ticks) // 8) or 1]
+    if not ticks:  # a range narrower than the digits that are shown
+        ticks = (float(f"{np.sqrt(low * high):.6g}"),)
+    return ticks[:: -(-len(ticks) // 8)]
 
 
 class Marks:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.laws import Bound, Law, get_law
+from analysis.reading import plain_columns
 from analysis.result import Fit, LackOfFit
 from analysis.solver import LOSSES, STARTS, Loss, Problem, Residuals, Solution, draw_starts, solve
 from analysis.table import (
@@ -23,15 +24,18 @@ from analysis.table import (
     Excluded,
     Index,
     configuration_ids,
-    measured,
     numbers,
+    require_columns,
     single,
+    unquoted,
     varying,
+    with_derived,
 )
 from analysis.uncertainty import Draws, bootstrap, percentile_interval, profile, undetermined
 
 Intervals = Literal["profile", "bootstrap"]
 FEW_CONFIGURATIONS = 8  # below this a bootstrap by configuration has too few distinct resamples to be trusted
+NUMBER = (int, float, np.number)
 _TOKENIZER_AXES = ("latent_dim", "groups", "codebook_size", "downsample")
 
 
@@ -62,6 +66,8 @@ class Options:
             raise AnalysisError("delta belongs to the losses huber and cauchy; least_squares has none")
         if self.bootstrap < 0:
             raise AnalysisError(f"bootstrap is a number of resamples, 0 for none; got {self.bootstrap}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise AnalysisError(f"seed must be a whole number, 0 or more; got {self.seed!r}")
         if self.starts < 1 or self.bootstrap_starts < 1:
             raise AnalysisError(f"starts must be at least 1, got {min(self.starts, self.bootstrap_starts)}")
         if not 0 < self.confidence < 1:
@@ -132,7 +138,7 @@ def fit(
         intervals=intervals,
     )
     chosen = get_law(law, [str(name) for name in frame.columns], bounds, start_ranges, target)
-    rows, excluded = measured(frame, chosen.target, chosen.columns)
+    rows, excluded = chosen.rows(frame)
     return fit_rows(rows, excluded, chosen, options)
 
 
@@ -146,18 +152,23 @@ def fit_by(
 ) -> tuple[dict[str, Fit], dict[str, str]]:
     """A fit of its own for each value of column ``by``: ({"groups = 4": fit, ...}, {"groups = 8": why not, ...}).
 
+    Each value has the rows of a table that held no others: ``by`` = step compares checkpoints, protocol protocols.
     Raises AnalysisError where the column is missing or empty, or no group can be fitted.
     """
     chosen = get_law(law, [str(name) for name in frame.columns], target=target)
-    rows, _ = measured(frame, chosen.target, [name for name in chosen.columns if name == "step"])
-    values = list(rows[by].dropna().unique()) if by in rows else []
-    if not len(values):
-        raise AnalysisError(f"cannot group by {by!r}: the table has no such column, or it is empty")
+    by, rows = unquoted(by), plain_columns(with_derived(frame))
+    try:
+        require_columns(rows, by)
+    except AnalysisError as error:
+        raise AnalysisError(f"cannot group by {by!r}: {error}") from None
+    values = list(rows[by].dropna().unique())
+    if not values:
+        raise AnalysisError(f"cannot group by {by!r}: the column is empty")
     found, reasons = {}, {}
-    for value in sorted(values):
-        name = f"{by} = {value:g}" if isinstance(value, int | float | np.number) else f"{by} = {value}"
+    for value in sorted(values, key=lambda one: (isinstance(one, str), one if isinstance(one, NUMBER) else str(one))):
+        name = f"{by} = {value:.15g}" if isinstance(value, NUMBER) else f"{by} = {value}"
         try:
-            part, excluded = measured(rows[rows[by] == value], chosen.target, chosen.columns)
+            part, excluded = chosen.rows(rows[rows[by] == value])
             found[name] = fit_rows(part, excluded, chosen, options or Options())
         except AnalysisError as error:
             reasons[name] = f"{name}: {error}"
@@ -313,6 +324,7 @@ def _best(
 def _weights(rows: pd.DataFrame, name: str | None) -> Array:
     if name is None:
         return np.ones(len(rows))
+    name = unquoted(name)
     values = numbers(rows, name)
     wrong = ~(np.isfinite(values) & (values > 0))
     if wrong.any():

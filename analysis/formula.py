@@ -1,7 +1,8 @@
 """Formulas as people write them, read without eval and differentiated exactly.
 
 ``B / log2(codebook_size)**alpha + C * latent_dim**beta``: Python's grammar gives the tree, of which only numbers,
-names, + - * / ** (also written ^) and a few functions are accepted; sympy differentiates; numpy evaluates many
+names, + - * / ** (also written ^) and a few functions are accepted, and a column of any other name in backticks
+(`val/loss`); sympy differentiates; numpy evaluates many
 parameter vectors at once. What depends on columns alone is computed once for a table: those are the *data* of a
 formula.
 
@@ -13,78 +14,31 @@ collinear. Shapes: m parameter vectors, n rows, k parameters, q data.
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.columns import DERIVED, Array, near_names, quoted
 from analysis.errors import AnalysisError
-from analysis.table import Array
 
 if TYPE_CHECKING:
     import sympy as sp
 
 FUNCTIONS = ("log", "ln", "log2", "log10", "exp", "sqrt", "min", "max", "abs")
 _GREEK = (
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
-    ""
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lam|lambda_|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|"
     "chi|psi|omega"
 )
 _PARAMETER = re.compile(rf"(?:[A-Za-z]|{_GREEK})_?\d*")
+_QUOTED = re.compile(r"`([^`]+)`")
 _LONGEST = 1000  # characters
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -134,31 +88,31 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     """Read ``text``, with or without a "target =" before it.
 
     A name in ``parameters`` is a parameter, else one in ``columns`` is a column; any other is a parameter where it
-    looks like one: a letter or the name of a Greek letter, with an index or without (E, alpha, b2, beta_1). Raises
-    AnalysisError for what is no formula, an unknown name (with the nearest columns), or a function that is not allowed.
+    looks like one: a letter or the name of a Greek letter, with an index or without (E, alpha, b2, beta_1). In
+    backticks stands the name of a column, whatever its letters. Raises AnalysisError for what is no formula, an unknown
+    name (with the nearest columns), a function that is not allowed, or names that can only be meant as columns.
     """
     if len(text) > _LONGEST:
         raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
-    target, right = None, text
-    if "=" in text:
-        left, right = (part.strip() for part in text.split("=", 1))
-        if not re.fullmatch(r"[A-Za-z_][\w.]*", left) or "=" in right:
-            raise AnalysisError(f"formula {text!r}: left of the one '=' must stand the name of a column, such as rfid")
-        target = left
-    right = right.strip().replace("^", "**")
+    target, right = split_target(text)
+    names_in_quotes = [found[1] for found in _QUOTED.finditer(right)]
+    # Python reads names alone: those in quotes have one of their own until the tree is made.
+    held = iter(range(len(names_in_quotes)))
+    readable = _QUOTED.sub(lambda _: f" quoted_{next(held)}_ ", right).replace("^", "**").strip()
+    right = _QUOTED.sub(lambda found: found[0].replace("^", "\0"), right).replace("^", "**").replace("\0", "^")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a literal that Python would read otherwise one day
-            tree = ast.parse(right, mode="eval").body
+            tree = _with_quotes(ast.parse(readable, mode="eval").body, names_in_quotes)
         names = _names(tree, right)
         _check_constants(tree, right)
     except AnalysisError:
         raise
     except SyntaxError as error:
-        where = f" near {right[max(0, error.offset - 1) :][:12]!r}" if error.offset else ""
+        where = f" near {readable[max(0, error.offset - 1) :][:12]!r}" if error.offset else ""
         raise AnalysisError(
             f"formula {text!r} cannot be read{where}; write for instance B / log2(codebook_size)**alpha + C * "
-            "latent_dim**beta"
+            f"latent_dim**beta{_to_quote(text, columns)}"
         ) from error
     except (RecursionError, MemoryError, ValueError) as error:
         raise AnalysisError(
@@ -166,7 +120,11 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
         ) from error
     used, free = [], []
     for name in names:
-        if name in parameters:
+        if name in names_in_quotes:
+            if name not in columns:
+                raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
+            used.append(name)
+        elif name in parameters:
             free.append(name)
         elif name in columns:
             used.append(name)
@@ -179,7 +137,116 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
         raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
     if not free:
         raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
+    _refuse_lost_columns(tree, text, used, [name for name in free if name not in parameters], columns)
     return Formula(right, target, tuple(used), tuple(free), tree)
+
+
+def split_target(text: str) -> tuple[str | None, str]:
+    """Target and right side of "target = right"; None where there is no "=" outside of backticks.
+
+    Raises AnalysisError where left of it is no name, or where there is another one.
+    """
+    bare = _QUOTED.sub(lambda found: "_" * len(found[0]), text)
+    if "=" not in bare:
+        return None, text.strip()
+    at = bare.index("=")
+    left, right = text[:at].strip(), text[at + 1 :].strip()
+    in_quotes = _QUOTED.fullmatch(left)
+    if not (in_quotes or re.fullmatch(r"[A-Za-z_][\w.]*", left)) or "=" in bare[at + 1 :]:
+        hint = f"; a name with other letters needs backticks: `{left}`" if left and "=" not in bare[at + 1 :] else ""
+        raise AnalysisError(
+            f"formula {text!r}: left of the one '=' must stand the name of a column, such as rfid{hint}"
+        )
+    return in_quotes[1] if in_quotes else left, right
+
+
+def with_target(text: str, target: str) -> str:
+    """The formula with this column as its target, in backticks where it needs them."""
+    return f"{quoted(target)} = {split_target(text)[1]}"
+
+
+def with_numbers(text: str, numbers: Mapping[str, str]) -> str:
+    """The formula with these texts for parameters."""
+    for name, number in numbers.items():
+        parts = re.split(r"(`[^`]*`)", text)
+        parts[::2] = [re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", number, part) for part in parts[::2]]
+        text = "".join(parts)
+    return text
+
+
+def _with_quotes(tree: ast.expr, names: Sequence[str]) -> ast.expr:
+    """``tree`` with the names that stood in backticks, in them: so no expression has the same text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and (found := re.fullmatch(r"quoted_(\d+)_", node.id)):
+            node.id = f"`{names[int(found[1])]}`" if int(found[1]) < len(names) else node.id
+    return tree
+
+
+def _column(node: ast.expr) -> str:
+    """The column that a name in a tree means."""
+    text = ast.unparse(node)
+    return text[1:-1] if text[0] == "`" else text
+
+
+def _to_quote(text: str, columns: Collection[str]) -> str:
+    """A hint where ``text`` holds the name of a column that needs backticks and has none."""
+    bare = _QUOTED.sub(" ", text)
+    missing = [name for name in map(str, columns) if quoted(name) != name and re.search(_whole(name), bare)]
+    return f". Put backticks around a name such as `{max(missing, key=len)}`" if missing else ""
+
+
+def _whole(name: str) -> str:
+    return rf"(?<!\w){re.escape(name)}(?!\w)"
+
+
+def _near(name: str, columns: Collection[str]) -> str:
+    near = near_names(name, columns)
+    return f"; did you mean {' or '.join(map(quoted, near))}?" if near else ""
+
+
+def _refuse_lost_columns(
+    tree: ast.expr, text: str, used: Sequence[str], free: Sequence[str], columns: Collection[str]
+) -> None:
+    """Raise AnalysisError where two parameters or more stand in a part without a column and nowhere else.
+
+    No data could tell them apart; most often one of them is a column that the table does not have, as D in
+    E + A / N^a + B / D^b. Parameters with bounds or a start of their own are taken as meant and do not count.
+    """
+    names = _counts(tree)
+    for part in _without_columns(tree, {*used}):
+        here = _counts(part)
+        alone = [name for name in free if here[name] and here[name] == names[name]]
+        if len(alone) < 2:
+            continue
+        bases = [_column(one.left) for one in ast.walk(part) if isinstance(one, ast.BinOp) and _is_power_of_name(one)]
+        likely = [name for name in alone if name in bases] or [name for name in alone if name.isupper()] or alone
+        near = {name: near_names(name, columns) for name in likely}
+        hints = [f"{name}: did you mean {' or '.join(map(quoted, found))}?" for name, found in near.items() if found]
+        where = "reads no column" if part is tree else f"has no column in {ast.unparse(part).replace(' ** ', '^')!r}"
+        known = [name for name in map(str, columns) if name not in DERIVED] or list(map(str, columns))
+        shown = ", ".join(map(quoted, known[:8])) + (", ..." if len(known) > 8 else "")
+        raise AnalysisError(
+            f"formula {text!r} {where}, so "
+            f"{', '.join(alone[:-1])} and {alone[-1]} cannot be told apart. If {' or '.join(likely)} is meant as a "
+            f"column, the table has none of that name: {shown}" + (f". {' '.join(hints)}" if hints else "")
+        )
+
+
+def _is_power_of_name(node: ast.BinOp) -> bool:
+    return isinstance(node.op, ast.Pow) and isinstance(node.left, ast.Name)
+
+
+def _counts(tree: ast.expr) -> Counter[str]:
+    return Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+
+
+def _without_columns(tree: ast.expr, columns: Collection[str]) -> list[ast.expr]:
+    """The largest parts of ``tree`` that hold no column."""
+    inside = [node for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)]
+    if not any(_column(node) in columns for node in inside):
+        return [tree]
+    parts = [one for one in ast.iter_child_nodes(tree) if isinstance(one, ast.expr)]
+    return [part for one in parts for part in _without_columns(one, columns)]
 
 
 def _check_constants(tree: ast.expr, text: str) -> None:
@@ -204,12 +271,13 @@ def _number(node: ast.expr, text: str) -> float:
 
 
 def _unknown(name: str, text: str, columns: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, list(dict.fromkeys(columns)), 3, 0.5)
-    known = f"did you mean {' or '.join(near)}? " if near else ""
+    near = near_names(name, columns)
+    known = f"did you mean {' or '.join(map(quoted, near))}? " if near else ""
     return (
         f"formula {text!r}: unknown name {name!r}; {known}It is no column of the table, and a parameter is a letter "
         "or a "
         "Greek letter's name, with an index or without (A, alpha, b2), or a name with bounds or a start of its own"
+        f"{_to_quote(text, columns)}"
     )
 
 
@@ -237,6 +305,9 @@ def _names(tree: ast.expr, text: str) -> list[str]:
                 visit(argument)
         elif isinstance(node, ast.Name | ast.Attribute):
             dotted = ast.unparse(node)
+            if isinstance(node, ast.Name) and dotted[0] == "`":
+                found[_column(node)] = None
+                return
             if not re.fullmatch(r"[\w.]+", dotted):
                 raise AnalysisError(f"formula {text!r}: {dotted!r} is not allowed; write names, numbers and functions")
             found[dotted] = None
@@ -443,7 +514,7 @@ def _numeric(node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
                     result = choose(result, other)
                 return result
             return _NUMPY[one.func.id](*arguments)
-        return columns[ast.unparse(one)]
+        return columns[_column(one)]
 
     return lambda columns: evaluate(node, columns)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.formula import Form, Formula, compile_form, read_formula
-from analysis.table import DERIVED, Array, measured, numbers, with_derived
+from analysis.formula import Form, Formula, compile_form, read_formula, split_target, with_target
+from analysis.table import DERIVED, Array, Excluded, measured, numbers, unquoted, with_derived
 from sweeps import schema
 
 if TYPE_CHECKING:
@@ -109,10 +109,20 @@ class Law:
             )
         return data
 
+    @property
+    def of_steps(self) -> bool:
+        """Whether the law is about the course of a training: it reads ``step``, and takes every evaluation."""
+        return "step" in self.columns
+
+    def rows(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
+        """The rows of ``frame`` that this law is fitted to, and what is left out: :func:`analysis.measured` for its
+        target and columns. Raises AnalysisError like it."""
+        return measured(frame, self.target, self.columns)
+
     def reason_not(self, frame: pd.DataFrame) -> str | None:
         """Why the rows of ``frame`` cannot carry this law, as a sentence; None where they can.
 
-        Every row counts, so pass ``measured(frame)[0]``. Raises AnalysisError where a column is missing.
+        Every row counts, so pass ``rows(frame)[0]``. Raises AnalysisError where a column is missing.
         """
         frame = with_derived(frame)
         for name, only in self.holds_for.items():
@@ -170,15 +180,16 @@ def get_law(
     if isinstance(law, str):
         if law in LAWS:
             law = LAWS[law]
-        elif any(sign in law for sign in "+-*/^=( "):
-            law = Law(law.split("=", 1)[-1].strip(), law, known=(*columns, *DERIVED) if columns else _KNOWN)
+        elif any(sign in law for sign in "+-*/^=(` "):
+            law = Law(split_target(law)[1], law, known=(*columns, *DERIVED) if columns else _KNOWN)
         else:
             listed = "; ".join(f"{one.name} ({one.formula})" for one in LAWS.values())
             raise AnalysisError(f"there is no law {law!r}. Laws: {listed}; or write a formula over columns")
     if bounds or starts:
         law = replace(law, bounds={**law.bounds, **(bounds or {})}, starts={**law.starts, **(starts or {})})
+    target = None if target is None else unquoted(target)
     if target is not None and target != law.target:
-        law = replace(law, formula=f"{target} = {law.formula.split('=', 1)[-1].strip()}")
+        law = replace(law, formula=with_target(law.formula, target))
     _ = law.read
     return law
 

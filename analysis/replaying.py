@@ -14,7 +14,7 @@ from analysis.information import RIDGE, variances_after
 from analysis.laws import Law, get_law
 from analysis.result import Fit, or_none
 from analysis.solver import refit
-from analysis.table import Array, Index, measured, numbers
+from analysis.table import Array, Index, numbers
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,10 @@ def replay(
     Raises AnalysisError like :func:`analysis.fit`, for a row that cannot be used, or for costs that are missing.
     """
     chosen = get_law(law, [str(name) for name in frame.columns])
-    rows, excluded = measured(frame, chosen.target, chosen.columns)
+    rows, excluded = chosen.rows(frame)
     if len(rows) < len(frame):
-        raise AnalysisError(f"replay needs every row of the table: {excluded.text}; leave those rows out first")
+        why = excluded.text or f"{chosen.name} takes {len(rows)} of {len(frame)} rows, the last of each run"
+        raise AnalysisError(f"replay needs every row of the table: {why}; leave the others out first")
     price = numbers(frame, cost) if isinstance(cost, str) else np.asarray(cost, dtype=np.float64)
     if price.shape != (len(rows),) or not (np.isfinite(price) & (price > 0)).all():
         raise AnalysisError(f"cost must be one number above 0 for each of {len(rows)} rows")

@@ -32,7 +32,16 @@ from analysis.laws import DEFAULT_LAWS, Law, get_law
 from analysis.panels import plain, settings
 from analysis.result import Fit
 from analysis.spending import cell_states, spent_by_cell, spent_by_state
-from analysis.table import as_asked, measured, numbers, protocol_counts, select_protocol, varying, with_derived
+from analysis.table import (
+    as_asked,
+    is_results,
+    measured,
+    numbers,
+    protocol_counts,
+    select_protocol,
+    varying,
+    with_derived,
+)
 from analysis.words import counted
 from sweeps import schema
 
@@ -148,7 +157,7 @@ def make_report(
     warnings += [] if any("mixes runs" in note for note in notes) else _mixtures(table)
     cards = tuple(report_card(fit) for fit in fits)
     shown, not_drawn = _figures(chosen, cards)
-    states = table.drop_duplicates("signature") if "signature" in table else table
+    states = table.drop_duplicates("signature") if is_results(table) else table
     return Report(
         name=name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -180,7 +189,7 @@ def _cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The last step of each cell and protocol, derived axes added."""
     cells = with_derived(frame)
     keys = [name for name in ("sweep", "signature", "protocol", "resolution") if name in cells]
-    if "signature" in keys and "step" in cells:
+    if is_results(cells) and "step" in cells:
         ordered = cells.assign(_step=pd.to_numeric(cells["step"]).fillna(-1)).sort_values("_step", kind="stable")
         cells = ordered.drop_duplicates(keys, keep="last").drop(columns="_step").sort_index()
     return cells.reset_index(drop=True)
@@ -229,7 +238,7 @@ def _fit(
     left_out = ""
     for law in [get_law(one, [str(name) for name in frame.columns]) for one in laws or DEFAULT_LAWS]:
         try:
-            rows, excluded = measured(frame, law.target, law.columns)
+            rows, excluded = law.rows(frame)
             left_out = left_out or excluded.text
             fits.append(fit_rows(rows, excluded, law, options))
         except AnalysisError as error:
@@ -284,7 +293,7 @@ def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
 
 def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
     """Training curves of at most 48 runs, evenly taken from the best to the worst."""
-    if "signature" not in cells:
+    if not is_results(cells):
         return None
     ranked = cells.sort_values("rfid") if "rfid" in cells else cells
     parts = []
@@ -304,6 +313,8 @@ def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
 
 def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:
     """What at most eight cells made of the same images, from the least rFID to the largest, below the originals."""
+    if not is_results(frame):
+        return ()
     try:
         found: dict[str, Path] = {}
         for signature in frame["signature"].dropna().unique() if "signature" in frame else ():

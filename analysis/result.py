@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from analysis.formula import split_target, with_numbers
 from analysis.laws import Law
 from analysis.solver import Problem, Residuals
-from analysis.table import Array, Index
+from analysis.table import Array, Index, quoted
 from analysis.uncertainty import delta_band, percentile_interval
 from analysis.words import counted
 
@@ -172,12 +172,12 @@ class Fit:
 
     def formula(self) -> str:
         """The formula with its numbers; undetermined parameters stay letters."""
-        text = self.law.formula if "=" in self.law.formula else f"{self.target} = {self.law.formula}"
-        for name, value in self.parameters.items():
-            if name not in self.undetermined:
-                number = f"{value:.4g}" if value >= 0 else f"({value:.4g})"
-                text = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", number, text)
-        return text
+        numbers = {
+            name: f"{value:.4g}" if value >= 0 else f"({value:.4g})"
+            for name, value in self.parameters.items()
+            if name not in self.undetermined
+        }
+        return f"{quoted(self.target)} = {with_numbers(split_target(self.law.formula)[1], numbers)}"
 
     def at_best(self) -> str:
         """The smallest predicted target among the rows, with its interval: what may be headlined of any fit."""

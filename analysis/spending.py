@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.table import Array
+from analysis.table import Array, is_results, states
 
 HOUR = 3600.0
 
 
 def cell_states(cells: pd.DataFrame) -> list[str]:
     """The state of each row, "stopped" for a cell that was cancelled; "done" where the table does not say."""
-    if "state" not in cells:
-        return ["done"] * len(cells)
-    failures = cells["failure"] if "failure" in cells else [None] * len(cells)
-    return [
-        "stopped" if failure == "cancelled" else str(state)
-        for state, failure in zip(cells["state"].fillna("done"), failures, strict=True)
-    ]
+    known = states(cells)
+    failures = cells["failure"] if "failure" in cells and is_results(cells) else [None] * len(cells)
+    return ["stopped" if why == "cancelled" else state for state, why in zip(known, failures, strict=True)]
 
 
 def spent_by_state(cells: pd.DataFrame) -> pd.DataFrame:

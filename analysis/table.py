@@ -1,83 +1,66 @@
 """Tables: reading one, choosing a protocol, derived axes, and the rows that a fit may use.
 
-Works on any DataFrame that has the columns it needs; what is absent (protocol, state, signature) is taken as
-"one protocol, every row done, every row its own run". Column names and units of results: ``sweeps.schema``.
+Works on any DataFrame that has the columns it needs. What ``protocol``, ``state``, ``signature``, ``step`` and
+``repeat`` say counts in gsq's own tables alone (:func:`is_results`); in any other table they are columns like the rest,
+and every row is a run of its own. Column names and units of results: ``sweeps.schema``.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from analysis.errors import AnalysisError
-from sweeps import association, schema
-
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
-
-# Axes that follow from the others, and what they follow from: (needs, formula). The paper's names: D, G, V, f.
-DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {
-    "group_dim": (("latent_dim", "groups"), lambda d, g: d / g),
-    "bits_per_token": (("groups", "codebook_size"), lambda g, v: g * np.log2(v)),
-    "bits_per_pixel": (("groups", "codebook_size", "downsample"), lambda g, v, f: g * np.log2(v) / f**2),
-    "bits_per_dimension": (("latent_dim", "groups", "codebook_size"), lambda d, g, v: g * np.log2(v) / d),
-    "compression_ratio": (("downsample", "latent_dim"), lambda f, d: 3 * f**2 / d),
-    "tokens_per_image": (("groups", "image_size", "downsample"), lambda g, h, f: g * (h / f) ** 2),
-}
-
-# What makes a configuration. Seeds and repeats repeat it, and group_dim = D / G follows from two others.
-CONFIGURATION_AXES: tuple[str, ...] = tuple(
-    c.name for c in schema.COLUMNS if c.role == "axis" and c.name not in ("seed", "repeat", "group_dim")
+from analysis import reading
+from analysis.columns import (
+    CONFIGURATION_AXES,
+    DERIVED,
+    Array,
+    Index,
+    is_results,
+    numbers,
+    quoted,
+    require_columns,
+    single,
+    unquoted,
+    varying,
+    with_derived,
 )
-# Axes whose large end (for downsample: the small end) costs more memory and time, where runs die first.
-_LARGE_END = {
-    "latent_dim": 1,
-    "groups": 1,
-    "codebook_size": 1,
-    "downsample": -1,
-    "width": 1,
-    "image_size": 1,
-    "batch_size": 1,
-    "bits_per_pixel": 1,
-    "learning_rate": 1,
-}
+from analysis.errors import AnalysisError
+from analysis.left_out import REPEATED, Excluded, failure_warnings, large_end
+from sweeps import schema
 
-
-# Why a repeat of a run, which has a value, is left out all the same.
-REPEATED = "repeated to compare codes"
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """What a fit leaves out. Cells are runs: one for each signature."""
-
-    cells: int
-    """Cells in the table."""
-    used: int
-    """Cells with a value."""
-    counts: dict[str, int]
-    """Reason in words to number of cells."""
-    warnings: tuple[str, ...] = ()
-    """Where the failed cells sit at the large end of an axis."""
-
-    @property
-    def text(self) -> str:
-        """For instance "3 of 12 cells have no value: 2 failed (out_of_memory), 1 queued"; "" if none."""
-        if not self.counts:
-            return ""
-        missing = self.cells - self.used
-        parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
-        if REPEATED in self.counts:
-            return f"{missing} of {self.cells} cells {'is' if missing == 1 else 'are'} left out: {parts}"
-        return f"{missing} of {self.cells} cells {'has' if missing == 1 else 'have'} no value: {parts}"
+__all__ = [
+    "CONFIGURATION_AXES",
+    "DERIVED",
+    "REPEATED",
+    "Array",
+    "Excluded",
+    "Index",
+    "configuration_ids",
+    "is_results",
+    "large_end",
+    "load_reference",
+    "load_results",
+    "load_table",
+    "measured",
+    "numbers",
+    "protocol_counts",
+    "quoted",
+    "require_columns",
+    "results_table",
+    "rows_taken",
+    "select_protocol",
+    "single",
+    "states",
+    "unquoted",
+    "varying",
+    "with_derived",
+]
 
 
 def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
@@ -96,8 +79,7 @@ def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
         frame = schema.read_table(path)
     except schema.SchemaError as error:
         raise AnalysisError(str(error)) from error
-    others = [json.loads(text) if isinstance(text, str) else {} for text in frame["other_axes"]]
-    frame = pd.concat([frame, pd.DataFrame(others, index=frame.index)], axis=1)
+    frame = _with_other_axes(frame)
     return frame if protocol is None else select_protocol(frame, protocol)
 
 
@@ -109,29 +91,68 @@ def load_reference() -> pd.DataFrame:
 
 
 def load_table(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
-    """Read a results table, or any other table: Parquet or CSV with a header. See :func:`load_results`."""
+    """Read a results table, or any other table: Parquet, Feather, or text with a line of column names (CSV, tabs or
+    other separators; also gz, bz2, xz). See :func:`load_results` and :mod:`analysis.reading`.
+
+    Raises AnalysisError for a file that is missing or no such table, naming the line where it is one of text.
+    """
     path = Path(path)
-    if path.suffix.lower() in (".csv", ".tsv", ".txt") and path.is_file():
-        try:
-            frame = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else r"\s+")
-        except (ValueError, OSError) as error:
-            raise AnalysisError(f"{path}: not a readable table ({str(error).splitlines()[0]})") from error
-        return frame if protocol is None else select_protocol(frame, protocol)
-    if path.is_file() and _is_foreign(path):
-        frame = pd.read_parquet(path)
-        return frame if protocol is None else select_protocol(frame, protocol)
-    return load_results(path, protocol)
+    try:
+        start = path.open("rb").read(8) if path.is_file() else b""
+    except OSError as error:
+        raise AnalysisError(f"{path}: cannot be read ({error.strerror})") from error
+    parquet = path.suffix.lower() in (".parquet", ".pq") or start.startswith(b"PAR1")
+    if path.is_file() and start.startswith(b"ARROW1"):
+        frame = reading.read_feather(path)
+    elif path.is_file() and not parquet:
+        frame = reading.read_text(path, _own_text)
+    elif path.is_file() and start.startswith(b"PAR1") and (kind := _foreign_kind(path)):
+        frame = reading.read_parquet(path)
+        if kind == "curves":
+            frame.attrs["curves"] = str(path)
+    else:
+        return load_results(path, protocol)
+    frame = _with_other_axes(_with_text_signatures(frame)) if is_results(frame) else frame
+    return frame if protocol is None else select_protocol(frame, protocol)
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether ``path`` is a Parquet file that no gsq wrote."""
+def _foreign_kind(path: Path) -> str:
+    """ "curves" for a Parquet file of training curves, "other" for one that is no table of gsq's, "" for a results
+    table (or for a file that cannot be read, which its reader says better)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return b"gsq_schema_version" not in (pq.read_schema(path).metadata or {})
-    except (pa.ArrowInvalid, OSError):
-        return False
+        known = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return ""
+    return "" if b"gsq_schema_version" in known else "curves" if b"gsq_curves_version" in known else "other"
+
+
+def _own_text(names: Sequence[str]) -> list[str]:
+    """The columns of a results table that hold text, where the names are those of one: a signature such as 12345e678901
+    is no number."""
+    if "signature" not in names or not {"sweep", "step", "protocol"} & {*names}:
+        return []
+    return [c.name for c in schema.COLUMNS if c.type == "string"]
+
+
+def _with_text_signatures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Signatures and protocols that another tool has read as whole numbers become text of 12 digits again."""
+    for name in ("signature", "protocol"):
+        if name in frame and pd.api.types.is_integer_dtype(frame[name].dtype):
+            text = [None if pd.isna(value) else f"{value:012d}" for value in frame[name]]
+            frame = frame.assign(**{name: pd.Series(text, index=frame.index, dtype=object)})
+    return frame
+
+
+def _with_other_axes(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with the config keys in ``other_axes`` as columns of their own, where it has none of them yet."""
+    if "other_axes" not in frame:
+        return frame
+    others = [json.loads(text) if isinstance(text, str) and text else {} for text in frame["other_axes"]]
+    new = pd.DataFrame(others, index=frame.index)
+    return pd.concat([frame, new[[name for name in new if name not in frame]]], axis=1)
 
 
 def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -149,7 +170,7 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
         what = "matches several protocols" if matches else "is not a protocol of this table"
         raise AnalysisError(f"protocol {protocol!r} {what}. Protocols and their rows: {listed}")
     chosen = frame["protocol"] == matches[0]
-    if "signature" not in frame:
+    if not is_results(frame):
         return frame[chosen].reset_index(drop=True)
     others = frame[~frame["signature"].isin(frame.loc[chosen, "signature"])]
     others = _last_steps(others).copy()
@@ -176,9 +197,13 @@ def as_asked(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
 def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]:
     """Protocol to number of rows with a ``target``, the most frequent first.
 
-    Falls back to the feature extractor where a table names no protocol."""
+    Falls back to the feature extractor where a table names no protocol. A table that is not gsq's has protocols only if
+    the target is a metric of the schema."""
     name = next((n for n in ("protocol", "features") if n in frame), None)
     if name is None or target not in frame:
+        return {}
+    metric = target in schema.BY_NAME and schema.BY_NAME[target].role == "metric"
+    if not is_results(frame) and (not metric or pd.api.types.is_numeric_dtype(frame[name].dtype)):
         return {}
     names = frame.loc[frame[target].notna(), name]
     if not names.notna().any():
@@ -186,55 +211,19 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
 
 
-def require_columns(frame: pd.DataFrame, *names: str) -> None:
-    """Raise AnalysisError naming the first column that ``frame`` lacks."""
-    for name in names:
-        if name not in frame.columns:
-            columns = [str(column) for column in frame.columns]
-            near = difflib.get_close_matches(name, columns, 3) or columns[:8]
-            raise AnalysisError(
-                f"column {name!r} is missing from the table; it has {len(columns)} columns, such as "
-                f"{', '.join(near)}. Gather the sweep again (gsq gather SWEEP), or add the column"
-            )
-
-
-def numbers(frame: pd.DataFrame, name: str) -> Array:
-    """Column ``name`` as float64 of shape (rows,); null becomes NaN. Raises AnalysisError if not numeric."""
-    require_columns(frame, name)
-    try:
-        return frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise AnalysisError(f"column {name!r} holds something that is not a number: {error}") from error
-
-
-def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
-    """``frame`` with the derived axes that follow from its columns, where they are absent; ``fresh``: computed anew.
-
-    Raises AnalysisError where an axis is zero or negative.
-    """
-    new: dict[str, Array] = {}
-    for name, (axes, formula) in DERIVED.items():
-        if (name in frame and not fresh) or any(axis not in frame for axis in axes):
-            continue
-        values = [numbers(frame, axis) for axis in axes]
-        for axis, one in zip(axes, values, strict=True):
-            if np.nanmin(one, initial=np.inf) <= 0:
-                raise AnalysisError(f"column {axis!r} must be positive, got {np.nanmin(one):g}")
-        new[name] = formula(*values)
-    return frame.assign(**new) if new else frame
-
-
 def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
     """The rows used in a fit, and a count of what was left out.
 
-    Used: state done, no repeat of a run under other code, a finite ``target`` (positive, if it is rfid), no empty cell
-    in ``columns``, the last evaluated step of each signature (every step, if ``columns`` name it); derived axes are
-    added where they are absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``).
-    Raises AnalysisError where the table is empty, lacks a column, mixes evaluation protocols, or has no row with a
+    Used: :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``; of
+    gsq's own tables those of state done that repeat no run under other code. Derived axes are added where they are
+    absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``). Raises AnalysisError
+    where the table is empty, lacks a column or has two of one name, mixes evaluation protocols, or has no row with a
     value.
     """
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
+    reading.refuse_twins([*frame.columns], "the table")
+    frame = reading.plain_columns(frame)
     require_columns(frame, target)
     frame = as_asked(frame, target)
     counts = protocol_counts(frame, target)
@@ -244,28 +233,56 @@ def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] =
             f"the table mixes {len(counts)} evaluation protocols, whose {target} values cannot be compared: {listed}. "
             f"Select one: protocol={next(iter(counts))!r} in load_results, or --protocol on the command line"
         )
-    last = frame if "step" in columns else _last_steps(frame)
-    cells = with_derived(last).reset_index(drop=True)
+    cells = with_derived(rows_taken(frame, target, columns)).reset_index(drop=True)
     reasons = _reasons(cells, target, columns)
     left_out = Counter(reason for reason in reasons if reason)
     keep = np.array([not reason for reason in reasons])
     if not keep.any():
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-        raise AnalysisError(
-            f"none of the {len(cells)} cells has a value: {listed}. See gsq status SWEEP for the reasons; "
-            "when runs have finished, gather again"
-        )
+        hint = ". See gsq status SWEEP for the reasons; when runs have finished, gather again"
+        raise AnalysisError(f"none of the {len(cells)} cells has a value: {listed}{hint if is_results(cells) else ''}")
     failed = np.array([reason.startswith("failed") for reason in reasons])
-    warnings = _failures_by_axis(cells, keep, failed) or _large_end_warning(cells, keep, failed)
-    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
+    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), failure_warnings(cells, keep, failed))
     return cells[keep].reset_index(drop=True), excluded
 
 
-def _last_steps(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a signature, the one of the largest step; a null step loses against any number."""
-    if "signature" not in frame or "step" not in frame or frame["signature"].isna().all():
+def rows_taken(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows that a law with these ``columns`` is about: of gsq's own tables the last evaluated step of each run, or
+    every evaluation where the law reads ``step``; of any other table every row.
+
+    This is the one place where that is decided. Fits, comparisons, reports, cards, figures and designs ask it.
+    """
+    if not is_results(frame) or frame["signature"].isna().all():
         return frame
-    ordered = frame.assign(_step=numbers(frame, "step")).sort_values("_step", na_position="first", kind="stable")
+    if "step" not in frame or "step" not in columns:
+        return _last_steps(frame, target)
+    # A run that several sweeps share has its evaluations once.
+    ordered = _by_presence(frame.reset_index(drop=True), target)
+    again = ordered["signature"].notna() & ordered.duplicated(["signature", "step"], keep="last")
+    return ordered[~again].sort_index()
+
+
+def states(frame: pd.DataFrame) -> list[str]:
+    """The state of each row; of a table that is not gsq's, every row is done."""
+    if "state" not in frame or not is_results(frame):
+        return ["done"] * len(frame)
+    return [str(state) for state in frame["state"].fillna("done")]
+
+
+def _by_presence(frame: pd.DataFrame, target: str) -> pd.DataFrame:
+    """Rows without a ``target`` first, else in their order."""
+    if target not in frame:
+        return frame
+    return frame.assign(_there=frame[target].notna()).sort_values("_there", kind="stable").drop(columns="_there")
+
+
+def _last_steps(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
+    """One row a signature, the one of the largest step; a null step loses against any number, and of several rows of
+    one step (as of several protocols) those without a ``target`` lose."""
+    if not is_results(frame) or "step" not in frame or frame["signature"].isna().all():
+        return frame
+    ordered = _by_presence(frame, target)
+    ordered = ordered.assign(_step=numbers(ordered, "step")).sort_values("_step", na_position="first", kind="stable")
     unnamed = ordered["signature"].isna()
     keep = unnamed | ~ordered["signature"].duplicated(keep="last")
     return ordered[keep].drop(columns="_step").sort_index()
@@ -273,84 +290,25 @@ def _last_steps(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str]) -> list[str]:
     """Why each cell cannot be used, in words; "" for one that can."""
-    states = cells["state"].fillna("done") if "state" in cells else ["done"] * len(cells)
-    failures = cells["failure"].fillna("error") if "failure" in cells else ["error"] * len(cells)
+    own = is_results(cells)
+    failures = cells["failure"].fillna("error") if own and "failure" in cells else ["error"] * len(cells)
     empty = {name: np.isnan(numbers(cells, name)) for name in columns}
-    # Of a results table only: another one's column of that name is its own.
-    repeats = numbers(cells, "repeat") if {"repeat", "signature"} <= set(cells) else np.zeros(len(cells))
+    repeats = numbers(cells, "repeat") if own and "repeat" in cells else np.zeros(len(cells))
     reasons = []
-    for i, (state, failure, value) in enumerate(zip(states, failures, numbers(cells, target), strict=True)):
+    for i, (state, failure, value) in enumerate(zip(states(cells), failures, numbers(cells, target), strict=True)):
         if repeats[i] > 0:
             reasons.append(REPEATED)
         elif state == "failed":
             reasons.append(f"failed ({failure})")
         elif state != "done":
-            reasons.append(str(state))
+            reasons.append(state)
         elif np.isnan(value):
-            reasons.append("done but not evaluated" if "state" in cells else f"without {target}")
+            reasons.append("done but not evaluated" if own and "state" in cells else f"without {target}")
         elif not np.isfinite(value) or (target == "rfid" and value <= 0):
             reasons.append(f"with {'an' if target == 'rfid' else 'a'} {target} that is not finite and positive")
         else:
             reasons.append(next((f"without {name}" for name, holes in empty.items() if holes[i]), ""))
     return reasons
-
-
-def _failures_by_axis(
-    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
-) -> tuple[str, ...]:
-    """A warning for each axis with which failure goes (sweeps.association: exact, corrected for the number of axes)."""
-    ended = cells[keep | failed]
-    if not failed.any():
-        return ()
-    tests = []
-    for name in varying(ended):
-        values = ended[name].tolist()
-        # What is no number, or lacks somewhere, is tested as text.
-        plain = ended[name].notna().all() and pd.api.types.is_numeric_dtype(ended[name])
-        say = (lambda value: f"{value:g}") if plain else str
-        tests += association.goes_with(
-            name, values if plain else [*map(str, values)], failed[keep | failed].tolist(), say
-        )
-    return tuple(test.sentence for test in association.corrected(tests) if test.adjusted_p < association.LEVEL)
-
-
-def _large_end_warning(
-    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
-) -> tuple[str, ...]:
-    """One warning naming the axes on which every failed cell lies beyond the median measured cell."""
-    if not failed.any():
-        return ()
-    beyond = []
-    for name, sign in _LARGE_END.items():
-        if name not in cells:
-            continue
-        values = sign * numbers(cells, name)
-        if np.all(values[failed] > np.nanmedian(values[keep])):
-            beyond.append(f"{name} {'above' if sign > 0 else 'below'} {abs(np.nanmedian(values[keep])):g}")
-    if not beyond:
-        return ()
-    count = int(failed.sum())
-    who = "the failed cell has" if count == 1 else f"all {count} failed cells have"
-    return (
-        f"{who} {', '.join(beyond)} (the medians of the measured cells): failures at that end are not "
-        "missing at random, and a fit over the survivors can be biased there",
-    )
-
-
-def large_end(name: str) -> int:
-    """1 where large values of the axis cost more memory and time, -1 where small ones do (downsample)."""
-    return _LARGE_END.get(name, 1)
-
-
-def varying(frame: pd.DataFrame, names: Sequence[str] = CONFIGURATION_AXES) -> list[str]:
-    """The columns among ``names`` that are present and take more than one value (null is not a value)."""
-    return [name for name in names if name in frame and frame[name].nunique() > 1]
-
-
-def single(frame: pd.DataFrame, name: str) -> str | None:
-    """The one value of column ``name``, as text; None where it is absent or takes none or several."""
-    values: list[object] = list(frame[name].dropna().unique()) if name in frame else []
-    return str(values[0]) if len(values) == 1 else None
 
 
 def configuration_ids(frame: pd.DataFrame, columns: Sequence[str] = ()) -> Index:

@@ -196,8 +196,8 @@ def design_command(
         list[str],
         typer.Argument(
             metavar="TABLE_OR_SWEEP...",
-            help="What is measured: a table (.parquet, .csv), a sweep's name (results/NAME.parquet), or its YAML, "
-            "whose cells are then the candidates too. Several are taken together.",
+            help="What is measured: a table (.parquet, .csv), or a sweep's name (results/NAME.parquet) or YAML, whose "
+            "cells are then the candidates too. Several are taken together.",
         ),
     ],
     target: Annotated[
@@ -216,8 +216,9 @@ def design_command(
         str | None,
         typer.Option(
             "--candidates",
-            metavar="SWEEP.yaml|TABLE",
-            help="Cells to choose from: a sweep, which costs what gsq plan estimates, or a table with a --cost column.",
+            metavar="SWEEP|TABLE",
+            help="Cells to choose from: a sweep by YAML file or name, which costs what gsq plan estimates, or a table "
+            "with a --cost column.",
         ),
     ] = None,
     law: Annotated[
@@ -334,6 +335,7 @@ def train_command(
 
     from gsq.errors import UserError
     from gsq.loading import to_dict
+    from sweeps.planning import refuse_too_large
     from sweeps.spec import load_spec
 
     values = {}
@@ -345,6 +347,7 @@ def train_command(
     config = load_spec({"name": "train", "base": base, "set": values}).base
     from gsq.identity import identity, require_weights
 
+    refuse_too_large(config)
     signature = identity(config)
     if dry_run:
         typer.echo(yaml.safe_dump(to_dict(config), sort_keys=False) + f"# signature: {signature}")

@@ -56,7 +56,7 @@ def run_sweep(
     from sweeps.display import LiveView, duration, still_stopping
     from sweeps.evaluating import evaluate_missing, wait_for_evaluations
     from sweeps.folder import SweepFolder
-    from sweeps.gathering import gather
+    from sweeps.gathering import RESULTS, gather
     from sweeps.submission import submit
 
     unevaluated: dict[str, str] = {}
@@ -64,7 +64,10 @@ def run_sweep(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     console = Console()
+    if output is not None:
+        require_output("--output", output)
     plan = make(sweep, cells)
+    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     target = load_cluster(cluster)
     slots = local_workers(target) if target.kind == "local" else target.parallel
     folder = SweepFolder(runs_root(), plan.name)
@@ -105,6 +108,14 @@ def run_sweep(
     failed = _report(console, table, folder, plan) + len(unevaluated)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
+
+
+def require_output(option: str, path: Path) -> None:
+    """Raise UserError where no file can be written at ``path``, naming ``option``, before anything is computed."""
+    from sweeps.outputs import output_problem
+
+    if problem := output_problem(path):
+        raise UserError(f"{option}: {path} {problem}")
 
 
 def _run_search(console: Console, plan: Plan, cluster: Cluster, retry: bool, output: Path | None, begun: float) -> int:
@@ -248,11 +259,13 @@ def write_report(
     from sweeps.folder import SweepFolder, sweep_folder, sweep_names
     from sweeps.gathering import gathered
 
+    if output is not None:
+        require_output("--output", output)
     root = runs_root()
     notes: tuple[str, ...] = ()
     table = table_path(sweep)
     yaml = sweep.endswith((".yaml", ".yml"))
-    if yaml or (table.stem == sweep and SweepFolder(root, sweep).exists):
+    if yaml or (not Path(sweep).is_file() and SweepFolder(root, sweep).exists):
         done = gathered(sweep_folder(sweep))
         table, notes = done.table, done.problems
     elif not table.is_file() and table.stem == sweep:
@@ -261,9 +274,11 @@ def write_report(
             f"no sweep '{sweep}' below {root}{nearest(sweep, there)}, and no table {table}; there are: "
             f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one)"
         )
-    report = make_report(load_table(table), table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
-    page = write_page(report, output or table.with_name(f"{table.stem}-report.html"))
-    return page, table
+    page = output or table.with_name(f"{table.stem}-report.html")
+    frame = load_table(table)
+    require_output("report", page)
+    report = make_report(frame, table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
+    return write_page(report, page), table
 
 
 def run_command_line(
@@ -414,13 +429,14 @@ def design_next(
 
     import pandas as pd
 
-    from analysis.cli import named_laws, table_path
+    from analysis.cli import named_laws, require_outputs, table_path
     from analysis.compare import compare_laws
     from analysis.designing import design
     from analysis.fitting import Options
     from analysis.information import read_target
-    from analysis.table import load_table
+    from analysis.table import is_results, load_table
 
+    require_outputs({"--output": output}, {"--figure": figure})
     wanted = read_target(target)
     source = candidates
     paths = []
@@ -430,9 +446,14 @@ def design_next(
 
             source = source or table
             table = load_spec(table).name
+        elif source is None and table_path(table) != Path(table) and _is_sweep(table):
+            source = table
         paths.append(table_path(table))
     if source is None:
-        raise UserError("--candidates: name a sweep YAML, or a table with a cost column, whose cells may be run next")
+        raise UserError(
+            "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run "
+            "next"
+        )
     from_sweep = source.endswith((".yaml", ".yml")) or not Path(source).suffix
     if output is not None:
         if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
@@ -444,7 +465,7 @@ def design_next(
             )
     frame = pd.concat([load_table(path, protocol) for path in paths], ignore_index=True)
     key = [name for name in ("signature", "step", "protocol") if name in frame]
-    if "signature" in key and len(paths) > 1:  # a run that two sweeps share
+    if len(paths) > 1 and is_results(frame):  # a run that two sweeps share
         frame = frame[frame["signature"].isna() | ~frame.duplicated(key)].reset_index(drop=True)
     if from_sweep:
         if cost not in (None, "device_hours"):
@@ -503,7 +524,7 @@ def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.Data
     from sweeps.planning import Cell, CellMaker, make_plan
     from sweeps.spec import load_spec
 
-    spec = load_spec(source)
+    spec = load_spec(_submitted(source) or source)
     plan = make_plan(spec)
     if plan.search is None and "signature" in frame:
         # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
@@ -534,6 +555,34 @@ def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.Data
         }
         frame = frame.assign(configuration=[same.get(s, f"measured {s}") for s in frame["signature"]])
     return cells, cases, frame
+
+
+def _is_sweep(name: str) -> bool:
+    """Whether ``name`` is a sweep that was submitted, or one that ships with gsq."""
+    from sweeps.folder import SweepFolder
+    from sweeps.shipped import configs_folder, shipped_files
+
+    return SweepFolder(runs_root(), name).exists or name in shipped_files(configs_folder())
+
+
+def _submitted(name: str) -> dict[str, Any] | None:
+    """The cells of a submitted sweep as a sweep file would have them: over the preset nearest to the first cell, each
+    by the keys in which it differs from that one. None where no sweep of that name was submitted."""
+    from gsq.loading import differences
+    from gsq.presets import PRESETS, preset
+    from sweeps.folder import SweepFolder
+
+    folder = SweepFolder(runs_root(), name)
+    if not folder.exists:
+        return None
+    configs = [cell.config for cell in folder.read_plan().cells]
+    nearest_preset = min(PRESETS, key=lambda one: len(differences(configs[0], preset(one))))
+    return {
+        "name": name,
+        "base": nearest_preset,
+        "set": differences(configs[0], preset(nearest_preset)),
+        "cases": [differences(config, configs[0]) for config in configs],
+    }
 
 
 def _value(config: RunConfig, name: str) -> object:
@@ -597,11 +646,13 @@ def _write_sweep(
     document: dict[str, Any] = {"name": output.stem, "description": description, "base": base}
     folder = Path()
     if source is not None:
-        path = find_file(source, configs_folder(), "sweep")
-        if output.resolve() == path.resolve():
-            raise UserError(f"--output: {output} is the sweep of the candidates; write another file")
-        values = read_yaml(path)
-        document["base"], folder = values["base"], path.parent
+        values = _submitted(source)
+        if values is None:
+            path = find_file(source, configs_folder(), "sweep")
+            if output.resolve() == path.resolve():
+                raise UserError(f"--output: {output} is the sweep of the candidates; write another file")
+            values, folder = read_yaml(path), path.parent
+        document["base"] = values["base"]
         if values.get("set"):
             document["set"] = values["set"]
     if document["base"].endswith((".yaml", ".yml")):

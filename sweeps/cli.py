@@ -190,6 +190,7 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     from sweeps.cluster import load_cluster, local_gpus
     from sweeps.display import brief, duration
     from sweeps.folder import sweep_folder
+    from sweeps.outputs import output_problem
     from sweeps.planning import title
     from sweeps.pooling import ANCHORS, anchors_yaml, propose
     from sweeps.shipped import find_file
@@ -197,6 +198,8 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     source = find_file(sweep, configs_folder(), "sweep")
     if output.exists():
         raise UserError(f"--anchors: {output} is there already; name another file")
+    if problem := output_problem(output):
+        raise UserError(f"--anchors: {output} {problem}")
     folder = sweep_folder(sweep)
     target = load_cluster(cluster)
     device = "cpu" if target.kind == "local" and not local_gpus() else None

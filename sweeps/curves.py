@@ -11,6 +11,7 @@ from gsq.errors import UserError
 from gsq.record import RunFolder, read_metrics
 from sweeps.folder import SweepFolder, sweep_folder
 from sweeps.gathering import RESULTS
+from sweeps.outputs import output_problem
 from sweeps.planning import collector_paused
 from sweeps.schema import replace_table
 
@@ -61,6 +62,8 @@ def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Pa
 
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     path = output or curves_path(RESULTS / f"{folder.name}.parquet")
+    if problem := output_problem(path):
+        raise UserError(f"training curves {path} {problem}")
     with suppress(OSError, pa.ArrowInvalid):
         if b"gsq_schema_version" in (pq.read_schema(path).metadata or {}):
             raise UserError(f"{path}: is a results table, not to be replaced by training curves; name another file")

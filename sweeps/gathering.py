@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsq.errors import UserError
 from gsq.record import DONE, PRUNED, RunFolder, read_json, read_results, results_changed, write_json
 from sweeps.coverage import Coverage, coverage_of
 from sweeps.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
 from sweeps.monitoring import Survey, survey
+from sweeps.outputs import output_problem
 from sweeps.planning import Cell, axis_columns, collector_paused, other_axes
 from sweeps.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
 from sweeps.reconcile import PLANNED
-from sweeps.schema import BY_NAME, SCHEMA_VERSION, Column, write_table
+from sweeps.schema import BY_NAME, SCHEMA_VERSION, fits, write_table
 from sweeps.spending import Spent, failed_seconds, spent
 
 RESULTS = Path("results")
@@ -71,6 +73,8 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
     """As ``gather``, and says what it found rather than to warn of it."""
     folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
     path = output or RESULTS / f"{folder.name}.parquet"
+    if problem := output_problem(path):
+        raise UserError(f"results table {path} {problem}")
     found = survey(folder)
     begun = time.time()
     inputs, last_change = _inputs(folder, found)
@@ -173,7 +177,7 @@ def _cell_rows(
     environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
     for file, evaluation in results.evaluations.items():
         values = {name: value for name, value in evaluation.items() if name in BY_NAME}
-        wrong = [name for name, value in values.items() if not _fits(BY_NAME[name], value)]
+        wrong = [name for name, value in values.items() if not fits(BY_NAME[name], value)]
         if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
             wrong = ["protocol or step"]
         if wrong:
@@ -181,7 +185,7 @@ def _cell_rows(
         else:
             evaluations.append(values)
     provenance = {name: environment.get(name) for name in ("execution_signature", "source", "commit", "device")}
-    if wrong := [name for name, value in provenance.items() if not _fits(BY_NAME[name], value)]:
+    if wrong := [name for name, value in provenance.items() if not fits(BY_NAME[name], value)]:
         unreadable.append(f"env.json ({', '.join(wrong)})")
         provenance = {}
     damage = f"cannot be read: {', '.join(unreadable)}" if unreadable else None
@@ -210,20 +214,3 @@ def _cell_rows(
     protocols = {now if now in there else before for now, before in asked}
     for values in evaluations or [{}]:
         yield {**common, **values, "asked": values["protocol"] in protocols if values and asked else None}
-
-
-def _fits(column: Column, value: object) -> bool:
-    """Whether a value from a file is of the column's type."""
-    if value is None:
-        return column.name not in ("step", "protocol")
-    if column.type == "list<float64>":
-        return isinstance(value, list) and all(_number(entry) for entry in value)
-    if column.type == "float64":
-        return _number(value)
-    if column.type == "int64":
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    return isinstance(value, bool if column.type == "bool" else str)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

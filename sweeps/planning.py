@@ -22,6 +22,7 @@ from gsq.listing import shown
 from gsq.loading import SHORT_NAMES, Overrides, config_key
 from gsq.signature import SCIENCE_SECTIONS, Signer
 from gsq.weights import find_weights
+from sweeps.schema import BY_NAME, LARGEST_INT
 from sweeps.spec import Budget, Spec
 
 
@@ -60,6 +61,18 @@ def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
 def _get(config: RunConfig, name: str) -> Any:
     section, key = SHORT_NAMES[name].split(".")
     return getattr(getattr(config, section), key)
+
+
+_WHOLE = {name: key for name, key in SHORT_NAMES.items() if BY_NAME[name].type == "int64"}
+
+
+def refuse_too_large(config: RunConfig) -> None:
+    """Raise UserError for a whole number that the results table cannot hold, before anything is trained with it."""
+    found = {key: _get(config, name) for name, key in _WHOLE.items()}
+    found["train.steps * train.batch_size"] = config.train.steps * config.train.batch_size
+    for key, value in found.items():
+        if value > LARGEST_INT:
+            raise UserError(f"{key}: {value} does not fit the results table; the largest whole number is {LARGEST_INT}")
 
 
 def other_axes(axes: dict[str, Any]) -> str:
@@ -214,6 +227,7 @@ class CellMaker:
         config = self.override(axes, "axes")
         if config.data not in self.manifests:
             self.manifests[config.data] = self._manifest(config)
+        refuse_too_large(config)
         files = self.manifests[config.data]
         signature = identity(config, files, self.sign, self.absent if self.lenient else None)
         return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files))

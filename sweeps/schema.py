@@ -159,6 +159,26 @@ COLUMNS: tuple[Column, ...] = (
 )
 BY_NAME = {column.name: column for column in COLUMNS}
 
+LARGEST_INT = 2**63 - 1
+
+
+def fits(column: Column, value: object) -> bool:
+    """Whether the table can hold ``value`` in ``column``; null always, but in step and protocol of an evaluation."""
+    if value is None:
+        return column.name not in ("step", "protocol")
+    if column.type == "list<float64>":
+        return isinstance(value, list) and all(_number(entry) for entry in value)
+    if column.type == "float64":
+        return _number(value)
+    if column.type == "int64":
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    return isinstance(value, bool if column.type == "bool" else str)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 # Where two tables must be equal bit for bit, it is these columns that must be.
 SCIENCE_COLUMNS: tuple[str, ...] = (
     "signature",

@@ -187,3 +187,81 @@ def test_one_clear_error_for_each_mistake(gsq, runs: Path, words: tuple[str, ...
 def test_the_named_laws_are_listed(gsq) -> None:
     result = gsq("fit", "small", "--laws")
     assert result.exit_code == 0 and "chinchilla" in result.output and "saturating" in result.output
+
+
+def test_columns_with_other_names_are_fitted_in_backticks(gsq) -> None:
+    n = np.geomspace(1e6, 1e9, 8)
+    table = pd.DataFrame({"N (1e6)": n / 1e6, "val/loss": 2 + 30 * (n / 1e6) ** -0.4, "state": "finished", "w w": 1.0})
+    table.to_csv("wb.tsv", sep="\t", index=False)
+    words = ("--bootstrap", "0", "--json")
+    asked = gsq("fit", "wb.tsv", "--law", "`val/loss` = E + A / `N (1e6)`^a", "--weights", "w w", *words)
+    assert asked.exit_code == 0, asked.exception
+    (one,) = json.loads(asked.output)["fits"]
+    assert one["target"] == "val/loss" and one["parameters"]["a"]["value"] == pytest.approx(0.4, abs=1e-3)
+    for target in ("val/loss", "`val/loss`"):
+        again = gsq("fit", "wb.tsv", "--law", "E + A / `N (1e6)`^a", "--target", target, *words)
+        assert json.loads(again.output)["fits"][0]["parameters"] == one["parameters"]
+    shown = gsq("fit", "wb.tsv", "--law", "`val/loss` = E + A / `N (1e6)`^a", "--bootstrap", "0", "--card").output
+    assert "`val/loss` = 2 + 30 / `N (1e6)`^0.4" in shown
+    for option, fix in (("--by", "val/loss"), ("--weights", "val/loss"), ("--target", "val/loss")):
+        law = "`val/loss` = E + A / `N (1e6)`^a"
+        error = gsq("fit", "wb.tsv", "--law", law, option, "val_loss", "--bootstrap", "0").exception
+        assert isinstance(error, AnalysisError) and "'val_loss'" in str(error) and fix in str(error), option
+
+
+def test_a_fit_for_each_checkpoint_and_for_each_long_number(gsq, tables) -> None:
+    rows = [one | {"step": step} for one in tables.noisy(tables.QUICKSTART) for step in (500, 1000)]
+    tables.write(Path("results/two.parquet"), rows)
+    found = json.loads(gsq("fit", "two", "--law", "power_law_bpp", "--by", "step", "--bootstrap", "0", "--json").output)
+    assert [(one["law"], one["n_rows"]) for one in found["fits"]] == [
+        ("power_law_bpp (step = 500)", 14),
+        ("power_law_bpp (step = 1000)", 14),
+    ]
+    table = pd.DataFrame({"N": [1.0, 2, 4, 8] * 2, "id": [1234567] * 4 + [1234568] * 4, "loss": 3.0})
+    table["loss"] = 5 / table["N"] ** 0.5 + 0.01 * table.index
+    table.to_csv("ids.csv", index=False)
+    found = json.loads(
+        gsq("fit", "ids.csv", "--law", "loss = A / N^a", "--by", "id", "--bootstrap", "0", "--json").output
+    )
+    assert len({*(one["law"] for one in found["fits"]), *found["not_fitted"]}) == 2, "none lost to a rounded name"
+
+
+def test_comparison_keeps_laws_of_steps_apart(gsq, tables) -> None:
+    rows = [
+        one | {"step": step, "rfid": one["rfid"] * (1 + 60 / step)}
+        for one in tables.noisy(tables.QUICKSTART, noise=0.01)
+        for step in (100, 200, 400, 800)
+    ]
+    tables.write(Path("results/steps.parquet"), rows)
+    found = json.loads(gsq("fit", "steps", "--compare", "--bootstrap", "0", "--json").output)
+    of_rate, of_steps = found["comparison"], found["comparison_of_steps"]
+    assert {one["n_rows"] for one in of_rate["laws"]} == {14} and {one["n_rows"] for one in of_steps["laws"]} == {56}
+    assert {one["law"] for one in of_steps["laws"]} == {"step_power", "step_approach"}
+    error = gsq("fit", "steps", "--compare", "--law", "power_law_bpp", "--law", "step_power").exception
+    assert isinstance(error, AnalysisError) and "14 in all" in str(error) and "56 in all" in str(error)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "small", "--output"),
+        ("fit", "small", "--figure"),
+        ("plot", "small", "--output"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_error_before_the_work(gsq, words: tuple[str, ...]) -> None:
+    Path("folder").mkdir()
+    Path("file").write_text("mine")
+    before = sorted(Path().rglob("*"))
+    for place in ("folder", "file/below.json", f"{'x' * 300}.json"):
+        error = gsq(*words, place).exception
+        assert isinstance(error, AnalysisError) and str(error).startswith(f"{words[-1]}: {place[:20]}"), (place, error)
+    assert sorted(Path().rglob("*")) == before and Path("file").read_text() == "mine"
+
+
+def test_a_negative_seed_and_a_sweep_file_are_understood(gsq) -> None:
+    for verb in ("fit", "plot"):
+        result = gsq(verb, "small", "--seed", "-1")
+        assert result.exit_code == 2 and "--seed" in result.output
+    Path("mine.yaml").write_text("name: small\nbase: cpu-tiny\n")
+    assert gsq("fit", "mine.yaml", "--bootstrap", "0", "--law", "power_law_bpp").exit_code == 0

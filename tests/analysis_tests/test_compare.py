@@ -15,6 +15,7 @@ from analysis import (
     card_figure,
     collapse,
     compare_laws,
+    comparisons,
     extrapolate,
     fit,
     held_out,
@@ -169,3 +170,55 @@ def test_learning_curves_are_predicted_from_their_first_half() -> None:
         extrapolate(curves(points=5))
     with pytest.raises(AnalysisError, match="fraction must lie between 0 and 1"):
         extrapolate(curves(), fraction=1.5)
+
+
+def study(tables, seeds: int = 1) -> pd.DataFrame:
+    """8 cells, rfid = 9 bpp^-0.8 to 1 % at the last of four steps, and a learning curve before it."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for g in (1, 2, 4, 8):
+        for v in (64, 1024):
+            for seed in range(seeds):
+                final = 9 * (g * np.log2(v) / 16) ** -0.8 * np.exp(rng.normal(0, 0.01))
+                steps = (50, 100, 150, 200)
+                rows += [tables.row((4, 16, g, v), seed, step=s, rfid=final * (1 + 60 / s - 60 / 200)) for s in steps]
+    return tables.load(rows)
+
+
+def test_laws_of_rate_are_compared_on_the_rows_that_fit_takes(tables) -> None:
+    frame = study(tables)
+    alone = fit(frame, bootstrap=0)
+    compared = compare_laws(frame, None, QUICK)
+    same = next(one for one in compared.fits if one.law.name == "power_law_bpp")
+    assert (same.n_rows, same.log_rmse) == (8, pytest.approx(alone.log_rmse)) and same.log_rmse < 0.02
+    assert all(one.lack_of_fit is None or one.lack_of_fit.p is None for one in compared.fits), "steps are no seeds"
+    assert not any(one.law.of_steps for one in compared.fits)
+    assert "every evaluation, 32 in all" in compared.not_fitted["step_power"]
+    of_rate, of_steps = comparisons(frame, None, QUICK)
+    assert [one.law.name for one in of_rate.fits] == [one.law.name for one in compared.fits]
+    assert {one.law.name for one in of_steps.fits} == {"step_power", "step_approach"}
+    assert {one.n_rows for one in of_steps.fits} == {32} and "every evaluation" in of_steps.text()
+    assert "8 rows of 8 configurations, the last row of each run" in of_rate.text()
+    assert compare_laws(frame, ["step_power", "step_approach"], QUICK).fits[0].n_rows == 32
+
+
+def test_laws_on_different_rows_are_refused(tables) -> None:
+    frame = study(tables)
+    with pytest.raises(AnalysisError) as found:
+        compare_laws(frame, ["power_law_bpp", "step_power"], QUICK)
+    assert "the last row of each run, 8 in all" in str(found.value) and "every evaluation, 32 in all" in str(
+        found.value
+    )
+    frame["parameters"] = pd.array([None if g == 8 else 1000 * g for g in frame["groups"]], dtype="Int64")
+    with pytest.raises(AnalysisError, match=r"power_law_bpp takes .* 8 in all; .* 6 in all \(2 without parameters\)"):
+        compare_laws(frame, ["power_law_bpp", "A / parameters^a"], QUICK)
+
+
+def test_a_named_law_with_holes_does_not_take_rows_from_the_others(tables) -> None:
+    frame = study(tables, seeds=2)
+    frame["images_seen"] = [100 * (i % 5 + 1) for i in range(len(frame))]
+    frame["parameters"] = pd.array([None if g == 8 else 7 * g**2 for g in frame["groups"]], dtype="Int64")
+    found = compare_laws(frame, None, QUICK)
+    assert {one.n_rows for one in found.fits} == {16}
+    assert "4 without parameters" in found.not_fitted["chinchilla"]
+    assert all(one.lack_of_fit.freedom == 8 for one in found.fits), "two seeds of each of 8 cells"

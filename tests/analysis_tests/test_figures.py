@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import (
     AnalysisError,
+    Options,
     axis_panel,
     collapse_figure,
     collapse_panels,
@@ -21,6 +22,7 @@ from analysis import (
     draw_panel,
     fit,
     group_figure,
+    make_report,
     pareto_figure,
     pareto_panel,
     rate_panel,
@@ -31,7 +33,7 @@ from analysis import (
     step_panel,
     usage_figure,
 )
-from analysis.drawing import COLOURS, plain_number, round_ticks, saved_files, short_number
+from analysis.drawing import COLOURS, plain_number, round_ticks, save, saved_files, short_number
 
 
 def test_rate_panel_holds_the_points_and_the_law(tables) -> None:
@@ -368,3 +370,26 @@ def test_a_pdf_is_saved_alone_and_the_style_file_is_matplotlibs(tables, tmp_path
     assert (tmp_path / "front.pdf").read_bytes().startswith(b"%PDF")
     with matplotlib.style.context("analysis.gsq"):
         assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(COLOURS)
+
+
+def test_a_metric_that_is_the_same_everywhere_is_drawn_or_refused_in_words(tables, tmp_path: Path) -> None:
+    cells = [(4, 16, g, v) for g in (1, 2, 4) for v in (64, 256)]
+    rows = [tables.row(cell, rfid=312.9, usage=1.0, perplexity=30.0) for cell in cells]
+    frame = tables.load([one | {"step": step} for one in rows for step in (500, 1000)])
+    drawn = {
+        "scaling": scaling_figure(frame),
+        "groups": group_figure(frame),
+        "usage": usage_figure(frame),
+        "steps": course_figure(frame, ["rfid", "usage"]),
+        "pareto": pareto_figure(frame),
+    }
+    for name, figure in drawn.items():
+        save(figure, tmp_path / name)
+        for axes in figure.axes:
+            if "rFID" in axes.get_ylabel() and axes.get_yscale() == "log":
+                low, high = axes.get_ylim()
+                assert low < 312 < 314 < high and len(axes.get_yticks()) >= 1, name
+    with pytest.raises(AnalysisError, match=r"rfid is the same in all 6 rows, 312\.9"):
+        collapse_figure(frame)
+    report = make_report(frame, "flat", options=Options(bootstrap=0))
+    assert "the same" in report.not_drawn["Collapse on bits per pixel"]

@@ -114,3 +114,76 @@ def test_amplitudes_are_found_and_centred_where_their_term_bends() -> None:
     data = form.table({"N": np.array([1e6, 1e9]), "D": np.array([1e6, 1e9])})
     theta = form.internal(np.array([1.0, 400.0, 0.34, 400.0, 0.28]), data.mean(axis=1))
     assert theta[0] == 1 and theta[1] == pytest.approx(400 / 10 ** (7.5 * 0.34))
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "parameters", "target"),
+    [
+        ("`val/loss` = E + A / N^a", ("N",), "E A a", "val/loss"),
+        ("A * `tokens (B)`^-a", ("tokens (B)",), "A a", None),
+        ("`a = b` = A / `N`^a + `x^2` * c", ("N", "x^2"), "A a c", "a = b"),
+        ("A * `lambda` + `val a` * b", ("lambda", "val a"), "A b", None),
+    ],
+)
+def test_any_column_can_be_named_in_backticks(
+    text: str, columns: tuple[str, ...], parameters: str, target: str | None
+) -> None:
+    known = ("N", "val/loss", "tokens (B)", "x^2", "a = b", "lambda", "val a")
+    found = read_formula(text, known)
+    assert (found.columns, found.parameters, found.target) == (columns, tuple(parameters.split()), target)
+    form = Form(found)
+    values = {name: np.array([2.0, 3.0]) for name in known}
+    assert np.isfinite(form.table(values)).all() and len(form.data) >= 1
+
+
+def test_a_column_named_like_an_expression_is_another_datum() -> None:
+    form = Form(read_formula("A * `N / D` + B * (N / D)", (*COLUMNS, "N / D")))
+    data = form.table({"N": np.array([6.0]), "D": np.array([2.0]), "N / D": np.array([50.0])})
+    assert sorted(data[:, 0]) == [3, 50]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "words"),
+    [
+        (
+            "loss = E + A / N^a + B / D^b",
+            ("N", "loss", "D tokens"),
+            ("'B / D^b'", "D: did you mean `D tokens`?", "N, loss"),
+        ),
+        ("loss = E + A / N^a + B / D^b", ("N", "loss", "d"), ("D: did you mean d?",)),
+        ("loss = a + b * D", ("N", "loss"), ("reads no column", "D is meant", "N, loss")),
+        ("loss = A / N^a * exp(-k * t)", ("N", "loss", "time"), ("k and t", "t: did you mean time")),
+        ("A / `d`^a", ("N", "depth_d"), ("no column `d`", "did you mean depth_d")),
+        ("val/loss = A / N^a", ("N", "val/loss"), ("`val/loss`",)),
+        ("A * val/loss + B", ("N", "val/loss"), ("unknown name 'val'", "`val/loss`")),
+        ("A * learning rate", ("learning rate",), ("`learning rate`",)),
+        ("A / N_tokens^a", ("n-tokens", "loss"), ("unknown name 'N_tokens'", "did you mean `n-tokens`")),
+        ("A * `N + B", ("N",), ("cannot be read",)),
+    ],
+)
+def test_a_name_that_must_be_a_column_is_no_parameter(
+    text: str, columns: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(AnalysisError) as found:
+        read_formula(text, columns)
+    assert all(word in str(found.value) for word in words), found.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "E + A / N^a",
+        "exp(e) + exp(a) / N^alpha",
+        "E * (1 + k / N^a)",
+        "a + b * N + a * b",
+        "N^(a + b) * D^a",
+        "L / (1 + exp(-k * (N - x0)))",
+        "c * r^N + s^2",
+    ],
+)
+def test_parameters_that_data_can_tell_apart_are_parameters(text: str) -> None:
+    assert read_formula(text, ("N", "D")).columns[0] == "N"
+
+
+def test_a_parameter_with_bounds_is_taken_as_meant() -> None:
+    assert read_formula("E + A / N^a + B / D^b", ("N",), ("D", "b")).parameters == ("E", "A", "a", "B", "D", "b")

@@ -152,3 +152,59 @@ def test_axes_without_a_column_of_the_schema_become_columns(tables) -> None:
     # They make configurations: without them these two would pass for seeds of one.
     assert "other_axes" in analysis.table.varying(frame)
     assert list(analysis.table.configuration_ids(frame)) == [0, 1]
+
+
+def foreign(**more: object) -> pd.DataFrame:
+    n = [1e6, 3e6, 1e7, 3e7, 1e8, 3e8]
+    return pd.DataFrame({"N": n, "loss": [5.3, 4.3, 3.5, 3.0, 2.6, 2.3], **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"state": "finished"},
+        {"state": ["failed", "running"] * 3, "failure": "x"},
+        {"groups": ["A", "B"] * 3, "latent_dim": 0, "codebook_size": -1, "downsample": 4},
+        {"signature": ["m1", "m2"] * 3, "step": [1, 1, 2, 2, 3, 3]},
+        {"protocol": ["a", "b"] * 3, "features": [12, 24] * 3},
+        {"repeat": [0, 1] * 3, "signature": "m"},
+        {"data": [{"name": "x"}] * 6, "seed": pd.Categorical(list("abcabc"))},
+        {"rank_deficient": "no", "num_images": "all", "step": "last"},
+    ],
+)
+def test_columns_of_another_tool_are_its_own(more: dict[str, object]) -> None:
+    frame = foreign(**more)
+    assert not analysis.table.is_results(frame)
+    rows, excluded = measured(frame, "loss", ["N"])
+    assert len(rows) == 6 and not excluded.text
+    found = analysis.fit(frame, "loss = A / N^a", bootstrap=0)
+    assert found.n_rows == 6 and found.parameters["a"] == pytest.approx(0.147, abs=0.01)
+
+
+def test_what_a_derived_axis_lacks_is_named() -> None:
+    with pytest.raises(AnalysisError, match="'groups' holds something that is not a number: 'A'"):
+        analysis.fit(foreign(groups="A", codebook_size=4, downsample=4, rfid=1.0))
+    with pytest.raises(
+        AnalysisError, match="follows from groups, codebook_size, downsample, of which it lacks groups, dow"
+    ):
+        analysis.fit(foreign(codebook_size=4, rfid=1.0))
+    with pytest.raises(AnalysisError, match=r"Did you mean Loss\?"):
+        analysis.fit(foreign().rename(columns={"loss": "Loss"}), "loss = A / N^a")
+
+
+def test_a_part_of_a_results_table_is_still_one(tables) -> None:
+    cell = (4, 8, 1, 64)
+    frame = tables.load([tables.row(cell, step=step, rfid=10.0 - step) for step in (3, 1, 2)])
+    assert measured(frame[["signature", "step", "rfid"]])[0]["rfid"].tolist() == [7.0]
+    again = pd.concat([frame, frame.assign(sweep="other")])
+    assert len(measured(again, "rfid", ["step"])[0]) == 3, "evaluations of a run that two sweeps share count once"
+
+
+def test_of_two_rows_of_one_step_the_measured_one_counts(tables) -> None:
+    frame = tables.load(
+        [
+            tables.row((4, 8, 1, 64), lpips=0.2),
+            tables.row((4, 8, 1, 64), protocol="f00d", rfid=1.0),
+        ]
+    )
+    assert measured(frame, "lpips")[0]["protocol"].tolist() == ["p1a2b3"]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from analysis import AnalysisError
 from gsq.cli import app
 from gsq.errors import UserError
+from sweeps.folder import SweepFolder
 from sweeps.planning import axis_columns, make_plan
 from sweeps.schema import write_table
 from sweeps.spec import load_spec
@@ -194,3 +195,25 @@ def _with_seeds(count: int) -> str:
     axes = {**SWEEP["axes"], "seed": list(range(count))}  # type: ignore[dict-item]
     Path("more.yaml").write_text(yaml.safe_dump({**SWEEP, "axes": axes}))
     return "more.yaml"
+
+
+def test_a_submitted_sweep_is_candidates_by_its_name(gsq: Gsq, tmp_path: Path) -> None:
+    SweepFolder(tmp_path / "runs", "grid").write_plan(make_plan(load_spec(SWEEP)))
+    words = ["--target", "parameter=alpha", "--budget", "1"]
+    by_file, by_name = (
+        design(gsq, name, *words, "--output", f"{n}.yaml") for n, name in enumerate(("grid.yaml", "grid"))
+    )
+    assert by_name["runs"] == by_file["runs"] and by_name["candidates"] == "grid"
+    first, second = ({cell.signature for cell in make_plan(load_spec(f"{n}.yaml")).cells} for n in (0, 1))
+    assert first == second, "the sweeps that are written have the same runs"
+    done = gsq("design", "runs.csv", *words, "--law", "loss = E + A / x^a")
+    assert isinstance(done.exception, UserError) and "--candidates" in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--output", "--figure"])
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(gsq: Gsq, option: str) -> None:
+    Path("there.yaml").mkdir()
+    Path("file").write_text("")
+    for name in ("there.yaml", "file/below.yaml"):
+        error = gsq("design", "grid.yaml", "--target", "parameter=alpha", "--budget", "1", option, name).exception
+        assert isinstance(error, AnalysisError) and str(error).startswith(f"{option}: ") and name[:4] in str(error)

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROOMS = ("gsq", "sweeps", "analysis")
 NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 # Of sweeps, what analysis may use: neither knows anything of runs.
-SHARED = ("sweeps.schema", "sweeps.association")
+SHARED = ("sweeps.schema", "sweeps.association", "sweeps.outputs")
 # The command line and what needs several rooms at once.
 COMPOSITION = ("gsq/cli.py", "gsq/compose.py", "gsq/doctor.py")
 

@@ -388,3 +388,15 @@ def test_several_gathers_at_once(plan_of: PlanOf, write_run: WriteRun) -> None:
         for path in threads.map(lambda _: gather(plan.name), range(8)):
             pd.testing.assert_frame_equal(read_table(path), expected)
     assert [p.name for p in Path("results").iterdir()] == ["small.parquet"]
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_runs_are_read(
+    plan_of: PlanOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(plan_of())
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(gathering, "survey", lambda folder: pytest.fail("the runs were read"))
+    for path in (tmp_path / "folder.parquet", tmp_path / "file" / "t.parquet"):
+        with pytest.raises(UserError, match=str(path)):
+            gather("s", path)

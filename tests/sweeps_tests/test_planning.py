@@ -331,3 +331,21 @@ def test_axes_without_a_column_are_kept_as_json(plan_of: PlanOf) -> None:
     plan = plan_of(axes={"quantizer.init": ["uniform"], "quantizer.groups": [2], "seed": [1]})
     assert other_axes(plan.cells[0].axes) == '{"quantizer.init": "uniform"}'
     assert other_axes({"groups": 2}) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("axes", "key"),
+    [
+        ({"seed": [0, 2**63]}, "train.seed"),
+        ({"seed": [10**40]}, "train.seed"),
+        ({"repeat": [2**63]}, "train.repeat"),
+        ({"steps": [2**62], "batch_size": [4]}, "train.steps * train.batch_size"),
+    ],
+)
+def test_a_number_that_the_table_cannot_hold_is_refused_by_the_plan(plan_of: PlanOf, axes: dict, key: str) -> None:
+    with pytest.raises(UserError) as found:
+        plan_of(axes=axes)
+    largest = str(next(iter(axes.values()))[-1])
+    for word in (f"{key}: ", largest[:6], str(2**63 - 1)):
+        assert word in str(found.value)
+    assert len(plan_of(axes={"seed": [2**63 - 1]}).cells) == 1
