@@ -79,6 +79,7 @@ AccountingStoragePass={dir}/munge/munge.socket
 SchedulerParameters=sched_interval=1,bf_interval=1
 JobRequeue=1
 ReturnToService=2
+DebugFlags=NO_CONF_HASH
 KillWait=5
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=8000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=8000

@@ -561,7 +561,7 @@ class Round:
         with self.downed:
             self.cluster.kill(node)
             proceed()
-            down = self._until(lambda: "down" in self.cluster.output("sinfo", "-h", "-n", node, "-o", "%T"), 150)
+            down = self._until(lambda: "down" in self.cluster.output("sinfo", "-h", "-n", node, "-o", "%T"), 90)
             self.cluster.bring_back(node)
         if not down:
             self.problems.append(f"node {node} was never down")
