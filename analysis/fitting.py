@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.laws import Bound, Law, get_law
 from analysis.result import Fit, LackOfFit
-from analysis.solver import LOSSES, STARTS, Loss, Problem, Residuals, Solution, draw_starts, solve
+from analysis.solver import LOSSES, STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
 from analysis.table import (
     CONFIGURATION_AXES,
     Array,
@@ -296,8 +296,8 @@ def _best(
 ) -> tuple[Array, float, float]:
     """Best theta over the random starts, its cost, and the share of starts that reach it."""
     start = draw_starts(problem, ranges, scales, weights[None], options.starts, [options.seed, 0])
-    found = solve(problem, start, weights)
-    cost = np.where(found.converged, found.cost, np.inf)
+    found = search(problem, start, weights)
+    cost = found.cost
     if not np.isfinite(cost).any():
         raise AnalysisError(
             f"{name}: none of {options.starts} starts converged; look at the data first (gsq plot TABLE), give the "
@@ -379,7 +379,7 @@ def _condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:
     raw, internal = _slopes(plain, natural[None])[0], _slopes(problem, theta[None])[0]
     internal = internal / np.maximum(np.linalg.norm(internal, axis=0), 1e-300)
     with np.errstate(all="ignore"):
-        both = [float(np.linalg.cond(one)) ** 2 if np.isfinite(one).all() else np.inf for one in (raw, internal)]
+        both = [float(np.square(np.linalg.cond(one))) if np.isfinite(one).all() else np.inf for one in (raw, internal)]
     return both[0], both[1]
 
 
