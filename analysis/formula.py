@@ -6,8 +6,8 @@ parameter vectors at once. What depends on columns alone is computed once for a 
 formula.
 
 Amplitudes, the parameters that enter linearly, are measured at the centre of the data where their term is a power or
-an exponential of a column: B / L^alpha becomes b (L / L0)^-alpha. Without that the parameters of the paper's law are nearly
-collinear. Shapes: m parameter vectors, n rows, k parameters, q data.
+an exponential of a column: B / L^alpha becomes b (L / L0)^-alpha. Without that the parameters of the paper's law are
+nearly collinear. Shapes: m parameter vectors, n rows, k parameters, q data.
 """
 
 from __future__ import annotations
@@ -227,12 +227,12 @@ class Form:
         """Indices of additive constants: floors."""
         reference = [sp.Symbol(f"centre{i}", real=True) for i in range(len(symbols))]
         scale: list[Any] = [sp.Integer(1)] * len(theta)
+        internal = expression.subs({theta[i]: 0 for i in self.amplitudes})
         for i in self.amplitudes:
+            term = expression.diff(theta[i])
             if centred is None or formula.parameters[i] in centred:
-                bends = _bends(expression.diff(theta[i]), set(theta), symbols)
-                scale[i] = bends.subs(dict(zip(symbols, reference, strict=True)))
-        # Not one after the other: a scale may hold other parameters, though never an amplitude.
-        internal = expression.subs({t: t / s for t, s in zip(theta, scale, strict=True) if s != 1}, simultaneous=True)
+                term, scale[i] = _centred(term, set(theta), symbols, reference)
+            internal += theta[i] * term
         arguments = (theta, symbols, reference)
         both = [internal, *(internal.diff(t) for t in theta)]
         basis = [internal.diff(theta[i]) for i in self.amplitudes]
@@ -302,23 +302,31 @@ def compile_form(
     return Form(formula, centred)
 
 
-def _bends(term: sp.Expr, theta: set[sp.Symbol], symbols: list[sp.Symbol]) -> sp.Expr:
-    """What in ``term`` an amplitude is measured by: its factors exp(...) that are powers of columns or exp(-k x).
+def _centred(
+    term: sp.Expr, theta: set[sp.Symbol], symbols: list[sp.Symbol], centre: list[sp.Symbol]
+) -> tuple[sp.Expr, sp.Expr]:
+    """``term`` over what it is at the ``centre``, and that: of its factors those that are powers or exp(-k x).
 
     Their exponents are linear in the data, so that they differ between rows by what the data differ. The others, such
     as peaks exp(-(x - x0)^2), may be 0 wherever they are looked at.
     """
     import sympy as sp
 
-    found: sp.Expr = sp.Integer(1)
+    scale: sp.Expr = sp.Integer(1)
     for factor in sp.Mul.make_args(term):
         if factor.func is not sp.exp or not factor.free_symbols & theta:
             continue
-        moving = sum(one for one in sp.Add.make_args(sp.expand(factor.args[0])) if one.free_symbols & set(symbols))
-        slopes = [moving.diff(symbol) for symbol in symbols] if moving != 0 else []
-        if slopes and not any(slope.free_symbols & set(symbols) for slope in slopes):
-            found *= sp.exp(moving)
-    return found
+        exponent = sp.expand(factor.args[0])
+        slopes = [exponent.diff(symbol) for symbol in symbols]
+        if any(slope != 0 for slope in slopes) and not any(slope.free_symbols & set(symbols) for slope in slopes):
+            still = exponent.subs(dict.fromkeys(symbols, 0))
+            # One exponential of differences: of the data alone it might overflow.
+            moved = sum(
+                slope * (one - at) for slope, one, at in zip(slopes, symbols, centre, strict=True) if slope != 0
+            )
+            term = term / factor * sp.exp(still) * sp.exp(moved)
+            scale *= sp.exp(sum(slope * at for slope, at in zip(slopes, centre, strict=True)))
+    return term, scale
 
 
 def _linear(expression: sp.Expr, theta: list[sp.Symbol]) -> tuple[int, ...]:

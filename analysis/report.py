@@ -26,8 +26,9 @@ from analysis.compare import compare_laws
 from analysis.contours import contour_figure
 from analysis.drawing import style
 from analysis.errors import AnalysisError
-from analysis.fitting import Options, fit_rows
+from analysis.fitting import fit_determined
 from analysis.laws import DEFAULT_LAWS, Law, get_law
+from analysis.options import Options
 from analysis.panels import setting
 from analysis.result import Fit
 from analysis.table import measured, numbers, protocol_counts, select_protocol, varying, with_derived
@@ -228,7 +229,7 @@ def _fit(
         try:
             rows, excluded = measured(frame, law.target, law.columns)
             left_out = left_out or excluded.text
-            fits.append(fit_rows(rows, excluded, law, options))
+            fits.append(fit_determined(rows, excluded, law, options))
         except AnalysisError as error:
             reasons[law.name] = str(error)
     return fits, reasons, left_out

@@ -28,6 +28,7 @@ _STEPS = 200
 _STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
 CARRIED = 8  # of the best starts that are still on their way after those steps, how many go on
 _STEPS_CARRIED = 4000
+_NO_EFFECT = 1e-26  # of the largest effect of a parameter, squared
 _MEMORY = 8_000_000  # problems times rows that refits keep at once
 _BATCH = 400_000  # problems times rows: what fits into a cache goes faster
 
@@ -151,8 +152,10 @@ def _solve(
         if not len(active):
             break
         sc = np.maximum(sc, h[:, diagonal, diagonal])
-        # A parameter at its bound that would leave it stays; so does one that nothing depends on.
-        held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | (sc <= 0)
+        # A parameter at its bound that would leave it stays; so does one that nothing but rounding depends on.
+        effect = sc * np.maximum(t**2, 1)
+        idle = effect <= _NO_EFFECT * effect.max(axis=1, keepdims=True)
+        held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | idle
         step = _step(h, g, sc, damp, held)
         trial = np.clip(t + step, low, high)
         trial = np.where(held, t, trial)

@@ -106,10 +106,10 @@ class _Walk:
             return next((size for one in node.args if (size := self.size(one, spread)) is not None), None)
         return 1.0 if node.is_Function else None
 
-    def visit(self, node: Any, goal: float | None, depth: int) -> None:
+    def visit(self, node: Any, goal: float | None, depth: int, positive: bool = False) -> None:
         """Note the parameters below ``node``, which is to be about ``goal`` large (None: as large as the target).
 
-        ``depth``: how many exponentials hold it.
+        ``depth``: how many exponentials hold it. ``positive``: it must be above 0 at every row.
         """
         inside = depth > 0
         if node in self.theta:
@@ -119,23 +119,24 @@ class _Walk:
             for term in node.args[0].as_ordered_terms() if node.args[0].is_Add else (node.args[0],):
                 self._exponent(term, depth)
         elif node.is_Add:
-            self._sum(node, goal, depth)
+            self._sum(node, goal, depth, positive)
         elif node.is_Mul:
             self._product(node, goal, depth)
         elif node.is_Pow:
             if node.exp.is_Number:
                 self.visit(node.base, None if goal is None else goal ** (1 / float(node.exp)), depth)
             else:
-                self.visit(node.base, 1.0, depth)
+                self.visit(node.base, 1.0, depth, positive=True)
                 for symbol in node.exp.free_symbols & self.theta:
                     self.note(symbol, "exponent", *EXPONENTS)
         else:
             known = self.size(node, inside) if node.func.__name__ in ("Min", "Max") else 1.0
+            positive = node.func.__name__ == "log"
             for one in node.args:
                 if one.free_symbols & self.theta:
-                    self.visit(one, known, depth)
+                    self.visit(one, known, depth, positive)
 
-    def _sum(self, node: Any, goal: float | None, depth: int) -> None:
+    def _sum(self, node: Any, goal: float | None, depth: int, positive: bool) -> None:
         inside = depth > 0
         plain = [one for one in node.args if one.free_symbols and not one.free_symbols & self.theta]
         known = self.size(node, inside)
@@ -143,7 +144,8 @@ class _Walk:
             known = max(abs(float(one)) for one in node.args if one.is_Number)
         for one in node.args:
             sign, symbol = one.as_coeff_Mul()
-            if symbol in self.theta and len(plain) == 1 and abs(sign) == 1:
+            opposite = len(plain) == 1 and sign * plain[0].as_coeff_Mul()[0] < 0  # x - x0, not x + s
+            if symbol in self.theta and opposite and abs(sign) == 1 and not positive:
                 row = self._value(plain[0]) * (-1.0 if sign > 0 else 1.0)
                 self.note(symbol, "place", float(row.min()), float(row.max()))
             elif one.free_symbols & self.theta:
