@@ -218,8 +218,8 @@ def markdown(results: dict[str, dict[str, object]], count: int, resamples: int, 
         f"# Coverage of 95 % intervals: {count} simulated studies a design, {resamples} resamples each",
         "",
         f"{machine}. Standard error of a coverage near 95 %: {100 * np.sqrt(0.95 * 0.05 / count):.1f} points. Shown by "
-        "default: profile likelihood and bands by the delta method for least squares, else bootstrap. Open: share of profile intervals with an open "
-        "end.",
+        "default: profile likelihood and bands by the delta method for least squares, else bootstrap. Open: share of "
+        "profile intervals with an open end, % of them.",
         "",
         "| law | rows | noise | of | truth | profile, delta | bootstrap | open |",
         "|---|---|---|---|---|---|---|---|",
