@@ -38,16 +38,20 @@ def slopes(problem: Problem, theta: Array, data: Array | None = None) -> Array:
     return np.moveaxis(slope, 0, -1)
 
 
-def unit_columns(jacobian: Array, theta: Array) -> tuple[Array, Array]:
-    """(n, k) with columns of length 1, and their lengths (k,): a column of nothing but rounding becomes zeros, with
-    length 1. ``theta``: (k,)."""
+def unit_columns(problem: Problem, jacobian: Array, theta: Array) -> tuple[Array, Array]:
+    """(n, k) with columns of length 1, and their lengths (k,).
+
+    A column of zeros stays, with length 1, and so becomes one of nothing but rounding: that of a parameter which the
+    formula bends by, and whose effect beside those of the others is as small as an error of rounding.
+    """
     most = np.abs(jacobian).max(axis=0)
     most = np.where((most > 0) & np.isfinite(most), most, 1.0)  # a square of what is small may be 0
     length = most * np.linalg.norm(jacobian / most, axis=0)
-    length = np.where((length > 0) & np.isfinite(length), length, 1.0)
-    effect = length * np.maximum(np.abs(theta), 1) * (most > 0)
-    idle = (effect <= _ROUNDING * effect.max()) | ~(np.abs(jacobian) > 0).any(axis=0)
-    return np.where(idle, 0, jacobian / length), np.where(idle, 1.0, length)
+    idle = length == 0
+    bends = ~np.isin(np.arange(len(theta)), problem.form.amplitudes)
+    idle |= bends & (length * np.maximum(np.abs(theta), 1) <= _ROUNDING * np.max(length * np.abs(theta)))
+    length = np.where(idle | ~np.isfinite(length), 1.0, length)
+    return np.where(idle, 0, jacobian / length), length
 
 
 def null_space(unit: Array) -> Array:
@@ -78,12 +82,11 @@ def freedom(problem: Problem, theta: Array) -> Freedom:
 
     Parameters at a bound do not count, nor those of a term whose amplitude is there: they are marked for that already.
     """
-    jacobian = slopes(problem, theta[None])[0]
+    unit = unit_columns(problem, slopes(problem, theta[None])[0], theta)[0]
     free = (theta > problem.low) & (theta < problem.high)
     if not free.all():
-        free &= np.abs(jacobian).max(axis=0) > 0
-    unit, _ = unit_columns(jacobian[:, free], theta[free])
-    found = null_space(unit)
+        free &= np.abs(unit).max(axis=0) > 0
+    found = null_space(unit[:, free])
     if not len(found):
         return Freedom(0, ())
     indices = np.flatnonzero(free)
@@ -118,7 +121,7 @@ def least_norm(problem: Problem, theta: Array, cost: float, weights: Array) -> A
         return found.theta[0] if found.cost[0] <= limit else None
 
     for _ in range(5):
-        unit, length = unit_columns(slopes(problem, best[None])[0], best)
+        unit, length = unit_columns(problem, slopes(problem, best[None])[0], best)
         free = (best > problem.low) & (best < problem.high)
         null = null_space(unit[:, free])
         idle = np.flatnonzero(free)[np.abs(unit[:, free]).max(axis=0) == 0]
@@ -147,7 +150,7 @@ def condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:
     infinite where it is beyond what a float holds."""
     plain = replace(problem, form=law.form(law.parameters))
     natural = problem.form.natural(theta, problem.centre)
-    raw, internal = slopes(plain, natural[None])[0], unit_columns(slopes(problem, theta[None])[0], theta)[0]
+    raw, internal = slopes(plain, natural[None])[0], unit_columns(problem, slopes(problem, theta[None])[0], theta)[0]
     with np.errstate(all="ignore"):
         both = [float(np.square(np.linalg.cond(one))) if np.isfinite(one).all() else np.inf for one in (raw, internal)]
     return both[0], both[1]

@@ -219,7 +219,7 @@ def delta_band(problem: Problem, theta: Array, weights: Array, room: float, data
     It is open where the value depends on what no row tells.
     """
     here = problem.form.both(theta[None], data, problem.centre)[0][0]
-    rows, length = unit_columns(np.sqrt(weights)[:, None] * slopes(problem, theta[None])[0], theta)
+    rows, length = unit_columns(problem, np.sqrt(weights)[:, None] * slopes(problem, theta[None])[0], theta)
     wanted = slopes(problem, theta[None], data)[0] / length  # (p, k)
     inverse = np.linalg.pinv(rows.T @ rows, rcond=1e-14, hermitian=True)
     half = np.sqrt(np.maximum(room * np.einsum("pi,ij,pj->p", wanted, inverse, wanted), 0))
