@@ -148,16 +148,15 @@ def _solve(
     w, y, f = weights[active], goal[active], fixed[active]
     damp, grow, sc = damping[active], growth[active], scale[active]
     diagonal = np.arange(theta.shape[1])
-    bends = np.setdiff1d(diagonal, problem.form.amplitudes)
+    bends = ~np.isin(diagonal, problem.form.amplitudes)
     for _ in range(steps):
         if not len(active):
             break
         sc = np.maximum(sc, h[:, diagonal, diagonal])
         # A parameter at its bound that would leave it stays; so does one that nothing but rounding depends on.
-        idle = sc <= 0
-        if len(bends):
-            most = _NO_EFFECT * (sc * t**2).max(axis=1)
-            idle[:, bends] |= sc[:, bends] * np.maximum(t[:, bends] ** 2, 1) <= most[:, None]
+        size = t**2
+        most = _NO_EFFECT * (sc * size).max(axis=1)
+        idle = (sc <= 0) | (bends & (sc * np.maximum(size, 1) <= most[:, None]))
         held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | idle
         step = _step(h, g, sc, damp, held)
         trial = np.clip(t + step, low, high)
