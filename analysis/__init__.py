@@ -5,7 +5,7 @@
     print(law.summary())
     print(report_card(law).text())         # everything to know before quoting it
     compare_laws(frame)                      # which law predicts what it has not seen
-    fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, "min")})
+    fit(load_table("runs.csv"), "loss = E + A / N^a + B / D^b", bounds={"E": (0, float("inf"))})
     scaling_figure(frame, [law], "scaling.png")
     print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
     write_page(make_report(frame, "quickstart"), "report.html")
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
         step_figure,
         usage_figure,
     )
-    from analysis.fitting import Options, fit, fit_by
+    from analysis.fitting import fit, fit_by
     from analysis.information import Target, read_target
     from analysis.laws import DEFAULT_LAWS, LAWS, Law, get_law, paper_law_reason
+    from analysis.options import Options
     from analysis.page import write_page
     from analysis.panels import (
         Curve,
@@ -96,7 +97,7 @@ _HOME = {
     "LAWS": "laws",
     "LackOfFit": "result",
     "Law": "laws",
-    "Options": "fitting",
+    "Options": "options",
     "Overlay": "panels",
     "Panel": "panels",
     "ParetoPanel": "scatter",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from analysis.fitting import Options
     from analysis.laws import Bound, Law
+    from analysis.options import Options
     from analysis.result import Fit
 
 RESULTS = Path("results")
@@ -55,7 +55,7 @@ ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative
 BoundOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; high may be 'min', the least target."
+        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; an empty end is open: E=0: for a floor."
     ),
 ]
 
@@ -154,10 +154,10 @@ def fit_command(
 
     Example: gsq fit quickstart --output results/fits/quickstart.json
 
-    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0:min --card
+    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
     """
     from analysis.errors import AnalysisError
-    from analysis.fitting import Options
+    from analysis.options import Options
     from analysis.result import write_json
     from analysis.table import load_table, unquoted
 
@@ -195,7 +195,7 @@ def fit_command(
             path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
         )
         if not fits:
-            raise AnalysisError("; ".join(reasons.values()))
+            raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
         document |= {"fits": [one.to_dict() for one in fits], "not_fitted": reasons}
     cards = []
@@ -288,7 +288,7 @@ def plot_command(
     """
     from analysis.drawing import saved_files
     from analysis.errors import AnalysisError
-    from analysis.fitting import Options
+    from analysis.options import Options
     from analysis.table import load_reference, load_table
 
     if kind not in KINDS:
@@ -398,8 +398,9 @@ def load_and_fit(
     from dataclasses import replace
 
     from analysis.errors import AnalysisError
-    from analysis.fitting import Options, fit_by, fit_rows
+    from analysis.fitting import fit_by, fit_determined, fit_rows
     from analysis.laws import DEFAULT_LAWS
+    from analysis.options import Options
     from analysis.table import load_table, measured
 
     options = options or Options()
@@ -417,7 +418,8 @@ def load_and_fit(
                 reasons |= {f"{law.name} ({group})": reason for group, reason in why.items()}
                 continue
             rows, excluded = law.rows(frame)
-            fits.append(fit_rows(rows, excluded, law, options))
+            one = fit_determined if laws is None else fit_rows
+            fits.append(one(rows, excluded, law, options))
         except AnalysisError as error:
             reasons[law.name] = str(error)
     return frame, fits, reasons
@@ -454,7 +456,7 @@ def named_laws(
 
 
 def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
-    """ "E=0:min" as ("E", (0, "min")); an empty end is open."""
+    """ "E=0:" as ("E", (0, inf)); an empty end is open."""
     from analysis.errors import AnalysisError
 
     try:
@@ -465,7 +467,7 @@ def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
             "min" if high == "min" and option == "--bound" else float(high or "inf"),
         )
     except ValueError as error:
-        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0:min or alpha=0:4") from error
+        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0: or alpha=0:4") from error
     if pair[1] != "min" and not pair[0] < pair[1]:
         raise AnalysisError(f"{option} {text!r}: the low end must be below the high one")
     if option == "--start" and not all(abs(float(end)) < float("inf") for end in pair):

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fitting import Options, fit_rows
+from analysis.fitting import fit_determined
 from analysis.laws import LAWS, Law, get_law
+from analysis.options import Options
 from analysis.result import Fit, or_none
 from analysis.solver import refit
 from analysis.table import DERIVED, Array, Excluded, is_results, large_end, numbers, varying
@@ -135,7 +136,7 @@ def _carries(fit: Fit, trained: Array) -> Array:
     slopes = fit.problem.form.both(fit.theta[None], fit.problem.data, fit.problem.centre)[1][:, 0].T
     slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
     rank = np.linalg.matrix_rank(slopes)
-    enough = np.array([len(np.unique(cell[mask > 0])) >= len(fit.parameters) for mask in trained])
+    enough = np.array([len(np.unique(cell[mask > 0])) >= fit.rank for mask in trained])
     return np.asarray(enough & (np.linalg.matrix_rank(trained[:, :, None] * slopes) >= rank))
 
 
@@ -203,7 +204,7 @@ class Comparison:
         if log:
             middle, low, high = np.log(middle), np.log(low), np.log(high)
         central = np.asarray((share * middle).sum(axis=0))
-        freedom = max(1, self.fits[0].n_configurations - max(len(fit.parameters) for fit, _ in parts))
+        freedom = max(1, min(fit.freedom[1] for fit, _ in parts))
         apart = (t.ppf((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
         below, above = (np.sqrt((share * ((end - middle) ** 2 + apart)).sum(axis=0)) for end in (low, high))
         band = central, central - below, central + above
@@ -390,7 +391,7 @@ def _fitted(laws: Sequence[Candidate], reasons: Mapping[str, str], options: Opti
     not_fitted, fits = dict(reasons), []
     for one in laws:
         try:
-            fits.append(fit_rows(one.rows, one.excluded, one.law, options))
+            fits.append(fit_determined(one.rows, one.excluded, one.law, options))
         except AnalysisError as error:
             not_fitted[one.law.name] = str(error)
     if not fits:

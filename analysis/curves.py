@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fitting import Options, fit_rows
+from analysis.fitting import fit_determined
 from analysis.laws import Law, get_law
+from analysis.options import Options
 from analysis.table import Excluded, measured, numbers
 
 CURVE_LAWS = ("step_approach", "step_power")
@@ -76,7 +77,7 @@ def extrapolate(
             if len(first) < len(law.parameters) + 2:
                 continue
             try:
-                fits.append(fit_rows(first, Excluded(len(first), len(first), {}), law, options))
+                fits.append(fit_determined(first, Excluded(len(first), len(first), {}), law, options))
             except AnalysisError as error:
                 reason = str(error)
         if not fits or not len(later):

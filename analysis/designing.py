@@ -530,13 +530,19 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
                 pairs.append((0.0 if log else -np.inf, np.inf))
             elif log:
                 pairs.append((float(np.exp(middle - half)), float(np.exp(middle + half))))
-            elif kind == "parameter" and fit.law.bounds.get(start.target.parameter) == (0.0, np.inf) and middle > 0:
+            elif kind == "parameter" and _is_size(fit, start.target.parameter) and middle > 0:
                 # Of what is positive, as of its logarithm.
                 pairs.append((middle * float(np.exp(-half / middle)), middle * float(np.exp(half / middle))))
             else:
                 pairs.append((middle - half, middle + half))
         found.append(Expectation(names[i], float(np.exp(middle)) if log else middle, pairs[0], pairs[1]))
     return tuple(found)
+
+
+def _is_size(fit: Fit, name: str) -> bool:
+    """Whether a parameter is known by factors: positive, and no floor, which may be near 0."""
+    constants = [fit.law.parameters[i] for i in fit.problem.form.constants]
+    return fit.law.bounds.get(name) == (0.0, np.inf) and name not in constants
 
 
 def _disagreement(state: State) -> list[str]:

@@ -7,17 +7,20 @@ and ``uncertainty`` for the intervals.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.identify import at_bound, condition, freedom, least_norm, opened
 from analysis.laws import Bound, Law, get_law
+from analysis.options import Intervals, Options
 from analysis.reading import plain_columns
-from analysis.result import Fit, LackOfFit
-from analysis.solver import LOSSES, STARTS, Loss, Problem, Residuals, Solution, draw_starts, solve
+from analysis.refusing import check_values, read_weights
+from analysis.remarks import bound_remarks, confounded_remarks, floor_remarks, interval_remarks, search_remarks
+from analysis.result import Fit, LackOfFit, confounded_text
+from analysis.solver import STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
 from analysis.table import (
     CONFIGURATION_AXES,
     Array,
@@ -33,58 +36,8 @@ from analysis.table import (
 )
 from analysis.uncertainty import Draws, bootstrap, percentile_interval, profile, undetermined
 
-Intervals = Literal["profile", "bootstrap"]
-FEW_CONFIGURATIONS = 8  # below this a bootstrap by configuration has too few distinct resamples to be trusted
 NUMBER = (int, float, np.number)
 _TOKENIZER_AXES = ("latent_dim", "groups", "codebook_size", "downsample")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a law is fitted; the defaults are those of :func:`fit`."""
-
-    residuals: Residuals = "log"
-    loss: Loss = "least_squares"
-    delta: float | None = None
-    weights: str | None = None
-    noise: float | None = None
-    bootstrap: int = 1000
-    starts: int = STARTS
-    bootstrap_starts: int = 8
-    seed: int = 0
-    confidence: float = 0.95
-    intervals: Intervals | None = None
-
-    def __post_init__(self) -> None:
-        if self.residuals not in ("log", "linear"):
-            raise AnalysisError(f"residuals must be 'log' or 'linear', got {self.residuals!r}")
-        if self.loss not in LOSSES:
-            raise AnalysisError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        if self.delta is not None and not 0 < self.delta < np.inf:
-            raise AnalysisError(f"delta must be a positive number of residual units, got {self.delta}")
-        if self.delta is not None and self.loss == "least_squares":
-            raise AnalysisError("delta belongs to the losses huber and cauchy; least_squares has none")
-        if self.bootstrap < 0:
-            raise AnalysisError(f"bootstrap is a number of resamples, 0 for none; got {self.bootstrap}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
-            raise AnalysisError(f"seed must be a whole number, 0 or more; got {self.seed!r}")
-        if self.starts < 1 or self.bootstrap_starts < 1:
-            raise AnalysisError(f"starts must be at least 1, got {min(self.starts, self.bootstrap_starts)}")
-        if not 0 < self.confidence < 1:
-            raise AnalysisError(
-                f"confidence must lie between 0 and 1, got {self.confidence}; 0.95 gives 95 % intervals"
-            )
-        if self.noise is not None and not 0 < self.noise < np.inf:
-            raise AnalysisError(f"noise is the standard deviation of a seed, above 0; got {self.noise}")
-        if self.intervals not in (None, "profile", "bootstrap"):
-            raise AnalysisError(f"intervals must be 'profile' or 'bootstrap', got {self.intervals!r}")
-        if self.intervals == "profile" and self.loss != "least_squares":
-            raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
-
-    @property
-    def kind(self) -> Intervals:
-        """The intervals that are shown: profile likelihood for least squares, else bootstrap."""
-        return self.intervals or ("profile" if self.loss == "least_squares" else "bootstrap")
 
 
 def fit(
@@ -169,7 +122,7 @@ def fit_by(
         name = f"{by} = {value:.15g}" if isinstance(value, NUMBER) else f"{by} = {value}"
         try:
             part, excluded = chosen.rows(rows[rows[by] == value])
-            found[name] = fit_rows(part, excluded, chosen, options or Options())
+            found[name] = fit_determined(part, excluded, chosen, options or Options())
         except AnalysisError as error:
             reasons[name] = f"{name}: {error}"
     if not found:
@@ -177,40 +130,43 @@ def fit_by(
     return found, reasons
 
 
+@np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
 def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
     """:func:`fit` on rows that :func:`analysis.measured` returned."""
     target, data = numbers(rows, law.target), law.values(rows)
-    if options.residuals == "log" and (target <= 0).any():
-        wrong = target <= 0
-        raise AnalysisError(
-            f"log residuals need {law.target} above 0; {wrong.sum()} of {len(rows)} rows are not, the first is "
-            f"{target[wrong][0]:g}. Take residuals='linear' (--residuals linear), or drop those rows"
-        )
-    reason = law.reason_not(rows)
-    if reason is not None:
-        raise AnalysisError(reason)
+    check_values(rows, law, target, data, options.residuals)
     configurations = configuration_ids(rows, law.columns)
     cells = int(configurations.max()) + 1
-    weights = _weights(rows, options.weights)
+    weights = read_weights(rows, options.weights)
     low, high = law.limits(target)
     problem = Problem(law.form(), data, target, options.residuals, low, high)
     ranges, scales = [law.starts.get(name) for name in law.parameters], _scales(rows, law)
     if options.loss != "least_squares":
-        problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law.name))
-    theta, cost, share = _best(problem, weights, ranges, scales, options, law.name)
-    if not _identified(law, problem, theta):
-        raise AnalysisError(
-            f"{law.name}: these cells cannot tell {', '.join(law.parameters)} apart (the Jacobian at the optimum "
-            f"is singular); vary {' and '.join(law.columns)} independently, or drop a parameter"
-        )
+        problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
+    theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
+    free = freedom(problem, theta)
+    if free.count:
+        theta = least_norm(problem, theta, cost, weights)
     natural = problem.form.natural(theta, problem.centre)
+    for name, value, inner in zip(law.parameters, natural, theta, strict=True):
+        if not np.isfinite(value) or (value == 0 and inner != 0):
+            raise AnalysisError(
+                f"{law.name}: {name} is beyond the numbers that a computer holds (1e-308 to 1e308), because of the "
+                f"unit of {' or '.join(law.columns)}; divide that column by a typical value of it and fit again"
+            )
+    groups = tuple(tuple(law.parameters[i] for i in group) for group in free.groups)
+    rank = len(theta) - free.count
+    # Rows of one configuration move together, unless the law needs all of them to leave a degree of freedom.
+    units = configurations if cells > rank else np.arange(len(rows))
+    count = int(units.max()) + 1
+    left = count - rank
     draws = Draws(np.empty((0, len(theta))), 0, 0, 0)
-    if options.bootstrap:
+    if options.bootstrap and left > 0:
         draws = bootstrap(
             problem,
             theta,
             weights,
-            configurations,
+            units,
             ranges,
             scales,
             options.bootstrap,
@@ -218,29 +174,38 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             options.seed,
         )
     sampled = problem.form.natural(draws.theta, problem.centre)
-    freedom = (cells, cells - len(theta))
-    ends = percentile_interval(sampled, options.confidence, freedom)
+    ends = percentile_interval(sampled, options.confidence, (count, left))
     by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
     prediction = problem.predict(theta[None])[0]
     pure = pure_error(problem, weights, configurations)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
     room = np.zeros(1)
-    if options.loss == "least_squares" and freedom[1] > 0:
-        room = interval_room(np.array([cost]), pure[0], cells, len(theta), options.confidence)
+    if options.loss == "least_squares" and left > 0:
+        room = interval_room(
+            np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
+        )
         found = Solution(theta[None], np.array([cost]), np.array([True]))
-        for name in law.parameters:
-            pair = profile(law, problem, found, weights, room, name)
-            here = float(natural[law.parameters.index(name)])
-            by_profile[name] = (float(pair[0][0]), float(pair[1][0])) if room[0] > 0 else (here, here)
-    shown = by_profile if options.kind == "profile" else by_bootstrap
-    kind: Intervals = options.kind
-    if kind == "profile" and freedom[1] <= 0:  # without a degree of freedom there is none
-        shown, kind = by_bootstrap, "bootstrap"
-    with np.errstate(all="ignore"):
-        error, log_error = target - prediction, np.log(target) - np.log(prediction)
+        together = {name for group in groups for name in group}
+        for name, here in zip(law.parameters, map(float, natural), strict=True):
+            if name in together:
+                by_profile[name] = (-np.inf, np.inf)
+            elif room[0] > 0:
+                pair = profile(law, problem, found, weights, room, name)
+                by_profile[name] = (float(pair[0][0]), float(pair[1][0]))
+            else:
+                by_profile[name] = (here, here)
+    for kind_of in (by_profile, by_bootstrap):
+        for i, name in enumerate(law.parameters):
+            kind_of[name] = opened(kind_of[name], low[i], high[i])
+    # Without a degree of freedom there are none.
+    kind: Intervals = options.kind if left > 0 else "bootstrap"
+    shown = by_profile if kind == "profile" else by_bootstrap
+    ended = tuple(name for i, name in enumerate(law.parameters) if at_bound(theta[i], low[i], high[i]))
+    reasons = undetermined(sampled, shown, _certain(law, groups, ended, natural))
+    error, log_error = target - prediction, np.log(target) - np.log(prediction)
     best = rows.iloc[[int(np.argmin(prediction))]]
-    at_bound = tuple(name for i, name in enumerate(law.parameters) if _at_bound(theta[i], low[i], high[i]))
+    settings = len(np.unique(data, axis=1).T)
     return Fit(
         law=law,
         options=options,
@@ -249,9 +214,10 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         interval_kind=kind,
         profile_intervals=by_profile,
         bootstrap_intervals=by_bootstrap,
-        undetermined=undetermined(sampled, shown),
+        undetermined=reasons,
+        confounded=groups,
         room=float(room[0]),
-        at_bound=at_bound,
+        at_bound=ended,
         residuals=options.residuals,
         confidence=options.confidence,
         cost=cost,
@@ -259,9 +225,11 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         log_rmse=float(np.sqrt(np.mean(log_error**2))),
         n_rows=len(rows),
         n_configurations=cells,
+        freedom=(count, left),
+        converged=converged,
         converged_share=share,
-        condition=_condition(law, problem, theta),
-        lack_of_fit=_lack_of_fit(problem, cost, pure, cells, options),
+        condition=condition(law, problem, theta),
+        lack_of_fit=_lack_of_fit(cost, pure, cells - rank, options),
         spearman=_spearman(rows, law.target),
         bootstrap_requested=draws.requested,
         bootstrap_failed=draws.failed,
@@ -269,7 +237,11 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         excluded=excluded.text,
         warnings=(
             *_table_warnings(rows, law, excluded),
-            *_fit_warnings(law, problem, natural, at_bound, draws, kind, cells, share),
+            *confounded_remarks(law, groups, settings),
+            *bound_remarks(ended),
+            *floor_remarks(law, problem, natural, prediction, shown, set(reasons)),
+            *search_remarks(problem, options.starts, share, converged, bool(groups)),
+            *interval_remarks(draws.requested, draws.failed, kind == "bootstrap", cells, left),
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
@@ -283,6 +255,35 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         ranges=tuple(ranges),
         scales=scales,
     )
+
+
+def _certain(law: Law, groups: tuple[tuple[str, ...], ...], ended: tuple[str, ...], natural: Array) -> dict[str, str]:
+    """Parameters that are not determined whatever their intervals say, and why."""
+    found = {}
+    for group in groups:
+        for name in group:
+            others = ", ".join(other for other in group if other != name)
+            found[name] = (
+                f"these rows cannot tell it from {others}" if others else "nothing in these rows depends on it"
+            )
+    for name in ended:
+        value = natural[law.parameters.index(name)]
+        found.setdefault(name, f"it ended at its bound, {value:.4g}, so that its interval is open there")
+    return found
+
+
+def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
+    """:func:`fit_rows` for laws that are to be ranked, or were not asked for by name.
+
+    Raises AnalysisError as well where the rows leave parameters of the law undetermined.
+    """
+    reason = law.reason_not(rows)
+    if reason is not None:
+        raise AnalysisError(reason)
+    found = fit_rows(rows, excluded, law, options)
+    if found.confounded:
+        raise AnalysisError(f"{law.name}: {confounded_text(found.confounded)}")
+    return found
 
 
 def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
@@ -303,36 +304,23 @@ def _best(
     ranges: list[tuple[float, float] | None],
     scales: Array,
     options: Options,
-    name: str,
-) -> tuple[Array, float, float]:
-    """Best theta over the random starts, its cost, and the share of starts that reach it."""
+    law: Law,
+) -> tuple[Array, float, float, bool]:
+    """Best theta over the random starts, its cost, the share of starts that reach it, and whether it has converged."""
     start = draw_starts(problem, ranges, scales, weights[None], options.starts, [options.seed, 0])
-    found = solve(problem, start, weights)
-    cost = np.where(found.converged, found.cost, np.inf)
+    found = search(problem, start, weights)
+    cost = found.cost
     if not np.isfinite(cost).any():
         raise AnalysisError(
-            f"{name}: none of {options.starts} starts converged; look at the data first (gsq plot TABLE), give the "
-            "parameters bounds and starting ranges, or try another law"
+            f"{law.name}: the search failed, because the law has no finite value at all rows from any of "
+            f"{options.starts} starts; give the parameters ranges of starts near the answer (--start "
+            f"{law.parameters[-1]}=LOW:HIGH), bounds (--bound), or more starts (--starts)"
         )
     first = int(np.argmin(cost))
     # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
     scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
     reached = cost <= cost[first] * (1 + 1e-6) + 1e-16 * scale
-    return found.theta[first], float(cost[first]), float(reached.mean())
-
-
-def _weights(rows: pd.DataFrame, name: str | None) -> Array:
-    if name is None:
-        return np.ones(len(rows))
-    name = unquoted(name)
-    values = numbers(rows, name)
-    wrong = ~(np.isfinite(values) & (values > 0))
-    if wrong.any():
-        raise AnalysisError(
-            f"weights must be finite and above 0; {wrong.sum()} of {len(rows)} rows of {name!r} are not, the first is "
-            f"{values[wrong][0]:g}"
-        )
-    return values / values.mean()
+    return found.theta[first], float(cost[first]), float(reached.mean()), bool(found.converged[first])
 
 
 def _scales(rows: pd.DataFrame, law: Law) -> Array:
@@ -349,50 +337,18 @@ def _delta(
     ranges: list[tuple[float, float] | None],
     scales: Array,
     options: Options,
-    name: str,
+    law: Law,
 ) -> float:
     """The loss's delta where none is given: see :func:`fit`."""
     if options.delta is not None:
         return options.delta
     if options.loss == "huber":
         return 1e-3 * (1.0 if options.residuals == "log" else float(np.median(np.abs(problem.target))))
-    theta, _, _ = _best(problem, weights, ranges, scales, options, name)
+    theta = _best(problem, weights, ranges, scales, options, law)[0]
     value = problem.predict(theta[None])[0]
     residual = np.log(value / problem.target) if options.residuals == "log" else value - problem.target
     spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
     return 2.385 * spread if spread > 0 else 1e-3
-
-
-def _slopes(problem: Problem, theta: Array) -> Array:
-    """Derivatives of the residuals, (m, n, k)."""
-    value, slope = problem.form.both(theta, problem.data, problem.centre)
-    if problem.residuals == "log":
-        slope = slope / value
-    return np.moveaxis(slope, 0, -1)
-
-
-def _identified(law: Law, problem: Problem, theta: Array) -> bool:
-    """Whether the Jacobian in the formula's parameters has full rank. Parameters at a bound do not count, nor those of
-    a term whose amplitude is there: they are marked as not determined."""
-    natural = problem.form.natural(theta, problem.centre)
-    slopes = _slopes(replace(problem, form=law.form(law.parameters)), natural[None])[0]
-    with np.errstate(over="ignore"):  # not finite below
-        size = np.linalg.norm(slopes, axis=0)
-    free = (theta > problem.low) & (theta < problem.high)
-    used = free & (size > 0) if not free.all() else free
-    unit = slopes[:, used] / np.maximum(size[used], 1e-300)
-    return bool(np.isfinite(unit).all() and np.linalg.matrix_rank(unit, rtol=1e-10) == used.sum())
-
-
-def _condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:
-    """Condition number of the normal matrix in the formula's parameters, and in the internal ones at unit scale."""
-    plain = replace(problem, form=law.form(law.parameters))
-    natural = problem.form.natural(theta, problem.centre)
-    raw, internal = _slopes(plain, natural[None])[0], _slopes(problem, theta[None])[0]
-    internal = internal / np.maximum(np.linalg.norm(internal, axis=0), 1e-300)
-    with np.errstate(all="ignore"):
-        both = [float(np.linalg.cond(one)) ** 2 if np.isfinite(one).all() else np.inf for one in (raw, internal)]
-    return both[0], both[1]
 
 
 def pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple[float, int]:
@@ -403,13 +359,10 @@ def pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple
     return float(np.sum(weights * (goal - mean[configurations]) ** 2)), len(goal) - len(heavy)
 
 
-def _lack_of_fit(
-    problem: Problem, cost: float, pure: tuple[float, int], cells: int, options: Options
-) -> LackOfFit | None:
-    """Whether the law misses the configurations by more than seeds scatter."""
+def _lack_of_fit(cost: float, pure: tuple[float, int], left: int, options: Options) -> LackOfFit | None:
+    """Whether the law misses the configurations by more than seeds scatter; ``left``: their degrees of freedom."""
     from scipy.stats import chi2, f
 
-    left = cells - problem.form.count
     if options.loss != "least_squares" or left < 1:
         return None
     misfit = max(cost - pure[0], 0.0)
@@ -425,12 +378,6 @@ def _lack_of_fit(
     return LackOfFit(noise, pure[1], p, least)
 
 
-def _at_bound(value: float, low: float, high: float) -> bool:
-    """Whether a value lies at a bound, or so close that only the end of a series of steps keeps it from there."""
-    ends = [end for end in (low, high) if np.isfinite(end)]
-    return any(abs(value - end) <= 1e-9 * max(1e-3, abs(end)) for end in ends)
-
-
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
     others = varying(rows, [name for name in CONFIGURATION_AXES if name not in (*_TOKENIZER_AXES, *law.columns)])
@@ -438,44 +385,6 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
     if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():
         warnings.append("rfid from fewer images than features is biased upwards: compare its values, do not quote them")
-    return tuple(warnings)
-
-
-def _fit_warnings(
-    law: Law,
-    problem: Problem,
-    natural: Array,
-    at_bound: tuple[str, ...],
-    draws: Draws,
-    kind: Intervals,
-    cells: int,
-    share: float,
-) -> tuple[str, ...]:
-    warnings = []
-    if at_bound:
-        warnings.append(
-            f"{', '.join(at_bound)} ended at a bound: the data ask for less of the law, or for other bounds"
-        )
-    for i in problem.form.constants:
-        name, smallest = law.parameters[i], float(np.min(problem.target))
-        if smallest > 0 and natural[i] < 0 and problem.form.exponents:
-            warnings.append(
-                f"the floor {name} = {natural[i]:.3g} lies outside 0 to {smallest:.3g}, the smallest {law.target}: "
-                "no value "
-                f"to quote; bound it (--bound {name}=0:min)"
-            )
-    if share < 0.1:
-        warnings.append(f"only {share:.0%} of the starts reach the best optimum: try more starts, or starting ranges")
-    if problem.loss == "huber" and problem.residuals == "log" and problem.delta >= 0.5:
-        warnings.append(
-            f"huber with delta {problem.delta:g} on logarithms is plain least squares; replications use 1e-3"
-        )
-    if kind == "bootstrap" and draws.requested == 0:
-        warnings.append("no intervals: bootstrap = 0")
-    elif cells < FEW_CONFIGURATIONS:
-        warnings.append(f"intervals from {cells} configurations are rough")
-    if draws.failed:
-        warnings.append(f"{draws.failed} of {draws.requested} resamples failed: the bootstrap leaves them out")
     return tuple(warnings)
 
 

@@ -6,9 +6,9 @@ names, + - * / ** (also written ^) and a few functions are accepted, and a colum
 parameter vectors at once. What depends on columns alone is computed once for a table: those are the *data* of a
 formula.
 
-Amplitudes, the parameters that enter linearly, are measured at the centre of the data where their term has other
-parameters too: B / L^alpha becomes b (L / L0)^-alpha. Without that the parameters of the paper's law are nearly
-collinear. Shapes: m parameter vectors, n rows, k parameters, q data.
+Amplitudes, the parameters that enter linearly, are measured at the centre of the data where their term is a power or
+an exponential of a column: B / L^alpha becomes b (L / L0)^-alpha. Without that the parameters of the paper's law are
+nearly collinear. Shapes: m parameter vectors, n rows, k parameters, q data.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Datum:
     """Columns, each (n,), to (n,)."""
     logarithm: bool
     """Whether the formula takes its logarithm, which must then exist."""
+    power: bool
+    """Whether it is the logarithm of what the formula raises to a power."""
 
 
 def read_formula(text: str, columns: Collection[str] = (), parameters: Collection[str] = ()) -> Formula:
@@ -333,6 +335,9 @@ class Form:
 
         expression, self.data, symbols = _symbolic(formula)
         theta = [sp.Symbol(name, real=True) for name in formula.parameters]
+        self.expression, self.symbols, self.theta = expression, tuple(symbols), tuple(theta)
+        """The formula over a symbol for each datum and each parameter."""
+        self._powers = np.array([datum.power for datum in self.data], dtype=bool)
         self.amplitudes = _linear(expression, theta)
         """Indices of the parameters in which the formula is linear, jointly."""
         self.exponents = tuple(i for i, t in enumerate(theta) if any(a.exp.has(t) for a in expression.atoms(sp.exp)))
@@ -341,14 +346,12 @@ class Form:
         """Indices of additive constants: floors."""
         reference = [sp.Symbol(f"centre{i}", real=True) for i in range(len(symbols))]
         scale: list[Any] = [sp.Integer(1)] * len(theta)
+        internal = expression.subs({theta[i]: 0 for i in self.amplitudes})
         for i in self.amplitudes:
             term = expression.diff(theta[i])
-            at_centre = term.subs(dict(zip(symbols, reference, strict=True)))
-            bends = any(a.free_symbols & set(theta) for a in term.atoms(sp.exp))
-            if bends and (centred is None or formula.parameters[i] in centred):
-                scale[i] = at_centre
-        # Not one after the other: a scale may hold other parameters, though never an amplitude.
-        internal = expression.subs({t: t / s for t, s in zip(theta, scale, strict=True) if s != 1}, simultaneous=True)
+            if centred is None or formula.parameters[i] in centred:
+                term, scale[i] = _centred(term, set(theta), symbols, reference)
+            internal += theta[i] * term
         arguments = (theta, symbols, reference)
         both = [internal, *(internal.diff(t) for t in theta)]
         basis = [internal.diff(theta[i]) for i in self.amplitudes]
@@ -364,6 +367,13 @@ class Form:
         with np.errstate(all="ignore"):
             rows = [np.broadcast_to(np.asarray(datum.compute(columns), dtype=np.float64), (n,)) for datum in self.data]
         return np.stack(rows) if rows else np.zeros((0, n))
+
+    def centre(self, data: Array) -> Array:
+        """Where the amplitudes are measured, (q,): at the mean of a logarithm, and at the least of other data (q, n).
+
+        The term of a rate, exp(-k x), is never larger than there, so that no rate makes it overflow or vanish.
+        """
+        return np.where(self._powers, data.mean(axis=1), data.min(axis=1)) if data.size else data.sum(axis=1)
 
     def both(self, theta: Array, data: Array, centre: Array) -> tuple[Array, Array]:
         """Internal theta (m, k), data (q, n) and their centre (q,) to values (m, n) and derivatives (k, m, n)."""
@@ -411,6 +421,33 @@ def compile_form(
     return Form(formula, centred)
 
 
+def _centred(
+    term: sp.Expr, theta: set[sp.Symbol], symbols: list[sp.Symbol], centre: list[sp.Symbol]
+) -> tuple[sp.Expr, sp.Expr]:
+    """``term`` over what it is at the ``centre``, and that: of its factors those that are powers or exp(-k x).
+
+    Their exponents are linear in the data, so that they differ between rows by what the data differ. The others, such
+    as peaks exp(-(x - x0)^2), may be 0 wherever they are looked at.
+    """
+    import sympy as sp
+
+    scale: sp.Expr = sp.Integer(1)
+    for factor in sp.Mul.make_args(term):
+        if factor.func is not sp.exp or not factor.free_symbols & theta:
+            continue
+        exponent = sp.expand(factor.args[0])
+        slopes = [exponent.diff(symbol) for symbol in symbols]
+        if any(slope != 0 for slope in slopes) and not any(slope.free_symbols & set(symbols) for slope in slopes):
+            still = exponent.subs(dict.fromkeys(symbols, 0))
+            # One exponential of differences: of the data alone it might overflow.
+            moved = sum(
+                slope * (one - at) for slope, one, at in zip(slopes, symbols, centre, strict=True) if slope != 0
+            )
+            term = term / factor * sp.exp(still) * sp.exp(moved)
+            scale *= sp.exp(sum(slope * at for slope, at in zip(slopes, centre, strict=True)))
+    return term, scale
+
+
 def _linear(expression: sp.Expr, theta: list[sp.Symbol]) -> tuple[int, ...]:
     """Indices of a set of parameters in which ``expression`` is linear, jointly."""
     found: list[int] = []
@@ -436,7 +473,7 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
             compute = _numeric(node)
             taken = (lambda columns: np.log(compute(columns))) if logarithm else compute
             data[key] = (
-                Datum(text, names, taken, logarithm or _has_logarithm(node)),
+                Datum(text, names, taken, logarithm or _has_logarithm(node), logarithm),
                 sp.Symbol(f"datum{len(data)}", real=True),
             )
         return data[key][1]

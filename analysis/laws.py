@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from analysis.result import Fit
 
 Bound = float | Literal["min"]
-"""A number, or "min": the smallest target in the table, which no floor can exceed."""
+"""A number, or "min": the smallest target in the table. No bound for a floor: noise puts that value below it."""
 DEFAULT_TARGET = "rfid"
 _KNOWN = (*(c.name for c in schema.COLUMNS), *DERIVED)
 
@@ -47,6 +47,20 @@ class Law:
     prints (results/reference): those of figure 4 for laws of one group, else the 41 distinct ones."""
     known: tuple[str, ...] = _KNOWN
     """Names that are columns; see :func:`analysis.formula.read_formula`."""
+
+    def __post_init__(self) -> None:
+        for name, pair in self.starts.items():
+            if not (np.isfinite(pair[0]) and np.isfinite(pair[1]) and pair[0] < pair[1]):
+                raise AnalysisError(
+                    f"{self.name}: the starts of {name} are drawn from a range of two finite numbers, the smaller "
+                    f"first; got {pair[0]:g} to {pair[1]:g}"
+                )
+        for name, (low, high) in self.bounds.items():
+            if np.isnan(low) or (high != "min" and not low < high):
+                raise AnalysisError(
+                    f"{self.name}: the bounds of {name} leave nothing: {low:g} to {high}; the smaller comes first, and "
+                    "an open end is infinite"
+                )
 
     @cached_property
     def read(self) -> Formula:
@@ -119,8 +133,8 @@ class Law:
         target and columns. Raises AnalysisError like it."""
         return measured(frame, self.target, self.columns)
 
-    def reason_not(self, frame: pd.DataFrame) -> str | None:
-        """Why the rows of ``frame`` cannot carry this law, as a sentence; None where they can.
+    def obstacle(self, frame: pd.DataFrame) -> str | None:
+        """Why nothing of this law can be fitted to the rows of ``frame``, as a sentence; None where it can.
 
         Every row counts, so pass ``rows(frame)[0]``. Raises AnalysisError where a column is missing.
         """
@@ -136,9 +150,8 @@ class Law:
                 )
         if not self.columns:
             return f"{self.name} reads no column: {self.formula}"
-        values = {name: numbers(frame, name) for name in self.columns}
-        cells = len(np.unique(np.round(np.stack(list(values.values())), 12), axis=1).T)
-        if cells == 1:
+        values = self._columns(frame)
+        if _cells(values) == 1:
             others = [n for n in ("latent_dim", "groups", "codebook_size", "downsample") if n in frame]
             moving = [name for name in others if name not in values and len(np.unique(numbers(frame, name))) > 1]
             return (
@@ -146,16 +159,32 @@ class Law:
                 f"({', '.join(f'{name} = {one[0]:g}' for name, one in values.items())})"
                 + (f"; what varies is {', '.join(moving)}: take a law with a term for it" if moving else "; add cells")
             )
-        need = len(self.parameters) + 1
-        if cells < need:
+        return None
+
+    def reason_not(self, frame: pd.DataFrame) -> str | None:
+        """Why the rows of ``frame`` cannot determine this law, as a sentence; None where they can.
+
+        It takes as many configurations as the law has parameters, and one row more: replicates count. With fewer, a fit
+        still predicts, but its parameters are not determined. Every row counts, so pass ``rows(frame)[0]``. Raises
+        AnalysisError where a column is missing.
+        """
+        reason = self.obstacle(frame)
+        if reason is not None:
+            return reason
+        values = self._columns(with_derived(frame))
+        cells, need = _cells(values), len(self.parameters)
+        if cells < need or len(frame) <= need:
             names = " and ".join(values)
             shown = f" ({_listed(np.unique(next(iter(values.values()))))})" if len(values) == 1 else ""
             return (
-                f"{self.name} has {need - 1} parameter{'s' if need > 2 else ''} ({', '.join(self.parameters)}) and "
-                "needs at "
-                f"least {need} distinct {names}, got {cells}{shown}; add cells"
+                f"{self.name} has {need} parameter{'s' if need > 1 else ''} ({', '.join(self.parameters)}) and "
+                f"needs at least {need + 1} distinct {names} ({need} where there are replicates), got {cells}{shown}; "
+                "add cells"
             )
         return None
+
+    def _columns(self, frame: pd.DataFrame) -> dict[str, Array]:
+        return {name: numbers(frame, name) for name in self.columns}
 
     def fit(self, frame: pd.DataFrame, **options: object) -> Fit:
         """:func:`analysis.fit` with this law."""
@@ -199,13 +228,18 @@ def paper_law_reason(frame: pd.DataFrame) -> str | None:
     return LAWS["paper_eq14"].reason_not(measured(frame)[0])
 
 
+def _cells(values: Mapping[str, Array]) -> int:
+    """Distinct settings of the columns, to twelve digits."""
+    mantissa, exponent = np.frexp(np.stack(list(values.values())))
+    return len(np.unique(np.ldexp(np.round(mantissa, 12), exponent), axis=1).T)
+
+
 def _listed(found: Array) -> str:
     text = ", ".join(f"{value:g}" for value in found[:6])
     return text + (", ..." if len(found) > 6 else "") if len(found) else "none"
 
 
 _POSITIVE = (0.0, np.inf)
-_FLOOR: tuple[float, Bound] = (0.0, "min")
 
 LAWS: dict[str, Law] = {
     law.name: law
@@ -264,27 +298,27 @@ LAWS: dict[str, Law] = {
             "power_law_floor",
             "rfid = E + c * bits_per_pixel^(-alpha)",
             "power_law_bpp above what no rate improves",
-            bounds={"E": _FLOOR, "c": _POSITIVE},
+            bounds={"E": _POSITIVE, "c": _POSITIVE},
             starts={"alpha": (0, 4)},
         ),
         Law(
             "chinchilla",
             "rfid = E + A / parameters^a + B / images_seen^b",
             "arXiv 2203.15556, equation 2, with images for tokens",
-            bounds={"E": _FLOOR, "A": _POSITIVE, "B": _POSITIVE},
+            bounds={"E": _POSITIVE, "A": _POSITIVE, "B": _POSITIVE},
             starts={"a": (0, 2), "b": (0, 2)},
         ),
         Law(
             "step_approach",
             "rfid = E + A * exp(-step / tau)",
             "exponential approach of a learning curve",
-            bounds={"E": _FLOOR, "A": _POSITIVE, "tau": _POSITIVE},
+            bounds={"E": _POSITIVE, "A": _POSITIVE, "tau": _POSITIVE},
         ),
         Law(
             "step_power",
             "rfid = E + A * step^(-a)",
             "power law of a learning curve",
-            bounds={"E": _FLOOR, "A": _POSITIVE, "a": _POSITIVE},
+            bounds={"E": _POSITIVE, "A": _POSITIVE, "a": _POSITIVE},
             starts={"a": (0.05, 3)},
         ),
     )

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fitting import Options, fit_rows
+from analysis.fitting import fit_determined
 from analysis.information import RIDGE, variances_after
 from analysis.laws import Law, get_law
+from analysis.options import Options
 from analysis.result import Fit, or_none
 from analysis.solver import refit
 from analysis.table import Array, Index, numbers
@@ -129,7 +130,7 @@ def replay(
     first = np.unique(np.asarray(start, dtype=np.int64))
     if not len(first) or first[0] < 0 or first[-1] >= len(rows) or len(first) >= len(rows):
         raise AnalysisError(f"start must be some, but not all, of the row numbers 0 to {len(rows) - 1}; got {start}")
-    full = fit_rows(rows, excluded, chosen, Options(bootstrap=0, seed=seed))
+    full = fit_determined(rows, excluded, chosen, Options(bootstrap=0, seed=seed))
     goal = full.problem.predict(full.theta[None])[0]
 
     def refitted(taken: Array, theta: Array, count: int, step: int) -> tuple[Array, Array]:

@@ -27,8 +27,9 @@ from analysis.compare import compare_laws
 from analysis.contours import contour_figure
 from analysis.drawing import style
 from analysis.errors import AnalysisError
-from analysis.fitting import Options, fit_rows
+from analysis.fitting import fit_determined
 from analysis.laws import DEFAULT_LAWS, Law, get_law
+from analysis.options import Options
 from analysis.panels import plain, settings
 from analysis.result import Fit
 from analysis.spending import cell_states, spent_by_cell, spent_by_state
@@ -240,7 +241,7 @@ def _fit(
         try:
             rows, excluded = law.rows(frame)
             left_out = left_out or excluded.text
-            fits.append(fit_rows(rows, excluded, law, options))
+            fits.append(fit_determined(rows, excluded, law, options))
         except AnalysisError as error:
             reasons[law.name] = str(error)
     return fits, reasons, left_out

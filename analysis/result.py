@@ -19,7 +19,7 @@ from analysis.uncertainty import delta_band, percentile_interval
 from analysis.words import counted
 
 if TYPE_CHECKING:
-    from analysis.fitting import Intervals, Options
+    from analysis.options import Intervals, Options
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Fit:
     """Expanded percentiles of the resamples; NaN without a bootstrap."""
     undetermined: dict[str, str]
     """Parameters that these data do not determine, and why: see :func:`analysis.uncertainty.undetermined`."""
+    confounded: tuple[tuple[str, ...], ...]
+    """Parameters that the rows cannot tell apart, and (alone) those that nothing in the rows depends on. Predictions at
+    settings like those measured hold all the same; of the parameters the smallest that fit are given."""
     room: float
     """By how much the cost may rise within the profile intervals and their bands."""
     at_bound: tuple[str, ...]
@@ -78,6 +81,11 @@ class Fit:
     """Root mean square of ln target - ln prediction over the rows."""
     n_rows: int
     n_configurations: int
+    freedom: tuple[int, int]
+    """How many units the intervals count, configurations or, where the law needs every replicate, rows; and how many
+    degrees of freedom the law leaves of them."""
+    converged: bool
+    """Whether the best start came to rest; otherwise the parameters are the best that were found."""
     converged_share: float
     """Share of random starts that end within 1e-6 (relative, in the sum) of the best."""
     condition: tuple[float, float]
@@ -112,10 +120,15 @@ class Fit:
         return self.law.target
 
     @property
+    def rank(self) -> int:
+        """Parameters that the rows can tell apart."""
+        return self.freedom[0] - self.freedom[1]
+
+    @property
     def aicc(self) -> float:
         """n ln(RSS / n) + 2K + 2K(K+1) / (n - K - 1), K = k + 1 counting the noise variance; NaN where n is too small
         or the loss is not least squares. Compare only fits of the same rows and residuals."""
-        n, k = self.n_rows, len(self.parameters) + 1
+        n, k = self.n_rows, self.rank + 1
         if self.options.loss != "least_squares" or n - k - 1 <= 0 or self.cost <= 0:
             return np.nan
         return float(n * np.log(self.cost / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
@@ -124,15 +137,17 @@ class Fit:
     def scatter(self) -> float:
         """Standard deviation of a run about the law, with n - k degrees of freedom (relative for log residuals)."""
         error = self.errors()
-        left = max(1, self.n_rows - len(self.parameters))
+        left = max(1, self.n_rows - self.rank)
         return float(np.sqrt(np.sum(self.weights * error**2) / left))
 
+    @np.errstate(all="ignore")
     def errors(self) -> Array:
         """Residuals of the rows, (n,): ln target - ln prediction, or target - prediction."""
         value = self.problem.predict(self.theta[None])[0]
         target = self.problem.target
         return np.asarray(np.log(target) - np.log(value) if self.residuals == "log" else target - value)
 
+    @np.errstate(all="ignore")  # open ends
     def predict(
         self,
         where: pd.DataFrame | Mapping[str, object],
@@ -152,7 +167,7 @@ class Fit:
         frame = where if isinstance(where, pd.DataFrame) else as_frame(where)
         data = self.law.values(frame)
         central = self.problem.predict(self.theta[None], data)[0]
-        freedom = (self.n_configurations, self.n_configurations - len(self.theta))
+        freedom = self.freedom
         kind = kind or self.interval_kind
         if kind == "profile":
             low, high = delta_band(self.problem, self.theta, self.weights, self.room, data)
@@ -193,7 +208,8 @@ class Fit:
             "residuals; "
             f"RMSE {self.rmse:.4g}{relative}"
             + ("" if self.spearman is None else f"; Spearman(bits_per_pixel, {self.target}) {self.spearman:.3f}"),
-            f"{self.converged_share:.0%} of {self.options.starts} starts reach the optimum; "
+            f"{self.converged_share:.0%} of {self.options.starts} starts reach "
+            f"{'the optimum' if self.converged else 'the best value found (not converged)'}; "
             f"{self.confidence:.0%} intervals: {KINDS[self.interval_kind]}",
         ]
         if self.bootstrap_requested:
@@ -258,7 +274,9 @@ class Fit:
             "aicc": or_none(self.aicc),
             "n_rows": self.n_rows,
             "n_configurations": self.n_configurations,
+            "converged": self.converged,
             "converged_share": self.converged_share,
+            "confounded": [list(group) for group in self.confounded],
             "condition": [or_none(value) for value in self.condition],
             "lack_of_fit": None
             if lack is None
@@ -281,6 +299,16 @@ class Fit:
 
 
 KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configuration"}
+
+
+def confounded_text(groups: tuple[tuple[str, ...], ...]) -> str:
+    """Which parameters the rows cannot tell apart, or do not depend on, in words."""
+    return "; ".join(
+        f"these rows cannot tell {', '.join(group)} apart"
+        if len(group) > 1
+        else f"nothing in these rows depends on {group[0]}"
+        for group in groups
+    )
 
 
 def interval_text(pair: tuple[float, float], joint: str = ", ") -> str:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.formula import Form
-from analysis.table import Array
+from analysis.starts import draw, habits
+from analysis.table import Array, Index
 
 Residuals = Literal["log", "linear"]
 Loss = Literal["least_squares", "huber", "cauchy"]
@@ -25,6 +26,9 @@ STARTS = 64
 TOLERANCE = 1e-10
 _STEPS = 200
 _STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
+CARRIED = 8  # of the best starts that are still on their way after those steps, how many go on
+_STEPS_CARRIED = 4000
+_NO_EFFECT = 1e-26  # of the largest effect of a parameter, squared
 _MEMORY = 8_000_000  # problems times rows that refits keep at once
 _BATCH = 400_000  # problems times rows: what fits into a cache goes faster
 
@@ -50,8 +54,8 @@ class Problem:
 
     @property
     def centre(self) -> Array:
-        """Mean of the data over the rows, (q,): where amplitudes are measured."""
-        return np.asarray(self.data.mean(axis=1))
+        """Where amplitudes are measured, (q,): see :meth:`Form.centre`."""
+        return self.form.centre(self.data)
 
     def predict(self, theta: Array, data: Array | None = None) -> Array:
         """Values (m, n) of internal theta (m, k)."""
@@ -61,19 +65,22 @@ class Problem:
 @dataclass(frozen=True)
 class Solution:
     theta: Array
-    """(m, k); where nothing converged, the best point seen."""
+    """(m, k): the best point seen."""
     cost: Array
     """(m,): the sum over rows of weight times loss, for least squares the sum of squares; inf where there is none."""
     converged: Bools
     """(m,)."""
 
 
-def solve(problem: Problem, start: Array, weights: Array, fixed: Bools | None = None) -> Solution:
+def solve(
+    problem: Problem, start: Array, weights: Array, fixed: Bools | None = None, steps: int | None = None
+) -> Solution:
     """Minimise each problem from its start.
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
-    parameters that stay where they start.
+    parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for robust losses.
     """
+    steps = steps or (_STEPS if problem.loss == "least_squares" else _STEPS_ROBUST)
     m, k = start.shape
     n = problem.data.shape[1]
     size = max(1, _BATCH // max(1, n))
@@ -90,13 +97,39 @@ def solve(problem: Problem, start: Array, weights: Array, fixed: Bools | None = 
                 np.broadcast_to(
                     np.zeros(k, dtype=bool) if fixed is None else fixed if fixed.ndim == 1 else fixed[piece], (count, k)
                 ),
+                steps,
             )
         )
     theta, cost, converged = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Solution(theta, cost, converged.astype(bool))
 
 
-def _solve(problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools) -> tuple[Array, Array, Bools]:
+def search(problem: Problem, start: Array, weights: Array) -> Solution:
+    """Minimise one problem from each of its ``start`` (m, k), and carry on the best few that have not arrived.
+
+    A start that is still falling after the usual steps is no failure: in nested laws it is often the best of all.
+    """
+    found = solve(problem, start, weights)
+    order = np.argsort(found.cost)[:CARRIED]
+    late = order[~found.converged[order] & np.isfinite(found.cost[order])]
+    return _carry_on(problem, found, weights, late)
+
+
+def _carry_on(problem: Problem, found: Solution, weights: Array, which: Index) -> Solution:
+    """``found`` with the problems ``which`` taken further, from where they are."""
+    if not len(which):
+        return found
+    target = problem.target if problem.target.ndim == 1 else problem.target[which]
+    heavy = weights if weights.ndim == 1 else weights[which]
+    more = solve(replace(problem, target=target), found.theta[which], heavy, steps=_STEPS_CARRIED)
+    theta, cost, converged = found.theta.copy(), found.cost.copy(), found.converged.copy()
+    theta[which], cost[which], converged[which] = more.theta, more.cost, more.converged
+    return Solution(theta, cost, converged)
+
+
+def _solve(
+    problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools, steps: int
+) -> tuple[Array, Array, Bools]:
     low, high = problem.low, problem.high
     theta = np.where(fixed, start, np.clip(start, low, high))
     with np.errstate(all="ignore"):
@@ -115,12 +148,16 @@ def _solve(problem: Problem, start: Array, weights: Array, target: Array, fixed:
     w, y, f = weights[active], goal[active], fixed[active]
     damp, grow, sc = damping[active], growth[active], scale[active]
     diagonal = np.arange(theta.shape[1])
-    for _ in range(_STEPS if problem.loss == "least_squares" else _STEPS_ROBUST):
+    bends = ~np.isin(diagonal, problem.form.amplitudes)
+    for _ in range(steps):
         if not len(active):
             break
         sc = np.maximum(sc, h[:, diagonal, diagonal])
-        # A parameter at its bound that would leave it stays; so does one that nothing depends on.
-        held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | (sc <= 0)
+        # A parameter at its bound that would leave it stays; so does one that nothing but rounding depends on.
+        size = t**2
+        most = _NO_EFFECT * (sc * size).max(axis=1)
+        idle = (sc <= 0) | (bends & (sc * np.maximum(size, 1) <= most[:, None]))
+        held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | idle
         step = _step(h, g, sc, damp, held)
         trial = np.clip(t + step, low, high)
         trial = np.where(held, t, trial)
@@ -235,25 +272,32 @@ def draw_starts(
 ) -> Array:
     """Random internal starts (m * count, k) for m rows of ``weights`` (m, n), ``count`` after ``count``.
 
-    Parameters that enter linearly are solved for; the others are drawn from ``ranges`` (None: exponents from -1 to 4,
-    others around one of ``scales``, typical values of the columns).
+    Parameters that enter linearly are solved for, unless they have a range: then every second start takes them from it.
+    The others are drawn from ``ranges``, or where there is none (None) by :mod:`analysis.starts`, which ``scales``,
+    typical values of the columns, help.
     """
     form, rng = problem.form, np.random.default_rng(seed)
     m = len(weights) * count
     theta = np.zeros((m, form.count))
+    bent = [i for i in range(form.count) if i not in form.amplitudes]
+    known = habits(form, problem.data) if any(ranges[i] is None for i in bent) else {}
     for i, pair in enumerate(ranges):
-        if i in form.amplitudes:
-            continue
-        low, high = pair if pair is not None else (-1.0, 4.0)
-        if pair is None and (i not in form.exponents or problem.low[i] == 0):
-            theta[:, i] = rng.choice(scales, m) * np.exp(rng.uniform(-3, 3, m))
-        elif low > 0 and high >= 100 * low:
-            theta[:, i] = np.exp(rng.uniform(np.log(low), np.log(high), m))
-        else:
-            theta[:, i] = rng.uniform(low, high, m)
+        if pair is None and i in bent:
+            theta[:, i] = draw(known.get(i), scales, problem.low[i], problem.high[i], m, rng)
+        elif pair is not None:
+            low, high = pair
+            if low > 0 and high >= 100 * low:
+                theta[:, i] = np.exp(rng.uniform(np.log(low), np.log(high), m))
+            else:
+                theta[:, i] = rng.uniform(low, high, m)
+    given = [i for i in form.amplitudes if ranges[i] is not None]
+    inner = form.internal(theta, problem.centre) if given else theta
     theta = np.clip(theta, problem.low, problem.high)
     target = np.repeat(np.broadcast_to(problem.target, weights.shape), count, axis=0)
-    return with_amplitudes(replace(problem, target=target), theta, np.repeat(weights, count, axis=0))
+    found = with_amplitudes(replace(problem, target=target), theta, np.repeat(weights, count, axis=0))
+    if given:
+        found[::2, given] = np.clip(inner, problem.low, problem.high)[::2, given]
+    return found
 
 
 def with_amplitudes(problem: Problem, theta: Array, weights: Array, kept: int | None = None) -> Array:
@@ -337,6 +381,6 @@ def refit(
     if problem.target.ndim == 2:
         wide = replace(problem, target=np.repeat(problem.target, starts, axis=0))
     found = solve(wide, start, np.repeat(weights, starts, axis=0))
-    cost = np.where(found.converged, found.cost, np.inf).reshape(m, starts)
-    pick = np.arange(m) * starts + np.argmin(cost, axis=1)
-    return Solution(found.theta[pick], found.cost[pick], found.converged[pick])
+    pick = np.arange(m) * starts + np.argmin(found.cost.reshape(m, starts), axis=1)
+    best = Solution(found.theta[pick], found.cost[pick], found.converged[pick])
+    return _carry_on(problem, best, weights, np.flatnonzero(~best.converged & np.isfinite(best.cost)))

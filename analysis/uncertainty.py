@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.identify import null_space, slopes, unit_columns
 from analysis.laws import Law
 from analysis.solver import Problem, Solution, cholesky_solve, refit, solve, with_amplitudes
 from analysis.table import Array, Index
@@ -209,23 +210,24 @@ def profile(law: Law, problem: Problem, found: Solution, weights: Array, room: A
     return end[:m], end[m:]
 
 
+@np.errstate(all="ignore")
 def delta_band(problem: Problem, theta: Array, weights: Array, room: float, data: Array) -> tuple[Array, Array]:
     """Band of the law's value at ``data`` (q, p) by the delta method, (p,) each.
 
     Predictions are nearly linear in what the data determine, even where parameters are not; so their interval is that
     of a quadratic cost that rises by ``room``, in the logarithm for log residuals. Parameters at a bound count as free.
+    It is open where the value depends on what no row tells.
     """
-    value, slope = problem.form.both(theta[None], problem.data, problem.centre)
-    here, gradient = problem.form.both(theta[None], data, problem.centre)
-    rows, wanted = slope[:, 0], gradient[:, 0]  # (k, n), (k, p)
+    here = problem.form.both(theta[None], data, problem.centre)[0][0]
+    rows, length = unit_columns(problem, np.sqrt(weights)[:, None] * slopes(problem, theta[None])[0], theta)
+    wanted = slopes(problem, theta[None], data)[0] / length  # (p, k)
+    inverse = np.linalg.pinv(rows.T @ rows, rcond=1e-14, hermitian=True)
+    half = np.sqrt(np.maximum(room * np.einsum("pi,ij,pj->p", wanted, inverse, wanted), 0))
+    blind = np.linalg.norm(wanted @ null_space(rows).T, axis=1) > 1e-6 * np.linalg.norm(wanted, axis=1)
+    half = np.where(blind, np.inf, half)
     if problem.residuals == "log":
-        rows, wanted = rows / value, wanted / here
-    size = np.maximum(np.sqrt(np.einsum("in,n,in->i", rows, weights, rows)), 1e-300)[:, None]
-    inverse = np.linalg.pinv(np.einsum("in,n,jn->ij", rows / size, weights, rows / size), rcond=1e-14, hermitian=True)
-    half = np.sqrt(np.maximum(room * np.einsum("ip,ij,jp->p", wanted / size, inverse, wanted / size), 0))
-    if problem.residuals == "log":
-        return here[0] * np.exp(-half), here[0] * np.exp(half)
-    return here[0] - half, here[0] + half
+        return here * np.exp(-half), here * np.exp(half)
+    return here - half, here + half
 
 
 def _wald(problem: Problem, theta: Array, weights: Array, room: Array, index: int) -> Array:
@@ -243,15 +245,18 @@ def _wald(problem: Problem, theta: Array, weights: Array, room: Array, index: in
         return np.asarray(np.sqrt(np.maximum(room * inverse, 0)) / size[:, index])
 
 
-def undetermined(values: Array, intervals: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+def undetermined(
+    values: Array, intervals: Mapping[str, tuple[float, float]], certain: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The parameters that the data do not determine, and why.
 
     ``values``: natural parameters of the draws, shape (done, k), in the order of ``intervals``. Not
     determined is a parameter whose interval is open, spans zero or more than a factor of 10, and one that moves with
     such a parameter from draw to draw (rank correlation beyond 0.95): only a combination of the two is known.
+    ``certain``: parameters that are not determined for another reason, which is given.
     """
     names = list(intervals)
-    found = {name: why for name, pair in intervals.items() if (why := _too_wide(*pair))}
+    found = {name: why for name, pair in intervals.items() if (why := _too_wide(*pair))} | dict(certain or {})
     if not found or len(names) < 2 or len(values) < 3:
         return found
     from scipy.stats import rankdata

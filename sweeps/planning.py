@@ -276,7 +276,7 @@ def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
     if not cells:
         counts = Counter(constraint for _, constraint in dropped)
         why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
-        raise UserError(f"sweep '{spec.name}': the plan is empty: all cells, {len(dropped)}, were left out, {why}")
+        raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
     return _plan(spec, make, cells, dropped, merged)
 
 

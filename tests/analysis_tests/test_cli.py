@@ -123,7 +123,7 @@ def runs(gsq) -> Path:
     return Path("runs.csv")
 
 
-CHINCHILLA = ("--law", "loss = E + A / N^a + B / D^b", "--bound", "E=0:min", "--bound", "A=0:", "--bound", "B=0:")
+CHINCHILLA = ("--law", "loss = E + A / N^a + B / D^b", "--bound", "E=0:", "--bound", "A=0:", "--bound", "B=0:")
 
 
 def test_any_table_any_formula_with_its_report_card(gsq, runs: Path) -> None:
@@ -167,8 +167,9 @@ def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
         (("--law", "loss = E + sinh(N)"), "function 'sinh' is not allowed"),
         (("--law", "lss = E + A / N^a"), "column 'lss' is missing"),
         ((*CHINCHILLA, "--bound", "Z=0:1"), "'Z' was given bounds or a start, but is no parameter"),
-        ((*CHINCHILLA, "--bound", "E"), "--bound 'E' is not NAME=LOW:HIGH, such as E=0:min"),
+        ((*CHINCHILLA, "--bound", "E"), "--bound 'E' is not NAME=LOW:HIGH, such as E=0:"),
         ((*CHINCHILLA, "--start", "a=0:"), "both ends must be numbers"),
+        ((*CHINCHILLA, "--start", "a=nan:1"), "the low end must be below the high one"),
         ((*CHINCHILLA, "--start", "a=2:1"), "the low end must be below the high one"),
         ((*CHINCHILLA, "--weights", "w"), "column 'w' is missing"),
         (("--law", "power_law_bpp", "--target", "loss"), "column 'bits_per_pixel' is missing"),

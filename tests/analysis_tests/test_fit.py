@@ -70,7 +70,7 @@ def test_any_table_and_any_formula(tmp_path: Path) -> None:
         result = fit(
             load_table(tmp_path / name),
             "loss = E + A / N^a + B / D^b",
-            bounds={"E": (0, "min"), "A": (0, np.inf), "B": (0, np.inf)},
+            bounds={"E": (0, np.inf), "A": (0, np.inf), "B": (0, np.inf)},
             weights="w",
             bootstrap=0,
         )
@@ -182,10 +182,198 @@ def test_a_floor_below_zero_is_pointed_out() -> None:
     frame = pd.DataFrame({"x": x, "y": np.random.default_rng(3).normal(0, 0.05, 12) + 30 / x**0.2 - 12})
     free = fit(frame, "y = E + A * x^(-a)", residuals="linear", bootstrap=0)
     assert free.parameters["E"] < 0
-    assert any("the floor E" in warning and "--bound E=0:min" in warning for warning in free.warnings)
-    bound = fit(frame, "y = E + A * x^(-a)", residuals="linear", bootstrap=0, bounds={"E": (0, "min")})
+    assert any("the floor E" in warning and "--bound E=0:)" in warning for warning in free.warnings)
+    bound = fit(frame, "y = E + A * x^(-a)", residuals="linear", bootstrap=0, bounds={"E": (0, np.inf)})
     assert bound.at_bound == ("E",) and bound.parameters["E"] == 0
-    assert bound.undetermined["E"] == "its interval reaches zero"
+    assert "bound, 0" in bound.undetermined["E"] and np.isneginf(bound.intervals["E"][0]), "the bound ended it"
+    assert any("do not reach the floor E" in warning for warning in bound.warnings)
+
+
+@pytest.mark.parametrize("law", ["power_law_floor", "step_power"])
+def test_a_floor_may_lie_above_the_smallest_noisy_value(law: str) -> None:
+    column = "bits_per_pixel" if law == "power_law_floor" else "step"
+    inside, above = 0, 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = 10 ** rng.uniform(-1, 1.5, 40)
+        frame = pd.DataFrame({column: x, "rfid": (3 + x**-1.2) * np.exp(0.05 * rng.standard_normal(40))})
+        result = fit(frame, law, bootstrap=0, starts=16)
+        low, high = result.intervals["E"]
+        inside += low <= 3 <= high
+        above += result.parameters["E"] > frame["rfid"].min()
+        assert "E" not in result.undetermined and not any("do not reach" in warning for warning in result.warnings)
+    assert inside >= 10 and above >= 10
+
+
+def test_a_floor_far_below_the_rows_is_called_extrapolated() -> None:
+    x = np.geomspace(1, 30, 20)
+    frame = pd.DataFrame({"x": x, "y": 1 + 20 * x**-0.5})
+    frame["y"] *= np.exp(np.random.default_rng(0).normal(0, 0.001, 20))
+    result = fit(frame, "y = E + A * x^(-a)", bootstrap=0, bounds={"E": (0, np.inf)})
+    assert any("do not reach the floor E" in warning and "rests on its form" in warning for warning in result.warnings)
+
+
+def test_a_constant_target_is_no_law() -> None:
+    frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": 5.0, "z": 0.1 + 0.2 + 1e-17 * np.arange(8)})
+    for target in ("y", "z"):
+        with pytest.raises(AnalysisError, match=f"{target} is .* in all 8 rows: nothing varies"):
+            fit(frame, f"{target} = A * x^a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": 1e-200}, "y has values near .e-200, .* another unit"),
+        ({"y": 1e200}, r"y has values near .*e\+200, .* another unit"),
+        ({"x": 1e300}, r"x has values near .*e\+300, .* another unit"),
+        ({"x": 1e-300}, "x has values near .*e-300, .* another unit"),
+    ],
+)
+def test_numbers_whose_squares_overflow_are_refused(change: dict[str, float], message: str) -> None:
+    frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": 1 + np.exp(-np.arange(8.0))})
+    for name, factor in change.items():
+        frame[name] *= factor
+    for residuals in ("log", "linear"):
+        with pytest.raises(AnalysisError, match=message):
+            fit(frame, "y = E + A * exp(-k * x)", residuals=residuals, bootstrap=0)  # type: ignore[arg-type]
+    if "x" in change:
+        with pytest.raises(AnalysisError, match=r"A is beyond the numbers .* divide that column"):
+            fit(frame, "y = A * x^(-2 * a)", bootstrap=0, start_ranges={"a": (1, 2)}, bounds={"a": (0.6, 9)})
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 300.0, 1e9])
+@pytest.mark.parametrize(
+    ("law", "truth", "bounds"),
+    [
+        ("E + A * exp(-x / tau)", {"tau": 1}, {}),
+        ("E + A * exp(-x / tau)", {"tau": 1}, {"tau": (0, np.inf), "A": (0, np.inf)}),
+        ("E + A * exp(-k * x)", {"k": -1}, {}),
+        ("E + A * exp(-k * x)", {"k": -1}, {"k": (0, np.inf)}),
+        ("E + A / (1 + exp((x - x0) / s))", {"x0": 1, "s": 1}, {}),
+        ("E + A * exp(-0.5 * ((x - x0) / s)^2)", {"x0": 1, "s": 1}, {}),
+        ("E + A * (x + x0)^(-a)", {"x0": 1}, {}),
+        ("E + A * x / (s + x)", {"s": 1}, {}),
+    ],
+)
+def test_starts_know_the_size_of_the_column(
+    size: float, law: str, truth: dict[str, int], bounds: dict[str, tuple[float, float]]
+) -> None:
+    from analysis.laws import get_law
+
+    unit = np.linspace(0.2, 20, 40)
+    frame = pd.DataFrame({"x": unit})
+    form, values = get_law(law, ["x"]), {"E": 2.0, "A": 6.0, "x0": 8.0, "s": 1.5, "tau": 2.0, "k": 0.5, "a": 0.7}
+    natural = np.array([values[name] for name in form.parameters])
+    plain = form.form(form.parameters)
+    data = form.values(frame)
+    frame["y"] = plain.both(natural[None], data, plain.centre(data))[0][0]
+    result = fit(frame.assign(x=unit * size), f"y = {law}", residuals="linear", bootstrap=0, bounds=bounds)
+    for name, power in truth.items():
+        assert result.parameters[name] == pytest.approx(values[name] * size**power, rel=1e-4), name
+    assert result.converged_share > 0.1
+
+
+def test_years_do_not_overflow_a_rate() -> None:
+    year = np.arange(2000.0, 2025)
+    frame = pd.DataFrame({"year": year, "y": 2 + 6 * np.exp(-(year - 2000) / 4)})
+    result = fit(frame, "y = E + A * exp(-k * year)", residuals="linear", bootstrap=0)
+    assert result.parameters["k"] == pytest.approx(0.25, rel=1e-4) and not result.confounded
+
+
+def test_replicates_count_where_a_law_needs_them() -> None:
+    frame = pd.DataFrame({"x": [1, 1, 2, 2, 3, 3], "y": [1, 1.1, 2.9, 3.1, 7.1, 6.9]})
+    result = fit(frame, "y = a + b * x + c * x^2", residuals="linear", bootstrap=50)
+    assert result.parameters["c"] == pytest.approx(1.025) and result.freedom == (6, 3)
+    low, high = result.intervals["c"]
+    half = 3.182 * np.sqrt(result.cost / 3 * 0.75)  # Student's interval: c has variance 3/4 of that of a replicate
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+    assert np.ptp(result.draws[:, 2]) > 0.01, "rows are resampled, not settings"
+
+
+def test_a_redundant_law_predicts_and_names_what_is_confounded() -> None:
+    shares = np.random.default_rng(0).dirichlet([1, 1, 1], 9)
+    frame = pd.DataFrame(shares, columns=["u", "v", "w"]).assign(z=np.geomspace(1, 50, 9))
+    noise = np.random.default_rng(1).normal(0, 0.01, 9)
+    frame["y"] = shares @ [1.0, 2.0, 4.0] + 5 * frame["z"] ** -0.5 + noise
+    result = fit(frame, "y = a + b*u + c*v + d*w + f*z^(-g)", residuals="linear", bootstrap=20)
+    assert result.confounded == (("a", "b", "c", "d"),) and result.rank == 5
+    assert set(result.confounded[0]) <= set(result.undetermined) and "g" not in result.undetermined
+    assert result.rmse < 0.02 and any("cannot tell a, b, c, d apart" in warning for warning in result.warnings)
+    assert result.to_dict()["confounded"] == [["a", "b", "c", "d"]]
+    inside = {"u": 0.2, "v": 0.3, "w": 0.5, "z": 4.0}
+    central, low, high = result.predict(inside)
+    assert low[0] < 5.3 < high[0] and high[0] - low[0] < 0.2
+    assert central[0] == pytest.approx(
+        fit(frame, "y = b*u + c*v + d*w + f*z^(-g)", residuals="linear", bootstrap=0).predict(inside)[0][0]
+    )
+    outside = result.predict(inside | {"w": 1.5})
+    assert np.isneginf(outside[1][0]) and np.isposinf(outside[2][0]), "no row tells"
+    again = fit(frame, "y = a + b*u + c*v + d*w + f*z^(-g)", residuals="linear", bootstrap=0, seed=7)
+    assert again.parameters == pytest.approx(result.parameters, rel=1e-4), "the smallest parameters are unique"
+
+
+def test_fewer_cells_than_parameters_predict_at_those_cells() -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 2.0]})
+    result = fit(frame, "y = E + A * x^(-a)", bootstrap=20)
+    assert set(result.undetermined) == {"E", "A", "a"} and result.predict(frame)[0] == pytest.approx([3, 2])
+    assert np.isnan(result.intervals["a"]).all() and np.isnan(result.predict(frame)[1]).all()
+    assert any("2 distinct x for 3 parameters" in warning for warning in result.warnings)
+
+
+def test_a_search_that_fails_says_so() -> None:
+    frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": np.arange(1.0, 9)})
+    with pytest.raises(AnalysisError, match="the search failed"):
+        fit(frame, "y = A * log(x - x0 - 100)", bounds={"x0": (0, 1)}, residuals="linear", bootstrap=0)
+
+
+def test_a_search_that_is_cut_short_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis import solver
+
+    x = np.geomspace(1, 100, 20)
+    frame = pd.DataFrame({"x": x, "y": 1 + 20 * x**-0.5})
+    monkeypatch.setattr(solver, "_STEPS", 2)
+    carried = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
+    assert carried.converged and carried.parameters["a"] == pytest.approx(0.5), "the best few go on"
+    monkeypatch.setattr(solver, "_STEPS_CARRIED", 1)
+    short = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
+    assert not short.converged and short.to_dict()["converged"] is False and "not converged" in short.summary()
+    assert any("did not converge" in warning for warning in short.warnings)
+
+
+def test_starts_of_linear_parameters_are_used() -> None:
+    x = np.arange(24) * 0.05
+    frame = pd.DataFrame({"x": x, "y": 0.0951 * np.exp(-x) + 0.8607 * np.exp(-3 * x) + 1.5576 * np.exp(-5 * x)})
+    first = {"b1": 1.2, "b2": 0.3, "b3": 5.6, "b4": 5.5, "b5": 6.5, "b6": 7.6}
+    ranges = {name: (0.99 * value, 1.01 * value) for name, value in first.items()}
+    result = fit(
+        frame,
+        "y = b1*exp(-b2*x) + b3*exp(-b4*x) + b5*exp(-b6*x)",
+        residuals="linear",
+        bootstrap=0,
+        starts=8,
+        start_ranges=ranges,
+    )
+    assert result.rmse < 1e-6
+
+
+@pytest.mark.parametrize("pair", [(2, 1), (np.nan, 1), (1, np.nan), (0, np.inf), (1, 1)])
+def test_ranges_of_starts_that_are_none_are_refused(pair: tuple[float, float]) -> None:
+    frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": np.arange(1.0, 9)})
+    with pytest.raises(AnalysisError, match="the starts of b are drawn from a range of two finite numbers"):
+        fit(frame, "y = a * x^b", start_ranges={"b": pair})
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_library_warning_reaches_the_user() -> None:
+    from analysis import report_card
+
+    x = np.linspace(1, 6000, 20)
+    frame = pd.DataFrame({"x": x, "y": np.r_[np.full(10, 1e-3), np.full(10, 5.0)]})
+    for law in ("y = E + A*exp(-x/tau)", "y = A*x^a + B*x^b", "y = E + A/(1+exp(-k*(x-x0)))"):
+        result = fit(frame, law, bootstrap=20, starts=16)
+        report_card(result).text()
+        result.predict({"x": [1e-300, 1e300]}, single_run=True)
+        assert result.condition[0] > 0
 
 
 def test_predict_takes_frames_and_scalars(tables) -> None:

@@ -19,7 +19,7 @@ PAPER = LAWS["paper_eq14"]
 FLOOR = Law(
     "paper_floor",
     "rfid = E + B / log2(codebook_size)^alpha + C * latent_dim^beta",
-    bounds={"E": (0, "min"), **PAPER.bounds},
+    bounds={"E": (0, np.inf), **PAPER.bounds},
     starts=PAPER.starts,
 )
 INVERSE_BITS = Law("inverse_bits", "rfid = c / log2(codebook_size) * (latent_dim / 16)^b")

@@ -4,15 +4,17 @@
 
 Each study is one table of a law's design with log-normal noise; it is fitted as ``gsq fit`` fits it (log residuals),
 and the profile-likelihood interval and the bootstrap interval of each parameter are compared with the truth, and so
-are both bands of a prediction beyond the design. All studies of a law are one batch of the solver. Differs from ``gsq
-fit``: 8 starts, one start a resample, and a floor is bounded by the largest of the studies' smallest targets instead
-of its own. Writes results/coverage.json and results/coverage.md beside this file.
+are both bands of a prediction beyond the design. All studies of a design are one batch of the solver. Laws with a floor
+have designs that reach it as well, with outliers too: one row in each study is off by eight standard deviations.
+Differs from ``gsq fit``: 8 starts, one start a resample, and cauchy's delta follows from the true noise. Writes
+results/coverage.json and results/coverage.md beside this file, after each design.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -22,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import interval_room
+from analysis.identify import opened
 from analysis.laws import LAWS
-from analysis.solver import Problem, refit, solve
+from analysis.solver import LOSSES, Loss, Problem, refit, solve
 from analysis.table import load_results, with_derived
 from analysis.uncertainty import delta_band, percentile_interval, profile, resample
 
@@ -39,6 +42,10 @@ class Study:
     noise: float
     target: dict[str, float]
     """Where a prediction is asked for, beyond the design."""
+    law: str = ""
+    """Name of the law, where it is not that of the design."""
+    loss: Loss = "least_squares"
+    outlier: bool = False
 
 
 def studies() -> dict[str, Study]:
@@ -77,10 +84,42 @@ def studies() -> dict[str, Study]:
     }
 
 
+def plateaus() -> dict[str, Study]:
+    """Designs whose last rows lie on the floor, so that noise puts some of them below it."""
+    found = {}
+    for rows, grid in ((12, (4, 3)), (40, (8, 5))):
+        rates = pd.DataFrame({"bits_per_pixel": np.geomspace(0.1, 30, rows)})
+        curve = pd.DataFrame({"step": np.linspace(500, 40_000, rows)})
+        power = pd.DataFrame({"step": np.geomspace(100, 1e6, rows)})
+        sizes, images = (
+            one.ravel() for one in np.meshgrid(np.geomspace(1e6, 1e12, grid[0]), np.geomspace(1e6, 1e12, grid[1]))
+        )
+        budgets = pd.DataFrame({"parameters": sizes, "images_seen": images})
+        designs: dict[str, tuple[pd.DataFrame, Truth, dict[str, float]]] = {
+            "power_law_floor": (rates, {"E": 3.0, "c": 1.0, "alpha": 1.2}, {"bits_per_pixel": 60.0}),
+            "step_approach": (curve, {"E": 3.0, "A": 9.0, "tau": 4000.0}, {"step": 80_000.0}),
+            "step_power": (power, {"E": 3.0, "A": 900.0, "a": 0.9}, {"step": 2e6}),
+            "chinchilla": (
+                budgets,
+                {"E": 3.0, "A": 2000.0, "a": 0.5, "B": 1000.0, "b": 0.5},
+                {"parameters": 1e13, "images_seen": 1e13},
+            ),
+        }
+        for law, (design, truth, where) in designs.items():
+            for noise in (0.01, 0.05):
+                found[f"{law}, floor reached, {rows} rows, {noise:.0%}"] = Study(design, truth, noise, where, law)
+        for loss in LOSSES:
+            for noise in (0.01, 0.05):
+                design, truth, where = designs["power_law_floor"]
+                name = f"power_law_floor, an outlier, {loss}, {rows} rows, {noise:.0%}"
+                found[name] = Study(design, truth, noise, where, "power_law_floor", loss, True)
+    return found
+
+
 def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, object]:
     """Coverage of both kinds of interval for each parameter, and of both bands of the prediction."""
     begun = time.perf_counter()
-    law, rng = LAWS[name], np.random.default_rng(0)
+    law, rng = LAWS[study.law or name], np.random.default_rng(0)
     data = law.values(study.design)
     n = data.shape[1]
     natural = np.array([study.truth[parameter] for parameter in law.parameters])
@@ -90,8 +129,13 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
     truth = form.internal(natural, centre)
     exact = plain.predict(truth[None])[0]
     targets = exact * np.exp(rng.normal(0, study.noise, (count, n)))
-    low, high = law.limits(np.array([targets.min(axis=1).max()]))
-    problem = replace(plain, target=targets, low=low, high=high)
+    if study.outlier:
+        signs = rng.choice([-1.0, 1.0], count)
+        targets[np.arange(count), rng.integers(n, size=count)] *= np.exp(8 * study.noise * signs)
+    low, high = plain.low, plain.high
+    problem = replace(plain, target=targets)
+    if study.loss != "least_squares":
+        problem = replace(problem, loss=study.loss, delta=1e-3 if study.loss == "huber" else 2.385 * study.noise)
     ranges = [law.starts.get(parameter) for parameter in law.parameters]
     scales = np.unique([1.0, *np.abs(np.median(study.design[list(law.columns)], axis=0))])
     weights = np.ones((count, n))
@@ -107,13 +151,17 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
     sampled = form.natural(drawn_theta, centre)
     rows = {}
     for i, parameter in enumerate(law.parameters):
-        ends = profile(law, problem, found, weights, room, parameter)
+        if study.loss == "least_squares":
+            raw = profile(law, problem, found, weights, room, parameter)
+        else:
+            raw = np.full(count, np.nan), np.full(count, np.nan)
+        ends = _opened(raw, low[i], high[i])
         boot = np.array([_percentiles(sampled[j, :, i], n, k) for j in range(count)]).T
         rows[parameter] = {
             "truth": natural[i],
             "median": float(np.median(estimates[:, i])),
             "profile": _covers(ends, natural[i]),
-            "bootstrap": _covers((boot[0], boot[1]), natural[i]),
+            "bootstrap": _covers(_opened((boot[0], boot[1]), low[i], high[i]), natural[i]),
             "open": float(np.mean(np.isinf(ends[0]) | np.isinf(ends[1]))),
         }
     where = with_derived(pd.DataFrame([study.target]))
@@ -129,17 +177,23 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
     boot = np.array([_percentiles(one, n, k) for one in predicted]).T
     return {
         "rows": n,
+        "loss": study.loss,
         "noise": study.noise,
         "converged": float(found.converged.mean()),
         "parameters": rows,
         "prediction": {
             "at": study.target,
             "truth": float(right),
-            "profile": _covers((bands[0], bands[1]), right),
+            "profile": _covers((bands[0], bands[1]), right) if study.loss == "least_squares" else float("nan"),
             "bootstrap": _covers((boot[0], boot[1]), right),
         },
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _opened(ends: tuple[np.ndarray, np.ndarray], low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [opened((float(a), float(b)), low, high) for a, b in zip(*ends, strict=True)]
+    return np.array([one for one, _ in pairs]), np.array([one for _, one in pairs])
 
 
 def _percentiles(values: np.ndarray, n: int, k: int) -> tuple[float, float]:
@@ -150,16 +204,22 @@ def _percentiles(values: np.ndarray, n: int, k: int) -> tuple[float, float]:
 def _covers(ends: tuple[np.ndarray, np.ndarray], truth: float) -> float:
     """Share of intervals that hold the truth; a bound that is reached counts as inside."""
     slack = 1e-9 * abs(truth)
+    if np.isnan(ends[0]).all():
+        return float("nan")
     return float(np.mean((ends[0] - slack <= truth) & (truth <= ends[1] + slack)))
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"
 
 
 def markdown(results: dict[str, dict[str, object]], count: int, resamples: int, machine: str) -> str:
     lines = [
-        f"# Coverage of 95 % intervals: {count} simulated studies a law, {resamples} resamples each",
+        f"# Coverage of 95 % intervals: {count} simulated studies a design, {resamples} resamples each",
         "",
         f"{machine}. Standard error of a coverage near 95 %: {100 * np.sqrt(0.95 * 0.05 / count):.1f} points. Shown by "
-        "default: profile likelihood, and bands by the delta method. Open: share of profile intervals with an open "
-        "end.",
+        "default: profile likelihood and bands by the delta method for least squares, else bootstrap. Open: share of "
+        "profile intervals with an open end, % of them.",
         "",
         "| law | rows | noise | of | truth | profile, delta | bootstrap | open |",
         "|---|---|---|---|---|---|---|---|",
@@ -168,13 +228,13 @@ def markdown(results: dict[str, dict[str, object]], count: int, resamples: int, 
         for parameter, row in one["parameters"].items():  # type: ignore[attr-defined]
             lines.append(
                 f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {parameter} | {row['truth']:g} | "  # type: ignore[operator]
-                f"{100 * row['profile']:.1f} | {100 * row['bootstrap']:.1f} | {100 * row['open']:.0f} |"
+                f"{_percent(row['profile'])} | {100 * row['bootstrap']:.1f} | {100 * row['open']:.0f} |"
             )
         band = one["prediction"]
         place = ", ".join(f"{key} {value:g}" for key, value in band["at"].items())  # type: ignore[index]
         lines.append(
             f"| {name} | {one['rows']} | {100 * one['noise']:g} % | prediction at {place} | {band['truth']:.4g} | "  # type: ignore[index, operator]
-            f"{100 * band['profile']:.1f} | {100 * band['bootstrap']:.1f} | |"  # type: ignore[index]
+            f"{_percent(band['profile'])} | {100 * band['bootstrap']:.1f} | |"  # type: ignore[index]
         )
     return "\n".join(lines) + "\n"
 
@@ -185,14 +245,17 @@ if __name__ == "__main__":
     parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("laws", nargs="*")
     options = parser.parse_args()
-    chosen = studies()
+    chosen = studies() | plateaus()
+    machine = (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, numpy {np.__version__}, "
+        f"load average {os.getloadavg()[0]:.0f}"
+    )
     results = {}
     for name in options.laws or chosen:
         results[name] = measure(name, chosen[name], options.studies, options.resamples)
         print(name, json.dumps(results[name]), flush=True)
-    machine = f"{platform.processor() or platform.machine()}, one thread, numpy {np.__version__}"
-    if not options.laws:
-        out = HERE / "results"
-        document = {"studies": options.studies, "resamples": options.resamples, "machine": machine, "laws": results}
-        (out / "coverage.json").write_text(json.dumps(document, indent=2) + "\n")
-        (out / "coverage.md").write_text(markdown(results, options.studies, options.resamples, machine))
+        if not options.laws:
+            out = HERE / "results"
+            document = {"studies": options.studies, "resamples": options.resamples, "machine": machine, "laws": results}
+            (out / "coverage.json").write_text(json.dumps(document, indent=2) + "\n")
+            (out / "coverage.md").write_text(markdown(results, options.studies, options.resamples, machine))
