@@ -432,8 +432,8 @@ def design_next(
     from analysis.cli import named_laws, require_outputs, table_path
     from analysis.compare import compare_laws
     from analysis.designing import design
-    from analysis.options import Options
     from analysis.information import read_target
+    from analysis.options import Options
     from analysis.table import is_results, load_table
 
     require_outputs({"--output": output}, {"--figure": figure})
