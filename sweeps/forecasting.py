@@ -21,7 +21,7 @@ from gsq.words import counted
 from sweeps.cluster import Cluster, load_cluster, local_workers
 from sweeps.cost import Estimate, ResourceClass, Speed, estimate, evaluation_flops, resource_class, speed
 from sweeps.folder import SweepFolder
-from sweeps.memory import memory_notes
+from sweeps.gpu_memory import memory_notes
 from sweeps.notes import evaluation_notes, image_notes, start_notes
 from sweeps.planning import Cell, Lacking, Plan
 from sweeps.reconcile import reconcile

@@ -12,7 +12,7 @@ from gsq.flops import cost
 from sweeps import forecast
 from sweeps.cluster import Cluster
 from sweeps.gpus import GPU_MEMORY_GB, GPU_PEAKS
-from sweeps.memory import memory_notes
+from sweeps.gpu_memory import memory_notes
 from sweeps.planning import Cell, Plan
 from sweeps.spec import load_spec
 
@@ -77,8 +77,8 @@ def test_small_cells_and_cores_are_not_mentioned(plan_of: PlanOf) -> None:
 
 
 def test_a_local_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.memory.local_gpus", lambda: ["0"])
+    monkeypatch.setattr("sweeps.gpu_memory.local_gpus", lambda: ["0"])
     found = forecast(paper(), H100)
     for size, fits in ((24 << 30, False), (512 << 30, True), (None, True)):
-        monkeypatch.setattr("sweeps.memory.local_gpu_bytes", lambda size=size: size)
+        monkeypatch.setattr("sweeps.gpu_memory.local_gpu_bytes", lambda size=size: size)
         assert bool(memory_notes(paper().cells, found.speed, Cluster())) is not fits
