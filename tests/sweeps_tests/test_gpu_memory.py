@@ -11,8 +11,8 @@ import pytest
 from gsq.flops import cost
 from sweeps import forecast
 from sweeps.cluster import Cluster
-from sweeps.gpus import GPU_MEMORY_GB, GPU_PEAKS
 from sweeps.gpu_memory import memory_notes
+from sweeps.gpus import GPU_MEMORY_GB, GPU_PEAKS
 from sweeps.planning import Cell, Plan
 from sweeps.spec import load_spec
 
