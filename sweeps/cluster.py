@@ -11,10 +11,11 @@ from typing import Any
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.loading import read_yaml
 from gsq.surroundings import visible_gpus
-from sweeps.cost import ResourceExpression
+from sweeps.cost import RESOURCE_FUNCTIONS, RESOURCE_NAMES
 from sweeps.gpus import DEFAULT_GPU, GPU_PEAKS
 from sweeps.reconcile import RESUME, WHO, resumed_classes
 from sweeps.shipped import configs_folder, find_file
+from sweeps.spec import check_expression
 from sweeps.written import as_written, minutes, option, variable, whole_number
 
 # Options of sbatch that gsq sets, and the key that does it where there is one.
@@ -93,7 +94,7 @@ class Cluster:
         for key in EXPRESSIONS:
             value = getattr(self, key)
             if isinstance(value, str):
-                ResourceExpression(key, value)
+                check_expression(value, key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
             else:
                 positive(key, value, 0)
         for key in ("nodes", "cpus", "parallel", "cells_per_job", "signal_seconds"):

@@ -87,7 +87,7 @@ def _submit_to_slurm(
     on_update: Callable[[list[Action], dict[str, RunRecord]], None],
     wait: bool,
 ) -> Submission:
-    from sweeps.submission import NotTaken, Submission, submit
+    from sweeps.submission import NotTaken, Submission, submit_cells
 
     folder = driver.folder
     arrays: dict[str, list[str]] = {}
@@ -126,7 +126,7 @@ def _submit_to_slurm(
             steps[cell.signature] = step
         if missing:
             try:
-                arrays |= submit(
+                arrays |= submit_cells(
                     Plan(folder.name, tuple(missing)), cluster, runs=folder.runs, retry=retry, over_budget=True
                 ).arrays
             except NotTaken as refused:

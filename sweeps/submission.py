@@ -9,7 +9,8 @@ import secrets
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +81,30 @@ def submit(
     for missing weights, too few images to evaluate on, an unreachable cluster, a runs folder in which no job can start
     or a plan that is over its budget, before anything is submitted; and NotTaken where sbatch refused cells.
     """
+    from sweeps.evaluating import evaluate_missing
+
     cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
     check_images(plan, runs)
     if plan.search is not None:
         from sweeps.searching import submit_search
 
         return submit_search(plan, cluster, runs=runs, retry=retry, over_budget=over_budget, on_update=on_update)
-    from sweeps.evaluating import evaluate_missing
+    done = submit_cells(plan, cluster, runs=runs, retry=retry, over_budget=over_budget, on_update=on_update)
+    with explained_disk(done.folder):
+        evaluations = evaluate_missing(plan, cluster, runs=done.folder.runs, on_result=on_evaluation)
+    return replace(done, evaluations=evaluations)
+
+
+def submit_cells(
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    over_budget: bool = False,
+    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+) -> Submission:
+    """Train what is missing of the cells of a plan, as ``submit`` does, and evaluate no finished cell again."""
     from sweeps.protocols import note_asked
 
     folder = SweepFolder(runs or runs_root(), plan.name)
@@ -99,18 +117,21 @@ def submit(
         source = take(folder)
     except OSError as error:
         raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
-    signatures = [cell.signature for cell in plan.cells]
-    try:
+    with explained_disk(folder):
         if cluster.kind == "local":
-            clear(folder, signatures)
+            clear(folder, [cell.signature for cell in plan.cells])
             # The longest first, so that no worker is left with a long one at the end.
             longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-            done = Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
-        else:
-            resumed = cluster.resumed("request" if retry else "submit")
-            done = Submission(folder, *_submit_missing(plan, cluster, folder, source, resumed))
-        evaluations = evaluate_missing(plan, cluster, runs=folder.runs, on_result=on_evaluation)
-        return replace(done, evaluations=evaluations)
+            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
+        resumed = cluster.resumed("request" if retry else "submit")
+        return Submission(folder, *_submit_missing(plan, cluster, folder, source, resumed))
+
+
+@contextmanager
+def explained_disk(folder: SweepFolder) -> Iterator[None]:
+    """Turn the error of a full disk into what to do about it."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
