@@ -43,10 +43,10 @@ def to_image(tensor: Tensor) -> Image.Image:
 def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
     """Memory at the most to encode and decode images of so many pixels in all, in float32, beside the weights.
 
-    Nine maps of the widest level, as measured for the presets (eight to nine on a CPU, at 0.1 to 2 megapixels).
+    Ten maps of the widest level; eight to nine and a bit were measured for the presets (CPU, 0.1 to 2 megapixels).
     """
     widest = max(width / 4**level for level, width in enumerate(tokenizer.config.model.widths))
-    return round(pixels * (9 * 4 * widest + 32))
+    return round(pixels * (10 * 4 * widest + 32))
 
 
 def require_memory(tokenizer: Tokenizer, data: bytes, size: int | None = None) -> None:

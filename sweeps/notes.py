@@ -44,9 +44,8 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
             continue
         evaluation, data = cell.config.evaluation, cell.config.data
         count = evaluation.images(data, images.validation)
-        text = (
-            f"images of {cell.data_label}: {images.train:,} to train on, {images.validation:,} held out to evaluate on"
-        )
+        of = f" of {cell.data_label}" if len(summaries) > 1 else ""
+        text = f"images{of}: {images.train:,} to train on, {images.validation:,} held out to evaluate on"
         if count != images.validation:
             text += f", which compares {count:,} {'crops of these' if data.kind == 'photos' else 'of them'}"
         elif count < evaluation.num_images:

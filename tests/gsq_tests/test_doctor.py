@@ -75,7 +75,7 @@ def test_packages_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
         return "1.0" if name == "pandas" else true(name)
 
     monkeypatch.setattr("gsq.doctor.metadata.version", version)
-    assert found("packages", "pandas").found == "1.0, but gsq needs >=2.2"
+    assert found("packages", "pandas").found == "1.0, but gsq needs >=2.2.3"
     assert found("packages", "optuna").state == "problem" and "optuna>=4" in found("packages", "optuna").advice
 
 

@@ -75,7 +75,7 @@ def test_where_squeue_is_silent_cancel_says_so_and_does_nothing_to_what_it_does_
     scheduler.sacct(f"5_0|RUNNING|{name}")
     done = CliRunner().invoke(app, ["cancel", two.name, "--yes"])
     assert isinstance(done.exception, UserError) and "nothing to cancel" not in done.output
-    assert all(word in str(done.exception) for word in ("squeue", "1 cells", "run the command again"))
+    assert all(word in str(done.exception) for word in ("squeue", "1 cell", "run the command again"))
     assert cancelled(scheduler) == [f"--name={name} 5_0"]
     # A job that starts from now on sees that it is cancelled.
     assert marked(SweepFolder(runs_root(), two.name)) == {cell.signature for cell in two.cells}
