@@ -17,10 +17,6 @@ def problem(text: str, y: np.ndarray, **columns: np.ndarray) -> Problem:
     # With starts, a and b cannot be meant as columns that the table lacks.
     starts = {"a": (-1.0, 1.0), "b": (-1.0, 1.0)} if "a + b" in text else {}
     law = get_law(f"y = {text}", [*columns, "y"], starts=starts)
-        f"y = {text}",
-        [*columns, "y"],
-        starts={name: (-1, 1) for name in "ab" if f"{name} +" in text or f"+ {name} " in text},
-    )
     return Problem(law.form(), law.values(pd.DataFrame(columns)), y, "linear", *law.limits(y))
 
 
