@@ -116,7 +116,9 @@ def install() -> None:
         check(str(place / "venv") in at, f"gsq doctor looks at another installation: {at}")
         check("12 cells" in run(gsq, "plan", "quickstart"), "the quickstart is not in the wheel")
         check("20 cells" in run(gsq, "plan", "paper/fig4"), "the paper's sweeps are not in the wheel")
-        shipped = run(python, "-c", "from sweeps.shipped import configs_folder; print(configs_folder())").strip()
+        shipped = run(
+            python, "-c", "from gsq.sweeps.spec.shipped import configs_folder; print(configs_folder())"
+        ).strip()
         cut = (
             (Path(shipped) / "quickstart.yaml")
             .read_text()

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from gsq.protocol import SPLITS
+from gsq.metrics.parts import SPLITS
 
 
 class InceptionScore:

@@ -51,7 +51,7 @@ def _window(size: int) -> Tensor:
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
     """(B,) float64: structural similarity (Wang et al. 2004) of uint8 images of at least 6 x 6 pixels.
 
-    The window and the borders are those that gsq.protocol.SSIM names. In float64, because the variances are
+    The window and the borders are those that gsq.evaluation.protocol.SSIM names. In float64, because the variances are
     differences of nearly equal numbers where an image is flat: in float32 the result would be off by 1e-4 and above 1.
     Equal to torchmetrics' of float64 images to 1e-12, and several times as fast: the window is applied as two matrix
     products. Raises ValueError for smaller images, which leave nothing to mirror.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gsq.config import RunConfig
+from gsq.config.run import RunConfig
 from gsq.quantizers.base import NonFiniteLatent, Quantizer, QuantizerOutput
 from gsq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from gsq.quantizers.finite_scalar import FiniteScalarQuantizer

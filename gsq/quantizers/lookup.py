@@ -1,13 +1,12 @@
 """Exact nearest-row look-up: the row of least Euclidean distance, whatever autocast is around it, flat in memory.
 
 Shapes: N queries, V codebook rows, d channels. Distances count as float64 gives them from differences: the expansion
-|z|^2 + |c|^2 - 2 z.c loses the small ones, even in float64. A method only narrows the rows down, within a bound on its
-own rounding, and differences decide among what is left. Methods, chosen from timings (tests/benchmarks/lookup.py):
+|z|^2 + |c|^2 - 2 z.c loses the small ones, even in float64. A method narrows the rows down within a bound on its own rounding; differences
+decide among what is left. Methods, chosen from timings (tests/benchmarks/lookup.py):
 
 * d = 1: sorted rows and binary search; d = 2 on the circle: the same by angle (``lookup_index``);
 * few channels, many rows: a k-d tree (``lookup_index``);
-* otherwise tiles of a float32 product, of which the maxima of blocks of rows are kept; on CUDA a fused kernel
-  (``lookup_gpu``).
+* otherwise tiles of a float32 product, whose block maxima are kept; on CUDA a fused kernel (``lookup_gpu``).
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ from gsq.quantizers.lookup_index import Search
 
 # Elements of one tile of scores (1 MiB of float32 stays in a core's cache), of the pairs of a query and a block of rows
 # decided at once, and of the queries prepared at once; on CUDA that many times more.
-TILE = 1 << 18
-MAXIMA = 1 << 20
-QUERIES = 1 << 18
+TILE, MAXIMA, QUERIES = 1 << 18, 1 << 20, 1 << 18
 CUDA = 64
 # From how many rows on the tree wins, by d, and the fewest queries that pay for building it (timed on Zen 4).
 TREE_ROWS = {2: 1, 3: 1, 4: 1 << 11, 5: 1 << 12, 6: 1 << 13, 7: 1 << 14, 8: 1 << 16}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-import analysis
-from analysis.drawing import save, style
+from gsq import analysis
+from gsq.analysis.figures.style import save, style
 
 HERE = Path(__file__).parent
 

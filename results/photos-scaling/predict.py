@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-import analysis
+from gsq import analysis
 
 HERE = Path(__file__).parent
 PRECISION = "quantizer.lookup_precision"

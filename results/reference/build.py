@@ -16,7 +16,7 @@ import json
 import math
 from pathlib import Path
 
-from sweeps.schema import write_table
+from gsq.sweeps.schema.columns import write_table
 
 HERE = Path(__file__).parent
 WHOLE = ("image_size", "downsample", "latent_dim", "groups", "codebook_size", "steps", "batch_size")

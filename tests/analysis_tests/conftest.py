@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.table import load_results
-from sweeps.schema import write_table
+from gsq.analysis.tables.table import load_results
+from gsq.sweeps.schema.columns import write_table
 
 Cell = tuple[int, int, int, int]  # f, D, G, V
 

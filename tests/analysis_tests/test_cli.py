@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import AnalysisError
-from analysis.cli import register
+from gsq.analysis import AnalysisError
+from gsq.cli.fit import fit_command
+from gsq.cli.plot import plot_command
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def gsq(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     grid = [(8, d, 1, v) for d in (8, 16) for v in (64, 256, 1024)]
     tables.write(Path("results/fig4like.parquet"), tables.noisy(grid))
     app = typer.Typer()
-    register(app)
+    app.command("fit")(fit_command)
+    app.command("plot")(plot_command)
     return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import (
+from gsq.analysis import (
     AnalysisError,
     Options,
     card_figure,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import chi2, t
 
-from analysis import (
+from gsq.analysis import (
     LAWS,
     AnalysisError,
     Fit,
@@ -25,11 +25,11 @@ from analysis import (
     replay,
     replay_figure,
 )
-from analysis.fitting import Options
-from analysis.information import Cells, State
-from gsq.flops import cost
-from gsq.loading import Overrides
-from gsq.presets import preset
+from gsq.analysis.designing.information import Cells, State
+from gsq.analysis.fitting.fit import Options
+from gsq.config.flops import cost
+from gsq.config.overrides import Overrides
+from gsq.config.presets import preset
 
 LINE = "rfid = A * x^b * y^c"  # in logarithms a plane, so that nothing is approximate
 KNOWN = {"A": 3.0, "b": -0.7, "c": 0.2}

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import AnalysisError, Options, fit, fit_by, load_table
-from analysis.uncertainty import percentile_interval, resample, undetermined
+from gsq.analysis import AnalysisError, Options, fit, fit_by, load_table
+from gsq.analysis.fitting.intervals import percentile_interval, resample, undetermined
 
 
 def test_power_law_is_recovered(tables) -> None:
@@ -258,7 +258,7 @@ def test_numbers_whose_squares_overflow_are_refused(change: dict[str, float], me
 def test_starts_know_the_size_of_the_column(
     size: float, law: str, truth: dict[str, int], bounds: dict[str, tuple[float, float]]
 ) -> None:
-    from analysis.laws import get_law
+    from gsq.analysis.laws.named import get_law
 
     unit = np.linspace(0.2, 20, 40)
     frame = pd.DataFrame({"x": unit})
@@ -327,7 +327,7 @@ def test_a_search_that_fails_says_so() -> None:
 
 
 def test_a_search_that_is_cut_short_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    from analysis import solver
+    from gsq.analysis.fitting import solver
 
     x = np.geomspace(1, 100, 20)
     frame = pd.DataFrame({"x": x, "y": 1 + 20 * x**-0.5})
@@ -365,7 +365,7 @@ def test_ranges_of_starts_that_are_none_are_refused(pair: tuple[float, float]) -
 
 @pytest.mark.filterwarnings("error")
 def test_no_library_warning_reaches_the_user() -> None:
-    from analysis import report_card
+    from gsq.analysis import report_card
 
     x = np.linspace(1, 6000, 20)
     frame = pd.DataFrame({"x": x, "y": np.r_[np.full(10, 1e-3), np.full(10, 5.0)]})

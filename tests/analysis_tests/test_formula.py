@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import AnalysisError
-from analysis.formula import Form, read_formula
+from gsq.analysis import AnalysisError
+from gsq.analysis.laws.form import Form
+from gsq.analysis.laws.formula import read_formula
 
 COLUMNS = ("codebook_size", "latent_dim", "N", "D", "model.width")
 

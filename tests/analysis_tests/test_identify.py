@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.identify import condition, freedom, least_norm, null_space, opened, unit_columns
-from analysis.laws import get_law
-from analysis.solver import Problem, solve
+from gsq.analysis.fitting.identify import condition, freedom, least_norm, null_space, opened, unit_columns
+from gsq.analysis.fitting.solver import Problem, solve
+from gsq.analysis.laws.named import get_law
 
 X = np.array([1.0, 2, 4, 8, 16])
 

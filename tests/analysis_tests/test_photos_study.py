@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import analysis
-from sweeps import load_spec
+from gsq import analysis
+from gsq.sweeps import load_spec
 
 STUDY = Path(__file__).parents[2] / "results" / "photos-scaling"
 

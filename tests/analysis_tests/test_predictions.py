@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import AnalysisError, check_predictions, prediction_figure, seed_figure, seed_noise
+from gsq.analysis import AnalysisError, check_predictions, prediction_figure, seed_figure, seed_noise
 
 
 def runs(seeds: int = 3, noise: float = 0.05) -> pd.DataFrame:

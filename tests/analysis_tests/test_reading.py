@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import AnalysisError, fit, load_table
-from analysis.table import numbers
+from gsq.analysis import AnalysisError, fit, load_table
+from gsq.analysis.tables.table import numbers
 
 ROWS = [(n, 1.7 + 400 / n**0.34) for n in (1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9)]
 

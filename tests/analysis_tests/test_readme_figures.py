@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gsq.cli import app
+from gsq.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")

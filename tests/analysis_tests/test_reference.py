@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import LAWS, Law, Options, collapse, compare_laws, extrapolate, fit, load_results
-from analysis.compare import Comparison
-from sweeps.schema import write_table
+from gsq.analysis import LAWS, Law, Options, collapse, compare_laws, extrapolate, fit, load_results
+from gsq.analysis.checking.compare import Comparison
+from gsq.sweeps.schema.columns import write_table
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 PAPER = LAWS["paper_eq14"]

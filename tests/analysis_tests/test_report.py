@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import AnalysisError, Options, load_results
-from analysis.page import page, write_page
-from analysis.report import Picture, Report, make_report
+from gsq.analysis import AnalysisError, Options, load_results
+from gsq.analysis.reporting.page import page, write_page
+from gsq.analysis.reporting.report import Picture, Report, make_report
 
 QUICK = Options(bootstrap=0, starts=8)
 EVIL = "</td><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & \"more\""
@@ -117,7 +117,7 @@ def test_nothing_is_fetched_and_everything_is_on_it(quickstart: Report) -> None:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty pictures, where a test is about something else: drawing takes seconds."""
     empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
-    monkeypatch.setattr("analysis.report._svg", lambda title, draw: Picture(title, "svg+xml", empty))
+    monkeypatch.setattr("gsq.analysis.reporting.report._svg", lambda title, draw: Picture(title, "svg+xml", empty))
 
 
 def rows(tables, states: list[tuple[str, str | None]]) -> list[dict[str, object]]:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy.optimize import least_squares
 
-from analysis import LAWS, get_law, solver
-from analysis.solver import Problem, cholesky_solve, draw_starts, refit, rho, solve
-from analysis.uncertainty import profile, resample
+from gsq.analysis import LAWS, get_law
+from gsq.analysis.fitting import solver
+from gsq.analysis.fitting.intervals import profile, resample
+from gsq.analysis.fitting.solver import Problem, cholesky_solve, draw_starts, refit, rho, solve
 
 
 @pytest.fixture

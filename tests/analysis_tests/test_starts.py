@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.formula import Form, read_formula
-from analysis.starts import Habit, draw, habits
+from gsq.analysis.fitting.starts import Habit, draw, habits
+from gsq.analysis.laws.form import Form
+from gsq.analysis.laws.formula import read_formula
 
 X = np.linspace(100.0, 500.0, 21)
 

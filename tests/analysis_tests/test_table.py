@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import analysis
-from analysis import AnalysisError, load_results, measured, results_table, select_protocol
+from gsq import analysis
+from gsq.analysis import AnalysisError, load_results, measured, results_table, select_protocol
+from gsq.analysis.tables import table
 
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, analysis, analysis.cli\n"
+        "import sys, analysis, gsq.cli.fit\n"
         "assert analysis.AnalysisError.exit_code == 2\n"
         "print([m for m in ('numpy', 'pandas', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
     )
@@ -150,8 +151,8 @@ def test_axes_without_a_column_of_the_schema_become_columns(tables) -> None:
     frame = tables.load(rows)
     assert list(frame["quantizer.init"]) == ["uniform", "spherical"]
     # They make configurations: without them these two would pass for seeds of one.
-    assert "other_axes" in analysis.table.varying(frame)
-    assert list(analysis.table.configuration_ids(frame)) == [0, 1]
+    assert "other_axes" in table.varying(frame)
+    assert list(table.configuration_ids(frame)) == [0, 1]
 
 
 def foreign(**more: object) -> pd.DataFrame:
@@ -174,7 +175,7 @@ def foreign(**more: object) -> pd.DataFrame:
 )
 def test_columns_of_another_tool_are_its_own(more: dict[str, object]) -> None:
     frame = foreign(**more)
-    assert not analysis.table.is_results(frame)
+    assert not table.is_results(frame)
     rows, excluded = measured(frame, "loss", ["N"])
     assert len(rows) == 6 and not excluded.text
     found = analysis.fit(frame, "loss = A / N^a", bootstrap=0)

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.fitting import interval_room
-from analysis.identify import opened
-from analysis.laws import LAWS
-from analysis.solver import LOSSES, Loss, Problem, refit, solve
-from analysis.table import load_results, with_derived
-from analysis.uncertainty import delta_band, percentile_interval, profile, resample
+from gsq.analysis.fitting.fit import interval_room
+from gsq.analysis.fitting.identify import opened
+from gsq.analysis.fitting.intervals import delta_band, percentile_interval, profile, resample
+from gsq.analysis.fitting.solver import LOSSES, Loss, Problem, refit, solve
+from gsq.analysis.laws.named import LAWS
+from gsq.analysis.tables.table import load_results, with_derived
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parents[1] / "results" / "reference" / "gsq_paper.parquet"

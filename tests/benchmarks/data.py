@@ -32,11 +32,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import gsq.shards
-from gsq.config import DataConfig
-from gsq.data import Batches, ImageSource
-from gsq.datasets import manifest
-from gsq.staging import stage
+import gsq.data.shards
+from gsq.config.run import DataConfig
+from gsq.data.batches import Batches, ImageSource
+from gsq.data.sources import manifest
+from gsq.data.staging import stage
 
 SIZE, BATCH = 256, 32
 ROW_GROUP = 100
@@ -95,7 +95,7 @@ def endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
 class Source:
     """Batches on demand, of gsq's loader or the peer's."""
 
-    def __init__(self, name: str, workers: int, images: Any, kept: int = gsq.shards.ROW_GROUP_BYTES) -> None:
+    def __init__(self, name: str, workers: int, images: Any, kept: int = gsq.data.shards.ROW_GROUP_BYTES) -> None:
         self.name, self.workers, self.kept, self.step = name, workers, kept, 0
         if isinstance(images, ImageSource):
             self.batches: Batches | None = Batches(images, 0, range(BATCH), workers)
@@ -107,7 +107,7 @@ class Source:
 
     def rate(self, batches: int) -> float:
         """Images a second."""
-        gsq.shards.ROW_GROUP_BYTES = self.kept
+        gsq.data.shards.ROW_GROUP_BYTES = self.kept
         for _ in range(2):
             self.next()
         started = time.perf_counter()

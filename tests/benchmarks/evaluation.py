@@ -35,16 +35,17 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gsq_tests"))
-import gsq.evaluation
-import gsq.features
-import gsq.inception
+import gsq.evaluation.evaluate
+import gsq.pretrained.extractor
+import gsq.pretrained.features
+import gsq.pretrained.inception
 from gsq import override, preset
-from gsq.autoencoder import Autoencoder
-from gsq.data import ImageSource
-from gsq.evaluation import evaluate
-from gsq.losses import LPIPS
+from gsq.data.batches import ImageSource
+from gsq.evaluation.evaluate import evaluate
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.reconstruction import from_uint8, to_uint8
+from gsq.models.autoencoder import Autoencoder
+from gsq.training.losses import LPIPS
 
 SIZE = 64
 
@@ -53,25 +54,25 @@ def seeded_networks() -> None:
     """Random weights where published files would be needed."""
     from seeded_weights import seeded_weights
 
-    import gsq.losses
+    import gsq.training.losses
 
     def vgg_state() -> dict[str, Tensor]:
         shapes: dict[str, list[int]] = {}
         index, inputs = 0, 3
-        for level in gsq.features.VGG16Features.LAYERS:
+        for level in gsq.pretrained.features.VGG16Features.LAYERS:
             for outputs in level:
                 shapes |= {f"features.{index}.weight": [outputs, inputs, 3, 3], f"features.{index}.bias": [outputs]}
                 index, inputs = index + 2, outputs
             index += 1
         return seeded_weights(shapes)
 
-    original = gsq.losses.verified_weights
-    gsq.losses.verified_weights = lambda name: name if name == "vgg16" else original(name)
+    original = gsq.training.losses.verified_weights
+    gsq.training.losses.verified_weights = lambda name: name if name == "vgg16" else original(name)
     load = torch.load
-    gsq.losses.torch.load = lambda path, **more: vgg_state() if path == "vgg16" else load(path, **more)
+    gsq.training.losses.torch.load = lambda path, **more: vgg_state() if path == "vgg16" else load(path, **more)
     with np.load(Path(gsq.__file__).parents[1] / "tests/gsq_tests/fixtures/inception.npz") as arrays:
         shapes = json.loads(str(arrays["shapes"]))
-    gsq.inception.InceptionV3.pretrained = classmethod(lambda cls: cls(seeded_weights(shapes)))
+    gsq.pretrained.inception.InceptionV3.pretrained = classmethod(lambda cls: cls(seeded_weights(shapes)))
 
 
 def parts(images: int, features: str, size: int = SIZE) -> tuple[Autoencoder, ImageSource, Any]:
@@ -93,7 +94,7 @@ def parts(images: int, features: str, size: int = SIZE) -> tuple[Autoencoder, Im
 class Only(nn.Module):
     """One of an extractor's outputs, of uint8 images, as torchmetrics calls it."""
 
-    def __init__(self, extractor: gsq.features.FeatureExtractor, output: int) -> None:
+    def __init__(self, extractor: gsq.pretrained.extractor.FeatureExtractor, output: int) -> None:
         super().__init__()
         self.network, self.extractor, self.output, self.num_features = (
             extractor.network,
@@ -126,7 +127,7 @@ Update = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 
 def theirs(model: Autoencoder, images: int, features: str) -> dict[str, tuple[Update, Callable[[], Any]]]:
     """Metric name to its update (originals and reconstructions, uint8 and in [-1, 1], indices) and its result."""
-    extractor = gsq.features.feature_extractor(features, SIZE)
+    extractor = gsq.pretrained.extractor.feature_extractor(features, SIZE)
     fid = FrechetInceptionDistance(feature=Only(extractor, 0), input_img_size=(3, SIZE, SIZE))
     kernel = KernelInceptionDistance(feature=Only(extractor, 0), subset_size=min(1000, images), subsets=10)
     psnr, similarity, mse = (

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-from analysis import LAWS, Options, fit, load_results
-from analysis.solver import draw_starts, refit
-from analysis.uncertainty import resample
+from gsq.analysis import LAWS, Options, fit, load_results
+from gsq.analysis.fitting.intervals import resample
+from gsq.analysis.fitting.solver import draw_starts, refit
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parents[1] / "results" / "reference" / "gsq_paper.parquet"

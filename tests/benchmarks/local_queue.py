@@ -2,13 +2,13 @@
 
     python tests/benchmarks/local_queue.py [--jobs 24] [--workers 2] [--seconds 10] [--rounds 1]
 
-Both train the same cells of cpu-tiny (seeds 0, 1, ...) with the same function, gsq.run.execute, in fresh processes of
-one thread, the same number at a time, each into an empty runs folder of its own. The steps of a cell are chosen first
-so that it takes --seconds alone, start-up and evaluation included. The pool is the least that could do it: threads of
-concurrent.futures that each start a process and wait for it, without journal, retries or a copy of the source. The
-queue is the whole command, ``gsq submit SWEEP``: its own start-up, the plan, the copy of the source, states read from
-disk four times a second. What is compared is wall clock over a round of all jobs; rounds alternate in order, and
-medians are shown. Prints a table and writes local_queue_cpu.json and .md.
+Both train the same cells of cpu-tiny (seeds 0, 1, ...) with the same function, gsq.runs.execute.execute, in fresh
+processes of one thread, the same number at a time, each into an empty runs folder of its own. The steps of a cell are
+chosen first so that it takes --seconds alone, start-up and evaluation included. The pool is the least that could do
+it: threads of concurrent.futures that each start a process and wait for it, without journal, retries or a copy of the
+source. The queue is the whole command, ``gsq submit SWEEP``: its own start-up, the plan, the copy of the source,
+states read from disk four times a second. What is compared is wall clock over a round of all jobs; rounds alternate in
+order, and medians are shown. Prints a table and writes local_queue_cpu.json and .md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 import torch
 from gsq import override, preset
-from gsq.run import execute
+from gsq.runs.execute import execute
 runs, steps, seed = sys.argv[1:]
 execute(override(preset("cpu-tiny"), {"steps": int(steps), "seed": int(seed)}), Path(runs))
 """
@@ -74,7 +74,7 @@ def local_queue(folder: Path, jobs: int, workers: int, steps: int) -> float:
         f"name: timed\nbase: cpu-tiny\nset: {{steps: {steps}}}\naxes: {{seed: {{range: [0, {jobs - 1}]}}}}\n"
     )
     cluster.write_text(f"kind: local\nworkers: {workers}\n")
-    command = [sys.executable, "-m", "gsq.cli", "submit", str(sweep), "--cluster", str(cluster)]
+    command = [sys.executable, "-m", "gsq.cli.main", "submit", str(sweep), "--cluster", str(cluster)]
     begun = time.perf_counter()
     subprocess.run(command, env=environment(folder / "queue"), check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun

@@ -151,8 +151,9 @@ def write_attempt(path: str, state: str, index: int, steps: int) -> None:
 
 def submitted(source: Path, runs: Path, tools: Path) -> None:
     """The sweep folder, run folders and the answers of sacct and squeue, as after a submission to SLURM."""
-    from sweeps import journal, load_spec, plan
-    from sweeps.folder import SweepFolder
+    from gsq.sweeps import load_spec, plan
+    from gsq.sweeps.planning.folder import SweepFolder
+    from gsq.sweeps.state import journal
 
     made = plan(load_spec(str(source)))
     folder = SweepFolder(runs, made.name)
@@ -287,7 +288,7 @@ class Bench:
         print({key: round(v, 2) if isinstance(v, float) else v for key, v in self.rows[-1].items()}, flush=True)
 
     def gsq(self, *words: str) -> list[str]:
-        return ["-m", "gsq.cli", *words]
+        return ["-m", "gsq.cli.main", *words]
 
     def plan(self) -> None:
         source = str(self.source)
@@ -354,8 +355,8 @@ class Bench:
 
     def submit(self) -> None:
         """To an sbatch that takes everything at once, into an empty runs folder; then again, with all of it waiting."""
-        from sweeps import journal
-        from sweeps.folder import SweepFolder
+        from gsq.sweeps.planning.folder import SweepFolder
+        from gsq.sweeps.state import journal
 
         runs = self.folder / "handed-over"
         place = SweepFolder(runs, self.name)

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gsq.execution import cpu_name  # noqa: E402
+from gsq.runs.provenance import cpu_name  # noqa: E402
 
 SWEEP = """\
 name: overhead
@@ -72,17 +72,19 @@ def gsq(*words: str, folder: Path) -> float:
     """Seconds until the shell is free again."""
     environment = {**os.environ, "GSQ_RUNS": str(folder / "runs"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "gsq.cli", *words], cwd=folder, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "gsq.cli.main", *words], cwd=folder, env=environment, check=True)
     return time.perf_counter() - began
 
 
 def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
     """Median seconds by phase."""
-    from gsq.record import RunFolder, read_json, read_metrics
-    from sweeps.folder import SweepFolder
-    from sweeps.planning import make_plan
-    from sweeps.scheduler import slurm_jobs
-    from sweeps.spec import load_spec
+    from gsq.records.attempt import read_json
+    from gsq.records.folder import RunFolder
+    from gsq.records.read import read_metrics
+    from gsq.sweeps.planning.cells import make_plan
+    from gsq.sweeps.planning.folder import SweepFolder
+    from gsq.sweeps.spec.sweep import load_spec
+    from gsq.sweeps.state.slurm import slurm_jobs
 
     (folder / "sweep.yaml").write_text(SWEEP.format(steps=steps, last=cells - 1))
     (folder / "mine.yaml").write_text(CLUSTER)

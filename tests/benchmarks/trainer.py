@@ -21,13 +21,13 @@ import torch.nn.functional as F
 import yaml
 
 from gsq import override, preset
-from gsq.autoencoder import Autoencoder
-from gsq.data import ImageSource
-from gsq.discriminators import build_discriminator
-from gsq.execution import environment
-from gsq.losses import build_perceptual_loss, discriminator_loss, generator_loss
-from gsq.optim import build_optimizer
-from gsq.training import Trainer, pick_device
+from gsq.data.batches import ImageSource
+from gsq.models.autoencoder import Autoencoder
+from gsq.models.discriminators import build_discriminator
+from gsq.runs.provenance import environment
+from gsq.training.losses import build_perceptual_loss, discriminator_loss, generator_loss
+from gsq.training.optim import build_optimizer
+from gsq.training.trainer import Trainer, pick_device
 
 WARM_UP = 5
 

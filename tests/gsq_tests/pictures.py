@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gsq.config import DataConfig
+from gsq.config.run import DataConfig
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

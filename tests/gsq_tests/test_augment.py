@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsq.augment import augment, draw
-from gsq.config import AUGMENTATIONS
+from gsq.config.objective import AUGMENTATIONS
+from gsq.training.augment import augment, draw
 
 REFERENCE = Path(__file__).parent / "fixtures" / "diffaugment.npz"
 ALL = ("color", "translation", "cutout")

@@ -17,16 +17,17 @@ from test_discriminators import fill
 from tiny_run import tiny
 from torch import Tensor, nn
 
-from gsq import RunConfig, UserError, augment, override, preset
-from gsq.config import DiscriminatorConfig
-from gsq.data import ImageSource
-from gsq.discriminators import PatchDiscriminator, build_discriminator
-from gsq.flops import cost
-from gsq.loading import to_dict
-from gsq.losses import LeCAM, UnitRange, build_perceptual_loss, generator_loss, gradient_penalty
-from gsq.optim import update_ema
-from gsq.presets import AUTHORS, PRESETS
-from gsq.training import Trainer
+from gsq import RunConfig, UserError, override, preset
+from gsq.config.flops import cost
+from gsq.config.objective import DiscriminatorConfig
+from gsq.config.overrides import to_dict
+from gsq.config.presets import AUTHORS, PRESETS
+from gsq.data.batches import ImageSource
+from gsq.models.discriminators import PatchDiscriminator, build_discriminator
+from gsq.training import augment
+from gsq.training.losses import LeCAM, UnitRange, build_perceptual_loss, generator_loss, gradient_penalty
+from gsq.training.optim import update_ema
+from gsq.training.trainer import Trainer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REFERENCE = json.loads((FIXTURES / "authors_training.json").read_text())
@@ -310,7 +311,9 @@ def test_averages_of_a_step_that_is_not_applied_are_taken_back(monkeypatch: pyte
     run.step()
     assert run.lecam is not None
     before = copy.deepcopy(run.lecam.state_dict())
-    monkeypatch.setattr("gsq.training.discriminator_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(
+        "gsq.training.trainer.discriminator_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True)
+    )
     run.step()
     assert run.failed_steps == 1 and run.lecam.state_dict() == before
 

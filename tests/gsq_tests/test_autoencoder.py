@@ -1,4 +1,4 @@
-"""Shapes, order of channels, and the arithmetic of gsq.flops against the modules that it counts."""
+"""Shapes, order of channels, and the arithmetic of gsq.config.flops against the modules that it counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsq import Autoencoder, RunConfig
-from gsq import flops as counted
-from gsq.autoencoder import DepthToSpaceUpsample
-from gsq.discriminators import PatchDiscriminator, build_discriminator
+from gsq.config import flops as counted
+from gsq.models.autoencoder import DepthToSpaceUpsample
+from gsq.models.discriminators import PatchDiscriminator, build_discriminator
 
 
 def parameters(module: nn.Module) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gsq import checkpoint
+from gsq.training import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -137,7 +137,7 @@ def test_nothing_is_visible_before_it_is_whole(tmp_path: Path, monkeypatch: pyte
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for target in ("os.fsync", "gsq.checkpoint.write_json"):
+    for target in ("os.fsync", "gsq.training.checkpoint.write_json"):
         with monkeypatch.context() as patch:
             patch.setattr(target, killed)
             with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsq import PRESETS, RunConfig, UserError, load_config, override, preset
-from gsq.loading import KEYS, SHORT_NAMES, Overrides, config_key, differences, from_dict, read_yaml, to_dict
+from gsq.config.overrides import KEYS, SHORT_NAMES, Overrides, config_key, differences, from_dict, read_yaml, to_dict
 
 
 def refused(values: dict[str, Any]) -> str:

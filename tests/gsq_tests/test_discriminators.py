@@ -20,12 +20,13 @@ from tiny_run import tiny
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gsq import UserError, flops
-from gsq.config import DiscriminatorConfig
-from gsq.discriminators import Head, PatchDiscriminator, ProjectedDiscriminator, build_discriminator
-from gsq.features import DINOv2
-from gsq.losses import gradient_penalty
-from gsq.weights import verified_weights
+from gsq import UserError
+from gsq.config import flops
+from gsq.config.objective import DiscriminatorConfig
+from gsq.models.discriminators import Head, PatchDiscriminator, ProjectedDiscriminator, build_discriminator
+from gsq.pretrained.features import DINOv2
+from gsq.pretrained.weights import verified_weights
+from gsq.training.losses import gradient_penalty
 
 REFERENCE = Path(__file__).parent / "fixtures" / "discriminators.npz"
 LITE = DiscriminatorConfig(kind="efficientnet_lite0", norm_groups=8)

@@ -16,12 +16,13 @@ import torch
 from tiny_run import curve, status, tiny
 
 from gsq import RunConfig, RunFolder, UserError, train
-from gsq.config import check_processes
-from gsq.data import ImageSource
-from gsq.distributed import Group, join
-from gsq.loading import to_dict
-from gsq.record import note_peer_error, read_run
-from gsq.training import Trainer
+from gsq.config.overrides import to_dict
+from gsq.config.run import check_processes
+from gsq.data.batches import ImageSource
+from gsq.records.folder import note_peer_error
+from gsq.records.read import read_run
+from gsq.training.distributed import Group, join
+from gsq.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 STEPS = 20
@@ -81,10 +82,10 @@ def finish(running: list[subprocess.Popen[str]]) -> Iterator[tuple[int, str, str
 
 TWO = """
 import json, sys, torch
-from gsq.data import ImageSource
-from gsq.distributed import join, leave
-from gsq.loading import from_dict
-from gsq.training import Trainer
+from gsq.data.batches import ImageSource
+from gsq.training.distributed import join, leave
+from gsq.config.overrides import from_dict
+from gsq.training.trainer import Trainer
 torch.set_num_threads(1)
 config = from_dict(json.loads(sys.argv[1]))
 run = Trainer(config, ImageSource(config.data), join(config))
@@ -126,7 +127,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 from gsq import train
-from gsq.loading import from_dict
+from gsq.config.overrides import from_dict
 print(train(from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])).path)
 """
 
@@ -209,8 +210,8 @@ PEER = """
 import json, os, signal, sys, time
 from pathlib import Path
 from gsq import train
-from gsq.data import ImageSource
-from gsq.loading import from_dict
+from gsq.data.batches import ImageSource
+from gsq.config.overrides import from_dict
 plain = ImageSource.train_batch
 def ends(self, seed, step, images):
     if step == 2 and os.environ["RANK"] == "1":
@@ -256,17 +257,17 @@ def test_an_error_of_a_peer_is_known_where_the_first_process_was_killed_too(tmp_
 WAIT = """
 import os, time
 from datetime import timedelta
-import gsq.distributed
-gsq.distributed.TIMEOUT = timedelta(seconds=2)
+import gsq.training.distributed
+gsq.training.distributed.TIMEOUT = timedelta(seconds=2)
 from tiny_run import tiny
-group = gsq.distributed.join(tiny(batch_size=2))
+group = gsq.training.distributed.join(tiny(batch_size=2))
 ticks = []
 meet = group.meeting()
 if group.rank == 1:
     time.sleep(4)
 meet(lambda: ticks.append(1))
 print(len(ticks), group.all_to_all(group.rank))
-gsq.distributed.leave()
+gsq.training.distributed.leave()
 """
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from gsq.cli import app
-from gsq.doctor import Check, examine, healthy
-from gsq.weights import REGISTRY
-from sweeps.schema import write_table
+from gsq.cli.examination import Check, examine, healthy
+from gsq.cli.main import app
+from gsq.pretrained.weights import REGISTRY
+from gsq.sweeps.schema.columns import write_table
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("IMAGENET", raising=False)
     for name in ("RUNS", "CACHE", "WEIGHTS"):
         monkeypatch.setenv(f"GSQ_{name}", str(tmp_path / name.lower()))
-    monkeypatch.setattr("gsq.doctor.LITTLE_SPACE", 0)
+    monkeypatch.setattr("gsq.cli.examination.LITTLE_SPACE", 0)
     return tmp_path
 
 
@@ -74,14 +74,14 @@ def test_packages_that_are_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -
             raise metadata.PackageNotFoundError(name)
         return "1.0" if name == "pandas" else true(name)
 
-    monkeypatch.setattr("gsq.doctor.metadata.version", version)
+    monkeypatch.setattr("gsq.cli.examination.metadata.version", version)
     assert found("packages", "pandas").found == "1.0, but gsq needs >=2.2.3"
     assert found("packages", "optuna").state == "problem" and "optuna>=4" in found("packages", "optuna").advice
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("gsq.doctor._gpus_installed", lambda: True)
+    monkeypatch.setattr("gsq.cli.examination._gpus_installed", lambda: True)
     for version, words in ((None, "for CPUs only"), ("12.8", "torch cannot use it")):
         monkeypatch.setattr("torch.version.cuda", version)
         assert found("machine", "gpu").state == "problem" and words in found("machine", "gpu").found
@@ -93,7 +93,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gsq.doctor.LITTLE_SPACE", 1e18)
+    monkeypatch.setattr("gsq.cli.examination.LITTLE_SPACE", 1e18)
     assert found("folders", "runs").state == "problem" and "gsq clean" in found("folders", "runs").advice
 
 
@@ -113,7 +113,7 @@ def test_slurm_that_answers_and_one_that_does_not(machine: Path, monkeypatch: py
     assert {check.state for check in checks.values()} == {"ok"}
     assert checks["commands"].found == "slurm 22.05.8" and checks["partitions"].found == "gpu* 4 nodes gpu:a100:4"
     command(machine, "scontrol", "exec /bin/sleep 5")
-    monkeypatch.setattr("gsq.doctor.SLURM_SECONDS", 0.2)
+    monkeypatch.setattr("gsq.cli.examination.SLURM_SECONDS", 0.2)
     assert found("slurm", "controller").state == "problem"
 
 

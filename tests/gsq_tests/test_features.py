@@ -24,24 +24,16 @@ from tiny_dino import dino_folder, dino_state
 from tiny_run import tiny
 from torch import Tensor
 
-import gsq.weights
+import gsq.pretrained.weights
 from gsq import UserError
-from gsq.data import to_tensor
-from gsq.datasets import manifest
-from gsq.features import (
-    VGG16,
-    AlexNetFeatures,
-    DINOv2,
-    EfficientNetFeatures,
-    EfficientNetLite0,
-    ImageNetInput,
-    ResNet50,
-    VGG16Features,
-    feature_extractor,
-)
-from gsq.identity import require_weights
-from gsq.losses import LPIPS, build_perceptual_loss
-from gsq.weights import REGISTRY, file_sha256, find_weights, verified_weights
+from gsq.data.batches import to_tensor
+from gsq.data.sources import manifest
+from gsq.pretrained.efficientnet import EfficientNetFeatures, EfficientNetLite0, ImageNetInput
+from gsq.pretrained.extractor import feature_extractor
+from gsq.pretrained.features import VGG16, AlexNetFeatures, DINOv2, ResNet50, VGG16Features
+from gsq.pretrained.required import require_weights
+from gsq.pretrained.weights import REGISTRY, file_sha256, find_weights, verified_weights
+from gsq.training.losses import LPIPS, build_perceptual_loss
 
 REFERENCE = Path(__file__).with_name("efficientnet_lite0_reference.npz")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -390,5 +382,5 @@ def test_other_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_content_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     verified_weights("efficientnet_lite0")
-    monkeypatch.setattr(gsq.weights, "find_weights", lambda name: pytest.fail("looked for again"))
+    monkeypatch.setattr(gsq.pretrained.weights, "find_weights", lambda name: pytest.fail("looked for again"))
     verified_weights("efficientnet_lite0")

@@ -10,12 +10,13 @@ import pytest
 from pictures import data, encoded, fill, picture
 from PIL import Image
 
-import gsq.folders
+import gsq.data.folders
 from gsq import UserError
-from gsq.data import ImageSource
-from gsq.datasets import Manifest, manifest
-from gsq.images import MIN_SIDE
-from gsq.listing import shown
+from gsq.data.batches import ImageSource
+from gsq.data.images import MIN_SIDE
+from gsq.data.listing import shown
+from gsq.data.manifest import Manifest
+from gsq.data.sources import manifest
 
 
 def found(root: Path, **more: object) -> Manifest:
@@ -220,7 +221,7 @@ def test_what_earlier_versions_remember_of_a_folder_is_used(plain: Path, monkeyp
     first = found(plain)
     (cache,) = (Path(os.environ["GSQ_CACHE"]) / "manifests").iterdir()
     cache.write_text(json.dumps({name: look[:3] for name, look in json.loads(cache.read_text()).items()}))
-    monkeypatch.setattr(gsq.folders, "measure", None)
+    monkeypatch.setattr(gsq.data.folders, "measure", None)
     assert found(plain) == first
 
 

@@ -13,7 +13,7 @@ import pytest
 from pictures import encoded, picture
 from PIL import Image
 
-from gsq.images import MAX_PIXELS, BrokenImageError, SmallImageError, broken, decode, measure
+from gsq.data.images import MAX_PIXELS, BrokenImageError, SmallImageError, broken, decode, measure
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
@@ -121,7 +121,7 @@ def test_pillow_warns_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "odd.jpg").write_bytes(encoded(1, "JPEG", exif=ODD["an unknown type"]))
     Image.new("P", (20, 20)).save(tmp_path / "palette.png", transparency=b"\x10\x20")
     code = (
-        "import sys; from pathlib import Path; from gsq.images import broken, decode\n"
+        "import sys; from pathlib import Path; from gsq.data.images import broken, decode\n"
         "for name in sys.argv[1:]: print(decode(Path(name).read_bytes()).size, broken(Path(name)))"
     )
     files = [str(path) for path in sorted(tmp_path.iterdir())]

@@ -19,10 +19,10 @@ from seeded_weights import seeded_images, seeded_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from gsq.config.flops import INCEPTION_MACS
 from gsq.errors import UserError
-from gsq.flops import INCEPTION_MACS
-from gsq.inception import InceptionFeatures, InceptionV3
-from gsq.weights import REGISTRY, file_sha256, find_weights, verified_weights
+from gsq.pretrained.inception import InceptionFeatures, InceptionV3
+from gsq.pretrained.weights import REGISTRY, file_sha256, find_weights, verified_weights
 
 FIXTURE = Path(__file__).parent / "fixtures" / "inception.npz"
 PROTOCOLS = ("inception", "inception_pytorch_fid", "inception_clean_fid")

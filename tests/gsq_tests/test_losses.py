@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from gsq.features import EfficientNetLite0
-from gsq.losses import (
+from gsq.pretrained.efficientnet import EfficientNetLite0
+from gsq.training.losses import (
     EfficientNetPerceptualLoss,
     LeCAM,
     adaptive_weight,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gsq.kept import Kept
-from gsq.memory import _control_groups, available_bytes
+from gsq.data.kept import Kept
+from gsq.tokenizer.memory import _control_groups, available_bytes
 
 
 def test_what_is_free_is_below_the_limit_of_the_process() -> None:
     assert 1 << 20 < available_bytes() < 1 << 45
-    code = "from gsq.memory import available_bytes; print(available_bytes())"
+    code = "from gsq.tokenizer.memory import available_bytes; print(available_bytes())"
     limited = f"ulimit -v 1000000; exec {sys.executable} -c '{code}'"
     ran = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=True)
     assert 100_000_000 < int(ran.stdout) < 1_024_000_000

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 from gsq import PRESETS, RunConfig, UserError, override, preset
-from gsq import presets as module
-from gsq.flops import cost
-from gsq.presets import PAPER_MILLIONS, paper_parameters
-from sweeps.display import print_plan
-from sweeps.forecasting import forecast
-from sweeps.planning import make_plan
-from sweeps.spec import load_spec
+from gsq.cli.show_plan import print_plan
+from gsq.config import presets as module
+from gsq.config.flops import cost
+from gsq.config.presets import PAPER_MILLIONS, paper_parameters
+from gsq.sweeps.costing.forecast import forecast
+from gsq.sweeps.planning.cells import make_plan
+from gsq.sweeps.spec.sweep import load_spec
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "gsq_paper.csv"
 
@@ -134,7 +134,7 @@ def test_an_unknown_preset_names_the_nearest() -> None:
 
 def test_the_paper_sizes_need_no_torch() -> None:
     code = (
-        "import sys; from gsq.presets import paper_parameters, preset; paper_parameters(preset('paper-f8')); "
+        "import sys; from gsq.config.presets import paper_parameters, preset; paper_parameters(preset('paper-f8')); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from gsq.progress import shown_after_a_second
+from gsq.data.progress import shown_after_a_second
 
 
 def test_what_is_fast_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,14 +21,14 @@ def test_a_log_gets_a_line_after_a_second_and_then_each_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 0.5, 1.2, 30.0, 61.5, 62.0])
-    monkeypatch.setattr("gsq.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("gsq.data.progress.time.monotonic", lambda: next(clock))
     assert list(shown_after_a_second(range(5), "first look at x", 5)) == [0, 1, 2, 3, 4]
     assert capsys.readouterr() == ("", "first look at x: 1 of 5\nfirst look at x: 3 of 5\n")
 
 
 def test_a_terminal_gets_a_bar_that_goes_away() -> None:
     code = (
-        "import time; from gsq.progress import shown_after_a_second\n"
+        "import time; from gsq.data.progress import shown_after_a_second\n"
         "for _ in shown_after_a_second(range(8), 'first look at x', 8): time.sleep(0.2)"
     )
     ours, theirs = pty.openpty()

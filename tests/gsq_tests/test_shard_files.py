@@ -9,7 +9,8 @@ import pytest
 from pictures import data, encoded, write_tar
 
 from gsq import UserError
-from gsq.datasets import Manifest, manifest
+from gsq.data.manifest import Manifest
+from gsq.data.sources import manifest
 
 
 def shards(folder: Path, *names: str) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-import gsq.signature
+import gsq.config.signature
 from gsq import RunConfig, override, preset
-from gsq.config import SECTIONS, QuantizerConfig
-from gsq.identity import identity
-from gsq.loading import to_dict
-from gsq.signature import SCIENCE_SECTIONS, Signer, digest, science_dict, signature
+from gsq.config.overrides import to_dict
+from gsq.config.quantizer import QuantizerConfig
+from gsq.config.run import SECTIONS
+from gsq.config.signature import SCIENCE_SECTIONS, Signer, digest, science_dict, signature
+from gsq.runs.identity import identity
 
 GOLDEN = Path(__file__).with_name("signatures.json")
 
@@ -220,7 +221,7 @@ def test_data_weights_and_science_version_change_it(monkeypatch: pytest.MonkeyPa
     assert plain != sign(BASE, fingerprint="beef")
     assert plain != sign(BASE, weights={"vgg16": "397923af"})
     assert sign(BASE, weights={"a": "1", "b": "2"}) == sign(BASE, weights={"b": "2", "a": "1"})
-    monkeypatch.setattr(gsq.signature, "SCIENCE_VERSION", gsq.signature.SCIENCE_VERSION + 1)
+    monkeypatch.setattr(gsq.config.signature, "SCIENCE_VERSION", gsq.config.signature.SCIENCE_VERSION + 1)
     assert plain != sign(BASE)
 
 

@@ -14,8 +14,8 @@ import pytest
 from tiny_run import tiny
 
 from gsq import UserError
-from gsq.distributed import join
 from gsq.surroundings import GROUP_VARIABLES, alone, forget_group, local_rank, visible_gpus, world_size
+from gsq.training.distributed import join
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +90,11 @@ def test_gpus_are_those_that_cuda_would_use(
 ALONE = """
 import sys
 from pathlib import Path
-from gsq.run import Stopped, StopRequest, execute
-import gsq.distributed, signal
+from gsq.runs.execute import Stopped, StopRequest, execute
+import gsq.training.distributed, signal
 sys.path.insert(0, sys.argv[2])
 from tiny_run import tiny
-gsq.distributed.SILENT_SECONDS = 0.1
+gsq.training.distributed.SILENT_SECONDS = 0.1
 stop = StopRequest()
 with stop.on_signals({signal.SIGINT: "cancelled"}):
     try:

@@ -9,9 +9,10 @@ import pytest
 from pictures import data, encoded, write_tar
 
 from gsq import UserError
-from gsq.data import load_image
-from gsq.datasets import Manifest, manifest
-from gsq.images import decode
+from gsq.data.batches import load_image
+from gsq.data.images import decode
+from gsq.data.manifest import Manifest
+from gsq.data.sources import manifest
 
 HARD, SYMBOLIC = tarfile.LNKTYPE, tarfile.SYMTYPE
 IMAGES = {f"a/{i}.png": encoded(i) for i in range(8)}

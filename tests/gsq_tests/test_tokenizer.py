@@ -24,16 +24,16 @@ from tiny_run import files_below, tiny
 from typer.testing import CliRunner
 
 from gsq import RunConfig, Tokenizer, UserError, train
-from gsq.autoencoder import Autoencoder
-from gsq.cli import app
-from gsq.config import DataConfig
-from gsq.datasets import manifest
-from gsq.images import decode
-from gsq.inference import list_images, tokenize_folder
-from gsq.inputs import crop_to_multiple, working_bytes
-from gsq.listing import shown
+from gsq.cli.main import app
+from gsq.config.run import DataConfig
+from gsq.data.images import decode
+from gsq.data.listing import shown
+from gsq.data.sources import manifest
 from gsq.metrics.reconstruction import psnr_db, to_uint8
-from gsq.record import RunFolder
+from gsq.models.autoencoder import Autoencoder
+from gsq.records.folder import RunFolder
+from gsq.tokenizer.files import list_images, tokenize_folder
+from gsq.tokenizer.inputs import crop_to_multiple, working_bytes
 
 
 @pytest.fixture(scope="session")
@@ -485,7 +485,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_taken(
     large = draw(photos / "large.png", 400, 300)
     needed = working_bytes(tokenizer, 400 * 300)
     assert working_bytes(tokenizer, 2 * 400 * 300) == 2 * needed
-    monkeypatch.setattr("gsq.inputs.available_bytes", lambda device=None: needed // 4)
+    monkeypatch.setattr("gsq.tokenizer.inputs.available_bytes", lambda device=None: needed // 4)
     out = tmp_path / "out"
     said = refused("reconstruct", run.path, photos / "0.png", large, "--output", out)
     assert f"{large}: " in said and "300 x 400 pixels need about " in said and "about 173 x 173 pixels fit" in said
@@ -502,7 +502,7 @@ def test_a_large_image_takes_no_more_memory_than_is_said(run: RunFolder, tmp_pat
     draw(tmp_path / "small.png", 32, 32)
     code = (
         "import re, sys; from pathlib import Path; from gsq import Tokenizer\n"
-        "from gsq.inference import reconstruct_files; from gsq.inputs import working_bytes\n"
+        "from gsq.tokenizer.files import reconstruct_files; from gsq.tokenizer.inputs import working_bytes\n"
         "tokenizer = Tokenizer.from_pretrained(sys.argv[1], 'cpu')\n"
         "def peak(name):\n"
         "    reconstruct_files(tokenizer, [Path(name)], Path('out'))\n"
@@ -527,8 +527,8 @@ def test_many_sizes_do_not_pile_up_in_memory(
     tokenizer: Tokenizer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tokenize_folder(tokenizer, photos, tmp_path / "one", batch_size=100)
-    monkeypatch.setattr("gsq.inference.WAITING_PIXELS", 1500)
-    monkeypatch.setattr("gsq.inference.BATCH_PIXELS", 2000)
+    monkeypatch.setattr("gsq.tokenizer.files.WAITING_PIXELS", 1500)
+    monkeypatch.setattr("gsq.tokenizer.files.BATCH_PIXELS", 2000)
     parts = tokenize_folder(tokenizer, photos, tmp_path / "two", batch_size=100)
     assert parts.images == whole.images == 7
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one"), pd.read_parquet(tmp_path / "two"))
@@ -633,7 +633,7 @@ def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number:
     draw(photos / "000.png", 256, 256, seed=0)
     for i in range(1, 180):
         shutil.copy(photos / "000.png", photos / f"{i:03d}.png")
-    command = [sys.executable, "-m", "gsq.cli", "tokenize", str(run.path), str(photos), "--output", str(out)]
+    command = [sys.executable, "-m", "gsq.cli.main", "tokenize", str(run.path), str(photos), "--output", str(out)]
     command += ["--shard-size", "3", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -21,14 +21,15 @@ import safetensors.numpy
 from tiny_run import tiny
 from typer.testing import CliRunner
 
-import gsq.fetching
-import gsq.weights
+import gsq.pretrained.fetching
+import gsq.pretrained.weights
 from gsq import UserError
-from gsq.cli import app
-from gsq.config import FEATURE_DIMS, PERCEPTUAL_LOSSES, PROJECTED
-from gsq.fetching import check, describe, fetch
-from gsq.identity import identity, require_weights, training_weights
-from gsq.weights import (
+from gsq.cli.main import app
+from gsq.config.objective import PERCEPTUAL_LOSSES, PROJECTED
+from gsq.config.run import FEATURE_DIMS
+from gsq.pretrained.fetching import check, describe, fetch
+from gsq.pretrained.required import require_weights, training_weights
+from gsq.pretrained.weights import (
     FEATURE_WEIGHTS,
     LPIPS_WEIGHTS,
     PERCEPTUAL_WEIGHTS,
@@ -38,6 +39,7 @@ from gsq.weights import (
     verified_weights,
     weights_sha256,
 )
+from gsq.runs.identity import identity
 
 UNPINNED = "dinov2_vits14_reg"
 
@@ -77,7 +79,7 @@ def test_without_a_published_hash_the_files_counts(dino_file: Path, monkeypatch:
     wanted = hashlib.sha256(b"weights").hexdigest()
     assert weights_sha256(UNPINNED) == wanted and verified_weights(UNPINNED) == dino_file
     # Once in a process.
-    monkeypatch.setattr(gsq.weights.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(gsq.pretrained.weights.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
     assert weights_sha256(UNPINNED) == wanted
 
 
@@ -178,7 +180,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GSQ_WEIGHTS_MIRROR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setattr(gsq.fetching.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(gsq.pretrained.fetching.time, "sleep", lambda seconds: None)
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server

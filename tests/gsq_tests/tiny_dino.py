@@ -10,8 +10,8 @@ from extras import extra
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gsq.features import DINOv2
-from gsq.weights import REGISTRY, file_sha256, verified_weights
+from gsq.pretrained.features import DINOv2
+from gsq.pretrained.weights import REGISTRY, file_sha256, verified_weights
 
 WIDTH = 12
 SIZES = {

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gsq import RunConfig, override, preset
-from gsq.record import TIMINGS, RunFolder, read_evaluations, read_metrics
+from gsq.records.attempt import TIMINGS
+from gsq.records.folder import RunFolder
+from gsq.records.read import read_evaluations, read_metrics
 
 TINY: dict[str, Any] = {
     "model.channels": 8,

@@ -15,12 +15,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from gsq.cli import app
-from gsq.record import RunFolder, runs_root
-from sweeps.folder import SweepFolder
-from sweeps.planning import make_plan
-from sweeps.schema import write_table
-from sweeps.spec import load_spec
+from gsq.cli.main import app
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps.planning.cells import make_plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.schema.columns import write_table
+from gsq.sweeps.spec.sweep import load_spec
 
 GSQ = Path(sys.executable).with_name("gsq")
 Gsq = Callable[..., subprocess.CompletedProcess[str]]

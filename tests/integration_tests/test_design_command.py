@@ -14,13 +14,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from analysis import AnalysisError
-from gsq.cli import app
+from gsq.analysis import AnalysisError
+from gsq.cli.main import app
 from gsq.errors import UserError
-from sweeps.folder import SweepFolder
-from sweeps.planning import axis_columns, make_plan
-from sweeps.schema import write_table
-from sweeps.spec import load_spec
+from gsq.sweeps.planning.cells import axis_columns, make_plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.schema.columns import write_table
+from gsq.sweeps.spec.sweep import load_spec
 
 Gsq = Callable[..., Any]
 SWEEP = {

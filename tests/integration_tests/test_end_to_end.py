@@ -14,13 +14,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from analysis.report import Picture
-from gsq.compose import write_report
-from gsq.datasets import manifest
-from gsq.presets import preset
-from gsq.record import runs_root
-from sweeps.folder import SweepFolder
-from sweeps.schema import SCIENCE_COLUMNS, read_table
+from gsq.analysis.reporting.report import Picture
+from gsq.cli.compose import write_report
+from gsq.config.presets import preset
+from gsq.data.sources import manifest
+from gsq.records.folder import runs_root
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 
 TINY = {
     "model.channels": 8,
@@ -107,7 +107,7 @@ def test_the_report_has_table_and_pictures_and_needs_no_run_folders(
     # From a table alone, elsewhere.
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "four.parquet").write_bytes((folder / "results" / "four.parquet").read_bytes())
-    monkeypatch.setattr("analysis.report._svg", lambda title, draw: Picture(title, "svg+xml", b"<svg/>"))
+    monkeypatch.setattr("gsq.analysis.reporting.report._svg", lambda title, draw: Picture(title, "svg+xml", b"<svg/>"))
     monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
     page, table = write_report("four")

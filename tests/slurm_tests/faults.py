@@ -110,9 +110,9 @@ COLLATERAL = {"full_disk": ("disk_full",), "node_failure": ("requeued", "node_fa
 SECOND = """\
 import sys
 from pathlib import Path
-from gsq.loading import load_config
-from gsq.record import RunFolder
-from gsq.run import execute
+from gsq.config.overrides import load_config
+from gsq.records.folder import RunFolder
+from gsq.runs.execute import execute
 runs = Path(sys.argv[1])
 if sys.argv[3] == "unlocked":  # As on a file system without locks.
     from contextlib import nullcontext
@@ -142,7 +142,7 @@ def gsq(*words: str, folder: Path, faults: Path | None = None) -> subprocess.Pop
     if faults is not None:
         environment |= {"GSQ_FAULTS": str(faults), "PATH": f"{faults / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
-        [sys.executable, "-m", "gsq.cli", *words],
+        [sys.executable, "-m", "gsq.cli.main", *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -235,8 +235,8 @@ class Round:
         try:
             (self.disk / "sweep.yaml").write_text(SWEEP)
             (self.disk / "mine.yaml").write_text(f"{CLUSTER}setup: {json.dumps([self.disturbances.setup])}\n")
-            from sweeps.planning import make_plan
-            from sweeps.spec import load_spec
+            from gsq.sweeps.planning.cells import make_plan
+            from gsq.sweeps.spec.sweep import load_spec
 
             self.cells = [cell.signature for cell in make_plan(load_spec(str(self.disk / "sweep.yaml"))).cells]
             dealt, drivers = deal(self.seed, self.count)
@@ -278,14 +278,15 @@ class Round:
     # What the user does.
 
     def _status(self) -> list[Any]:
-        from sweeps.monitoring import status
+        from gsq.sweeps.state.status import status
 
         return list(status("faults", self.runs).cells)
 
     def _drive(self) -> None:
         """Submit until nothing is left that a submission resumes, or nothing happens any more."""
-        from gsq.record import RunFolder, read_run
-        from sweeps.reconcile import RESUMED_ON_SUBMIT
+        from gsq.records.folder import RunFolder
+        from gsq.records.read import read_run
+        from gsq.sweeps.spec.states import RESUMED_ON_SUBMIT
 
         self._submit(first=True)
         self._doom()
@@ -593,8 +594,8 @@ class Round:
 
     def _outcomes(self) -> None:
         """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
-        from gsq.record import read_json
-        from sweeps.scheduler import Known, states
+        from gsq.records.attempt import read_json
+        from gsq.sweeps.state.slurm import Known, states
 
         every = [json.loads(path.read_text()) for path in sorted(self.orders.glob("orders/*/*.fired"))]
         names = {}
@@ -631,8 +632,10 @@ class Round:
     def _check(self) -> None:
         import pandas as pd
 
-        from gsq.record import TIMINGS, RunFolder, read_json, read_metrics, smallest_micro_batch
-        from sweeps.schema import SCIENCE_COLUMNS, read_table
+        from gsq.records.attempt import TIMINGS, read_json
+        from gsq.records.folder import RunFolder
+        from gsq.records.read import read_metrics, smallest_micro_batch
+        from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 
         process = gsq("gather", "faults", folder=self.disk)
         output, _ = process.communicate(timeout=120)

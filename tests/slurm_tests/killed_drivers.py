@@ -104,9 +104,9 @@ class Trial:
     """Submissions of a sweep of two cells to a runs folder of its own."""
 
     def __init__(self, work: Path, name: str, sweep: str) -> None:
-        from sweeps.cluster import load_cluster
-        from sweeps.planning import make_plan
-        from sweeps.spec import load_spec
+        from gsq.sweeps.planning.cells import make_plan
+        from gsq.sweeps.spec.cluster import load_cluster
+        from gsq.sweeps.spec.sweep import load_spec
 
         self.runs, self.name = work / name / "runs", name
         self.plan = dataclasses.replace(make_plan(load_spec({**SWEEP, "name": sweep})))
@@ -114,7 +114,7 @@ class Trial:
         self.before = tasks()
 
     def submit(self) -> None:
-        from sweeps.submission import submit
+        from gsq.sweeps.running.submit import submit
 
         submit(self.plan, self.cluster, runs=self.runs)
 

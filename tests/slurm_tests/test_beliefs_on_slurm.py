@@ -96,7 +96,7 @@ def test_a_job_that_died_before_python_stays_an_error_when_its_number_is_a_stran
     ]
     assert "nothing to cancel" in gsq("cancel", "beliefs", "--yes", folder=sweep)
 
-    from sweeps.scheduler import cancel_jobs
+    from gsq.sweeps.state.slurm import cancel_jobs
 
     # Also where the number changed hands after it was asked for.
     cancel_jobs([f"{number}_0"], name="gsq-beliefs-1-of-ours")

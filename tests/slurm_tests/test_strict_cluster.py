@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder
+from gsq.records.folder import RunFolder
 
 HERE = Path(__file__).parent
 SWEEP = """\
@@ -99,7 +99,7 @@ SLOW = """
 import sys, time
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "gsq.run":
+        if name == "gsq.runs.execute":
             print("staging", flush=True)
             time.sleep(300)
 if "submitit.core._submit" in " ".join(sys.orig_argv):

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gsq.record import RunFolder, read_json
-from sweeps.schema import SCIENCE_COLUMNS, read_table
+from gsq.records.attempt import read_json
+from gsq.records.folder import RunFolder
+from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 
 CELLS = 6
 STEPS = 80

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder, read_json
-from sweeps.schema import read_table
+from gsq.records.attempt import read_json
+from gsq.records.folder import RunFolder
+from gsq.sweeps.schema.columns import read_table
 
 STEPS = 150
 SWEEP = f"""\

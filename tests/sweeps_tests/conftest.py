@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder
-from sweeps import journal
-from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Plan, make_plan
-from sweeps.spec import load_spec
+from gsq.records.folder import RunFolder
+from gsq.sweeps.planning.cells import Cell, Plan, make_plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.sweep import load_spec
+from gsq.sweeps.state import journal
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         environment: dict[str, Any] | None = None,
         **more: Any,
     ) -> RunFolder:
-        from gsq.record import Attempt, write_json
+        from gsq.records.attempt import Attempt, write_json
 
         run = RunFolder.of(folder / "runs", cell.signature)
         attempt = run.new_attempt()

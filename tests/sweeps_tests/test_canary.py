@@ -11,14 +11,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from gsq.cli import app
-from gsq.record import RunFolder, read_run, runs_root
-from sweeps import canary, forecast, gather, status
-from sweeps.canary import STEPS, choose, run_canaries, shortened
-from sweeps.cluster import Cluster
-from sweeps.folder import SweepFolder
-from sweeps.planning import Cell, Plan
-from sweeps.schema import read_table
+from gsq.cli.main import app
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import read_run
+from gsq.sweeps import forecast, gather, status
+from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running import canary
+from gsq.sweeps.running.canary import STEPS, choose, run_canaries, shortened
+from gsq.sweeps.schema.columns import read_table
+from gsq.sweeps.spec.cluster import Cluster
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gsq.errors import UserError
-from sweeps.cluster import Cluster, load_cluster, local_workers
-from sweeps.shipped import configs_folder
+from gsq.sweeps.spec.cluster import Cluster, load_cluster, local_workers
+from gsq.sweeps.spec.shipped import configs_folder
 
 
 def cluster(text: str) -> Cluster:

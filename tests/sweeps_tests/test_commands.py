@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.commands import Answer, clean_environment, run
+from gsq.sweeps.state.commands import Answer, clean_environment, run
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def _group(pid: int) -> int:
 
 
 def test_every_command_of_slurm_has_a_limit() -> None:
-    from sweeps.commands import DEFAULT_LIMIT, LIMITS
+    from gsq.sweeps.state.commands import DEFAULT_LIMIT, LIMITS
 
     assert {"scontrol", "squeue", "sacct", "scancel", "sbatch"} <= LIMITS.keys()
     assert all(0 < limit <= 120 for limit in (*LIMITS.values(), DEFAULT_LIMIT))

@@ -14,31 +14,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gsq.config.overrides import to_dict
 from gsq.errors import UserError
-from gsq.loading import to_dict
-from gsq.record import RunFolder, RunRecord
-from sweeps.cluster import Cluster
-from sweeps.cost import (
+from gsq.records.folder import RunFolder
+from gsq.records.read import RunRecord
+from gsq.sweeps.costing.cost import (
     ASSUMED_CPU_FLOPS,
     FRAMEWORK_BYTES,
-    MEMORY_STEPS_GB,
-    MINUTE_STEPS,
-    RESOURCE_NAMES,
     STARTUP_SECONDS,
     Estimate,
-    ResourceClass,
-    ResourceExpression,
     estimate,
     evaluation_flops,
     evaluations,
     fit,
-    resource_class,
     speed,
     step_seconds,
 )
-from sweeps.folder import SweepFolder
-from sweeps.forecasting import by_class
-from sweeps.planning import Cell, Plan
+from gsq.sweeps.costing.forecast import by_class
+from gsq.sweeps.costing.resource_class import (
+    MEMORY_STEPS_GB,
+    MINUTE_STEPS,
+    ResourceClass,
+    ResourceExpression,
+    resource_class,
+)
+from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.spec.resources import RESOURCE_NAMES
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]

@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from gsq.cli import app
+from gsq.cli.main import app
 from gsq.errors import UserError
-from gsq.record import Attempt, RunFolder, runs_root
-from sweeps import curves, gather, gather_curves
-from sweeps.folder import SweepFolder
-from sweeps.planning import Plan
-from sweeps.schema import describe, read_table
+from gsq.records.attempt import Attempt
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps import gather, gather_curves
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.schema.columns import describe, read_table
+from gsq.sweeps.tables import curves
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gsq.record import RunFolder, read_run, runs_root
-from sweeps.deaths import FAILED_SOMEHOW, described, failure_of, last_line, note_worker_death
-from sweeps.folder import SweepFolder
-from sweeps.planning import Plan
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import read_run
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.state.deaths import FAILED_SOMEHOW, described, failure_of, last_line, note_worker_death
 
 BEGAN = "submitit INFO (2026-01-02 03:04:05,678) - Starting with JobEnvironment(job_id=5)\n"
 KILLED = "srun: error: n1: task 0: Killed\n"

@@ -10,23 +10,17 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from gsq.record import RunRecord
-from sweeps.display import (
-    LiveView,
-    duration,
-    end_time,
-    fitting_table,
-    head_of,
-    overview_renderable,
-    print_plan,
-    size,
-    status_renderable,
-)
-from sweeps.forecasting import forecast
-from sweeps.listing import SweepLine
-from sweeps.monitoring import SweepStatus, row
-from sweeps.planning import Plan
-from sweeps.reconcile import Action, CellState, Job, cell_state
+from gsq.cli.live import LiveView
+from gsq.cli.show_plan import print_plan
+from gsq.cli.show_status import overview_renderable, status_renderable
+from gsq.cli.tables import fitting_table, head_of
+from gsq.cli.wording import duration, end_time, size
+from gsq.records.read import RunRecord
+from gsq.sweeps.costing.forecast import forecast
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.state.listing import SweepLine
+from gsq.sweeps.state.reconcile import Action, CellState, Job, cell_state
+from gsq.sweeps.state.status import SweepStatus, row
 
 PlanOf = Callable[..., Plan]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import sweeps.folder
+import gsq.sweeps.planning.folder
 from gsq.errors import UserError
-from gsq.record import RunRecord, runs_root
-from sweeps.folder import SweepFolder, sweep_names
-from sweeps.planning import Plan
+from gsq.records.folder import runs_root
+from gsq.records.read import RunRecord
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder, sweep_names
 
 PlanOf = Callable[..., Plan]
 
@@ -90,14 +91,14 @@ def test_a_writer_in_between_loses_nothing(
 ) -> None:
     """Another process adds its cells after this one has looked at the plan and before it has written."""
     sweep.write_plan(plan_of(axes={"groups": [1]}))
-    other, write_text = plan_of(axes={"groups": [2, 8]}), sweeps.folder.write_text
+    other, write_text = plan_of(axes={"groups": [2, 8]}), gsq.sweeps.planning.folder.write_text
 
     def late(*arguments: object, **options: object) -> None:
-        monkeypatch.setattr(sweeps.folder, "write_text", write_text)
+        monkeypatch.setattr(gsq.sweeps.planning.folder, "write_text", write_text)
         sweep.write_plan(other)
         write_text(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweeps.folder, "write_text", late)
+    monkeypatch.setattr(gsq.sweeps.planning.folder, "write_text", late)
     sweep.write_plan(plan_of(axes={"groups": [2, 4]}))
     assert {cell.axes["groups"] for cell in sweep.read_plan().cells} == {1, 2, 4, 8}
     assert len(sweep.read_plan().cells) == 4

@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from gsq.flops import cost
-from sweeps import forecast
-from sweeps.cluster import Cluster
-from sweeps.gpu_memory import memory_notes
-from sweeps.gpus import GPU_MEMORY_GB, GPU_PEAKS
-from sweeps.planning import Cell, Plan
-from sweeps.spec import load_spec
+from gsq.config.flops import cost
+from gsq.sweeps import forecast
+from gsq.sweeps.costing.gpu_memory import memory_notes
+from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.spec.gpus import GPU_MEMORY_GB, GPU_PEAKS
+from gsq.sweeps.spec.sweep import load_spec
 
 PlanOf = Callable[..., Plan]
 H100 = Cluster(kind="slurm", gpus=1, gpu="h100", name="one")
 
 
 def paper(**changes: object) -> Plan:
-    from sweeps.planning import make_plan
+    from gsq.sweeps.planning.cells import make_plan
 
     values = {"data.kind": "photos", "loss.perceptual": "efficientnet_lite0", **changes}
     return make_plan(load_spec({"name": "large", "base": "paper-f16", "set": values, "axes": {"groups": [1, 2]}}))
@@ -77,8 +77,8 @@ def test_small_cells_and_cores_are_not_mentioned(plan_of: PlanOf) -> None:
 
 
 def test_a_local_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.gpu_memory.local_gpus", lambda: ["0"])
+    monkeypatch.setattr("gsq.sweeps.costing.gpu_memory.local_gpus", lambda: ["0"])
     found = forecast(paper(), H100)
     for size, fits in ((24 << 30, False), (512 << 30, True), (None, True)):
-        monkeypatch.setattr("sweeps.gpu_memory.local_gpu_bytes", lambda size=size: size)
+        monkeypatch.setattr("gsq.sweeps.costing.gpu_memory.local_gpu_bytes", lambda size=size: size)
         assert bool(memory_notes(paper().cells, found.speed, Cluster())) is not fits

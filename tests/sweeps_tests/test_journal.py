@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gsq.errors import UserError
-from gsq.record import runs_root
-from sweeps import journal
-from sweeps.folder import SweepFolder
-from sweeps.planning import Plan
+from gsq.records.folder import runs_root
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.state import journal
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_damaged_verdict_is_one_error_and_can_be_found_out_again(entry: journa
 
 
 def test_status_of_a_sweep_with_a_damaged_entry_is_that_error(entry: journal.Entry, plan_of: Any) -> None:
-    from sweeps.monitoring import status
+    from gsq.sweeps.state.status import status
 
     folder = SweepFolder(runs_root(), "small")
     folder.write_plan(plan_of(axes={"seed": [0, 1]}))

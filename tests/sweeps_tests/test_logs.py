@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder, runs_root
-from sweeps import journal
-from sweeps.folder import SweepFolder
-from sweeps.logs import read_log
-from sweeps.planning import Plan
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.state import journal
+from gsq.sweeps.state.logs import read_log
 
 
 @pytest.fixture
 def plan(plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> Plan:
     made = plan_of(axes={"seed": [0]})
     SweepFolder(runs_root(), made.name).write_plan(made)
-    monkeypatch.setattr("sweeps.monitoring.slurm_jobs", lambda folder: {})
+    monkeypatch.setattr("gsq.sweeps.state.status.slurm_jobs", lambda folder: {})
     return made
 
 

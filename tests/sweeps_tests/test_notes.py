@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from gsq.errors import UserError
-from gsq.record import RunFolder
-from sweeps import admit, forecast, plan, submit
-from sweeps.notes import check_images, image_notes
-from sweeps.planning import Plan, make_plan
-from sweeps.spec import load_spec
+from gsq.records.folder import RunFolder
+from gsq.sweeps import admit, forecast, plan, submit
+from gsq.sweeps.costing.notes import check_images, image_notes
+from gsq.sweeps.planning.cells import Plan, make_plan
+from gsq.sweeps.spec.sweep import load_spec
 
 PlanOf = Callable[..., Plan]
 
@@ -103,8 +103,8 @@ def test_own_features_are_imported_when_a_plan_is_made(
 def test_only_the_steps_that_remain_are_counted_where_a_shorter_run_is_gone_on_from(
     plan_of: PlanOf, folder: Path, write_run: Callable[..., RunFolder]
 ) -> None:
-    from gsq import lineage
-    from gsq.datasets import manifest
+    from gsq.data.sources import manifest
+    from gsq.runs import warm_start as lineage
 
     short, longer = (plan_of(set={"steps": steps}, axes={"seed": [0]}) for steps in (600, 800))
     (done,), (cell,) = short.cells, longer.cells

@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from gsq.cli import app
-from gsq.config import RunConfig
+from gsq.cli.main import app
+from gsq.config.overrides import SHORT_NAMES
+from gsq.config.run import RunConfig
 from gsq.errors import Missing, UserError
-from gsq.loading import SHORT_NAMES
-from gsq.weights import REGISTRY
-from sweeps.canary import shortened
-from sweeps.cluster import load_cluster
-from sweeps.folder import SweepFolder, sweep_folder
-from sweeps.forecasting import forecast
-from sweeps.planning import Plan, make_plan
-from sweeps.shipped import configs_folder, shipped_files
-from sweeps.spec import load_spec
-from sweeps.submission import dry_run
+from gsq.pretrained.weights import REGISTRY
+from gsq.sweeps.costing.forecast import forecast
+from gsq.sweeps.planning.cells import Plan, make_plan
+from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
+from gsq.sweeps.running.canary import shortened
+from gsq.sweeps.running.slurm_arrays import dry_run
+from gsq.sweeps.spec.cluster import load_cluster
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
+from gsq.sweeps.spec.sweep import load_spec
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "gsq_paper.parquet"
 # Models of each table and figure, as the paper prints them.
@@ -167,7 +167,7 @@ def test_with_images_and_weights_the_job_scripts_are_those_of_the_cluster_file(
         (tmp_path / "weights").mkdir(exist_ok=True)
         (tmp_path / "weights" / REGISTRY[name].file).touch()
     assert make_plan(spec, lenient=True).missing == ()
-    monkeypatch.setattr("sweeps.submission.require_slurm", lambda: None)
+    monkeypatch.setattr("gsq.sweeps.running.slurm_arrays.require_slurm", lambda: None)
     (script,) = dry_run(plan, cluster)
     for option in ("--partition=gpu", "--gpus-per-node=1", "--array=0-4%5", "--cpus-per-task=8"):
         assert option in script

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from analysis import fit, load_results
-from gsq.cli import app
+from gsq.analysis import fit, load_results
+from gsq.cli.main import app
 from gsq.errors import UserError
-from gsq.execution import environment
-from gsq.record import RunFolder, runs_root
-from sweeps.folder import SweepFolder
-from sweeps.gathering import gathered
-from sweeps.planning import Plan, make_plan
-from sweeps.spec import load_spec
+from gsq.records.folder import RunFolder, runs_root
+from gsq.runs.provenance import environment
+from gsq.sweeps.planning.cells import Plan, make_plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.sweep import load_spec
+from gsq.sweeps.tables.gather import gathered
 
 WriteRun = Callable[..., RunFolder]
 SWEEP = {

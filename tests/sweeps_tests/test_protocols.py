@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder
-from sweeps.folder import ASKED_FILE, SweepFolder, read_asked
-from sweeps.planning import Cell, Lacking, Plan
-from sweeps.protocols import asked, lacking, note_asked
+from gsq.records.folder import RunFolder
+from gsq.sweeps.planning.cells import Cell, Lacking, Plan
+from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked
+from gsq.sweeps.planning.protocols import asked, lacking, note_asked
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]

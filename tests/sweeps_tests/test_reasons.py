@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.reasons import explained, waits_for_ever
+from gsq.sweeps.state.reasons import explained, waits_for_ever
 
 NEVER = (
     "PartitionDown",

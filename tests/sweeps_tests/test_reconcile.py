@@ -10,21 +10,11 @@ from typing import Any
 
 import pytest
 
-from gsq.record import FAILURES, STALE_SECONDS, RunRecord
-from sweeps.cluster import Cluster
-from sweeps.reconcile import (
-    PATIENCE,
-    RESUME,
-    RESUMED,
-    RESUMED_ON_SUBMIT,
-    STATES,
-    Action,
-    CellState,
-    Job,
-    cell_state,
-    reconcile,
-    resumed_classes,
-)
+from gsq.records.attempt import FAILURES, STALE_SECONDS
+from gsq.records.read import RunRecord
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.spec.states import RESUME, RESUMED, RESUMED_ON_SUBMIT, STATES, resumed_classes
+from gsq.sweeps.state.reconcile import PATIENCE, Action, CellState, Job, cell_state, reconcile
 
 NOW = 1_000_000.0
 SIG = "0123456789ab"

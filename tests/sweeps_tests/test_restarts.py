@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from gsq.record import RunFolder, read_run, runs_root
-from sweeps import journal, restarts
-from sweeps.job import ArrayJob, EvaluationJob
-from sweeps.planning import Plan
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import read_run
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.running.array_job import ArrayJob, EvaluationJob
+from gsq.sweeps.state import journal, restarts
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from gsq.errors import UserError
-from gsq.record import runs_root
-from sweeps import journal
-from sweeps.cluster import Cluster
-from sweeps.folder import SweepFolder
-from sweeps.planning import Plan
-from sweeps.sbatch import Refused, for_sbatch, job_script, said
-from sweeps.submission import NotTaken, submit
+from gsq.records.folder import runs_root
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.sbatch import Refused, for_sbatch, job_script, said
+from gsq.sweeps.running.slurm_arrays import NotTaken
+from gsq.sweeps.running.submit import submit
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.state import journal
 
 PlanOf = Callable[..., Plan]
 SLURM = Cluster(kind="slurm", name="c")
@@ -255,13 +256,13 @@ def test_the_cluster_that_took_the_job_is_asked_about_it(
     (entry,) = journal.entries(SweepFolder(runs_root(), plan.name))
     assert (entry.job, entry.clusters) == ("5", "big")
     asked: list[tuple[str, ...]] = []
-    from sweeps.commands import Answer
-    from sweeps.scheduler import slurm_jobs
+    from gsq.sweeps.state.commands import Answer
+    from gsq.sweeps.state.slurm import slurm_jobs
 
     def run(*words: str) -> Answer:
         asked.append(words)
         return Answer(words[0], code=0)
 
-    monkeypatch.setattr("sweeps.scheduler.run", run)
+    monkeypatch.setattr("gsq.sweeps.state.slurm.run", run)
     slurm_jobs(SweepFolder(runs_root(), plan.name))
     assert {words[0] for words in asked} == {"squeue", "sacct"} and all(w[1:3] == ("-M", "big") for w in asked)

@@ -11,26 +11,25 @@ from pathlib import Path
 
 import pytest
 
-import sweeps.snapshot
+import gsq.sweeps.running.snapshot
 from gsq.errors import UserError
-from gsq.execution import commit
-from gsq.run import StopRequest
-from sweeps.folder import SweepFolder
-from sweeps.job import run_cell
-from sweeps.planning import Plan
-from sweeps.snapshot import PACKAGES, environment, imported_source, take
-from sweeps.submission import submit
+from gsq.runs.provenance import commit
+from gsq.runs.stop import StopRequest
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.snapshot import environment, imported_source, take
+from gsq.sweeps.running.submit import submit
+from gsq.sweeps.running.worker import run_cell
 
 PlanOf = Callable[..., Plan]
 
 
 @pytest.fixture
 def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the three packages that may be edited, as if they had been imported from there."""
-    for package in PACKAGES:
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(imported_source() / package, folder / "checkout" / package, ignore=ignore)
-    monkeypatch.setattr(sweeps.snapshot, "imported_source", lambda: folder / "checkout")
+    """A copy of the package that may be edited, as if it had been imported from there."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(imported_source() / "gsq", folder / "checkout" / "gsq", ignore=ignore)
+    monkeypatch.setattr(gsq.sweeps.running.snapshot, "imported_source", lambda: folder / "checkout")
     return folder / "checkout"
 
 
@@ -51,7 +50,7 @@ def test_one_copy_for_each_state_of_the_source(folder: Path, checkout: Path) -> 
 
 def where(source: Path, folder: Path, python_path: str = "") -> list[str]:
     """What a process started in ``folder`` imports, and the commit that it names."""
-    code = "import gsq, sweeps; from gsq.execution import commit; print(gsq.__file__, sweeps.__file__, commit())"
+    code = "import gsq, sweeps; from gsq.runs.provenance import commit; print(gsq.__file__, sweeps.__file__, commit())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,

@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from gsq.cli import app
-from gsq.record import RunFolder
-from sweeps.folder import SweepFolder
-from sweeps.gathering import gathered
-from sweeps.planning import Plan
-from sweeps.schema import read_table
+from gsq.cli.main import app
+from gsq.records.folder import RunFolder
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.schema.columns import read_table
+from gsq.sweeps.tables.gather import gathered
 
 PlanOf = Callable[..., Plan]
 WriteRun = Callable[..., RunFolder]
 
 
 def submitted(plan: Plan) -> None:
-    from gsq.record import runs_root
+    from gsq.records.folder import runs_root
 
     SweepFolder(runs_root(), plan.name).write_plan(plan)
 

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from gsq.errors import UserError
-from sweeps.study_journal import check_journal, open_journal
+from gsq.sweeps.state.study_journal import check_journal, open_journal
 
 
 @pytest.fixture

@@ -17,25 +17,28 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import sweeps
-from gsq.cli import app
+from gsq import sweeps
+from gsq.cli.main import app
 from gsq.errors import UserError
-from gsq.record import DONE, FAILED, RUNNING, Attempt, RunFolder, RunRecord, read_metrics, read_run
-from sweeps.cancellation import claim_signal, clear, mark, marked, with_cancelled
-from sweeps.cluster import Cluster
-from sweeps.control import cancellable, failed_cells, last_cluster, select, select_one
-from sweeps.folder import SweepFolder
-from sweeps.gathering import gather
-from sweeps.journal import Entry
-from sweeps.monitoring import status
-from sweeps.planning import Cell, Plan, make_plan
-from sweeps.queue import LocalQueue
-from sweeps.reconcile import Job
-from sweeps.scheduler import ask, cancel_jobs
-from sweeps.schema import SCIENCE_COLUMNS, read_table
-from sweeps.snapshot import take
-from sweeps.spec import load_spec
-from sweeps.submission import submit
+from gsq.records.attempt import DONE, FAILED, RUNNING, Attempt
+from gsq.records.folder import RunFolder
+from gsq.records.read import RunRecord, read_metrics, read_run
+from gsq.sweeps.planning.cells import Cell, Plan, make_plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.cancel_retry import cancellable, failed_cells, last_cluster
+from gsq.sweeps.running.local_queue import LocalQueue
+from gsq.sweeps.running.snapshot import take
+from gsq.sweeps.running.submit import submit
+from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.spec.sweep import load_spec
+from gsq.sweeps.state.cancellation import claim_signal, clear, mark, marked, with_cancelled
+from gsq.sweeps.state.journal import Entry
+from gsq.sweeps.state.reconcile import Job
+from gsq.sweeps.state.selection import select, select_one
+from gsq.sweeps.state.slurm import ask, cancel_jobs
+from gsq.sweeps.state.status import status
+from gsq.sweeps.tables.gather import gather
 
 PlanOf = Callable[..., Plan]
 HandedOver = Callable[..., Entry]
@@ -309,7 +312,7 @@ def test_what_a_queue_would_try_again_is_cancelled(four: Plan, write_run: WriteR
 def test_a_terminal_is_asked_where_several_cells_are_hit(four: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = SweepFolder(Path("runs").absolute(), four.name)
     (RunFolder.of(sweep.runs, four.cells[2].signature).path / "attempts" / "1" / "status.json").unlink()
-    monkeypatch.setattr("sweeps.cli._on_terminal", lambda: True)
+    monkeypatch.setattr("gsq.cli.options.on_terminal", lambda: True)
     done = CliRunner().invoke(app, ["cancel", four.name], input="n\n")
     assert done.exit_code == 1 and "Stop 2 cells?" in done.output and marked(sweep) == set()
     # One needs no question.

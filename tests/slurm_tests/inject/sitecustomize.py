@@ -263,10 +263,10 @@ def _patch_evaluation(module):
 
 
 PATCHES = {
-    "gsq.run": _patch_run,
-    "gsq.training": _patch_training,
-    "gsq.checkpoint": _patch_checkpoint,
-    "gsq.evaluation": _patch_evaluation,
+    "gsq.runs.execute": _patch_run,
+    "gsq.training.trainer": _patch_training,
+    "gsq.training.checkpoint": _patch_checkpoint,
+    "gsq.evaluation.evaluate": _patch_evaluation,
 }
 
 
@@ -291,12 +291,12 @@ if ROOT.is_dir():
 
 
 def _dry(log):
-    """A gsq.run that trains nothing and imports no torch, for jobs that only say which cell they are."""
+    """A gsq.runs.execute that trains nothing and imports no torch, for jobs that only say which cell they are."""
     import types
     from pathlib import Path as _Path
 
     def execute(config, runs, **kwargs):
-        from gsq.identity import identity
+        from gsq.runs.identity import identity
 
         with open(log, "a") as file:
             file.write(json.dumps({"runs": str(runs), "signature": identity(config)}) + "\n")
@@ -314,8 +314,10 @@ def _dry(log):
     class Busy(Exception):
         pass
 
-    sys.modules["gsq.run"] = types.ModuleType("gsq.run")
-    sys.modules["gsq.run"].__dict__.update(execute=execute, StopRequest=StopRequest, Stopped=Stopped, Busy=Busy)
+    sys.modules["gsq.runs.execute"] = types.ModuleType("gsq.runs.execute")
+    sys.modules["gsq.runs.execute"].__dict__.update(
+        execute=execute, StopRequest=StopRequest, Stopped=Stopped, Busy=Busy
+    )
 
 
 # The driver has it in its environment, too, for its jobs, but runs none.

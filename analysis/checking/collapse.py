@@ -1,0 +1,199 @@
+"""Does one derived axis, such as bits per pixel, absorb several axes?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.result import or_none
+from gsq.analysis.fitting.solver import Bools
+from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
+
+CANDIDATES = (
+    "bits_per_pixel",
+    "bits_per_token",
+    "bits_per_dimension",
+    "effective_bits",
+    "compression_ratio",
+    "tokens_per_image",
+)
+ABSORBED = ("downsample", "groups", "codebook_size", "latent_dim")
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """How well target = c * derived^-a describes rows that differ in several axes."""
+
+    derived: str
+    axes: tuple[str, ...]
+    """The axes that vary and that it may absorb; codebook_size enters as its logarithm, the bits of an index."""
+    rows: int
+    log_rmse: float
+    log_rmse_free: float
+    """With an exponent of its own for each axis beside it."""
+    p: float
+    """F test of these exponents; NaN where no degree of freedom is left."""
+    block: float
+    """Log-RMSE of levels of an axis, each held out and predicted from the others, over all axes; NaN where without a
+    level the free exponents are never determined (every axis has two levels)."""
+    block_free: float
+    """The same with free exponents, over the same levels."""
+    exponents: dict[str, tuple[float, float]]
+    """The free law without the derived axis: axis to (exponent, half width of its 95 % interval)."""
+    left_over: dict[str, tuple[float, float]]
+    """The same for each axis added alone to the derived one: what of it was not absorbed."""
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether free exponents bring nothing: the F test finds none at 5 %, or levels that were held out are
+        predicted as well (within 5 %) without them."""
+        return bool(self.p >= 0.05 or self.block <= 1.05 * self.block_free)
+
+    @property
+    def text(self) -> str:
+        verdict = "absorbs" if self.absorbs else "does not wholly absorb"
+        exponents, left = (
+            ", ".join(f"{name} {value:.2f} ± {half:.2f}" for name, (value, half) in pairs.items())
+            for pairs in (self.exponents, self.left_over)
+        )
+        blocks = (
+            "no level can be held out (two levels an axis)"
+            if np.isnan(self.block)
+            else f"levels held out are missed by {self.block:.3g}, with free exponents by {self.block_free:.3g}"
+        )
+        return (
+            f"{self.derived} {verdict} {', '.join(self.axes)}: {blocks}; log-RMSE {self.log_rmse:.3g}, with free "
+            "exponents "
+            f"{self.log_rmse_free:.3g} (F test p = {self.p:.2g}); left over: {left}"
+            + (f"; free exponents: {exponents}" if exponents else "")
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "derived": self.derived,
+            "axes": list(self.axes),
+            "rows": self.rows,
+            "log_rmse": self.log_rmse,
+            "log_rmse_free": self.log_rmse_free,
+            "p": or_none(self.p),
+            "block": or_none(self.block),
+            "block_free": or_none(self.block_free),
+            "absorbs": self.absorbs,
+            "exponents": {name: list(pair) for name, pair in self.exponents.items()},
+            "left_over": {name: list(pair) for name, pair in self.left_over.items()},
+        }
+
+
+def collapse(
+    frame: pd.DataFrame,
+    derived: Sequence[str] | None = None,
+    axes: Sequence[str] = ABSORBED,
+    target: str = "rfid",
+) -> tuple[Collapse, ...]:
+    """Test each of ``derived`` (default: every derived axis that varies): does it absorb ``axes``?
+
+    ln target is regressed on ln derived alone, and on it with every axis (codebook_size as log2 of it), seeds averaged.
+    Every level of every axis is held out in turn. The best first. Raises AnalysisError where fewer than two axes vary,
+    or a column is missing or not positive.
+    """
+    rows, _ = measured(frame, target)
+    present = varying(rows, axes)
+    if len(present) < 2:
+        raise AnalysisError(
+            f"nothing to absorb: of {', '.join(axes)} only {', '.join(present) or 'none'} vary; a collapse needs two "
+            "axes"
+        )
+    chosen = [name for name in CANDIDATES if name in rows and rows[name].nunique() > 1] if derived is None else derived
+    values = _positive(rows, target)
+    if values.max() - values.min() <= 1e-9 * values.max():
+        raise AnalysisError(
+            f"{target} is the same in all {len(rows)} rows, {values[0]:.4g}: there is nothing to explain"
+        )
+    cells = configuration_ids(rows, present)
+    first = np.unique(cells, return_index=True)[1]
+    goal = np.bincount(cells, np.log(_positive(rows, target))) / np.bincount(cells)
+    rows = rows.iloc[first].reset_index(drop=True)
+    levels = {name: numbers(rows, name) for name in present}
+    logs = [
+        np.log(np.log2(_positive(rows, n))) if n == "codebook_size" else np.log(_positive(rows, n)) for n in present
+    ]
+    one = np.ones(len(rows))
+    found = []
+    for name in chosen:
+        if name in rows and not np.isfinite(numbers(rows, name)).all():
+            if derived is None:
+                continue
+            raise AnalysisError(f"column {name!r} is empty in some rows, so it cannot be tested")
+        own = np.log(_positive(rows, name))
+        small, free, full = np.stack([one, own], 1), np.stack([one, *logs], 1), np.stack([one, own, *logs], 1)
+        rss, rss_full = _rss(small, goal), _rss(full, goal)
+        extra = int(np.linalg.matrix_rank(full)) - 2
+        left = len(rows) - extra - 2
+        p = np.nan
+        if left > 0 and extra > 0 and rss_full > 0:
+            from scipy.stats import f
+
+            p = float(f.sf((rss - rss_full) / extra / (rss_full / left), extra, left))
+        blocks = [(values != level, values == level) for values in levels.values() for level in np.unique(values)]
+        rank = np.linalg.matrix_rank(free)
+        blocks = [one for one in blocks if np.linalg.matrix_rank(free[one[0]]) == rank]
+        found.append(
+            Collapse(
+                name,
+                tuple(present),
+                len(rows),
+                float(np.sqrt(rss / len(rows))),
+                float(np.sqrt(rss_full / len(rows))),
+                p,
+                _blocks(small, goal, blocks),
+                _blocks(free, goal, blocks),
+                _exponents(free, goal, present),
+                {
+                    shown: pair
+                    for axis, log in zip(present, logs, strict=True)
+                    for shown, pair in list(_exponents(np.stack([one, log, own], 1), goal, [axis, name]).items())[:1]
+                },
+            )
+        )
+    return tuple(
+        sorted(found, key=lambda one: (one.block, one.log_rmse) if not np.isnan(one.block) else (0, one.log_rmse))
+    )
+
+
+def _positive(rows: pd.DataFrame, name: str) -> Array:
+    values = numbers(rows, name)
+    if not (values > 0).all():
+        raise AnalysisError(
+            f"column {name!r} must be above 0, for its logarithm is taken; the least is {np.nanmin(values):g}"
+        )
+    return values
+
+
+def _rss(design: Array, goal: Array) -> float:
+    return float(np.sum((goal - design @ np.linalg.lstsq(design, goal)[0]) ** 2))
+
+
+def _blocks(design: Array, goal: Array, blocks: list[tuple[Bools, Bools]]) -> float:
+    """Root mean square error of blocks, each predicted from the other rows."""
+    errors = [
+        goal[outside] - design[outside] @ np.linalg.lstsq(design[inside], goal[inside])[0] for inside, outside in blocks
+    ]
+    return float(np.sqrt(np.mean(np.concatenate(errors) ** 2))) if errors else np.nan
+
+
+def _exponents(design: Array, goal: Array, names: list[str]) -> dict[str, tuple[float, float]]:
+    from scipy.stats import t
+
+    left = len(goal) - design.shape[1]
+    if left < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}
+    found = np.linalg.lstsq(design, goal)[0]
+    scatter = np.sum((goal - design @ found) ** 2) / left
+    half = t.ppf(0.975, left) * np.sqrt(scatter * np.diag(np.linalg.inv(design.T @ design)))
+    shown = [f"log2({name})" if name == "codebook_size" else name for name in names]
+    return {name: (float(found[i + 1]), float(half[i + 1])) for i, name in enumerate(shown)}

@@ -1,0 +1,134 @@
+"""Errors of a law on cells, levels and sizes that it was not fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsq.analysis.fitting.result import Fit, or_none
+from gsq.analysis.fitting.solver import refit
+from gsq.analysis.tables.table import DERIVED, Array, large_end, numbers, varying
+
+_AXES = ("downsample", "groups", "codebook_size", "latent_dim", "image_size", "step")
+_MOST_PARTS = 400
+_MOST_LEVELS = 24
+_STARTS = 4  # of each refit: the fit to all rows, and three random ones
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Root mean square errors of predictions for rows that were held out."""
+
+    rows: int
+    rmse: float
+    log_rmse: float
+    """Of logarithms; NaN where a target or prediction is not positive."""
+    skipped: int = 0
+    """Refits that the rows left could not carry."""
+
+    def of(self, log: bool) -> float:
+        """The error that fits the residuals."""
+        return self.log_rmse if log else self.rmse
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "rows": self.rows,
+            "rmse": or_none(self.rmse),
+            "log_rmse": or_none(self.log_rmse),
+            "skipped": self.skipped,
+        }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a law says of rows that it was not fitted to."""
+
+    one_out: Errors
+    """Leave one configuration out, all its seeds at once (of more than 400 configurations: one of 400 parts)."""
+    level_out: dict[str, Errors]
+    """Axis to: leave each of its levels out in turn."""
+    window: dict[str, Errors]
+    """Axis to: predict each level from all smaller ones, as far as these carry the law (expanding window)."""
+    largest: dict[str, Errors]
+    """Axis to: the last of these, the largest level predicted from all others."""
+
+    def to_dict(self) -> dict[str, object]:
+        def each(errors: dict[str, Errors]) -> dict[str, object]:
+            return {name: one.to_dict() for name, one in errors.items()}
+
+        return {
+            "leave_one_out": self.one_out.to_dict(),
+            "leave_level_out": each(self.level_out),
+            "expanding_window": each(self.window),
+            "largest": each(self.largest),
+        }
+
+
+def held_out(fit: Fit) -> HeldOut:
+    """Refit ``fit`` without one configuration, without each level of each axis, and on the smaller levels alone.
+
+    Axes are those of the tokenizer and of the law that vary, with at most 24 levels, but not derived ones. Small is
+    what needs less memory and time, so small codebooks and large downsampling.
+    """
+    rows = fit.rows
+    cells = fit.n_configurations
+    names = [name for name in dict.fromkeys([*_AXES, *fit.law.columns]) if name in rows and name not in DERIVED]
+    names = [name for name in varying(rows, names) if rows[name].nunique() <= _MOST_LEVELS]
+    blocks: list[tuple[str, Array, Array]] = []  # what, trained on, predicted
+    parts = min(cells, _MOST_PARTS)
+    for part in range(parts):
+        out = fit.configurations % parts == part
+        blocks.append(("one", ~out, out))
+    for name in names:
+        values = large_end(name) * numbers(rows, name)
+        levels = np.unique(values)
+        blocks += [(f"level {name}", values != level, values == level) for level in levels]
+        blocks += [(f"window {name}", values < level, values == level) for level in levels[1:]]
+        blocks.append((f"largest {name}", values < levels[-1], values == levels[-1]))
+    trained = np.array([block[1] for block in blocks], dtype=np.float64)
+    able = _carries(fit, trained)
+    predicted = np.full(trained.shape, np.nan)
+    if able.any():
+        found = refit(
+            fit.problem,
+            fit.theta,
+            trained[able] * fit.weights,
+            list(fit.ranges),
+            fit.scales,
+            _STARTS,
+            [fit.options.seed, 3],
+        )
+        predicted[able] = fit.problem.predict(found.theta)
+    collected: dict[str, list[tuple[Array, Array]]] = {}
+    skipped: dict[str, int] = {}
+    for (what, _, out), one, usable in zip(blocks, predicted, able, strict=True):
+        collected.setdefault(what, [])
+        skipped[what] = skipped.get(what, 0) + (not usable)
+        if usable:
+            collected[what].append((fit.problem.target[out], one[out]))
+
+    def errors(what: str) -> Errors:
+        pairs = collected[what]
+        if not pairs:
+            return Errors(0, np.nan, np.nan, skipped[what])
+        target, value = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
+        with np.errstate(all="ignore"):
+            log_rmse = float(np.sqrt(np.mean((np.log(target) - np.log(value)) ** 2)))
+        return Errors(len(target), float(np.sqrt(np.mean((target - value) ** 2))), log_rmse, skipped[what])
+
+    def each(kind: str) -> dict[str, Errors]:
+        return {name: errors(f"{kind} {name}") for name in names}
+
+    return HeldOut(errors("one"), each("level"), each("window"), each("largest"))
+
+
+def _carries(fit: Fit, trained: Array) -> Array:
+    """Whether the rows of each mask (m, n) can tell the parameters apart, and leave a degree of freedom."""
+    columns = np.stack([numbers(fit.rows, name) for name in fit.law.columns], axis=1)
+    cell = np.unique(np.round(columns, 12), axis=0, return_inverse=True)[1].reshape(-1)
+    slopes = fit.problem.form.both(fit.theta[None], fit.problem.data, fit.problem.centre)[1][:, 0].T
+    slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    rank = np.linalg.matrix_rank(slopes)
+    enough = np.array([len(np.unique(cell[mask > 0])) >= fit.rank for mask in trained])
+    return np.asarray(enough & (np.linalg.matrix_rank(trained[:, :, None] * slopes) >= rank))

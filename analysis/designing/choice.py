@@ -1,0 +1,375 @@
+"""What to run next: the cells, or further seeds of cells, that narrow a target the most for what they cost.
+
+Runs are chosen one after the other, each with the largest fall of the logarithm of the target's value for its cost
+among those that the rest of the budget affords. What the value is, and the sources:
+:mod:`gsq.analysis.designing.information`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.checking.compare import Comparison, aicc_weights
+from gsq.analysis.designing.information import Cells, State
+from gsq.analysis.designing.proposal import Design, Expectation, Proposal
+from gsq.analysis.designing.target import Target, cell_text, plain, read_target
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.table import CONFIGURATION_AXES, DERIVED, numbers, varying, with_derived
+
+NOTHING = 0.05  # by which the last runs must narrow the target together
+SETTLED = 1e-3  # weight of wrong laws that needs no further run
+SEEDS = 3
+
+
+def design(
+    fits: Fit | Comparison | Sequence[Fit],
+    candidates: pd.DataFrame,
+    budget: float,
+    target: str | Target,
+    *,
+    cost: str = "cost",
+    unit: str | None = None,
+    until: float | None = None,
+    noise: float | None = None,
+    seeds: int = SEEDS,
+) -> Design:
+    """Choose the runs among ``candidates`` that narrow ``target`` the most for ``budget``.
+
+    fits: a fit, or rival ones to the same rows (:func:`analysis.compare_laws`), weighted by AICc.
+    candidates: one row a cell, with the laws' columns (derived axes may follow from others) and the column ``cost``, in
+    any unit above 0, called ``unit`` in what is printed. A cell of the same configuration as measured rows is a further
+    seed of it; the two are compared by the axes that both tables have or, where both have it, by a column
+    ``configuration``. Each configuration gets ``seeds`` runs at the most, measured ones included, or as many as there
+    are rows of it in the candidates.
+    target: see :func:`read_target`. until: stop at this value of it: half an interval (in units of the parameter;
+    relative for a prediction or the noise: 0.05 is 5 %), or the weight left to wrong laws.
+    noise: standard deviation between seeds, relative for log residuals; without it, from the seeds in the table. Where
+    it has none either, a further seed tells nothing of the law.
+
+    The criteria and their sources: :mod:`gsq.analysis.designing.information`. Raises AnalysisError for a target that
+    the laws do not have, target or candidate cells without a column that a law reads, costs that are missing or not
+    above 0, or a budget that affords no candidate.
+    """
+    wanted = read_target(target) if isinstance(target, str) else target
+    rivals = list(fits.fits) if isinstance(fits, Comparison) else [fits] if isinstance(fits, Fit) else list(fits)
+    weights = _weights(rivals)
+    notes = [one.excluded for one in rivals[:1] if one.excluded]
+    if wanted.kind == "parameter":
+        rivals, weights = _with_parameter(rivals, wanted.parameter, notes), (1.0,)
+    if wanted.kind == "discriminate" and sum(weight > 0 for weight in weights) < 2:
+        raise AnalysisError("discriminate needs two laws or more that were fitted to these rows, with an AICc each")
+    if not 0 < budget < np.inf:
+        raise AnalysisError(f"budget must be a number above 0, got {budget:g}")
+    if until is not None and not 0 < until < np.inf:
+        raise AnalysisError(f"until must be a number above 0, got {until:g}")
+    if noise is not None and not 0 < noise < np.inf:
+        raise AnalysisError(f"noise is the standard deviation between seeds, above 0; got {noise:g}")
+    if seeds < 1:
+        raise AnalysisError(f"seeds, the runs of a configuration at the most, must be at least 1; got {seeds}")
+    goal = until
+    if until is not None and (wanted.kind == "noise" or (wanted.kind == "predict" and rivals[0].residuals == "log")):
+        goal = float(np.log1p(until))
+    cells = _cells(rivals, candidates, cost, seeds, notes)
+    state = State(rivals, weights, wanted, cells, noise, notes)
+    if wanted.kind == "predict" and len(rivals) > 1:
+        notes += _disagreement(state)
+    start = state.copy()
+    order, stopped = _greedy(state, cells, budget, goal)
+    if goal is not None and order and state.value() <= goal:
+        order, state = _without_idle(start, cells, order, goal)
+    if goal is not None and state.value() > goal:
+        stopped += "; the target is not met"
+    proposals, total, replay = [], 0.0, start.copy()
+    axes = _shown_axes(rivals, candidates)
+    for cell in order:
+        before = int(replay.counts[cell])
+        replay.add(cell)
+        total += float(cells.cost[cell])
+        row = int(cells.row[cell])
+        proposals.append(
+            Proposal(
+                {name: plain(candidates.iloc[row][name]) for name in axes},
+                row,
+                before,
+                float(cells.cost[cell]),
+                total,
+                float(replay.value()),
+            )
+        )
+    best = state.rivals[0]
+    return Design(
+        target=wanted,
+        laws=tuple(one.law.name for one in rivals),
+        weights=tuple(weights),
+        noise=float(np.sqrt(best.sigma2)) if best.noise_source else None,
+        noise_source=state.noise_source,
+        scatter=float(np.sqrt(best.tau2)),
+        log=rivals[0].residuals == "log",
+        measures=rivals[0].target,
+        confidence=rivals[0].confidence,
+        unit=unit or cost.replace("_", " "),
+        budget=budget,
+        until=until,
+        before=float(start.value()),
+        after=float(state.value()),
+        open_before=start.is_open(),
+        open_after=state.is_open(),
+        expectations=_expectations(start, state),
+        proposals=tuple(proposals),
+        stopped=stopped,
+        notes=tuple(notes),
+    )
+
+
+def _weights(fits: Sequence[Fit]) -> tuple[float, ...]:
+    if not fits:
+        raise AnalysisError("no law was fitted, so there is nothing to design for")
+    if len({one.n_rows for one in fits}) > 1 or len({(one.target, one.residuals) for one in fits}) > 1:
+        raise AnalysisError(
+            "rival laws must be fitted to the same rows, target and residuals; compare_laws(frame, laws) does so"
+        )
+    for one in fits:
+        if one.options.loss != "least_squares":
+            raise AnalysisError(f"{one.law.name} was fitted with {one.options.loss}; designs need least_squares")
+    if len(fits) == 1:
+        return (1.0,)
+    found = aicc_weights(fits)
+    return found if sum(found) > 0 else (1 / len(fits),) * len(fits)
+
+
+def _with_parameter(fits: Sequence[Fit], name: str, notes: list[str]) -> list[Fit]:
+    having = [one for one in fits if name in one.parameters]
+    if not having:
+        known = "; ".join(f"{one.law.name} has {', '.join(one.parameters)}" for one in fits)
+        near = difflib.get_close_matches(name, [p for one in fits for p in one.parameters], 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise AnalysisError(f"target parameter={name}: no law has a parameter {name!r}{hint}; {known}")
+    if len(having) > 1:
+        raise AnalysisError(
+            f"target parameter={name}: {' and '.join(one.law.name for one in having)} have it; choose one law (--law)"
+        )
+    if len(fits) > 1:
+        notes.append(f"of the laws only {having[0].law.name} has {name}; the others do not count")
+    return having
+
+
+def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int, notes: list[str]) -> Cells:
+    """Configurations of the measured rows and of the candidates that the laws hold for."""
+    if candidates.empty:
+        raise AnalysisError("there are no candidate cells")
+    if cost not in candidates:
+        known = [n for n in ("device_hours", "device_seconds", "train_flops", "cost") if n in candidates]
+        raise AnalysisError(
+            f"the candidates have no column {cost!r} for what a run costs; name it (--cost COLUMN)"
+            + (f": there is {', '.join(known)}" if known else ", or add one: every cell needs a cost")
+        )
+    rows, wide = fits[0].rows, with_derived(candidates).reset_index(drop=True)
+    for one in fits:
+        missing = [name for name in one.law.columns if name not in wide]
+        if missing:
+            raise AnalysisError(
+                f"the candidates lack {' and '.join(missing)}, which {one.law.name} reads; they have "
+                f"{', '.join(map(str, candidates.columns[:12]))}"
+            )
+    price = numbers(wide, cost)
+    wrong = ~(np.isfinite(price) & (price > 0))
+    if wrong.any():
+        raise AnalysisError(
+            f"cost {cost!r} must be a number above 0 for every candidate; {wrong.sum()} of {len(price)} are not, the "
+            f"first is {price[wrong][0]:g}"
+        )
+    keep = np.ones(len(wide), dtype=bool)
+    for one in fits:
+        for name, only in one.law.holds_for.items():
+            if name not in wide:
+                continue
+            value = only if only is not None else float(numbers(rows, name)[0]) if name in rows else None
+            if value is None:
+                continue
+            out = keep & (numbers(wide, name) != value)
+            if out.any():
+                notes.append(f"{out.sum()} candidates are left out: {one.law.name} holds for {name} = {value:g} only")
+                keep &= ~out
+    if not keep.any():
+        raise AnalysisError(f"no candidate is left: {'; '.join(notes)}; take another law, or other candidates")
+    names = ["configuration"]
+    if not all("configuration" in frame for frame in (rows, wide)):
+        read = [name for one in fits for name in one.law.columns]
+        names = [name for name in dict.fromkeys([*CONFIGURATION_AXES, *read]) if name in rows and name in wide]
+    known_cells = dict(zip(_keys(rows, names), fits[0].configurations.tolist(), strict=True))
+    first = np.unique(fits[0].configurations, return_index=True)[1]
+    counts: list[float] = np.bincount(fits[0].configurations).astype(float).tolist()
+    of: dict[int, list[int]] = {}
+    for position, key in enumerate(_keys(wide, names)):
+        if keep[position]:
+            cell = known_cells.setdefault(key, len(counts))
+            if cell == len(counts):
+                counts.append(0.0)
+            of.setdefault(cell, []).append(position)
+    new = [of[cell][0] for cell in range(len(first), len(counts))]
+    columns = list(dict.fromkeys(name for one in fits for name in one.law.columns))
+    frame = pd.concat([rows.iloc[first][columns], wide.iloc[new][columns]], ignore_index=True)
+    total = len(counts)
+    return Cells(
+        frame,
+        np.array(counts),
+        np.array([np.mean(price[of[cell]]) if cell in of else np.nan for cell in range(total)]),
+        np.array([of[cell][0] if cell in of else -1 for cell in range(total)]),
+        np.array([max(seeds, len(of.get(cell, ()))) for cell in range(total)], dtype=float),
+    )
+
+
+def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]:
+    """What tells configurations apart, a tuple a row: numbers to nine digits, the rest as text."""
+
+    def plain(value: object) -> object:
+        if value is None or value is pd.NA or value != value or value == "{}":
+            return None
+        return float(f"{float(value):.9g}") if isinstance(value, int | float | np.number) else str(value)
+
+    return list(zip(*([plain(value) for value in frame[name]] for name in names), strict=True))
+
+
+def _greedy(state: State, cells: Cells, budget: float, until: float | None) -> tuple[list[int], str]:
+    """Configurations in the order in which to run them, and why it ends; ``state`` is taken there."""
+    order: list[int] = []
+    start, values = state.copy(), [state.value()]
+    left = budget * (1 + 1e-9)
+    while True:
+        if until is not None and values[-1] <= until and not state.is_open():
+            return order, "the target is met" if order else "the target is met already"
+        free = np.flatnonzero((cells.row >= 0) & (state.counts < cells.most))
+        affordable = free[cells.cost[free] <= left]
+        if not len(free):
+            stopped = "no candidate is left: every one has the runs that it may have (seeds)"
+            break
+        if not len(affordable):
+            if not order:
+                raise AnalysisError(
+                    f"a budget of {budget:g} affords none of {len(free)} candidates; the cheapest costs "
+                    f"{np.min(cells.cost[free]):.4g}"
+                )
+            stopped = "what is left of the budget affords no further run"
+            break
+        after = state.after(affordable)
+        with np.errstate(all="ignore"):
+            fall = np.log(values[-1]) - np.log(np.maximum(after, 1e-300))
+            # A first interval is worth more than any narrower one.
+            fall = np.where(np.isinf(values[-1]) & np.isfinite(after), 1e3, np.nan_to_num(fall))
+        if state.target.kind == "discriminate" and values[-1] < SETTLED:
+            stopped = "one law has all but the whole weight"
+            break
+        if fall.max() < 1e-9:
+            stopped = "no further run helps"
+            break
+        cell = int(affordable[np.argmax(fall / cells.cost[affordable])])
+        state.add(cell)
+        order.append(cell)
+        values.append(state.value())
+        left -= float(cells.cost[cell])
+    # The tail that hardly narrows it is not worth its cost.
+    enough = next(i for i, value in enumerate(values) if not value > values[-1] * (1 + NOTHING))
+    if enough < len(order):
+        order = order[:enough]
+        state.become(start)
+        for cell in order:
+            state.add(cell)
+        stopped = f"the rest of the budget would narrow it by less than {NOTHING:.0%}"
+    return order, stopped
+
+
+def _without_idle(start: State, cells: Cells, order: list[int], until: float) -> tuple[list[int], State]:
+    """``order`` without the runs, the dearest first, that are not needed to meet the target."""
+
+    def reached(chosen: Sequence[int]) -> State:
+        state = start.copy()
+        for cell in chosen:
+            state.add(cell)
+        return state
+
+    for cell in sorted(set(order), key=lambda c: -cells.cost[c]):
+        for _ in range(order.count(cell)):
+            last = len(order) - 1 - order[::-1].index(cell)
+            shorter = order[:last] + order[last + 1 :]
+            if reached(shorter).value() > until:
+                break
+            order = shorter
+    return order, reached(order)
+
+
+def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
+    kind, first = start.target.kind, start.rivals[0]
+    if kind == "discriminate":
+        return ()
+    if kind == "noise":
+        if not first.noise_source:
+            return ()
+        sigma = float(np.sqrt(first.sigma2))
+
+        def around(state: State) -> tuple[float, float]:
+            width = state.value()
+            return (sigma * np.exp(-width), sigma * np.exp(width)) if np.isfinite(width) else (0.0, np.inf)
+
+        return (Expectation("between seeds", sigma, around(start), around(end)),)
+    count = len(first.wanted)
+    if count > 8:
+        return ()
+    central = sum(w * one.wanted_value for w, one in zip(start.weights, start.rivals, strict=True))
+    fit = first.fit
+    log = fit.residuals == "log" and kind == "predict"
+    names = (
+        [start.target.parameter]
+        if kind == "parameter"
+        else [f"{fit.target} at {cell_text(cell)}" for cell in start.target.cells]
+    )
+    found = []
+    for i in range(count):
+        middle = float(np.asarray(central)[i])
+        pairs = []
+        for state in (start, end):
+            half = float(state.halves()[i])
+            if state.open()[i]:
+                pairs.append((0.0 if log else -np.inf, np.inf))
+            elif log:
+                pairs.append((float(np.exp(middle - half)), float(np.exp(middle + half))))
+            elif kind == "parameter" and _is_size(fit, start.target.parameter) and middle > 0:
+                # Of what is positive, as of its logarithm.
+                pairs.append((middle * float(np.exp(-half / middle)), middle * float(np.exp(half / middle))))
+            else:
+                pairs.append((middle - half, middle + half))
+        found.append(Expectation(names[i], float(np.exp(middle)) if log else middle, pairs[0], pairs[1]))
+    return tuple(found)
+
+
+def _is_size(fit: Fit, name: str) -> bool:
+    """Whether a parameter is known by factors: positive, and no floor, which may be near 0."""
+    constants = [fit.law.parameters[i] for i in fit.problem.form.constants]
+    return fit.law.bounds.get(name) == (0.0, np.inf) and name not in constants
+
+
+def _disagreement(state: State) -> list[str]:
+    """How far the laws' own predictions lie apart, where they do the most."""
+    values = np.stack([one.wanted_value for one in state.rivals])
+    middle = state.weights @ values
+    apart = float(np.sqrt(state.weights @ (values - middle) ** 2).max())
+    log = state.rivals[0].fit.residuals == "log"
+    shown = f"{np.expm1(apart):.1%}" if log else f"{apart:.3g}"
+    if apart < 1e-3 * (1 if log else float(np.abs(middle).max())):
+        return []
+    return [
+        f"the predictions of the laws differ by {shown} (root mean square by weight) at the most, which is not in "
+        "these intervals and which target discriminate narrows"
+    ]
+
+
+def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
+    """Columns that tell the candidates apart, and those that the laws read."""
+    read = [name for one in fits for name in one.law.columns]
+    names = dict.fromkeys([*varying(candidates), *read])
+    found = [name for name in names if name in candidates and not (name in DERIVED and len(names) > 1)]
+    return [name for name in CONFIGURATION_AXES if name in found] + [n for n in found if n not in CONFIGURATION_AXES]

@@ -1,0 +1,82 @@
+"""What a design is to narrow: a parameter, a prediction, the choice between laws, the noise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.errors import AnalysisError
+
+_NUMBER = re.compile(r"\s*([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(?:(?:\*\*|\^)\s*(\d+))?\s*")
+
+Kind = Literal["parameter", "predict", "discriminate", "noise"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the runs are to narrow."""
+
+    kind: Kind
+    parameter: str = ""
+    cells: tuple[Mapping[str, float], ...] = ()
+    """Cells to predict; none: every measured and candidate configuration."""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.kind == "parameter":
+            return f"the interval of {self.parameter}"
+        if self.kind == "predict":
+            return "the prediction at " + (
+                "; ".join(cell_text(cell) for cell in self.cells) or "every measured and candidate cell"
+            )
+        return "which law is right" if self.kind == "discriminate" else "the seed noise"
+
+
+def read_target(text: str) -> Target:
+    """The target in ``text``: "parameter=alpha", "predict latent_dim=16,codebook_size=2**18", "predict" (every cell),
+    "discriminate" or "noise". Raises AnalysisError for anything else."""
+    word, _, rest = text.strip().partition(" ")
+    kind, _, name = word.partition("=")
+    if kind == "parameter" and name and not rest:
+        return Target("parameter", name)
+    if word in ("discriminate", "noise") and not rest:
+        return Target("discriminate" if word == "discriminate" else "noise")
+    if word == "predict":
+        cells: dict[str, float] = {}
+        for part in filter(None, (part.strip() for part in rest.split(","))):
+            axis, _, value = part.partition("=")
+            found = _NUMBER.fullmatch(value)
+            if not found:
+                raise AnalysisError(f"target {text!r}: {part!r} is not AXIS=NUMBER, such as codebook_size=2**18")
+            cells[axis.strip()] = float(found[1]) ** int(found[2] or 1)
+        return Target("predict", cells=(cells,) if cells else ())
+    raise AnalysisError(
+        f"target {text!r} is none of: parameter=NAME; predict AXIS=NUMBER,... (or predict alone, for every cell); "
+        "discriminate; noise"
+    )
+
+
+def plain(value: object) -> object:
+    """Of a cell of a table, a number or text."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | float | np.integer | np.floating):
+        return int(value) if float(value).is_integer() else float(value)
+    return None if value is None or value is pd.NA else str(value)
+
+
+def cell_text(cell: Mapping[str, object]) -> str:
+    """ "latent_dim=16 groups=8"."""
+    words = ((name, plain(value)) for name, value in cell.items())
+    return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in words)
+
+
+def interval_text(pair: tuple[float, float]) -> str:
+    """ "1.2 to 3.4", or "open"."""
+    return "open" if not np.isfinite(pair).all() else f"{pair[0]:.4g} to {pair[1]:.4g}"

@@ -1,0 +1,1 @@
+"""Figures: a description that is computed, and a function that draws it."""

@@ -1,0 +1,365 @@
+"""What the panels of a figure show, computed before anything is drawn (``figures.draw_panel`` draws one).
+
+Tests and notebooks look at these frozen descriptions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.table import (
+    Array,
+    measured,
+    numbers,
+    protocol_counts,
+    require_columns,
+    single,
+    varying,
+    with_derived,
+)
+
+AXES = ("codebook_size", "latent_dim", "groups", "downsample")
+LABELS = {
+    "bits_per_pixel": "bits per pixel",
+    "codebook_size": "codebook size V",
+    "latent_dim": "latent channels D",
+    "groups": "groups G",
+    "downsample": "downsampling f",
+    "group_dim": "channels a group d",
+    "bits_per_dimension": "bits a dimension",
+    "bits_per_token": "bits a token",
+    "effective_bits": "effective bits a token",
+    "compression_ratio": "compression ratio 3 f²/D",
+    "tokens_per_image": "tokens an image",
+    "step": "optimiser step",
+    "train_flops": "training FLOPs",
+    "device_seconds": "device seconds",
+    "parameters": "parameters",
+    "images_seen": "training images seen",
+    "rfid": "rFID",
+    "usage": "codebook usage",
+    "perplexity": "codebook perplexity",
+    "psnr_db": "PSNR (dB)",
+}
+SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f", "group_dim": "d"}
+MOST_WITH_CURVES = 100
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A law along a panel's x axis, with its band (NaN without a bootstrap)."""
+
+    law: str
+    formula: str
+    """With the fitted numbers."""
+    x: Floats
+    central: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Series:
+    """The points of one fixed setting of all other axes."""
+
+    label: str
+    """For instance "f=8, D=16": the other axes that differ within the panel."""
+    fixed: dict[str, float | str]
+    """Those axes and their values."""
+    x: Floats
+    """One value for each measured run."""
+    y: Floats
+    mean_x: Floats
+    """Distinct x, ascending."""
+    mean_y: Floats
+    """Mean over seeds at each of ``mean_x``."""
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def joined(self) -> bool:
+        """Whether there are at least two x to join by a line."""
+        return len(self.mean_x) > 1
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Points of another table beside those of a panel: drawn, never fitted."""
+
+    label: str
+    """Where they are from, such as "paper: fig4, table13"."""
+    protocol: str
+    """Features, images and protocol that they were measured by."""
+    own_protocol: str
+    """The same of the panel's own points."""
+    series: tuple[Series, ...]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both were measured by one protocol, so that heights can be compared."""
+        return self.protocol == self.own_protocol
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric, by default rFID, against one column."""
+
+    column: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    curves: tuple[Curve, ...] = ()
+    """Laws that hold for all series at once (rate panel)."""
+    metric: str = "rfid"
+    overlay: Overlay | None = None
+
+    @property
+    def x_values(self) -> Floats:
+        """Distinct x of all points, ascending."""
+        series = (*self.series, *(self.overlay.series if self.overlay else ()))
+        return tuple(sorted({x for one in series for x in one.mean_x}))
+
+
+def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
+    """The rows of a reference table to draw beside one's own: of the protocol that has the most, those without a config
+    key that has no column, one for each setting (the first). Raises AnalysisError like :func:`measured`."""
+    counts = protocol_counts(frame, metric)
+    if len(counts) > 1:
+        name = "protocol" if "protocol" in frame else "features"
+        frame = frame[frame[name] == next(iter(counts))]
+    rows, _ = measured(frame, metric)
+    if "other_axes" in rows and rows["other_axes"].isna().any():
+        rows = rows[rows["other_axes"].isna()]
+    axes = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in rows]
+    return rows.drop_duplicates(axes).reset_index(drop=True) if axes else rows
+
+
+def protocol_text(rows: pd.DataFrame) -> str:
+    """ "features, N images, protocol hash", as far as the table names them."""
+    features, images, protocol = (single(rows, name) for name in ("features", "num_images", "protocol"))
+    known = [features] if features is not None else []
+    known += [f"{int(images):,} images"] if images is not None else []
+    known += [f"protocol {protocol}"] if protocol is not None else []
+    return ", ".join(known) or "protocol not named"
+
+
+def _overlay(
+    rows: pd.DataFrame, reference: pd.DataFrame | None, panel: Callable[[pd.DataFrame], Panel]
+) -> Overlay | None:
+    """``reference`` in the same panel; None without one, or where it has nothing to show there."""
+    if reference is None:
+        return None
+    try:
+        theirs = reference_rows(reference)
+        series = panel(theirs).series
+    except AnalysisError:
+        return None
+    names = list(dict.fromkeys(theirs["sweep"].dropna())) if "sweep" in theirs else []
+    paper = "protocol" in theirs and theirs["protocol"].astype(str).str.startswith("gsq-paper").all()
+    label = f"{'paper' if paper else 'reference'}: {', '.join(names)}" if names else "reference"
+    return Overlay(label, protocol_text(theirs), protocol_text(rows), series)
+
+
+def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
+    """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
+    axis that varies), and the curves of the laws in bits_per_pixel alone.
+
+    ``reference``: another table, whose :func:`reference_rows` become the overlay. Raises AnalysisError like
+    :func:`measured`."""
+    rows, _ = measured(frame)
+    require_columns(rows, "bits_per_pixel")
+    by = next(iter(varying(rows, ("downsample", "latent_dim", "groups", "codebook_size"))), None)
+    series = []
+    for value, part in rows.groupby(by, sort=True) if by else [("", rows)]:
+        fixed = {by: plain(value)} if by else {}
+        series.append(_series(part, "bits_per_pixel", fixed, ()))
+    rate = numbers(rows, "bits_per_pixel")
+    low, high = rate.min(), rate.max()
+    overlay = _overlay(rows, reference, rate_panel)
+    panel = Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series), overlay=overlay)
+    if low == high:
+        return panel
+    grid = np.geomspace(low / 1.1, high * 1.1, 120)
+    curves = [
+        _curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid}))
+        for fit in fits
+        if fit.law.columns == ("bits_per_pixel",)
+    ]
+    return replace(panel, curves=tuple(curves))
+
+
+def axis_panel(
+    frame: pd.DataFrame,
+    column: str,
+    fits: Sequence[Fit] = (),
+    metric: str = "rfid",
+    reference: pd.DataFrame | None = None,
+) -> Panel:
+    """``metric`` against one tokenizer axis: a series for each fixed value of all other axes, each with the curves of
+    the laws that predict that metric (of at most 100 series: more curves and bands hide each other).
+
+    ``column``: codebook_size, latent_dim, groups, downsample, or group_dim (latent_dim fixed, groups moving with it).
+    ``reference``: as for :func:`rate_panel`. Raises AnalysisError where the column is constant.
+    """
+    if column not in (*AXES, "group_dim"):
+        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(AXES)}, group_dim")
+    rows, _ = measured(frame, metric)
+    require_columns(rows, column)
+    if rows[column].nunique() < 2:
+        raise AnalysisError(f"{column} takes one value in the measured rows ({rows[column].iloc[0]}): nothing to plot")
+    others = [name for name in varying(rows) if name != column and not (column == "group_dim" and name == "groups")]
+    order = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in others]
+    others = order + [name for name in others if name not in order]
+    groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
+    series = []
+    drawn = [fit for fit in fits if fit.target == metric] if len(groups) <= MOST_WITH_CURVES else []
+    for values, part in groups:
+        fixed = {
+            name: plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
+        }
+        series.append(_series(part, column, fixed, drawn, metric))
+    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
+    overlay = _overlay(rows, reference, lambda theirs: axis_panel(theirs, column, metric=metric))
+    return Panel(column, LABELS[column], shown, _relabelled(series), metric=metric, overlay=overlay)
+
+
+@dataclass(frozen=True)
+class StepSeries:
+    """The course of one metric over training, for all seeds of one setting."""
+
+    label: str
+    steps: Floats
+    """Distinct steps, ascending."""
+    mean: Floats
+    """Mean over seeds at each of ``steps``."""
+    runs: tuple[tuple[Floats, Floats], ...]
+    """Steps and values of each run."""
+
+
+@dataclass(frozen=True)
+class StepPanel:
+    """One metric against the optimiser step."""
+
+    metric: str
+    y_label: str
+    series: tuple[StepSeries, ...]
+
+
+def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> StepPanel:
+    """``metric`` of every evaluation against its step: one series for each combination of the columns ``by``, in
+    order of appearance. Raises AnalysisError where a column is missing, nothing was measured, or for rfid under
+    several protocols."""
+    by = [by] if isinstance(by, str) else list(by)
+    require_columns(frame, metric, "step", "signature", *by)
+    rows = frame[frame[metric].notna() & frame["step"].notna()]
+    if not len(rows):
+        raise AnalysisError(f"no row has a {metric}: nothing to plot; gsq status says what the runs are doing")
+    if len(protocol_counts(rows)) > 1:
+        raise AnalysisError("the rows are of several protocols; choose one: load_results(path, protocol=...)")
+    series = []
+    for values, part in rows.groupby(by, sort=False, dropna=False):
+        named = {name.split(".")[-1]: plain(value) for name, value in zip(by, values, strict=True)}
+        # A word alone needs no name.
+        alone = len(named) == 1 and "other_axes" not in named and isinstance(next(iter(named.values())), str)
+        label = ", ".join(str(value) if alone else setting(name, value) for name, value in named.items())
+        means = part.groupby("step")[metric].mean()
+        runs = [
+            (_floats(numbers(run, "step")), _floats(numbers(run, metric)))
+            for _, run in part.sort_values("step").groupby("signature")
+        ]
+        series.append(StepSeries(label, _floats(means.index.to_numpy()), _floats(means.to_numpy()), tuple(runs)))
+    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
+    return StepPanel(metric, shown, tuple(series))
+
+
+def y_label(rows: pd.DataFrame) -> str:
+    """ "rFID (features, N images)", as far as the table names them."""
+    features, images = single(rows, "features"), single(rows, "num_images")
+    known = [features] if features is not None else []
+    known += [f"{int(images):,} images"] if images is not None else []
+    return f"rFID ({', '.join(known)})" if known else "rFID"
+
+
+def _series(
+    part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits: Sequence[Fit], metric: str = "rfid"
+) -> Series:
+    x, y = numbers(part, column), numbers(part, metric)
+    distinct = np.unique(x)
+    means = [float(y[x == value].mean()) for value in distinct]
+    curves = []
+    if len(distinct) > 1:
+        grid = np.geomspace(distinct[0], distinct[-1], 60)
+        # Derived axes follow from the others, so they must be computed anew along the curve.
+        row = part.iloc[[0] * len(grid)].assign(**{column: grid})
+        if column == "group_dim":
+            row = row.assign(groups=numbers(row, "latent_dim") / grid)
+        row = with_derived(row, fresh=True)
+        curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
+    label = settings(fixed)
+    return Series(label, fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), tuple(curves))
+
+
+def _relabelled(series: list[Series]) -> tuple[Series, ...]:
+    """Labels with only the axes that differ between the joined series: the single points need none."""
+    joined = [one for one in series if one.joined]
+    names = [n for n in (series[0].fixed if series else {}) if len({one.fixed[n] for one in joined}) > 1]
+    out = []
+    for one in series:
+        label = settings({name: one.fixed[name] for name in names})
+        out.append(replace(one, label=label))
+    return tuple(out)
+
+
+def _curve(fit: Fit, grid: Array, where: pd.DataFrame) -> Curve:
+    central, low, high = fit.predict(where)
+    return Curve(fit.law.name, fit.formula(), _floats(grid), _floats(central), _floats(low), _floats(high))
+
+
+def _floats(values: Array) -> Floats:
+    return tuple(float(value) for value in values)
+
+
+def plain(value: object) -> float | str:
+    return float(value) if isinstance(value, int | float | np.number) else str(value)
+
+
+def settings(values: Mapping[str, float | str], *, powers: bool = True) -> str:
+    """Several of :func:`setting`, with commas; those that are null are left out."""
+    known = {name: value for name, value in values.items() if value == value and value != "nan"}
+    return ", ".join(setting(name, value, powers=powers) for name, value in known.items())
+
+
+def setting(name: str, value: float | str, *, powers: bool = True) -> str:
+    """An axis and its value for a legend: "f=8", "V=$2^{10}$"; "V=1024" without ``powers``."""
+    if isinstance(value, str):
+        if name == "other_axes":
+            keys = json.loads(value) if value.startswith("{") else {}
+            return ", ".join(f"{key.split('.')[-1]} {_short(one)}" for key, one in keys.items()) or "as in the base"
+        return f"{name} {value}"
+    shown = power_of_two(value) if name == "codebook_size" and powers else _digits(value)
+    return f"{SHORT[name]}={shown}" if name in SHORT else f"{name.replace('_', ' ')} {shown}"
+
+
+def _digits(value: float) -> str:
+    """A whole number with all its digits, any other one with four."""
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _short(value: object) -> str:
+    """A value of a config key to read."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_short(one) for one in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def power_of_two(value: float) -> str:
+    """ "$2^{10}$" for 1024; plain digits where the value is no power of two."""
+    exponent = np.log2(value)
+    return f"$2^{{{exponent:.0f}}}$" if exponent == round(exponent) else f"{value:g}"

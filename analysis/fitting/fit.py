@@ -1,0 +1,375 @@
+"""Fitting a law to a table: many starts, exact derivatives, intervals, and plain words about them.
+
+See :class:`analysis.Fit` for what comes out, ``laws`` and ``formula`` for the forms, ``solver`` for the minimisation
+and ``uncertainty`` for the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
+from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profile, undetermined
+from gsq.analysis.fitting.noise import lack_of_fit, pure_error
+from gsq.analysis.fitting.options import Intervals, Options
+from gsq.analysis.fitting.refusing import check_values, read_weights
+from gsq.analysis.fitting.remarks import (
+    bound_remarks,
+    confounded_remarks,
+    floor_remarks,
+    interval_remarks,
+    search_remarks,
+)
+from gsq.analysis.fitting.result import Fit, confounded_text
+from gsq.analysis.fitting.solver import STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
+from gsq.analysis.laws.named import Bound, Law, get_law
+from gsq.analysis.tables.reading import plain_columns
+from gsq.analysis.tables.table import (
+    CONFIGURATION_AXES,
+    Array,
+    Excluded,
+    configuration_ids,
+    numbers,
+    require_columns,
+    single,
+    unquoted,
+    varying,
+    with_derived,
+)
+
+NUMBER = (int, float, np.number)
+_TOKENIZER_AXES = ("latent_dim", "groups", "codebook_size", "downsample")
+
+
+def fit(
+    frame: pd.DataFrame,
+    law: str | Law = "power_law_bpp",
+    *,
+    target: str | None = None,
+    residuals: Residuals = "log",
+    loss: Loss = "least_squares",
+    delta: float | None = None,
+    weights: str | None = None,
+    noise: float | None = None,
+    bootstrap: int = 1000,
+    starts: int = STARTS,
+    bootstrap_starts: int = 8,
+    seed: int = 0,
+    confidence: float = 0.95,
+    intervals: Intervals | None = None,
+    bounds: Mapping[str, tuple[float, Bound]] | None = None,
+    start_ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Fit:
+    """Fit ``law``, a named one or a formula such as "rfid = E + A / latent_dim^a", to the measured rows of ``frame``.
+
+    target: the column to predict, in place of the law's own (rfid, if its formula names none).
+    residuals: "log" weighs relative errors (rFID spans decades), "linear" absolute ones, as the paper does.
+    loss: least_squares, huber or cauchy; ``delta``, in units of the residual, is where the last two leave squares. By
+    default huber takes 1e-3 (times the median target in linear residuals), as replications of Chinchilla do, and
+    cauchy 2.385 robust standard deviations of the least-squares residuals.
+    weights: a column of positive weights, for instance one over a variance.
+    noise: standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit test; otherwise
+    it is estimated from the seeds in the table.
+    bootstrap, bootstrap_starts: resamples by configuration, 0 for none, and starts of each (fewer in tables of more
+    than 500 rows).
+    starts: random starts of the fit. intervals: the kind shown, profile (default for least squares) or bootstrap.
+    bounds, start_ranges: of parameters, added to the law's own.
+
+    The result depends on ``seed`` and nothing else. Raises AnalysisError for a law that is not known or cannot be
+    read, a table that cannot carry it (with the reason), mixed protocols, or options out of range.
+    """
+    options = Options(
+        residuals=residuals,
+        loss=loss,
+        delta=delta,
+        weights=weights,
+        noise=noise,
+        bootstrap=bootstrap,
+        starts=starts,
+        bootstrap_starts=bootstrap_starts,
+        seed=seed,
+        confidence=confidence,
+        intervals=intervals,
+    )
+    chosen = get_law(law, [str(name) for name in frame.columns], bounds, start_ranges, target)
+    rows, excluded = chosen.rows(frame)
+    return fit_rows(rows, excluded, chosen, options)
+
+
+def fit_by(
+    frame: pd.DataFrame,
+    by: str,
+    law: str | Law = "power_law_bpp",
+    *,
+    target: str | None = None,
+    options: Options | None = None,
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """A fit of its own for each value of column ``by``: ({"groups = 4": fit, ...}, {"groups = 8": why not, ...}).
+
+    Each value has the rows of a table that held no others: ``by`` = step compares checkpoints, protocol protocols.
+    Raises AnalysisError where the column is missing or empty, or no group can be fitted.
+    """
+    chosen = get_law(law, [str(name) for name in frame.columns], target=target)
+    by, rows = unquoted(by), plain_columns(with_derived(frame))
+    try:
+        require_columns(rows, by)
+    except AnalysisError as error:
+        raise AnalysisError(f"cannot group by {by!r}: {error}") from None
+    values = list(rows[by].dropna().unique())
+    if not values:
+        raise AnalysisError(f"cannot group by {by!r}: the column is empty")
+    found, reasons = {}, {}
+    for value in sorted(values, key=lambda one: (isinstance(one, str), one if isinstance(one, NUMBER) else str(one))):
+        name = f"{by} = {value:.15g}" if isinstance(value, NUMBER) else f"{by} = {value}"
+        try:
+            part, excluded = chosen.rows(rows[rows[by] == value])
+            found[name] = fit_determined(part, excluded, chosen, options or Options())
+        except AnalysisError as error:
+            reasons[name] = f"{name}: {error}"
+    if not found:
+        raise AnalysisError("; ".join(reasons.values()))
+    return found, reasons
+
+
+@np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
+def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
+    """:func:`fit` on rows that :func:`analysis.measured` returned."""
+    target, data = numbers(rows, law.target), law.values(rows)
+    check_values(rows, law, target, data, options.residuals)
+    configurations = configuration_ids(rows, law.columns)
+    cells = int(configurations.max()) + 1
+    weights = read_weights(rows, options.weights)
+    low, high = law.limits(target)
+    problem = Problem(law.form(), data, target, options.residuals, low, high)
+    ranges, scales = [law.starts.get(name) for name in law.parameters], _scales(rows, law)
+    if options.loss != "least_squares":
+        problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
+    theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
+    free = freedom(problem, theta)
+    if free.count:
+        theta = least_norm(problem, theta, cost, weights)
+    natural = problem.form.natural(theta, problem.centre)
+    for name, value, inner in zip(law.parameters, natural, theta, strict=True):
+        if not np.isfinite(value) or (value == 0 and inner != 0):
+            raise AnalysisError(
+                f"{law.name}: {name} is beyond the numbers that a computer holds (1e-308 to 1e308), because of the "
+                f"unit of {' or '.join(law.columns)}; divide that column by a typical value of it and fit again"
+            )
+    groups = tuple(tuple(law.parameters[i] for i in group) for group in free.groups)
+    rank = len(theta) - free.count
+    # Rows of one configuration move together, unless the law needs all of them to leave a degree of freedom.
+    units = configurations if cells > rank else np.arange(len(rows))
+    count = int(units.max()) + 1
+    left = count - rank
+    draws = Draws(np.empty((0, len(theta))), 0, 0, 0)
+    if options.bootstrap and left > 0:
+        draws = bootstrap(
+            problem,
+            theta,
+            weights,
+            units,
+            ranges,
+            scales,
+            options.bootstrap,
+            options.bootstrap_starts,
+            options.seed,
+        )
+    sampled = problem.form.natural(draws.theta, problem.centre)
+    ends = percentile_interval(sampled, options.confidence, (count, left))
+    by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
+    prediction = problem.predict(theta[None])[0]
+    pure = pure_error(problem, weights, configurations)
+    by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
+    # Without a scatter to measure (exact data) a profile has no width.
+    room = np.zeros(1)
+    if options.loss == "least_squares" and left > 0:
+        room = interval_room(
+            np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
+        )
+        found = Solution(theta[None], np.array([cost]), np.array([True]))
+        together = {name for group in groups for name in group}
+        for name, here in zip(law.parameters, map(float, natural), strict=True):
+            if name in together:
+                by_profile[name] = (-np.inf, np.inf)
+            elif room[0] > 0:
+                pair = profile(law, problem, found, weights, room, name)
+                by_profile[name] = (float(pair[0][0]), float(pair[1][0]))
+            else:
+                by_profile[name] = (here, here)
+    for kind_of in (by_profile, by_bootstrap):
+        for i, name in enumerate(law.parameters):
+            kind_of[name] = opened(kind_of[name], low[i], high[i])
+    # Without a degree of freedom there are none.
+    kind: Intervals = options.kind if left > 0 else "bootstrap"
+    shown = by_profile if kind == "profile" else by_bootstrap
+    ended = tuple(name for i, name in enumerate(law.parameters) if at_bound(theta[i], low[i], high[i]))
+    reasons = undetermined(sampled, shown, _certain(law, groups, ended, natural))
+    error, log_error = target - prediction, np.log(target) - np.log(prediction)
+    best = rows.iloc[[int(np.argmin(prediction))]]
+    settings = len(np.unique(data, axis=1).T)
+    return Fit(
+        law=law,
+        options=options,
+        parameters=dict(zip(law.parameters, map(float, natural), strict=True)),
+        intervals=shown,
+        interval_kind=kind,
+        profile_intervals=by_profile,
+        bootstrap_intervals=by_bootstrap,
+        undetermined=reasons,
+        confounded=groups,
+        room=float(room[0]),
+        at_bound=ended,
+        residuals=options.residuals,
+        confidence=options.confidence,
+        cost=cost,
+        rmse=float(np.sqrt(np.mean(error**2))),
+        log_rmse=float(np.sqrt(np.mean(log_error**2))),
+        n_rows=len(rows),
+        n_configurations=cells,
+        freedom=(count, left),
+        converged=converged,
+        converged_share=share,
+        condition=condition(law, problem, theta),
+        lack_of_fit=lack_of_fit(cost, pure, cells - rank, options),
+        spearman=_spearman(rows, law.target),
+        bootstrap_requested=draws.requested,
+        bootstrap_failed=draws.failed,
+        bootstrap_redrawn=draws.redrawn,
+        excluded=excluded.text,
+        warnings=(
+            *_table_warnings(rows, law, excluded),
+            *confounded_remarks(law, groups, settings),
+            *bound_remarks(ended),
+            *floor_remarks(law, problem, natural, prediction, shown, set(reasons)),
+            *search_remarks(problem, options.starts, share, converged, bool(groups)),
+            *interval_remarks(draws.requested, draws.failed, kind == "bootstrap", cells, left),
+        ),
+        protocol=single(rows, "protocol"),
+        features=single(rows, "features"),
+        best={name: float(numbers(best, name)[0]) for name in law.columns},
+        theta=theta,
+        draws=draws.theta,
+        problem=problem,
+        weights=weights,
+        configurations=configurations,
+        rows=rows,
+        ranges=tuple(ranges),
+        scales=scales,
+    )
+
+
+def _certain(law: Law, groups: tuple[tuple[str, ...], ...], ended: tuple[str, ...], natural: Array) -> dict[str, str]:
+    """Parameters that are not determined whatever their intervals say, and why."""
+    found = {}
+    for group in groups:
+        for name in group:
+            others = ", ".join(other for other in group if other != name)
+            found[name] = (
+                f"these rows cannot tell it from {others}" if others else "nothing in these rows depends on it"
+            )
+    for name in ended:
+        value = natural[law.parameters.index(name)]
+        found.setdefault(name, f"it ended at its bound, {value:.4g}, so that its interval is open there")
+    return found
+
+
+def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
+    """:func:`fit_rows` for laws that are to be ranked, or were not asked for by name.
+
+    Raises AnalysisError as well where the rows leave parameters of the law undetermined.
+    """
+    reason = law.reason_not(rows)
+    if reason is not None:
+        raise AnalysisError(reason)
+    found = fit_rows(rows, excluded, law, options)
+    if found.confounded:
+        raise AnalysisError(f"{law.name}: {confounded_text(found.confounded)}")
+    return found
+
+
+def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
+    """By how much the sum of squares may rise within a profile interval, (m,).
+
+    The F quantile with 1 and cells - k degrees of freedom times the scatter of the configurations about the law:
+    ``cost`` without ``pure``, the scatter of seeds about their mean, over cells - k.
+    """
+    from scipy.stats import f
+
+    left = cells - parameters
+    return np.asarray(np.maximum(cost - pure, 0) / left * f.ppf(confidence, 1, left))
+
+
+def _best(
+    problem: Problem,
+    weights: Array,
+    ranges: list[tuple[float, float] | None],
+    scales: Array,
+    options: Options,
+    law: Law,
+) -> tuple[Array, float, float, bool]:
+    """Best theta over the random starts, its cost, the share of starts that reach it, and whether it has converged."""
+    start = draw_starts(problem, ranges, scales, weights[None], options.starts, [options.seed, 0])
+    found = search(problem, start, weights)
+    cost = found.cost
+    if not np.isfinite(cost).any():
+        raise AnalysisError(
+            f"{law.name}: the search failed, because the law has no finite value at all rows from any of "
+            f"{options.starts} starts; give the parameters ranges of starts near the answer (--start "
+            f"{law.parameters[-1]}=LOW:HIGH), bounds (--bound), or more starts (--starts)"
+        )
+    first = int(np.argmin(cost))
+    # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
+    scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
+    reached = cost <= cost[first] * (1 + 1e-6) + 1e-16 * scale
+    return found.theta[first], float(cost[first]), float(reached.mean()), bool(found.converged[first])
+
+
+def _scales(rows: pd.DataFrame, law: Law) -> Array:
+    """Typical sizes of the columns, and 1: around these are the starts of parameters of unknown size."""
+    with np.errstate(all="ignore"):
+        sizes = [abs(float(np.median(numbers(rows, name)))) for name in law.columns]
+        sizes += [float(np.log2(size)) for size in sizes if size > 2]
+    return np.unique([1.0, *(size for size in sizes if 0 < size < np.inf)])
+
+
+def _delta(
+    problem: Problem,
+    weights: Array,
+    ranges: list[tuple[float, float] | None],
+    scales: Array,
+    options: Options,
+    law: Law,
+) -> float:
+    """The loss's delta where none is given: see :func:`fit`."""
+    if options.delta is not None:
+        return options.delta
+    if options.loss == "huber":
+        return 1e-3 * (1.0 if options.residuals == "log" else float(np.median(np.abs(problem.target))))
+    theta = _best(problem, weights, ranges, scales, options, law)[0]
+    value = problem.predict(theta[None])[0]
+    residual = np.log(value / problem.target) if options.residuals == "log" else value - problem.target
+    spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    return 2.385 * spread if spread > 0 else 1e-3
+
+
+def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
+    warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
+    others = varying(rows, [name for name in CONFIGURATION_AXES if name not in (*_TOKENIZER_AXES, *law.columns)])
+    if others:
+        warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
+    if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():
+        warnings.append("rfid from fewer images than features is biased upwards: compare its values, do not quote them")
+    return tuple(warnings)
+
+
+def _spearman(rows: pd.DataFrame, target: str) -> float | None:
+    if "bits_per_pixel" not in rows or rows["bits_per_pixel"].nunique() < 2 or rows[target].nunique() < 2:
+        return None
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(numbers(rows, "bits_per_pixel"), numbers(rows, target)).statistic)

@@ -1,0 +1,60 @@
+"""What a fit refuses before it starts: rows that cannot carry the law, that do not vary, or that squares overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.solver import Residuals
+from gsq.analysis.laws.named import Law
+from gsq.analysis.tables.table import Array, numbers, unquoted
+
+LARGEST = 1e100  # of values whose squares, and products of those, a float holds
+
+
+def check_values(rows: pd.DataFrame, law: Law, target: Array, data: Array, residuals: Residuals) -> None:
+    """Raise AnalysisError where the rows cannot carry the law, do not vary, or hold numbers that squares cannot."""
+    if residuals == "log" and (target <= 0).any():
+        wrong = target <= 0
+        raise AnalysisError(
+            f"log residuals need {law.target} above 0; {wrong.sum()} of {len(rows)} rows are not, the first is "
+            f"{target[wrong][0]:g}. Take residuals='linear' (--residuals linear), or drop those rows"
+        )
+    reason = law.obstacle(rows)
+    if reason is not None:
+        raise AnalysisError(reason)
+    most = float(np.abs(target).max())
+    if float(np.ptp(target)) <= 1e-12 * most:
+        raise AnalysisError(
+            f"{law.target} is {target[0]:g} in all {len(rows)} rows: nothing varies, so there is no law to fit; look "
+            "at the table, or name another column (--target)"
+        )
+    where = np.abs(target) > 0 if residuals == "log" else np.abs(target) == most
+    least = float(np.abs(target[where]).min())
+    sizes = [(law.target, least if least < 1 / LARGEST else most)]
+    sizes += [
+        (datum.text, float(np.abs(row).max()))
+        for datum, row in zip(law.form().data, data, strict=True)
+        if not datum.power and np.abs(row).max() > 0
+    ]
+    for name, size in sizes:
+        if not 1 / LARGEST <= size <= LARGEST:
+            raise AnalysisError(
+                f"{name} has values near {size:.0e}, whose squares a computer does not hold; give it in another unit, "
+                f"so that it lies between {1 / LARGEST:.0e} and {LARGEST:.0e} (for instance divided by {size:.0e})"
+            )
+
+
+def read_weights(rows: pd.DataFrame, name: str | None) -> Array:
+    if name is None:
+        return np.ones(len(rows))
+    name = unquoted(name)
+    values = numbers(rows, name)
+    wrong = ~(np.isfinite(values) & (values > 0))
+    if wrong.any():
+        raise AnalysisError(
+            f"weights must be finite and above 0; {wrong.sum()} of {len(rows)} rows of {name!r} are not, the first is "
+            f"{values[wrong][0]:g}"
+        )
+    return values / values.mean()

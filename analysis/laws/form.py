@@ -1,0 +1,250 @@
+"""A formula as functions of arrays: values, exact derivatives, centring."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.tables.columns import Array
+
+if TYPE_CHECKING:
+    import sympy as sp
+
+from gsq.analysis.laws.formula import Formula, read_formula
+from gsq.analysis.laws.syntax import OPERATORS, names_of, number_of, numeric
+
+
+@dataclass(frozen=True)
+class Datum:
+    """A part of a formula that depends on columns alone."""
+
+    text: str
+    columns: tuple[str, ...]
+    compute: Callable[[Mapping[str, Array]], Any]
+    """Columns, each (n,), to (n,)."""
+    logarithm: bool
+    """Whether the formula takes its logarithm, which must then exist."""
+    power: bool
+    """Whether it is the logarithm of what the formula raises to a power."""
+
+
+class Form:
+    """A formula compiled for ``centred`` amplitudes: values and derivatives for many parameter vectors at once.
+
+    The *internal* parameters differ from the natural ones, those of the formula, in the centred amplitudes alone.
+    """
+
+    def __init__(self, formula: Formula, centred: Collection[str] | None = None) -> None:
+        import sympy as sp
+
+        expression, self.data, symbols = _symbolic(formula)
+        theta = [sp.Symbol(name, real=True) for name in formula.parameters]
+        self.expression, self.symbols, self.theta = expression, tuple(symbols), tuple(theta)
+        """The formula over a symbol for each datum and each parameter."""
+        self._powers = np.array([datum.power for datum in self.data], dtype=bool)
+        self.amplitudes = _linear(expression, theta)
+        """Indices of the parameters in which the formula is linear, jointly."""
+        self.exponents = tuple(i for i, t in enumerate(theta) if any(a.exp.has(t) for a in expression.atoms(sp.exp)))
+        """Indices of the parameters inside an exponential, which powers of columns are."""
+        self.constants = tuple(i for i in self.amplitudes if expression.diff(theta[i]) == 1)
+        """Indices of additive constants: floors."""
+        reference = [sp.Symbol(f"centre{i}", real=True) for i in range(len(symbols))]
+        scale: list[Any] = [sp.Integer(1)] * len(theta)
+        internal = expression.subs({theta[i]: 0 for i in self.amplitudes})
+        for i in self.amplitudes:
+            term = expression.diff(theta[i])
+            if centred is None or formula.parameters[i] in centred:
+                term, scale[i] = _centred(term, set(theta), symbols, reference)
+            internal += theta[i] * term
+        arguments = (theta, symbols, reference)
+        both = [internal, *(internal.diff(t) for t in theta)]
+        basis = [internal.diff(theta[i]) for i in self.amplitudes]
+        rest = internal.subs({theta[i]: 0 for i in self.amplitudes})
+        self._both = sp.lambdify(arguments, both, modules=_MODULES, cse=True)
+        self._basis = sp.lambdify(arguments, [*basis, rest], modules=_MODULES, cse=True)
+        self._scale = sp.lambdify((theta, reference), scale, modules=_MODULES, cse=True)
+        self.count = len(theta)
+
+    def table(self, columns: Mapping[str, Array]) -> Array:
+        """Columns, each (n,), to the data (q, n); infinite or NaN where a part cannot be computed."""
+        n = len(next(iter(columns.values()))) if columns else 1
+        with np.errstate(all="ignore"):
+            rows = [np.broadcast_to(np.asarray(datum.compute(columns), dtype=np.float64), (n,)) for datum in self.data]
+        return np.stack(rows) if rows else np.zeros((0, n))
+
+    def centre(self, data: Array) -> Array:
+        """Where the amplitudes are measured, (q,): at the mean of a logarithm, and at the least of other data (q, n).
+
+        The term of a rate, exp(-k x), is never larger than there, so that no rate makes it overflow or vanish.
+        """
+        return np.where(self._powers, data.mean(axis=1), data.min(axis=1)) if data.size else data.sum(axis=1)
+
+    def both(self, theta: Array, data: Array, centre: Array) -> tuple[Array, Array]:
+        """Internal theta (m, k), data (q, n) and their centre (q,) to values (m, n) and derivatives (k, m, n)."""
+        shape = (len(theta), data.shape[1])
+        with np.errstate(all="ignore"):
+            value, *slopes = self._both(theta.T[:, :, None], data, centre)
+        out = np.empty((self.count, *shape))
+        for i, slope in enumerate(slopes):
+            out[i] = slope
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), shape), out
+
+    def basis(self, theta: Array, data: Array, centre: Array) -> tuple[Array, Array]:
+        """What the amplitudes multiply (amplitudes, m, n), and the formula without them (m, n)."""
+        shape = (len(theta), data.shape[1])
+        with np.errstate(all="ignore"):
+            *parts, rest = self._basis(theta.T[:, :, None], data, centre)
+        out = np.empty((len(parts), *shape))
+        for i, part in enumerate(parts):
+            out[i] = part
+        return out, np.broadcast_to(np.asarray(rest, dtype=np.float64), shape)
+
+    def natural(self, theta: Array, centre: Array) -> Array:
+        """Internal (..., k) to natural parameters (..., k)."""
+        with np.errstate(all="ignore"):
+            return np.stack([theta[..., i] / scale for i, scale in enumerate(self._scales(theta, centre))], axis=-1)
+
+    def internal(self, natural: Array, centre: Array) -> Array:
+        """Natural (..., k) to internal parameters (..., k)."""
+        with np.errstate(all="ignore"):
+            return np.stack([natural[..., i] * scale for i, scale in enumerate(self._scales(natural, centre))], axis=-1)
+
+    def _scales(self, theta: Array, centre: Array) -> list[Any]:
+        return list(self._scale(np.moveaxis(theta, -1, 0), centre))
+
+
+_MODULES = ["numpy"]
+
+
+@lru_cache(maxsize=256)
+def compile_form(
+    text: str, columns: tuple[str, ...], parameters: tuple[str, ...], centred: tuple[str, ...] | None
+) -> Form:
+    """A cached :class:`Form`; ``centred`` names the amplitudes that may be centred, None for all."""
+    formula = read_formula(text, columns, parameters)
+    return Form(formula, centred)
+
+
+def _centred(
+    term: sp.Expr, theta: set[sp.Symbol], symbols: list[sp.Symbol], centre: list[sp.Symbol]
+) -> tuple[sp.Expr, sp.Expr]:
+    """``term`` over what it is at the ``centre``, and that: of its factors those that are powers or exp(-k x).
+
+    Their exponents are linear in the data, so that they differ between rows by what the data differ. The others, such
+    as peaks exp(-(x - x0)^2), may be 0 wherever they are looked at.
+    """
+    import sympy as sp
+
+    scale: sp.Expr = sp.Integer(1)
+    for factor in sp.Mul.make_args(term):
+        if factor.func is not sp.exp or not factor.free_symbols & theta:
+            continue
+        exponent = sp.expand(factor.args[0])
+        slopes = [exponent.diff(symbol) for symbol in symbols]
+        if any(slope != 0 for slope in slopes) and not any(slope.free_symbols & set(symbols) for slope in slopes):
+            still = exponent.subs(dict.fromkeys(symbols, 0))
+            # One exponential of differences: of the data alone it might overflow.
+            moved = sum(
+                slope * (one - at) for slope, one, at in zip(slopes, symbols, centre, strict=True) if slope != 0
+            )
+            term = term / factor * sp.exp(still) * sp.exp(moved)
+            scale *= sp.exp(sum(slope * at for slope, at in zip(slopes, centre, strict=True)))
+    return term, scale
+
+
+def _linear(expression: sp.Expr, theta: list[sp.Symbol]) -> tuple[int, ...]:
+    """Indices of a set of parameters in which ``expression`` is linear, jointly."""
+    found: list[int] = []
+    for i, t in enumerate(theta):
+        slope = expression.diff(t)
+        if not any(slope.has(theta[j]) for j in [*found, i]):
+            found.append(i)
+    return tuple(found)
+
+
+def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Symbol]]:
+    """The formula over its parameters and over one symbol for each datum."""
+    import sympy as sp
+
+    data: dict[str, tuple[Datum, sp.Symbol]] = {}
+    parameters = {name: sp.Symbol(name, real=True) for name in formula.parameters}
+
+    def datum(node: ast.expr, logarithm: bool = False) -> sp.Symbol:
+        text = ast.unparse(node)
+        key = f"log({text})" if logarithm else text
+        if key not in data:
+            names = tuple(names_of(node, formula.text))
+            compute = numeric(node)
+            taken = (lambda columns: np.log(compute(columns))) if logarithm else compute
+            data[key] = (
+                Datum(text, names, taken, logarithm or _has_logarithm(node), logarithm),
+                sp.Symbol(f"datum{len(data)}", real=True),
+            )
+        return data[key][1]
+
+    def number(node: ast.expr) -> sp.Expr:
+        value = number_of(node, formula.text)
+        return sp.Integer(int(value)) if value == int(value) and abs(value) < 1e6 else sp.Float(value)
+
+    def build(node: ast.expr) -> sp.Expr:
+        names = names_of(node, formula.text)
+        if not names:
+            return number(node)
+        if not any(name in parameters for name in names):
+            return datum(node)
+        if isinstance(node, ast.Name):
+            return parameters[node.id]
+        if isinstance(node, ast.UnaryOp):
+            inner = build(node.operand)
+            return -inner if isinstance(node.op, ast.USub) else inner
+        if isinstance(node, ast.BinOp):
+            if isinstance(node.op, ast.Pow) and not any(
+                name in parameters for name in names_of(node.left, formula.text)
+            ):
+                # exp is several times as fast as a power, and its derivatives share it.
+                if names_of(node.left, formula.text):
+                    return sp.exp(build(node.right) * datum(node.left, logarithm=True))
+                return sp.exp(build(node.right) * sp.log(number(node.left)))
+            return OPERATORS[type(node.op)](build(node.left), build(node.right))
+        assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        arguments = [build(argument) for argument in node.args]
+        match node.func.id:
+            case "min":
+                return sp.Min(*arguments)
+            case "max":
+                return sp.Max(*arguments)
+            case "log2":
+                return sp.log(arguments[0]) / math.log(2)
+            case "log10":
+                return sp.log(arguments[0]) / math.log(10)
+            case "log" | "ln":
+                return sp.log(arguments[0])
+            case "exp":
+                return sp.exp(arguments[0])
+            case "sqrt":
+                return sp.sqrt(arguments[0])
+            case _:
+                return sp.Abs(arguments[0])
+
+    expression = sp.sympify(build(formula.tree))
+    if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
+        raise AnalysisError(f"formula {formula.text!r} divides by zero")
+    lost = [name for name, symbol in parameters.items() if not expression.has(symbol)]
+    if lost:
+        raise AnalysisError(f"formula {formula.text!r}: {lost[0]!r} cancels out; leave it away")
+    kept = [(one, symbol) for one, symbol in data.values() if expression.has(symbol)]
+    return expression, tuple(one for one, _ in kept), [symbol for _, symbol in kept]
+
+
+def _has_logarithm(node: ast.expr) -> bool:
+    return any(
+        isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id.startswith(("log", "ln"))
+        for one in ast.walk(node)
+    )

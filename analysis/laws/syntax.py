@@ -1,0 +1,139 @@
+"""The names, numbers and functions that a formula may hold."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.tables.columns import quoted
+
+if TYPE_CHECKING:
+    pass
+
+
+FUNCTIONS = ("log", "ln", "log2", "log10", "exp", "sqrt", "min", "max", "abs")
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lam|lambda_|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|"
+    "chi|psi|omega"
+)
+PARAMETER = re.compile(rf"(?:[A-Za-z]|{_GREEK})_?\d*")
+QUOTED = re.compile(r"`([^`]+)`")
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+NUMPY: dict[str, Callable[..., Any]] = {
+    "log": np.log,
+    "ln": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "exp": np.exp,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+}
+
+
+def column_of(node: ast.expr) -> str:
+    """The column that a name in a tree means."""
+    text = ast.unparse(node)
+    return text[1:-1] if text[0] == "`" else text
+
+
+def to_quote(text: str, columns: Collection[str]) -> str:
+    """A hint where ``text`` holds the name of a column that needs backticks and has none."""
+    bare = QUOTED.sub(" ", text)
+    missing = [name for name in map(str, columns) if quoted(name) != name and re.search(whole(name), bare)]
+    return f". Put backticks around a name such as `{max(missing, key=len)}`" if missing else ""
+
+
+def whole(name: str) -> str:
+    return rf"(?<!\w){re.escape(name)}(?!\w)"
+
+
+def number_of(node: ast.expr, text: str) -> float:
+    """The value of a tree without names."""
+    try:
+        with np.errstate(all="ignore"):
+            value = float(numeric(node)({}))
+    except (ArithmeticError, TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise AnalysisError(f"formula {text!r}: {ast.unparse(node)} is not a finite number")
+    return value
+
+
+def names_of(tree: ast.expr, text: str) -> list[str]:
+    """The names of ``tree`` in order of appearance. Raises AnalysisError for what is not allowed in a formula."""
+    found: dict[str, None] = {}
+
+    def visit(node: ast.expr) -> None:
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            visit(node.left)
+            visit(node.right)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
+            visit(node.operand)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            name = node.func.id
+            if name not in FUNCTIONS:
+                raise AnalysisError(
+                    f"formula {text!r}: function {name!r} is not allowed; functions: {', '.join(FUNCTIONS)}"
+                    + (f". For a product write {name} * (...)" if PARAMETER.fullmatch(name) else "")
+                )
+            if (name in ("min", "max") and len(node.args) < 2) or (name not in ("min", "max") and len(node.args) != 1):
+                wanted = "two arguments or more" if name in ("min", "max") else "one argument"
+                raise AnalysisError(f"formula {text!r}: {name} takes {wanted}, got {len(node.args)}")
+            for argument in node.args:
+                visit(argument)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            dotted = ast.unparse(node)
+            if isinstance(node, ast.Name) and dotted[0] == "`":
+                found[column_of(node)] = None
+                return
+            if not re.fullmatch(r"[\w.]+", dotted):
+                raise AnalysisError(f"formula {text!r}: {dotted!r} is not allowed; write names, numbers and functions")
+            found[dotted] = None
+        elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
+            raise AnalysisError(
+                f"formula {text!r}: {ast.unparse(node)!r} is not allowed; write names, numbers, + - * / **, brackets "
+                "and "
+                f"{', '.join(FUNCTIONS)}"
+            )
+
+    visit(tree)
+    return list(found)
+
+
+def numeric(node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
+    """Evaluates a tree of numbers and columns with numpy."""
+
+    def evaluate(one: ast.expr, columns: Mapping[str, Any]) -> Any:
+        if isinstance(one, ast.Constant):
+            return float(one.value)  # type: ignore[arg-type]
+        if isinstance(one, ast.BinOp):
+            return OPERATORS[type(one.op)](evaluate(one.left, columns), evaluate(one.right, columns))
+        if isinstance(one, ast.UnaryOp):
+            inner = evaluate(one.operand, columns)
+            return -inner if isinstance(one.op, ast.USub) else inner
+        if isinstance(one, ast.Call):
+            assert isinstance(one.func, ast.Name)
+            arguments = [evaluate(argument, columns) for argument in one.args]
+            if one.func.id in ("min", "max"):
+                choose = np.minimum if one.func.id == "min" else np.maximum
+                result = arguments[0]
+                for other in arguments[1:]:
+                    result = choose(result, other)
+                return result
+            return NUMPY[one.func.id](*arguments)
+        return columns[column_of(one)]
+
+    return lambda columns: evaluate(node, columns)

@@ -1,0 +1,1 @@
+"""Tables, and which of their rows count."""

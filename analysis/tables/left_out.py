@@ -1,0 +1,109 @@
+"""What a fit leaves out, in words, and whether the failed cells lie where they bias a fit to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gsq.analysis.tables.columns import numbers, varying
+from gsq.sweeps.schema import failure_tests as association
+
+# Axes whose large end (for downsample: the small end) costs more memory and time, where runs die first.
+_LARGE_END = {
+    "latent_dim": 1,
+    "groups": 1,
+    "codebook_size": 1,
+    "downsample": -1,
+    "width": 1,
+    "image_size": 1,
+    "batch_size": 1,
+    "bits_per_pixel": 1,
+    "learning_rate": 1,
+}
+
+
+# Why a repeat of a run, which has a value, is left out all the same.
+REPEATED = "repeated to compare codes"
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """What a fit leaves out. Cells are runs: one for each signature."""
+
+    cells: int
+    """Cells in the table."""
+    used: int
+    """Cells with a value."""
+    counts: dict[str, int]
+    """Reason in words to number of cells."""
+    warnings: tuple[str, ...] = ()
+    """Where the failed cells sit at the large end of an axis."""
+
+    @property
+    def text(self) -> str:
+        """For instance "3 of 12 cells have no value: 2 failed (out_of_memory), 1 queued"; "" if none."""
+        if not self.counts:
+            return ""
+        missing = self.cells - self.used
+        parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
+        if REPEATED in self.counts:
+            return f"{missing} of {self.cells} cells {'is' if missing == 1 else 'are'} left out: {parts}"
+        return f"{missing} of {self.cells} cells {'has' if missing == 1 else 'have'} no value: {parts}"
+
+
+def failure_warnings(
+    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """Warnings about where the failed ones of ``cells`` lie, compared with those to ``keep``, which have a value."""
+    return _failures_by_axis(cells, keep, failed) or _large_end_warning(cells, keep, failed)
+
+
+def _failures_by_axis(
+    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """A warning for each axis with which failure goes (gsq.sweeps.schema.failure_tests: exact, corrected for the
+    number of axes)."""
+    ended = cells[keep | failed]
+    if not failed.any():
+        return ()
+    tests = []
+    for name in varying(ended):
+        values = ended[name].tolist()
+        # What is no number, or lacks somewhere, is tested as text.
+        plain = ended[name].notna().all() and pd.api.types.is_numeric_dtype(ended[name])
+        say = (lambda value: f"{value:g}") if plain else str
+        tests += association.goes_with(
+            name, values if plain else [*map(str, values)], failed[keep | failed].tolist(), say
+        )
+    return tuple(test.sentence for test in association.corrected(tests) if test.adjusted_p < association.LEVEL)
+
+
+def _large_end_warning(
+    cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """One warning naming the axes on which every failed cell lies beyond the median measured cell."""
+    if not failed.any():
+        return ()
+    beyond = []
+    for name, sign in _LARGE_END.items():
+        if name not in cells:
+            continue
+        values = sign * numbers(cells, name)
+        if np.all(values[failed] > np.nanmedian(values[keep])):
+            beyond.append(f"{name} {'above' if sign > 0 else 'below'} {abs(np.nanmedian(values[keep])):g}")
+    if not beyond:
+        return ()
+    count = int(failed.sum())
+    who = "the failed cell has" if count == 1 else f"all {count} failed cells have"
+    return (
+        f"{who} {', '.join(beyond)} (the medians of the measured cells): failures at that end are not "
+        "missing at random, and a fit over the survivors can be biased there",
+    )
+
+
+def large_end(name: str) -> int:
+    """1 where large values of the axis cost more memory and time, -1 where small ones do (downsample)."""
+    return _LARGE_END.get(name, 1)

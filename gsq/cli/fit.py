@@ -1,0 +1,309 @@
+"""``gsq fit``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gsq.analysis.fitting.options import Options
+    from gsq.analysis.fitting.result import Fit
+    from gsq.analysis.laws.named import Bound, Law
+
+from gsq.cli.table_options import (
+    BootstrapOption,
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    ResidualsOption,
+    SeedOption,
+    TableArgument,
+    require_outputs,
+    table_path,
+)
+
+
+def _list_laws(wanted: bool) -> None:
+    if wanted:
+        from gsq.analysis.laws.named import LAWS
+
+        width = max(map(len, LAWS))
+        for law in LAWS.values():
+            typer.echo(f"{law.name:<{width}}  {law.formula}  ({law.source})")
+        raise typer.Exit
+
+
+def fit_command(
+    table: TableArgument,
+    law: LawOption = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="COLUMN", help="Predict this column instead of the law's own.")
+    ] = None,
+    residuals: ResidualsOption = "log",
+    loss: Annotated[str, typer.Option("--loss", help="least_squares, huber or cauchy.")] = "least_squares",
+    delta: Annotated[float | None, typer.Option("--delta", help="Where huber and cauchy leave squares.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="COLUMN", help="A column of weights.")] = None,
+    noise: Annotated[
+        float | None, typer.Option("--noise", help="Standard deviation between seeds, if known; else from the seeds.")
+    ] = None,
+    bound: BoundOption = None,
+    start: Annotated[
+        list[str] | None, typer.Option("--start", metavar="NAME=LOW:HIGH", help="Range of a parameter's random starts.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
+    ] = None,
+    intervals: Annotated[
+        str | None, typer.Option("--intervals", help="profile (default for least squares) or bootstrap.")
+    ] = None,
+    starts: Annotated[int, typer.Option("--starts", metavar="N", min=1, help="Random starts.")] = 64,
+    protocol: ProtocolOption = None,
+    bootstrap: BootstrapOption = 1000,
+    seed: SeedOption = 0,
+    card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the (first) fit.")
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Compare the laws: AICc, held-out errors. Without --law: all named ones, those that read step apart "
+            "(on every evaluation; the others on each run's last).",
+        ),
+    ] = False,
+    collapse: Annotated[
+        bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others, instead of fitting.")
+    ] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Save the fits as JSON here as well.")
+    ] = None,
+    laws: Annotated[
+        bool, typer.Option("--laws", help="List the named laws.", callback=_list_laws, is_eager=True)
+    ] = False,
+) -> None:
+    """Fit scaling laws to a results table, or to any other table.
+
+    Prints the law with its numbers, an interval for each parameter, and what the fit leaves out. A parameter marked
+    "not determined" must not be quoted; predictions may be.
+
+    Example: gsq fit quickstart --output results/fits/quickstart.json
+
+    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
+    """
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.fitting.options import Options
+    from gsq.analysis.fitting.result import write_json
+    from gsq.analysis.tables.table import load_table, unquoted
+
+    target = None if target is None else unquoted(target)
+    path = table_path(table)
+    require_outputs({"--output": output}, {"--figure": figure})
+    options = Options(
+        residuals=residuals,  # type: ignore[arg-type]
+        loss=loss,  # type: ignore[arg-type]
+        delta=delta,
+        weights=weights,
+        noise=noise,
+        bootstrap=bootstrap,
+        starts=starts,
+        seed=seed,
+        intervals=intervals,  # type: ignore[arg-type]
+    )
+    document: dict[str, object] = {"table": table}
+    if collapse or extrapolate:
+        lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
+        fits: list[Fit] = []
+    elif compare:
+        from gsq.analysis.checking.compare import comparisons
+
+        frame = load_table(path, protocol)
+        chosen = named_laws(frame, law, target, bound, start)
+        compared = comparisons(frame, chosen, options)
+        fits = [one for found in compared for one in found.fits]
+        lines = ["\n\n".join(found.text() for found in compared)]
+        document["comparison"] = compared[0].to_dict()
+        if len(compared) > 1:
+            document["comparison_of_steps"] = compared[1].to_dict()
+    else:
+        _, fits, reasons = load_and_fit(
+            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
+        )
+        if not fits:
+            raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+        lines = [f"Not fitted: {reason}." for reason in reasons.values()]
+        document |= {"fits": [one.to_dict() for one in fits], "not_fitted": reasons}
+    cards = []
+    if card or figure is not None:
+        from gsq.analysis.checking.card import report_card
+
+        cards = [report_card(one) for one in fits]
+        document["cards"] = [one.to_dict() for one in cards]
+    if figure is not None and cards:
+        from gsq.analysis.figures.card import card_figure
+        from gsq.analysis.figures.style import saved_files
+
+        card_figure(cards[0], figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    if output is not None:
+        write_json(document, output)
+        lines.append(f"Saved {output}.")
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    for i, one in enumerate(fits if not compare else []):
+        if card:
+            typer.echo(cards[i].text() + "\n")
+        else:
+            print_fit(one)
+    for line in lines:
+        typer.echo(line)
+
+
+def load_and_fit(
+    path: Path,
+    laws: list[str] | None = None,
+    protocol: str | None = None,
+    *,
+    options: Options | None = None,
+    target: str | None = None,
+    bounds: list[str] | None = None,
+    starts: list[str] | None = None,
+    by: str | None = None,
+) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
+    """The table, its fits, and why a law was not fitted (law, or group, to reason).
+
+    ``laws``: names or formulas; None for the default ones that the table can carry.
+    """
+    from dataclasses import replace
+
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
+    from gsq.analysis.fitting.options import Options
+    from gsq.analysis.laws.named import DEFAULT_LAWS
+    from gsq.analysis.tables.table import load_table, measured
+
+    options = options or Options()
+    frame = load_table(path, protocol)
+    chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
+    if laws is None:  # an unusable table is one error, not one a law
+        measured(frame, chosen[0].target)
+    fits: list[Fit] = []
+    reasons: dict[str, str] = {}
+    for law in chosen:
+        try:
+            if by is not None:
+                found, why = fit_by(frame, by, law, options=options)
+                fits += [replace(one, law=replace(law, name=f"{law.name} ({group})")) for group, one in found.items()]
+                reasons |= {f"{law.name} ({group})": reason for group, reason in why.items()}
+                continue
+            rows, excluded = law.rows(frame)
+            one = fit_determined if laws is None else fit_rows
+            fits.append(one(rows, excluded, law, options))
+        except AnalysisError as error:
+            reasons[law.name] = str(error)
+    return frame, fits, reasons
+
+
+def named_laws(
+    frame: pd.DataFrame, laws: list[str] | None, target: str | None, bounds: list[str] | None, starts: list[str] | None
+) -> list[Law] | None:
+    """The laws named, each with those of the bounds and starts that are its parameters'; None for none."""
+    from dataclasses import replace
+
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.laws.named import LAWS, get_law
+
+    if laws is None:
+        return None
+    limits = dict(_range(text, "--bound") for text in bounds or [])
+    ranges = {name: (low, float(high)) for name, (low, high) in (_range(text, "--start") for text in starts or [])}
+    names = [str(name) for name in frame.columns]
+    found = []
+    for one in laws:
+        # A name with bounds is a parameter even where it does not look like one.
+        law = LAWS.get(one) or (get_law(one, names, limits, ranges) if len(laws) == 1 else get_law(one, names))
+        law = replace(
+            law,
+            bounds={**law.bounds, **{name: pair for name, pair in limits.items() if name in law.parameters}},
+            starts={**law.starts, **{name: pair for name, pair in ranges.items() if name in law.parameters}},
+        )
+        found.append(get_law(law, target=target))
+    known = {name for law in found for name in law.parameters}
+    for name in {*limits, *ranges} - known:
+        raise AnalysisError(f"--bound or --start names {name!r}; parameters: {', '.join(sorted(known))}")
+    return found
+
+
+def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
+    """ "E=0:" as ("E", (0, inf)); an empty end is open."""
+    from gsq.analysis.errors import AnalysisError
+
+    try:
+        name, ends = text.split("=")
+        low, high = ends.split(":")
+        pair: tuple[float, Bound] = (
+            float(low or "-inf"),
+            "min" if high == "min" and option == "--bound" else float(high or "inf"),
+        )
+    except ValueError as error:
+        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0: or alpha=0:4") from error
+    if pair[1] != "min" and not pair[0] < pair[1]:
+        raise AnalysisError(f"{option} {text!r}: the low end must be below the high one")
+    if option == "--start" and not all(abs(float(end)) < float("inf") for end in pair):
+        raise AnalysisError(f"{option} {text!r}: starts are drawn from a range, so both ends must be numbers")
+    return name.strip(), pair
+
+
+def _collapse_or_extrapolate(
+    frame: pd.DataFrame, target: str, collapse: bool, document: dict[str, object]
+) -> list[str]:
+    if collapse:
+        from gsq.analysis.checking.collapse import collapse as test
+
+        found = test(frame, target=target)
+        document["collapse"] = [one.to_dict() for one in found]
+        return [one.text for one in found]
+    from gsq.analysis.checking.extrapolation import extrapolate
+
+    curves = extrapolate(frame, target)
+    document["extrapolation"] = {
+        "error": curves.error,
+        "inside": curves.inside,
+        "skipped": curves.skipped,
+        "rows": json.loads(curves.table.to_json(orient="records")),
+    }
+    return [curves.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), curves.text]
+
+
+def print_fit(one: Fit) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gsq.analysis.fitting.result import interval_text
+
+    console = Console()
+    console.print(f"[bold]{escape(one.law.name)}[/bold]  {escape(one.formula())}", highlight=False)
+    console.print(escape(one.at_best()), highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("parameter", "value", f"{one.confidence:.0%} interval", ""):
+        table.add_column(name)
+    for name, value in one.parameters.items():
+        why = one.undetermined.get(name)
+        note = f"not determined by these data ({why})" if why else ""
+        table.add_row(name, f"{value:.4g}", interval_text(one.intervals[name], " to "), note)
+    console.print(table)
+    console.print(one.quality(), highlight=False, style="dim")
+    for warning in one.warnings:
+        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}.", highlight=False)
+    console.print()

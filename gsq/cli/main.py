@@ -1,0 +1,118 @@
+"""The ``gsq`` command: every verb, in the order of ``gsq --help``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from gsq.cli.cancel_retry import cancel_command, retry_command
+from gsq.cli.clean import clean_command
+from gsq.cli.design import design_command
+from gsq.cli.doctor import doctor_command
+from gsq.cli.evaluate import evaluate_command
+from gsq.cli.fit import fit_command
+from gsq.cli.logs import logs_command
+from gsq.cli.plan import plan_command
+from gsq.cli.plot import plot_command
+from gsq.cli.report import report_command
+from gsq.cli.results import gather_command, results_app
+from gsq.cli.run import run_command
+from gsq.cli.status import status_command
+from gsq.cli.submit import submit_command
+from gsq.cli.tokenizer import reconstruct_command, tokenize_command
+from gsq.cli.train import train_command
+from gsq.cli.weights import weights_app
+
+app = typer.Typer(
+    name="gsq",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Scaling-law experiments for discrete image tokenizers.\n\n"
+    "From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use into "
+    "Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then write a YAML of your own.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import gsq
+
+        typer.echo(f"gsq {gsq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _reflow(text: str) -> str:
+    """A docstring for --help, which keeps the breaks between lines: they are for paragraphs and examples alone."""
+    paragraphs = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = re.sub(r"\n(?!Example:)\s*", " ", paragraph)
+        paragraphs.append(lines)
+    return "\n\n".join(paragraphs)
+
+
+def _reflow_help(commands: typer.Typer) -> None:
+    for command in commands.registered_commands:
+        command.help = _reflow((command.callback and command.callback.__doc__) or "")
+    for group in commands.registered_groups:
+        if group.typer_instance:
+            _reflow_help(group.typer_instance)
+
+
+# In the order of --help.
+app.command("run")(run_command)
+app.command("plan")(plan_command)
+app.command("submit")(submit_command)
+app.command("status")(status_command)
+app.command("logs")(logs_command)
+app.command("cancel")(cancel_command)
+app.command("retry")(retry_command)
+app.command("gather")(gather_command)
+app.command("clean")(clean_command)
+app.command("fit")(fit_command)
+app.command("plot")(plot_command)
+app.command("report")(report_command)
+app.command("design")(design_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("reconstruct")(reconstruct_command)
+app.command("tokenize")(tokenize_command)
+app.command("doctor")(doctor_command)
+app.add_typer(results_app, name="results")
+app.add_typer(weights_app, name="weights")
+_reflow_help(app)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        from rich.console import Console
+
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(code)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,113 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
+from gsq.words import counted
+
+if TYPE_CHECKING:
+    pass
+
+
+SweepArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SWEEP",
+        help=f"Sweep YAML, or the name of one that ships with gsq: {', '.join(shipped_files(configs_folder()))}.",
+    ),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep, or its YAML file.")]
+MaybeNameArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[SWEEP]", help="Name of a submitted sweep, or its YAML file; without it, all are listed."),
+]
+ClusterOption = Annotated[
+    str,
+    typer.Option("--cluster", metavar="NAME", help="local (this machine), slurm (cluster defaults) or a cluster file."),
+]
+CellsOption = Annotated[
+    int | None,
+    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan; of a search, N trials."),
+]
+PlanClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        help="local (this machine), slurm (cluster defaults) or a cluster file. [dim]\\[default: plan_for of the "
+        "YAML, else local][/dim]",
+    ),
+]
+GpuOption = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME", help="Reckon with another GPU than the cluster file's: h100, a100, ..."),
+]
+AnchorsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--anchors",
+        metavar="FILE",
+        help="Write a sweep file that trains a few finished cells once more (4, or --cells N), where gsq, packages or "
+        "the device have changed since: gsq gather then says whether old and new runs may be pooled.",
+    ),
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
+]
+OverBudgetOption = Annotated[
+    bool, typer.Option("--over-budget", help="Go on where the estimate is above a limit of the YAML's budget.")
+]
+CanaryOption = Annotated[
+    bool,
+    typer.Option(
+        "--canary",
+        help="First run the largest cell of each resource class for 50 steps, to measure its memory and time.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+SelectionArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SELECTION",
+        help="Signatures or their beginnings, states or failure classes (running, failed, out_of_memory, ...), "
+        "KEY=VALUE (groups=4). Words on one thing are alternatives; on different things, all must hold.",
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however many there are.")]
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """A line a key, and a line for each entry of a list: indented further, thousands of cells would take seconds."""
+    parts = []
+    for key, value in document.items():
+        several = isinstance(value, list | tuple) and value
+        text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]" if several else json.dumps(value)
+        parts.append(f" {json.dumps(key)}: {text}")
+    typer.echo("{\n" + ",\n".join(parts) + "\n}")
+
+
+def on_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def ask(question: str, yes: bool) -> None:
+    """Leave with exit code 1 unless it is answered with yes; without a terminal nobody is asked."""
+    if not yes and on_terminal():
+        typer.confirm(question, abort=True)
+
+
+def count_cells(count: int) -> str:
+    return counted(count, "cell")
+
+
+def count_files(count: int) -> str:
+    return "file " if count == 1 else "files"

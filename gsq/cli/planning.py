@@ -1,0 +1,180 @@
+"""What ``gsq plan`` prints, and what submission asks of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gsq.sweeps.spec.shipped import configs_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gsq.sweeps.planning.cells import Plan
+    from gsq.sweeps.spec.cluster import Cluster
+
+from gsq.cli.options import count_cells, print_json
+
+
+def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
+    from gsq.sweeps.planning.cells import make_plan
+    from gsq.sweeps.spec.sweep import load_spec
+
+    plan = make_plan(load_spec(source), lenient=lenient)
+    return plan if cells is None else plan.cut(cells)
+
+
+def slots(cluster: Cluster) -> int:
+    from gsq.sweeps.spec.cluster import local_workers
+
+    return local_workers(cluster) if cluster.kind == "local" else cluster.parallel
+
+
+def print_plan(
+    sweep: str, cluster: str | None, gpu: str | None, cells: int | None, as_json: bool, show_all: bool
+) -> None:
+    """``gsq plan``: the cells of a sweep, what was left out, what is still to be run, and what is missing here."""
+    from gsq.sweeps.costing.forecast import by_class, forecast
+    from gsq.sweeps.planning.cells import derived
+    from gsq.sweeps.spec.cluster import load_cluster
+
+    plan = make(sweep, cells, lenient=True)
+    target = load_cluster(cluster or plan.cluster or "local")
+    if gpu is not None:
+        target = replace(target, gpu=gpu, gpus=target.gpus or 1)
+    found = forecast(plan, target)
+    if as_json:
+        rows = []
+        classes = by_class(plan.cells, found.speed, target)
+        resources = {cell.signature: asdict(r) for r, members in classes.items() for cell in members}
+        for cell in plan.cells:
+            wanted = found.estimates[cell.signature]
+            rows.append(
+                {
+                    "signature": cell.signature,
+                    "axes": cell.axes,
+                    **derived(cell.config),
+                    **vars(cell.cost),
+                    "train_flops": cell.cost.train_flops,
+                    "seconds": wanted.seconds,
+                    "memory_bytes": wanted.memory_bytes,
+                    "seconds_left": found.left.get(cell.signature, 0.0),
+                    "resource_class": resources[cell.signature],
+                }
+            )
+        dropped = [{"axes": axes, "where": text} for axes, text in plan.dropped]
+        merged = [{"axes": axes, "signature": signature} for axes, signature in plan.merged]
+        document = {
+            "sweep": plan.name,
+            "cells": rows,
+            "dropped": dropped,
+            "merged": merged,
+            "data": [data.to_dict() for data in plan.data],
+            "broken_images": plan.broken_images,
+            "cluster": target.name,
+            "missing": plan.missing,
+            "provisional": plan.provisional,
+            "speed": asdict(found.speed),
+            "forecast": found.to_dict(),
+        }
+        if plan.search is not None and plan.search.search is not None:
+            # The cells are examples then: the middle of the space, and random ones.
+            document["search"] = asdict(plan.search.search)
+        print_json(document)
+        return
+    from rich.console import Console
+
+    from gsq.cli import show_plan as display
+
+    console = Console()
+    if plan.search is not None:
+        display.print_search(console, plan, found)
+    else:
+        display.print_plan(console, plan, found, None if show_all else 60)
+    if plan.cluster and cluster is None:
+        console.print(f"reckoned for the cluster file {target.name}; --cluster names yours", highlight=False)
+    display.print_missing(console, plan)
+
+
+def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
+    """``gsq plan --anchors``: finished cells to train once more, written to a sweep file."""
+    from gsq.cli.wording import brief, duration
+    from gsq.errors import UserError
+    from gsq.outputs import output_problem
+    from gsq.records.attempt import write_text
+    from gsq.sweeps.planning.cells import title
+    from gsq.sweeps.planning.folder import sweep_folder
+    from gsq.sweeps.spec.cluster import load_cluster, local_gpus
+    from gsq.sweeps.spec.shipped import find_file
+    from gsq.sweeps.tables.pooling import ANCHORS, anchors_yaml, propose
+
+    source = find_file(sweep, configs_folder(), "sweep")
+    if output.exists():
+        raise UserError(f"--anchors: {output} is there already; name another file")
+    if problem := output_problem(output):
+        raise UserError(f"--anchors: {output} {problem}")
+    folder = sweep_folder(sweep)
+    target = load_cluster(cluster)
+    device = "cpu" if target.kind == "local" and not local_gpus() else None
+    chosen, others = propose(folder, device, cells or ANCHORS)
+    repeat = 1 + max(cell.config.train.repeat for cell in folder.read_plan().cells)
+    if not chosen:
+        raise UserError(f"sweep '{folder.name}': all old cells have been repeated; gsq gather {folder.name} compares")
+    records = folder.records([run.cell.signature for run in chosen])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, anchors_yaml(source, folder.name, chosen, repeat, output.parent))
+    seconds = {signature: record.seconds for signature, record in records.items()}
+    if as_json:
+        rows = [
+            {**run.cell.axes, "signature": run.cell.signature, "seconds": seconds[run.cell.signature]} for run in chosen
+        ]
+        print_json({"sweep": folder.name, "output": str(output), "made_otherwise": others, "anchors": rows})
+        return
+    typer.echo(
+        f"{count_cells(others)} of sweep '{folder.name}' {'was' if others == 1 else 'were'} made by other code, "
+        f"versions or device than now; to repeat, in {output} ({duration(sum(seconds.values()))} of device time then):"
+    )
+    for run in chosen:
+        typer.echo(f"  {run.cell.signature} {brief(title(run.cell.axes))}")
+    typer.echo(f"gsq run {output} trains them, and gsq gather {folder.name} compares old with new")
+
+
+def admitted(
+    console: Console, plan: Plan, target: Cluster, retry: bool, over_budget: bool = False, canary: bool = False
+) -> Plan:
+    """Show what a submission will cost and run its canaries; returns the plan with the estimates to record.
+
+    Raises UserError where it is over its budget, and leaves with exit code 1 where a canary has failed.
+    """
+    from gsq.cli.live import LiveView
+    from gsq.cli.show_plan import print_canaries, print_forecast
+    from gsq.errors import UserError
+    from gsq.sweeps.costing.forecast import TIMELESS, check_budget, forecast, with_estimates
+    from gsq.sweeps.costing.notes import check_images
+    from gsq.sweeps.running.canary import canary_plan, choose, run_canaries
+
+    if canary and plan.search is not None:
+        raise UserError("--canary measures the largest cells of a grid; of a search the first trials do, leave it out")
+    check_images(plan)
+    found = forecast(plan, target, retry=retry)
+    if not over_budget:
+        # What no measurement can change is said before one is made.
+        check_budget(plan.name, found, TIMELESS if canary else None)
+    print_forecast(console, found)
+    chosen = choose(plan, target, retry=retry) if canary else []
+    if chosen:
+        console.print(f"canaries first: {len(chosen)} of {count_cells(len(found.left))} to run", highlight=False)
+        with LiveView(canary_plan(plan, chosen), slots(target), target.device, console, target.kind == "local") as view:
+            results = run_canaries(plan, target, retry=retry, chosen=chosen, on_update=view.update)
+        found = forecast(plan, target, retry=retry)
+        print_canaries(console, results, found)
+        if any(result.failed for result in results):
+            console.print("nothing else was submitted; without --canary it would be", highlight=False)
+            raise typer.Exit(1)
+        print_forecast(console, found)
+    if not over_budget:
+        check_budget(plan.name, found)
+    return with_estimates(plan, found)

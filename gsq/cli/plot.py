@@ -1,0 +1,171 @@
+"""``gsq plot``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from gsq.analysis.fitting.result import Fit
+
+from gsq.cli.fit import load_and_fit
+from gsq.cli.table_options import (
+    BootstrapOption,
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    ResidualsOption,
+    SeedOption,
+    TableArgument,
+    require_outputs,
+    table_path,
+)
+
+KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
+WITH_LAWS = ("scaling", "contours", "groups", "card")
+
+
+def plot_command(
+    table: TableArgument,
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help=f"What to draw: {', '.join(KINDS)}. See above.")
+    ] = "scaling",
+    law: LawOption = None,
+    residuals: ResidualsOption = "log",
+    bound: BoundOption = None,
+    protocol: ProtocolOption = None,
+    bootstrap: BootstrapOption = 1000,
+    seed: SeedOption = 0,
+    x: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--x",
+            metavar="COLUMN",
+            help="contours: axis to the right; collapse: derived axis; pareto: cost. May be repeated for the last two.",
+        ),
+    ] = None,
+    y: Annotated[
+        list[str] | None,
+        typer.Option("--y", metavar="COLUMN", help="contours: axis upwards; steps: metric, may be repeated."),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Draw the paper's points beside your own (scaling, groups, usage): grey, never fitted, both protocols "
+            "named; where these differ, rFID gets a scale of its own, for then heights do not compare.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="PNG and SVG, or a .pdf; default: beside the table."),
+    ] = None,
+) -> None:
+    """Draw a results table: by default rFID against bits per pixel and each axis that varies, with the fitted laws.
+
+    Kinds of figures, and what the table needs for them:
+
+    scaling: rFID against bits per pixel, V, D, G and f, with laws and their intervals.
+
+    contours: lines of equal rFID over two axes, predicted by the (first) law; measured cells on top, and hatched where
+    the law is extrapolated. Needs a law that depends on two axes that vary.
+
+    groups: rFID against G and against d = D / G at fixed D. Needs cells that differ in groups alone.
+
+    usage: codebook usage and perplexity against V and d. Needs cells that differ in one of them alone.
+
+    collapse: rFID against bits per pixel (or --x) with one line through all cells, and what it misses. Needs two axes.
+
+    pareto: the cells that none beats both in rFID and in bits, and in rFID and in training compute (or --x).
+
+    steps: rFID and usage (or --y) over training. Needs evaluations at several steps (evaluation.every).
+
+    card: the report card of the (first) law.
+
+    Example: gsq plot quickstart --output results/figures/quickstart.png
+
+    Example: gsq plot quickstart --kind contours --law power_law_bpp --x codebook_size --y groups --output contours.pdf
+    """
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.figures.style import saved_files
+    from gsq.analysis.fitting.options import Options
+    from gsq.analysis.tables.table import load_reference, load_table
+
+    if kind not in KINDS:
+        raise AnalysisError(f"--kind {kind!r} is not a figure of gsq plot; kinds: {', '.join(KINDS)}")
+    for option, given, takes in (
+        ("--reference", reference, ("scaling", "groups", "usage")),
+        ("--x", x, ("contours", "collapse", "pareto")),
+        ("--y", y, ("contours", "steps")),
+        ("--law", law, WITH_LAWS),
+    ):
+        if given and kind not in takes:
+            raise AnalysisError(f"{option} belongs to --kind {', '.join(takes)}; got --kind {kind}")
+    path = table_path(table)
+    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
+    saved = output if output is not None else default
+    # Beside the table there may be a folder of its name.
+    require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
+    options = Options(residuals=residuals, bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
+    fits: list[Fit] = []
+    reasons: dict[str, str] = {}
+    if kind in WITH_LAWS:
+        frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
+    else:
+        frame = load_table(path, protocol)
+    draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
+    for one in fits:
+        typer.echo(f"{one.law.name}: {one.formula()}")
+        for warning in one.warnings:
+            typer.echo(f"Warning: {warning}.")
+    for reason in reasons.values():
+        typer.echo(f"Not fitted: {reason}.")
+    typer.echo("Saved " + " and ".join(str(file) for file in saved_files(saved)) + ".")
+
+
+def draw(
+    kind: str,
+    frame: pd.DataFrame,
+    fits: list[Fit],
+    reasons: dict[str, str],
+    path: Path | None = None,
+    x: list[str] | None = None,
+    y: list[str] | None = None,
+    reference: pd.DataFrame | None = None,
+) -> Figure:
+    """One figure of KINDS, saved where there is a ``path``. Raises AnalysisError where the table lacks what it
+    needs."""
+    from gsq.analysis.checking.card import report_card
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.figures import contours, scatter
+    from gsq.analysis.figures import scaling as figures
+    from gsq.analysis.figures.card import card_figure
+    from gsq.analysis.figures.curves import course_figure
+    from gsq.analysis.tables.table import unquoted
+
+    if kind in ("contours", "card") and not fits:
+        why = "; ".join(reasons.values()) or "no law was fitted"
+        raise AnalysisError(f"--kind {kind} shows a fitted law, and there is none: {why}")
+    x, y = ([unquoted(name) for name in names or []] for names in (x, y))
+    if kind == "contours":
+        if len(x or []) > 1 or len(y or []) > 1:
+            raise AnalysisError("--kind contours takes one --x and one --y")
+        return contours.contour_figure(fits[0], path, x[0] if x else None, y[0] if y else None)
+    if kind == "card":
+        return card_figure(report_card(fits[0]), path)
+    if kind == "groups":
+        return figures.group_figure(frame, fits, path, reference)
+    if kind == "usage":
+        return figures.usage_figure(frame, path, reference)
+    if kind == "collapse":
+        return scatter.collapse_figure(frame, x or None, path)
+    if kind == "pareto":
+        return scatter.pareto_figure(frame, x or None, path)
+    if kind == "steps":
+        return course_figure(frame, y or None, path)
+    return figures.scaling_figure(frame, fits, path, reference)

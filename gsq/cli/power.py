@@ -1,0 +1,113 @@
+"""``gsq plan --power``: the intervals to expect before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gsq.errors import UserError
+from gsq.words import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gsq.config.run import RunConfig
+    from gsq.sweeps.planning.cells import Plan
+
+    _Case = tuple[dict[str, Any], int]
+    """Axes of a cell as its sweep writes them, and its seed."""
+
+
+def expected_power(
+    sweep: str,
+    cells: int | None,
+    laws: list[str] | None,
+    noise: float | None,
+    coefficients: list[str] | None,
+    as_json: bool,
+) -> None:
+    """``gsq plan SWEEP --power``: the interval that each parameter can be expected to get, before anything has run."""
+    import json
+
+    from gsq.analysis.designing.power import SEED_NOISE, power
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.laws.named import DEFAULT_LAWS, get_law
+    from gsq.cli.planning import make
+
+    plan = make(sweep, cells, lenient=True)
+    frame = cells_frame(plan)
+    given = {}
+    for text in coefficients or []:
+        name, _, value = text.partition("=")
+        try:
+            given[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"--coefficient {text!r} is not NAME=NUMBER, such as alpha=0.8") from None
+    found, reasons = [], {}
+    chosen = [get_law(law, [str(name) for name in frame]) for law in laws or DEFAULT_LAWS]
+    for name in given:
+        if not any(name in law.parameters for law in chosen):
+            known = ", ".join(dict.fromkeys(p for law in chosen for p in law.parameters))
+            raise UserError(f"--coefficient {name}: no law has a parameter of this name; parameters are {known}")
+    for law in chosen:
+        own = {name: value for name, value in given.items() if name in law.parameters}
+        try:
+            found.append(power(frame, law, coefficients=own, noise=SEED_NOISE if noise is None else noise))
+        except AnalysisError as error:
+            reasons[law.name] = str(error)
+    if not found:
+        raise AnalysisError("; ".join(reasons.values()))
+    if as_json:
+        document = {"sweep": plan.name, "power": [one.to_dict() for one in found], "not_possible": reasons}
+        typer.echo(json.dumps(document, indent=1))
+        return
+    typer.echo(
+        f"sweep {plan.name}: {counted(len(frame), 'run')} of "
+        f"{counted(frame['configuration'].nunique(), 'configuration')}\n"
+    )
+    for one in found:
+        typer.echo(one.text() + "\n")
+    for name, reason in reasons.items():
+        typer.echo(f"Not possible for {name}: {reason}.")
+    typer.echo("This is if the law is right and seeds are the only noise; where it is not, expect wider intervals.")
+
+
+def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The cells of a plan with the columns of a results table that are known before a run: a row a cell.
+
+    ``configuration`` is the same for cells that differ in the seed alone, ``device_hours`` the estimated cost.
+    """
+    import pandas as pd
+
+    from gsq.config.overrides import SHORT_NAMES, config_key
+    from gsq.sweeps.planning.cells import axis_columns
+
+    if plan.search is not None:
+        raise UserError(f"sweep '{plan.name}' is a search, which draws its cells as it goes; give a sweep with axes")
+    rows = []
+    numbers: dict[RunConfig, str] = {}
+    for cell in plan.cells:
+        keys = {config_key(name, "axes"): value for name, value in cell.axes.items()}
+        others = {key: value for key, value in keys.items() if key not in SHORT_NAMES.values()}
+        rows.append(
+            {
+                **others,
+                **axis_columns(cell.config, cell.data_label),
+                "signature": cell.signature,
+                "configuration": numbers.setdefault(with_seed(cell.config, 0), f"cell {len(numbers)}"),
+                "step": cell.config.train.steps,
+                "images_seen": cell.cost.images,
+                "parameters": cell.cost.parameters,
+                "train_flops": cell.cost.train_flops,
+                **({"device_hours": hours[cell.signature]} if hours is not None else {}),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    from dataclasses import replace
+
+    return replace(config, train=replace(config.train, seed=seed))

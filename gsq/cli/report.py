@@ -1,0 +1,40 @@
+"""``gsq report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gsq.cli.table_options import LawOption, ProtocolOption
+
+
+def report_command(
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP",
+            help="A submitted sweep, by name or YAML file, or a results table: FILE.parquet or its NAME.",
+        ),
+    ],
+    law: LawOption = None,
+    protocol: ProtocolOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="The page; default: SWEEP-report.html beside the results table."),
+    ] = None,
+) -> None:
+    """One HTML page of a sweep, to read, send or print: it needs no network and no other file.
+
+    On it: what became of the cells, and why some failed; a table that sorts and filters; the figures of gsq plot; laws
+    with their report cards; pictures and training curves from the run folders that are here; protocols, code and
+    devices. A submitted sweep is gathered first, finished or not.
+
+    Example: gsq report quickstart --output quickstart.html
+    """
+    from gsq.cli.compose import write_report
+
+    page, table = write_report(sweep, output, law, protocol)
+    typer.echo(f"results table: {table}")
+    typer.echo(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB); open it in a browser")

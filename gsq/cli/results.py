@@ -1,0 +1,104 @@
+"""``gsq gather`` and ``gsq results``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from gsq.cli.options import JsonOption, NameArgument, print_json
+
+
+def gather_command(
+    sweep: NameArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Write the training curves, too, to SWEEP-curves.parquet beside the table.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Collect a sweep's runs into its results table, failed and missing cells included.
+
+    Says what is done, what failed and how much device time was spent, and warns where failures go with an axis
+    (Fisher's exact test, corrected for the number of axes): a law fitted to the rest would be biased.
+
+    Example: gsq gather quickstart
+    """
+    from gsq.sweeps.tables.gather import gathered
+
+    done = gathered(sweep, output)
+    second = None
+    if curves:
+        from gsq.sweeps.tables.curves import curves_path, gather_curves
+
+        second = gather_curves(sweep, curves_path(done.table))
+    if as_json:
+        files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
+        more = {"problems": done.problems, "spent": done.spent.to_dict(), "comparisons": done.comparisons}
+        print_json({**files, **done.coverage.to_dict(), **more})
+        return
+    for problem in done.problems:
+        typer.echo(f"warning: {problem}", err=True)
+    for path in filter(None, (done.table, second)):
+        typer.echo(f"wrote {path}")
+    for line in filter(None, (*done.coverage.lines, done.spent.line, *done.comparisons)):
+        typer.echo(line)
+
+
+results_app = typer.Typer(no_args_is_help=True)
+
+
+@results_app.callback()
+def results_command() -> None:
+    """What the columns of the results table mean.
+
+    Example: gsq results describe
+    """
+
+
+@results_app.command("describe")
+def results_describe_command(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="A Parquet file that gsq wrote; default: what gsq gather writes today."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Each column of the results table: its type, unit and meaning, and what kind of column it is.
+
+    The same stands in the field metadata of the Parquet file.
+
+    Example: gsq results describe results/groups.parquet
+    """
+    from gsq.errors import UserError
+    from gsq.sweeps.schema.columns import SCHEMA_VERSION, SchemaError, describe
+
+    try:
+        columns = describe(file)
+    except SchemaError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        print_json({**({"version": SCHEMA_VERSION} if file is None else {}), "columns": [asdict(c) for c in columns]})
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head in ("column", "type", "unit"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    role = ""
+    for column in columns:
+        if column.role != role:
+            role = column.role
+            table.add_row(f"[dim]{role}[/dim]")
+        table.add_row(f"  {column.name}", column.type, column.unit, escape(column.description))
+    Console().print(table, highlight=False)

@@ -1,0 +1,40 @@
+"""``gsq run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gsq.cli.options import (
+    CanaryOption,
+    CellsOption,
+    ClusterOption,
+    OverBudgetOption,
+    RetryOption,
+    SweepArgument,
+)
+
+
+def run_command(
+    sweep: SweepArgument,
+    cluster: ClusterOption = "local",
+    cells: CellsOption = None,
+    retry: RetryOption = False,
+    over_budget: OverBudgetOption = False,
+    canary: CanaryOption = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
+    ] = None,
+) -> None:
+    """The whole job: plan, submit, wait, gather, fit and plot.
+
+    Ctrl-C stops cleanly, and the same command goes on where it was. After evaluation keys of the YAML have changed,
+    finished cells are evaluated again without training. Exit code 1: cells have failed.
+
+    Example: gsq run sweeps/configs/quickstart.yaml
+    """
+    from gsq.cli.compose import run_command_line
+
+    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary)

@@ -1,0 +1,79 @@
+"""``gsq status``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from gsq.cli.options import AllOption, JsonOption, MaybeNameArgument, print_json
+
+
+def status_command(
+    sweep: MaybeNameArgument = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw it again every few seconds until all cells have ended.")
+    ] = False,
+    as_json: JsonOption = False,
+    show_all: AllOption = False,
+) -> None:
+    """Show the state of every cell, from the run folders, squeue and sacct; of a search, the best so far, too.
+
+    For cells that wait on SLURM it gives SLURM's reason, and says which will not start by themselves.
+
+    Without a sweep: all sweeps, and the cells that run. A YAML file that has been edited since is compared with what
+    was submitted, and cells that were not are named.
+
+    Example: gsq status quickstart --watch
+    """
+    from gsq.errors import UserError
+    from gsq.sweeps.state.status import status
+
+    if sweep is None:
+        if watch or show_all:
+            raise UserError("gsq status: --watch and --all are about one sweep, so name it: gsq status SWEEP --watch")
+        print_overview(as_json)
+        return
+    found = status(sweep)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    from gsq.cli.show_status import status_renderable
+
+    limit = None if show_all else 60
+    if not watch:
+        Console().print(status_renderable(found, limit))
+        return
+    try:
+        with Live(status_renderable(found, limit), refresh_per_second=2) as live:
+            while not found.ended:
+                time.sleep(2 if found.local else 5)  # sacct is the cluster's, not ours alone.
+                found = status(sweep)
+                live.update(status_renderable(found, limit))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def print_overview(as_json: bool) -> None:
+    """All sweeps, and the cells that run."""
+    from gsq.records.folder import runs_root
+    from gsq.sweeps.state.listing import overview
+
+    found = overview()
+    if as_json:
+        print_json({"sweeps": [line.to_dict() for line in found]})
+    elif not found:
+        typer.echo(f"no sweep below {runs_root()} yet (gsq run or gsq submit makes one; $GSQ_RUNS names the folder)")
+    else:
+        from rich.console import Console
+
+        from gsq.cli.show_status import overview_renderable
+
+        Console().print(overview_renderable(found))

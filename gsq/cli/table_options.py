@@ -1,0 +1,87 @@
+"""Arguments and options of the verbs that read a table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+
+RESULTS = Path("results")
+
+TableArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TABLE",
+        help="Any table (.parquet, .feather, .csv, .tsv, .txt, also .gz), or a sweep's name: results/NAME.parquet.",
+    ),
+]
+LawOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--law",
+        metavar="LAW",
+        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Other names stand in backticks: '
+        "'`val/loss` = E + A / N^a' (in single quotes, for the shell). May be repeated. Without it: "
+        "power_law_bpp and paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
+    ),
+]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        metavar="HASH",
+        help="Evaluation protocol, where the table has several; a unique beginning will do.",
+    ),
+]
+BootstrapOption = Annotated[
+    int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starts and of the resamples.")]
+ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative errors) or linear (absolute ones).")]
+BoundOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; an empty end is open: E=0: for a floor."
+    ),
+]
+
+
+def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | None]) -> None:
+    """Raise AnalysisError naming the option of a file or a figure that cannot be written, before anything is computed.
+
+    A figure is what :func:`gsq.analysis.figures.style.saved_files` makes of its path."""
+    from gsq.analysis.errors import AnalysisError
+    from gsq.outputs import output_problem
+
+    wanted = [(option, path) for option, path in files.items() if path is not None]
+    for option, path in figures.items():
+        if path is not None:
+            from gsq.analysis.figures.style import saved_files
+
+            wanted += [(option, file) for file in ((path,) if os.path.isdir(path) else saved_files(path))]
+    for option, path in wanted:
+        if problem := output_problem(path):
+            raise AnalysisError(f"{option}: {path} {problem}")
+
+
+def table_path(table: str) -> Path:
+    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet; of a sweep's YAML file, the
+    table of the sweep that it names."""
+    path, of_name = Path(table), RESULTS / f"{table}.parquet"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        import yaml
+
+        try:
+            name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("name")
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            name = None
+        return RESULTS / f"{name or path.stem}.parquet"
+    if path.is_file() or len(path.parts) > 1 or (path.suffix and not of_name.is_file()):
+        return path
+    return of_name

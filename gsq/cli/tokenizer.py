@@ -1,0 +1,130 @@
+"""``gsq reconstruct`` and ``gsq tokenize``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gsq.cli.options import (
+    JsonOption,
+)
+
+TokenizerArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A finished run (its folder or signature), a saved tokenizer, a checkpoint of the GSQ authors' code, or a "
+        "Hugging Face model id.",
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto (cuda where there is one), cpu or cuda.")
+]
+
+
+def reconstruct_command(
+    run: TokenizerArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, of any size from f pixels.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where the pictures go; made where it is missing.")
+    ] = Path("reconstructions"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a tokenizer keeps of images: encode, decode, compare.
+
+    For each image it writes NAME.reconstruction.png and NAME.side-by-side.png (the original on the left), and prints
+    the PSNR. Images are not resized; where f does not divide a side, the few pixels over are cropped off evenly.
+
+    Example: gsq reconstruct results/runs/ab/abcdef123456 photo.jpg --output /tmp/seen
+    """
+    import dataclasses
+
+    from gsq.tokenizer.files import Reconstruction, reconstruct_files
+    from gsq.tokenizer.tokenizer import Tokenizer
+
+    def show(done: Reconstruction) -> None:
+        if as_json:
+            return
+        psnr = "equal" if done.psnr_db is None else f"PSNR {done.psnr_db:.2f} dB"
+        cropped = ", {} rows and {} columns cropped off".format(*done.cropped) if any(done.cropped) else ""
+        typer.echo(f"{done.image}: {done.height} x {done.width}, {psnr}{cropped} -> {done.side_by_side}")
+
+    made = reconstruct_files(Tokenizer.from_pretrained(run, device), images, output, show)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(one) for one in made], indent=1))
+
+
+def tokenize_command(
+    run: TokenizerArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the Parquet shards go.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            metavar="N",
+            help="Centre square of each image at N x N pixels; default: its own size, cropped to multiples of f.",
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", metavar="N", help="Images of a shard.")] = 1000,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images encoded at a time.")] = 8,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a folder of images into codebook indices, to train a generative model on.
+
+    DIR gets indices-00000.parquet, ... (a row an image: path, sha256, height, width, latent_height, latent_width,
+    indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the shard in work; the same command goes on
+    where it stopped. Images that cannot be used are listed and left out; which those are is as for training.
+
+    Example: gsq tokenize results/runs/ab/abcdef123456 photos --output tokens --size 256
+
+    Read: row = pandas.read_parquet("tokens").iloc[0];
+    row["indices"].reshape(row.latent_height, row.latent_width, row.indices_per_position)
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from gsq.data.listing import shown
+    from gsq.data.manifest import described
+    from gsq.tokenizer.files import tokenize_folder
+    from gsq.tokenizer.tokenizer import Tokenizer
+
+    console = Console(stderr=True)
+    try:
+        tokenizer = Tokenizer.from_pretrained(run, device)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("tokenizing", total=None)
+            summary = tokenize_folder(
+                tokenizer,
+                folder,
+                output,
+                size=size,
+                shard_size=shard_size,
+                batch_size=batch_size,
+                on_images=lambda count: bar.advance(task, count),
+                on_start=lambda total: bar.update(task, total=total),
+            )
+    except KeyboardInterrupt:
+        typer.echo("stopped; finished shards are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(summary.to_dict(), indent=1))
+        return
+    for path, reason in summary.broken[:20]:
+        typer.echo(f"left out: {shown(path)}: {reason}")
+    if len(summary.broken) > 20:
+        typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
+    from gsq.words import counted
+
+    for line in described(summary.left_out):
+        typer.echo(f"left out: {line}")
+    typer.echo(
+        f"{counted(summary.images, 'image')}, {counted(summary.positions, 'position')} of {summary.bits_per_token:g} "
+        f"bits, {counted(summary.shards, 'shard')} ({summary.shards_before} there before), "
+        f"{counted(len(summary.broken), 'image')} left out: {summary.output}"
+    )

@@ -1,0 +1,105 @@
+"""``gsq train``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def train_command(
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="A preset (cpu-tiny, paper-f8, ...) or a YAML file of config sections."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, for instance -s groups=4; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
+    ] = False,
+) -> None:
+    """Train and evaluate one run, without a sweep. The same command resumes it.
+
+    Example: gsq train cpu-tiny -s groups=4 -s steps=100
+    """
+    import yaml
+
+    from gsq.config.overrides import to_dict
+    from gsq.errors import UserError
+    from gsq.sweeps.planning.cells import refuse_too_large
+    from gsq.sweeps.spec.sweep import load_spec
+
+    values = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set: '{setting}' is not KEY=VALUE")
+        values[key] = yaml.safe_load(value)
+    config = load_spec({"name": "train", "base": base, "set": values}).base
+    from gsq.pretrained.required import require_weights
+    from gsq.runs.identity import identity
+
+    refuse_too_large(config)
+    signature = identity(config)
+    if dry_run:
+        typer.echo(yaml.safe_dump(to_dict(config), sort_keys=False) + f"# signature: {signature}")
+        return
+    require_weights(config)
+    raise typer.Exit(_train(config))
+
+
+def _train(config: object) -> int:
+    import os
+    import signal
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gsq.config.run import RunConfig
+    from gsq.records.folder import runs_root
+    from gsq.records.read import read_evaluations, read_run
+    from gsq.runs.execute import execute
+    from gsq.runs.stop import Stopped, StopRequest
+    from gsq.surroundings import world_size
+
+    assert isinstance(config, RunConfig)
+    # Of several processes (torchrun) one speaks.
+    console = Console(quiet=world_size() > 1 and os.environ["RANK"] != "0")
+    stop = StopRequest()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        stop.on_signals(
+            {signal.SIGINT: "cancelled", signal.SIGTERM: "cancelled"},
+            told=lambda: console.print("stopping: this step ends, and a checkpoint is written"),
+        ),
+    ):
+        task = bar.add_task("training", total=config.train.steps)
+
+        def announce(message: str) -> None:
+            console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+        def advance(step: int) -> None:
+            bar.update(task, completed=step, description="evaluating" if step == config.train.steps else "training")
+
+        try:
+            folder = execute(config, runs_root(), stop=stop, announce=announce, on_step=advance)
+        except Stopped:
+            console.print("stopped after a whole step; the same command goes on from there")
+            return 130
+    for evaluation in read_evaluations(folder):
+        console.print(
+            f"step {evaluation['step']}: rFID {evaluation['rfid']:.4g} in {evaluation['features']}, PSNR "
+            f"{evaluation['psnr_db']:.2f} dB, SSIM {evaluation['ssim']:.3f}, usage {evaluation['usage']:.3f}, "
+            f"perplexity {evaluation['perplexity']:.1f}",
+            highlight=False,
+        )
+    console.print(f"{read_run(folder).state}: {folder.path}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,93 @@
+"""The autoencoder's part of a config."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gsq.errors import UserError, choose, positive
+
+# Channel multipliers by downsampling factor: f = 8 and 16 from the paper (appendix B, fig. 3); f = 32 adds one
+# more level of multiplier 1 as f = 16 does to f = 8 (the paper does not print it); f = 2 and 4 take
+# f = 8's first levels.
+DEFAULT_MULTIPLIERS: dict[int, tuple[int, ...]] = {
+    2: (1, 2),
+    4: (1, 2, 2),
+    8: (1, 2, 2, 4),
+    16: (1, 1, 2, 2, 4),
+    32: (1, 1, 1, 2, 2, 4),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Autoencoder (paper appendix B, fig. 6)."""
+
+    downsample: int = 8
+    """f, image height over latent height: 2, 4, 8, 16 or 32."""
+    latent_dim: int = 16
+    """D, latent channels."""
+    channels: int = 128
+    """Channels of the first level (the width)."""
+    channel_multipliers: tuple[int, ...] = ()
+    """Width of each level over `channels`, log2(f) + 1 of them; empty takes the default for f."""
+    blocks: int = 2
+    """Residual blocks in each level and in the middle, where the two lists below are empty."""
+    encoder_blocks: tuple[int, ...] = ()
+    """Residual blocks by level, the middle last; empty takes `blocks` everywhere."""
+    decoder_blocks: tuple[int, ...] = ()
+    """As encoder_blocks, for the decoder, levels in the encoder's order."""
+    attention: bool = False
+    """A single-head attention block between consecutive middle blocks."""
+    upsample: str = "nearest"
+    """nearest (nearest + convolution) or depth_to_space (convolution + DCR depth-to-space)."""
+    adaptive_norm: bool = True
+    """Adaptive group norm in the decoder, conditioned on the quantized latent."""
+    norm_groups: int = 32
+    """Groups of each GroupNorm."""
+
+    def __post_init__(self) -> None:
+        choose("model.downsample", self.downsample, DEFAULT_MULTIPLIERS)
+        choose("model.upsample", self.upsample, ("nearest", "depth_to_space"))
+        for key in ("latent_dim", "channels", "blocks", "norm_groups"):
+            positive(f"model.{key}", getattr(self, key))
+        levels = int(math.log2(self.downsample)) + 1
+        for key, wanted in (
+            ("channel_multipliers", levels),
+            ("encoder_blocks", levels + 1),
+            ("decoder_blocks", levels + 1),
+        ):
+            value = tuple(getattr(self, key))
+            object.__setattr__(self, key, value)
+            if value and len(value) != wanted:
+                raise UserError(
+                    f"model.{key}: {list(value)} has {len(value)} entries, downsample {self.downsample} "
+                    f"needs {wanted}; "
+                    "leave it empty for the default"
+                )
+            if any(entry < 1 for entry in value):
+                raise UserError(f"model.{key}: {list(value)} must be positive whole numbers")
+        for width in self.widths:
+            if width % self.norm_groups:
+                raise UserError(
+                    f"model.norm_groups: {self.norm_groups} does not divide the level width {width} "
+                    f"(channels {self.channels} x multipliers {list(self.multipliers)})"
+                )
+
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        return self.channel_multipliers or DEFAULT_MULTIPLIERS[self.downsample]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, first level first."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def encoder_depths(self) -> tuple[int, ...]:
+        """Residual blocks of each level, then of the middle."""
+        return self.encoder_blocks or (self.blocks,) * (len(self.multipliers) + 1)
+
+    @property
+    def decoder_depths(self) -> tuple[int, ...]:
+        return self.decoder_blocks or (self.blocks,) * (len(self.multipliers) + 1)

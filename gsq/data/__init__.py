@@ -1,0 +1,1 @@
+"""Images, each known by its content, and the batches made of them."""

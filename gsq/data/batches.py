@@ -1,0 +1,165 @@
+"""Batches of images. Image i of a step is a function of (seed, step, i) alone, so a resumed run sees the same
+images in the same order without storing a random state, and processes share a batch by taking slices of it.
+
+Shapes: B images, S = image_size. Images are float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gsq.config.run import DataConfig
+from gsq.data.images import BrokenImageError, decode
+from gsq.data.kept import Kept
+from gsq.data.listing import shown
+from gsq.data.manifest import KEPT_BYTES, ImageFile, Manifest
+from gsq.data.shards import read_checked
+from gsq.data.sources import manifest
+from gsq.errors import UserError
+
+# Stream numbers of the counter-based generators.
+TRAIN_STREAM, VALIDATION_STREAM = 0, 1
+
+
+def to_tensor(images: list[Image.Image]) -> Tensor:
+    """RGB images of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    width, height = images[0].size
+    stacked = np.empty((len(images), 3, height, width), np.uint8)
+    for plane, image in zip(stacked, images, strict=True):
+        plane[:] = np.asarray(image).transpose(2, 0, 1)
+    return torch.from_numpy(stacked).float().div_(127.5).sub_(1)
+
+
+def load_image(file: ImageFile) -> Image.Image:
+    """RGB as gsq.data.images.decode makes it. Raises UserError for an image that changed since its manifest was
+    taken."""
+    try:
+        return decode(read_checked(file))
+    except BrokenImageError as error:
+        raise UserError(f"{shown(str(file.path))}: {shown(file.name)} cannot be read ({error})") from None
+
+
+# Pillow holds 4 bytes a pixel.
+_decoded: Kept[Image.Image] = Kept(KEPT_BYTES, lambda image: 4 * image.width * image.height)
+
+
+def _load_one_of_few(file: ImageFile) -> Image.Image:
+    return _decoded(file, lambda: load_image(file))
+
+
+def _crop(image: Image.Image, left: float, top: float, side: float, size: int, flip: bool) -> Image.Image:
+    # Pillow's bicubic widens its kernel when it shrinks an image: antialiased.
+    out = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else out
+
+
+class ImageSource:
+    """Random training crops and fixed validation images of one data set."""
+
+    def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
+        self.config = config
+        self.manifest = files or manifest(config)
+        self.load = _load_one_of_few if self.manifest.few else load_image
+
+    def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
+        """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""
+        config = self.config
+        image = self.load(files[random.integers(len(files))])
+        shortest = min(image.size)
+        low = min(config.min_crop * config.image_size, shortest)
+        high = min(config.max_crop * config.image_size, shortest)
+        side = float(np.exp(random.uniform(np.log(low), np.log(high))))
+        if low == high:
+            # Exactly: what keeps its size is not resampled.
+            side = low
+        left, top = random.random() * (image.width - side), random.random() * (image.height - side)
+        flip = bool(random.random() < 0.5) and config.flip
+        return _crop(image, left, top, side, config.image_size, flip)
+
+    def train_batch(self, seed: int, step: int, images: range) -> Tensor:
+        """(B, 3, S, S): the images with these numbers of the global batch of optimiser step ``step`` (from 0).
+
+        Numbers of train.batch_size and more are those of the discriminator's own batch (discriminator.batch: new).
+        """
+
+        def random(i: int) -> np.random.Generator:
+            return np.random.Generator(np.random.Philox(key=[seed, TRAIN_STREAM], counter=[0, 0, i, step]))
+
+        return to_tensor([self._random_crop(self.manifest.train, random(i)) for i in images])
+
+    @cache  # noqa: B019 (one source lives as long as its process)
+    def num_validation(self, wanted: int) -> int:
+        """Validation images there are, at most ``wanted``."""
+        return wanted if self.config.kind == "photos" else min(wanted, len(self.manifest.validation))
+
+    def validation_batch(self, first: int, count: int) -> Tensor:
+        """(count, 3, S, S): validation images first, first + 1, ...; the same ones for every run and seed.
+
+        photos: image i is a fixed crop, drawn like a training crop from the held-out scenes, not flipped.
+        Other data: the centre square of image i.
+        """
+        size, files = self.config.image_size, self.manifest.validation
+        images = []
+        for i in range(first, first + count):
+            if self.config.kind == "photos":
+                random = np.random.Generator(np.random.Philox(key=[0, VALIDATION_STREAM], counter=[0, 0, 0, i]))
+                image, side = self.load(files[i % len(files)]), 0.0
+                side = min(size * self.config.max_crop ** random.random(), *image.size)
+                left, top = random.random() * (image.width - side), random.random() * (image.height - side)
+            else:
+                image = self.load(files[i])
+                side = float(min(image.size))
+                left, top = (image.width - side) / 2, (image.height - side) / 2
+            images.append(_crop(image, left, top, side, size, False))
+        return to_tensor(images)
+
+
+class Batches:
+    """A process's share of each step's batch, on its device; prepared ahead by ``workers`` threads."""
+
+    def __init__(
+        self, source: ImageSource, seed: int, images: range, workers: int, device: torch.device | None = None
+    ) -> None:
+        self.source, self.seed, self.images = source, seed, images
+        self.device = device or torch.device("cpu")
+        if workers == 0 and self.device.type == "cuda":
+            workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        self.workers = min(workers, len(images))
+        self.pool = ThreadPoolExecutor(self.workers) if self.workers else None
+        self.ready: dict[int, list[Future[Tensor]]] = {}
+        self.waited = 0.0
+        """Seconds for which calls have waited for their images, all together."""
+
+    def __call__(self, step: int) -> Tensor:
+        """(B / processes, 3, S, S) of this step; the next two are begun."""
+        started = time.perf_counter()
+        try:
+            return self._batch(step)
+        finally:
+            self.waited += time.perf_counter() - started
+
+    def _batch(self, step: int) -> Tensor:
+        if self.pool is None:
+            return self.source.train_batch(self.seed, step, self.images).to(self.device)
+        for later in range(step, step + 3):
+            if later not in self.ready:
+                parts = [self.images[i :: self.workers] for i in range(self.workers)]
+                self.ready[later] = [
+                    self.pool.submit(self.source.train_batch, self.seed, later, part) for part in parts
+                ]
+        out = torch.empty(len(self.images), 3, *[self.source.config.image_size] * 2)
+        if self.device.type == "cuda":
+            out = out.pin_memory()
+        for skipped in [other for other in self.ready if other < step]:
+            del self.ready[skipped]
+        for i, part in enumerate(self.ready.pop(step)):
+            out[i :: self.workers] = part.result()
+        return out.to(self.device, non_blocking=True)

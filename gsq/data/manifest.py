@@ -1,0 +1,322 @@
+"""What the images are: manifest, split and fingerprint of a data set. Imports neither torch nor numpy.
+
+A data set is a ``Manifest``: two lists of image files (training and validation) and a fingerprint over their
+contents. ``gsq.data.batches`` turns it into batches. Another source is one more function from a DataConfig to a
+Manifest, as ``gsq.data.shards`` is for WebDataset and Hugging Face shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gsq.config.run import DataConfig
+from gsq.config.signature import digest
+from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
+from gsq.errors import Missing, UserError
+
+# Of few images each comes again and again, and is kept decoded; of many, hardly one while it is kept.
+FEW, KEPT_BYTES = 64, 1 << 30
+# Files that were left out: shown by name of each kind, and listed in JSON.
+NAMED, MOST_LISTED = 3, 1000
+
+# Raised when the same file comes to be decoded otherwise, which makes other fingerprints (photos have no such files).
+DECODING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    name: str
+    """Path below the data set's root, with forward slashes; in a shard, with its name or row there."""
+    path: Path
+    """The file, or the shard that holds it."""
+    sha256: str
+    start: int = -1
+    """First byte in the shard (in Parquet: row of the row group); -1: the image is a file of its own."""
+    size: int = -1
+    """Bytes; -1: not known."""
+    row_group: int = -1
+    """In Parquet only."""
+    column: str = ""
+    """In Parquet only."""
+    width: int = -1
+    """Pixels before it is turned upright; -1: not known."""
+    height: int = -1
+
+
+# Why a file is left out, as a word for programs and in words for people.
+KINDS = {
+    "broken": "broken",
+    "small": "too small",
+    "format": "in a format that is not read",
+    "hidden": "hidden, or written by an operating system or editor",
+    "link": "links that lead nowhere or in a circle",
+    "unreadable": "that cannot be opened",
+    "split": "in neither split",
+    "empty": "shards without images",
+}
+
+
+class LeftOut(NamedTuple):
+    """A file that could have been an image of the data set, and is not."""
+
+    name: str
+    """As in ``ImageFile``; of a shard that is not read at all, its own."""
+    kind: str
+    """One of ``KINDS``."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What there is of a data set, in numbers: for ``gsq plan``, and for warnings about few images."""
+
+    label: str
+    """Name and fingerprint, as in the results table."""
+    train: int
+    """Images to train on; photos: the files that crops are taken from."""
+    validation: int
+    """Held-out images; photos: the files that crops are taken from, and the number of crops is not limited."""
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else a user should know: how the images were split, which are enlarged, why the fingerprint is a new one."""
+
+    def counts(self) -> dict[str, int]:
+        """How many files were left out for each of ``KINDS``; those that occur."""
+        found = Counter(one.kind for one in self.left_out)
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    def lines(self) -> list[str]:
+        """The above in words: the images of each split, then ``remarks``."""
+        return [f"images: {self.train:,} training and {self.validation:,} validation, {self.label}", *self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """A line for each kind of files that were left out, then the notes; nothing where all is as it should be."""
+        return [*(f"left out: {line}" for line in described(self.left_out)), *self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; of each kind the first MOST_LISTED files."""
+        listed = [one for kind in KINDS for one in self._of(kind)[:MOST_LISTED]]
+        return {
+            "label": self.label,
+            "train": self.train,
+            "validation": self.validation,
+            "left_out": self.counts(),
+            "files_left_out": [{**one._asdict(), "name": shown(one.name)} for one in listed],
+            "notes": list(self.notes),
+        }
+
+    def _of(self, kind: str) -> list[LeftOut]:
+        return [one for one in self.left_out if one.kind == kind]
+
+
+def described(left_out: Iterable[LeftOut], most: int = NAMED) -> list[str]:
+    """A line for each kind of files that were left out: how many, and why, the first ``most`` by name."""
+    kinds: dict[str, list[LeftOut]] = {kind: [] for kind in KINDS}
+    for one in left_out:
+        kinds[one.kind].append(one)
+    lines = []
+    for kind, found in kinds.items():
+        if not found:
+            continue
+        line = f"{len(found):,} {KINDS[kind]}"
+        if kind in ("format", "split"):
+            line += f" ({counted(one.reason.partition(';')[0] for one in found)})"
+        if kind in ("broken", "small", "link", "unreadable"):
+            names = (f"{shown(one.name)}: {one.reason}" for one in found[:most])
+        else:
+            names = (shown(one.name) for one in found[:most])
+        lines.append(f"{line}: {'; '.join(names)}{'; ...' if len(found) > most else ''}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    fingerprint: str
+    """12 hex digits over names, split and contents; no path."""
+    train: tuple[ImageFile, ...]
+    validation: tuple[ImageFile, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Files that are not used, with the reasons."""
+    notes: tuple[str, ...] = ()
+    """As in ``Summary``."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{self.fingerprint}"
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Names of the images that could not be read and were left out."""
+        return tuple(one.name for one in self.left_out if one.kind == "broken")
+
+    @property
+    def few(self) -> bool:
+        """Whether a run keeps the images decoded, since each comes again and again."""
+        return len(self.train) + len(self.validation) <= FEW
+
+    def summary(self) -> Summary:
+        """The manifest in numbers."""
+        return Summary(self.label, len(self.train), len(self.validation), self.left_out, self.notes)
+
+    def decoded_bytes(self, workers: int = 0) -> int:
+        """Memory for decoded images at the most in a run with so many data workers; 0 where sizes are not known.
+
+        Pillow holds 4 bytes a pixel, and two copies while it decodes.
+        """
+        pixels = [file.width * file.height for file in (*self.train, *self.validation) if file.width > 0]
+        if not pixels:
+            return 0
+        kept = min(4 * sum(pixels), KEPT_BYTES) if self.few else 0
+        return kept + 2 * 4 * max(pixels) * max(1, workers)
+
+
+def data_root(config: DataConfig) -> Path:
+    """``data.path`` with ``~`` and variables replaced. Raises Missing for a variable that is not set."""
+    text = os.path.expandvars(config.path)
+    unset = re.search(r"\$(\w+|\{\w*[^}]*\}?)", text)
+    if unset:
+        name = unset[1].strip("{}")
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(
+                f"data.path: {config.path}: of the shell's expansions only $NAME and ${{NAME}} are known here"
+            )
+        raise Missing(f"data.path: {config.path}: ${name} is not set; export {name}=FOLDER, or give the path itself")
+    return Path(text).expanduser().resolve()
+
+
+def build_manifest(
+    name: str, train: list[ImageFile], validation: list[ImageFile], left_out: tuple[LeftOut, ...] = ()
+) -> Manifest:
+    content: dict[str, object] = {} if name == "photos" else {"decoding": DECODING}
+    content["train"] = [(f.name, f.sha256) for f in train]
+    content["validation"] = [(f.name, f.sha256) for f in validation]
+    return Manifest(name, digest(content), tuple(train), tuple(validation), left_out)
+
+
+def cache_folder() -> Path:
+    """Where manifests are cached: below $GSQ_CACHE, by default ~/.cache/gsq."""
+    return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq") / "manifests"
+
+
+def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Training and validation images, split by a hash of their content."""
+    # A copy of an image falls on the same side, whatever its name.
+    held = [int(file.sha256[:8], 16) < share * 2**32 for file in files]
+    return (
+        [file for file, out in zip(files, held, strict=True) if not out],
+        [file for file, out in zip(files, held, strict=True) if out],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that could be an image of a data set of one's own, after the first look."""
+
+    file: ImageFile
+    kind: str = ""
+    """Why it is left out, one of KINDS; empty where it is used."""
+    reason: str = ""
+    former: bool = True
+    """Whether gsq used it before it followed links to folders, read more formats and skipped what is hidden or tiny."""
+    split: str = ""
+    """Train, validation or other, where paths tell; empty where its content decides."""
+
+
+def complete(
+    config: DataConfig,
+    where: str,
+    candidates: list[Candidate],
+    notes: Sequence[str] = (),
+    passed_over: Sequence[LeftOut] = (),
+) -> Manifest:
+    """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones.
+
+    passed_over: files that were not even candidates.
+    """
+    used = [one for one in candidates if not one.kind]
+    left_out = [*passed_over, *(LeftOut(one.file.name, one.kind, one.reason) for one in candidates if one.kind)]
+    if {one.split for one in used}.issuperset(SPLITS):
+        left_out += [LeftOut(one.file.name, "split", one.split) for one in used if one.split not in SPLITS]
+    train, validation = _split(used, config.validation_share)
+    broken = [one for one in left_out if one.kind == "broken"]
+    readable = len(train) + len(validation)
+    # One validation image has no covariance.
+    if not train or len(validation) < 2:
+        lines = [*described(one for one in left_out if one.kind != "broken"), *notes]
+        raise UserError(
+            f"data.path: {where} gives {len(train)} training and {len(validation)} validation images of {readable} "
+            f"readable ones ({len(broken)} broken{''.join(f'; {line}' for line in lines)}); add images, make train and "
+            "val subfolders (of shards: train and val in their names), or raise data.validation_share (now "
+            f"{config.validation_share})"
+        )
+    if len(broken) > config.max_broken * (readable + len(broken)):
+        raise UserError(
+            f"data.path: {len(broken)} of the {readable + len(broken)} images of {where} are broken "
+            f"({some(one.name for one in broken)}), more than data.max_broken {config.max_broken:g} allows; mend or "
+            "remove them, or raise it"
+        )
+    made = build_manifest(config.kind, train, validation, tuple(left_out))
+    more = [*notes, *_enlarged(config, made), *_renewed(config, candidates, made)]
+    return replace(made, notes=tuple(more))
+
+
+SPLITS = ("train", "validation")
+
+
+def _split(used: list[Candidate], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
+    """By the paths where both splits have images, else by content."""
+    parts = {split: [one.file for one in used if one.split == split] for split in SPLITS}
+    train, validation = parts.values() if all(parts.values()) else held_out([one.file for one in used], share)
+    # In the order of their hashes any first part of them is a sample, whatever the folders are called.
+    return train, sorted(validation, key=lambda file: file.sha256)
+
+
+def _enlarged(config: DataConfig, files: Manifest) -> Iterator[str]:
+    known = [file for file in (*files.train, *files.validation) if file.width > 0]
+    small = sum(min(file.width, file.height) < config.image_size for file in known)
+    if small:
+        yield (
+            f"enlarged: {small:,} of {len(known):,} images have a side below data.image_size {config.image_size} pixels"
+        )
+
+
+def _renewed(config: DataConfig, candidates: list[Candidate], now: Manifest) -> Iterator[str]:
+    """Why the fingerprint is another than before, where it is."""
+    before = _split([one for one in candidates if one.former], config.validation_share)
+    old = build_manifest(config.kind, *before)
+    if old.fingerprint == now.fingerprint or not before[0] or len(before[1]) < 2:
+        return
+    added = [_news(one) for one in candidates if not one.kind and not one.former]
+    removed = [KINDS[one.kind] for one in candidates if one.kind and one.former]
+    why = [f"{what}: {counted(found)}" for what, found in (("added", added), ("left out", removed)) if found]
+    yield (
+        f"earlier versions of gsq read {len(before[0]):,} training and {len(before[1]):,} validation images here, "
+        f"this one {len(now.train):,} and {len(now.validation):,} ({'; '.join(why)}); the fingerprint was "
+        f"{old.fingerprint}, and what was trained on those images counts as another data set and is not reused"
+    )
+
+
+def _news(one: Candidate) -> str:
+    suffix = suffix_of(one.file.name)
+    return "behind links" if suffix in FORMER_SUFFIXES else suffix[1:]
+
+
+def write_cache(path: Path, content: object) -> None:
+    """Best effort: a cache that cannot be written costs time, not correctness."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content))
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()

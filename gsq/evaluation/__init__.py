@@ -1,0 +1,1 @@
+"""Evaluations of a model, each with the protocol that its numbers depend on."""

@@ -1,0 +1,173 @@
+"""The evaluation protocol: everything that moves a metric without being the model, and its hash. Imports no torch.
+
+A field that came after the first protocols is left out of the hash while it holds its legacy value. Where the same
+evaluation has come to be computed more exactly, ``Protocol.earlier`` names the protocol that it had before: rows of it
+stay readable, and nothing is evaluated again because of that alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+from typing import Protocol as Interface
+
+from gsq.config.run import DataConfig, EvaluationConfig
+from gsq.config.signature import digest
+from gsq.data.manifest import Manifest
+from gsq.metrics import kid
+from gsq.metrics.parts import FIRST_PARTS, PARTS, SPLITS
+from gsq.pretrained.built_in import BuiltIn
+from gsq.pretrained.required import evaluation_weights
+from gsq.pretrained.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, REGISTRY, find_weights
+
+SSIM = "Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels"
+# PSNR and SSIM: what they were computed in at first, and are now.
+FIRST_ARITHMETIC = "float32 SSIM, infinite PSNR of equal images"
+ARITHMETIC = "float64 SSIM, PSNR of equal images as of one value off by 1"
+
+
+def _added(legacy: str, now: str | None = None) -> Any:
+    """A field that came after the first protocols: left out of the hash while it holds ``legacy``, what they did."""
+    return field(default=legacy if now is None else now, metadata={"legacy": legacy})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that moves a metric without being the model; rows of different protocols are never compared."""
+
+    data: str
+    """Name and fingerprint of the data set."""
+    split: str
+    num_images: int
+    image_size: int
+    crop: str
+    resize: str
+    rounding: str
+    features: str
+    features_sha256: str
+    feature_dim: int
+    reconstruction_dtype: str = "float32"
+    feature_dtype: str = "float32"
+    statistics_dtype: str = "float64"
+    feature_resize: str = _added("none")
+    """From image_size to what the feature extractor takes."""
+    ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
+    kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
+    inception_score: str = _added("none")
+    lpips: str = _added("none")
+    """Network, and the first digits of its weights' sha256."""
+    pixel_arithmetic: str = _added(FIRST_ARITHMETIC, ARITHMETIC)
+    """Of psnr_db and ssim."""
+
+    @cached_property
+    def hash(self) -> str:
+        """12 hex digits."""
+        values = dataclasses.asdict(self)
+        for f in dataclasses.fields(self):
+            if "legacy" in f.metadata and values[f.name] == f.metadata["legacy"]:
+                del values[f.name]
+        return digest(values)
+
+    @cached_property
+    def earlier(self) -> str:
+        """Hash of the protocol by which earlier versions of gsq made this evaluation.
+
+        Its rows differ in rounding (SSIM by up to 1.3e-4 on flat images), in the PSNR of equal images and in how the
+        inception score is cut into parts. They count as this evaluation where a sweep has no others.
+        """
+        parts = FIRST_PARTS if self.inception_score == PARTS else self.inception_score
+        return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts).hash
+
+
+class Features(Interface):
+    """What a protocol says of a feature extractor (gsq.pretrained.extractor.FeatureExtractor)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def resize(self) -> str: ...
+
+
+def described(name: str, image_size: int) -> Features:
+    """What a protocol says of the features that evaluation.features names.
+
+    Those of a user's own module are built for it, with torch, and shown two images of image_size pixels. Raises
+    UserError as gsq.pretrained.extractor.feature_extractor does.
+    """
+    if name in FEATURE_WEIGHTS:
+        return BuiltIn(name)
+    from gsq.pretrained.extractor import feature_extractor
+
+    return feature_extractor(name, image_size)
+
+
+def protocol(
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    files: Manifest,
+    *,
+    image_size: int | None = None,
+    features: Features | None = None,
+) -> Protocol:
+    """The protocol that an evaluation on this data set follows, at one size (default: data.image_size).
+
+    features: of evaluation.features, where they are built already. Raises UserError where there are too few images for
+    an rfid (EvaluationConfig.check_images).
+    """
+    return protocol_of(evaluation, data, files.label, len(files.validation), image_size=image_size, features=features)
+
+
+def protocol_of(
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    label: str,
+    held_out: int,
+    *,
+    image_size: int | None = None,
+    features: Features | None = None,
+) -> Protocol:
+    """As ``protocol``, of a data set by its label (Manifest.label) and its number of validation images."""
+    size = image_size or data.image_size
+    count = evaluation.images(data, held_out)
+    evaluation.check_images(count)
+    features = features or described(evaluation.features, size)
+    photos = data.kind == "photos"
+    score = "none"
+    if features.name.startswith("inception"):
+        score = PARTS if count % min(SPLITS, count) else FIRST_PARTS
+    return Protocol(
+        data=label,
+        split="validation",
+        num_images=count,
+        image_size=size,
+        crop=f"fixed random squares of 1 to {data.max_crop:g} image sizes" if photos else "centre square",
+        resize="bicubic, antialiased (Pillow)",
+        rounding="uint8, round half to even",
+        features=features.name,
+        features_sha256=features.sha256,
+        feature_dim=features.dim,
+        reconstruction_dtype=evaluation.reconstruction_dtype,
+        feature_resize=features.resize,
+        inception_score=score,
+        lpips=lpips_label(evaluation.lpips),
+    )
+
+
+def lpips_label(net: str) -> str:
+    """Network and weights, such as vgg@397923af+a78928a0."""
+    if net == "none":
+        return "none"
+    return f"{net}@" + "+".join(REGISTRY[name].sha256[:8] for name in LPIPS_WEIGHTS[net])
+
+
+def check(evaluation: EvaluationConfig, data: DataConfig, files: Manifest) -> None:
+    """Raise UserError where this evaluation cannot be made here: for want of images, of weights, or of a module."""
+    protocol(evaluation, data, files)
+    for name in evaluation_weights(evaluation):
+        find_weights(name)

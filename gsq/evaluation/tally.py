@@ -1,0 +1,138 @@
+"""What an evaluation counts while it goes through the images, and the numbers that come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gsq.evaluation.originals import Originals
+from gsq.evaluation.protocol import Protocol
+from gsq.metrics import kid
+from gsq.metrics.codebook import IndexHistogram
+from gsq.metrics.frechet import FeatureStatistics, frechet_distance
+from gsq.metrics.inception_score import InceptionScore
+from gsq.models.autoencoder import Autoencoder
+
+
+class SmallEvaluationWarning(UserWarning):
+    """Fewer images than features + 1."""
+
+
+def write_histogram(
+    path: Path,
+    counts: Mapping[str, NDArray[np.int64]],
+    index_sizes: tuple[int, ...],
+    shared: bool,
+    step: int | None,
+) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    arrays: dict[str, Any] = {
+        "index_sizes": np.array(index_sizes),
+        "shared": np.array(shared),
+        "step": np.array(-1 if step is None else step),
+        **{f"counts_{name}": values for name, values in counts.items()},
+    }
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_histogram(path: Path) -> dict[str, IndexHistogram]:
+    """Counts of indices that an evaluation kept (index_histogram.npz of an attempt: its last), by protocol."""
+    found = {}
+    with np.load(path) as arrays:
+        for name in arrays.files:
+            if name.startswith("counts_"):
+                histogram = IndexHistogram(tuple(arrays["index_sizes"].tolist()), bool(arrays["shared"]))
+                histogram.counts = torch.from_numpy(arrays[name])
+                found[name.removeprefix("counts_")] = histogram
+    return found
+
+
+class Tally:
+    """What is known of the images seen so far; tallies of different images can be merged."""
+
+    def __init__(self, rules: Protocol, model: Autoencoder) -> None:
+        self.count = 0
+        self.histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
+        self.sums: dict[str, float] = {}
+        self.statistics = {kind: FeatureStatistics(rules.feature_dim) for kind in ("originals", "reconstructions")}
+        # Of the first images, for the kernel distance.
+        self.features: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in self.statistics}
+        self.score: InceptionScore | None = None
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Values of as many images."""
+        self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
+
+    def add_features(self, kind: str, features: Tensor, first: int) -> None:
+        """Features (B, k) of the images first, first + 1, ..."""
+        self.statistics[kind].update(features)
+        if first < kid.IMAGES:
+            self.features[kind].append(features[: kid.IMAGES - first].cpu().numpy())
+
+    def merge(self, other: Tally) -> None:
+        """Add the images that come after these."""
+        self.count += other.count
+        self.histogram.merge(other.histogram)
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for kind, statistics in self.statistics.items():
+            statistics.merge(other.statistics[kind])
+            self.features[kind] += other.features[kind]
+        if self.score and other.score:
+            self.score.merge(other.score)
+        self.score = self.score or other.score
+
+    def first_features(self, kind: str) -> NDArray[np.float32]:
+        return np.concatenate(self.features[kind])
+
+    def originals(self) -> Originals:
+        return Originals(self.statistics["originals"], self.first_features("originals"))
+
+
+def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any]:
+    if total.count != rules.num_images or known.statistics.count != rules.num_images:
+        raise RuntimeError(
+            f"{total.count} reconstructions and {known.statistics.count} originals of {rules.num_images} images"
+        )
+    found = total.statistics["reconstructions"]
+    if found.rank_deficient:
+        warnings.warn(
+            f"rfid over {rules.num_images} images in {rules.feature_dim} features: fewer images than features + 1, so "
+            "the covariance is singular and rfid biased upwards; rows say rank_deficient, and kid is unbiased",
+            SmallEvaluationWarning,
+            stacklevel=3,
+        )
+    means = {name: value / total.count for name, value in total.sums.items()}
+    use = dataclasses.asdict(total.histogram.result())
+    return {
+        "protocol": rules.hash,
+        "protocol_fields": dataclasses.asdict(rules),
+        "num_images": rules.num_images,
+        "resolution": rules.image_size,
+        "features": f"{rules.features}@{rules.features_sha256[:8]}",
+        "feature_dim": rules.feature_dim,
+        "rank_deficient": found.rank_deficient,
+        "lpips_network": None if rules.lpips == "none" else rules.lpips,
+        "rfid": frechet_distance(known.statistics, found),
+        "kid": kid.kid(known.features, total.first_features("reconstructions")),
+        "inception_score": total.score.result() if total.score else None,
+        "lpips": means.get("lpips"),
+        "psnr_db": means["psnr_db"],
+        "ssim": means["ssim"],
+        "mse": means["mse"],
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in use.items()},
+    }

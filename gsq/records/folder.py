@@ -1,0 +1,128 @@
+"""What a run leaves on disk. Later rooms know a run only through this module; it imports no torch.
+
+``<runs>/<ab>/<signature>/``: config.yaml and ``attempts/<n>/`` with status.json, env.json, metrics.jsonl,
+evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so that two
+attempts of one run may overlap without harm; readers take the highest attempt for each step. Evaluations made later,
+without training, are in ``evaluations/`` beside the attempts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gsq.errors import UserError
+from gsq.records.attempt import Attempt, read_json, write_evaluation, write_json, write_text
+
+# What a process that shares a run, and is not the first one, says of its own error.
+PEER_ERROR = "peer-error.json"
+
+
+def runs_root() -> Path:
+    """``$GSQ_RUNS``, by default results/runs below the current folder."""
+    return Path(os.environ.get("GSQ_RUNS") or "results/runs").absolute()
+
+
+def attempt_numbers(run: str) -> list[int]:
+    """Of the attempts of a run folder, in order; none where there is no such folder."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"{run}/attempts") if name.isdigit())
+    except OSError:
+        return []
+
+
+class RunFolder:
+    """``<runs>/<ab>/<signature>/``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, runs: Path, signature: str) -> RunFolder:
+        return cls(runs / signature[:2] / signature)
+
+    @property
+    def signature(self) -> str:
+        return self.path.name
+
+    def attempt_folders(self) -> list[Path]:
+        """Attempt folders, oldest first."""
+        return [self.path / "attempts" / str(n) for n in attempt_numbers(str(self.path))]
+
+    def new_attempt(self) -> Attempt:
+        """Make the next attempt folder; mkdir is atomic, so two processes never share one."""
+        (self.path / "attempts").mkdir(parents=True, exist_ok=True)
+        number = len(self.attempt_folders()) + 1
+        while True:
+            path = self.path / "attempts" / str(number)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            return Attempt(path, number)
+
+    def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
+        """Keep an evaluation made after the run, in ``evaluations/`` beside its attempts, which stay as they are."""
+        return write_evaluation(self.path, protocol, step, result)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """config.yaml, written once: its content is what the signature names."""
+        import yaml
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "config.yaml").exists():
+            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False), sync=True)
+
+    def read_config(self) -> dict[str, Any]:
+        """What write_config wrote. Raises UserError where this is not a run folder."""
+        import yaml
+
+        try:
+            values = yaml.safe_load((self.path / "config.yaml").read_text())
+        except OSError:
+            raise UserError(f"{self.path}: not a run folder, it has no config.yaml") from None
+        assert isinstance(values, dict)
+        return values
+
+
+def device_seconds(status: dict[str, Any]) -> float:
+    return float(status["seconds"] * status.get("processes", 1))
+
+
+def note_peer_error(attempt: Path, rank: int, failure: str, message: str) -> None:
+    """Say what went wrong in another process of an attempt than the first; the first that was said stays.
+
+    attempt: its folder. Raises OSError where it cannot be written.
+    """
+    mine = attempt / f".{PEER_ERROR}.{rank}"
+    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"}, sync=True)
+    try:
+        os.link(mine, attempt / PEER_ERROR)
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink()
+
+
+def read_peer_error(attempt: Path) -> tuple[str, str] | None:
+    """Failure class and message of the process of an attempt that said first what went wrong in it."""
+    told = read_json(attempt / PEER_ERROR)
+    return (told["failure"], told["message"]) if told is not None else None
+
+
+def evaluated(folder: RunFolder) -> frozenset[tuple[str, int]]:
+    """Protocol and step of every evaluation in a run folder, from the names of the files: none is read."""
+    path = str(folder.path)
+    found = set()
+    for where in [*(f"attempts/{number}/evaluations" for number in attempt_numbers(path)), "evaluations"]:
+        try:
+            names = os.listdir(f"{path}/{where}")
+        except OSError:
+            continue
+        for name in names:
+            protocol, dash, step = name.removesuffix(".json").rpartition("-")
+            if dash and step.isdigit() and name.endswith(".json") and name[0] != ".":
+                found.add((protocol, int(step)))
+    return frozenset(found)

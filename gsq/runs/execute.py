@@ -1,0 +1,288 @@
+"""One run from its config to its evaluations on disk: attempts, states, failure classes, clean stops."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsq.config.overrides import to_dict
+from gsq.config.run import RunConfig
+from gsq.data.manifest import Manifest
+from gsq.data.sources import manifest
+from gsq.errors import UserError
+from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt, write_text
+from gsq.records.claim import claim
+from gsq.records.folder import RunFolder, note_peer_error, read_peer_error
+from gsq.records.read import read_run, smallest_micro_batch
+from gsq.runs import warm_start as lineage
+from gsq.runs.identity import identity
+from gsq.surroundings import world_size
+from gsq.training import checkpoint
+
+if TYPE_CHECKING:
+    from gsq.training.distributed import Group
+
+from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
+from gsq.runs.progress import Progress
+from gsq.runs.stop import Busy, PeerFailed, Pruned, Stopped, StopRequest
+
+# Kept free for the last status of an attempt whose disk fills up.
+RESERVE, RESERVE_BYTES = ".reserve", 32 << 10
+# How long the first process looks for the error of another one that it has lost: file systems show it with a delay.
+PEER_SECONDS = 5.0
+
+
+def execute(
+    config: RunConfig,
+    runs: Path,
+    *,
+    stop: StopRequest | None = None,
+    started: float | None = None,
+    announce: Callable[[str], None] = lambda message: None,
+    on_step: Callable[[int], None] = lambda step: None,
+    prune: Callable[[dict[str, Any]], str | None] = lambda evaluation: None,
+) -> RunFolder:
+    """Train and evaluate one run below ``runs``, resuming what earlier attempts left; a run that is done is left alone.
+
+    Where torchrun or a SLURM job started several processes, all of them call this and share each batch; the first
+    one writes. A run that differs from a finished one only by more steps starts from the checkpoint that this one
+    kept (execution.keep_checkpoint), which gives the same result as training from the start.
+
+    started: seconds since the epoch at which the process began, so that start-up counts as device time.
+    announce is given what a user should know: the run folder, files left out of the images, and a shorter run that this
+    one starts from.
+    prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
+    pruned, with a checkpoint, from which a later call without that opinion goes on.
+    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json; and, with
+    nothing begun, Busy where another process trains it and UserError where it would be evaluated on too few images.
+    """
+    stop = stop or StopRequest()
+    files = manifest(config.data)
+    folder = RunFolder.of(runs, identity(config, files))
+    with _processes(config, stop) as group, ExitStack() as held:
+        first = group is None or group.first
+        free = not first or held.enter_context(claim(folder))
+        done = first and read_run(folder).state == DONE
+        smaller = smallest_micro_batch(folder) if first else None
+        if group is not None:
+            free, done, smaller = group.from_first((free, done, smaller))
+        if done:
+            return folder
+        if not free:
+            other = read_run(folder)
+            raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
+        # Known before anything is begun.
+        config.evaluation.check_images(config.evaluation.images(config.data, len(files.validation)))
+        if smaller:
+            config = with_micro_batch(config, smaller)
+        attempt: Attempt | None = None
+        place: Path | None = None
+        previous = folder.attempt_folders()
+        if first:
+            folder.write_config({**to_dict(config), "data_label": files.label})
+            attempt = folder.new_attempt()
+            if started is not None:
+                attempt = Attempt(attempt.path, attempt.number, started=started)
+            smaller = smaller_micro_batch(config, group.size if group else 1)
+            attempt.write_status(RUNNING, 0, config.train.steps, next_micro_batch=smaller)
+            (attempt.path / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+            announce(f"run folder: {folder.path}")
+            for line in files.summary().remarks():
+                announce(line)
+        progress: Progress | None = None
+        try:
+            import torch
+
+            from gsq.training.distributed import Group, pick_device
+
+            group = group or Group()
+            place = group.from_first(attempt.path if attempt is not None else None)
+            torch.set_num_threads(config.execution.threads)
+            device = (group.device or pick_device(config.execution.device)).type
+            progress = Progress(attempt, config, stop, device, on_step, group)
+            _train_and_evaluate(config, files, folder, attempt, previous, progress, group, announce, prune)
+        except Pruned as pruned:
+            if attempt is not None and progress is not None:
+                (attempt.path / RESERVE).unlink(missing_ok=True)
+                progress.write(PRUNED, pruned_by=pruned.by, message=f"pruned after step {progress.step}")
+            return folder
+        except BaseException as error:
+            if attempt is None:
+                if place is not None and group is not None:
+                    _tell_first(error, place, group)
+                raise
+            (attempt.path / RESERVE).unlink(missing_ok=True)
+            cause = _first_error(error, attempt.path)
+            _record_failure(cause, attempt, progress, config)
+            if cause is not error:
+                raise cause from error
+            raise
+        if attempt is not None:
+            (attempt.path / RESERVE).unlink(missing_ok=True)
+            # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
+            progress.write(DONE)
+            keep = config.execution.keep_checkpoint
+            if keep:
+                lineage.add(folder, config, files)
+            for path in (*previous, attempt.path):
+                checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
+        return folder
+
+
+@contextmanager
+def _processes(config: RunConfig, stop: StopRequest) -> Iterator[Group | None]:
+    """The group of the processes that share the run; None where there is one, which is not worth importing torch."""
+    if world_size() == 1:
+        yield None
+        return
+    from gsq.training.distributed import join, leave
+
+    def heard() -> None:
+        if stop.reason:
+            raise Stopped(stop.reason)
+
+    group = join(config, heard)
+    try:
+        yield group
+    except BaseException:
+        leave(together=False)
+        raise
+    leave()
+
+
+def _train_and_evaluate(
+    config: RunConfig,
+    files: Manifest,
+    folder: RunFolder,
+    attempt: Attempt | None,
+    previous: list[Path],
+    progress: Progress,
+    group: Group,
+    announce: Callable[[str], None],
+    prune: Callable[[dict[str, Any]], str | None],
+) -> None:
+    import torch
+
+    from gsq.config.flops import cost
+    from gsq.data.batches import ImageSource
+    from gsq.data.staging import stage
+    from gsq.evaluation.evaluate import evaluate_all
+    from gsq.evaluation.protocol import check
+    from gsq.files import save_tensors
+    from gsq.records.attempt import write_json
+    from gsq.runs.provenance import environment
+    from gsq.training.loop import train
+    from gsq.training.trainer import Trainer
+
+    start: Path | None = None
+    if attempt is not None:
+        device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
+        write_json(attempt.path / "env.json", environment(config, device, group.size))
+        start = checkpoint.hold(previous, attempt.path)
+        if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
+            start, progress.started_from = shorter
+            announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
+    start = group.from_first(start)
+    # Some node may take longer than the processes wait for each other.
+    meet = group.meeting() if config.execution.stage_data else None
+    source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
+    if meet is not None:
+        meet(progress.staging)
+    trainer = Trainer(config, source, group)
+
+    # An evaluation that cannot be made should not fail after the training.
+    check(config.evaluation, config.data, files)
+
+    def evaluate_now(trainer: Trainer) -> None:
+        # An attempt that resumes here has made no step of its own.
+        progress.step = trainer.step_count
+        step, begun = trainer.step_count, time.monotonic()
+        results = evaluate_all(
+            trainer.ema,
+            source,
+            config.evaluation,
+            runs=folder.path.parent.parent,
+            samples=attempt.path / "samples.png" if attempt is not None else None,
+            histogram=attempt.path / "index_histogram.npz" if attempt is not None else None,
+            step=step,
+            group=group,
+            tick=progress.evaluating,
+        )
+        by: str | None = None
+        if attempt is not None:
+            for result in results:
+                result["step"] = step
+                result["images_seen"] = step * config.train.batch_size
+                result["train_flops"] = cost(config).train_flops * step / config.train.steps
+                attempt.write_evaluation(result["protocol"], step, result)
+            progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
+            by = prune(results[0]) if step < config.train.steps else None
+        if by := group.from_first(by):
+            raise Pruned(by)
+
+    train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
+    if attempt is not None:
+        save_tensors(
+            {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
+            attempt.path / "model.safetensors",
+        )
+    evaluate_now(trainer)
+
+
+def _tell_first(error: BaseException, place: Path, group: Group) -> None:
+    """Of a process that writes nothing else: what went wrong in it, for the first one, which only sees it go."""
+    from gsq.training.distributed import PeerLost
+
+    if isinstance(error, PeerLost | PeerFailed | Stopped):
+        return
+    with suppress(OSError):
+        note_peer_error(place, group.rank, classify(error), _described(error))
+        if not isinstance(error, UserError | KeyboardInterrupt):
+            write_text(place / "traceback.txt", traceback.format_exc())
+
+
+def _first_error(error: BaseException, place: Path) -> BaseException:
+    """What ended a run of which this process has lost another one: the error of that, where it has told it, or
+    PeerFailed as lost where it was killed. Any other error as it is."""
+    from gsq.training.distributed import PeerLost
+
+    if not isinstance(error, PeerLost):
+        return error
+    deadline = time.monotonic() + PEER_SECONDS
+    while (told := read_peer_error(place)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if told is not None:
+        return PeerFailed(*told)
+    return PeerFailed("lost", f"another process of the run was killed or is out of reach ({error})")
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    if isinstance(error, PeerFailed) and lines:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def _record_failure(error: BaseException, attempt: Attempt, progress: Progress | None, config: RunConfig) -> None:
+    failure = classify(error)
+    message = _described(error)
+    if isinstance(error, Stopped):
+        message = f"stopped as asked after step {progress.step if progress else 0}"
+    try:
+        if not isinstance(error, Stopped | PeerFailed | UserError | KeyboardInterrupt):
+            (attempt.path / "traceback.txt").write_text(traceback.format_exc())
+        if progress is None:
+            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)
+        else:
+            progress.write(FAILED, failure=failure, message=message)
+    except OSError as second:
+        # A disk so full that not even this fits: the stale heartbeat says it later.
+        print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)
+
+
+train = execute  # its public name

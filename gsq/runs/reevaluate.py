@@ -1,0 +1,122 @@
+"""Finished runs: their weights, and evaluations by further protocols."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsq.config.overrides import load_config
+from gsq.config.run import DataConfig, RunConfig
+from gsq.data.sources import manifest
+from gsq.errors import UserError
+from gsq.records.folder import RunFolder
+from gsq.records.read import newest_file, read_evaluations
+
+if TYPE_CHECKING:
+    from gsq.data.batches import ImageSource
+    from gsq.models.autoencoder import Autoencoder
+
+
+class DamagedRun(UserError):
+    """A run folder whose config or weights are not there."""
+
+
+def read_finished(path: Path) -> tuple[RunConfig, Path]:
+    """Config of a finished run, and the file of its averaged weights.
+
+    Raises DamagedRun where the folder is not a run's, or the run is not finished.
+    """
+    folder = RunFolder(path)
+    try:
+        values = folder.read_config()
+    except UserError as error:
+        raise DamagedRun(str(error)) from None
+    values.pop("data_label", None)
+    weights = newest_file(folder, "model.safetensors")
+    if weights is None:
+        raise DamagedRun(f"{path}: has no model.safetensors; the run has not finished training")
+    return load_config(values, where=str(path / "config.yaml")), weights
+
+
+def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig, ImageSource, Autoencoder]:
+    """Config, images and averaged weights (in evaluation mode, float32) of a finished run.
+
+    data: where the images lie now, by default where they were trained on. Raises UserError as read_finished does.
+    """
+    import safetensors.torch
+
+    from gsq.data.batches import ImageSource
+    from gsq.models.autoencoder import Autoencoder
+
+    config, weights = read_finished(path)
+    model = Autoencoder(config)
+    model.load_state_dict(safetensors.torch.load_file(weights))
+    return config, ImageSource(data or config.data), model.eval().requires_grad_(False)
+
+
+def unevaluated(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> tuple[int, ...]:
+    """Sizes of the images, pixels, at which ``evaluate_finished`` would have to evaluate the run.
+
+    Raises UserError as ``read_finished`` and ``gsq.evaluation.protocol.check`` do.
+    """
+    return _evaluation(path, changes, data)[1]
+
+
+def _evaluation(path: Path, changes: dict[str, Any], data: DataConfig | None) -> tuple[RunConfig, tuple[int, ...]]:
+    from gsq.evaluation.protocol import check, protocol
+
+    config, _ = read_finished(path)
+    # The whole config refuses a resolution that the model's downsampling does not divide.
+    config = replace(config, evaluation=replace(config.evaluation, **changes), data=data or config.data)
+    files, step = manifest(config.data), config.train.steps
+    check(config.evaluation, config.data, files)
+    known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(RunFolder(path))}
+    sizes = config.evaluation.resolutions or (config.data.image_size,)
+    return config, tuple(
+        size
+        for size in sizes
+        if (protocol(config.evaluation, replace(config.data, image_size=size), files).hash, step) not in known
+    )
+
+
+def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> list[dict[str, Any]]:
+    """Evaluate the final weights of a finished run by further protocols; they are kept in its folder.
+
+    changes: fields of EvaluationConfig, instead of those that the run was trained with. data: where the same images lie
+    now, by default where they were trained on. Protocols by which its final weights were evaluated before are left out.
+    Returns what is new, by the results table's column names; each is in ``evaluations/`` of the run folder as soon as
+    all are made, and attempts are left as they are. It runs on a GPU where there is one; the features of the originals
+    are shared with other runs (gsq.evaluation.originals).
+
+    Raises UserError as ``read_finished`` and ``gsq.evaluation.protocol.check`` do, and NonFiniteReconstruction.
+    """
+    import torch
+
+    from gsq.config.flops import cost
+    from gsq.evaluation.evaluate import evaluate_all
+    from gsq.runs.provenance import environment
+    from gsq.training.distributed import pick_device
+
+    config, sizes = _evaluation(path, changes, data)
+    if not sizes:
+        return []
+    _, source, model = load_finished(path, data)
+    device, step = pick_device("auto"), config.train.steps
+    results = evaluate_all(
+        model.to(device),
+        source,
+        replace(config.evaluation, resolutions=sizes),
+        runs=path.absolute().parent.parent,
+        step=step,
+    )
+    made = environment(config, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+    for result in results:
+        result["step"] = step
+        result["images_seen"] = step * config.train.batch_size
+        result["train_flops"] = cost(config).train_flops
+        # The run's own code, versions and device are those of its training.
+        result["evaluated_by"] = json.dumps({k: made[k] for k in ("source", "versions", "device")}, sort_keys=True)
+        RunFolder(path).write_evaluation(result["protocol"], step, result)
+    return results

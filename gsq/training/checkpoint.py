@@ -1,0 +1,133 @@
+"""Checkpoints: written to a temporary name, synced, renamed, with a sha256 beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from gsq.records.attempt import write_json
+
+PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
+KEEP = 2
+# The name under which an attempt holds on to the checkpoint that it starts from.
+START = "checkpoint-start.pt"
+
+
+class _HashingFile:
+    """Hashes what is written, and keeps the OSError that torch would hide behind a RuntimeError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``; the last two of a folder are kept.
+
+    Raises OSError (ENOSPC on a full disk), leaving no partial file behind.
+    """
+    path = folder / f"checkpoint-{step:08d}.pt"
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            hashing = _HashingFile(file)
+            try:
+                torch.save(state, hashing)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            except Exception as error:
+                if hashing.error is not None:
+                    raise hashing.error from error
+                raise
+        partial.replace(path)
+        # The JSON comes last: a checkpoint without it does not count.
+        record = {"step": step, "sha256": hashing.sha256.hexdigest(), "bytes": hashing.size}
+        write_json(path.with_suffix(".json"), record, sync=True)
+    except BaseException:
+        for leftover in (partial, path):
+            leftover.unlink(missing_ok=True)
+        raise
+    for old in sorted(_steps(folder))[:-KEEP]:
+        _remove(folder, old)
+    # Whoever resumed from it has taken steps since.
+    (folder / START).unlink(missing_ok=True)
+    return path
+
+
+def hold(folders: list[Path], folder: Path) -> Path | None:
+    """The newest checkpoint of a run under a second name in ``folder``, so that an attempt that is still alive and
+    removes it takes nothing away; under its own name where the file system has no links. None where there is none."""
+    (folder / START).unlink(missing_ok=True)
+    while (path := next(newest(folders), None)) is not None:
+        try:
+            os.link(path, folder / START)
+        except FileNotFoundError:
+            continue  # It has just been removed, for a newer one.
+        except OSError:
+            return path
+        return folder / START
+    return None
+
+
+def _steps(folder: Path) -> Iterator[int]:
+    for name in os.listdir(folder) if folder.is_dir() else []:
+        if match := PATTERN.fullmatch(name):
+            yield int(match[1])
+
+
+def _remove(folder: Path, step: int) -> None:
+    for suffix in (".json", ".pt"):
+        (folder / f"checkpoint-{step:08d}{suffix}").unlink(missing_ok=True)
+
+
+def remove_all(folder: Path, keep: int | None = None) -> None:
+    """Delete the checkpoints of a folder but that of step ``keep``, and what a killed writer left."""
+    for step in list(_steps(folder)):
+        if step != keep:
+            _remove(folder, step)
+    kept = f"checkpoint-{keep:08d}.pt" if keep is not None else None
+    for leftover in (*folder.glob("checkpoint-*.partial"), *folder.glob("checkpoint-*.pt")):
+        if leftover.name != kept:
+            leftover.unlink(missing_ok=True)
+
+
+def newest(folders: list[Path]) -> Iterator[Path]:
+    """Checkpoints whose checksum holds, newest step first, over the attempts of a run."""
+    found = sorted(((step, i) for i, folder in enumerate(folders) for step in _steps(folder)), reverse=True)
+    for step, i in found:
+        path = folders[i] / f"checkpoint-{step:08d}.pt"
+        try:
+            expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+            with path.open("rb") as file:
+                valid = hashlib.file_digest(file, "sha256").hexdigest() == expected
+        except (OSError, ValueError, KeyError):
+            continue
+        if valid:
+            yield path
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state that ``save`` was given."""
+    state = torch.load(path, map_location=device, weights_only=True)
+    assert isinstance(state, dict)
+    return state

@@ -1,0 +1,235 @@
+"""Adversarial losses (GSQ paper, eq. 17-24), regularisers of the discriminator, and perceptual losses.
+
+Shapes: logits (B, ...), as many of an image as its discriminator gives; images (B, 3, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gsq.errors import UserError
+from gsq.pretrained.efficientnet import EfficientNetLite0, ImageNetInput, resized
+from gsq.pretrained.features import VGG16, AlexNetFeatures, DINOv2, ResNet50, VGG16Features
+from gsq.pretrained.weights import LPIPS_WEIGHTS, verified_weights
+
+
+def generator_loss(kind: str, fake: Tensor) -> Tensor:
+    """Scalar loss of the generator from the logits of its images."""
+    if kind == "hinge":
+        return -fake.mean()
+    if kind == "non_saturating":
+        # Logistic on the per-image mean logit (eq. 19).
+        fake = fake.flatten(1).mean(1)
+    return F.softplus(-fake).mean()
+
+
+def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Scalar loss of the discriminator."""
+    if kind == "hinge":
+        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+    if kind == "non_saturating":
+        real, fake = real.flatten(1).mean(1), fake.flatten(1).mean(1)
+    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+class LeCAM(nn.Module):
+    """LeCAM regulariser (Tseng et al. 2021): real logits are held near the average of generated ones and vice versa.
+
+    Averages start at 0 and decay by 0.999, and what counts is the square of the excess over the average, as in the GSQ
+    authors' code. LeCAM's own code has the same squares of the excess (its paper's equation plain squares), but starts
+    at 1000, decays by 0.9 or 0.99 (by version), and can wait for a first step. Buffers, float64 scalars: real, fake.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.real: Tensor
+        self.fake: Tensor
+        self.register_buffer("real", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("fake", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Once a step, with the mean logits of the whole batch (loss.lecam_update: after or before the regulariser)."""
+        self.real.lerp_(real_mean.to(self.real), 1 - self.decay)
+        self.fake.lerp_(fake_mean.to(self.fake), 1 - self.decay)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar."""
+        over = F.relu(real - self.fake.to(real.dtype))
+        under = F.relu(self.real.to(fake.dtype) - fake)
+        return over.square().mean() + under.square().mean()
+
+
+def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018): squared norm of the gradient of an image's summed logits, the mean over images.
+
+    images: with requires_grad, of which ``logits`` were computed. The result can be differentiated. Under autocast
+    the gradient is taken in the types of the forward pass.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+        return gradient.float().square().flatten(1).sum(1).mean()
+
+
+def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+    """Ratio of the norms of two losses' gradients at the last layer, at most 1e4 (VQ-GAN, Esser et al. 2021, eq. 7).
+
+    The published code's 1e-4 is added to the denominator; the GSQ authors' code clamps that at 1e-3 instead, and the
+    ratio at 1e3 unless the config says 1e4. Scalar, detached; NaN where a gradient is.
+    """
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
+    return ratio.clamp(0, 1e4).detach()
+
+
+class EfficientNetPerceptualLoss(nn.Module):
+    """Mean squared difference of channel-normalised feature maps, averaged over the first four stages.
+
+    LPIPS's form with equal channel weights, on EfficientNet-Lite0's stages of 16 to 80 channels.
+    """
+
+    stages = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0.pretrained()
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar; no gradient to ``targets``."""
+        with torch.no_grad():
+            wanted = self.network.stages(targets, self.stages)
+        found = self.network.stages(images, self.stages)
+        parts = [
+            (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+            for a, b in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(parts).mean()
+
+
+class UnitRange(nn.Module):
+    """A perceptual loss that is given images in [-1, 1] and passes them on in [0, 1]."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar."""
+        return self.loss((images + 1) / 2, (targets + 1) / 2)
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance (Zhang et al. 2018, version 0.1) on VGG16 or AlexNet, images in [-1, 1].
+
+    Checked against the lpips package with the same backbone weights. Raises UserError where a weight file is missing or
+    of another network.
+    """
+
+    def __init__(self, net: str = "vgg") -> None:
+        """net: vgg or alex."""
+        super().__init__()
+        build: type[VGG16Features] | type[AlexNetFeatures] = VGG16Features if net == "vgg" else AlexNetFeatures
+        backbone, linear = (verified_weights(name) for name in LPIPS_WEIGHTS[net])
+        self.backbone = build(torch.load(backbone, weights_only=True, map_location="cpu"))
+        linear_state = torch.load(linear, weights_only=True, map_location="cpu")
+        for level, channels in enumerate(build.channels):
+            weight = linear_state.get(f"lin{level}.model.1.weight")
+            if weight is None or weight.shape != (1, channels, 1, 1):
+                raise UserError(f"lpips_{net} weights: lin{level}.model.1.weight should be (1, {channels}, 1, 1)")
+            self.register_buffer(f"weight{level}", weight)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def _maps(self, images: Tensor, targets: Tensor) -> list[Tensor]:
+        """Distances at the positions of each level, (B, 1, h, w); no gradient to ``targets``."""
+        shift, scale = cast(Tensor, self.shift), cast(Tensor, self.scale)
+        found = self.backbone((images - shift) / scale)
+        with torch.no_grad():
+            wanted = self.backbone((targets - shift) / scale)
+        maps = []
+        for level, (a, b) in enumerate(zip(found, wanted, strict=True)):
+            difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()
+            maps.append(F.conv2d(difference, cast(Tensor, getattr(self, f"weight{level}"))))
+        return maps
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar, the mean over the batch."""
+        distance = images.new_zeros(())
+        for level in self._maps(images, targets):
+            distance = distance + level.mean()
+        return distance
+
+    def distances(self, images: Tensor, targets: Tensor) -> Tensor:
+        """(B,): of each image."""
+        return torch.stack([level.mean((1, 2, 3)) for level in self._maps(images, targets)]).sum(0)
+
+
+class EfficientNetLogits(nn.Module):
+    """EfficientNet-Lite0's logits of images resized to the 224 pixels that it was trained at, (B, 1000)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0.pretrained()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(resized(images, 224))
+
+
+class VGG16Logits(nn.Module):
+    """VGG16's logits of images resized to 224 pixels, (B, 1000)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepare = ImageNetInput(224)
+        self.network = VGG16(torch.load(verified_weights("vgg16"), weights_only=True, map_location="cpu"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.logits(self.prepare(images))
+
+
+class LogitLoss(nn.Module):
+    """Mean squared difference of a frozen network's outputs (the logit losses of the paper's table 4).
+
+    As in the GSQ authors' code, images are resized by area to the network's size (224, DINOv2 518), brought from
+    [0, 1] to ImageNet's mean and deviation, and DINOv2's output is its class token: it has no classifier.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> LogitLoss:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scalar; no gradient to ``targets``."""
+        with torch.no_grad():
+            wanted = self.network(targets)
+        return F.mse_loss(self.network(images).float(), wanted.float())
+
+
+def build_perceptual_loss(kind: str, image_range: str = "signed") -> nn.Module | None:
+    """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
+
+    image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
+
+    Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
+    """
+    if kind == "efficientnet_lite0":
+        return EfficientNetPerceptualLoss()
+    if kind == "lpips_vgg":
+        return UnitRange(LPIPS()) if image_range == "unit" else LPIPS()
+    if kind == "efficientnet_lite0_logits":
+        return LogitLoss(EfficientNetLogits())
+    if kind == "vgg16_logits":
+        return LogitLoss(VGG16Logits())
+    if kind == "resnet50_logits":
+        return LogitLoss(nn.Sequential(ImageNetInput(224), ResNet50.pretrained()))
+    if kind == "dinov2_logits":
+        return LogitLoss(DINOv2())
+    return None

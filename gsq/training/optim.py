@@ -1,0 +1,70 @@
+"""AdamW parameter groups and averaged weights (EMA)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsq.config.schedule import OptimizerConfig
+
+
+def build_optimizer(
+    modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False
+) -> torch.optim.AdamW:
+    """AdamW; codebook, norms and biases keep no weight decay unless ``config.decay_everything``."""
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            matrix = parameter.ndim >= 2 and not name.endswith("codebook")
+            (decayed if matrix or config.decay_everything else kept).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.discriminator_betas if discriminator else ()) or config.betas,  # type: ignore[arg-type]
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """Of step ``step``, from 0: a linear warm-up, then as ``config.schedule`` says."""
+    first, last = config.learning_rate, config.final_learning_rate
+    if config.warmup_steps and step + 1 < config.warmup_steps:
+        return first * ((step + 1) / config.warmup_steps)
+    if config.schedule == "constant":
+        return first
+    done = min(1.0, max(0, step - config.warmup_steps) / config.decay_steps)
+    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "step": float(done < 1)}[config.schedule]
+    return last + (first - last) * left
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
+    """``step`` counts from 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+
+
+def averaged_tensors(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and persistent floating buffers (an EMA codebook) of both, in the same order."""
+    ours, theirs = averaged.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
+    names = [name for name, value in theirs.items() if value.is_floating_point()]
+    return [ours[name].detach() for name in names], [theirs[name].detach() for name in names]
+
+
+@torch.no_grad()
+def update_ema(averaged: list[Tensor], current: list[Tensor], decay: float, step: int, *, warmup: bool = True) -> None:
+    """averaged += (1 - d) (current - averaged), d = min(decay, (1 + step) / (10 + step)), or decay without warm-up."""
+    torch._foreach_lerp_(averaged, current, 1 - (min(decay, (1 + step) / (10 + step)) if warmup else decay))
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
+    """Scale gradients so that their joint norm is at most ``largest`` (0: leave them); returns the norm before."""
+    limit = largest if largest > 0 else float("inf")
+    return nn.utils.clip_grad_norm_(list(parameters), limit)

@@ -1,0 +1,1 @@
+"""What the cells will cost, learnt from measured runs."""

@@ -1,0 +1,324 @@
+"""How long a cell will take and how much memory, before it runs; and the resource class to ask for.
+
+Estimates are arithmetic (gsq.config.flops) until runs have been measured; then they are fitted to what these took.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+from gsq.config.flops import evaluation_macs
+from gsq.config.overrides import from_dict
+from gsq.errors import UserError
+from gsq.records.attempt import DONE, read_json
+from gsq.records.folder import RunFolder
+from gsq.records.read import RunRecord, newest_file, read_run
+from gsq.sweeps.planning.cells import Cell
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
+
+# Effective training speed assumed until a run has been measured: of one thread of a 2-core AMD EPYC virtual machine on
+# the cpu-tiny preset; of a GPU, a share of its peak that was not measured.
+ASSUMED_CPU_FLOPS = 4.0e10
+ASSUMED_UTILISATION = 0.33
+# Likewise, start-up (imports, weights, images, the first step).
+STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
+# The interpreter with torch and the feature network, on top of the model's own memory.
+FRAMEWORK_BYTES = {"cpu": 600 << 20, "gpu": 1 << 30}
+# What a run must have done after its first step before its speed counts.
+TIMED_STEPS, TIMED_SECONDS = 10, 1.0
+# With fewer measured runs than these of its own, a sweep also looks at others. A line needs as many.
+ENOUGH_RUNS = 4
+# How many measured runs are fitted, and how many folders are opened to find those of other sweeps.
+FITTED_RUNS, OPENED_RUNS = 64, 400
+
+
+class Estimate(NamedTuple):
+    seconds: float
+    """Device seconds of the whole cell: start-up, training, evaluation."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What steps, evaluations and memory cost on one device, and where the numbers come from.
+
+    Seconds are device seconds: those of all processes of a run.
+    """
+
+    step: tuple[float, float, float]
+    """Seconds of a step: a constant, and those for each FLOP of the networks and of the look-up."""
+    evaluation: tuple[float, float]
+    """Seconds of an evaluation: a constant, and those for each FLOP of its forward passes."""
+    startup_seconds: float
+    memory: tuple[float, float]
+    """Bytes at the peak: a constant, and those for each byte of gsq.config.flops.Cost.memory_bytes."""
+    basis: str
+    runs: int
+    """Measured runs behind the numbers, 0 where they are assumed."""
+    device: str
+    """What the seconds are of: cpu, gpu, or where they are assumed, which GPU (A100)."""
+
+
+class Measured(NamedTuple):
+    """One run that has been timed."""
+
+    cell: Cell
+    record: RunRecord
+
+
+def speed(
+    cells: Iterable[Cell],
+    records: Mapping[str, RunRecord],
+    device: str,
+    folder: SweepFolder | None = None,
+    gpu: str = DEFAULT_GPU,
+) -> Speed:
+    """Fitted to the runs of these cells on this kind of device (cpu or gpu), finished or not; before any, assumed.
+
+    folder: the sweep's; its canaries count as its own runs, and where there are fewer than ENOUGH_RUNS, runs of
+    other sweeps below the runs folder give the shape of the fit, and its own runs the level. gpu: the one of GPU_PEAKS
+    that is assumed.
+    """
+    own = [Measured(cell, r) for cell in cells if (r := records.get(cell.signature)) and _timed(r, device)]
+    if folder is not None:
+        own += [m for m in _canaries(folder) if _timed(m.record, device)]
+    others: list[Measured] = []
+    name = ""
+    if folder is not None and len(own) < ENOUGH_RUNS:
+        others, name = _other_runs(folder, device, {m.cell.signature for m in own})
+    if not own and not others:
+        rate = 1 / assumed_flops(device, gpu)
+        framework = float(FRAMEWORK_BYTES[device])
+        basis = f"assumed for a {device}; runs will correct it"
+        if device == "gpu":
+            basis = (
+                f"assumed, not measured: {ASSUMED_UTILISATION:.0%} of the {GPU_PEAKS[gpu] / 1e12:.0f} TFLOP/s of one "
+                f"{gpu.upper()}; runs will correct it"
+            )
+        name = gpu.upper() if device == "gpu" else device
+        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], (framework, 1.0), basis, 0, name)
+    counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
+    basis = " and ".join(f"{count} run{'s' * (count > 1)} of {whose}" for count, whose in counts if count)
+    return _fitted(own, others, device, f"measured on {basis}")
+
+
+def assumed_flops(device: str, gpu: str = DEFAULT_GPU) -> float:
+    """FLOP/s of training on a cpu or gpu that nothing was measured on."""
+    return ASSUMED_UTILISATION * GPU_PEAKS[gpu] if device == "gpu" else ASSUMED_CPU_FLOPS
+
+
+def _timed(record: RunRecord, device: str) -> bool:
+    return (
+        record.device == {"cpu": "cpu", "gpu": "cuda"}[device]
+        and record.step_seconds is not None
+        and record.timed_steps >= TIMED_STEPS
+        and record.step_seconds * record.timed_steps >= TIMED_SECONDS
+    )
+
+
+def canary_folder(folder: SweepFolder) -> SweepFolder:
+    """Where the canaries of a sweep are run (gsq.sweeps.running.canary)."""
+    return SweepFolder(folder.runs, f"{folder.name}-canary")
+
+
+def _canaries(folder: SweepFolder) -> Iterator[Measured]:
+    there = canary_folder(folder)
+    if there.plan_files():
+        for cell in there.read_plan().cells:
+            yield Measured(cell, read_run(RunFolder.of(folder.runs, cell.signature)))
+
+
+def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list[Measured], str]:
+    """Timed runs on the device that has the most, and its name. Signatures being hashes, the first are any."""
+    found: dict[str, list[Measured]] = {}
+    paths = (path for prefix in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) for path in sorted(prefix.iterdir()))
+    for path in islice(paths, OPENED_RUNS):
+        run = RunFolder(path)
+        if path.name in known or not _timed(record := read_run(run), device):
+            continue
+        environment = newest_file(run, "env.json")
+        name = ((environment and read_json(environment)) or {}).get("device") or f"a {device}"
+        try:
+            values = run.read_config()
+            label = values.pop("data_label", "")
+            found.setdefault(name, []).append(Measured(Cell(path.name, {}, from_dict(values), label), record))
+        except (UserError, TypeError, KeyError, AttributeError):
+            continue  # A config of another version of gsq.
+        if sum(map(len, found.values())) >= FITTED_RUNS:
+            break
+    name = max(found, key=lambda n: len(found[n]), default="")
+    return found.get(name, []), name
+
+
+def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str) -> Speed:
+    # Evenly over the plan, whose order is that of its axes.
+    own = own[:: -(-len(own) // FITTED_RUNS)] if own else own
+    runs = own + others
+
+    def level(predicted: list[float], measured: list[float]) -> float:
+        """Own runs correct what the others say."""
+        ratios = [m / p for m, p in zip(measured[: len(own)], predicted, strict=False)]
+        return statistics.median(ratios) if own and others else 1.0
+
+    rows = [(1.0, dense, lookup, dense + lookup) for dense, lookup in map(_step_flops, runs)]
+    seconds = [m.record.step_seconds or 0.0 for m in runs]
+    a, b, c, both = fit(rows, seconds, ((3,), (0, 3), (1, 2), (0, 1, 2)))
+    factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
+    step = (a * factor, (b + both) * factor, (c + both) * factor)
+    # Taken to be as fast for each FLOP as training, and a constant beside, until there are runs enough to tell.
+    per_flop = step[1] or 1 / assumed_flops(device)
+    evaluated = [(per_flop * evaluation_flops(m.cell), s) for m in runs if (s := m.record.evaluation_seconds)]
+    constant, factor = _corrected(evaluated, 0.0)
+    startups = [m.record.startup_seconds for m in own or others if m.record.startup_seconds is not None]
+    return Speed(
+        step,
+        (constant, factor * per_flop),
+        statistics.median(startups) if startups else STARTUP_SECONDS[device],
+        _memory(runs, device),
+        basis,
+        len(runs),
+        device,
+    )
+
+
+def _step_flops(run: Measured) -> tuple[float, float]:
+    """FLOPs of the networks and of the look-up, a step, over the steps that the run has made."""
+    cost, config = run.cell.cost, run.cell.config
+    steps, start = config.train.steps, config.loss.discriminator_start
+    word = (run.record.started_from or "").rpartition(" ")[2]
+    first = int(word) if word.isdigit() else 0
+    last = max(run.record.step, first + 1)
+    adversarial = max(0, last - max(first, start)) / max(1, steps - start) if steps > start else 0.0
+    dense = (cost.generator_flops + cost.perceptual_flops) / steps
+    return dense + cost.discriminator_flops * adversarial / (last - first), cost.lookup_flops / steps
+
+
+def evaluation_flops(cell: Cell) -> float:
+    """FLOPs of one evaluation, without the originals' features, which all runs share."""
+    return 2.0 * cell.config.evaluation.num_images * evaluation_macs(cell.config)
+
+
+def evaluations(cell: Cell) -> int:
+    """How many evaluations the whole run makes, that at its end included."""
+    every = cell.config.evaluation.every
+    return 1 + ((cell.config.train.steps - 1) // every if every else 0)
+
+
+def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
+    """Speed.memory from the measured peaks."""
+    found = [
+        (float(m.cell.cost.memory_bytes), float(max(1, m.record.peak_memory_bytes - _image_bytes(m.cell, device))))
+        for m in runs
+        # Before the discriminator comes, or the evaluation, it is not the peak.
+        if m.record.peak_memory_bytes
+        and m.record.state == DONE
+        and (m.cell.config.discriminator.kind == "none" or m.record.step > m.cell.config.loss.discriminator_start)
+    ]
+    return _corrected(found, float(FRAMEWORK_BYTES[device]))
+
+
+def _corrected(pairs: list[tuple[float, float]], constant: float) -> tuple[float, float]:
+    """Constant and factor with which the first of each pair, by arithmetic, gives the second, measured.
+
+    Another constant than the assumed one or, where the arithmetic is too high for that, a factor on both; a line
+    through the pairs where there are enough of them and it predicts better.
+    """
+    if not pairs:
+        return constant, 1.0
+    beside = statistics.median(measured - x for x, measured in pairs)
+    ratio = statistics.median(measured / (x + constant) for x, measured in pairs)
+    simple = (beside, 1.0) if beside >= 0 else (ratio * constant, ratio)
+    # In the first column the simple answer, so that the line has to be better than it.
+    rows = [(simple[0] + simple[1] * x, 1.0, x) for x, _ in pairs]
+    share, a, b = fit(rows, [measured for _, measured in pairs], ((0,), (1, 2)))
+    return a + share * simple[0], b + share * simple[1]
+
+
+def fit(
+    rows: Sequence[Sequence[float]], measured: Sequence[float], shapes: Sequence[tuple[int, ...]]
+) -> tuple[float, ...]:
+    """Coefficients, none below 0, with which the columns of ``rows`` add up to what was measured (above 0).
+
+    Absolute errors, relative to the measured, are least, so that a few odd runs do little harm. shapes: columns that
+    may have a coefficient, first a single one. A later shape is taken where it predicts rows that were left out of the
+    fit better by a tenth, from ENOUGH_RUNS rows on.
+    """
+    (first,) = shapes[0]
+    simple = [0.0] * len(rows[0])
+    simple[first] = statistics.median(m / row[first] for m, row in zip(measured, rows, strict=True))
+    if len(rows) < ENOUGH_RUNS:
+        return tuple(simple)
+    import numpy as np
+
+    # Dividing by the target makes errors relative; scaling the columns keeps the equations well-conditioned.
+    table = np.array(rows, float)
+    scale = np.maximum(np.abs(table).max(0), 1e-300)
+    table = table / scale / np.array(measured, float)[:, None]
+    folds = np.arange(len(rows)) % min(len(rows), 12)
+
+    def solve(columns: tuple[int, ...], part: Any) -> Any:
+        """Least absolute deviations by reweighting; None where a coefficient is negative or not determined."""
+        found = np.zeros(len(scale))
+        if len(columns) == 1:
+            found[columns[0]] = np.median(1 / part[:, columns[0]])
+            return found
+        part = part[:, columns]
+        if len(part) < ENOUGH_RUNS - 1 or np.linalg.cond(part) > 1e3:
+            return None
+        weights = np.ones(len(part))
+        for _ in range(25):
+            root = np.sqrt(weights)
+            found[list(columns)] = np.linalg.lstsq(part * root[:, None], root, rcond=None)[0]
+            weights = 1 / np.maximum(np.abs(part @ found[list(columns)] - 1), 1e-3)
+        return None if (found < 0).any() else found
+
+    best, least = np.array(simple) * scale, math.inf
+    for columns in shapes:
+        whole = solve(columns, table)
+        if whole is None:
+            continue
+        errors = np.zeros(len(rows))
+        for fold in np.unique(folds):
+            left_out = folds == fold
+            found = solve(columns, table[~left_out])
+            if found is None:
+                break
+            errors[left_out] = np.minimum(np.abs(np.log(np.maximum(table[left_out] @ found, 1e-300))), 2.0)
+        else:
+            if errors.mean() < 0.9 * least:
+                best, least = whole, float(errors.mean())
+    return tuple(float(v) for v in best / scale)
+
+
+def step_seconds(cell: Cell, rate: Speed) -> float:
+    """Device seconds of a training step, the mean over the whole run."""
+    constant, per_flop, per_lookup_flop = rate.step
+    cost = cell.cost
+    dense = cost.train_flops - cost.lookup_flops
+    return constant + (per_flop * dense + per_lookup_flop * cost.lookup_flops) / cell.config.train.steps
+
+
+def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estimate:
+    """Time and peak memory of one cell on one device (cpu or gpu); time for the steps after ``steps_done``."""
+    steps, every = cell.config.train.steps, cell.config.evaluation.every
+    done = min(steps_done, steps)
+    count = evaluations(cell) - (min(done, steps - 1) // every if every else 0)
+    evaluation = rate.evaluation[0] + rate.evaluation[1] * evaluation_flops(cell)
+    seconds = rate.startup_seconds + (steps - done) * step_seconds(cell, rate) + count * evaluation
+    memory = rate.memory[0] + rate.memory[1] * cell.cost.memory_bytes + _image_bytes(cell, device)
+    return Estimate(seconds, round(memory))
+
+
+def _image_bytes(cell: Cell, device: str) -> int:
+    """Decoded images lie in the memory of the machine, which is not what a GPU's peak is of."""
+    return cell.image_bytes if device == "cpu" else 0
+
+
+# Room for estimates that are too low.
+MEMORY_MARGIN, TIME_MARGIN = 1.5, 2.0

@@ -1,0 +1,355 @@
+"""What submitting a plan would cost, before anything is: time, disk, how far estimates were off; and the budget."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import shutil
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gsq.errors import Missing, UserError
+from gsq.records.attempt import DONE, read_json
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import RunRecord
+from gsq.runs.warm_start import planned_start
+from gsq.sweeps.costing.cost import Estimate, Speed, estimate, evaluation_flops, speed
+from gsq.sweeps.costing.gpu_memory import memory_notes
+from gsq.sweeps.costing.notes import evaluation_notes, image_notes, start_notes
+from gsq.sweeps.costing.resource_class import ResourceClass, resource_class
+from gsq.sweeps.planning.cells import Cell, Lacking, Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.cluster import Cluster, load_cluster, local_workers
+from gsq.sweeps.spec.sweep import Budget
+from gsq.sweeps.state.reconcile import reconcile
+from gsq.words import counted
+
+# Checkpoints of a running cell: the last two, and the one being written.
+CHECKPOINTS = 3
+# Limits of a budget that no measurement can bring nearer.
+TIMELESS = ("disk_gb", "cells")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far the estimates were off that were recorded when cells were first submitted."""
+
+    median_factor: float
+    """1.12: half of the cells took less than 1.12 times as long, or as short, as estimated."""
+    ninety_percent_factor: float
+    cells: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is still to be run of a plan. Finished cells and those that a submission would leave alone count nothing."""
+
+    cells: int
+    finished: int
+    untried: frozenset[str]
+    """Signatures without an attempt."""
+    left: Mapping[str, float]
+    """Device seconds that each cell to be run still takes, by signature."""
+    estimates: Mapping[str, Estimate]
+    """Of every cell, as if it had not begun."""
+    parallel: int
+    """Cells at the same time."""
+    wall_seconds: float
+    """Until the last cell ends, were nothing else in the queue; the longest first."""
+    end: float
+    """That moment, in seconds since the epoch."""
+    disk_bytes: int
+    """To be written at the most: checkpoints of the cells that run, weights of all (and checkpoints that are kept)."""
+    disk_bytes_after: int
+    free_bytes: int
+    """On the disk of the runs folder."""
+    classes: int
+    speed: Speed
+    accuracy: Accuracy | None
+    """None before a cell whose estimate was recorded has finished."""
+    budget: Budget
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    """Device seconds to evaluate each finished cell that was not evaluated as its sweep file asks, by signature."""
+    notes: tuple[str, ...] = ()
+    """What else is to be known before the plan is submitted, a sentence each."""
+
+    @property
+    def device_seconds(self) -> float:
+        return sum(self.left.values()) + sum(self.evaluations.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the largest cell to be run, else of the largest."""
+        return max(self.estimates[s].memory_bytes for s in self.left or self.estimates)
+
+    @property
+    def spent(self) -> dict[str, tuple[float, float]]:
+        """Estimate and limit by the name of each limit that the budget has."""
+        found = {
+            "device_hours": self.device_seconds / 3600,
+            "hours": self.wall_seconds / 3600,
+            "disk_gb": self.disk_bytes / 1e9,
+            "cells": len(self.left),
+        }
+        limits = asdict(self.budget)
+        return {name: (value, limits[name]) for name, value in found.items() if limits[name] is not None}
+
+    def over(self) -> dict[str, tuple[float, float]]:
+        """What of ``spent`` is above its limit."""
+        return {name: pair for name, pair in self.spent.items() if pair[0] > pair[1]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: totals, without the single cells."""
+        return {
+            "cells": self.cells,
+            "finished": self.finished,
+            "to_run": len(self.left),
+            "to_evaluate": len(self.evaluations),
+            "notes": list(self.notes),
+            "device_seconds": self.device_seconds,
+            "parallel": self.parallel,
+            "wall_seconds": self.wall_seconds,
+            "end": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.end)),
+            "disk_bytes": self.disk_bytes,
+            "disk_bytes_after": self.disk_bytes_after,
+            "free_bytes": self.free_bytes,
+            "memory_bytes": self.memory_bytes,
+            "resource_classes": self.classes,
+            "past_estimates": asdict(self.accuracy) if self.accuracy else None,
+            "budget": {name: {"estimate": e, "limit": limit} for name, (e, limit) in self.spent.items()},
+            "over_budget": sorted(self.over()),
+        }
+
+
+def forecast(
+    plan: Plan, cluster: Cluster | str = "local", *, runs: Path | None = None, retry: bool = False
+) -> Forecast:
+    """Cost of submitting a plan now, from the run folders; SLURM is not asked.
+
+    retry: as for ``submit``. Raises UserError for an unknown cluster.
+    """
+    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    if plan.search is not None:
+        return _of_search(plan, cluster, folder)
+    signatures = [cell.signature for cell in plan.cells]
+    records = folder.records(signatures)
+    # Asked once, for it looks for GPUs.
+    device = cluster.device
+    rate = speed(plan.cells, records, device, folder, cluster.gpu)
+    resumed = cluster.resumed("request" if retry else "submit")
+    actions = reconcile(signatures, records, {}, time.time(), resumed=resumed)
+    wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
+    todo = [cell for cell in plan.cells if cell.signature in wanted]
+    estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
+    left = {}
+    starts = _starts(todo, folder, records)
+    for cell in todo:
+        step = records[cell.signature].step or starts.get(cell.signature, 0)
+        rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
+        left[cell.signature] = rest.seconds
+    slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
+    shared_by = cluster.nodes * cluster.processes_per_node
+    wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
+    lack = _lacking(plan, folder, records, wanted)
+    evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in lack.cells}
+    wall += wall_seconds(evaluations.values(), slots)
+    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
+    return Forecast(
+        cells=len(plan.cells),
+        finished=sum(record.state == DONE for record in records.values()),
+        untried=frozenset(s for s, record in records.items() if not record.attempts),
+        left=left,
+        estimates=estimates,
+        parallel=min(slots, len(todo)),
+        wall_seconds=wall,
+        end=time.time() + wall,
+        disk_bytes=after + CHECKPOINTS * sum(running),
+        disk_bytes_after=after,
+        free_bytes=_free_bytes(folder.runs),
+        classes=len(by_class(todo, rate, cluster)),
+        speed=rate,
+        accuracy=accuracy(folder, records),
+        budget=plan.budget,
+        evaluations=evaluations,
+        notes=(
+            *image_notes(plan),
+            *start_notes(todo, starts),
+            *memory_notes(todo, rate, cluster),
+            *evaluation_notes(lack, evaluations, rate.device),
+        ),
+    )
+
+
+def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, RunRecord]) -> dict[str, int]:
+    """Step from which each cell without a step of its own goes on: of a finished run that differs by fewer steps."""
+    found: dict[str, int] = {}
+    if not (folder.runs / "lineage").is_dir():
+        return found
+    for cell in todo:
+        run = RunFolder.of(folder.runs, cell.signature)
+        if records[cell.signature].step:
+            continue
+        # Raised where weights that no hash is known of are not here: its signature is provisional, then.
+        with suppress(Missing):
+            if start := planned_start(run, cell.config, cell.data_label.rpartition(":")[2]):
+                found[cell.signature] = start[0]
+    return found
+
+
+def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
+    if not folder.exists and not any(record.state == DONE for record in records.values()):
+        return Lacking()
+    # It knows protocols, which needs numpy, and torch where features are a user's own.
+    from gsq.sweeps.planning.protocols import lacking
+
+    return lacking(plan, folder, records, coming)
+
+
+def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
+    """Device seconds of the evaluations that a finished cell lacks."""
+    share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
+    return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
+
+
+def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
+    """As if the trials to come were the plan's examples in turn, and none were pruned."""
+    from gsq.sweeps.state.study import parallel_trials, search_status
+
+    assert plan.search is not None and plan.search.search is not None
+    status = search_status(folder)
+    states = [trial.state for trial in status.trials] if status else []
+    count = max(0, plan.search.search.trials - sum(state != "running" for state in states))
+    drawn = folder.read_plan().cells if folder.exists else ()
+    records = folder.records([cell.signature for cell in drawn])
+    device = cluster.device
+    rate = speed(drawn or plan.cells, records, device, folder, cluster.gpu)
+    todo = [plan.cells[i % len(plan.cells)] for i in range(count)]
+    estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
+    trials = {f"trial {i}": estimates[cell.signature] for i, cell in enumerate(todo)}
+    slots = parallel_trials(plan, cluster)
+    wall = wall_seconds([one.seconds / (cluster.nodes * cluster.processes_per_node) for one in trials.values()], slots)
+    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    return Forecast(
+        cells=plan.search.search.trials,
+        finished=len(states) - states.count("running"),
+        untried=frozenset(),
+        left={name: one.seconds for name, one in trials.items()},
+        estimates={**estimates, **trials},
+        parallel=min(slots, count),
+        wall_seconds=wall,
+        end=time.time() + wall,
+        disk_bytes=after + CHECKPOINTS * sum(heapq.nlargest(slots, map(checkpoint_bytes, todo))),
+        disk_bytes_after=after,
+        free_bytes=_free_bytes(folder.runs),
+        classes=len(by_class(todo, rate, cluster)),
+        speed=rate,
+        accuracy=accuracy(folder, records),
+        budget=plan.budget,
+        notes=(*image_notes(plan), *memory_notes(plan.cells, rate, cluster)),
+    )
+
+
+def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[ResourceClass, list[Cell]]:
+    """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file says."""
+    grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
+    device = cluster.device
+    for cell in cells:
+        one = estimate(cell, rate, device)
+        # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
+        shared = one._replace(
+            seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
+            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
+        )
+        wanted = resource_class(shared, minutes=cluster.minutes, memory_gb=cluster.memory_gb, cell=cell)
+        grouped[wanted].append(cell)
+    return dict(sorted(grouped.items()))
+
+
+def wall_seconds(seconds: Iterable[float], slots: int) -> float:
+    """Time until the last job ends, with ``slots`` at a time and the longest first."""
+    jobs = sorted(seconds, reverse=True)
+    ends = [0.0] * max(1, min(slots, len(jobs)))
+    for job in jobs:
+        heapq.heapreplace(ends, ends[0] + job)
+    return max(ends)
+
+
+def checkpoint_bytes(cell: Cell) -> int:
+    """Weights, averaged weights and two AdamW moments of the tokenizer; all but the averages of the discriminator."""
+    return 4 * (4 * cell.cost.parameters + 3 * cell.cost.discriminator_parameters)
+
+
+def weight_bytes(cell: Cell) -> int:
+    """The averaged weights, which stay."""
+    return 4 * cell.cost.parameters
+
+
+def _free_bytes(path: Path) -> int:
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def accuracy(folder: SweepFolder, records: Mapping[str, RunRecord]) -> Accuracy | None:
+    """Device seconds of finished cells, all attempts, against the estimates of estimates.json.
+
+    Left out are cells that began with the checkpoint of another run.
+    """
+    recorded = (read_json(folder.path / "estimates.json") or {}).get("cells", {})
+    errors = sorted(
+        abs(math.log(record.seconds / recorded[signature]["seconds"]))
+        for signature, record in records.items()
+        if signature in recorded and record.state == DONE and record.seconds > 0 and not record.started_from
+    )
+    if not errors:
+        return None
+    ninety = errors[math.ceil(0.9 * len(errors)) - 1]
+    return Accuracy(math.exp(statistics.median(errors)), math.exp(ninety), len(errors))
+
+
+def admit(
+    plan: Plan,
+    cluster: Cluster | str = "local",
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    over_budget: bool = False,
+) -> Plan:
+    """The plan with its estimates, which writing it records (estimates.json), for those cells that were never tried.
+
+    Raises UserError, and nothing is written, where it is over its budget, unless ``over_budget``.
+    """
+    found = forecast(plan, cluster, runs=runs, retry=retry)
+    if not over_budget:
+        check_budget(plan.name, found)
+    return with_estimates(plan, found)
+
+
+def with_estimates(plan: Plan, found: Forecast) -> Plan:
+    """As admit returns it, without looking at the budget."""
+    new = {s: e for s, e in found.estimates.items() if s in found.left and s in found.untried}
+    return replace(plan, estimates={s: e._asdict() for s, e in new.items()})
+
+
+def check_budget(name: str, found: Forecast, limits: Iterable[str] | None = None) -> None:
+    """Raise UserError, naming each limit that is passed, where a forecast is over its budget.
+
+    limits: only these of its limits.
+    """
+    over = [
+        f"{key} {needed:.4g} (limit {limit:g})"
+        for key, (needed, limit) in found.over().items()
+        if limits is None or key in limits
+    ]
+    if over:
+        raise UserError(
+            f"sweep '{name}' would be over its budget: {', '.join(over)}, for {counted(len(found.left), 'cell')} to "
+            f"run, {found.parallel} at a time, time {found.speed.basis}; make it smaller (axes, where, steps, "
+            "--cells), raise budget: in its YAML, or go on with --over-budget"
+        )

@@ -1,0 +1,89 @@
+"""What a job asks for: cells of like cost share a class."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gsq.errors import UserError
+from gsq.sweeps.costing.cost import MEMORY_MARGIN, TIME_MARGIN, Estimate
+from gsq.sweeps.planning.cells import Cell, axis_columns
+from gsq.sweeps.spec.expressions import check_expression
+from gsq.sweeps.spec.resources import RESOURCE_FUNCTIONS, RESOURCE_NAMES
+
+
+@dataclass(frozen=True, order=True)
+class ResourceClass:
+    """What a job asks for. Cells are rounded up to few classes, each one job array."""
+
+    memory_gb: int
+    minutes: int
+
+
+MEMORY_STEPS_GB = (2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024)
+MINUTE_STEPS = (15, 30, 60, 120, 240, 480, 720, 1440, 2880, 5760, 10080)
+
+
+def resource_class(
+    wanted: Estimate, *, minutes: int | str = 0, memory_gb: int | str = 0, cell: Cell | None = None
+) -> ResourceClass:
+    """The smallest class that holds an estimate with its margins; the largest where none does.
+
+    minutes, memory_gb: what the cluster file fixes, 0 for nothing; or a ResourceExpression over the cell and its
+    estimate, which then says it all: no margin is added. Raises UserError for an expression that is wrong or needs
+    the cell.
+    """
+    memory_step = wanted.memory_bytes * MEMORY_MARGIN / 2**30
+    minute_step = wanted.seconds * TIME_MARGIN / 60
+    return ResourceClass(
+        _asked("memory_gb", memory_gb, wanted, cell)
+        or next((step for step in MEMORY_STEPS_GB if step >= memory_step), MEMORY_STEPS_GB[-1]),
+        _asked("minutes", minutes, wanted, cell)
+        or next((step for step in MINUTE_STEPS if step >= minute_step), MINUTE_STEPS[-1]),
+    )
+
+
+def _asked(key: str, value: int | str, wanted: Estimate, cell: Cell | None) -> int:
+    return ResourceExpression(key, value).value(wanted, cell) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class ResourceExpression:
+    """What a job asks for as an expression of its cell: ``max(30, 3 * minutes)`` for minutes.
+
+    Checked when it is made, evaluated by simpleeval, never by eval. Names are RESOURCE_NAMES: ``seconds``, ``minutes``
+    and ``memory_gb`` are the estimate without margin. They, ``parameters`` and ``train_flops`` are rounded up to a
+    power of the square root of 2, so that cells fall into few classes.
+    """
+
+    key: str
+    """What the errors name: minutes or memory_gb."""
+    text: str
+
+    def __post_init__(self) -> None:
+        check_expression(self.text, self.key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
+
+    def value(self, wanted: Estimate, cell: Cell | None) -> int:
+        """Rounded up to a whole number, at least 1. Raises UserError where it cannot be computed, or is no number."""
+        from simpleeval import InvalidExpression, SimpleEval
+
+        values = {"seconds": wanted.seconds, "minutes": wanted.seconds / 60, "memory_gb": wanted.memory_bytes / 2**30}
+        if cell is not None:
+            values |= {"parameters": cell.cost.parameters, "train_flops": cell.cost.train_flops}
+        values = {name: _rounded_up(value) for name, value in values.items()}
+        if cell is not None:
+            values |= {"images": cell.cost.images, **axis_columns(cell.config, cell.data_label)}
+        try:
+            found = SimpleEval(functions=RESOURCE_FUNCTIONS, names=values).eval(self.text)
+            if isinstance(found, bool) or not isinstance(found, int | float):
+                raise TypeError(f"is {found!r}, not a number")
+            if not 0 < found < 1e9:
+                raise ValueError(f"is {found:g}, not a number above 0 (and below 1e9)")
+            return math.ceil(found)
+        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            where = f" for cell {cell.title}" if cell else ""
+            raise UserError(f"{self.key}: '{self.text}'{where}: {str(error) or type(error).__name__}") from None
+
+
+def _rounded_up(value: float) -> float:
+    return 2.0 ** (math.ceil(2 * math.log2(value) - 1e-9) / 2) if value > 0 else 0.0

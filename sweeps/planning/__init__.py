@@ -1,0 +1,1 @@
+"""The cells of a sweep, and the folder that keeps them."""

@@ -1,0 +1,351 @@
+"""Spec -> plan: the cells to run, what was left out and why, and what they will cost."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from gsq.config.flops import Cost, cost
+from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.run import RunConfig
+from gsq.config.signature import SCIENCE_SECTIONS, Signer
+from gsq.data.listing import shown
+from gsq.data.manifest import Manifest, Summary
+from gsq.data.sources import manifest
+from gsq.errors import Missing, UserError
+from gsq.pretrained.required import required_weights
+from gsq.pretrained.weights import find_weights
+from gsq.runs.identity import identity
+from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
+from gsq.sweeps.spec.sweep import Budget, Spec
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without Python's cyclic garbage collector, which would search many thousands of objects that all stay, again and
+    again, for a fifth of the time that it takes to make them."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def derived(config: RunConfig) -> dict[str, Any]:
+    """Derived axes by column name."""
+    m, bits = config.model, config.bits_per_token
+    return {
+        "group_dim": config.group_dim,
+        "bits_per_token": bits,
+        "bits_per_pixel": bits / m.downsample**2,
+        "compression_ratio": 3 * m.downsample**2 / m.latent_dim,
+        "tokens_per_image": len(config.index_sizes) * (config.data.image_size // m.downsample) ** 2,
+    }
+
+
+def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
+    """Axes and derived axes of a run, by the results table's column names."""
+    axes = {name: _get(config, name) for name in SHORT_NAMES}
+    levels = "x".join(map(str, config.index_sizes)) if config.quantizer.kind == "fsq" else None
+    return {**axes, "levels": levels, **derived(config), "data": data_label}
+
+
+def _get(config: RunConfig, name: str) -> Any:
+    section, key = SHORT_NAMES[name].split(".")
+    return getattr(getattr(config, section), key)
+
+
+_WHOLE = {name: key for name, key in SHORT_NAMES.items() if BY_NAME[name].type == "int64"}
+
+
+def refuse_too_large(config: RunConfig) -> None:
+    """Raise UserError for a whole number that the results table cannot hold, before anything is trained with it."""
+    found = {key: _get(config, name) for name, key in _WHOLE.items()}
+    found["train.steps * train.batch_size"] = config.train.steps * config.train.batch_size
+    for key, value in found.items():
+        if value > LARGEST_INT:
+            raise UserError(f"{key}: {value} does not fit the results table; the largest whole number is {LARGEST_INT}")
+
+
+def other_axes(axes: dict[str, Any]) -> str:
+    """JSON of the axes that decide the result and are no columns of the results table."""
+    keys = {config_key(name, "axes"): value for name, value in axes.items()}
+    shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
+    return json.dumps(shown, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a plan."""
+
+    signature: str
+    axes: dict[str, Any]
+    """The values that the sweep set, by the names used in the YAML."""
+    config: RunConfig
+    data_label: str
+    image_bytes: int = 0
+    """Memory that its decoded images take at the most; 0 also where it is not known."""
+
+    @cached_property
+    def cost(self) -> Cost:
+        return cost(self.config)
+
+    @property
+    def title(self) -> str:
+        return title(self.axes)
+
+
+def title(axes: dict[str, Any]) -> str:
+    """``latent_dim=8 groups=2``."""
+    return " ".join(f"{name}={_short(value)}" for name, value in axes.items()) or "base"
+
+
+def _short(value: Any) -> str:
+    """As in the YAML, but a drawn number to six digits."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+LeftOut = tuple[dict[str, Any], str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will run."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    dropped: tuple[LeftOut, ...] = ()
+    """Axes of the cells left out, with the constraint that did it."""
+    merged: tuple[LeftOut, ...] = ()
+    """Axes of the cells that another one makes unnecessary, with its signature."""
+    data: tuple[Summary, ...] = ()
+    """Images of each data set, and what was left out of it; of a plan that was read back, none."""
+    missing: tuple[str, ...] = ()
+    """What is not on this machine and must be before the plan can be submitted: images, weights."""
+    provisional: bool = False
+    """Signatures will change when the images (and weights that no hash is known of) are there."""
+    cluster: str = ""
+    """The cluster file that a plan is reckoned for, if none is named."""
+    budget: Budget = field(default_factory=Budget)
+    estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Estimates to record when the plan is written, by signature (gsq.sweeps.costing.forecast.admit)."""
+    search: Spec | None = None
+    """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
+
+    @property
+    def images(self) -> dict[str, Summary]:
+        """``data`` by label (Cell.data_label)."""
+        return {one.label: one for one in self.data}
+
+    @property
+    def broken_images(self) -> tuple[str, ...]:
+        """Names of the images that were left out because they are broken."""
+        return tuple(shown(one.name) for data in self.data for one in data.left_out if one.kind == "broken")
+
+    def cut(self, cells: int) -> Plan:
+        """The first ``cells`` cells only; of a search, so many trials."""
+        if self.search is not None and self.search.search is not None:
+            shorter = replace(self.search.search, trials=min(cells, self.search.search.trials))
+            return replace(self, search=replace(self.search, search=shorter))
+        return replace(self, cells=self.cells[:cells])
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What finished runs lack of the evaluations that the cells of a plan ask for."""
+
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Sizes of the images at which the final weights are still to be evaluated, by signature."""
+    cells: tuple[Cell, ...] = ()
+    """Those cells."""
+    again: frozenset[str] = frozenset()
+    """Those of them that an earlier gsq evaluated alike: their rows would be of another protocol than the others'."""
+    earlier_steps: frozenset[str] = frozenset()
+    """Runs that were not evaluated as asked at earlier steps (evaluation.every), whose weights are gone."""
+    weightless: frozenset[str] = frozenset()
+    """Runs whose final weights are gone, too, so that their evaluations by other protocols are all that there is."""
+
+
+class _Names:
+    """Values of the names in a constraint: the cell's own, else the base config's, else derived from these."""
+
+    def __init__(self, override: Overrides, axes: dict[str, Any]) -> None:
+        self.override, self.base, self.axes = override, override.base, axes
+
+    def __call__(self, name: str) -> Any:
+        if name in SHORT_NAMES:
+            value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
+            return _get(self.base, name) if value is None else value
+        d, g, v, f = (self(n) for n in ("latent_dim", "groups", "codebook_size", "downsample"))
+        indices = self("depth") if self("quantizer") == "rvq" else g
+        # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
+        if name in ("bits_per_token", "bits_per_pixel"):
+            levels = self.axes.get("quantizer.levels") or self.base.quantizer.levels or [v] * indices
+            bits = sum(map(math.log2, levels))
+            return bits if name == "bits_per_token" else bits / f**2
+        if name in ("group_dim", "compression_ratio"):
+            return d / g if name == "group_dim" else 3 * f**2 / d
+        if name == "tokens_per_image":
+            return indices * (self("image_size") // f) ** 2
+        if name == "images":
+            return self("steps") * self("batch_size")
+        changed = self.override(self.axes)
+        return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
+
+
+class CellMaker:
+    """Makes the cells of a sweep from their axis values; reads each data set's manifest once."""
+
+    def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
+        self.override, self.sign = Overrides(spec.base), Signer()
+        self.manifests: dict[Any, Manifest] = {}
+        self._decoded: dict[Any, int] = {}
+        self.lenient = lenient
+        self.missing: dict[str, None] = {}
+        """Why images could not be read; only where lenient, else it is an error."""
+        self.absent: list[str] = []
+        """Weights without a known hash that are not here; likewise."""
+        # Cost needs a valid config: what may drop an impossible cell is asked first.
+        self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
+
+    def __call__(self, axes: dict[str, Any]) -> Cell | str:
+        """The cell, or the constraint that leaves it out. Raises UserError for an invalid one."""
+        names = _Names(self.override, axes)
+        broken = next((c.text for c in self.where if not c.holds(names)), None)
+        if broken is not None:
+            return broken
+        config = self.override(axes, "axes")
+        if config.data not in self.manifests:
+            self.manifests[config.data] = self._manifest(config)
+        refuse_too_large(config)
+        files = self.manifests[config.data]
+        signature = identity(config, files, self.sign, self.absent if self.lenient else None)
+        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files))
+
+    def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
+        """Cell.image_bytes."""
+        key = config.data, config.execution.data_workers
+        if key not in self._decoded:
+            self._decoded[key] = files.decoded_bytes(config.execution.data_workers)
+        return self._decoded[key]
+
+    def _manifest(self, config: RunConfig) -> Manifest:
+        try:
+            return manifest(config.data)
+        except Missing as error:
+            if not self.lenient:
+                raise
+            self.missing[str(error)] = None
+            return Manifest(config.data.kind, "absent", (), ())
+
+
+@collector_paused()
+def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
+    """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
+
+    lenient: where images or weights are not on this machine, make a plan to look at all the same, and say so in it.
+    Raises UserError for an invalid cell that no constraint drops, or where nothing is left.
+    """
+    if spec.search is not None:
+        return _search_plan(spec, lenient)
+    cells: dict[str, Cell] = {}
+    dropped: list[LeftOut] = []
+    merged: list[LeftOut] = []
+    make = CellMaker(spec, lenient=lenient)
+    for axes in spec.candidates():
+        try:
+            cell = make(axes)
+        except UserError as error:
+            raise UserError(f"sweep '{spec.name}', cell {title(axes)}: {error}") from None
+        if isinstance(cell, str):
+            dropped.append((axes, cell))
+        elif cell.signature in cells:
+            merged.append((axes, cell.signature))
+        else:
+            cells[cell.signature] = cell
+    if not cells:
+        counts = Counter(constraint for _, constraint in dropped)
+        why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
+        raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
+    return _plan(spec, make, cells, dropped, merged)
+
+
+def _plan(
+    spec: Spec, make: CellMaker, cells: dict[str, Cell], dropped: list[LeftOut], merged: list[LeftOut] | None = None
+) -> Plan:
+    found = tuple(cells.values())
+    _import_own_features(spec.name, found)
+    missing = list(make.missing)
+    for name in required_weights(*(cell.config for cell in found)) if make.lenient else ():
+        try:
+            find_weights(name)
+        except Missing as error:
+            missing.append(str(error))
+    return Plan(
+        spec.name,
+        found,
+        tuple(dropped),
+        tuple(merged or ()),
+        tuple(dict.fromkeys(files.summary() for files in make.manifests.values() if files.train)),
+        tuple(missing),
+        provisional=bool(make.missing or make.absent),
+        cluster=spec.plan_for,
+        budget=spec.budget,
+        search=spec if spec.search is not None else None,
+    )
+
+
+def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
+    """Raise UserError where a module that cells evaluate with is not there or has errors: a run would find it late."""
+    for name in dict.fromkeys(cell.config.evaluation.features for cell in cells):
+        if ":" in name:
+            from gsq.pretrained.built_in import own_features
+
+            try:
+                own_features(name)
+            except UserError as error:
+                raise UserError(f"sweep '{sweep}': {error}") from None
+
+
+# Draws that show what a search costs, and how many are made to find them.
+EXAMPLES, DRAWS = 32, 2000
+
+
+def _search_plan(spec: Spec, lenient: bool) -> Plan:
+    """Examples of a search's cells: the middle of its space, where that is allowed, and random ones."""
+    assert spec.search is not None
+    make = CellMaker(spec, lenient=lenient)
+    cells: dict[str, Cell] = {}
+    dropped: list[LeftOut] = []
+    random = Random(spec.search.seed)
+    for draw in range(DRAWS):
+        axes = spec.search.draw(random) if draw else spec.search.middle()
+        try:
+            cell = make(axes)
+        except UserError as error:
+            cell = str(error)
+        if isinstance(cell, str):
+            dropped.append((axes, cell))
+        else:
+            cells.setdefault(cell.signature, cell)
+        if len(cells) == EXAMPLES or (draw >= 4 * EXAMPLES and cells):
+            break
+    if not cells:
+        why = "; ".join(f"{n} by '{text}'" for text, n in Counter(text for _, text in dropped).most_common(3))
+        raise UserError(f"sweep '{spec.name}': search: nothing of the space is allowed: {DRAWS} draws broke {why}")
+    return _plan(spec, make, cells, dropped)
+
+
+plan = make_plan  # its public name

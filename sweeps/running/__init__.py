@@ -1,0 +1,1 @@
+"""Cells are submitted, run, stopped and cleaned up here or on SLURM."""

@@ -1,0 +1,173 @@
+"""Canaries: the largest cell of each resource class runs a few steps first, to measure memory and time.
+
+A canary is an ordinary run of a sweep named ``<sweep>-canary``. It keeps its checkpoint, from which the real cell, the
+same but for its number of steps, goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gsq.data.sources import manifest
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import RunRecord, smallest_micro_batch
+from gsq.runs.identity import identity
+from gsq.sweeps.costing.cost import TIMED_STEPS, Estimate, canary_folder, estimate, speed, step_seconds
+from gsq.sweeps.costing.forecast import by_class
+from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.submit import submit
+from gsq.sweeps.spec.cluster import Cluster, load_cluster
+from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.slurm import slurm_jobs
+from gsq.sweeps.state.status import CellStatus, status
+
+STEPS = 50
+POLL_SECONDS = 2.0
+
+OnUpdate = Callable[[list[Action], dict[str, RunRecord]], None]
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A canary before it runs: the cell that it stands for, and what was expected of that."""
+
+    cell: Cell
+    """Of the sweep."""
+    short: Cell
+    """What runs."""
+    members: int
+    """Cells of the resource class."""
+    step_seconds: float
+    expected: Estimate
+
+
+@dataclass(frozen=True)
+class Result:
+    """A canary afterwards."""
+
+    canary: Canary
+    state: CellStatus
+    record: RunRecord
+    advice: str | None
+    """What to do where it ran out of memory or failed, also if it went on with a smaller micro-batch."""
+
+    @property
+    def failed(self) -> bool:
+        return self.state.state == "failed"
+
+
+def choose(
+    plan: Plan, cluster: Cluster | str = "local", *, runs: Path | None = None, retry: bool = False
+) -> list[Canary]:
+    """One canary for each resource class of what would be submitted now: its largest cell, by memory, then by time.
+
+    A cell that has been timed by itself needs none. Raises UserError for an unknown cluster.
+    """
+    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    signatures = [cell.signature for cell in plan.cells]
+    records = folder.records(signatures)
+    resumed = cluster.resumed("request" if retry else "submit")
+    actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=resumed)
+    wanted = {action.cell.signature for action in actions if action.kind == "submit"}
+    rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
+    # Classes by arithmetic alone, so that the same command chooses the same canaries when some have been measured.
+    classes = by_class(
+        (c for c in plan.cells if c.signature in wanted), speed((), {}, cluster.device, gpu=cluster.gpu), cluster
+    )
+    chosen = []
+    for cells in classes.values():
+        largest = max(cells, key=lambda c: (c.cost.memory_bytes, c.cost.train_flops / c.cost.images))
+        if records[largest.signature].timed_steps < TIMED_STEPS:
+            expected = estimate(largest, rate, cluster.device)
+            chosen.append(Canary(largest, shortened(largest), len(cells), step_seconds(largest, rate), expected))
+    return chosen
+
+
+def shortened(cell: Cell) -> Cell:
+    """The first STEPS steps of a cell with as little evaluation as there can be; a cell with no more steps itself.
+
+    A discriminator that would come later comes at once, for it is part of the memory and time that are to be measured;
+    the cell then cannot go on from its canary.
+    """
+    config = cell.config
+    if config.train.steps <= STEPS:
+        return cell
+    loss = config.loss
+    if config.discriminator.kind != "none" and STEPS <= loss.discriminator_start < config.train.steps:
+        loss = replace(loss, discriminator_start=0)
+    config = replace(
+        config,
+        loss=loss,
+        train=replace(config.train, steps=STEPS),
+        evaluation=replace(config.evaluation, num_images=2, every=0, allow_small=True),
+        execution=replace(config.execution, keep_checkpoint=True),
+    )
+    signature = identity(config, manifest(config.data))
+    return replace(cell, signature=signature, axes={**cell.axes, "steps": STEPS}, config=config)
+
+
+def run_canaries(
+    plan: Plan,
+    cluster: Cluster | str = "local",
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    chosen: list[Canary] | None = None,
+    on_update: OnUpdate = lambda actions, records: None,
+) -> list[Result]:
+    """Run the canaries of what a plan would submit and wait for them; what was measured feeds later estimates.
+
+    Those that are finished are not run again, those that have failed are. chosen: from ``choose``. On SLURM
+    KeyboardInterrupt leaves the jobs alone, and the next call waits for them. Raises UserError as ``submit`` does.
+    """
+    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    chosen = choose(plan, cluster, runs=runs, retry=retry) if chosen is None else chosen
+    if not chosen:
+        return []
+    folder = canary_folder(SweepFolder(runs or runs_root(), plan.name))
+    short = canary_plan(plan, chosen)
+    submit(short, cluster, runs=folder.runs, retry=True, over_budget=True, on_update=on_update)
+    if cluster.kind == "slurm":
+        wait(folder, short, on_update)
+    states = {cell.signature: cell for cell in status(folder).cells}
+    records = folder.records([cell.signature for cell in short.cells])
+    return [_result(c, states[c.short.signature], records[c.short.signature], folder) for c in chosen]
+
+
+def canary_plan(plan: Plan, chosen: list[Canary]) -> Plan:
+    """What runs."""
+    return Plan(f"{plan.name}-canary", tuple({c.short.signature: c.short for c in chosen}.values()))
+
+
+def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = lambda actions, records: None) -> None:
+    """Poll until no job of the plan is waiting or running on SLURM."""
+    signatures = [cell.signature for cell in plan.cells]
+    while True:
+        records = folder.records(signatures)
+        actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=())
+        on_update(actions, records)
+        if not any(action.kind == "wait" for action in actions):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _result(canary: Canary, state: CellStatus, record: RunRecord, folder: SweepFolder) -> Result:
+    smaller = smallest_micro_batch(RunFolder.of(folder.runs, record.signature))
+    if state.failure == "out_of_memory":
+        # Where SLURM killed it, nobody has noted it yet.
+        smaller = smaller or record.next_micro_batch
+    fix = f"set: {{execution.micro_batch: {smaller}}} in the sweep's YAML (the losses are the same), or "
+    advice = None
+    if state.state != "failed":
+        if smaller:
+            advice = f"ran out of memory at first, and went on with a smaller micro-batch: {fix}more memory"
+    elif state.failure == "out_of_memory":
+        advice = f"ran out of memory: {fix if smaller else ''}memory_gb: more in the cluster file, or a larger device"
+    else:
+        advice = f"failed as {state.failure}: {state.message}; gsq logs {folder.name} {record.signature}"
+    return Result(canary, state, record, advice)

@@ -1,0 +1,179 @@
+"""What can go from the runs folder: files that no reader needs any more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsq.errors import UserError
+from gsq.records.attempt import DONE, RUNNING, read_json
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import newest_file, read_run
+from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
+from gsq.sweeps.state.local import alive
+
+# Kinds, with what is said of them.
+KINDS = {
+    "checkpoints": "checkpoints of finished runs",
+    "leftovers": "files of earlier attempts of finished runs that a later one has too",
+    "partial": "half-written files of processes that have died",
+    "orphans": "runs that no sweep mentions",
+}
+CHECKPOINT = re.compile(r"checkpoint-(\d{8})\.(?:pt|json)")
+SIGNATURE = re.compile(r"[0-9a-f]{12}")
+# Silence after which an attempt that cannot be looked at, on another machine, is taken for dead.
+DEAD_SECONDS = 86400.0
+# A file outside an attempt is written in an instant.
+PARTIAL_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What can go, or went: files by kind, and how many bytes these were."""
+
+    files: dict[str, list[Path]]
+    bytes: dict[str, int]
+    runs: tuple[str, ...]
+    """Signatures of the whole runs among them."""
+    removed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        kinds = {kind: {"files": len(paths), "bytes": self.bytes[kind]} for kind, paths in self.files.items()}
+        return {"removed": self.removed, "bytes": sum(self.bytes.values()), "runs": self.runs, "kinds": kinds}
+
+
+def clean(
+    sweep: str | None = None, *, orphans: bool = False, dry_run: bool = False, runs: Path | None = None
+) -> Cleaning:
+    """Remove what no reader needs, from the runs of a sweep or from all below the runs folder.
+
+    That is: checkpoints of finished runs, but the last one of a run with execution.keep_checkpoint; weights and
+    samples of earlier attempts where a later one has them; half-written files of dead processes. Weights, curves,
+    evaluations, configs, samples and what an unfinished run resumes from stay, and a run with an attempt that may be
+    alive is left alone. orphans: whole runs, too, that no sweep's plan mentions (of gsq train, or of sweeps whose
+    folder was removed). dry_run: remove nothing.
+
+    Raises UserError for an unknown sweep, for a sweep with orphans, and where a plan cannot be read.
+    """
+    root = runs or runs_root()
+    if sweep is not None and orphans:
+        raise UserError(f"--orphans looks at all sweeps: leave out '{sweep}', or leave out --orphans")
+    if sweep is not None:
+        folder = sweep_folder(sweep, root)
+        run_folders, sweep_folders = [RunFolder.of(root, s) for s in folder.signatures()], [folder.path]
+    else:
+        run_folders = list(_run_folders(root))
+        sweep_folders = [path for path in (*(root / "sweeps").glob("*"), root / "originals") if path.is_dir()]
+    found: dict[str, list[Path]] = defaultdict(list)
+    kept = {path.name.rpartition("-")[2] for path in (root / "lineage").glob("*/*-*")}
+    lone = _orphans(root, run_folders) if orphans else set()
+    for run in run_folders:
+        if run.signature in lone:
+            found["orphans"] += [path for path in run.path.rglob("*") if path.is_file()]
+        else:
+            for kind, path in _of_run(run, run.signature in kept):
+                found[kind].append(path)
+    for path in (p for folder in sweep_folders for p in folder.glob(".*.partial")):
+        if _age(path) > PARTIAL_SECONDS:
+            found["partial"].append(path)
+    files = {kind: sorted(set(found[kind])) for kind in KINDS if kind != "orphans" or orphans}
+    sizes = {kind: sum(_bytes(path) for path in paths) for kind, paths in files.items()}
+    if not dry_run:
+        for kind in ("checkpoints", "leftovers", "partial"):
+            for path in files[kind]:
+                path.unlink(missing_ok=True)
+        for signature in lone:
+            # It may have been started since.
+            if not _may_be_alive(run := RunFolder.of(root, signature)):
+                shutil.rmtree(run.path, ignore_errors=True)
+    return Cleaning(files, sizes, tuple(sorted(lone)), not dry_run)
+
+
+def _run_folders(root: Path) -> Iterator[RunFolder]:
+    for path in sorted(root.glob("[0-9a-f][0-9a-f]/*")):
+        if SIGNATURE.fullmatch(path.name) and path.is_dir():
+            yield RunFolder(path)
+
+
+def _orphans(root: Path, run_folders: list[RunFolder]) -> set[str]:
+    """Runs that no plan mentions and none of whose attempts may be alive."""
+    mentioned: set[str] = set()
+    for name in sweep_names(root):
+        try:
+            mentioned.update(SweepFolder(root, name).signatures())
+        except UserError as error:
+            raise UserError(f"sweep '{name}': its plan cannot be read, so its runs are not known: {error}") from None
+    return {run.signature for run in run_folders if run.signature not in mentioned and not _may_be_alive(run)}
+
+
+def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
+    """Kind and path of what can go from one run. kept: longer runs may start from its last checkpoint."""
+    attempts = run.attempt_folders()
+    ended = [path for path in attempts if not _attempt_may_be_alive(path)]
+    for path in (p for attempt in ended for p in attempt.rglob("*.partial")):
+        yield "partial", path
+    for path in run.path.glob(".*.partial"):
+        if _age(path) > PARTIAL_SECONDS:
+            yield "partial", path
+    record = read_run(run)
+    if record.state != DONE or len(ended) < len(attempts):
+        return
+    keep = record.steps if kept or _keeps_checkpoint(run) else None
+    for attempt in attempts:
+        for path in attempt.glob("checkpoint-*"):
+            match = CHECKPOINT.fullmatch(path.name)
+            if match and int(match[1]) != keep:
+                yield "checkpoints", path
+    newest = {name: newest_file(run, name) for name in ("model.safetensors", "samples.png", "index_histogram.npz")}
+    for attempt in attempts:
+        if (attempt / ".reserve").exists():
+            yield "leftovers", attempt / ".reserve"
+        if (read_json(attempt / "status.json") or {}).get("state") == DONE:
+            continue
+        for name, last in newest.items():
+            if (attempt / name).is_file() and attempt / name != last:
+                yield "leftovers", attempt / name
+
+
+def _keeps_checkpoint(run: RunFolder) -> bool:
+    try:
+        return bool(run.read_config().get("execution", {}).get("keep_checkpoint"))
+    except UserError:
+        return True  # Nobody knows.
+
+
+def _may_be_alive(run: RunFolder) -> bool:
+    return any(map(_attempt_may_be_alive, run.attempt_folders()))
+
+
+def _attempt_may_be_alive(attempt: Path) -> bool:
+    status = read_json(attempt / "status.json")
+    if not isinstance(status, dict):
+        return _age(attempt) < DEAD_SECONDS
+    if status["state"] != RUNNING:
+        return False
+    here = status["host"] == os.uname().nodename and not status.get("node") and Path("/proc/self").exists()
+    if here:
+        return alive(status["pid"], status["heartbeat"], status.get("pid_start", ""))
+    return time.time() - float(status["heartbeat"]) < DEAD_SECONDS
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,223 @@
+"""The local queue: as many worker processes as cores (or GPUs), one cell and one thread each.
+
+Workers write to the run folders like any job; the queue reads those, so a driver that was killed and started
+again finds what its predecessor's workers did. Those that still run it adopts: it waits for them, and stops them with
+its own. Two drivers at the same time share the work of a sweep.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from gsq.records.read import RunRecord
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.worker import STOPPED, start_worker
+from gsq.sweeps.spec.cluster import Cluster, local_gpus, local_workers
+from gsq.sweeps.state.cancellation import claim_signal, mark, marked, with_cancelled
+from gsq.sweeps.state.deaths import note_worker_death
+from gsq.sweeps.state.local import Worker, local_jobs, workers
+from gsq.sweeps.state.reconcile import Action, Job, reconcile
+
+POLL_SECONDS = 0.25
+# How often it looks through the processes of this machine, beside whenever it starts one.
+LOOK_SECONDS = 2.0
+# How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
+GRACE_SECONDS = 60.0
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP where the terminal is closed, end the block as Ctrl-C does. nohup's is left ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class LocalQueue:
+    """Runs the cells of a sweep on this machine until nothing more can be done for any of them."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        source: Path,
+        signatures: list[str],
+        cluster: Cluster,
+        on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+        retry: bool = False,
+        more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
+    ) -> None:
+        """source: the copy of the source that workers run. retry: all failed cells are tried once again at the start.
+        more: asked again and again for further cells to run, given what is known of
+        those there are."""
+        self.folder, self.signatures, self.on_update = folder, signatures, on_update
+        self.source = source
+        self.slots = local_workers(cluster)
+        self.gpus = local_gpus()
+        self.environment = cluster.environment
+        self.more = more
+        self.resumed_first = cluster.resumed("request" if retry else "submit")
+        self.resumed = cluster.resumed("itself")
+        self.search = folder.search_id
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.slot_of: dict[str, int] = {}
+        self.fruitless: Counter[str] = Counter()
+        self.steps: dict[str, int] = {}
+        self.started: set[str] = set()
+        self.exits: dict[str, int] = {}
+        # The last sign of life in the run folder, of earlier attempts, when this driver started a worker.
+        self.before: dict[str, float] = {}
+        self.found: dict[str, Worker] = {}
+        self.looked = -LOOK_SECONDS
+        # Kept also when a cell is submitted again: then another queue runs it.
+        self.cancelled: set[str] = set()
+
+    def run(self) -> list[Action]:
+        """Returns the last actions: finished and left cells. Ctrl-C, SIGTERM and a closed terminal stop the workers at
+        the end of their step, each with a checkpoint, and raise KeyboardInterrupt; after SIGKILL they go on."""
+        with _stopped_by_signals():
+            try:
+                while True:
+                    with self._alone():
+                        actions, records = self._look()
+                        if further := self.more(actions, records):
+                            self.signatures = [*self.signatures, *(s for s in further if s not in self.signatures)]
+                            continue
+                        busy = sum(action.kind == "wait" for action in actions)
+                        ready = [action.cell.signature for action in actions if action.kind == "submit"]
+                        if ready and busy < self.slots:
+                            others = self._others(fresh=True)
+                            free = self.slots - busy - sum(signature in others for signature in ready)
+                            for signature in [s for s in ready if s not in others][: max(0, free)]:
+                                self.before[signature] = records[signature].heartbeat
+                                self._start(signature)
+                    self.on_update(actions, records)
+                    if not busy and not ready:
+                        return actions
+                    time.sleep(POLL_SECONDS)
+            finally:
+                self._stop()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other driver of the sweep on this machine looks and starts at the same time. On a file system without
+        locks two of them could start a cell twice, which costs time and nothing else."""
+        with ExitStack() as stack:
+            with suppress(OSError):
+                fcntl.flock(stack.enter_context((self.folder.path / "queue.lock").open("w")), fcntl.LOCK_EX)
+            yield
+
+    def _look(self) -> tuple[list[Action], dict[str, RunRecord]]:
+        self.cancelled |= marked(self.folder)
+        records = self.folder.records(self.signatures)
+        jobs: dict[str, Job] = {}
+        for signature, process in list(self.processes.items()):
+            code = process.poll()
+            if code is None:
+                jobs[signature] = Job("running", name=str(process.pid))
+                if signature in self.cancelled:
+                    self._ask_to_stop(signature, process.pid)
+                continue
+            del self.processes[signature], self.slot_of[signature]
+            advanced = records[signature].step > self.steps.get(signature, -1)
+            self.fruitless[signature] = 0 if advanced else self.fruitless[signature] + 1
+            self.steps[signature] = records[signature].step
+            self.exits[signature] = code
+            if code not in (0, STOPPED) and records[signature].heartbeat == self.before.get(signature):
+                with suppress(OSError):
+                    note_worker_death(self.folder, signature, code)
+                    records |= self.folder.records([signature])
+        # Attempts that this driver did not start: workers of a predecessor or of another driver, alive or dead.
+        others = self._others()
+        jobs = {**local_jobs(records), **{s: Job("running", name=str(w.pid)) for s, w in others.items()}, **jobs}
+        for signature in self.cancelled & set(others):
+            self._ask_to_stop(signature, others[signature].pid)
+        for signature in self.started - set(jobs):
+            if records[signature].state is None:
+                # It could not be recorded: the disk is full.
+                code, log = self.exits.get(signature), self.folder.log(signature)
+                jobs[signature] = Job("gone", "lost", f"{signature} (exit code {code}, see {log})")
+        records, jobs = with_cancelled(self.cancelled, records, jobs)
+        now = time.time()
+        # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
+        ask = partial(reconcile, self.signatures, records, jobs, now, search=self.search)
+        first = ask(resumed=self.resumed_first)
+        again = ask(resumed=self.resumed, fruitless=self.fruitless)
+        never = ask(resumed=())
+        actions = [
+            c if (sig := c.cell.signature) in self.cancelled else b if sig in self.started else a
+            for a, b, c in zip(first, again, never, strict=True)
+        ]
+        return actions, records
+
+    def _others(self, fresh: bool = False) -> dict[str, Worker]:
+        """Workers of this sweep's cells that this driver did not start, as of now or of a moment ago."""
+        if fresh or time.monotonic() - self.looked > LOOK_SECONDS:
+            self.found, self.looked = workers(self.folder.runs), time.monotonic()
+        return {s: self.found[s] for s in self.signatures if s in self.found and s not in self.processes}
+
+    def _ask_to_stop(self, signature: str, pid: int) -> None:
+        """Once, for a second signal would end the worker without a checkpoint."""
+        try:
+            mark(self.folder, ())
+            first = claim_signal(self.folder, signature, pid)
+        except OSError:
+            first = True  # The disk may be full.
+        if first:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+
+    def _start(self, signature: str) -> None:
+        taken = {*self.slot_of.values()}
+        if self.gpus:
+            taken |= {self.gpus.index(w.gpu) for w in self._others().values() if w.gpu in self.gpus}
+        slot = next(i for i in range(self.slots + len(taken) + 1) if i not in taken)
+        # Threads of several workers on the same cores slow each other down many times over.
+        own = {name: os.path.expandvars(value) for name, value in self.environment.items()}
+        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
+        if self.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        self.processes[signature] = start_worker(self.folder, str(self.source), signature, variables)
+        self.slot_of[signature] = slot
+        self.started.add(signature)
+
+    def _stop(self) -> None:
+        """Our own workers, and those whose driver is dead: another driver's are its own."""
+        adopted = {s: w.pid for s, w in self._others(fresh=True).items() if w.driver in (0, os.getpid())}
+        for signature, process in self.processes.items():
+            if process.poll() is None:
+                self._ask_to_stop(signature, process.pid)
+        for signature, pid in adopted.items():
+            self._ask_to_stop(signature, pid)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        while adopted.items() & {s: w.pid for s, w in self._others(fresh=True).items()}.items():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)

@@ -1,0 +1,377 @@
+"""Searches: the cells of a sweep are trials of an Optuna study, drawn while it runs.
+
+A trial is an ordinary run. The study (a journal in the sweep folder, or a database) says which trials there are; each
+holds, before its run is submitted, the run's signature and axis values. So whatever is killed, the next pass of a
+driver finds every trial's run: it tells the study of those that ended, fails those that no attempt brings further, and
+draws new ones. Workers only report intermediate evaluations and ask whether to go on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsq.errors import UserError
+from gsq.pretrained.required import require_weights
+from gsq.records.attempt import DONE, PRUNED
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import RunRecord, read_evaluations
+from gsq.sweeps.costing.forecast import admit
+from gsq.sweeps.planning.cells import DRAWS, Cell, CellMaker, Plan, derived
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.local_queue import LocalQueue
+from gsq.sweeps.running.snapshot import take
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.spec.search_space import METRICS
+from gsq.sweeps.spec.states import CANCELLED
+from gsq.sweeps.state.cancellation import clear, marked, with_cancelled
+from gsq.sweeps.state.local import alive, with_local_jobs
+from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.slurm import require_known, slurm_jobs
+from gsq.sweeps.state.study import JOURNAL, counted, create_study, explained, neutral, parallel_trials
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+    from gsq.sweeps.running.slurm_arrays import Submission
+
+# Draws in a row that a constraint leaves out before they are made at random, so that the space is not missed.
+STUBBORN = 20
+# After which a trial without a run is taken for left behind by a driver on another machine.
+ORPHAN_SECONDS = 60.0
+POLL_SECONDS = 5.0
+
+
+def submit_search(
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    over_budget: bool = False,
+    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    wait: bool = False,
+) -> Submission:
+    """As ``submit``, for a search. local: blocks until the study has its trials. slurm: one pass, or with ``wait``
+    one whenever a job has ended, until the study has its trials. retry: failed trials are tried again, as new ones.
+    Raises UserError as ``submit`` does, and for a study that belongs to something else.
+    """
+    from gsq.sweeps.running.slurm_arrays import Submission, check
+
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    check(plan, cluster, folder)
+    if not over_budget:
+        admit(plan, cluster, runs=folder.runs, retry=retry)
+    driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
+    with explained(driver.storage, "; the same command goes on from there"):
+        if cluster.kind == "slurm":
+            return _submit_to_slurm(driver, cluster, retry, on_update, wait)
+        source = take(folder)
+        clear(folder, set(driver.cells))
+        queue = LocalQueue(folder, source, list(driver.cells), cluster, on_update, retry, driver.advance)
+        return Submission(folder, _failed_trials(queue.run()), {})
+
+
+def _failed_trials(actions: Sequence[Action]) -> list[Action]:
+    """Without the runs that diverged, which is a result of a search."""
+    return [a for a in actions if not (a.kind == "leave" and a.cell.failure == "diverged")]
+
+
+def _submit_to_slurm(
+    driver: Driver,
+    cluster: Cluster,
+    retry: bool,
+    on_update: Callable[[list[Action], dict[str, RunRecord]], None],
+    wait: bool,
+) -> Submission:
+    from gsq.sweeps.running.slurm_arrays import NotTaken, Submission, submit_cells
+
+    folder = driver.folder
+    arrays: dict[str, list[str]] = {}
+    resumed = cluster.resumed("request" if retry else "submit")
+    fruitless: Counter[str] = Counter()
+    steps: dict[str, int] = {}
+    seen: dict[str, tuple[Action, RunRecord]] = {}
+
+    def look() -> list[Action]:
+        signatures = list(driver.cells)
+        records = folder.records(signatures)
+        jobs = with_local_jobs(slurm_jobs(folder), records)
+        records, jobs = with_cancelled(marked(folder), records, jobs)
+        actions = reconcile(
+            signatures, records, jobs, time.time(), resumed=resumed, fruitless=fruitless, search=folder.search_id
+        )
+        if not wait:
+            waiting = [action.cell.signature for action in actions if action.kind == "wait"]
+            require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
+        seen.update({a.cell.signature: (a, records[a.cell.signature]) for a in actions})
+        return actions
+
+    def at_work() -> int:
+        """Trials that SLURM has now."""
+        return sum(action.kind == "wait" for action in look())
+
+    while True:
+        actions = look()
+        while driver.advance(actions, {s: record for s, (_, record) in seen.items()}):
+            actions = look()
+        missing = [driver.cells[a.cell.signature] for a in actions if a.kind == "submit"]
+        for cell in missing:
+            step = seen[cell.signature][1].step
+            if cell.signature in steps:
+                fruitless[cell.signature] = 0 if step > steps[cell.signature] else fruitless[cell.signature] + 1
+            steps[cell.signature] = step
+        if missing:
+            try:
+                arrays |= submit_cells(
+                    Plan(folder.name, tuple(missing)), cluster, runs=folder.runs, retry=retry, over_budget=True
+                ).arrays
+            except NotTaken as refused:
+                arrays |= refused.arrays
+                if not (wait and refused.limit and at_work()):
+                    raise
+                # A limit on the number of jobs has room again when one of them has ended.
+                jobs_now = at_work()
+                while at_work() >= jobs_now:
+                    on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
+                    time.sleep(POLL_SECONDS)
+                # These have not been tried.
+                for signature in {cell.signature for cell in missing} - {s for a in arrays.values() for s in a}:
+                    steps.pop(signature, None)
+                continue
+        # Later passes leave to the user what they alone may bring back.
+        resumed, retry = cluster.resumed("itself"), False
+        while wait and (actions := look()):
+            on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
+            if any(a.kind != "wait" and a.cell.failure != CANCELLED for a in actions):
+                break
+            if all(a.kind != "wait" for a in actions):
+                break
+            time.sleep(POLL_SECONDS)
+        going_on = any(a.cell.failure != CANCELLED for a in actions)
+        if not wait or not going_on:
+            return Submission(folder, _failed_trials([a for a, _ in seen.values()]), arrays)
+
+
+class Driver:
+    """What a pass does to the study of a search; several may do so at the same time."""
+
+    def __init__(self, folder: SweepFolder, plan: Plan, parallel: int, retry: bool = False) -> None:
+        """parallel: trials at the same time. retry: failed ones come back."""
+        assert plan.search is not None and plan.search.search is not None
+        self.folder, self.spec, self.search = folder, plan.search, plan.search.search
+        self.parallel = parallel
+        self.make = CellMaker(self.spec)
+        self.storage = self.search.storage or str(folder.path / JOURNAL)
+        try:
+            with explained(self.storage):
+                self.study = create_study(folder, self.spec.base, self.search)
+                self.neutral = neutral(self.study)
+        except OSError as error:
+            raise UserError(f"{folder.path}: cannot write: {error.strerror}; $GSQ_RUNS names the folder") from None
+        self.cells: dict[str, Cell] = {}
+        """Cells of the open trials, by signature."""
+        self.open: dict[int, str] = {}
+        with explained(self.storage):
+            self._take_up()
+            self._bring_back(retry)
+
+    def advance(self, actions: Sequence[Action], records: dict[str, RunRecord]) -> list[str]:
+        """Tell the study of the trials whose runs have ended, and draw new ones; returns the signatures of these."""
+        by_signature = {action.cell.signature: action for action in actions}
+        for number, signature in list(self.open.items()):
+            action = by_signature.get(signature)
+            # A cancelled trial waits for the user, who submits the sweep again.
+            if action is None or action.kind in ("wait", "submit") or action.cell.failure == CANCELLED:
+                continue
+            self._tell(number, self.cells[signature], action, records[signature])
+            del self.open[number]
+        drawn = []
+        while len(self.open) < self.parallel:
+            if len(counted(self.study.get_trials(deepcopy=False))) >= self.search.trials and not self._waiting():
+                break
+            drawn.append(self._draw())
+        self.cells = {signature: self.cells[signature] for signature in self.open.values()}
+        if drawn:
+            self.folder.write_plan(Plan(self.folder.name, tuple(drawn)))
+        return [cell.signature for cell in drawn]
+
+    def _take_up(self) -> None:
+        """The running trials: those of earlier drivers go on, but one whose driver died before it had a run."""
+        import optuna
+
+        for trial in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            tied = trial.user_attrs.get("cell")
+            if tied is None:
+                if self._orphaned(trial):
+                    self._leave_out(trial.number, "its driver died before the trial had a run")
+                continue
+            cell = self._cell(tied["axes"])
+            if isinstance(cell, str) or cell.signature != tied["signature"]:
+                now = cell if isinstance(cell, str) else cell.signature
+                self._look_at(trial).set_user_attr("ended", f"its run is not what it was: {now}")
+                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+                continue
+            self.open[trial.number], self.cells[cell.signature] = cell.signature, cell
+        if self.cells:
+            # The driver that drew them may have died before it wrote them down.
+            self.folder.write_plan(Plan(self.folder.name, tuple(self.cells.values())))
+
+    def _bring_back(self, retry: bool) -> None:
+        """Failed trials come back, as new ones, where asked to or where their run has been finished since."""
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in counted(trials):
+            if trial.state.name == "FAIL":
+                signature = trial.user_attrs["cell"]["signature"]
+                done = self.folder.records([signature])[signature].state == DONE
+                # A finished run that could not be told as complete would not be the next time either.
+                if (done and "measured" not in trial.user_attrs) or (retry and not done):
+                    attributes = {"driver": _this_process(), "retries": trial.number}
+                    self.study.enqueue_trial(trial.params, user_attrs=attributes)
+
+    @staticmethod
+    def _orphaned(trial: FrozenTrial) -> bool:
+        driver = trial.user_attrs.get("driver", {})
+        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        if driver.get("host") == os.uname().nodename and Path("/proc/self").exists():
+            return not alive(driver["pid"], begun)
+        return time.time() - begun > ORPHAN_SECONDS
+
+    def _cell(self, axes: dict[str, Any]) -> Cell | str:
+        try:
+            return self.make(axes)
+        except UserError as error:
+            return str(error)
+
+    def _waiting(self) -> list[FrozenTrial]:
+        import optuna
+
+        return self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING])
+
+    def _draw(self) -> Cell:
+        """The next trial and its cell, tied to each other in the storage. Raises UserError where none is allowed."""
+        import optuna
+
+        for attempt in range(DRAWS):
+            if not self._waiting():
+                # A trial so made has its driver's name from the beginning, whatever dies when.
+                self.study.enqueue_trial({}, user_attrs={"driver": _this_process()})
+            number = next((trial.number for trial in self._waiting()), 0)
+            search = self.search if attempt < STUBBORN else replace(self.search, sampler="random", sampler_options={})
+            self.study.sampler = search.make_sampler(number)
+            trial = self.study.ask()
+            try:
+                trial.set_user_attr("driver", _this_process())
+                cell = self._cell(self.search.suggest(trial))
+                if isinstance(cell, Cell):
+                    require_weights(cell.config)
+                    trial.set_user_attr("cell", {"signature": cell.signature, "axes": cell.axes})
+                    self.open[trial.number], self.cells[cell.signature] = cell.signature, cell
+                    return cell
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue  # Another driver took us for dead.
+            except ValueError as error:
+                self._leave_out(trial.number, "error")
+                if "dynamic value space" not in str(error):
+                    raise UserError(f"search.sampler: {self.search.sampler}: {error}") from None
+                raise UserError(
+                    f"sweep '{self.spec.name}': search.space: a study cannot change the values of a choice; give this "
+                    "search another name"
+                ) from None
+            except BaseException:
+                self._leave_out(trial.number, "interrupted")
+                raise
+            self._leave_out(trial.number, cell)
+        raise UserError(
+            f"sweep '{self.spec.name}': search: {DRAWS} draws in a row were left out, the last by '{cell}'; "
+            "make the space or where wider"
+        )
+
+    def _leave_out(self, number: int, why: str) -> None:
+        """Fail a trial that has no run; it does not count."""
+        import optuna
+
+        trial = self.study.get_trials(deepcopy=False)[number]
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._look_at(trial).set_user_attr("left_out", why)
+        self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+
+    def _look_at(self, trial: FrozenTrial) -> Trial:
+        """To write to a trial that was drawn before."""
+        from optuna.trial import Trial
+
+        return Trial(self.neutral, trial._trial_id)
+
+    def _tell(self, number: int, cell: Cell, action: Action, record: RunRecord) -> None:
+        import optuna
+        from optuna.trial import TrialState
+
+        trial = self.study.get_trials(deepcopy=False)[number]
+        values: list[float] | None = None
+        state, why = TrialState.FAIL, f"{action.cell.failure}: {action.cell.message}"
+        try:
+            if action.cell.state in (DONE, PRUNED):
+                evaluations = self._evaluations(cell)
+                self._report(trial, evaluations[:-1] if action.cell.state == DONE else evaluations)
+                if action.cell.state == PRUNED:
+                    state, why = TrialState.PRUNED, ""
+                else:
+                    values = self._values(cell, record, evaluations)
+                    state = TrialState.COMPLETE if values else TrialState.FAIL
+                    why = "" if values else "not measured at its last step under the study's protocol, or not finite"
+                    self._look_at(trial).set_user_attr("measured", bool(values))
+            elif action.cell.failure == "diverged" and len(self.search.objectives) == 1:
+                # Samplers learn nothing from a failure; that this is no place to be they should know.
+                state = TrialState.PRUNED
+            if why:
+                self._look_at(trial).set_user_attr("ended", why)
+            self.study.tell(number, values, state=state, skip_if_finished=True)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # Another driver was quicker.
+
+    def _evaluations(self, cell: Cell) -> list[dict[str, Any]]:
+        """Evaluations of a run under the study's protocol, by step; the first run that is told decides which."""
+        found = list(read_evaluations(RunFolder.of(self.folder.runs, cell.signature)))
+        wanted = cell.config.evaluation
+        protocol = self.study.user_attrs.get("protocol")
+        if protocol is None:
+            fitting = [
+                e for e in found if e["features"].startswith(wanted.features) and e["num_images"] <= wanted.num_images
+            ]
+            if not fitting:
+                return []
+            protocol = max(fitting, key=lambda e: (e["num_images"], e["step"]))["protocol"]
+            self.study.set_user_attr("protocol", protocol)
+        return sorted((e for e in found if e["protocol"] == protocol), key=lambda e: e["step"])
+
+    def _report(self, trial: FrozenTrial, evaluations: list[dict[str, Any]]) -> None:
+        """What the worker of the run did not report: it was killed, or worked for another sweep."""
+        if self.search.objectives[0] not in METRICS or len(self.search.objectives) > 1:
+            return
+        missing = [e for e in evaluations if e["step"] not in trial.intermediate_values]
+        for evaluation in missing:
+            self._look_at(trial).report(evaluation[self.search.objectives[0]], evaluation["step"])
+
+    def _values(self, cell: Cell, record: RunRecord, evaluations: list[dict[str, Any]]) -> list[float] | None:
+        last = evaluations[-1] if evaluations else {}
+        known: dict[str, Any] = {
+            **last,
+            "device_seconds": record.seconds,
+            "train_flops": cell.cost.train_flops,
+            "parameters": cell.cost.parameters,
+            **derived(cell.config),
+        }
+        values = [float(known.get(name, math.nan)) for name in self.search.objectives]
+        whole = last.get("step") == cell.config.train.steps
+        return values if whole and all(map(math.isfinite, values)) else None
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": os.uname().nodename, "pid": os.getpid()}

@@ -1,0 +1,307 @@
+"""Carry a plan out: on this machine, or as SLURM job arrays through submitit."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import secrets
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsq.config.run import check_processes
+from gsq.errors import UserError
+from gsq.pretrained.required import require_weights
+from gsq.records.attempt import RUNNING
+from gsq.records.folder import RunFolder, runs_root
+from gsq.records.read import RunRecord, note_killed
+from gsq.sweeps.costing.cost import Speed, speed
+from gsq.sweeps.costing.forecast import admit, by_class
+from gsq.sweeps.costing.resource_class import ResourceClass
+from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running.array_job import ArrayJob
+from gsq.sweeps.running.local_queue import LocalQueue
+from gsq.sweeps.running.sbatch import Refused, check_path, hand_over, handed_on, job_script, pickled
+from gsq.sweeps.running.snapshot import source_folder, take
+from gsq.sweeps.spec.cluster import Cluster
+from gsq.sweeps.state import journal
+from gsq.sweeps.state.cancellation import clear, marked, stopping, with_cancelled
+from gsq.sweeps.state.local import alive, with_local_jobs
+from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.slurm import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
+from gsq.words import counted
+
+if TYPE_CHECKING:
+    from gsq.sweeps.running.evaluations import Evaluations
+
+
+# How long a submission waits for another one that seems to be between its steps.
+DRIVER_SECONDS = 20.0
+# How long it waits for the jobs of cancelled cells to end, which then come back.
+STOP_SECONDS = 30.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a call of ``submit`` did."""
+
+    folder: SweepFolder
+    actions: list[Action]
+    arrays: dict[str, list[str]]
+    """Signatures by the SLURM id of the array (or single job) that was submitted."""
+    evaluations: Evaluations | None = None
+    """Of finished cells that were not evaluated as the sweep file says now; None where none was missing."""
+
+    @property
+    def stopping(self) -> tuple[str, ...]:
+        """Signatures of cancelled cells that were not submitted, since their jobs have not ended yet."""
+        return stopping(self.folder, self.actions)
+
+
+def submit_cells(
+    plan: Plan,
+    cluster: Cluster,
+    *,
+    runs: Path | None = None,
+    retry: bool = False,
+    over_budget: bool = False,
+    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+) -> Submission:
+    """Train what is missing of the cells of a plan, as ``submit`` does, and evaluate no finished cell again."""
+    from gsq.sweeps.planning.protocols import note_asked
+
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    check(plan, cluster, folder)
+    if not over_budget:
+        plan = admit(plan, cluster, runs=folder.runs, retry=retry)
+    try:
+        folder.write_plan(plan)
+        note_asked(plan, folder)
+        source = take(folder)
+    except OSError as error:
+        raise UserError(f"{folder.path}: cannot write the plan: {error.strerror}; $GSQ_RUNS names the folder") from None
+    with explained_disk(folder):
+        if cluster.kind == "local":
+            clear(folder, [cell.signature for cell in plan.cells])
+            # The longest first, so that no worker is left with a long one at the end.
+            longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
+            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
+        resumed = cluster.resumed("request" if retry else "submit")
+        return Submission(folder, *submit_missing(plan, cluster, folder, source, resumed))
+
+
+@contextmanager
+def explained_disk(folder: SweepFolder) -> Iterator[None]:
+    """Turn the error of a full disk into what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{folder.path}: {error.strerror}. Earlier submissions are unaffected. Make room (gsq clean) and run the "
+            "command again"
+        ) from None
+
+
+def check(plan: Plan, cluster: Cluster, folder: SweepFolder) -> None:
+    """Raise UserError where the plan's weights are missing, or the cluster or the runs folder cannot take its cells."""
+    check_path(folder.path)
+    require_weights(*(cell.config for cell in plan.cells))
+    for cell in plan.cells:
+        check_processes(cell.config, cluster.nodes * cluster.processes_per_node)
+    if cluster.kind == "slurm":
+        require_slurm()
+
+
+def submit_missing(
+    plan: Plan, cluster: Cluster, folder: SweepFolder, source: Path, resumed: Collection[str]
+) -> tuple[list[Action], dict[str, list[str]]]:
+    """One array after the other, until no cell is missing. Whenever another driver was quicker, look again."""
+    arrays: dict[str, list[str]] = {}
+    first: list[Action] | None = None
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        # Before the journal is read: what is submitted after this has a number that is taken.
+        number = max(journal.numbers(folder), default=0) + 1
+        settle(folder, cluster)
+        actions, wanted, records = _missing(plan, folder, cluster, resumed)
+        if stopping(folder, actions) and time.monotonic() < deadline:
+            time.sleep(1)
+            continue
+        first = first or actions
+        if not wanted:
+            return first, arrays
+        clear(folder, {cell.signature for cell in wanted})
+        try:
+            rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
+            Arrays(wanted, rate, cluster, folder, source).hand_over(number, lambda e: ArrayJob(str(e.path)), arrays)
+        except journal.Taken:
+            continue
+        return first, arrays
+
+
+def settle(folder: SweepFolder, cluster: Cluster) -> None:
+    """Find out what became of submissions whose driver did not say: they are jobs, or are taken back.
+
+    A driver that seems to be at work is given a moment, so that its submission need not be made again.
+    """
+    deadline = time.monotonic() + DRIVER_SECONDS
+    while open_entries := [entry for entry in journal.entries(folder) if entry.open]:
+        if any(_driver_alive(entry) for entry in open_entries) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            continue
+        for clusters in {entry.clusters for entry in open_entries}:
+            names = jobs_by_name(clusters)
+            if names is None:
+                raise UserError(
+                    f"cluster '{cluster.name}': squeue does not answer, so what waits is not known; try later"
+                )
+            for entry in open_entries:
+                if entry.clusters == clusters:
+                    entry.decide(names.get(entry.name))
+
+
+def _driver_alive(entry: journal.Entry) -> bool:
+    if entry.host != os.uname().nodename:
+        return True  # Nobody knows.
+    return entry.pid != os.getpid() and alive(entry.pid, entry.time)
+
+
+def _missing(
+    plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str], note: bool = True
+) -> tuple[list[Action], list[Cell], dict[str, RunRecord]]:
+    """What is to be done about each cell, those to submit, and what the run folders say."""
+    signatures = [cell.signature for cell in plan.cells]
+    records = folder.records(signatures)
+    # A run on this machine's queue is alive, too.
+    jobs = with_local_jobs(slurm_jobs(folder), records)
+    known, jobs = with_cancelled(marked(folder), records, jobs)
+    actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed, search=folder.search_id)
+    waiting = [action.cell.signature for action in actions if action.kind == "wait"]
+    require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
+    wanted = {action.cell.signature for action in actions if action.kind == "submit"}
+    for action in actions:
+        # The next attempt is to know it, when the scheduler may have forgotten.
+        if action.cell.failure == "out_of_memory" and records[action.cell.signature].state == RUNNING and note:
+            note_killed(RunFolder.of(folder.runs, action.cell.signature), "out_of_memory")
+    return actions, [cell for cell in plan.cells if cell.signature in wanted], records
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The job arrays of some cells: what each asks for, and how it is handed to sbatch."""
+
+    cells: Sequence[Cell]
+    rate: Speed
+    cluster: Cluster
+    folder: SweepFolder
+    source: Path
+    """The copy of the source that the jobs run."""
+
+    def _classes(self) -> tuple[dict[ResourceClass, list[Cell]], int]:
+        """Cells by what they ask for, and how many of them an array may have."""
+        largest = largest_array() * self.cluster.cells_per_job if self.cells else 1
+        return by_class(self.cells, self.rate, self.cluster), largest
+
+    def entry(self, number: int, resources: ResourceClass, members: Sequence[Cell]) -> tuple[journal.Entry, str]:
+        """The journal's entry of one array, and its job script."""
+        entry = journal.Entry(
+            path=journal.path_of(self.folder, number),
+            # Unique, also where two runs folders have a sweep of the same name.
+            name=f"gsq-{self.folder.name}-{number}-{secrets.token_hex(4)}",
+            cluster=self.cluster.name,
+            source=str(self.source),
+            minutes=resources.minutes,
+            memory_gb=resources.memory_gb,
+            time=time.time(),
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            signatures=tuple(cell.signature for cell in members),
+            cells_per_job=self.cluster.cells_per_job,
+            clusters=str(self.cluster.sbatch.get("clusters", "")),
+        )
+        # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
+        parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
+        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ))
+
+    def scripts(self, number: int) -> list[str]:
+        """The job scripts of all arrays, ``number`` that of the first, as sbatch gets them where it refuses none."""
+        classes, largest = self._classes()
+        parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
+        return [self.entry(number + i, *part)[1] for i, part in enumerate(parts)]
+
+    def hand_over(self, number: int, job_of: Callable[[journal.Entry], Any], arrays: dict[str, list[str]]) -> None:
+        """Hand all over, ``number`` that of the first entry; signatures are added to ``arrays`` by the array's id.
+
+        A class of resources that sbatch refuses does not keep back the others; where it may be for a limit on the
+        number of jobs, the array is halved until it is taken. Raises NotTaken at the end where cells are left, and
+        journal.Taken where another driver was quicker.
+        """
+        numbers = itertools.count(number)
+        left: list[tuple[ResourceClass, int, Refused]] = []
+        classes, size = self._classes()
+        for resources, members in classes.items():
+            while members:
+                entry, script = self.entry(next(numbers), resources, members[:size])
+                job = pickled(job_of(entry), entry.minutes)
+                journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job})
+                try:
+                    arrays[hand_over(entry, jobs_by_name)] = list(entry.signatures)
+                except Refused as refused:
+                    if refused.limit and len(entry.signatures) > entry.cells_per_job:
+                        tasks = -(-len(entry.signatures) // entry.cells_per_job)
+                        size = tasks // 2 * entry.cells_per_job
+                        continue
+                    left.append((resources, len(members), refused))
+                    break
+                members = members[len(entry.signatures) :]
+        if left:
+            raise NotTaken(self.cluster.name, len(self.cells), left, arrays)
+
+
+class NotTaken(UserError):
+    """sbatch refused some of the cells; ``arrays`` are those that it took, ``limit`` whether only their number was at
+    fault."""
+
+    def __init__(
+        self, cluster: str, cells: int, left: list[tuple[ResourceClass, int, Refused]], arrays: dict[str, list[str]]
+    ) -> None:
+        self.arrays = arrays
+        self.limit = all(refused.limit for _, _, refused in left)
+        by_words: dict[str, list[str]] = defaultdict(list)
+        for resources, count, refused in left:
+            each = f"{resources.minutes} minutes and {resources.memory_gb} GB"
+            by_words[refused.words].append(f"{counted(count, 'cell')} of {each}")
+        refusals = ". ".join(f"{' and '.join(classes)}: {words}" for words, classes in by_words.items())
+        jobs = f" (SLURM jobs {', '.join(arrays)})" if arrays else ""
+        taken = cells - sum(count for _, count, _ in left)
+        fix = "once jobs have ended" if self.limit else "once the cluster file, or the limit, has been changed"
+        super().__init__(
+            f"cluster '{cluster}': sbatch refused {cells - taken} of {counted(cells, 'cell')}, and took {taken}{jobs}. "
+            f"{refusals}. gsq submit hands over the rest {fix}"
+        )
+
+
+def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
+    """The job scripts that ``submit`` would hand to sbatch now, or the cells that it would run here. Writes nothing.
+
+    Raises UserError as ``submit`` does.
+    """
+    folder = SweepFolder(runs or runs_root(), plan.name)
+    check(plan, cluster, folder)
+    resumed = cluster.resumed("request" if retry else "submit")
+    _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
+    if cluster.kind == "local":
+        return [f"{cell.signature} {cell.title}" for cell in wanted]
+    number = max(journal.numbers(folder), default=0) + 1
+    rate, source = speed(plan.cells, records, cluster.device, folder, cluster.gpu), source_folder(folder)
+    return Arrays(wanted, rate, cluster, folder, source).scripts(number)

@@ -1,0 +1,1 @@
+"""What the columns of a results table are, and tests on them; knows nothing of runs."""

@@ -1,0 +1,1 @@
+"""What a user writes: sweep files, search spaces, cluster files."""

@@ -1,0 +1,245 @@
+"""The sweep YAML: a base config, overrides, axes, and constraints over them.
+
+name: quickstart
+base: cpu-tiny                     # a preset, or a YAML file of config sections
+set: {steps: 300}                  # overrides: short names, dotted keys or sections
+axes:                              # every combination
+  groups: [1, 2, 4]
+  codebook_size: {log2: [6, 10]}   # 64, 128, 256, 512, 1024; also {log2: [6, 10], step: 2}
+  seed: {range: [0, 2]}            # 0, 1, 2; also {range: [8, 64], step: 8}, {logspace: [1e-4, 1e-2, 5]}
+zip:                               # axes that move together
+  downsample: [4, 8]
+  latent_dim: [8, 16]
+cases:                             # single cells, beside the combinations
+  - {groups: 8, latent_dim: 16}
+where:                             # cells for which one of these is false are left out
+  - latent_dim % groups == 0 and bits_per_pixel <= 1
+budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to be run
+plan_for: example-gpu              # the cluster file that gsq plan reckons with where --cluster names none
+search: {...}                      # instead of axes, zip and cases: an Optuna study (sweeps/spec/search_space.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsq.config.overrides import config_key, load_config, read_yaml
+from gsq.config.presets import PRESETS, preset
+from gsq.config.run import SECTIONS, RunConfig
+from gsq.errors import UserError, nearest
+from gsq.sweeps.spec.search_space import Search, read_search
+from gsq.sweeps.spec.shipped import configs_folder, find_file
+
+if TYPE_CHECKING:
+    pass
+
+from gsq.sweeps.spec.expressions import HELPERS, Constraint
+
+KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on what is still to be run of a sweep, None for none. What is finished counts nothing."""
+
+    device_hours: float | None = None
+    hours: float | None = None
+    """Wall time with the queue's parallelism."""
+    disk_gb: float | None = None
+    """10^9 bytes of checkpoints and weights, at the most."""
+    cells: int | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sweep as it was written, validated."""
+
+    name: str
+    base: RunConfig
+    axes: dict[str, list[Any]]
+    zipped: tuple[dict[str, list[Any]], ...]
+    cases: tuple[dict[str, Any], ...]
+    where: tuple[Constraint, ...]
+    description: str = ""
+    budget: Budget = field(default_factory=Budget)
+    search: Search | None = None
+    plan_for: str = ""
+    """The cluster file that ``gsq plan`` reckons with where none is named; nothing is ever submitted to it."""
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """Axis values of every combination and every case, before constraints."""
+        groups = [[dict(zip(z, values, strict=True)) for values in zip(*z.values(), strict=True)] for z in self.zipped]
+        if self.axes or groups or not self.cases:
+            for values in product(*self.axes.values(), *groups):
+                cell = dict(zip(self.axes, values, strict=False))
+                for part in values[len(self.axes) :]:
+                    cell |= part
+                yield cell
+        yield from (dict(case) for case in self.cases)
+
+
+def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
+    """Read a sweep from a YAML file, from the name of one that ships with gsq, or from a mapping.
+
+    Raises UserError for anything that is not as the module's docstring shows.
+    """
+    if isinstance(source, Mapping):
+        return build_spec(dict(source), Path(), "sweep")
+    path = find_file(str(source), configs_folder(), "sweep")
+    values = read_yaml(path)
+    values.setdefault("name", path.stem)
+    return build_spec(values, path.parent, str(path))
+
+
+def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
+    """A sweep from the content of its file. folder: where a relative base lies; where: what errors name."""
+    for key in values:
+        if key not in KEYS:
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")
+    name = values.get("name")
+    if not isinstance(name, str) or not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+        raise UserError(
+            f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
+        )
+    base = _base(values.get("base"), folder, where)
+    base = _overridden(base, values.get("set") or {}, f"{where}: set")
+    axes = _axes(values.get("axes") or {}, f"{where}: axes")
+    zipped = values.get("zip") or []
+    zipped = [zipped] if isinstance(zipped, Mapping) else zipped
+    if not isinstance(zipped, list):
+        raise UserError(f"{where}: zip: {zipped!r} is not a mapping of axes, nor a list of such mappings")
+    groups = []
+    for group in zipped:
+        read = _axes(group, f"{where}: zip")
+        lengths = {name: len(v) for name, v in read.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
+        groups.append(read)
+    cases = values.get("cases") or []
+    if not isinstance(cases, list) or not all(isinstance(case, Mapping) for case in cases):
+        raise UserError(f"{where}: cases: must be a list of mappings such as {{groups: 8, latent_dim: 16}}")
+    for case in cases:
+        for key in case:
+            config_key(str(key), f"{where}: cases")
+    seen: set[str] = set()
+    for part in (axes, *groups):
+        for key in part:
+            if (full := config_key(key, where)) in seen:
+                raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
+            seen.add(full)
+    texts = values.get("where") or []
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: where: must be an expression or a list of expressions, got {texts!r}")
+    plan_for = values.get("plan_for") or ""
+    if not isinstance(plan_for, str):
+        raise UserError(f"{where}: plan_for: {plan_for!r} is not the name of a cluster file")
+    search = None
+    if values.get("search") is not None:
+        beside = [key for key in ("axes", "zip", "cases") if values.get(key)]
+        if beside:
+            raise UserError(
+                f"{where}: search: beside {' and '.join(beside)}, whose cells would not compare in one study; "
+                "move the keys to search.space, or give each cell a sweep of its own (set)"
+            )
+        search = read_search(values["search"], base, f"{where}: search")
+    return Spec(
+        search=search,
+        name=name,
+        base=base,
+        axes=axes,
+        zipped=tuple(groups),
+        cases=tuple({str(k): v for k, v in case.items()} for case in cases),
+        where=tuple(Constraint(text) for text in texts),
+        description=str(values.get("description") or ""),
+        budget=_budget(values.get("budget"), where),
+        plan_for=plan_for,
+    )
+
+
+def _budget(value: Any, where: str) -> Budget:
+    valid = [f.name for f in fields(Budget)]
+    if value is None:
+        return Budget()
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: budget: {value!r} is not a mapping of limits; limits are {', '.join(valid)}")
+    unknown = [str(key) for key in value if key not in valid]
+    if unknown:
+        named = ", ".join(f"'{key}'{nearest(key, valid)}" for key in unknown)
+        raise UserError(f"{where}: budget: unknown {named}; limits are {', '.join(valid)}")
+    for key, limit in value.items():
+        number = isinstance(limit, int if key == "cells" else int | float) and not isinstance(limit, bool)
+        if not number or not 0 < limit < float("inf"):
+            kind = "a whole number" if key == "cells" else "a number"
+            raise UserError(f"{where}: budget: {key}: {limit!r} is not {kind} above 0")
+    return Budget(**value)
+
+
+def _base(value: Any, folder: Path, where: str) -> RunConfig:
+    if value is None:
+        raise UserError(
+            f"{where}: base: missing; name a preset ({', '.join(PRESETS)}) or a YAML file of config sections"
+        )
+    if not isinstance(value, str):
+        raise UserError(f"{where}: base: {value!r} is not the name of a preset or a file")
+    if value.endswith((".yaml", ".yml")):
+        path = folder / value if (folder / value).is_file() else Path(value)
+        return load_config(read_yaml(path), where=str(path))
+    return preset(value)
+
+
+def _overridden(base: RunConfig, values: Any, where: str) -> RunConfig:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {values!r} is not a mapping of keys to values")
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            nested.setdefault(str(name), {}).update(value)
+        else:
+            section, key = config_key(str(name), where).split(".")
+            nested.setdefault(section, {})[key] = value
+    return load_config(nested, base, where)
+
+
+def _axes(values: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {values!r} is not a mapping of axes to lists of values")
+    axes = {}
+    for name, given in values.items():
+        config_key(str(name), where)
+        expanded = _expand(given, f"{where}: {name}") if isinstance(given, Mapping) else given
+        expanded = expanded if isinstance(expanded, list) else [expanded]
+        if not expanded:
+            raise UserError(f"{where}: {name}: the list is empty")
+        axes[str(name)] = expanded
+    return axes
+
+
+def _expand(helper: Mapping[Any, Any], where: str) -> list[Any]:
+    kind = next((str(k) for k in helper if k in HELPERS), None)
+    extra = set(helper) - ({kind} if kind == "logspace" else {kind, "step"})
+    if kind is None or extra:
+        raise UserError(f"{where}: {dict(helper)} is not one of the helpers: {'; '.join(HELPERS.values())}")
+    arguments, step = helper[kind], helper.get("step", 1)
+    wanted = 3 if kind == "logspace" else 2
+    numbers = isinstance(arguments, list) and all(
+        isinstance(a, int if kind != "logspace" else (int, float)) and not isinstance(a, bool) for a in arguments
+    )
+    if not numbers or len(arguments) != wanted or not isinstance(step, int) or step < 1:
+        raise UserError(f"{where}: {dict(helper)}: {HELPERS[kind]}")
+    if kind == "logspace":
+        first, last, count = arguments
+        if not (first > 0 and last > 0 and isinstance(count, int) and count >= 2):
+            raise UserError(f"{where}: {dict(helper)}: logspace needs positive ends and at least 2 values")
+        return [float(first * (last / first) ** (i / (count - 1))) for i in range(count)]
+    first, last = arguments
+    if first > last or (kind == "log2" and first < 0):
+        raise UserError(
+            f"{where}: {dict(helper)}: the first number must not be above the second, nor an exponent negative"
+        )
+    values = range(first, last + 1, step)
+    return [2**e for e in values] if kind == "log2" else list(values)

@@ -1,0 +1,1 @@
+"""What is known of each cell: run records, schedulers, and what follows from both."""

@@ -1,0 +1,78 @@
+"""Cells that a user has cancelled: a marker file for each in the sweep folder, until the cell is submitted again.
+
+The marker keeps a queue that runs from starting the cell, and tells a SLURM job that its SIGTERM means cancellation
+and not preemption. ``cancelled/<signature>`` is the marker; ``cancelled/<signature>.<pid>`` says that the worker of
+that process id was sent its signal, for a second one would end it without a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from gsq.records.attempt import FAILED, PRUNED, RUNNING
+from gsq.records.read import RunRecord
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.spec.states import CANCELLED, RESUMED
+from gsq.sweeps.state.reconcile import Action, Job, can_shrink
+
+
+def _folder(folder: SweepFolder) -> Path:
+    return folder.path / "cancelled"
+
+
+def mark(folder: SweepFolder, signatures: Iterable[str]) -> None:
+    """No queue starts these cells from now on."""
+    _folder(folder).mkdir(parents=True, exist_ok=True)
+    for signature in signatures:
+        (_folder(folder) / signature).touch()
+
+
+def clear(folder: SweepFolder, signatures: Collection[str]) -> None:
+    """These cells are submitted again: forget that they were cancelled."""
+    for path in list(_folder(folder).glob("*")):
+        if path.name.partition(".")[0] in signatures:
+            path.unlink(missing_ok=True)
+
+
+def marked(folder: SweepFolder) -> set[str]:
+    """Signatures of the cancelled cells."""
+    return {path.name for path in _folder(folder).glob("*") if not path.suffix}
+
+
+def stopping(folder: SweepFolder, actions: Iterable[Action]) -> tuple[str, ...]:
+    """Signatures of cancelled cells whose job or worker has not ended yet."""
+    cancelled = marked(folder)
+    return tuple(a.cell.signature for a in actions if a.kind == "wait" and a.cell.signature in cancelled)
+
+
+def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
+    """Whether the caller, and nobody else, is to send the worker its signal."""
+    try:
+        (_folder(folder) / f"{signature}.{pid}").touch(exist_ok=False)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    return True
+
+
+def resumes_by_itself(record: RunRecord) -> bool:
+    """Whether a queue on this machine tries a failed run again without being asked."""
+    return record.state == FAILED and (record.failure in RESUMED or can_shrink(record, record.failure))
+
+
+def with_cancelled(
+    cancelled: Collection[str], records: Mapping[str, RunRecord], jobs: Mapping[str, Job]
+) -> tuple[dict[str, RunRecord], dict[str, Job]]:
+    """What reconcile is to be told: a cancelled cell that waited, also to be resumed, ended as cancelled."""
+    records, jobs = dict(records), dict(jobs)
+    for signature in set(cancelled) & set(records):
+        record, job = records[signature], jobs.get(signature)
+        if record.state in (None, PRUNED) or resumes_by_itself(record):
+            where = f"at step {record.step}" if record.step else "before its first step"
+            records[signature] = replace(record, state=FAILED, failure=CANCELLED, message=f"cancelled {where}")
+            if job is not None and job.state == "gone":
+                jobs[signature] = replace(job, failure=CANCELLED)
+        elif record.state == RUNNING and job is not None and job.state == "gone":
+            jobs[signature] = replace(job, failure=CANCELLED)
+    return records, jobs

@@ -1,0 +1,1 @@
+"""Run folders gathered into tables."""

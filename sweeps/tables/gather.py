@@ -1,0 +1,219 @@
+"""Run folders -> results table."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gsq
+from gsq.errors import UserError
+from gsq.outputs import output_problem
+from gsq.records.attempt import DONE, PRUNED, read_json, write_json
+from gsq.records.folder import RunFolder
+from gsq.records.read import read_results, results_changed
+from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
+from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
+from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, fits, write_table
+from gsq.sweeps.spec.states import PLANNED
+from gsq.sweeps.state.status import Survey, survey
+from gsq.sweeps.tables.missing import Coverage, coverage_of
+from gsq.sweeps.tables.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
+from gsq.sweeps.tables.spending import Spent, failed_seconds, spent
+
+RESULTS = Path("results")
+# Within this time after a change a file may change again without another time of change.
+SETTLED_SECONDS = 2.0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A results table, and what is to be known beside it."""
+
+    table: Path
+    coverage: Coverage
+    """What became of the planned cells, and whether failure goes with an axis."""
+    problems: tuple[str, ...]
+    """Damaged runs, mixtures of code or devices, and failures that would bias a fit, a sentence each."""
+    spent: Spent
+    """Device time of each cell, failed attempts included."""
+    comparisons: tuple[str, ...] = ()
+    """Where cells were repeated under other code, versions or devices: whether old and new may be pooled."""
+
+
+def gather(
+    sweep: str | SweepFolder,
+    output: Path | None = None,
+    runs: Path | None = None,
+    warn: Callable[[str], None] = _warn,
+) -> Path:
+    """Write the results table of a sweep, by default results/<sweep>.parquet, and return its path.
+
+    One row for each evaluation of each planned cell; a cell without one has a row of its own. A file of a run that
+    cannot be read is left out and named to ``warn`` (which writes to stderr), and so is it where runs were made by
+    different code or on different devices, or where failures go with an axis (see ``missing``). The table is replaced
+    at once and whole, also by several processes; where nothing has changed since it was written (``gathered.json`` in
+    the sweep folder says from what), it is left as it is. Raises UserError for an unknown sweep.
+    """
+    done = gathered(sweep, output, runs)
+    for problem in done.problems:
+        warn(problem)
+    return done.table
+
+
+@collector_paused()
+def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Gathered:
+    """As ``gather``, and says what it found rather than to warn of it."""
+    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    path = output or RESULTS / f"{folder.name}.parquet"
+    if problem := output_problem(path):
+        raise UserError(f"results table {path} {problem}")
+    found = survey(folder)
+    begun = time.time()
+    inputs, last_change = _inputs(folder, found)
+    note = folder.path / "gathered.json"
+    known = read_json(note)
+    if not isinstance(known, dict) or known.get("inputs") != inputs or known.get("table") != _identity(path):
+        problems: list[str] = []
+        made: dict[str, Made] = {}
+        values: dict[str, dict[tuple[str, int], float]] = {}
+        repeats = any(cell.config.train.repeat for cell in found.plan.cells)
+        write_table(_noting(_rows(folder, found, problems.append), made, values if repeats else None), path)
+        comparisons: list[Comparison] = []
+        if repeats:
+            done = [cell for cell in found.plan.cells if found.states[cell.signature].state == DONE]
+            comparisons = compare([Run(c, made[c.signature], values.get(c.signature, {})) for c in done])
+        became = coverage_of(folder.name, found)
+        known_made = [one for one in made.values() if any(one)]
+        problems += [*mixture(folder.name, known_made, comparisons), *became.biased]
+        known = {
+            "inputs": inputs,
+            "table": _identity(path),
+            "problems": problems,
+            "coverage": became.to_dict(),
+            "comparisons": [comparison.sentence for comparison in comparisons],
+        }
+        # A note only saves time: a folder that cannot be written to does without.
+        with suppress(OSError):
+            if begun - last_change / 1e9 > SETTLED_SECONDS:
+                write_json(note, known)
+            else:
+                note.unlink(missing_ok=True)
+    return Gathered(
+        path,
+        Coverage.from_dict(known["coverage"]),
+        tuple(known["problems"]),
+        spent(found.records, found.states),
+        tuple(known["comparisons"]),
+    )
+
+
+def _noting(
+    rows: Iterable[dict[str, Any]], made: dict[str, Made], values: dict[str, dict[tuple[str, int], float]] | None
+) -> Iterator[dict[str, Any]]:
+    shared: dict[Made, Made] = {}
+    for row in rows:
+        # Thousands of runs have few distinct values.
+        made[row["signature"]] = shared.setdefault(found := made_by(row), found)
+        if values is not None and row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
+            values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
+        yield row
+
+
+def _identity(table: Path) -> list[Any] | None:
+    """What tells a file from another one that has replaced it."""
+    try:
+        stat = table.stat()
+    except OSError:
+        return None
+    return [str(table.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
+    """Digest of all that decides the table, evaluations by the times of their change; and the last of these, in ns."""
+    hashed, last = hashlib.sha256(), 0
+    # Costs and derived columns are computed by this code.
+    code = sorted(path for room in (_SOURCE, _SOURCE / "sweeps") for path in room.rglob("*.py"))
+    sizes = [(path.name, stat.st_size, stat.st_mtime_ns) for path in code for stat in [path.stat()]]
+    hashed.update(repr((SCHEMA_VERSION, folder.name, sizes, [p.name for p in folder.plan_files()])).encode())
+    with suppress(OSError):
+        hashed.update((folder.path / ASKED_FILE).read_bytes())
+    for signature, record in found.records.items():
+        changed = results_changed(RunFolder.of(folder.runs, signature)) if record.attempts else ()
+        last = max(last, *changed, 0)
+        facts = (
+            found.states[signature],
+            record.seconds,
+            record.failed_seconds,
+            record.peak_memory_bytes,
+            record.attempts,
+        )
+        hashed.update(repr((facts, record.started_from, record.unreadable, changed)).encode())
+    return hashed.hexdigest(), last
+
+
+_SOURCE = Path(gsq.__file__).resolve().parent
+
+
+def _rows(folder: SweepFolder, found: Survey, problem: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    asked = read_asked(folder)
+    for cell in found.plan.cells:
+        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()))
+
+
+def _cell_rows(
+    folder: SweepFolder, cell: Cell, found: Survey, problem: Callable[[str], None], asked: tuple[tuple[str, str], ...]
+) -> Iterator[dict[str, Any]]:
+    run = RunFolder.of(folder.runs, cell.signature)
+    record, state = found.records[cell.signature], found.states[cell.signature]
+    results = read_results(run)
+    environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
+    for file, evaluation in results.evaluations.items():
+        values = {name: value for name, value in evaluation.items() if name in BY_NAME}
+        wrong = [name for name, value in values.items() if not fits(BY_NAME[name], value)]
+        if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
+            wrong = ["protocol or step"]
+        if wrong:
+            unreadable.append(f"{file} ({', '.join(wrong)})")
+        else:
+            evaluations.append(values)
+    provenance = {name: environment.get(name) for name in ("execution_signature", "source", "commit", "device")}
+    if wrong := [name for name, value in provenance.items() if not fits(BY_NAME[name], value)]:
+        unreadable.append(f"env.json ({', '.join(wrong)})")
+        provenance = {}
+    damage = f"cannot be read: {', '.join(unreadable)}" if unreadable else None
+    if damage:
+        problem(f"{run.path}: {damage}")
+    common: dict[str, object] = {
+        "sweep": folder.name,
+        "signature": cell.signature,
+        **axis_columns(cell.config, cell.data_label),
+        "other_axes": other_axes(cell.axes),
+        "parameters": cell.cost.parameters,
+        "device_seconds": record.seconds if record.attempts else None,
+        "failed_seconds": failed_seconds(record, state) if record.attempts else None,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "attempts": record.attempts,
+        "started_from": record.started_from,
+        **provenance,
+        "versions": versions_text(environment.get("versions")),
+        # That it waits to be trained on, since another sweep gave it up, is for the queue to know.
+        "state": PRUNED if record.state == PRUNED and state.state == PLANNED else state.state,
+        "failure": state.failure,
+        "message": state.message or damage,
+    }
+    there = {values["protocol"] for values in evaluations}
+    # The protocol that an earlier gsq had for the same evaluation stands for it where there is no other row.
+    protocols = {now if now in there else before for now, before in asked}
+    for values in evaluations or [{}]:
+        yield {**common, **values, "asked": values["protocol"] in protocols if values and asked else None}

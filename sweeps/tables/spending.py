@@ -1,0 +1,74 @@
+"""What the cells of a sweep have cost: device time, that of failed attempts included."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gsq.records.attempt import FAILED
+from gsq.records.read import RunRecord
+from gsq.sweeps.state.reconcile import CellState
+
+HOUR = 3600.0
+UNITS = ((HOUR, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Device seconds by signature, of the cells that were tried. A run that two sweeps share counts in both."""
+
+    seconds: Mapping[str, float]
+    """Training, evaluation and start-up of all attempts, by their processes."""
+    failed: Mapping[str, float]
+    """Of these, those of attempts that failed or were stopped."""
+
+    @property
+    def line(self) -> str:
+        """In all, a cell, and in attempts that did not finish, for people; empty where nothing was tried."""
+        if not self.seconds:
+            return ""
+        each, count = list(self.seconds.values()), len(self.seconds)
+        text = f"spent: {_device_time(sum(each))} on {count} cell{'s' * (count != 1)}"
+        if count > 1:
+            low, middle, high = (_time(value) for value in (min(each), statistics.median(each), max(each)))
+            text += f" ({low if low == high else f'{low} to {high}'} a cell, median {middle})"
+        lost = sum(self.failed.values())
+        return text + (f", {_device_time(lost)} of it in attempts that failed or were stopped" if lost else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Device hours in all, in failed attempts, and of each cell."""
+        return {
+            "device_hours": sum(self.seconds.values()) / HOUR,
+            "failed_hours": sum(self.failed.values()) / HOUR,
+            "cells": {
+                signature: {"device_hours": seconds / HOUR, "failed_hours": self.failed[signature] / HOUR}
+                for signature, seconds in self.seconds.items()
+            },
+        }
+
+
+def spent(records: Mapping[str, RunRecord], states: Mapping[str, CellState]) -> Spent:
+    """``states``: of the same signatures; they know of attempts that ended without saying so."""
+    tried = {signature: record for signature, record in records.items() if record.attempts}
+    return Spent(
+        {signature: record.seconds for signature, record in tried.items()},
+        {signature: failed_seconds(record, states[signature]) for signature, record in tried.items()},
+    )
+
+
+def failed_seconds(record: RunRecord, state: CellState) -> float:
+    """Device seconds of the attempts of a run that failed or were stopped."""
+    return record.failed_seconds + (record.running_seconds if state.state == FAILED else 0.0)
+
+
+def _device_time(seconds: float) -> str:
+    """ "3.25 device hours", "12 device minutes", "40 device seconds"."""
+    return " device ".join(_time(seconds).split(" "))
+
+
+def _time(seconds: float) -> str:
+    value, unit = next((seconds / one, name) for one, name in UNITS if seconds >= one or one == 1)
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}"
