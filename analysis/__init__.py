@@ -10,7 +10,7 @@
     print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
     write_page(make_report(frame, "quickstart"), "report.html")
 
-Names are imported on first use (PEP 562), so that ``import analysis`` costs nothing. The module behind
+Names are imported on first use (PEP 562), so that ``from gsq import analysis`` costs nothing. The module behind
 ``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
 """
 

@@ -6,7 +6,7 @@
     cancel(spec.name, ["groups=4"])          # and retry, read_log, clean
     study = search("search-optimizer")       # the Optuna study of a search, for Optuna's plots
 
-Names are imported on first use, so that ``import sweeps`` costs nothing.
+Names are imported on first use, so that ``from gsq import sweeps`` costs nothing.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
 """Exact nearest-row look-up: the row of least Euclidean distance, whatever autocast is around it, flat in memory.
 
 Shapes: N queries, V codebook rows, d channels. Distances count as float64 gives them from differences: the expansion
-|z|^2 + |c|^2 - 2 z.c loses the small ones, even in float64. A method narrows the rows down within a bound on its own rounding; differences
-decide among what is left. Methods, chosen from timings (tests/benchmarks/lookup.py):
+|z|^2 + |c|^2 - 2 z.c loses the small ones, even in float64. A method narrows the rows down within a bound on its own
+rounding; differences decide among what is left. Methods, chosen from timings (tests/benchmarks/lookup.py):
 
 * d = 1: sorted rows and binary search; d = 2 on the circle: the same by angle (``lookup_index``);
 * few channels, many rows: a k-d tree (``lookup_index``);
