@@ -15,7 +15,7 @@ from gsq.analysis.tables import table
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, analysis, gsq.cli.fit\n"
+        "import sys; from gsq import analysis; import gsq.cli.fit\n"
         "assert analysis.AnalysisError.exit_code == 2\n"
         "print([m for m in ('numpy', 'pandas', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
     )

@@ -512,7 +512,7 @@ def test_worker_and_driver_are_killed_and_the_search_ends_as_it_would_have(folde
 
     def driver() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "gsq.cli.main", "submit", "killed.yaml"],
+            [sys.executable, "-m", "gsq.cli", "submit", "killed.yaml"],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -630,7 +630,7 @@ def test_a_limit_on_jobs_makes_a_search_wait_and_gives_up_no_trial(
             )
             del active[signature]
 
-    monkeypatch.setattr("gsq.sweeps.running.submit.submit", submit)
+    monkeypatch.setattr("gsq.sweeps.running.slurm_arrays.submit_cells", submit)
     monkeypatch.setattr("gsq.sweeps.running.slurm_arrays.check", lambda *arguments: None)
     monkeypatch.setattr(searching, "slurm_jobs", lambda folder: {s: Job("running", name="7_0") for s in active})
     monkeypatch.setattr(searching, "POLL_SECONDS", 0.0)
