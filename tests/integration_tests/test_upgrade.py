@@ -76,7 +76,7 @@ def test_a_run_opens_as_it_was(left: Path) -> None:
     record = read_run(run)
     assert (record.state, record.attempts, record.step) == ("done", 1, config.train.steps)
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4]
-    tokenizer = Tokenizer.from_run(run.path)
+    tokenizer = Tokenizer.from_pretrained(run.path)
     images = torch.zeros(1, 3, 32, 32)
     assert tokenizer.encode(images).shape[0] == 1
 
