@@ -290,7 +290,7 @@ def run_command_line(
     if shutil.which("gsq") == sys.argv[0]:
         program = ["gsq"]
     elif sys.argv[0].endswith("cli.py"):
-        program = ["python", "-m", "gsq.cli.main"]
+        program = ["python", "-m", "gsq.cli"]
     else:
         program = [os.path.relpath(sys.argv[0])]
     command = shlex.join([*program, *sys.argv[1:]])

@@ -74,7 +74,7 @@ def local_queue(folder: Path, jobs: int, workers: int, steps: int) -> float:
         f"name: timed\nbase: cpu-tiny\nset: {{steps: {steps}}}\naxes: {{seed: {{range: [0, {jobs - 1}]}}}}\n"
     )
     cluster.write_text(f"kind: local\nworkers: {workers}\n")
-    command = [sys.executable, "-m", "gsq.cli.main", "submit", str(sweep), "--cluster", str(cluster)]
+    command = [sys.executable, "-m", "gsq.cli", "submit", str(sweep), "--cluster", str(cluster)]
     begun = time.perf_counter()
     subprocess.run(command, env=environment(folder / "queue"), check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun

@@ -288,7 +288,7 @@ class Bench:
         print({key: round(v, 2) if isinstance(v, float) else v for key, v in self.rows[-1].items()}, flush=True)
 
     def gsq(self, *words: str) -> list[str]:
-        return ["-m", "gsq.cli.main", *words]
+        return ["-m", "gsq.cli", *words]
 
     def plan(self) -> None:
         source = str(self.source)

@@ -72,7 +72,7 @@ def gsq(*words: str, folder: Path) -> float:
     """Seconds until the shell is free again."""
     environment = {**os.environ, "GSQ_RUNS": str(folder / "runs"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "gsq.cli.main", *words], cwd=folder, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "gsq.cli", *words], cwd=folder, env=environment, check=True)
     return time.perf_counter() - began
 
 

@@ -633,7 +633,7 @@ def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number:
     draw(photos / "000.png", 256, 256, seed=0)
     for i in range(1, 180):
         shutil.copy(photos / "000.png", photos / f"{i:03d}.png")
-    command = [sys.executable, "-m", "gsq.cli.main", "tokenize", str(run.path), str(photos), "--output", str(out)]
+    command = [sys.executable, "-m", "gsq.cli", "tokenize", str(run.path), str(photos), "--output", str(out)]
     command += ["--shard-size", "3", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -272,7 +272,7 @@ def test_a_verb_imports_only_what_it_needs(tmp_path: Path, words: list[str]) -> 
 import runpy, sys
 sys.argv = ["gsq", *{words!r}]
 try:
-    runpy.run_module("gsq.cli.main", run_name="__main__")
+    runpy.run_module("gsq.cli", run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
 heavy = ["torch", "pandas", "matplotlib", "scipy", "pyarrow", "torchmetrics", "skimage", "submitit", "optuna"]

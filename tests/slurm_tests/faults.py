@@ -142,7 +142,7 @@ def gsq(*words: str, folder: Path, faults: Path | None = None) -> subprocess.Pop
     if faults is not None:
         environment |= {"GSQ_FAULTS": str(faults), "PATH": f"{faults / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
-        [sys.executable, "-m", "gsq.cli.main", *words],
+        [sys.executable, "-m", "gsq.cli", *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

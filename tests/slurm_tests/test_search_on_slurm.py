@@ -36,7 +36,7 @@ search:
 def gsq(*words: str, folder: Path) -> str:
     """What the command prints; fails the test where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "gsq.cli.main", *words],
+        [sys.executable, "-m", "gsq.cli", *words],
         cwd=folder,
         env={**os.environ, "GSQ_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -512,7 +512,7 @@ def test_worker_and_driver_are_killed_and_the_search_ends_as_it_would_have(folde
 
     def driver() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "gsq.cli.main", "submit", "killed.yaml"],
+            [sys.executable, "-m", "gsq.cli", "submit", "killed.yaml"],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
