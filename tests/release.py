@@ -19,12 +19,22 @@ import tempfile
 import time
 import venv
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from packaging.metadata import Metadata
 
+from gsq.sweeps.running.snapshot import source_files
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DIST = REPOSITORY / "dist"
+# Files that are no modules, and that the package must have.
+DATA = (
+    *("gsq/py.typed", "gsq/sweeps/py.typed", "gsq/analysis/py.typed"),
+    *("gsq/__init__.pyi", "gsq/sweeps/__init__.pyi", "gsq/analysis/__init__.pyi"),
+    *("gsq/sweeps/configs/*.yaml", "gsq/sweeps/configs/paper/*.yaml", "gsq/sweeps/configs/clusters/*.yaml"),
+    *("gsq/analysis/*.mplstyle", "gsq/analysis/*.parquet", "gsq/analysis/*.css", "gsq/analysis/*.js"),
+)
 # Of the quickstart's cells the first six, with few steps and images.
 CUT = "steps: 6, evaluation.num_images: 16, loss.discriminator_start: 3, execution.log_every: 2"
 
@@ -51,18 +61,19 @@ def build() -> None:
     check(wheel.name == f"gsq-{version}-py3-none-any.whl", f"{wheel.name} is not of version {version}")
     check(f"version: {version}\n" in (REPOSITORY / "CITATION.cff").read_text(), f"CITATION.cff is not of {version}")
     files = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {
-        p.relative_to(REPOSITORY).as_posix()
-        for room in ("gsq", "sweeps", "analysis")
-        for p in (REPOSITORY / room).rglob("*")
-        if p.is_file() and "__pycache__" not in p.parts
-    }
+    # In the repository two rooms are links, in what is published they are folders of the one package.
+    wanted = {name.as_posix() for name in source_files(REPOSITORY)}
+    for name in DATA:
+        check(any(fnmatch(file, name) for file in wanted), f"the package has no {name}")
     check(wanted <= files, f"the wheel lacks {sorted(wanted - files)}")
     extra = {name for name in files - wanted if ".dist-info/" not in name}
-    check(not extra, f"the wheel has {sorted(extra)}, which is not of gsq, sweeps and analysis")
+    check(not extra, f"the wheel has {sorted(extra)}, which is not of the package gsq")
+    top = zipfile.ZipFile(wheel).read(f"gsq-{version}.dist-info/top_level.txt").decode().split()
+    check(top == ["gsq"], f"the wheel installs the top-level packages {top}, not gsq alone")
     check(any(name.endswith("licenses/LICENSE") for name in files), "the wheel lacks the LICENSE")
     with tarfile.open(sdist) as archive:
-        inside = {name.partition("/")[2] for name in archive.getnames()}
+        members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
+    inside = {name for name, member in members.items() if member.isfile()}
     check({"LICENSE", "README.md", "pyproject.toml", *wanted} <= inside, "the sdist lacks files")
     text = zipfile.ZipFile(wheel).read(f"gsq-{version}.dist-info/METADATA")
     # Raises where a field is not what an index takes.
@@ -89,6 +100,10 @@ def install() -> None:
         say(f"installed in {time.monotonic() - began:.0f} s")
         work = place / "work"
         work.mkdir()
+        # A user's own packages, which must not get in the way.
+        for name in ("analysis", "sweeps"):
+            (work / name).mkdir()
+            (work / name / "__init__.py").write_text("raise ImportError('the user's own package was imported')\n")
         environment |= {"HOME": folder, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
         def run(*words: str | Path, code: int | None = 0) -> str:
@@ -108,6 +123,8 @@ def install() -> None:
 
         began = time.monotonic()
         check(wheel.name.split("-")[1] in run(gsq, "--version"), "gsq --version is another")
+        check(run(gsq, "--version") == run(python, "-m", "gsq.cli", "--version"), "python -m gsq.cli is another")
+        run(python, "-c", "from gsq import analysis, sweeps; analysis.fit, sweeps.plan")
         # A SLURM that does not answer, or little space, is no matter of this installation.
         found = json.loads(run(gsq, "doctor", "--json", code=None))["checks"]
         wrong = [c for c in found if c["state"] == "problem" and c["area"] not in ("slurm", "folders", "machine")]

@@ -6,12 +6,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from gsq.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Stopped(Exception):

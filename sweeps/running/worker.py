@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from gsq.sweeps.state.local import DRIVER_VARIABLE
+from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.state.local import DRIVER_VARIABLE, recorded_worker
 
 if TYPE_CHECKING:
     from gsq.runs.stop import StopRequest
     from gsq.sweeps.planning.cells import Cell
-    from gsq.sweeps.planning.folder import SweepFolder
 
 
 STARTED = time.time()
@@ -209,18 +209,24 @@ def main(arguments: list[str]) -> int:
     """``python -m gsq.sweeps.running.worker RUNS SWEEP SOURCE SIGNATURE [shared]``: a worker of the local queue, or
     one of those that share a SLURM job. ``python -m gsq.sweeps.running.worker evaluate``: see
     ``evaluate_requests``."""
-    from gsq.errors import UserError
-    from gsq.runs.stop import Stopped, StopRequest
-    from gsq.sweeps.planning.folder import SweepFolder
-    from gsq.sweeps.spec.states import CANCELLED
-
     if arguments == [EVALUATE]:
         return evaluate_requests()
     runs, sweep, source, signature, *shared = arguments
-    if shared:
-        # The local queue's workers go on without their driver, and the next one adopts them.
-        _die_with_parent()
     folder = SweepFolder(Path(runs), sweep)
+    if shared:
+        _die_with_parent()
+        return work(folder, source, signature, shared=True)
+    # The local queue's workers go on without their driver, and the next one adopts them by this record.
+    with recorded_worker(folder, signature):
+        return work(folder, source, signature)
+
+
+def work(folder: SweepFolder, source: str, signature: str, shared: bool = False) -> int:
+    """Run one cell, and return the exit code of its process. shared: it is one of several in a SLURM job."""
+    from gsq.errors import UserError
+    from gsq.runs.stop import Stopped, StopRequest
+    from gsq.sweeps.spec.states import CANCELLED
+
     stop = StopRequest()
     reasons: dict[int, str] = {signal.SIGTERM: CANCELLED, signal.SIGINT: CANCELLED, signal.SIGUSR2: "preempted"}
     try:

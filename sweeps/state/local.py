@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gsq.records.attempt import RUNNING, process_start
+from gsq.records.attempt import RUNNING, process_start, write_json
 from gsq.records.read import RunRecord
+from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.reconcile import Job, SchedulerState
 
 # In the environment of a worker: the process id of the driver that started it.
 DRIVER_VARIABLE = "GSQ_QUEUE_PID"
+# Below the sweep folder: a file for each worker that runs.
+WORKERS = "workers"
+# What `python -m` runs in a worker, now and before the rooms became one package.
+WORKER_MODULES = ("gsq.sweeps.running.worker", "sweeps.job")
 
 
 def alive(pid: int, heartbeat: float, pid_start: str = "") -> bool:
@@ -64,23 +71,79 @@ class Worker:
     """Its CUDA_VISIBLE_DEVICES."""
 
 
+@contextmanager
+def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
+    """Inside the block this process is known to every driver as the worker of a cell, by a file that it writes first:
+    ``<sweep folder>/workers/<host>/<signature>.<pid>.json``, with the process's start, its driver and its GPU.
+
+    A process that cannot write it, because the disk is full, is still known by its command line.
+    """
+    path = folder.path / WORKERS / os.uname().nodename / f"{signature}.{os.getpid()}.json"
+    value = {
+        "signature": signature,
+        "pid": os.getpid(),
+        "pid_start": process_start(os.getpid()),
+        "driver": os.environ.get(DRIVER_VARIABLE, ""),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def workers(runs: Path) -> dict[str, Worker]:
-    """The local queues' workers for cells below ``runs``, by signature, also those that have written nothing yet.
+    """The local queues' workers for cells below ``runs``, by signature, also those that have written nothing else yet.
 
     Empty where the system is not Linux.
     """
+    return {**_by_command_line(runs), **_by_record(runs)}
+
+
+def _by_record(runs: Path) -> dict[str, Worker]:
+    """Workers that wrote that they are one, and are alive. The file of one that was killed is removed."""
+    found: dict[str, Worker] = {}
+    for path in (runs / "sweeps").glob(f"*/{WORKERS}/{os.uname().nodename}/*.json"):
+        try:
+            value = json.loads(path.read_text())
+            signature, pid, start = str(value["signature"]), int(value["pid"]), str(value["pid_start"])
+            driver, gpu = str(value["driver"]), str(value["gpu"])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # It has just ended, or is no record.
+        if start and process_start(pid) == start:
+            with suppress(OSError):
+                found[signature] = Worker(pid, _living_driver(pid, driver), gpu)
+        elif Path("/proc/self").exists():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    return found
+
+
+def _by_command_line(runs: Path) -> dict[str, Worker]:
+    """Workers that have written no record: gsq 0.1.0 before its rooms became one package did not, nor has one that
+    has only just started."""
     found: dict[str, Worker] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             # As start_worker wrote it; those of a SLURM job have one word more.
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[1:-1]
-            if words[:3] != ["-m", "gsq.sweeps.running.worker", str(runs)] or len(words) != 6:
+            if len(words) != 6 or words[0] != "-m" or words[1] not in WORKER_MODULES or words[2] != str(runs):
                 continue
             pairs = (text.partition("=") for text in (entry / "environ").read_text(errors="replace").split("\0"))
             variables = {name: value for name, _, value in pairs}
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            driver = _living_driver(int(entry.name), variables.get(DRIVER_VARIABLE, ""))
         except (OSError, IndexError):
             continue  # It has just ended, or is another user's.
-        driver = parent if variables.get(DRIVER_VARIABLE) == str(parent) else 0
         found[words[5]] = Worker(int(entry.name), driver, variables.get("CUDA_VISIBLE_DEVICES", ""))
     return found
+
+
+def _living_driver(pid: int, driver: str) -> int:
+    """The driver that started a worker, if it lives: then it is the worker's parent still. Raises OSError where the
+    worker has ended."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return parent if driver == str(parent) else 0

@@ -302,22 +302,8 @@ def _dry(log):
             file.write(json.dumps({"runs": str(runs), "signature": identity(config)}) + "\n")
         return types.SimpleNamespace(path=_Path(runs))
 
-    class StopRequest:
-        reason = signal = None
-
-        def on_signals(self, reasons):
-            return contextlib.nullcontext()
-
-    class Stopped(Exception):
-        reason = ""
-
-    class Busy(Exception):
-        pass
-
     sys.modules["gsq.runs.execute"] = types.ModuleType("gsq.runs.execute")
-    sys.modules["gsq.runs.execute"].__dict__.update(
-        execute=execute, StopRequest=StopRequest, Stopped=Stopped, Busy=Busy
-    )
+    sys.modules["gsq.runs.execute"].execute = execute
 
 
 # The driver has it in its environment, too, for its jobs, but runs none.
