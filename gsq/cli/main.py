@@ -116,3 +116,7 @@ def _escaped(error: Exception) -> str:
     from rich.markup import escape
 
     return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()
