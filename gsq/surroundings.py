@@ -47,7 +47,7 @@ def world_size() -> int:
         raise UserError(
             f"WORLD_SIZE={size} in the environment says that {size} processes share this run, but {', '.join(missing)} "
             f"is not set. For a run of one process: unset WORLD_SIZE. For {size}: torchrun --nproc-per-node {size} -m "
-            "gsq.cli.main train ..."
+            "gsq.cli train ..."
         )
     return size
 

@@ -117,7 +117,7 @@ class Cluster:
         if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.cells_per_job > 1):
             raise UserError(
                 "processes, nodes and cells_per_job: the queue on this machine gives each run one process; share a "
-                "single run with torchrun --nproc-per-node N -m gsq.cli.main train ..."
+                "single run with torchrun --nproc-per-node N -m gsq.cli train ..."
             )
 
     def _check_sbatch(self) -> None:

@@ -31,6 +31,7 @@ from gsq.cli.compose import _print_frame
 from gsq.cli.main import app
 from gsq.config.overrides import config_key
 from gsq.config.run import SECTIONS
+from gsq.sweeps.running.snapshot import source_files
 from gsq.sweeps.spec import search_space, sweep
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
 from gsq.sweeps.spec.shipped import configs_folder, find_file
@@ -239,6 +240,12 @@ def test_every_path_is_there(readme: str) -> None:
 @pytest.mark.parametrize("room", WINGS)
 def test_a_room_names_its_wings_in_their_order(room: str) -> None:
     assert tuple(re.findall(r"^\| `(\w+)/` \|", text_of(f"{room}/README.md"), re.MULTILINE)) == WINGS[room]
+
+
+def test_jobs_get_the_same_source_whatever_the_readmes_say() -> None:
+    files = source_files(REPOSITORY)
+    assert Path("gsq/sweeps/running/snapshot.py") in files
+    assert not [file for file in files if file.suffix == ".md"]
 
 
 def test_the_notebooks_are_all_named() -> None:
