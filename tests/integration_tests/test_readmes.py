@@ -71,9 +71,9 @@ def inline(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The lines of shell blocks, without their comments, and commands of gsq and make between backticks."""
+    """The lines of shell blocks, without their comments, and commands between backticks."""
     lines = [line for block in blocks(text, "sh") for line in block.splitlines() if line.strip()]
-    return [*lines, *(code for code in inline(text) if code.split()[0] in ("gsq", "make") and code != "gsq")]
+    return [*lines, *(code for code in inline(text) if code.split()[0] in ("gsq", "make", "torchrun") and code != "gsq")]
 
 
 def words_of(command: str) -> list[str]:
