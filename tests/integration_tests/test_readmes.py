@@ -73,7 +73,8 @@ def inline(text: str) -> list[str]:
 def commands(text: str) -> list[str]:
     """The lines of shell blocks, without their comments, and commands between backticks."""
     lines = [line for block in blocks(text, "sh") for line in block.splitlines() if line.strip()]
-    return [*lines, *(code for code in inline(text) if code.split()[0] in ("gsq", "make", "torchrun") and code != "gsq")]
+    programs = ("gsq ", "make ", "torchrun ")
+    return [*lines, *(code for code in inline(text) if code.startswith(programs))]
 
 
 def words_of(command: str) -> list[str]:
