@@ -289,7 +289,7 @@ def run_command_line(
     # As it was typed, but for the interpreter's folder where that is on the PATH.
     if shutil.which("gsq") == sys.argv[0]:
         program = ["gsq"]
-    elif sys.argv[0].endswith("cli.py"):
+    elif Path(sys.argv[0]).parent.name == "cli":
         program = ["python", "-m", "gsq.cli"]
     else:
         program = [os.path.relpath(sys.argv[0])]

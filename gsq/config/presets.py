@@ -35,7 +35,7 @@ the largest square, at a random place), flips (none in that code), and the netwo
 fits a GPU of 40 GB.
 
 authors-*: the paper-* preset of the same name, trained as the authors' public code trains where the paper says nothing
-(AUTHORS below; the README compares the authors, the paper and gsq). The sweeps in sweeps/configs/paper/ start from
+(AUTHORS below; gsq/README.md compares the authors, the paper and gsq). The sweeps in sweeps/configs/paper/ start from
 these. Two points stay gsq's: the discriminator has group norm, since the authors' batch norm sees the 16 images of one
 process, so that a result would depend on the number of processes; and LeCAM averages over the global batch, where the
 authors' code keeps averages of its own in each process.

@@ -22,13 +22,13 @@ def imported_source() -> Path:
 
 
 def source_files(root: Path) -> list[Path]:
-    """The files of the package gsq below ``root``, relative to it. In a checkout two of its rooms are links to
-    folders."""
+    """The files of the package gsq below ``root``, relative to it, as a wheel has them: without the READMEs of rooms.
+    In a checkout two of its rooms are links to folders."""
     return sorted(
         (Path(folder) / name).relative_to(root)
         for folder, _, names in os.walk(root / "gsq", followlinks=True)
         for name in names
-        if "__pycache__" not in Path(folder).parts
+        if name != "README.md" and "__pycache__" not in Path(folder).parts
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from gsq.cli.compose import run_command_line
 from gsq.cli.main import app
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.planning.cells import make_plan
@@ -191,6 +192,30 @@ def test_status_as_json_says_what_the_table_says(gsq: Gsq) -> None:
     assert "1 queued, 0 running, 1 done, 1 failed" in table.stdout
     assert "1 failed as error: OSError: no file at [/data/x]" in table.stdout
     assert all(cell["signature"] in table.stdout for cell in found["cells"])
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("/a/gsq/cli/__main__.py", "python -m gsq.cli"),
+        ("/a/gsq/cli/main.py", "python -m gsq.cli"),
+        ("bin/gsq", "bin/gsq"),
+    ],
+)
+def test_the_command_that_resumes_is_the_one_that_was_typed(
+    program: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+    monkeypatch.setattr(sys, "argv", [program, "run", "a sweep.yaml"])
+    monkeypatch.setattr("gsq.cli.compose.run_sweep", lambda *words: commands.append(words[5]) or 0)
+    run_command_line("a sweep.yaml", "local", None, False, None, False, False)
+    assert commands == [f"{told} run 'a sweep.yaml'"]
+
+
+@pytest.mark.parametrize("module", ["gsq.cli", "gsq.cli.main"])
+def test_the_command_line_is_a_module_too(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("gsq ")
 
 
 def test_a_sweep_is_named_by_its_file_too(gsq: Gsq) -> None:
