@@ -101,7 +101,7 @@ def test_fingerprint_does_not_depend_on_the_crops() -> None:
 
 def test_a_photo_of_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = tuple((name, scene, part, "0" * 64) for name, scene, part, _ in PHOTOS)
-    monkeypatch.setattr(gsq.data.manifest, "PHOTOS", changed)
+    monkeypatch.setattr(gsq.data.sources, "PHOTOS", changed)
     files = gsq.data.sources._photos.__wrapped__()
     with pytest.raises(UserError, match=r"its content is not what the fingerprint was taken of"):
         ImageSource(SMALL, files).train_batch(0, 0, range(1))

@@ -79,7 +79,7 @@ class Controller:
         """Start every job that was taken; how often each cell is trained."""
         started: Counter[str] = Counter()
         monkeypatch.setattr(
-            "gsq.sweeps.running.worker.run_cell", lambda folder, cell, *rest: started.update([cell.signature])
+            "gsq.sweeps.running.array_job.run_cell", lambda folder, cell, *rest: started.update([cell.signature])
         )
         for job, script in self.scripts().items():
             lines = [line for line in script.splitlines() if "--array=" in line or "submitit.core._submit" in line]
@@ -392,7 +392,7 @@ def test_cells_that_share_a_job_are_processes_of_their_own(
         def send_signal(self, number: int) -> None:
             pass
 
-    monkeypatch.setattr("gsq.sweeps.running.worker.start_worker", Worker)
+    monkeypatch.setattr("gsq.sweeps.running.array_job.start_worker", Worker)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for task in (0, 1):

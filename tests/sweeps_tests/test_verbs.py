@@ -312,7 +312,8 @@ def test_what_a_queue_would_try_again_is_cancelled(four: Plan, write_run: WriteR
 def test_a_terminal_is_asked_where_several_cells_are_hit(four: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = SweepFolder(Path("runs").absolute(), four.name)
     (RunFolder.of(sweep.runs, four.cells[2].signature).path / "attempts" / "1" / "status.json").unlink()
-    monkeypatch.setattr("gsq.cli.options.on_terminal", lambda: True)
+    for module in ("options", "cancel_retry"):
+        monkeypatch.setattr(f"gsq.cli.{module}.on_terminal", lambda: True)
     done = CliRunner().invoke(app, ["cancel", four.name], input="n\n")
     assert done.exit_code == 1 and "Stop 2 cells?" in done.output and marked(sweep) == set()
     # One needs no question.
