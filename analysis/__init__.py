@@ -10,8 +10,8 @@
     print(design(law, candidates, 40, "parameter=alpha", cost="device_hours").text())   # what to run next
     write_page(make_report(frame, "quickstart"), "report.html")
 
-Names are imported on first use (PEP 562), so that ``from gsq import analysis`` costs nothing. The module behind
-``fit`` is ``fitting``: a submodule of the same name would replace the function on the package.
+Names are imported on first use (PEP 562), so that ``from gsq import analysis`` costs nothing. No wing has the name of a
+function, such as ``fit``: a submodule of that name would replace the function on the package.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Figures of a sweep. ``panels`` computes what they show; here it is drawn, and nothing is computed.
 
-Iso-rFID contours are in ``contours``, the collapse and the Pareto front in ``scatter``; ``drawing`` has what all share.
+Iso-rFID contours are in ``contours``, the collapse and the Pareto front in ``scatter``; ``style`` has what all share.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fitting a law to a table: many starts, exact derivatives, intervals, and plain words about them.
 
-See :class:`analysis.Fit` for what comes out, ``laws`` and ``formula`` for the forms, ``solver`` for the minimisation
-and ``uncertainty`` for the intervals.
+See :class:`gsq.analysis.Fit` for what comes out, ``gsq.analysis.laws`` for the forms, ``solver`` for the minimisation
+and ``intervals`` for the intervals.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def test_notebooks_and_readmes_import_by_names_that_no_own_package_hides(thesis:
 @pytest.mark.parametrize("room", ROOMS)
 @pytest.mark.parametrize("words", ["import {}", "from {} import fit", "import {}.spec", "-m {}.job"])
 def test_a_room_by_its_old_name_says_the_new_one(room: str, words: str) -> None:
-    """In the repository's root, and wherever an editable installation is found: as notebooks of before had it."""
+    """In the repository's root, where a folder of that name is found."""
     line = words.format(room)
     command = line.split() if line.startswith("-m") else ["-c", line]
     said = run(REPOSITORY, sys.executable, *command, code=1)

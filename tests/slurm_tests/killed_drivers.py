@@ -71,7 +71,7 @@ class Steps:
             code = caller.f_code
             copying = copying or code.co_name in COPYING
             file = Path(code.co_filename)
-            if file.is_relative_to(ROOT) and file.parent.name in ("gsq", "sweeps"):
+            if file.is_relative_to(ROOT / "gsq"):
                 where = f"{file.stem}.{code.co_name}"
             caller = caller.f_back  # type: ignore[assignment]
         self.count += 1

@@ -253,16 +253,16 @@ def test_a_driver_killed_at_any_step_loses_and_doubles_nothing(
 
 
 def test_a_copy_of_the_source_that_was_cut_short_is_made_again(folder: Path, five: Plan) -> None:
-    from gsq.sweeps.running.snapshot import take
+    from gsq.sweeps.running.snapshot import imported_source, source_files, take
 
     sweep = SweepFolder(folder / "runs", "s")
     for number in (3, 40, 80):
         assert in_a_child(lambda: take(sweep), killed_at=number)[1] == -signal.SIGKILL
     copy = take(sweep)
-    ours = Path(gsq.sweeps.running.slurm_arrays.__file__).parents[1]
-    for package in ("gsq", "sweeps", "analysis"):
-        for path in (ours / package).rglob("*.py"):
-            assert (copy / path.relative_to(ours)).read_bytes() == path.read_bytes()
+    ours = imported_source()
+    assert {name.parts[:2] for name in source_files(ours)} >= {("gsq", "sweeps"), ("gsq", "analysis"), ("gsq", "cli")}
+    for name in source_files(ours):
+        assert (copy / name).read_bytes() == (ours / name).read_bytes()
 
 
 def test_an_sbatch_on_its_way_when_its_driver_dies_gives_jobs_that_end_at_once(
