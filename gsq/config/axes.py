@@ -148,6 +148,9 @@ SYMBOLS: Mapping[str, str] = {axis.name: axis.symbol for axis in AXES if axis.sy
 LABELS: Mapping[str, str] = {axis.name: axis.label for axis in AXES if axis.label}
 TOKENIZER: tuple[str, ...] = tuple(axis.name for axis in sorted(AXES, key=lambda axis: axis.order) if axis.order)
 """The axes that describe a tokenizer, in the order in which they are written: f, D, G, V."""
+PANELS: tuple[str, ...] = ("codebook_size", "latent_dim", "groups", "downsample")
+"""The same in the order in which figures show what each of them does."""
+POWERS: tuple[str, ...] = tuple(axis.name for axis in AXES if axis.scale == "powers of two")
 DERIVED: Mapping[str, Axis] = {axis.name: axis for axis in AXES if axis.formula}
 """Those that follow from others, each after all that it needs."""
 DEFAULTS: Mapping[str, Any] = {"depth": 1, "levels": None}
@@ -168,12 +171,6 @@ def roots(name: str) -> tuple[str, ...]:
     """The axes that a derived one needs and that are not derived themselves, modifiers left out, in order."""
     found = [root for need in DERIVED[name].needs for root in (roots(need) if need in DERIVED else (need,))]
     return tuple(dict.fromkeys(found))
-
-
-def modifiers(name: str) -> tuple[str, ...]:
-    """The modifiers of a derived axis, those of the axes that it needs among them."""
-    needed = [one for need in DERIVED[name].needs if need in DERIVED for one in modifiers(need)]
-    return tuple(dict.fromkeys([*needed, *DERIVED[name].modifiers]))
 
 
 def levels_text(sizes: Iterable[int]) -> str:
