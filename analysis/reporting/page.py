@@ -226,8 +226,8 @@ def _table(report: Report) -> Markup:
                 "p",
                 "Click a head to sort. The filter takes words and comparisons, all of which must hold: "
                 "latent dim >= 16, 2 <= G <= 4, V = 2^6|2^10 (either), state != done; "
-                f"{', '.join(SYMBOLS.values())} are the paper's letters. The address of the page keeps both. Each run is shown at its last step; pointing at a head "
-                "explains the column.",
+                f"{', '.join(SYMBOLS.values())} are the paper's letters. The address of the page keeps both. Each run "
+                "is shown at its last step; pointing at a head explains the column.",
                 class_="faint",
             ),
         ]

@@ -218,11 +218,11 @@ def _modifiers(name: str, cells: pd.DataFrame) -> list[str]:
     return [*DERIVED[name].modifiers, *(one for need in DERIVED[name].needs for one in _modifiers(need, cells))]
 
 
-def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str) -> list[object]:
+def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str) -> list[Any]:
     """The value of ``modifier`` for each of ``cells``."""
     exact = modifier == "levels"
     names = [name for name in ("quantizer", "groups", *["codebook_size"] * exact) if name in cells and name in rows]
-    known: dict[tuple[object, ...], object] = {}
+    known: dict[tuple[object, ...], Any] = {}
     keys = list(zip(*(cells[name] for name in names), strict=True)) if names else [()] * len(cells)
     for key in dict.fromkeys(keys):
         alike = rows
