@@ -40,7 +40,7 @@ from gsq.analysis.tables.table import (
     varying,
     with_derived,
 )
-from gsq.config.axes import CONFIGURATION, TOKENIZER
+from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
 
 NUMBER = (int, float, np.number)
 
@@ -358,7 +358,8 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    others = varying(rows, [name for name in CONFIGURATION if name not in (*TOKENIZER, *law.columns)])
+    read = {*TOKENIZER, *law.columns, *(one for name in law.columns for one in modifiers(name))}
+    others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
     if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():

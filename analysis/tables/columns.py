@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
-from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, read_levels, roots
+from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, modifiers, read_levels, roots
 from gsq.sweeps.schema import columns as schema
 
 Array = npt.NDArray[np.float64]
@@ -205,17 +205,10 @@ def completed(cells: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str]) -
     Raises AnalysisError where these rows differ in it.
     """
     for name in columns:
-        for modifier in _modifiers(name, cells):
+        for modifier in modifiers(name, cells.columns):
             if modifier in rows and modifier not in cells and not _unusable(rows, modifier):
                 cells = cells.assign(**{modifier: _as_in(cells, rows, modifier, name)})
     return cells
-
-
-def _modifiers(name: str, cells: pd.DataFrame) -> list[str]:
-    """Which modifiers a column follows from, directly or by way of derived axes that ``cells`` lack."""
-    if name not in DERIVED or name in cells:
-        return []
-    return [*DERIVED[name].modifiers, *(one for need in DERIVED[name].needs for one in _modifiers(need, cells))]
 
 
 def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str) -> list[Any]:

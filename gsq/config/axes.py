@@ -7,7 +7,7 @@ Plans, the table's schema, laws and figures read them here. This module knows no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,6 +171,14 @@ def roots(name: str) -> tuple[str, ...]:
     """The axes that a derived one needs and that are not derived themselves, modifiers left out, in order."""
     found = [root for need in DERIVED[name].needs for root in (roots(need) if need in DERIVED else (need,))]
     return tuple(dict.fromkeys(found))
+
+
+def modifiers(name: str, known: Container[object] = ()) -> tuple[str, ...]:
+    """The modifiers that a column follows from, directly or by way of derived axes that are not ``known``."""
+    if name not in DERIVED or name in known:
+        return ()
+    by_way = [one for need in DERIVED[name].needs for one in modifiers(need, known)]
+    return tuple(dict.fromkeys([*DERIVED[name].modifiers, *by_way]))
 
 
 def levels_text(sizes: Iterable[int]) -> str:

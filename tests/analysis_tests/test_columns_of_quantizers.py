@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gsq.analysis import AnalysisError, Fit, design, fit, with_derived
+from gsq.analysis import AnalysisError, Fit, design, fit, held_out, residual_trends, with_derived
 from gsq.analysis.figures.contours import contour_panels
 from gsq.analysis.figures.panels import axis_panel, rate_panel
 from gsq.config.overrides import override
@@ -75,6 +75,15 @@ def test_law_curves_of_rvq_go_through_its_points_at_every_depth(tables: SimpleNa
     for one in series:
         assert [one.curves[0].central[end] for end in (0, -1)] == pytest.approx([one.mean_y[0], one.mean_y[-1]])
     assert series[0].curves[0].central[0] > 1.5 * series[1].curves[0].central[0]
+
+
+def test_a_law_of_the_rate_is_not_said_to_lack_a_term_for_depth(tables: SimpleNamespace) -> None:
+    cells = [{**KINDS["rvq"], "depth": n, "codebook_size": v} for n in (2, 4) for v in (16, 64, 256)]
+    frame = table_of(tables, cells)
+    assert not any("depth" in one for one in law_of(frame).warnings)
+    blind = fit(frame, "rfid = A / log2(codebook_size)^a", bootstrap=0)
+    assert any("depth" in one and "no term" in one for one in blind.warnings)
+    assert "depth" in [one.column for one in residual_trends(blind)] and "depth" in held_out(blind).largest
 
 
 def test_contours_of_rvq_take_its_depth_into_account(tables: SimpleNamespace) -> None:
