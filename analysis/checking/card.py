@@ -13,8 +13,9 @@ import numpy as np
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
 from gsq.analysis.tables.table import Array, numbers, varying
+from gsq.config.axes import TOKENIZER
 
-_AXES = ("downsample", "groups", "codebook_size", "latent_dim", "group_dim", "bits_per_pixel", "bits_per_dimension")
+_AXES = (*TOKENIZER, "depth", "group_dim", "bits_per_pixel", "bits_per_dimension")
 _OTHERS = ("image_size", "width", "learning_rate", "batch_size", "steps", "step", "seed")
 TREND = 0.01  # p-value below which residuals that go with an axis are pointed out
 ILL = 1e10  # condition number of the normal matrix beyond which half of the digits are gone

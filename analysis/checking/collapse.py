@@ -12,15 +12,10 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import or_none
 from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
+from gsq.config.axes import DERIVED
 
-CANDIDATES = (
-    "bits_per_pixel",
-    "bits_per_token",
-    "bits_per_dimension",
-    "effective_bits",
-    "compression_ratio",
-    "tokens_per_image",
-)
+CANDIDATES = (*(axis.name for axis in DERIVED.values() if axis.role == "derived"), "effective_bits")
+# In this order, since the last digits of least squares depend on it.
 ABSORBED = ("downsample", "groups", "codebook_size", "latent_dim")
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from gsq.analysis.fitting.result import Fit, or_none
 from gsq.analysis.fitting.solver import refit
-from gsq.analysis.tables.table import DERIVED, Array, large_end, numbers, varying
+from gsq.analysis.tables.table import Array, large_end, numbers, varying
+from gsq.config.axes import DERIVED, TOKENIZER
 
-_AXES = ("downsample", "groups", "codebook_size", "latent_dim", "image_size", "step")
+_AXES = (*TOKENIZER, "depth", "image_size", "step")
 _MOST_PARTS = 400
 _MOST_LEVELS = 24
 _STARTS = 4  # of each refit: the fit to all rows, and three random ones

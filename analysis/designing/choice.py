@@ -19,7 +19,8 @@ from gsq.analysis.designing.proposal import Design, Expectation, Proposal
 from gsq.analysis.designing.target import Target, cell_text, plain, read_target
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.tables.table import CONFIGURATION_AXES, DERIVED, numbers, varying, with_derived
+from gsq.analysis.tables.table import completed, numbers, varying, with_derived
+from gsq.config.axes import CONFIGURATION, DERIVED
 
 NOTHING = 0.05  # by which the last runs must narrow the target together
 SETTLED = 1e-3  # weight of wrong laws that needs no further run
@@ -168,7 +169,8 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
             f"the candidates have no column {cost!r} for what a run costs; name it (--cost COLUMN)"
             + (f": there is {', '.join(known)}" if known else ", or add one: every cell needs a cost")
         )
-    rows, wide = fits[0].rows, with_derived(candidates).reset_index(drop=True)
+    rows, read = fits[0].rows, [name for one in fits for name in one.law.columns]
+    wide = with_derived(completed(candidates, rows, read)).reset_index(drop=True)
     for one in fits:
         missing = [name for name in one.law.columns if name not in wide]
         if missing:
@@ -199,8 +201,7 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
         raise AnalysisError(f"no candidate is left: {'; '.join(notes)}; take another law, or other candidates")
     names = ["configuration"]
     if not all("configuration" in frame for frame in (rows, wide)):
-        read = [name for one in fits for name in one.law.columns]
-        names = [name for name in dict.fromkeys([*CONFIGURATION_AXES, *read]) if name in rows and name in wide]
+        names = [name for name in dict.fromkeys([*CONFIGURATION, *read]) if name in rows and name in wide]
     known_cells = dict(zip(_keys(rows, names), fits[0].configurations.tolist(), strict=True))
     first = np.unique(fits[0].configurations, return_index=True)[1]
     counts: list[float] = np.bincount(fits[0].configurations).astype(float).tolist()
@@ -372,4 +373,4 @@ def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
     read = [name for one in fits for name in one.law.columns]
     names = dict.fromkeys([*varying(candidates), *read])
     found = [name for name in names if name in candidates and not (name in DERIVED and len(names) > 1)]
-    return [name for name in CONFIGURATION_AXES if name in found] + [n for n in found if n not in CONFIGURATION_AXES]
+    return [name for name in CONFIGURATION if name in found] + [n for n in found if n not in CONFIGURATION]

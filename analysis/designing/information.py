@@ -33,7 +33,8 @@ from gsq.analysis.designing.target import Target, cell_text
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.tables.table import CONFIGURATION_AXES, DERIVED, Array, Index, numbers, with_derived
+from gsq.analysis.tables.table import Array, Index, completed, numbers, with_derived
+from gsq.config.axes import CONFIGURATION, DERIVED, roots
 
 RIDGE = 1e-6
 _WIDEST = 200  # target cells looked at for each step; the others are narrower already
@@ -304,20 +305,21 @@ def _wanted(fits: Sequence[Fit], target: Target, cells: Cells) -> pd.DataFrame:
     if not target.cells:
         return cells.frame
     given = sorted({name for cell in target.cells for name in cell})
-    known = {*map(str, fits[0].rows.columns), *DERIVED, *CONFIGURATION_AXES, *cells.frame}
+    known = {*map(str, fits[0].rows.columns), *DERIVED, *CONFIGURATION, *cells.frame}
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1)
             raise AnalysisError(
                 f"target cell: there is no axis {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
             )
-    frame = with_derived(pd.DataFrame([dict(cell) for cell in target.cells]))
+    read = [name for one in fits for name in one.law.columns]
+    frame = with_derived(completed(pd.DataFrame([dict(cell) for cell in target.cells]), fits[0].rows, read))
     for one in fits:
         for name in one.law.columns:
             if name not in frame or frame[name].isna().any():
                 raise AnalysisError(
                     f"target cell {cell_text(target.cells[0])}: {one.law.name} reads {name}, which is not given; add "
-                    f"it ({name}=...)" + (f", or {' and '.join(DERIVED[name][0])}" if name in DERIVED else "")
+                    f"it ({name}=...)" + (f", or {' and '.join(roots(name))}" if name in DERIVED else "")
                 )
         for name, only in one.law.holds_for.items():
             value = only if only is not None else float(numbers(one.rows, name)[0]) if name in one.rows else None

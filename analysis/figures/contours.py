@@ -35,9 +35,9 @@ from gsq.analysis.figures.style import (
     style,
 )
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.tables.table import DERIVED, Array, numbers, require_columns, varying, with_derived
+from gsq.analysis.tables.table import Array, moved, numbers, require_columns, varying
+from gsq.config.axes import DERIVED, PANELS, roots
 
-_FIRST = ("codebook_size", "latent_dim", "groups", "downsample")
 # Below these an axis means nothing.
 _LEAST = {"codebook_size": 2.0, "latent_dim": 1.0, "groups": 1.0, "downsample": 1.0}
 _MOST_PANELS = 4
@@ -97,9 +97,9 @@ def _axes(fit: Fit, x: str | None, y: str | None) -> tuple[str, str]:
     rows = fit.rows
     inputs: list[str] = []
     for name in fit.law.columns:
-        needs = DERIVED[name][0] if name in DERIVED else ()
+        needs = roots(name) if name in DERIVED else ()
         inputs += needs if needs and all(need in rows for need in needs) else [name]
-    moving = varying(rows, list(dict.fromkeys([*(name for name in _FIRST if name in inputs), *inputs])))
+    moving = varying(rows, list(dict.fromkeys([*(name for name in PANELS if name in inputs), *inputs])))
     for asked in (x, y):
         if asked is not None and asked not in moving:
             require_columns(rows, asked)
@@ -153,8 +153,8 @@ def _panel(
 ) -> ContourPanel:
     x, y = axes
     across, up = np.meshgrid(*grids)
-    where = part.iloc[[0] * across.size].assign(**{x: across.ravel(), y: up.ravel()})
-    value = fit.predict(with_derived(where, fresh=True))[0].reshape(across.shape)
+    where = moved(part.iloc[[0] * across.size], **{x: across.ravel(), y: up.ravel()})
+    value = fit.predict(where)[0].reshape(across.shape)
     means = part.groupby([x, y])[target].mean()
     points = tuple((float(a), float(b), float(mean)) for a, b, mean in means.reset_index().to_numpy(float))
     scale = [np.log2 if log else np.asarray for log in logs]

@@ -17,27 +17,19 @@ from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import (
     Array,
     measured,
+    moved,
     numbers,
     protocol_counts,
     require_columns,
     single,
     varying,
-    with_derived,
 )
+from gsq.config.axes import LABELS as AXIS_LABELS
+from gsq.config.axes import PANELS, POWERS, SYMBOLS, TOKENIZER
 
-AXES = ("codebook_size", "latent_dim", "groups", "downsample")
 LABELS = {
-    "bits_per_pixel": "bits per pixel",
-    "codebook_size": "codebook size V",
-    "latent_dim": "latent channels D",
-    "groups": "groups G",
-    "downsample": "downsampling f",
-    "group_dim": "channels a group d",
-    "bits_per_dimension": "bits a dimension",
-    "bits_per_token": "bits a token",
+    **AXIS_LABELS,
     "effective_bits": "effective bits a token",
-    "compression_ratio": "compression ratio 3 f²/D",
-    "tokens_per_image": "tokens an image",
     "step": "optimiser step",
     "train_flops": "training FLOPs",
     "device_seconds": "device seconds",
@@ -48,7 +40,6 @@ LABELS = {
     "perplexity": "codebook perplexity",
     "psnr_db": "PSNR (dB)",
 }
-SHORT = {"codebook_size": "V", "latent_dim": "D", "groups": "G", "downsample": "f", "group_dim": "d"}
 MOST_WITH_CURVES = 100
 Floats = tuple[float, ...]
 
@@ -137,7 +128,7 @@ def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
     rows, _ = measured(frame, metric)
     if "other_axes" in rows and rows["other_axes"].isna().any():
         rows = rows[rows["other_axes"].isna()]
-    axes = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in rows]
+    axes = [name for name in (*TOKENIZER, "depth", "levels") if name in rows]
     return rows.drop_duplicates(axes).reset_index(drop=True) if axes else rows
 
 
@@ -175,7 +166,7 @@ def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.Data
     :func:`measured`."""
     rows, _ = measured(frame)
     require_columns(rows, "bits_per_pixel")
-    by = next(iter(varying(rows, ("downsample", "latent_dim", "groups", "codebook_size"))), None)
+    by = next(iter(varying(rows, TOKENIZER)), None)
     series = []
     for value, part in rows.groupby(by, sort=True) if by else [("", rows)]:
         fixed = {by: plain(value)} if by else {}
@@ -208,14 +199,14 @@ def axis_panel(
     ``column``: codebook_size, latent_dim, groups, downsample, or group_dim (latent_dim fixed, groups moving with it).
     ``reference``: as for :func:`rate_panel`. Raises AnalysisError where the column is constant.
     """
-    if column not in (*AXES, "group_dim"):
-        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(AXES)}, group_dim")
+    if column not in (*PANELS, "group_dim"):
+        raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(PANELS)}, group_dim")
     rows, _ = measured(frame, metric)
     require_columns(rows, column)
     if rows[column].nunique() < 2:
         raise AnalysisError(f"{column} takes one value in the measured rows ({rows[column].iloc[0]}): nothing to plot")
     others = [name for name in varying(rows) if name != column and not (column == "group_dim" and name == "groups")]
-    order = [name for name in ("downsample", "latent_dim", "groups", "codebook_size") if name in others]
+    order = [name for name in TOKENIZER if name in others]
     others = order + [name for name in others if name not in order]
     groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
     series = []
@@ -296,11 +287,7 @@ def _series(
     curves = []
     if len(distinct) > 1:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
-        # Derived axes follow from the others, so they must be computed anew along the curve.
-        row = part.iloc[[0] * len(grid)].assign(**{column: grid})
-        if column == "group_dim":
-            row = row.assign(groups=numbers(row, "latent_dim") / grid)
-        row = with_derived(row, fresh=True)
+        row = moved(part.iloc[[0] * len(grid)], **{column: grid})
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
     label = settings(fixed)
     return Series(label, fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), tuple(curves))
@@ -343,8 +330,8 @@ def setting(name: str, value: float | str, *, powers: bool = True) -> str:
             keys = json.loads(value) if value.startswith("{") else {}
             return ", ".join(f"{key.split('.')[-1]} {_short(one)}" for key, one in keys.items()) or "as in the base"
         return f"{name} {value}"
-    shown = power_of_two(value) if name == "codebook_size" and powers else _digits(value)
-    return f"{SHORT[name]}={shown}" if name in SHORT else f"{name.replace('_', ' ')} {shown}"
+    shown = power_of_two(value) if name in POWERS and powers else _digits(value)
+    return f"{SYMBOLS[name]}={shown}" if name in SYMBOLS else f"{name.replace('_', ' ')} {shown}"
 
 
 def _digits(value: float) -> str:

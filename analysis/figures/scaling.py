@@ -19,7 +19,6 @@ from matplotlib.transforms import offset_copy
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.figures.panels import (
-    AXES,
     LABELS,
     Overlay,
     Panel,
@@ -43,6 +42,7 @@ from gsq.analysis.figures.style import (
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import LAWS
 from gsq.analysis.tables.table import measured, require_columns, varying
+from gsq.config.axes import PANELS
 
 LEGEND_SERIES = 6  # with more joined series than this, colours name the values of one axis only
 
@@ -61,7 +61,7 @@ def scaling_figure(
     """
     fits = [fits] if isinstance(fits, Fit) else list(fits)
     rows, excluded = measured(frame)
-    columns = varying(rows, AXES)
+    columns = varying(rows, PANELS)
     panels = [axis_panel(frame, column, fits, reference=reference) for column in columns]
     across = 1 if len(panels) <= 2 else 2
     down = 1 if len(panels) <= 1 else 2

@@ -32,6 +32,7 @@ from gsq.analysis.figures.style import (
     style,
 )
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, require_columns, varying
+from gsq.config.axes import TOKENIZER
 
 COMPUTE = ("train_flops", "device_seconds", "parameters", "images_seen")
 _MOST_LABELS = 14
@@ -197,7 +198,7 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     shown = rows.iloc[first].reset_index(drop=True)
     front = [not bool(np.any((x <= x[i]) & (y <= y[i]) & ((x < x[i]) | (y < y[i])))) for i in range(len(x))]
     names = [name for name in varying(shown) if shown[name].nunique() > 1]
-    names = [n for n in ("downsample", "latent_dim", "groups", "codebook_size") if n in names] or names
+    names = [n for n in TOKENIZER if n in names] or names
     labels = [settings({n: plain(row[n]) for n in names}) for _, row in shown.iterrows()]
     return ParetoPanel(cost, tuple(x), tuple(y), tuple(front), tuple(labels), shown)
 

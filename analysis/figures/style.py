@@ -25,6 +25,7 @@ from matplotlib.transforms import Bbox
 
 from gsq.analysis.figures.panels import power_of_two, setting
 from gsq.analysis.tables.table import Array, varying
+from gsq.config.axes import POWERS, TOKENIZER
 
 STYLE = Path(__file__).with_name("gsq.mplstyle")
 # Those of the style file.
@@ -32,9 +33,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#888888"
 DARK = "#555555"
-# Those whose values are taken in this order to tell points apart.
-_ORDER = ("downsample", "groups", "latent_dim", "codebook_size")
-_POWERS = ("codebook_size",)
 
 
 def style() -> AbstractContextManager[None]:
@@ -124,7 +122,7 @@ def octave_axis(
         ticks = [2.0**e for e in range(int(np.ceil(np.log2(low))), int(np.floor(np.log2(high))) + 1)]
     if len(ticks) < 2:
         ticks = list(round_ticks(low, high))
-    powers = column in _POWERS or ticks[-1] >= 2**14
+    powers = column in POWERS or ticks[-1] >= 2**14
     ticks = _apart(ticks[:: -(-len(ticks) // most)], limits, 1.6 * most)
     set_ticks(axis, ticks, lambda value: power_of_two(value) if powers else f"{value:.3g}")
 
@@ -172,7 +170,7 @@ class Marks:
     """How the rows of a table are told apart: colours by one axis that varies, markers by a second one."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        names = [name for name in dict.fromkeys([*_ORDER, *varying(rows)]) if name in varying(rows)]
+        names = [name for name in dict.fromkeys([*TOKENIZER, *varying(rows)]) if name in varying(rows)]
         self.axes = [name for name in names if rows[name].nunique() <= len(COLOURS)][:2]
         self._levels = [list(np.sort(rows[name].dropna().unique())) for name in self.axes]
 

@@ -30,7 +30,6 @@ from gsq.analysis.fitting.solver import STARTS, Loss, Problem, Residuals, Soluti
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
-    CONFIGURATION_AXES,
     Array,
     Excluded,
     configuration_ids,
@@ -41,9 +40,9 @@ from gsq.analysis.tables.table import (
     varying,
     with_derived,
 )
+from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
 
 NUMBER = (int, float, np.number)
-_TOKENIZER_AXES = ("latent_dim", "groups", "codebook_size", "downsample")
 
 
 def fit(
@@ -359,7 +358,8 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    others = varying(rows, [name for name in CONFIGURATION_AXES if name not in (*_TOKENIZER_AXES, *law.columns)])
+    read = {*TOKENIZER, *law.columns, *(one for name in law.columns for one in modifiers(name))}
+    others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
     if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():

@@ -15,7 +15,7 @@ from gsq.analysis.fitting.intervals import delta_band, percentile_interval
 from gsq.analysis.fitting.solver import Problem, Residuals
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
-from gsq.analysis.tables.table import Array, Index, quoted
+from gsq.analysis.tables.table import Array, Index, completed, quoted
 from gsq.analysis.words import counted
 
 if TYPE_CHECKING:
@@ -161,11 +161,12 @@ class Fit:
         law's value and assumes that the law holds there; with ``single_run`` it holds the scatter of one new run as
         well. NaN where there is none (no degree of freedom left, or no bootstrap).
 
-        ``where`` has the law's columns (derived axes may be given as what they follow from); a mapping may hold
-        scalars.
+        ``where`` has the law's columns (derived axes may be given as what they follow from; depth and levels are those
+        of the fitted rows where it has none); a mapping may hold scalars. Raises AnalysisError where a column is
+        missing, or a depth that is not the same in all fitted rows.
         """
         frame = where if isinstance(where, pd.DataFrame) else as_frame(where)
-        data = self.law.values(frame)
+        data = self.law.values(completed(frame, self.rows, self.law.columns))
         central = self.problem.predict(self.theta[None], data)[0]
         freedom = self.freedom
         kind = kind or self.interval_kind

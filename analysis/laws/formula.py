@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.tables.columns import DERIVED, near_names, quoted
+from gsq.analysis.tables.columns import near_names, quoted
 
 if TYPE_CHECKING:
     pass
 
 from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, names_of, number_of, to_quote
+from gsq.config.axes import DERIVED
 
 _LONGEST = 1000  # characters
 

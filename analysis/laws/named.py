@@ -16,7 +16,8 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.laws.form import Form, compile_form
 from gsq.analysis.laws.formula import Formula, read_formula, split_target, with_target
-from gsq.analysis.tables.table import DERIVED, Array, Excluded, measured, numbers, unquoted, with_derived
+from gsq.analysis.tables.table import Array, Excluded, measured, numbers, unquoted, with_derived
+from gsq.config.axes import DERIVED, TOKENIZER
 from gsq.sweeps.schema import columns as schema
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Law:
             return f"{self.name} reads no column: {self.formula}"
         values = self._columns(frame)
         if _cells(values) == 1:
-            others = [n for n in ("latent_dim", "groups", "codebook_size", "downsample") if n in frame]
+            others = [n for n in TOKENIZER if n in frame]
             moving = [name for name in others if name not in values and len(np.unique(numbers(frame, name))) > 1]
             return (
                 f"{self.name} reads {' and '.join(values)} alone, constant in these rows "

@@ -12,11 +12,12 @@ import pandas as pd
 
 from gsq.analysis.checking.card import ReportCard
 from gsq.analysis.figures.contours import contour_panels
-from gsq.analysis.figures.panels import AXES, LABELS, Panel, axis_panel, plain, rate_panel, settings, step_panel
+from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, plain, rate_panel, settings, step_panel
 from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, measured, numbers, varying
 from gsq.analysis.words import counted
+from gsq.config.axes import PANELS
 
 WEAK = 0.3  # rank correlation below which a trend is not called one
 
@@ -25,7 +26,7 @@ def scaling(frame: pd.DataFrame, fits: Sequence[Fit]) -> str:
     rows = measured(frame)[0]
     panel = rate_panel(frame, fits)
     parts = [_trend("rFID", "bits per pixel", *_points(panel)), least(rows)]
-    columns = varying(rows, AXES)
+    columns = varying(rows, PANELS)
     parts += [_lines(axis_panel(frame, column, fits)) for column in columns]
     parts += [f"{curve.law}: {curve.formula}" for curve in panel.curves]
     return _sentences(parts)

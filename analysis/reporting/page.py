@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ from gsq.analysis.reporting.markup import (
     width_class,
 )
 from gsq.analysis.reporting.report import Picture, Report
+from gsq.config.axes import SYMBOLS
 from gsq.sweeps.schema import columns as schema
 
 _HERE = Path(__file__).parent
@@ -201,6 +203,7 @@ def _table(report: Report) -> Markup:
         autocomplete="off",
         spellcheck="false",
     )
+    letters = json.dumps({symbol: name for name, symbol in SYMBOLS.items()})
     box = tag("label", tag("input", type="checkbox", id="all"), f" all {len(columns)} columns", hidden=not others)
     return join(
         [
@@ -215,16 +218,16 @@ def _table(report: Report) -> Markup:
                 hidden=True,
             ),
             scroll_box(
-                tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), id="results"),
+                tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), id="results", data_letters=letters),
                 "Results of all cells",
                 "scroll tall",
             ),
             tag(
                 "p",
                 "Click a head to sort. The filter takes words and comparisons, all of which must hold: "
-                "latent dim >= 16, 2 <= G <= 4, V = 2^6|2^10 (either), state != done; D, G, V, f and d are the paper's "
-                "letters. The address of the page keeps both. Each run is shown at its last step; pointing at a head "
-                "explains the column.",
+                "latent dim >= 16, 2 <= G <= 4, V = 2^6|2^10 (either), state != done; "
+                f"{', '.join(SYMBOLS.values())} are the paper's letters. The address of the page keeps both. Each run "
+                "is shown at its last step; pointing at a head explains the column.",
                 class_="faint",
             ),
         ]

@@ -8,7 +8,7 @@
   const heads = [...table.tHead.rows[0].cells];
   const keys = heads.map((head) => head.dataset.k);
   const numeric = heads.map((head) => head.dataset.t === "n");
-  const letters = { D: "latent_dim", G: "groups", V: "codebook_size", f: "downsample", d: "group_dim" };
+  const letters = JSON.parse(table.dataset.letters);
   const rows = [...body.rows].map((row) => {
     const values = [...row.cells].map((cell) => cell.dataset.v ?? cell.textContent);
     return { row, values, text: values.join(" ").toLowerCase() };

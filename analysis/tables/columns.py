@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, modifiers, read_levels, roots
 from gsq.sweeps.schema import columns as schema
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
-# Axes that follow from the others, and what they follow from: (needs, formula). The paper's names: D, G, V, f.
-DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {
-    "group_dim": (("latent_dim", "groups"), lambda d, g: d / g),
-    "bits_per_token": (("groups", "codebook_size"), lambda g, v: g * np.log2(v)),
-    "bits_per_pixel": (("groups", "codebook_size", "downsample"), lambda g, v, f: g * np.log2(v) / f**2),
-    "bits_per_dimension": (("latent_dim", "groups", "codebook_size"), lambda d, g, v: g * np.log2(v) / d),
-    "compression_ratio": (("downsample", "latent_dim"), lambda f, d: 3 * f**2 / d),
-    "tokens_per_image": (("groups", "image_size", "downsample"), lambda g, h, f: g * (h / f) ** 2),
-}
-
-# What makes a configuration. Seeds and repeats repeat it, and group_dim = D / G follows from two others.
-CONFIGURATION_AXES: tuple[str, ...] = tuple(
-    c.name for c in schema.COLUMNS if c.role == "axis" and c.name not in ("seed", "repeat", "group_dim")
-)
 _SIGNATURE = re.compile(r"[0-9a-f]{12}")
 # Names that formulas read without quotes.
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -86,9 +74,9 @@ def require_columns(frame: pd.DataFrame, *names: str) -> None:
 def _missing(frame: pd.DataFrame, name: str) -> str:
     columns = [str(column) for column in frame.columns]
     if name in DERIVED:
-        axes = [axis for axis in DERIVED[name][0] if axis not in frame]
+        axes = [axis for axis in roots(name) if axis not in frame]
         if not axes:  # they are there, but nothing follows from them
-            return next(filter(None, (_not_positive(frame, axis) for axis in DERIVED[name][0])), name)
+            return next(filter(None, (_unusable(frame, axis) for axis in roots(name))), name)
     curves = frame.attrs.get("curves")
     if curves:
         return (
@@ -100,7 +88,7 @@ def _missing(frame: pd.DataFrame, name: str) -> str:
     text = f"column {name!r} is missing from the table; it has {len(columns)} columns, such as "
     text += ", ".join(near or columns[:8]) + (f". Did you mean {' or '.join(near)}?" if near else ".")
     if name in DERIVED:
-        text += f" {name} follows from {', '.join(DERIVED[name][0])}, of which it lacks {', '.join(axes)}."
+        text += f" {name} follows from {', '.join(roots(name))}, of which it lacks {', '.join(axes)}."
     if is_results(frame):
         return text + " Gather the sweep again (gsq gather SWEEP), or add the column"
     if name == "rfid":
@@ -108,13 +96,16 @@ def _missing(frame: pd.DataFrame, name: str) -> str:
     return text + " Rename a column, or add this one"
 
 
-def _not_positive(frame: pd.DataFrame, axis: str) -> str:
+def _unusable(frame: pd.DataFrame, name: str) -> str:
     """What is wrong with a column from which others follow; "" where nothing is."""
+    if name == "levels":
+        wrong = [one for one in frame[name].dropna().unique() if read_levels(one) is None]
+        return f"column 'levels' must hold the values of each index, such as 8x8x5; got {wrong[0]!r}" if wrong else ""
     try:
-        least = np.nanmin(numbers(frame, axis), initial=np.inf)
+        least = np.nanmin(numbers(frame, name), initial=np.inf)
     except AnalysisError as error:
         return str(error)
-    return f"column {axis!r} must be positive, got {least:g}" if least <= 0 else ""
+    return f"column {name!r} must be positive, got {least:g}" if least <= 0 and name not in DERIVED else ""
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Array:
@@ -155,28 +146,93 @@ def _not_a_number(column: pd.Series, name: str) -> str:
 def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
     """``frame`` with the derived axes that follow from its columns, where they are absent; ``fresh``: computed anew.
 
-    Of a table that is not gsq's own, axes that are no positive numbers are columns of that name, of which nothing
-    follows. Raises AnalysisError where an axis of gsq's own table is zero or negative.
+    The formulas are those of :mod:`gsq.config.axes`, right for every quantizer where the columns depth and levels are
+    there. Of a table that is not gsq's own, axes that are no positive numbers are columns of that name, of which
+    nothing follows. Raises AnalysisError where an axis of gsq's own table is zero or negative.
     """
     new: dict[str, Array] = {}
-    own: bool | None = None
-    wrong: dict[str, str] = {}
-    for name, (axes, formula) in DERIVED.items():
-        if (name in frame and not fresh) or any(axis not in frame for axis in axes):
+    for name, axis in DERIVED.items():
+        if (name in frame and not fresh) or any(need not in frame and need not in new for need in axis.needs):
             continue
-        for axis in axes:
-            if axis not in wrong:
-                wrong[axis] = _not_positive(frame, axis)
-        if found := next((wrong[axis] for axis in axes if wrong[axis]), ""):
-            own = is_results(frame) if own is None else own
-            if own:
-                raise AnalysisError(found)
+        given = [one for one in axis.inputs if one in frame and one not in new]
+        wrong = {one: text for one in given if (text := _unusable(frame, one))}
+        if wrong and is_results(frame):
+            raise AnalysisError(next(iter(wrong.values())))
+        if wrong.keys() & set(axis.needs) or axis.formula is None:
             continue
-        new[name] = formula(*(numbers(frame, axis) for axis in axes))
+        columns = [new[one].tolist() if one in new else _inputs(frame, one, one not in wrong) for one in axis.inputs]
+        new[name] = np.array([axis.formula(*row) for row in zip(*columns, strict=True)], dtype=np.float64)
     return frame.assign(**new) if new else frame
 
 
-def varying(frame: pd.DataFrame, names: Sequence[str] = CONFIGURATION_AXES) -> list[str]:
+def _inputs(frame: pd.DataFrame, name: str, known: bool) -> list[Any]:
+    """What formulas take of a column, for each row; its default where it is null, absent or not ``known``."""
+    default = DEFAULTS.get(name, np.nan)
+    if name not in frame or not known:
+        return [default] * len(frame)
+    if name == "levels":
+        return _levels(frame)
+    return [default if value != value else value for value in numbers(frame, name).tolist()]
+
+
+def _levels(frame: pd.DataFrame) -> list[tuple[int, ...] | None]:
+    """Levels of each row. A table that is not gsq's own may mean something else by them, so that they count there only
+    if they are as many as the groups, the largest of them the codebook size."""
+    read = {text: read_levels(text) for text in frame["levels"].dropna().unique()}
+    found = [read.get(text) for text in frame["levels"]]
+    if is_results(frame) or "groups" not in frame or "codebook_size" not in frame:
+        return found
+    cells = zip(found, numbers(frame, "groups"), numbers(frame, "codebook_size"), strict=True)
+    return [levels if levels and (len(levels), max(levels)) == (g, v) else None for levels, g, v in cells]
+
+
+def moved(rows: pd.DataFrame, **axes: Array) -> pd.DataFrame:
+    """``rows`` with other values of some axes, and anew everything that follows from these: the derived axes, the
+    groups of another group_dim. Levels are of one codebook size and number of groups: where either moves, all indices
+    are taken to be of the same size."""
+    if "group_dim" in axes:
+        axes = {**axes, "groups": numbers(rows, "latent_dim") / axes["group_dim"]}
+    changed = rows.assign(**axes)
+    if "levels" in rows and axes.keys() & set(roots("bits_per_token")):
+        changed = changed.assign(levels=None)
+    return with_derived(changed, fresh=True)
+
+
+def completed(cells: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Hypothetical ``cells`` with the depth and the levels that they do not name, but that ``columns`` follow from:
+    those of the measured ``rows`` with the same quantizer and groups (for levels: and codebook size).
+
+    Raises AnalysisError where these rows differ in it.
+    """
+    for name in columns:
+        for modifier in modifiers(name, cells.columns):
+            if modifier in rows and modifier not in cells and not _unusable(rows, modifier):
+                cells = cells.assign(**{modifier: _as_in(cells, rows, modifier, name)})
+    return cells
+
+
+def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str) -> list[Any]:
+    """The value of ``modifier`` for each of ``cells``."""
+    exact = modifier == "levels"
+    names = [name for name in ("quantizer", "groups", *["codebook_size"] * exact) if name in cells and name in rows]
+    known: dict[tuple[object, ...], Any] = {}
+    keys = list(zip(*(cells[name] for name in names), strict=True)) if names else [()] * len(cells)
+    for key in dict.fromkeys(keys):
+        alike = rows
+        for name, value in zip(names, key, strict=True):
+            same = alike[alike[name] == value]
+            alike = same if exact or len(same) else alike
+        values = alike[modifier].astype(object).where(alike[modifier].notna(), DEFAULTS[modifier]).unique()
+        if len(values) > 1:
+            raise AnalysisError(
+                f"{derived} follows from {modifier}, too, which a cell does not name and which is "
+                f"{', '.join(map(str, values[:6]))} in the measured rows like it; give its {modifier}, or {derived}"
+            )
+        known[key] = values[0] if len(values) else DEFAULTS[modifier]
+    return [known[key] for key in keys]
+
+
+def varying(frame: pd.DataFrame, names: Sequence[str] = CONFIGURATION) -> list[str]:
     """The columns among ``names`` that are present and take more than one value (null is not a value)."""
     return [name for name in names if name in frame and frame[name].nunique() > 1]
 

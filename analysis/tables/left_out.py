@@ -9,20 +9,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from gsq.analysis.tables.columns import numbers, varying
+from gsq.config.axes import AXES
 from gsq.sweeps.schema import failure_tests as association
 
-# Axes whose large end (for downsample: the small end) costs more memory and time, where runs die first.
-_LARGE_END = {
-    "latent_dim": 1,
-    "groups": 1,
-    "codebook_size": 1,
-    "downsample": -1,
-    "width": 1,
-    "image_size": 1,
-    "batch_size": 1,
-    "bits_per_pixel": 1,
-    "learning_rate": 1,
-}
+# Where the large (downsample: small) end costs more memory and time is where runs die first.
+_DEARER = {axis.name: axis.dearer for axis in AXES if axis.dearer}
 
 
 # Why a repeat of a run, which has a value, is left out all the same.
@@ -88,7 +79,7 @@ def _large_end_warning(
     if not failed.any():
         return ()
     beyond = []
-    for name, sign in _LARGE_END.items():
+    for name, sign in _DEARER.items():
         if name not in cells:
             continue
         values = sign * numbers(cells, name)
@@ -106,4 +97,4 @@ def _large_end_warning(
 
 def large_end(name: str) -> int:
     """1 where large values of the axis cost more memory and time, -1 where small ones do (downsample)."""
-    return _LARGE_END.get(name, 1)
+    return _DEARER.get(name, 1)

@@ -18,11 +18,11 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.tables import reading
 from gsq.analysis.tables.columns import (
-    CONFIGURATION_AXES,
-    DERIVED,
     Array,
     Index,
+    completed,
     is_results,
+    moved,
     numbers,
     quoted,
     require_columns,
@@ -32,15 +32,15 @@ from gsq.analysis.tables.columns import (
     with_derived,
 )
 from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end
+from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
 
 __all__ = [
-    "CONFIGURATION_AXES",
-    "DERIVED",
     "REPEATED",
     "Array",
     "Excluded",
     "Index",
+    "completed",
     "configuration_ids",
     "is_results",
     "large_end",
@@ -48,6 +48,7 @@ __all__ = [
     "load_results",
     "load_table",
     "measured",
+    "moved",
     "numbers",
     "protocol_counts",
     "quoted",
@@ -316,7 +317,7 @@ def configuration_ids(frame: pd.DataFrame, columns: Sequence[str] = ()) -> Index
 
     They differ in the axes of a results table or in ``columns``, those of a law. Without any, each row is its own.
     """
-    axes = [name for name in dict.fromkeys([*CONFIGURATION_AXES, *columns]) if name in frame]
+    axes = [name for name in dict.fromkeys([*CONFIGURATION, *columns]) if name in frame]
     if not axes:
         return np.arange(len(frame))
     return frame.groupby(axes, dropna=False, sort=False).ngroup().to_numpy().astype(np.int64)

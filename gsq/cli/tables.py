@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    pass
-
+from gsq.config.axes import AXES, SOFT
 
 # Where a table is wider than the terminal, its heads are broken at spaces, and then at these places too.
-SOFT = "\u00ad"
 HEADS = {
-    "downsample": f"down{SOFT}sample",
-    "codebook_size": f"code{SOFT}book",
-    "latent_dim": "latent dim",
-    "bits_per_pixel": f"bits/{SOFT}pixel",
+    **{axis.name: axis.head for axis in AXES if axis.head},
     "parameters": f"param{SOFT}eters",
     "perplexity": f"perp{SOFT}lexity",
     "rfid": "rFID",

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from gsq.config.axes import SYMBOLS
 from gsq.sweeps.spec.states import RESUMED_ON_SUBMIT
 from gsq.sweeps.state.reconcile import STOPPED, shown_state
 from gsq.sweeps.state.status import CellStatus
@@ -35,10 +36,6 @@ def size(count: float, unit: str = "B", base: int = 1000) -> str:
             return f"{count:.3g} {prefix}{unit}"
         count /= base
     return f"{count:.3g} Z{unit}"
-
-
-# The paper's letters, as in the figures.
-SYMBOLS = {"downsample": "f", "latent_dim": "D", "groups": "G", "codebook_size": "V"}
 
 
 def brief(cell: str) -> str:

@@ -9,27 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from gsq.config.axes import AXES
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 
 KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section))
 
 # Short names of sweep axes, for the config keys behind them.
-SHORT_NAMES: dict[str, str] = {
-    "latent_dim": "model.latent_dim",
-    "groups": "quantizer.groups",
-    "codebook_size": "quantizer.codebook_size",
-    "depth": "quantizer.depth",
-    "downsample": "model.downsample",
-    "width": "model.channels",
-    "quantizer": "quantizer.kind",
-    "image_size": "data.image_size",
-    "batch_size": "train.batch_size",
-    "steps": "train.steps",
-    "learning_rate": "optimizer.learning_rate",
-    "seed": "train.seed",
-    "repeat": "train.repeat",
-}
+SHORT_NAMES: dict[str, str] = {axis.name: axis.key for axis in AXES if axis.key}
 _SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES, *KEYS)}
 
 

@@ -7,9 +7,9 @@ the earlier behaviour, left out of the signature while it holds; ``metadata={"si
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 
+from gsq.config.axes import bits
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
 from gsq.config.quantizer import CODEBOOK_KINDS, QuantizerConfig
@@ -277,7 +277,7 @@ class RunConfig:
     @property
     def bits_per_token(self) -> float:
         """Bits of a latent position: the sum of log2 over its indices."""
-        return sum(math.log2(size) for size in self.index_sizes)
+        return bits(self.index_sizes)
 
     @property
     def codebook_parameters(self) -> int:

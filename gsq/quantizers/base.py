@@ -6,13 +6,13 @@ h x w latent positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from gsq.config.axes import bits
 from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,7 +49,7 @@ class Quantizer(nn.Module):
     @property
     def bits_per_token(self) -> float:
         """Bits of one latent position: the sum of log2 over its indices."""
-        return sum(math.log2(size) for size in self.index_sizes)
+        return bits(self.index_sizes)
 
     def forward(self, latent: Tensor) -> QuantizerOutput:
         """latent: (B, D, h, w), any floating dtype.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
+from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
 from gsq.config.run import RunConfig
@@ -43,21 +43,29 @@ def collector_paused() -> Iterator[None]:
 
 def derived(config: RunConfig) -> dict[str, Any]:
     """Derived axes by column name."""
-    m, bits = config.model, config.bits_per_token
-    return {
-        "group_dim": config.group_dim,
-        "bits_per_token": bits,
-        "bits_per_pixel": bits / m.downsample**2,
-        "compression_ratio": 3 * m.downsample**2 / m.latent_dim,
-        "tokens_per_image": len(config.index_sizes) * (config.data.image_size // m.downsample) ** 2,
-    }
+    known = {**_set_axes(config), "levels": config.index_sizes}
+    return {name: _typed(name, derive(name, known.__getitem__)) for name in _STORED}
 
 
 def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
     """Axes and derived axes of a run, by the results table's column names."""
-    axes = {name: _get(config, name) for name in SHORT_NAMES}
-    levels = "x".join(map(str, config.index_sizes)) if config.quantizer.kind == "fsq" else None
-    return {**axes, "levels": levels, **derived(config), "data": data_label}
+    q, sizes = config.quantizer, config.index_sizes
+    # From the other columns one would take all indices to be of one size.
+    uneven = q.kind == "fsq" or sizes != (q.codebook_size,) * (q.groups * q.depth)
+    return {
+        **_set_axes(config),
+        "levels": levels_text(sizes) if uneven else None,
+        **derived(config),
+        "data": data_label,
+    }
+
+
+def _set_axes(config: RunConfig) -> dict[str, Any]:
+    return {name: _get(config, name) for name in SHORT_NAMES}
+
+
+def _typed(name: str, value: float) -> float:
+    return int(value) if BY_NAME[name].type == "int64" else value
 
 
 def _get(config: RunConfig, name: str) -> Any:
@@ -65,6 +73,7 @@ def _get(config: RunConfig, name: str) -> Any:
     return getattr(getattr(config, section), key)
 
 
+_STORED = tuple(axis.name for axis in DERIVED.values() if axis.stored)
 _WHOLE = {name: key for name, key in SHORT_NAMES.items() if BY_NAME[name].type == "int64"}
 
 
@@ -188,17 +197,11 @@ class _Names:
         if name in SHORT_NAMES:
             value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
             return _get(self.base, name) if value is None else value
-        d, g, v, f = (self(n) for n in ("latent_dim", "groups", "codebook_size", "downsample"))
-        indices = self("depth") if self("quantizer") == "rvq" else g
-        # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
-        if name in ("bits_per_token", "bits_per_pixel"):
-            levels = self.axes.get("quantizer.levels") or self.base.quantizer.levels or [v] * indices
-            bits = sum(map(math.log2, levels))
-            return bits if name == "bits_per_token" else bits / f**2
-        if name in ("group_dim", "compression_ratio"):
-            return d / g if name == "group_dim" else 3 * f**2 / d
-        if name == "tokens_per_image":
-            return indices * (self("image_size") // f) ** 2
+        if name in DERIVED:
+            # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
+            return derive(name, self)
+        if name == "levels":
+            return self.axes.get("quantizer.levels") or self.base.quantizer.levels or None
         if name == "images":
             return self("steps") * self("batch_size")
         changed = self.override(self.axes)

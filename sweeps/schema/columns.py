@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gsq.config.axes import AXES
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -62,42 +64,9 @@ COLUMNS: tuple[Column, ...] = (
         ("rank_deficient", "bool", "", "fewer images than feature_dim + 1: rfid is biased upwards"),
         ("lpips_network", "string", "", "network behind lpips and the first digits of its weights' sha256, else null"),
     ),
-    *_columns(
-        "axis",
-        ("quantizer", "string", "", "kind of quantizer"),
-        ("latent_dim", "int64", "channels", "latent channels D"),
-        ("groups", "int64", "groups", "codebook groups G"),
-        ("group_dim", "int64", "channels", "channels a group, d = D / G"),
-        ("codebook_size", "int64", "rows", "codebook rows V (fsq: the most levels of a channel)"),
-        ("depth", "int64", "codebooks", "codebooks of a residual quantizer, else 1"),
-        ("levels", "string", "", "fsq: levels of each latent channel, such as 8x8x5, else null"),
-        ("downsample", "int64", "pixels", "image height over latent height, f"),
-        ("width", "int64", "channels", "channels of the first level of the autoencoder"),
-        ("image_size", "int64", "pixels", "height and width of a training image"),
-        ("learning_rate", "float64", "", "learning rate of both optimisers"),
-        ("batch_size", "int64", "images", "images a step, over all devices"),
-        ("steps", "int64", "steps", "planned optimiser steps"),
-        ("seed", "int64", "", "random seed"),
-        ("repeat", "int64", "", "1, 2, ...: the run once more, to compare codes or devices; laws leave it out"),
-        ("data", "string", "", "name and fingerprint of the training data"),
-        ("other_axes", "string", "", "config keys without a column that the sweep set for this cell, as JSON"),
-    ),
+    *(Column(a.name, a.type, a.unit, a.role, a.description) for a in AXES if a.stored),
     *_columns(
         "derived",
-        (
-            "bits_per_token",
-            "float64",
-            "bits",
-            "bits of one latent position: the sum of log2 over its indices, G log2 V",
-        ),
-        ("bits_per_pixel", "float64", "bits/pixel", "bits_per_token / f^2"),
-        ("compression_ratio", "float64", "values/value", "3 f^2 / D: image values a latent value"),
-        (
-            "tokens_per_image",
-            "int64",
-            "indices",
-            "indices that one training image becomes, G (H / f)^2 (rvq: depth for G)",
-        ),
         ("effective_bits", "float64", "bits", "sum over groups of log2 perplexity (groups taken as independent)"),
     ),
     *_columns(

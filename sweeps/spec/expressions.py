@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gsq.config.axes import DERIVED
 from gsq.config.overrides import SHORT_NAMES
 from gsq.errors import UserError, nearest
 
@@ -19,17 +20,8 @@ HELPERS = {
     "range": "{range: [a, b]} is a ... b with both ends (step: n)",
     "logspace": "{logspace: [a, b, n]} is n values from a to b at equal ratios",
 }
-# Names a constraint may use beside the short names of config keys; values from gsq.config.run and gsq.config.flops.
-DERIVED_NAMES = (
-    "group_dim",
-    "bits_per_token",
-    "bits_per_pixel",
-    "compression_ratio",
-    "tokens_per_image",
-    "parameters",
-    "train_flops",
-    "images",
-)
+# Names a constraint may use beside the short names of config keys: derived axes, and what gsq.config.flops counts.
+DERIVED_NAMES = (*(axis.name for axis in DERIVED.values() if axis.stored), "parameters", "train_flops", "images")
 _ALLOWED_NODES = (
     ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub,
     ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
