@@ -257,10 +257,10 @@ def cost(config: RunConfig) -> Cost:
         * ((6 + 2 + passes) * disc.macs + (2 + 2 + passes) * disc.frozen_macs),
         # Both images forward, one backward to the image.
         perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
-        # fsq, lfq and bsq round (no codebook); at d = 1 the look-up is a binary search.
-        lookup_flops=0.0
-        if config.group_dim == 1
-        else 2.0 * (images + own) * positions * config.quantizer.groups * codebook,
+        lookup_flops=2.0
+        * (images + own)
+        * positions
+        * config.quantizer.declared.position_macs(config.quantizer, model.latent_dim),
         images=images,
         memory_bytes=stored + activations,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.axes import AXES
+from gsq.config.quantizer import QuantizerConfig, refuse_ignored
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 
@@ -31,10 +32,13 @@ def config_key(name: str, where: str) -> str:
     raise UserError(f"{where}: '{name}' is not a config key{hint}; short names are {', '.join(SHORT_NAMES)}")
 
 
-def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config") -> RunConfig:
+def load_config(
+    values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config", *, finished: bool = False
+) -> RunConfig:
     """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
 
-    Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
+    finished: of a run that trained; an option that its kind of quantizer ignores, which earlier versions accepted, is
+    left alone. Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -69,7 +73,10 @@ def load_config(values: Mapping[str, Any], base: RunConfig | None = None, where:
             raise UserError(f"{where}: {key}: {reason}") from None
         assert isinstance(plain, dict)
         sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
-    return dataclasses.replace(base, **sections)
+    loaded = dataclasses.replace(base, **sections)
+    if not finished and "quantizer" in sections:
+        refuse_ignored(loaded.quantizer, values["quantizer"], base.quantizer)
+    return loaded
 
 
 class Overrides:
@@ -78,8 +85,10 @@ class Overrides:
     Values are told apart by how they are written, as the signature does (0.0 and -0.0, 1 and 1.0 in a list).
     """
 
-    def __init__(self, base: RunConfig) -> None:
-        self.base = base
+    def __init__(self, base: RunConfig, preset: QuantizerConfig | None = None) -> None:
+        """preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets
+        may stay where a cell's kind of quantizer ignores it."""
+        self.base, self.preset = base, preset or base.quantizer
         self._own = {name: getattr(base, name) for name in SECTIONS}
         self._sections: dict[tuple[str, ...], Any] = {}
 
@@ -96,7 +105,7 @@ class Overrides:
             if type(value) is not type(current):
                 raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
             nested.setdefault(section, {})[key] = value
-        return self._replaced(nested)
+        return self._replaced(nested, refuse=True)
 
     def restore(self, changes: Mapping[str, Any]) -> RunConfig:
         """The config that ``differences`` described, exactly. Raises UserError for a value that is not allowed, and
@@ -107,12 +116,15 @@ class Overrides:
             nested.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
         return self._replaced(nested)
 
-    def _replaced(self, nested: dict[str, dict[str, Any]]) -> RunConfig:
+    def _replaced(self, nested: dict[str, dict[str, Any]], refuse: bool = False) -> RunConfig:
         parts = {}
         for section, part in nested.items():
             written = (section, *(f"{key}={value!r}" for key, value in part.items()))
             if written not in self._sections:
-                self._sections[written] = dataclasses.replace(getattr(self.base, section), **part)
+                changed = dataclasses.replace(getattr(self.base, section), **part)
+                if refuse and section == "quantizer":
+                    refuse_ignored(changed, part, self.preset)
+                self._sections[written] = changed
             parts[section] = self._sections[written]
         return RunConfig(**{**self._own, **parts})
 

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
+from gsq.config.kinds import Kind, kinds, users_of
 from gsq.errors import UserError, choose, positive
 
-QUANTIZER_KINDS = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq")
-# Those with a learned codebook that a look-up searches.
-CODEBOOK_KINDS = ("gsq", "vq", "rvq")
+T = TypeVar("T")
+# Options that earlier versions accepted, and ignored, for kinds that do not use them: finished runs have them in their
+# configs, so that only what a user writes now is refused (``refuse_ignored``).
+ONCE_IGNORED = ("decoder_input", "loss_row", "commitment_weight", "codebook_decay")
+
+
+def _with_own_options(cls: type[T]) -> type[T]:
+    """Add the options that single kinds declare; left out of signatures at their defaults, as every later field is."""
+    for kind in kinds().values():
+        for option in kind.own:
+            if option.name in cls.__annotations__:
+                raise ValueError(f"quantizer {kind.name} adds the option {option.name}, which there is already")
+            cls.__annotations__[option.name] = type(option.default)
+            setattr(cls, option.name, field(default=option.default, metadata={"legacy": option.default}))
+    return cls
 
 
 @dataclass(frozen=True)
+@_with_own_options
 class QuantizerConfig:
-    """The quantizer: grouped spherical (paper eq. 3-5) or one that it is compared with (paper table 15)."""
+    """The quantizer: grouped spherical (paper eq. 3-5) or one that it is compared with (paper table 15). A kind may add
+    options of its own, where it is declared (``gsq.config.kinds``)."""
 
     kind: str = "gsq"
     """gsq; vq (one group, no normalisation); rvq (residual VQ); fsq (finite scalar); lfq (look-up free); bsq (binary
@@ -48,7 +65,7 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        choose("quantizer.kind", self.kind, QUANTIZER_KINDS)
+        choose("quantizer.kind", self.kind, kinds())
         choose("quantizer.init", self.init, ("auto", "spherical", "uniform"))
         choose("quantizer.lookup_norm", self.lookup_norm, ("auto", "l2", "l1", "clip", "none"))
         choose("quantizer.lookup_precision", self.lookup_precision, ("exact", "float32", "bfloat16"))
@@ -64,40 +81,66 @@ class QuantizerConfig:
         positive("quantizer.entropy_weight", self.entropy_weight, 0)
         if not 0 <= self.codebook_decay < 1:
             raise UserError(f"quantizer.codebook_decay: {self.codebook_decay} must be in [0, 1)")
-        for key, default, kinds in (
-            ("depth", 1, ("rvq",)),
-            ("levels", (), ("fsq",)),
-            ("entropy_weight", 0.0, ("gsq", "vq", "lfq", "bsq")),
-            ("init", "auto", CODEBOOK_KINDS),
-            ("lookup_norm", "auto", CODEBOOK_KINDS),
-            ("lookup_precision", "exact", CODEBOOK_KINDS),
-            ("codebook_update", "gradient", CODEBOOK_KINDS),
-        ):
-            value = getattr(self, key)
-            if value != default and self.kind not in kinds:
-                raise UserError(
-                    f"quantizer.{key}: {value!r} has no meaning for quantizer.kind {self.kind}, only for "
-                    f"{', '.join(kinds)}; leave it out"
-                )
-        if self.kind in ("vq", "rvq"):
-            if self.groups != 1:
-                raise UserError(f"quantizer.groups: {self.groups}, but {self.kind} has one group; use 1, or kind gsq")
-            if self.lookup_norm not in ("auto", "none"):
-                raise UserError(
-                    f"quantizer.lookup_norm: '{self.lookup_norm}', but {self.kind} does not normalise; use auto, or "
-                    "kind gsq"
-                )
-        if self.kind in ("lfq", "bsq") and self.codebook_size != 2:
-            raise UserError(
-                f"quantizer.codebook_size: {self.codebook_size}, but {self.kind} takes the sign of each channel: 2"
-            )
-        if self.kind == "fsq" and min((self.codebook_size, *self.levels)) < 3:
-            raise UserError(
-                f"quantizer.{'levels' if self.levels else 'codebook_size'}: fsq rounds a tanh, which leaves nothing to "
-                f"choose with 2 levels; use at least 3, or kind lfq"
-            )
+        for key in _ignored(self):
+            if key not in ONCE_IGNORED:
+                raise _meaningless(self, key)
+        for option in self.declared.own:
+            if wrong := option.check(getattr(self, option.name)):
+                raise UserError(f"quantizer.{option.name}: {getattr(self, option.name)!r} {wrong}")
+        if wrong := self.declared.check(self):
+            raise UserError(wrong)
         if self.levels and max(self.levels) != self.codebook_size:
             raise UserError(
                 f"quantizer.codebook_size: {self.codebook_size}, but the largest of quantizer.levels is "
                 f"{max(self.levels)}; they must be equal"
             )
+
+    @property
+    def declared(self) -> Kind:
+        """What the registry knows of its kind."""
+        return kinds()[self.kind]
+
+    def option(self, name: str) -> Any:
+        """The value of an option that a kind adds."""
+        return getattr(self, name)
+
+
+_DEFAULTS = {f.name: f.default for f in fields(QuantizerConfig)}
+
+
+def _ignored(quantizer: QuantizerConfig) -> list[str]:
+    """Options that differ from their defaults though the kind does not use them."""
+    changed = [key for key, default in _DEFAULTS.items() if getattr(quantizer, key) != default]
+    found = [key for key in changed if not quantizer.declared.uses(key)]
+    # The average's decay is used where there is an average.
+    decay = "codebook_decay" in changed and quantizer.codebook_update != "ema"
+    return found + ["codebook_decay"] * (decay and "codebook_decay" not in found)
+
+
+def _meaningless(quantizer: QuantizerConfig, key: str) -> UserError:
+    default, users = _DEFAULTS[key], users_of(key)
+    fix = f"leave it out, or set it to its default {_written(default)}"
+    if quantizer.declared.uses(key):
+        return UserError(
+            f"quantizer.{key}: {getattr(quantizer, key)!r} has no meaning for quantizer.codebook_update "
+            f"'{quantizer.codebook_update}', only for ema; {fix}"
+        )
+    return UserError(
+        f"quantizer.{key}: {_written(getattr(quantizer, key))} has no meaning for quantizer.kind {quantizer.kind}, "
+        f"only for {', '.join(users)}; {fix}"
+    )
+
+
+def _written(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def refuse_ignored(quantizer: QuantizerConfig, written: Collection[str], inherited: QuantizerConfig) -> None:
+    """Raise UserError for an option that a user set and the kind ignores.
+
+    written: keys of the section that the user wrote; inherited: the section of the preset that the config began with,
+    whose values may stay where another kind is chosen.
+    """
+    for key in _ignored(quantizer):
+        if key in written or getattr(quantizer, key) != getattr(inherited, key):
+            raise _meaningless(quantizer, key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from gsq.config.axes import bits
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
-from gsq.config.quantizer import CODEBOOK_KINDS, QuantizerConfig
+from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
 from gsq.errors import UserError, choose, positive
 
@@ -200,7 +200,7 @@ class RunConfig:
                 f"quantizer.lookup_norm: '{quantizer.lookup_norm}' at group dimension 1 leaves two points, whatever "
                 "the codebook_size; use auto, none or clip"
             )
-        if quantizer.kind in ("fsq", "lfq", "bsq") and groups != latent_dim:
+        if quantizer.declared.per_channel and groups != latent_dim:
             raise UserError(
                 f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
                 f"{latent_dim}"
@@ -258,21 +258,20 @@ class RunConfig:
     def lookup_norm(self) -> str:
         """quantizer.lookup_norm, auto resolved."""
         if self.quantizer.lookup_norm == "auto":
-            return "l2" if self.quantizer.kind == "gsq" and self.group_dim > 1 else "none"
+            return self.quantizer.declared.lookup_norm if self.group_dim > 1 else "none"
         return self.quantizer.lookup_norm
 
     @property
     def codebook_init(self) -> str:
         """quantizer.init, auto resolved."""
         if self.quantizer.init == "auto":
-            return "spherical" if self.quantizer.kind == "gsq" else "uniform"
+            return self.quantizer.declared.init
         return self.quantizer.init
 
     @property
     def index_sizes(self) -> tuple[int, ...]:
         """Values that each index of a latent position can take: (V,) * G, rvq (V,) * depth, fsq its levels."""
-        q = self.quantizer
-        return q.levels or (q.codebook_size,) * (q.depth if q.kind == "rvq" else q.groups)
+        return self.quantizer.declared.index_sizes(self.quantizer)
 
     @property
     def bits_per_token(self) -> float:
@@ -281,9 +280,8 @@ class RunConfig:
 
     @property
     def codebook_parameters(self) -> int:
-        """Entries of the learned codebooks."""
-        q = self.quantizer
-        return q.depth * q.codebook_size * self.group_dim if q.kind in CODEBOOK_KINDS else 0
+        """Entries of the learned codebooks, and what else the quantizer learns."""
+        return self.quantizer.declared.parameters(self.quantizer, self.model.latent_dim)
 
 
 SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]

@@ -1,6 +1,11 @@
-"""Quantizers: latent vectors to codebook indices and back, one interface for all kinds."""
+"""Quantizers: latent vectors to codebook indices and back, one interface for all kinds.
+
+A kind is one file here: its class, and the statement ``KINDS`` that declares it to config (``gsq.config.kinds``).
+"""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 from gsq.config.run import RunConfig
 from gsq.quantizers.base import NonFiniteLatent, Quantizer, QuantizerOutput
@@ -23,35 +28,7 @@ __all__ = [
 
 
 def build_quantizer(config: RunConfig) -> Quantizer:
-    """The quantizer that ``config.quantizer.kind`` names (config checked that it exists)."""
-    q, latent_dim = config.quantizer, config.model.latent_dim
-    if q.kind == "fsq":
-        return FiniteScalarQuantizer(config.index_sizes)
-    if q.kind in ("lfq", "bsq"):
-        binary = LookupFreeQuantizer if q.kind == "lfq" else BinarySphericalQuantizer
-        return binary(latent_dim, commitment_weight=q.commitment_weight, entropy_weight=q.entropy_weight)
-    if q.kind == "rvq":
-        return ResidualQuantizer(
-            latent_dim,
-            q.depth,
-            q.codebook_size,
-            init=config.codebook_init,
-            lookup_precision=q.lookup_precision,
-            commitment_weight=q.commitment_weight,
-            codebook_update=q.codebook_update,
-            codebook_decay=q.codebook_decay,
-        )
-    return GroupedSphericalQuantizer(
-        latent_dim,
-        q.groups,
-        q.codebook_size,
-        init=config.codebook_init,
-        lookup_norm=config.lookup_norm,
-        lookup_precision=q.lookup_precision,
-        decoder_input=q.decoder_input,
-        loss_row=q.loss_row,
-        commitment_weight=q.commitment_weight,
-        codebook_update=q.codebook_update,
-        codebook_decay=q.codebook_decay,
-        entropy_weight=q.entropy_weight,
-    )
+    """The quantizer that ``config.quantizer.kind`` names: its class, in the file that declares the kind."""
+    declared = config.quantizer.declared
+    cls: type[Quantizer] = getattr(import_module(f"{__name__}.{declared.module}"), declared.cls)
+    return cls.build(config)

@@ -7,12 +7,13 @@ h x w latent positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from gsq.config.axes import bits
+from gsq.config.run import RunConfig
 from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,14 +33,22 @@ class QuantizerOutput(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Base class. A quantizer defines ``_quantize`` and ``_decode``, and computes in float32 under any autocast."""
+    """Base class. A quantizer defines ``build``, ``_quantize`` and ``_decode``, and computes in float32 under any
+    autocast. Its file declares the kinds that it serves in ``KINDS`` (``gsq.config.kinds``); nothing else names it."""
 
     shared_codebook = False
     """Whether all indices select from the same rows."""
+    undecayed: tuple[str, ...] = ("codebook",)
+    """Parameters, or modules of these, that the optimiser gives no weight decay."""
 
     def __init__(self, latent_dim: int, groups: int, index_sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.latent_dim, self.groups, self.index_sizes = latent_dim, groups, index_sizes
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        """The quantizer of a config whose quantizer.kind is one of its own."""
+        raise NotImplementedError
 
     @property
     def codebook_size(self) -> int:

@@ -5,12 +5,31 @@ Shapes: B images, D latent channels, h x w latent positions.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from gsq.config.kinds import Kind
+from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
 
+KINDS = (
+    Kind(
+        "fsq",
+        "FiniteScalarQuantizer",
+        ("levels",),
+        per_channel=True,
+        index_sizes=lambda q: q.levels or (q.codebook_size,) * q.groups,
+        check=lambda q: (
+            ""
+            if min((q.codebook_size, *q.levels)) >= 3
+            else f"quantizer.{'levels' if q.levels else 'codebook_size'}: fsq rounds a tanh, which leaves nothing to "
+            "choose with 2 levels; use at least 3, or kind lfq"
+        ),
+    ),
+)
 EPS = 1e-3
 
 
@@ -38,6 +57,10 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("offset", torch.where(sizes % 2 == 0, 0.5, 0.0), persistent=False)
         self.register_buffer("half_width", sizes // 2, persistent=False)
         self.register_buffer("largest", (sizes - 1) // 2, persistent=False)
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        return cls(config.index_sizes)
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         shift = torch.atanh(self.offset / self.half_range)

@@ -14,16 +14,15 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsq.quantizers import lookup_gpu, lookup_index
+from gsq.quantizers import lookup_gpu, lookup_index, lookup_range
+from gsq.quantizers.full_precision import full_precision
 from gsq.quantizers.lookup_index import Search
 
 # Elements of one tile of scores (1 MiB of float32 stays in a core's cache), of the pairs of a query and a block of rows
@@ -46,14 +45,19 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
 
     queries (N, d) and codebook (V, d) floating point, on one device -> (N,) int64. ``normalise`` divides both sides by
     their l2 norms first, in float64 (a zero vector stays zero). The float64 squared distance of the answer is the least
-    there is; neither the tiles nor anything else grows as N x V. Speed on CUDA: not measured.
+    there is, also where squares of float64 vectors overflow or vanish; neither the tiles nor anything else grows as
+    N x V. Speed on CUDA: not measured.
     """
     if queries.ndim != 2 or codebook.ndim != 2 or queries.shape[1] != codebook.shape[1] or not len(codebook):
         raise ValueError(f"queries (N, d) and codebook (V, d) expected, got {[*queries.shape]}, {[*codebook.shape]}")
     count, dim = queries.shape
     out = torch.zeros(count, dtype=torch.int64, device=queries.device)
-    with torch.autocast(queries.device.type, enabled=False), _full_precision(queries.device):
-        search = _method(_prepared(codebook, normalise, "codebook"), count, normalise)
+    with torch.autocast(queries.device.type, enabled=False), full_precision(queries.device):
+        make = functools.partial(_method, count=count, normalise=normalise)
+        # Of float64 alone may squares over- or underflow; normalised vectors are of length 1.
+        wide = not normalise and torch.float64 in (queries.dtype, codebook.dtype)
+        rows = _prepared(codebook, normalise, "codebook")
+        search = lookup_range.guarded(rows, make) if wide else make(rows)
         step = max(256, _larger(QUERIES, queries.device) // max(1, dim))
         for start in range(0, count, step):
             chunk = slice(start, start + step)
@@ -99,30 +103,9 @@ def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
         return x
     if vectors.dtype == torch.float64:
         # By a power of two, which is exact: the squares neither overflow nor vanish.
-        x = torch.ldexp(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
+        x = lookup_range.times_power(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x.div_(torch.where(norms == 0, 1.0, norms))
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products in float32: neither TF32 nor bfloat16, which the bounds below do not cover."""
-    name = "cuda" if device.type == "cuda" else "mkldnn"
-    products: Any = getattr(getattr(torch.backends, name), "matmul", None)
-    # From torch 2.9 on a setting by backend; reading the older one then fails where a user has set the newer.
-    by_backend = hasattr(products, "fp32_precision")
-    before = products.fp32_precision if by_backend else torch.get_float32_matmul_precision()
-    try:
-        if by_backend:
-            products.fp32_precision = "ieee"
-        else:
-            torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        if by_backend:
-            products.fp32_precision = before
-        else:
-            torch.set_float32_matmul_precision(before)
 
 
 def _method(rows: Tensor, count: int, normalise: bool) -> Search:

@@ -6,12 +6,26 @@ Shapes: B images, D latent channels, K levels, V codebook rows, h x w latent pos
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.config.kinds import CODEBOOK, Kind, one_group
+from gsq.config.run import RunConfig
 from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+
+KINDS = (
+    Kind(
+        "rvq",
+        "ResidualQuantizer",
+        (*CODEBOOK, "depth"),
+        index_sizes=lambda q: (q.codebook_size,) * q.depth,
+        parameters=lambda q, latent_dim: q.depth * q.codebook_size * latent_dim,
+        check=one_group,
+    ),
+)
 
 
 class ResidualQuantizer(Quantizer):
@@ -48,6 +62,20 @@ class ResidualQuantizer(Quantizer):
             self.average = MovingAverage(rows, codebook_decay)
         else:
             self.codebook = nn.Parameter(rows)
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        q = config.quantizer
+        return cls(
+            config.model.latent_dim,
+            q.depth,
+            q.codebook_size,
+            init=config.codebook_init,
+            lookup_precision=q.lookup_precision,
+            commitment_weight=q.commitment_weight,
+            codebook_update=q.codebook_update,
+            codebook_decay=q.codebook_decay,
+        )
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         vectors = latent.permute(0, 2, 3, 1)

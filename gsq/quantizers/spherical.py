@@ -6,14 +6,28 @@ Shapes: B images, D latent channels, G groups, d = D / G, V codebook rows, h x w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gsq.config.kinds import CODEBOOK, Kind, one_codebook, one_group
+from gsq.config.run import RunConfig
 from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
 
+KINDS = (
+    Kind(
+        "gsq",
+        "GroupedSphericalQuantizer",
+        (*CODEBOOK, "decoder_input", "loss_row", "entropy_weight"),
+        init="spherical",
+        lookup_norm="l2",
+        parameters=one_codebook,
+    ),
+    Kind("vq", "GroupedSphericalQuantizer", (*CODEBOOK, "entropy_weight"), parameters=one_codebook, check=one_group),
+)
 # Of the softmax in the entropy loss, as in MaskGIT's code (the GSQ paper names none).
 ENTROPY_TEMPERATURE = 0.01
 # Probabilities that it holds at a time.
@@ -77,6 +91,24 @@ class GroupedSphericalQuantizer(Quantizer):
             self.average = MovingAverage(rows, codebook_decay)
         else:
             self.codebook = nn.Parameter(rows)
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        q = config.quantizer
+        return cls(
+            config.model.latent_dim,
+            q.groups,
+            q.codebook_size,
+            init=config.codebook_init,
+            lookup_norm=config.lookup_norm,
+            lookup_precision=q.lookup_precision,
+            decoder_input=q.decoder_input,
+            loss_row=q.loss_row,
+            commitment_weight=q.commitment_weight,
+            codebook_update=q.codebook_update,
+            codebook_decay=q.codebook_decay,
+            entropy_weight=q.entropy_weight,
+        )
 
     def _compared(self, vectors: Tensor) -> Tensor:
         if self.lookup_norm == "clip":

@@ -37,7 +37,7 @@ def read_finished(path: Path) -> tuple[RunConfig, Path]:
     weights = newest_file(folder, "model.safetensors")
     if weights is None:
         raise DamagedRun(f"{path}: has no model.safetensors; the run has not finished training")
-    return load_config(values, where=str(path / "config.yaml")), weights
+    return load_config(values, where=str(path / "config.yaml"), finished=True), weights
 
 
 def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig, ImageSource, Autoencoder]:

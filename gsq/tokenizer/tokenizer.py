@@ -277,7 +277,7 @@ def _read_saved(folder: Path, value: Mapping[str, Any]) -> tuple[RunConfig, dict
     weights = folder / WEIGHTS_FILE
     if value.get("sha256") not in (None, _sha256(weights)):
         raise UserError(f"{weights}: damaged; its sha256 is not the one in {CONFIG_FILE}. Copy both files again")
-    return load_config(value["config"], where=where), read_tensors(weights)
+    return load_config(value["config"], where=where, finished=True), read_tensors(weights)
 
 
 def _sha256(path: Path) -> str:

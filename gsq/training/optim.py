@@ -10,17 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from gsq.config.schedule import OptimizerConfig
+from gsq.quantizers.base import Quantizer
 
 
 def build_optimizer(
     modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW; codebook, norms and biases keep no weight decay unless ``config.decay_everything``."""
+    """AdamW; norms, biases and what a quantizer names (``Quantizer.undecayed``, its codebook) keep no weight decay
+    unless ``config.decay_everything``."""
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
     for module in modules:
-        for name, parameter in module.named_parameters():
-            matrix = parameter.ndim >= 2 and not name.endswith("codebook")
+        undecayed = {
+            parameter
+            for part in module.modules()
+            if isinstance(part, Quantizer)
+            for name in part.undecayed
+            for parameter in _parameters(part, name)
+        }
+        for parameter in module.parameters():
+            matrix = parameter.ndim >= 2 and parameter not in undecayed
             (decayed if matrix or config.decay_everything else kept).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(
@@ -31,6 +40,11 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def _parameters(quantizer: Quantizer, name: str) -> list[nn.Parameter]:
+    """Those of that name or below it; none where it is a buffer."""
+    return [p for full, p in quantizer.named_parameters() if full == name or full.startswith(f"{name}.")]
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:

@@ -212,7 +212,7 @@ class CellMaker:
     """Makes the cells of a sweep from their axis values; reads each data set's manifest once."""
 
     def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
-        self.override, self.sign = Overrides(spec.base), Signer()
+        self.override, self.sign = Overrides(spec.base, spec.preset), Signer()
         self.manifests: dict[Any, Manifest] = {}
         self._decoded: dict[Any, int] = {}
         self.lenient = lenient

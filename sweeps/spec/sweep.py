@@ -25,19 +25,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsq.config.overrides import config_key, load_config, read_yaml
 from gsq.config.presets import PRESETS, preset
+from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
+from gsq.sweeps.spec.expressions import HELPERS, Constraint
 from gsq.sweeps.spec.search_space import Search, read_search
 from gsq.sweeps.spec.shipped import configs_folder, find_file
-
-if TYPE_CHECKING:
-    pass
-
-from gsq.sweeps.spec.expressions import HELPERS, Constraint
 
 KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for")
 
@@ -67,6 +64,8 @@ class Spec:
     description: str = ""
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
+    preset: QuantizerConfig | None = None
+    """The quantizer of the preset, or of the file, that it is based on."""
     plan_for: str = ""
     """The cluster file that ``gsq plan`` reckons with where none is named; nothing is ever submitted to it."""
 
@@ -105,8 +104,8 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         raise UserError(
             f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
         )
-    base = _base(values.get("base"), folder, where)
-    base = _overridden(base, values.get("set") or {}, f"{where}: set")
+    begun = _base(values.get("base"), folder, where)
+    base = _overridden(begun, values.get("set") or {}, f"{where}: set")
     axes = _axes(values.get("axes") or {}, f"{where}: axes")
     zipped = values.get("zip") or []
     zipped = [zipped] if isinstance(zipped, Mapping) else zipped
@@ -151,6 +150,7 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         search=search,
         name=name,
         base=base,
+        preset=begun.quantizer,
         axes=axes,
         zipped=tuple(groups),
         cases=tuple({str(k): v for k, v in case.items()} for case in cases),

@@ -1,0 +1,30 @@
+"""Products of float32 in float32, whatever a user has set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """float32 products in float32: neither TF32 nor bfloat16, which the bounds of the look-up do not cover."""
+    name = "cuda" if device.type == "cuda" else "mkldnn"
+    products: Any = getattr(getattr(torch.backends, name), "matmul", None)
+    # From torch 2.9 on a setting by backend; reading the older one then fails where a user has set the newer.
+    by_backend = hasattr(products, "fp32_precision")
+    before = products.fp32_precision if by_backend else torch.get_float32_matmul_precision()
+    try:
+        if by_backend:
+            products.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if by_backend:
+            products.fp32_precision = before
+        else:
+            torch.set_float32_matmul_precision(before)
