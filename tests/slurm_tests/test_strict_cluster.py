@@ -99,7 +99,7 @@ SLOW = """
 import sys, time
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "gsq.runs.execute":
+        if name == "gsq.runs.stop":
             print("staging", flush=True)
             time.sleep(300)
 if "submitit.core._submit" in " ".join(sys.orig_argv):
