@@ -14,6 +14,7 @@ import pytest
 
 from gsq.records.attempt import process_start
 from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.running import worker as worker_module
 from gsq.sweeps.running.snapshot import environment, imported_source
 from gsq.sweeps.state.local import DRIVER_VARIABLE, WORKERS, Worker, recorded_worker, workers
 
@@ -135,3 +136,21 @@ def test_a_full_disk_keeps_no_worker_from_its_work(folder: Path) -> None:
     (folder / "runs").write_text("a file where a folder should be")
     with recorded_worker(SweepFolder(folder / "runs", "s"), SIGNATURE):
         assert workers(folder / "runs") == {}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_worker_writes_its_record_before_it_does_anything_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """One that shares a SLURM job writes none: its job is the scheduler's to know."""
+    seen = []
+
+    def work(sweep: SweepFolder, *rest: object, **more: object) -> int:
+        seen.append({signature: worker.pid for signature, worker in workers(sweep.runs).items()})
+        return 7
+
+    monkeypatch.setattr(worker_module, "work", work)
+    monkeypatch.setattr(worker_module, "_die_with_parent", lambda: None)
+    words = [str(folder / "runs"), "s", "source", SIGNATURE, *(["shared"] if shared else [])]
+    assert worker_module.main(words) == 7
+    assert seen == [{} if shared else {SIGNATURE: os.getpid()}] and records(folder) == []
