@@ -36,10 +36,8 @@ from gsq.analysis.figures.style import (
 )
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, moved, numbers, require_columns, varying
-from gsq.config.axes import DERIVED, PANELS, roots
+from gsq.config.axes import BY_NAME, DERIVED, PANELS, roots
 
-# Below these an axis means nothing.
-_LEAST = {"codebook_size": 2.0, "latent_dim": 1.0, "groups": 1.0, "downsample": 1.0}
 _MOST_PANELS = 4
 
 
@@ -138,7 +136,8 @@ def _plane(part: pd.DataFrame, x: str, y: str) -> int:
 def _grid(name: str, values: Array, log: bool, size: int) -> Array:
     low, high = float(values.min()), float(values.max())
     if log:
-        return np.geomspace(max(low / 2, _LEAST.get(name, 0.0)), high * 2, size)
+        least = BY_NAME[name].least if name in BY_NAME else 0
+        return np.geomspace(max(low / 2, least), high * 2, size)
     return np.linspace(low - 0.25 * (high - low), high + 0.25 * (high - low), size)
 
 

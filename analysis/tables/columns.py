@@ -200,11 +200,14 @@ def moved(rows: pd.DataFrame, **axes: Array) -> pd.DataFrame:
 
 def completed(cells: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Hypothetical ``cells`` with the depth and the levels that they do not name, but that ``columns`` follow from:
-    those of the measured ``rows`` with the same quantizer and groups (for levels: and codebook size).
+    those of the measured ``rows`` with the same quantizer and groups (for levels: and codebook size). Groups that no
+    row has leave the depth of all rows of the quantizer.
 
     Raises AnalysisError where these rows differ in it.
     """
     for name in columns:
+        if name in DERIVED and not {*roots(name)} <= {*cells.columns}:
+            continue
         for modifier in modifiers(name, cells.columns):
             if modifier in rows and modifier not in cells and not _unusable(rows, modifier):
                 cells = cells.assign(**{modifier: _as_in(cells, rows, modifier, name)})
@@ -221,8 +224,8 @@ def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str)
         alike = rows
         for name, value in zip(names, key, strict=True):
             same = alike[alike[name] == value]
-            alike = same if exact or len(same) else alike
-        values = alike[modifier].astype(object).where(alike[modifier].notna(), DEFAULTS[modifier]).unique()
+            alike = same if exact or name == "quantizer" or len(same) else alike
+        values = list(dict.fromkeys(map(_modifier, [modifier] * len(alike), alike[modifier])))
         if len(values) > 1:
             raise AnalysisError(
                 f"{derived} follows from {modifier}, too, which a cell does not name and which is "
@@ -230,6 +233,12 @@ def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str)
             )
         known[key] = values[0] if len(values) else DEFAULTS[modifier]
     return [known[key] for key in keys]
+
+
+def _modifier(name: str, value: Any) -> Any:
+    """A modifier's value; its default where it is null, or levels that are all alike, which follow from the rest."""
+    alike = name == "levels" and len(set(read_levels(value) or ())) == 1
+    return DEFAULTS[name] if alike or pd.isna(value) else value
 
 
 def varying(frame: pd.DataFrame, names: Sequence[str] = CONFIGURATION) -> list[str]:

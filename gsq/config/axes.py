@@ -36,6 +36,8 @@ class Axis:
     """How its values are written in figures: 1024 as a power of two, or in digits."""
     order: int = 0
     """Its place where a tokenizer is described ("f=8, D=16, G=1, V=1024"), from 1; 0: no part of such a description."""
+    least: float = 0
+    """Below it a value means nothing."""
     dearer: Literal[-1, 0, 1] = 0
     """1 where larger values cost more memory and time or fail more often, -1 where smaller ones do."""
     needs: tuple[str, ...] = ()
@@ -77,11 +79,11 @@ AXES: tuple[Axis, ...] = (
     Axis("quantizer", "axis", "string", "", "kind of quantizer", "quantizer.kind"),
     Axis(
         "latent_dim", "axis", "int64", "channels", "latent channels D", "model.latent_dim",
-        symbol="D", label="latent channels D", head="latent dim", order=2, dearer=1,
+        symbol="D", label="latent channels D", head="latent dim", order=2, least=1, dearer=1,
     ),
     Axis(
         "groups", "axis", "int64", "groups", "codebook groups G", "quantizer.groups",
-        symbol="G", label="groups G", order=3, dearer=1,
+        symbol="G", label="groups G", order=3, least=1, dearer=1,
     ),
     Axis(
         "group_dim", "axis", "int64", "channels", "channels a group, d = D / G",
@@ -90,13 +92,13 @@ AXES: tuple[Axis, ...] = (
     Axis(
         "codebook_size", "axis", "int64", "rows", "codebook rows V (fsq: the most levels of a channel)",
         "quantizer.codebook_size", symbol="V", label="codebook size V", head=f"code{SOFT}book", scale="powers of two",
-        order=4, dearer=1,
+        order=4, least=2, dearer=1,
     ),
     Axis("depth", "axis", "int64", "codebooks", "codebooks of a residual quantizer, else 1", "quantizer.depth"),
     Axis("levels", "axis", "string", "", "fsq: levels of each latent channel, such as 8x8x5, else null"),
     Axis(
         "downsample", "axis", "int64", "pixels", "image height over latent height, f", "model.downsample",
-        symbol="f", label="downsampling f", head=f"down{SOFT}sample", order=1, dearer=-1,
+        symbol="f", label="downsampling f", head=f"down{SOFT}sample", order=1, least=1, dearer=-1,
     ),
     Axis(
         "width", "axis", "int64", "channels", "channels of the first level of the autoencoder", "model.channels",

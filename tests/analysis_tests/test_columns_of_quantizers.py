@@ -104,6 +104,9 @@ def test_a_prediction_takes_the_depth_of_the_measured_rows(tables: SimpleNamespa
         both.predict(where)
     assert both.predict({**where, "depth": 2})[0] == pytest.approx([9 * (20 / 16) ** -0.8])
     assert both.predict({"bits_per_pixel": 2.5})[0] == pytest.approx([9 * 2.5**-0.8])
+    with pytest.raises(AnalysisError, match="bits_per_pixel"):
+        both.predict({"codebook_size": 1024})
+    assert law.predict({**where, "quantizer": "vq"})[0] == pytest.approx([9 * (10 / 16) ** -0.8])
     # Groups tell it from a quantizer of one codebook.
     mixed = law_of(table_of(tables, [*rvq, KINDS["gsq"]]))
     assert mixed.predict({**where, "groups": 4})[0] == pytest.approx([9 * (40 / 16) ** -0.8])
@@ -115,6 +118,18 @@ def test_a_prediction_takes_the_levels_of_the_measured_rows_like_it(tables: Simp
     assert law.predict(where)[0] == pytest.approx([9 * (18 / 16) ** -0.8])
     assert law.predict({**where, "codebook_size": 16})[0] == pytest.approx([9 * (32 / 16) ** -0.8])
     assert law.predict({**where, "levels": "8x8x8x8x8x8x8x8"})[0] == pytest.approx([9 * (24 / 16) ** -0.8])
+
+
+def test_levels_that_are_all_alike_are_as_good_as_none(tables: SimpleNamespace) -> None:
+    alike = [
+        {"groups": 8, "codebook_size": 8, "downsample": f, "quantizer": kind} for f in (2, 4) for kind in ("gsq", "fsq")
+    ]
+    where = {"groups": 8, "codebook_size": 8, "downsample": 4}
+    assert law_of(table_of(tables, alike)).predict(where)[0] == pytest.approx([9 * (24 / 16) ** -0.8])
+    mixed = law_of(table_of(tables, [*alike, KINDS["uneven fsq"]]))
+    with pytest.raises(AnalysisError, match="follows from levels"):
+        mixed.predict(where)
+    assert mixed.predict({**where, "quantizer": "gsq"})[0] == pytest.approx([9 * (24 / 16) ** -0.8])
 
 
 def test_a_design_knows_the_depth_of_its_target_and_candidates(tables: SimpleNamespace) -> None:

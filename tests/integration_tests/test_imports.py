@@ -167,6 +167,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles(REPOSITORY) == []
 
 
+def test_what_analysis_shares_with_the_other_rooms_knows_nothing_of_runs() -> None:
+    shared = {m: names for m, names in edges(REPOSITORY).items() if any(within(m, one) for one in SHARED)}
+    assert {"gsq.config.axes", "gsq.sweeps.schema.columns"} <= set(shared)
+    ours = [(module, name) for module, names in shared.items() for _, name in names if within(name, "gsq")]
+    assert [one for one in ours if not any(within(one[1], allowed) for allowed in SHARED)] == []
+
+
 def test_every_folder_of_a_room_is_a_wing_with_a_purpose() -> None:
     for room in ROOMS:
         inits = [path for path in (REPOSITORY / room).glob("*/__init__.py") if not path.parent.is_symlink()]
