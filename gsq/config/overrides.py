@@ -47,10 +47,17 @@ def config_key(name: str, where: str) -> str:
 
 
 def load_config(
-    values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config", *, finished: bool = False
+    values: Mapping[str, Any],
+    base: RunConfig | None = None,
+    where: str = "config",
+    *,
+    preset: QuantizerConfig | None = None,
+    finished: bool = False,
 ) -> RunConfig:
     """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
 
+    preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets may
+    stay where the kind of quantizer ignores it.
     finished: of a run that trained; what earlier versions accepted, an option that its kind of quantizer ignores or a
     number in quotes, is left alone. Raises UserError for an unknown key (naming the nearest), a wrong type or an
     impossible combination.
@@ -92,7 +99,7 @@ def load_config(
         sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
     loaded = dataclasses.replace(base, **sections)
     if not finished and "quantizer" in sections:
-        refuse_ignored(loaded.quantizer, values["quantizer"], base.quantizer)
+        refuse_ignored(loaded.quantizer, values["quantizer"], preset or base.quantizer)
     return loaded
 
 
@@ -108,8 +115,7 @@ class Overrides:
     """
 
     def __init__(self, base: RunConfig, preset: QuantizerConfig | None = None) -> None:
-        """preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets
-        may stay where a cell's kind of quantizer ignores it."""
+        """preset: as for ``load_config``."""
         self.base, self.preset = base, preset or base.quantizer
         self._own = {name: getattr(base, name) for name in SECTIONS}
         self._sections: dict[tuple[str, ...], Any] = {}
