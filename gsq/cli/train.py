@@ -26,7 +26,7 @@ def train_command(
     """
     import yaml
 
-    from gsq.config.overrides import to_dict
+    from gsq.config.overrides import read_value, to_dict
     from gsq.errors import UserError
     from gsq.sweeps.planning.cells import refuse_too_large
     from gsq.sweeps.spec.sweep import load_spec
@@ -36,7 +36,7 @@ def train_command(
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set: '{setting}' is not KEY=VALUE")
-        values[key] = yaml.safe_load(value)
+        values[key] = read_value(value)
     config = load_spec({"name": "train", "base": base, "set": values}).base
     from gsq.pretrained.required import require_weights
     from gsq.runs.identity import identity

@@ -12,6 +12,7 @@ from typing import Any
 from gsq.config.axes import AXES
 from gsq.config.quantizer import QuantizerConfig, refuse_ignored
 from gsq.config.run import SECTIONS, RunConfig
+from gsq.config.values import checked
 from gsq.errors import UserError, nearest
 
 KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section))
@@ -33,12 +34,20 @@ def config_key(name: str, where: str) -> str:
 
 
 def load_config(
-    values: Mapping[str, Any], base: RunConfig | None = None, where: str = "config", *, finished: bool = False
+    values: Mapping[str, Any],
+    base: RunConfig | None = None,
+    where: str = "config",
+    *,
+    preset: QuantizerConfig | None = None,
+    finished: bool = False,
 ) -> RunConfig:
     """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
 
-    finished: of a run that trained; an option that its kind of quantizer ignores, which earlier versions accepted, is
-    left alone. Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
+    preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets may
+    stay where the kind of quantizer ignores it.
+    finished: of a run that trained; what earlier versions accepted, an option that its kind of quantizer ignores or a
+    number in quotes, is left alone. Raises UserError for an unknown key (naming the nearest), a wrong type or an
+    impossible combination.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +68,8 @@ def load_config(
                     f"{where}: unknown key '{name}.{key}'{nearest(str(key), valid)}; "
                     f"{name} has {', '.join(sorted(valid))}"
                 )
+            if not (finished or _refers(section_values[key])):
+                checked(f"{name}.{key}", section_values[key], f"{where}: {name}.{key}")
         current = getattr(base, name)
         structured = OmegaConf.structured(dataclasses.replace(current))
         try:
@@ -75,8 +86,13 @@ def load_config(
         sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
     loaded = dataclasses.replace(base, **sections)
     if not finished and "quantizer" in sections:
-        refuse_ignored(loaded.quantizer, values["quantizer"], base.quantizer)
+        refuse_ignored(loaded.quantizer, values["quantizer"], preset or base.quantizer)
     return loaded
+
+
+def _refers(value: Any) -> bool:
+    """Whether OmegaConf puts another value in its place, and checks that."""
+    return isinstance(value, str) and "${" in value
 
 
 class Overrides:
@@ -86,8 +102,7 @@ class Overrides:
     """
 
     def __init__(self, base: RunConfig, preset: QuantizerConfig | None = None) -> None:
-        """preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets
-        may stay where a cell's kind of quantizer ignores it."""
+        """preset: as for ``load_config``."""
         self.base, self.preset = base, preset or base.quantizer
         self._own = {name: getattr(base, name) for name in SECTIONS}
         self._sections: dict[tuple[str, ...], Any] = {}
@@ -97,14 +112,7 @@ class Overrides:
         nested: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             section, key = _SPLIT.get(name) or config_key(name, where).split(".")
-            current = getattr(getattr(self.base, section), key)
-            if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if isinstance(current, tuple) and isinstance(value, list):
-                value = tuple(value)
-            if type(value) is not type(current):
-                raise UserError(f"{where}: {name}: {value!r} is not of type {type(current).__name__}")
-            nested.setdefault(section, {})[key] = value
+            nested.setdefault(section, {})[key] = checked(f"{section}.{key}", value, f"{where}: {name}")
         return self._replaced(nested, refuse=True)
 
     def restore(self, changes: Mapping[str, Any]) -> RunConfig:
@@ -174,6 +182,20 @@ def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(keep_shell_variables(inner, keys) for inner in value)
     return value
+
+
+def read_value(text: str) -> Any:
+    """What is written behind ``KEY=`` on the command line, read as a YAML file would read it (1e-3 is a number).
+
+    Raises UserError for a syntax error.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+    except yaml.YAMLError as error:
+        raise UserError(f"--set: '{text}' is no value: {str(error).splitlines()[0]}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

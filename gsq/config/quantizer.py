@@ -52,10 +52,11 @@ class QuantizerConfig:
     lookup_precision: str = "exact"
     """exact, or float32 or bfloat16: |z|^2 + |c|^2 - 2 z.c in that type, which returns wrong rows; to study that."""
     decoder_input: str = "normalised"
-    """What the decoder receives: the row as the look-up compared it (normalised), or raw (the authors' code)."""
+    """gsq: what the decoder receives: the row as the look-up compared it (normalised), or raw (the authors' code)."""
     loss_row: str = "normalised"
-    """The row in the quantizer loss: as the look-up compared it, or raw (the authors' code)."""
+    """gsq: the row in the quantizer loss: as the look-up compared it, or raw (the authors' code)."""
     commitment_weight: float = 0.25
+    """Weight of the latent's distance to its row in the loss; fsq has none."""
     codebook_update: str = "gradient"
     """gradient (through the quantizer loss) or ema (each row an average of the latents that chose it)."""
     codebook_decay: float = 0.99

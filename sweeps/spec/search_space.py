@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gsq.config.overrides import config_key
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS
+from gsq.config.values import check_type
 from gsq.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def _domain(value: Any, wanted: type, where: str) -> Domain:
         raise UserError(f"{where}: {dict(value)}: {DOMAINS[kind]}")
     if kind == "choice":
         for choice in arguments:
-            _check_type(choice, wanted, where)
+            check_type(choice, wanted, where)
         if len({json.dumps(choice) for choice in arguments}) < len(arguments):
             raise UserError(f"{where}: {arguments}: a choice is given twice")
         return Domain(kind, tuple(arguments))
@@ -347,13 +348,6 @@ def _domain(value: Any, wanted: type, where: str) -> Domain:
     if (high - low) % step and kind == "int":
         high -= (high - low) % step
     return Domain(kind, (low, high), step, log)
-
-
-def _check_type(choice: Any, wanted: type, where: str) -> None:
-    name = "list" if wanted is tuple else wanted.__name__
-    fitting = ("float", "int") if name == "float" else (name,)
-    if type(choice).__name__ not in fitting:
-        raise UserError(f"{where}: {choice!r} is not of type {name}")
 
 
 def _check(search: Search, base: RunConfig, where: str) -> None:

@@ -65,7 +65,7 @@ class Spec:
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
     preset: QuantizerConfig | None = None
-    """The quantizer of the preset, or of the file, that it is based on."""
+    """The quantizer of the preset that it is based on; the default one where that is a file."""
     plan_for: str = ""
     """The cluster file that ``gsq plan`` reckons with where none is named; nothing is ever submitted to it."""
 
@@ -105,7 +105,9 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
             f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
         )
     begun = _base(values.get("base"), folder, where)
-    base = _overridden(begun, values.get("set") or {}, f"{where}: set")
+    # What a file says of the quantizer somebody wrote, as in set; a preset's may stay with every kind.
+    chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
+    base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
     axes = _axes(values.get("axes") or {}, f"{where}: axes")
     zipped = values.get("zip") or []
     zipped = [zipped] if isinstance(zipped, Mapping) else zipped
@@ -150,7 +152,7 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         search=search,
         name=name,
         base=base,
-        preset=begun.quantizer,
+        preset=chosen,
         axes=axes,
         zipped=tuple(groups),
         cases=tuple({str(k): v for k, v in case.items()} for case in cases),
@@ -192,7 +194,7 @@ def _base(value: Any, folder: Path, where: str) -> RunConfig:
     return preset(value)
 
 
-def _overridden(base: RunConfig, values: Any, where: str) -> RunConfig:
+def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfig) -> RunConfig:
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {values!r} is not a mapping of keys to values")
     nested: dict[str, dict[str, Any]] = {}
@@ -202,7 +204,7 @@ def _overridden(base: RunConfig, values: Any, where: str) -> RunConfig:
         else:
             section, key = config_key(str(name), where).split(".")
             nested.setdefault(section, {})[key] = value
-    return load_config(nested, base, where)
+    return load_config(nested, base, where, preset=chosen)
 
 
 def _axes(values: Any, where: str) -> dict[str, list[Any]]:

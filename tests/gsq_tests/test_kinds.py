@@ -141,6 +141,15 @@ def test_what_a_preset_sets_may_stay_where_another_kind_is_chosen() -> None:
         make({"quantizer": "rvq", "quantizer.decoder_input": "raw"})
 
 
+def test_what_a_base_file_sets_was_written(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("quantizer: {decoder_input: raw}")
+    base = {"name": "s", "base": str(tmp_path / "base.yaml")}
+    for more in ({"set": {"quantizer": "vq"}}, {"axes": {"quantizer": ["vq"]}}):
+        with pytest.raises(UserError, match=r"quantizer\.decoder_input: 'raw'.*quantizer\.kind vq"):
+            make_plan(load_spec({**base, **more}))
+    assert load_spec({**base, "set": {"groups": 4}}).base.quantizer.decoder_input == "raw"
+
+
 def test_a_finished_run_with_an_ignored_option_always_loads(tmp_path: Path) -> None:
     base = preset("cpu-tiny")
     quantizer = QuantizerConfig("rvq", codebook_size=16, decoder_input="raw", loss_row="raw", codebook_decay=0.5)

@@ -1,0 +1,74 @@
+"""The one check of a value's type, whether it comes from a file, ``set``, axes, a search or the command line."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from gsq.config.run import SECTIONS
+from gsq.errors import UserError
+
+NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "a list"}
+
+
+@cache
+def key_types() -> dict[str, tuple[type, type | None]]:
+    """Of every config key: its type, and for a tuple that of its entries."""
+    found: dict[str, tuple[type, type | None]] = {}
+    for name, section in SECTIONS.items():
+        for key, hint in get_type_hints(section).items():
+            found[f"{name}.{key}"] = (tuple, get_args(hint)[0]) if get_args(hint) else (hint, None)
+    return found
+
+
+def checked(key: str, value: Any, where: str) -> Any:
+    """``value`` as the config key ``section.key`` holds it: a list as a tuple, a whole number of a float as a float.
+
+    where: what an error begins with. Raises UserError, with the likely fix, for a value of another type.
+    """
+    wanted, entry = key_types()[key]
+    if entry is None:
+        check_type(value, wanted, where)
+        return float(value) if wanted is float else value
+    check_type(value, tuple, where)
+    for number, one in enumerate(value, 1):
+        check_type(one, entry, f"{where}: entry {number} of {list(value)}")
+    return tuple(value)
+
+
+def check_type(value: Any, wanted: type, where: str) -> None:
+    """Raise UserError unless ``value`` is of the type; a whole number may stand for a float, and a list for a tuple."""
+    if type(value) is wanted or (wanted, type(value)) in ((float, int), (tuple, list)):
+        return
+    name = "list" if wanted is tuple else wanted.__name__
+    raise UserError(f"{where}: {value!r} is not of type {name}; {_fix(value, wanted)}")
+
+
+def _fix(value: Any, wanted: type) -> str:
+    if value is None:
+        return "leave the key out for its default"
+    if wanted is tuple:
+        return f"write a list: [{value}]"
+    if isinstance(value, list | tuple | dict):
+        return f"{NEEDED[wanted]} is needed here, and several values belong in axes"
+    if wanted is str and isinstance(value, bool):
+        return "write the word in quotes, since YAML reads yes, no, on and off as true and false"
+    if wanted is str:
+        return f"write it in quotes: '{value}'"
+    if isinstance(value, str) and (meant := _meant(value, wanted)):
+        return f"write {meant} without quotes"
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    return f"{NEEDED[wanted]} is needed"
+
+
+def _meant(text: str, wanted: type) -> str:
+    """What a text in quotes would be without them, if that is of the type; else nothing."""
+    text = text.strip()
+    if wanted is bool:
+        return text.lower() if text.lower() in ("true", "false") else ""
+    try:
+        wanted(text)
+    except ValueError:
+        return ""
+    return text
