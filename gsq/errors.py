@@ -18,8 +18,9 @@ class Missing(UserError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`` (did you mean ...?)`` for the valid name closest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    names = {one.lower(): one for one in valid}
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    return f" (did you mean '{names[close[0]]}'?)" if close else ""
 
 
 def choose(key: str, value: object, allowed: Iterable[object]) -> None:

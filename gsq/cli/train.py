@@ -36,7 +36,7 @@ def train_command(
         key, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set: '{setting}' is not KEY=VALUE")
-        values[key] = read_value(value)
+        values[key] = read_value(key, value)
     config = load_spec({"name": "train", "base": base, "set": values}).base
     from gsq.pretrained.required import require_weights
     from gsq.runs.identity import identity

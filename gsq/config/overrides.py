@@ -12,7 +12,7 @@ from typing import Any
 from gsq.config.axes import AXES
 from gsq.config.quantizer import QuantizerConfig, refuse_ignored
 from gsq.config.run import SECTIONS, RunConfig
-from gsq.config.values import checked
+from gsq.config.values import checked, key_types
 from gsq.errors import UserError, nearest
 
 KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.items() for f in fields(section))
@@ -184,18 +184,18 @@ def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
     return value
 
 
-def read_value(text: str) -> Any:
-    """What is written behind ``KEY=`` on the command line, read as a YAML file would read it (1e-3 is a number).
-
-    Raises UserError for a syntax error.
-    """
+def read_value(name: str, text: str) -> Any:
+    """The value of ``--set NAME=TEXT``, read as a YAML file would read it (1e-3 is a number); where the key is a text,
+    2024 and no are texts too, since a shell takes quotes away. Raises UserError for a syntax error."""
     import yaml
     from omegaconf import OmegaConf
 
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
     except yaml.YAMLError as error:
-        raise UserError(f"--set: '{text}' is no value: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--set: {name}={text}: no value: {str(error).splitlines()[0]}") from None
+    words = key_types().get(SHORT_NAMES.get(name, name), (None, None))[0] is str
+    return text if words and isinstance(value, bool | int | float) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_what_config_reads_is_what_the_file_declares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gqs", "'gsq'"), ("rvg", "'rvq'"), ("simvq", "gsq, vq, rvq, fsq, lfq, bsq")]
+    ("name", "words"), [("gqs", "'gsq'"), ("RVQ", "'rvq'"), ("rvg", "'rvq'"), ("simvq", "gsq, vq, rvq, fsq, lfq, bsq")]
 )
 def test_an_unknown_kind_is_refused_with_the_nearest(name: str, words: str) -> None:
     with pytest.raises(UserError) as raised:
