@@ -51,7 +51,7 @@ def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
     """Axes and derived axes of a run, by the results table's column names."""
     q, sizes = config.quantizer, config.index_sizes
     # From the other columns one would take all indices to be of one size.
-    uneven = q.kind == "fsq" or sizes != (q.codebook_size,) * (q.groups * q.depth)
+    uneven = "levels" in q.declared.options or sizes != (q.codebook_size,) * (q.groups * q.depth)
     return {
         **_set_axes(config),
         "levels": levels_text(sizes) if uneven else None,
