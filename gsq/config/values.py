@@ -27,6 +27,8 @@ def checked(key: str, value: Any, where: str) -> Any:
     where: what an error begins with. Raises UserError, with the likely fix, for a value of another type.
     """
     wanted, entry = key_types()[key]
+    if wanted is str and not isinstance(value, str) and (choices := _choices(key, value)):
+        raise UserError(f"{where}: {value!r} is not allowed; {choices}; {_fix(value, wanted)}")
     if entry is None:
         check_type(value, wanted, where)
         return float(value) if wanted is float else value
@@ -34,6 +36,17 @@ def checked(key: str, value: Any, where: str) -> Any:
     for number, one in enumerate(value, 1):
         check_type(one, entry, f"{where}: entry {number} of {list(value)}")
     return tuple(value)
+
+
+def _choices(key: str, value: Any) -> str:
+    """``choose one of ...`` for a key that takes certain words alone, as its section says of ``value`` as a text."""
+    section, name = key.split(".")
+    try:
+        SECTIONS[section](**{name: str(value)})
+    except UserError as error:
+        found = str(error)
+        return found[found.index("choose one of") :] if "choose one of" in found else ""
+    return ""
 
 
 def check_type(value: Any, wanted: type, where: str) -> None:

@@ -141,3 +141,10 @@ def test_a_finished_run_is_read_as_it_was_written() -> None:
 
 def test_what_refers_to_another_key_is_left_to_be_resolved() -> None:
     assert load_config({"model": {"channels": 64, "latent_dim": "${channels}"}}).model.latent_dim == 64
+
+
+@pytest.mark.parametrize("value", [False, 3, ["patchgan"]])
+def test_a_word_of_a_few_is_refused_with_all_of_them(value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        override(preset("cpu-tiny"), {"discriminator.kind": value}, "set")
+    assert all(word in str(caught.value) for word in ("discriminator.kind", repr(value), "patchgan, stylegan, dino"))
