@@ -36,10 +36,10 @@ LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_dis
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 
-$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+$(LOWEST)/.installed: pyproject.toml .ci/constraints-lowest.txt
 	@echo "installing the lowest versions into $(LOWEST) (a minute or two)"
 	@$(PYTHON) -m venv $(LOWEST)
-	@$(LOWEST)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints-lowest.txt -e '.[dino,hub]' \
+	@$(LOWEST)/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c .ci/constraints-lowest.txt -e '.[dino,hub]' \
 		duckdb hypothesis polars pytest pytest-timeout pytest-xdist
 	@touch $@
 

@@ -32,14 +32,14 @@ def pinned(name: str) -> dict[str, Version]:
 @pytest.mark.parametrize("requirement", [r for r in declared("dino", "hub") if r.name != "torch"], ids=str)
 def test_each_minimum_is_a_version_that_make_lowest_installs(requirement: Requirement) -> None:
     (minimum,) = (s.version for s in requirement.specifier if s.operator in (">=", "=="))
-    assert pinned("constraints-lowest.txt")[canonicalize_name(requirement.name)] == Version(minimum)
+    assert pinned(".ci/constraints-lowest.txt")[canonicalize_name(requirement.name)] == Version(minimum)
 
 
 def test_pinned_versions_are_allowed() -> None:
     found = pinned("constraints.txt")
     for requirement in declared("dino", "hub", "dev", "notebooks"):
         assert found[canonicalize_name(requirement.name)] in requirement.specifier, requirement
-    assert pinned("constraints-lowest.txt")["torch"] == found["torch"]
+    assert pinned(".ci/constraints-lowest.txt")["torch"] == found["torch"]
 
 
 def test_the_newest_submitit_that_is_allowed_is_the_pinned_one() -> None:
