@@ -109,7 +109,7 @@ def test_nothing_is_fetched_and_everything_is_on_it(quickstart: Report) -> None:
     for one in quickstart.figures:
         assert b"<svg" in base64.b64decode(one.url.split(",", 1)[1])
     assert "rfid = 242.4 * bits_per_pixel^(-0.4081)" in read.text and "0.3277 to 0.4885" in read.text
-    assert "dd46299f57e9: rFID in efficientnet_lite0@57934424, 384 images" in read.text and "torch 2.13.0" in read.text
+    assert "09fc13295e74: rFID in efficientnet_lite0@57934424, 384 images" in read.text and "torch 2.13.0" in read.text
     assert "paper_eq14 holds for groups = 1 only" in read.text
 
 
