@@ -570,7 +570,7 @@ class Round:
             )
             self.cluster.bring_back(node)
         if not down:
-            # Not understood yet: alone SLURM gives it up after 36 s, among these faults often not at all. No node failure then.
+            # Not understood yet: alone, SLURM gives it up after 36 s; among these faults often not at all.
             print(f"note: node {node} was not given up within {DOWN_SECONDS} s", flush=True)
 
     def _do_second_attempt(self, job: str, request: dict[str, Any], proceed: Callable[[], None]) -> None:
