@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 QUANTIZERS = Path(__file__).parents[1] / "quantizers"
 # The order in which messages and help name the kinds; later ones follow by name.
@@ -21,29 +21,8 @@ ORDER = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq")
 CODEBOOK = ("init", "lookup_norm", "lookup_precision", "commitment_weight", "codebook_update", "codebook_decay")
 
 
-class Section(Protocol):
-    """What a kind's functions may ask of a config's section ``quantizer``, a ``QuantizerConfig``."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def groups(self) -> int: ...
-
-    @property
-    def codebook_size(self) -> int: ...
-
-    @property
-    def depth(self) -> int: ...
-
-    @property
-    def levels(self) -> tuple[int, ...]: ...
-
-    @property
-    def lookup_norm(self) -> str: ...
-
-    def option(self, name: str) -> Any:
-        """The value of an option that a kind adds."""
+# The section ``quantizer`` of a config: a QuantizerConfig, which is defined above this module.
+Section = Any
 
 
 @dataclass(frozen=True)
@@ -62,17 +41,9 @@ def index_a_group(q: Section) -> tuple[int, ...]:
     return (q.codebook_size,) * q.groups
 
 
-def no_parameters(q: Section, latent_dim: int) -> int:
-    return 0
-
-
 def one_codebook(q: Section, latent_dim: int) -> int:
     """V rows of d = D / G channels."""
     return q.codebook_size * (latent_dim // q.groups)
-
-
-def nothing_wrong(q: Section) -> str:
-    return ""
 
 
 def one_group(q: Section) -> str:
@@ -111,12 +82,12 @@ class Kind:
     """What quantizer.lookup_norm "auto" stands for, where a group has several channels."""
     index_sizes: Callable[[Section], tuple[int, ...]] = index_a_group
     """Values that each index of a latent position can take."""
-    parameters: Callable[[Section, int], int] = no_parameters
+    parameters: Callable[[Section, int], int] = lambda q, latent_dim: 0
     """Entries of the codebooks and whatever else it learns."""
     lookup_macs: Callable[[Section, int], int] | None = None
     """Multiply-adds for one latent position; None: each group against every entry of ``parameters``, and none at d = 1,
     where a binary search finds the row."""
-    check: Callable[[Section], str] = nothing_wrong
+    check: Callable[[Section], str] = lambda q: ""
     """Why a section is refused, with the key, the value and the fix; empty where it is fine."""
     module: str = field(default="", compare=False)
     """Name of its file, filled in when that is read."""

@@ -6,8 +6,9 @@ h x w latent positions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ class QuantizerOutput(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Base class. A quantizer defines ``build``, ``_quantize`` and ``_decode``, and computes in float32 under any
-    autocast. Its file declares the kinds that it serves in ``KINDS`` (``gsq.config.kinds``); nothing else names it."""
+    """Base class of quantizers, which define ``_quantize`` and ``_decode`` and compute in float32 under any autocast.
+
+    The file of a quantizer declares its kinds in ``KINDS`` (``gsq.config.kinds``); nothing else names it.
+    """
 
     shared_codebook = False
     """Whether all indices select from the same rows."""
@@ -47,8 +50,18 @@ class Quantizer(nn.Module):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        """The quantizer of a config whose quantizer.kind is one of its own."""
-        raise NotImplementedError
+        """The quantizer of a config: each argument of the constructor is the config's value of that name."""
+        resolved: dict[str, Any] = {
+            "latent_dim": config.model.latent_dim,
+            "init": config.codebook_init,
+            "lookup_norm": config.lookup_norm,
+            "levels": config.index_sizes,
+        }
+        given: dict[str, Any] = {
+            name: resolved[name] if name in resolved else getattr(config.quantizer, name)
+            for name in inspect.signature(cls).parameters
+        }
+        return cls(**given)
 
     @property
     def codebook_size(self) -> int:
@@ -187,3 +200,32 @@ class MovingAverage(nn.Module):
         # Laplace smoothing: no row is divided by zero, and the counts keep their total.
         smoothed = (self.counts + self.EPS) / (total + self.counts.shape[-1] * self.EPS) * total
         return self.sums / smoothed[..., None]
+
+
+class CodebookQuantizer(Quantizer):
+    """A quantizer with a ``codebook`` that either the optimiser or a moving average of the latents updates."""
+
+    codebook: Tensor
+    average: MovingAverage | None
+
+    def set_codebook(self, rows: Tensor, update: str, decay: float) -> None:
+        """Make ``rows`` a parameter (update "gradient"), or a buffer with a moving average ("ema")."""
+        self.average = MovingAverage(rows, decay) if update == "ema" else None
+        if self.average is not None:
+            self.register_buffer("codebook", rows)
+        else:
+            self.codebook = nn.Parameter(rows)
+
+    def _renewed(self, means: Tensor) -> Tensor:
+        """The rows that the means of the latents stand for."""
+        return means
+
+    @torch.no_grad()
+    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
+        means = None if self.average is None else self.average.update(all_reduce)
+        if means is not None:
+            self.codebook.copy_(self._renewed(means))
+
+    def discard_pending(self) -> None:
+        if self.average is not None:
+            self.average.discard()

@@ -5,14 +5,11 @@ Shapes: B images, D latent channels, h x w latent positions. Both have D indices
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gsq.config.kinds import Kind, two_values
-from gsq.config.run import RunConfig
 from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
 
 KINDS = tuple(
@@ -39,11 +36,6 @@ class LookupFreeQuantizer(Quantizer):
         super().__init__(latent_dim, latent_dim, (2,) * latent_dim)
         self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
         self.scale = 1.0
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        q = config.quantizer
-        return cls(config.model.latent_dim, commitment_weight=q.commitment_weight, entropy_weight=q.entropy_weight)
 
     def _projected(self, latent: Tensor) -> Tensor:
         return latent

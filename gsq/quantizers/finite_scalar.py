@@ -5,13 +5,10 @@ Shapes: B images, D latent channels, h x w latent positions.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
 from gsq.config.kinds import Kind
-from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
 
@@ -57,10 +54,6 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("offset", torch.where(sizes % 2 == 0, 0.5, 0.0), persistent=False)
         self.register_buffer("half_width", sizes // 2, persistent=False)
         self.register_buffer("largest", (sizes - 1) // 2, persistent=False)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        return cls(config.index_sizes)
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         shift = torch.atanh(self.offset / self.half_range)

@@ -5,17 +5,13 @@ Shapes: B images, D latent channels, G groups, d = D / G, V codebook rows, h x w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gsq.config.kinds import CODEBOOK, Kind, one_codebook, one_group
-from gsq.config.run import RunConfig
-from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+from gsq.quantizers.base import CodebookQuantizer, QuantizerOutput, initial_rows, look_up, straight_through
 
 KINDS = (
     Kind(
@@ -36,7 +32,7 @@ ENTROPY_VALUES = 1 << 24
 SHORTEST = 1e-12
 
 
-class GroupedSphericalQuantizer(Quantizer):
+class GroupedSphericalQuantizer(CodebookQuantizer):
     """Splits each latent vector into G groups and replaces each by its nearest row of one shared codebook.
 
     init: see ``initial_rows``. lookup_norm: what both sides are before they are compared by Euclidean distance;
@@ -59,7 +55,6 @@ class GroupedSphericalQuantizer(Quantizer):
     """
 
     shared_codebook = True
-    codebook: Tensor
 
     def __init__(
         self,
@@ -84,31 +79,9 @@ class GroupedSphericalQuantizer(Quantizer):
         self.decoder_input, self.loss_row = decoder_input, loss_row
         self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
         rows = initial_rows((codebook_size, latent_dim // groups), init)
-        self.average: MovingAverage | None = None
-        if codebook_update == "ema":
-            rows = self._compared(rows)
-            self.register_buffer("codebook", rows)
-            self.average = MovingAverage(rows, codebook_decay)
-        else:
-            self.codebook = nn.Parameter(rows)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        q = config.quantizer
-        return cls(
-            config.model.latent_dim,
-            q.groups,
-            q.codebook_size,
-            init=config.codebook_init,
-            lookup_norm=config.lookup_norm,
-            lookup_precision=q.lookup_precision,
-            decoder_input=q.decoder_input,
-            loss_row=q.loss_row,
-            commitment_weight=q.commitment_weight,
-            codebook_update=q.codebook_update,
-            codebook_decay=q.codebook_decay,
-            entropy_weight=q.entropy_weight,
-        )
+        # The average starts from rows as the look-up compares them.
+        rows = self._compared(rows) if codebook_update == "ema" else rows
+        self.set_codebook(rows, codebook_update, codebook_decay)
 
     def _compared(self, vectors: Tensor) -> Tensor:
         if self.lookup_norm == "clip":
@@ -151,16 +124,9 @@ class GroupedSphericalQuantizer(Quantizer):
         rows = self.codebook if self.decoder_input == "raw" else self._compared(self.codebook)
         return self._join(F.embedding(indices.permute(0, 2, 3, 1), rows))
 
-    @torch.no_grad()
-    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        means = None if self.average is None else self.average.update(all_reduce)
-        if means is not None:
-            lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
-            self.codebook.copy_(torch.where(lost, self.codebook, self._compared(means)))
-
-    def discard_pending(self) -> None:
-        if self.average is not None:
-            self.average.discard()
+    def _renewed(self, means: Tensor) -> Tensor:
+        lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
+        return torch.where(lost, self.codebook, self._compared(means))
 
 
 def _entropy_loss(vectors: Tensor, rows: Tensor) -> Tensor:
