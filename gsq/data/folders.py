@@ -95,12 +95,12 @@ def _split_of(name: str) -> str:
     return {"train": "train", "val": "validation"}.get(top, f"in {top}/" if top else "beside train/ and val/")
 
 
-# Names that people give to the folders of a split.
+# Common names of folders that hold a split.
 _LIKELY = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 
 
 def _half_a_split(config: DataConfig, candidates: list[Candidate]) -> list[str]:
-    """That there are folders of splits, and that they do not decide it."""
+    """A note if there are folders named like splits that do not decide the split."""
     held = {one.split for one in candidates if not one.kind}
     if {"train", "validation"} <= held:
         return []
@@ -143,7 +143,7 @@ def _look(path: Path, known: list[object] | None) -> Look:
             if len(known) == len(Look._fields):
                 return Look(*known)  # type: ignore[arg-type]
             if known[2]:
-                # Of an earlier version, which did not keep the size.
+                # An earlier version did not keep the size.
                 size = size_of(path)
                 require_large_enough(*size)
                 return Look(*stamp, str(known[2]), *size)

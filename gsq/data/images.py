@@ -16,7 +16,7 @@ SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _TO_EIGHT_BIT = [(value + 128) // 257 for value in range(1 << 16)]
 # A shorter side has nothing to learn from: placeholders and tracking pixels of the web. data.image_size is no smaller.
 MIN_SIDE = 8
-# As many as Pillow opens by default, and bytes that decoding takes for each of them at the most, for a moment.
+# Pillow's default limit of pixels, and the bytes that decoding briefly takes for each of them at most.
 MAX_PIXELS, DECODING_BYTES = 178_956_970, 16
 # What turns a picture upright, by the orientation in its EXIF data.
 _ORIENTATION = 0x0112
@@ -138,14 +138,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     if upright.mode in SIXTEEN_BIT:
         return upright.convert("I").point(_TO_EIGHT_BIT, "L").convert("RGB")
     if not upright.has_transparency_data:
-        # Also a copy of what is RGB, which holds no open file.
+        # Convert returns a copy, which holds no open file.
         return upright if upright is not image and upright.mode == "RGB" else upright.convert("RGB")
     seen = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As ImageOps.exif_transpose, which also writes the EXIF data anew and fails where these are odd."""
+    """Like ImageOps.exif_transpose, which also rewrites the EXIF data and fails if these are odd."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
         turn = _TURNS.get(orientation) if isinstance(orientation, int) else None

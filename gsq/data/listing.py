@@ -1,4 +1,4 @@
-"""Which files of a folder are images: by their names, through links, without what no person put there."""
+"""The images of a folder: recognised by name, found through links, without files that no person put there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHER_SUFFIXES = _suffixes(
     tgz toml tsv txt wav webm xls xlsx xml xz yaml yml zip zst
     """
 )
-# Besides names that begin with a dot: written by operating systems, storage boxes and archivers. In lower case.
+# Names, in lower case, that operating systems, storage boxes and archivers write; dot files are hidden too.
 _HIDDEN_NAMES = frozenset(
     (
         "@eadir",
@@ -83,7 +83,7 @@ def walk(root: Path) -> Iterator[Entry]:
     would lead into a folder that they lie in, and folders that may not be read are entries of their own.
     """
     above = frozenset(filter(None, (_identity(str(folder)) for folder in (root, *root.parents))))
-    # Name, identities of the folders above, links on the way, whether it is hidden.
+    # Name, identities of the folders above, links on the way, and whether it is hidden.
     waiting: list[tuple[str, frozenset[tuple[int, int]], int, bool]] = [("", above, 0, False)]
     while waiting:
         folder, above, links, hidden = waiting.pop()

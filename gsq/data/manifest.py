@@ -23,12 +23,12 @@ from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.errors import Missing, UserError
 from gsq.files import write_text
 
-# Of few images each comes again and again, and is kept decoded; of many, hardly one while it is kept.
+# Up to FEW images are kept decoded, since each recurs often; KEPT_BYTES limits the memory.
 FEW, KEPT_BYTES = 64, 1 << 30
 # Files that were left out: shown by name of each kind, and listed in JSON.
 NAMED, MOST_LISTED = 3, 1000
 
-# Raised when the same file comes to be decoded otherwise, which makes other fingerprints (photos have no such files).
+# Version of decoding, which is part of fingerprints. It rises when the same file decodes differently (photos excepted).
 DECODING = 2
 
 
@@ -44,9 +44,9 @@ class ImageFile:
     size: int = -1
     """Bytes; -1: not known."""
     row_group: int = -1
-    """In Parquet only."""
+    """Parquet only."""
     column: str = ""
-    """In Parquet only."""
+    """Parquet only."""
     width: int = -1
     """Pixels before it is turned upright; -1: not known."""
     height: int = -1
@@ -69,7 +69,7 @@ class LeftOut(NamedTuple):
     """A file that could have been an image of the data set, and is not."""
 
     name: str
-    """As in ``ImageFile``; of a shard that is not read at all, its own."""
+    """Name as in ``ImageFile``; for a shard that is skipped as a whole, the shard's own."""
     kind: str
     """One of ``KINDS``."""
     reason: str
@@ -103,7 +103,7 @@ class Summary:
         return [*(f"left out: {line}" for line in described(self.left_out)), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; of each kind the first MOST_LISTED files."""
+        """A summary for JSON, with the first MOST_LISTED files of each kind."""
         listed = [one for kind in KINDS for one in self._of(kind)[:MOST_LISTED]]
         return {
             "label": self.label,
@@ -274,10 +274,10 @@ SPLITS = ("train", "validation")
 
 
 def _split(used: list[Candidate], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
-    """By the paths where both splits have images, else by content."""
+    """The split by paths if both splits have images, else by content."""
     parts = {split: [one.file for one in used if one.split == split] for split in SPLITS}
     train, validation = parts.values() if all(parts.values()) else held_out([one.file for one in used], share)
-    # In the order of their hashes any first part of them is a sample, whatever the folders are called.
+    # Sorted by hash, any first part is a sample, whatever the folders are called.
     return train, sorted(validation, key=lambda file: file.sha256)
 
 

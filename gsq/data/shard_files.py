@@ -1,4 +1,4 @@
-"""Which shards a data set has: found below a folder, told apart by split, and complete as far as their numbers say."""
+"""The shards of a data set: found below a folder, sorted by split, and complete as far as their numbers tell."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def list_shards(kind: str, root: Path) -> tuple[list[Shard], list[LeftOut]]:
     wanted = {shard.split for shard in shards} & {"train", "validation"}
     if not wanted:
         return shards, left_out
-    # Where training data is marked, what is marked otherwise or not at all is something else.
+    # If training shards are marked, shards marked otherwise or not at all are something else.
     known = {"train", "validation"} if len(wanted) == 2 else {*wanted, ""}
     left_out += [
         LeftOut(shard.name, "split", f"shards of {shard.split}" if shard.split else "shards of no split")
@@ -126,7 +126,7 @@ def _require_all(root: Path, shards: list[Path]) -> None:
             )
 
 
-# More missing shards for each that is there: the numbers are something else.
+# If more shards than this are missing for each that exists, the numbers mean something else.
 MOST_MISSING = 100
 
 

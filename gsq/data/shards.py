@@ -28,7 +28,7 @@ from gsq.errors import UserError
 
 # Decoded row groups that are kept.
 ROW_GROUP_BYTES = 256 << 20
-# Raised when what a cached manifest holds changes.
+# Version of the content of a cached manifest.
 FORMAT = 2
 
 
@@ -75,7 +75,7 @@ def _require_images(root: Path, shards: list[Shard], scanned: list[dict[str, Any
 
 
 def _half_a_split(config: DataConfig, shards: list[Shard]) -> list[str]:
-    """That shards are marked as one split, and the other is held out of them."""
+    """A note if shards are marked as one split only, so that the other is held out of them."""
     marked = {shard.split for shard in shards}
     if {"train", "validation"} <= marked or not marked & {"train", "validation"}:
         return []
@@ -229,9 +229,9 @@ def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
 
 
 def find_column(shard: Path, schema: Any, wanted: str) -> str:
-    """Where the bytes of images are in a shard's Arrow schema: ``image``, or ``image.bytes`` of {bytes, path}.
+    """Path of the image bytes in a shard's Arrow schema: ``image``, or ``image.bytes`` of {bytes, path}.
 
-    Raises UserError, naming the columns, where none, or several, could be meant.
+    Raises UserError, which names the columns, if none or several could be meant.
     """
     import pyarrow.types as types
 
@@ -256,7 +256,7 @@ def find_column(shard: Path, schema: Any, wanted: str) -> str:
     if not found:
         raise UserError(f"{shard}: no column of images ({{bytes, path}}, or binary) among its columns {columns}")
     if len(found) > 1:
-        # Where the metadata of datasets, or the usual name, leaves no doubt.
+        # The metadata of datasets, or the usual name, may settle it.
         likely = [name for name in found if name in _declared(schema)] or [name for name in found if name == "image"]
         if len(likely) != 1:
             raise UserError(f"data.image_column: name one of {', '.join(found)}, the columns that {shard} has")
@@ -326,7 +326,7 @@ def read_bytes(file: ImageFile) -> bytes:
 
 
 def read_checked(file: ImageFile) -> bytes:
-    """As read_bytes. Raises UserError where it cannot be read, or changed since its manifest was taken."""
+    """Like ``read_bytes``. Raises UserError if the image cannot be read or has changed since its manifest was taken."""
     where = f"{shown(str(file.path))}: {shown(file.name)}"
     try:
         data = read_bytes(file)

@@ -105,7 +105,7 @@ def _linked(file: BinaryIO, files: dict[str, tuple[int, int]], links: dict[str, 
 
 
 def _target(name: str, links: dict[str, str]) -> str | None:
-    """Where a path leads when the links on its way are followed; None for a circle."""
+    """The path that a path leads to once links are followed; None for a circle."""
     for _ in range(MAX_STEPS):
         parts = name.split("/")
         heads = ("/".join(parts[:i]) for i in range(1, len(parts) + 1))

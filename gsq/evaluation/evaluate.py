@@ -84,7 +84,7 @@ def evaluate(
     store = Store(runs, rules.hash) if runs and group.first else None
     known = store.load() if store else None
     claimed = store is not None and known is None and store.claim()
-    # Where another run is at work on the originals, this one looks at its reconstructions meanwhile.
+    # While another run computes the originals, this one evaluates its reconstructions.
     with_originals = group.from_first(known is None and (store is None or claimed))
     work = _Work(model, source, evaluation, rules, features, lpips, step, group, tick)
     try:
@@ -144,7 +144,7 @@ def evaluate_all(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Without TF32, in which a GPU would otherwise take convolutions of float32."""
+    """Turn off TF32, which a GPU would otherwise use for float32 convolutions."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

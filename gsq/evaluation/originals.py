@@ -26,7 +26,7 @@ from gsq.metrics.frechet import FeatureStatistics
 from gsq.records.attempt import process_start
 
 FOLDER = "originals"
-# Without a sign of life for so long, the holder of a lock is taken for dead.
+# Seconds without a sign of life after which the holder of a lock counts as dead.
 STALE_SECONDS = 120.0
 
 
@@ -40,7 +40,7 @@ class Originals:
 
 
 class Store:
-    """Where one protocol's originals lie below a runs folder. It reads, and writes below ``originals`` alone."""
+    """The originals of one protocol below a runs folder. It writes below ``originals`` alone."""
 
     def __init__(self, runs: Path, protocol: str) -> None:
         self.path = runs / FOLDER / f"{protocol}.npz"
@@ -99,7 +99,7 @@ class Store:
             holder = {}
         if holder.get("host") == socket.gethostname() and not process_start(holder["pid"]):
             return True
-        # By this machine's own clock since it last saw the file change: clocks of other machines may differ.
+        # Count time on this machine's clock since the file last changed; clocks of other machines may differ.
         now = monotonic()
         if self._seen is None or self._seen[0] != changed:
             self._seen = (changed, now)

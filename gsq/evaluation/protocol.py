@@ -52,14 +52,14 @@ class Protocol:
     feature_dtype: str = "float32"
     statistics_dtype: str = "float64"
     feature_resize: str = _added("none")
-    """From image_size to what the feature extractor takes."""
+    """How an image of image_size is resized for the feature extractor."""
     ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
     kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
     inception_score: str = _added("none")
     lpips: str = _added("none")
     """Network, and the first digits of its weights' sha256."""
     pixel_arithmetic: str = _added(FIRST_ARITHMETIC, ARITHMETIC)
-    """Of psnr_db and ssim."""
+    """Arithmetic of psnr_db and ssim."""
 
     @cached_property
     def hash(self) -> str:
@@ -132,7 +132,7 @@ def protocol_of(
     image_size: int | None = None,
     features: Features | None = None,
 ) -> Protocol:
-    """As ``protocol``, of a data set by its label (Manifest.label) and its number of validation images."""
+    """Like ``protocol``, but the data set is given by its label (Manifest.label) and number of validation images."""
     size = image_size or data.image_size
     count = evaluation.images(data, held_out)
     evaluation.check_images(count)

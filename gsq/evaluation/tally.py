@@ -1,4 +1,4 @@
-"""What an evaluation counts while it goes through the images, and the numbers that come of it."""
+"""What an evaluation accumulates over the images, and the numbers that follow from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Tally:
         self.histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
         self.sums: dict[str, float] = {}
         self.statistics = {kind: FeatureStatistics(rules.feature_dim) for kind in ("originals", "reconstructions")}
-        # Of the first images, for the kernel distance.
+        # Features of the first images, for the kernel distance.
         self.features: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in self.statistics}
         self.score: InceptionScore | None = None
 

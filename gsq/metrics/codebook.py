@@ -21,7 +21,7 @@ class CodebookUse:
     perplexity: float
     """exp(entropy in nats) of the pooled histogram, in rows; geometric mean over indices where nothing is shared."""
     usage_per_group: tuple[float, ...]
-    """By index, as the next."""
+    """Usage of each index; perplexity_per_group likewise."""
     perplexity_per_group: tuple[float, ...]
     effective_bits: float
     """Sum over indices of log2 perplexity: bits a token if they were independent."""

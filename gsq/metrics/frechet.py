@@ -37,7 +37,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, count: int, mean: Array, covariance: Array) -> FeatureStatistics:
-        """From a number of images, their mean (k,) and their unbiased covariance (k, k)."""
+        """Statistics of ``count`` images with this mean (k,) and unbiased covariance (k, k)."""
         statistics = cls(len(mean))
         statistics._count, statistics._mean = count, np.array(mean, dtype=np.float64)
         statistics._scatter = np.array(covariance, dtype=np.float64, order="F") * (count - 1)
@@ -50,7 +50,7 @@ class FeatureStatistics:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, Array]) -> FeatureStatistics:
-        """Of what ``arrays`` gave. Raises KeyError or ValueError where they are something else."""
+        """Statistics from what ``arrays`` returned. Raises KeyError or ValueError for anything else."""
         statistics = cls(len(arrays["mean"]))
         if arrays["scatter"].shape != statistics._scatter.shape:
             raise ValueError(f"a scatter of shape {arrays['scatter'].shape} for {statistics.dim} features")

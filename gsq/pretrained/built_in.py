@@ -28,7 +28,7 @@ class BuiltIn:
 
     @property
     def sha256(self) -> str:
-        """Of the weight file."""
+        """sha256 of the weight file."""
         return REGISTRY[FEATURE_WEIGHTS[self.name]].sha256
 
     @property

@@ -110,7 +110,7 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def pretrained(cls) -> EfficientNetLite0:
-        """With the ImageNet weights. Raises UserError where the weight file is missing or not the published one."""
+        """The network with the ImageNet weights. Raises UserError if the file is missing or not the published one."""
         network = cls()
         network.load_state_dict(torch.load(verified_weights("efficientnet_lite0"), weights_only=True))
         return network.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ class FeatureExtractor:
 
     name: str
     sha256: str
-    """Of the weight file; of a module's own state where it is given by import path."""
+    """sha256 of the weight file, or of the state of a user's own module."""
     dim: int
     resize: str
     network: nn.Module

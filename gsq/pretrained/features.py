@@ -19,7 +19,7 @@ from gsq.pretrained.weights import REGISTRY, verified_weights
 
 
 class _Convolutions(nn.Module):
-    """The convolutions of a torchvision network, frozen: (B, 3, H, W) ImageNet-normalised -> maps that LPIPS compares."""
+    """The convolutions of a torchvision network, frozen: (B, 3, H, W) ImageNet-normalised -> the maps for LPIPS."""
 
     network: ClassVar[str]
     # For each level: the arguments of its max pooling, if it begins with one, then index in the weight file, outputs,
@@ -147,7 +147,7 @@ class ResNet50(nn.Module):
 
     @classmethod
     def pretrained(cls) -> ResNet50:
-        """With the ImageNet weights. Raises UserError where their file is missing or another network's."""
+        """The network with the ImageNet weights. Raises UserError if their file is missing or another network's."""
         path = verified_weights("resnet50")
         network = cls()
         try:

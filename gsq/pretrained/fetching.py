@@ -26,11 +26,11 @@ TRIES = 3
 TIMEOUT = 30.0
 """Seconds without a byte after which a server is given up."""
 STALE = 3600.0
-"""Seconds after which a partial file that nobody writes to is one of a killed process."""
+"""Age [s] at which a temporary file is taken to belong to a killed process."""
 CHUNK = 1 << 16
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and those of the whole file (0: not known)."""
+"""Called with the bytes received and the size of the whole file (0: not known)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WeightsState:
     or damaged; after a fetch also fetched."""
     path: Path | None
     sha256: str = ""
-    """Of the file, where it was read."""
+    """sha256 of the file; empty if it was not read."""
 
     @property
     def good(self) -> bool:

@@ -27,7 +27,7 @@ class Layer:
     outputs: int
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
-    """Of 2: without padding; else padded to the input's size."""
+    """A stride of 2 goes without padding; a stride of 1 pads to the input's size."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _block_8(pool: str) -> Block:
     )
 
 
-# By size of the maps: 35, 17 and 8; 6a and 7a halve it. The last block's pooling is a maximum where the others average,
-# as in the frozen graph of 2015 and unlike torchvision's Inception-v3.
+# Maps have 35, 17 and 8 pixels a side; 6a and 7a halve them. The last block pools by maximum where the others average,
+# like the frozen graph of 2015 and unlike torchvision's Inception-v3.
 BLOCKS: dict[str, Block] = {
     "Mixed_5b": _block_35(32),
     "Mixed_5c": _block_35(64),
@@ -208,7 +208,7 @@ class InceptionV3(nn.Module):
 
     @classmethod
     def pretrained(cls) -> InceptionV3:
-        """With the published weights. Raises UserError where the file is missing or not the published one."""
+        """The network with the published weights. Raises UserError if the file is missing or another one."""
         return cls(torch.load(verified_weights("inception"), weights_only=True, map_location="cpu"))
 
     def train(self, mode: bool = True) -> InceptionV3:
@@ -230,7 +230,7 @@ def _tensorflow1(images: Tensor) -> Tensor:
     """Bilinear as TensorFlow 1 did it, corners not aligned: output pixel i lies at i * H / 299, no half-pixel shift."""
     for axis in (3, 2):
         size = images.shape[axis]
-        # In float32 as there, which decides the pixel below where the product is a whole number.
+        # TensorFlow uses float32, which decides the lower pixel where the product is a whole number.
         place = torch.arange(SIZE, dtype=torch.float32, device=images.device) * torch.tensor(size / SIZE)
         below = place.long().clamp_max(size - 1)
         share = (place - below).reshape(-1, *(1,) * (3 - axis))

@@ -172,7 +172,7 @@ def weights_folder() -> Path:
 
 
 def places(entry: Weights) -> list[Path]:
-    """Where a file is looked for: the folder of weights first, then the package that ships it."""
+    """Paths at which gsq looks for a file: the folder of weights, then the package that ships it."""
     found = [weights_folder() / name for name in (entry.file, *entry.also)]
     if entry.package:
         spec = importlib.util.find_spec(entry.package)

@@ -108,10 +108,10 @@ class Quantizer(nn.Module):
             return self._decode(indices)
 
     def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        """Once a step, after all its forward passes in training mode: move a codebook that follows its latents.
+        """Update a codebook that follows its latents. Call it once per step, after the step's training forward passes.
 
-        all_reduce sums a tensor in place over all processes; each of them calls it as often. Does nothing where
-        the optimiser moves the codebook, or there is none.
+        all_reduce sums a tensor in place over all processes; each of them calls it equally often. Does nothing if the
+        optimiser updates the codebook, or if there is none.
         """
 
     def discard_pending(self) -> None:
@@ -165,7 +165,7 @@ class MovingAverage(nn.Module):
     pending_sums: Tensor
 
     EPS = 1e-5
-    """Of the Laplace smoothing."""
+    """Constant of the Laplace smoothing."""
 
     def __init__(self, rows: Tensor, decay: float) -> None:
         super().__init__()

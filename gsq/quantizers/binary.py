@@ -16,7 +16,7 @@ KINDS = tuple(
     Kind(name, cls, ("commitment_weight", "entropy_weight"), per_channel=True, check=two_values)
     for name, cls in (("lfq", "LookupFreeQuantizer"), ("bsq", "BinarySphericalQuantizer"))
 )
-# Of the softmax over negative distances; the smallest probability whose logarithm is taken. As the reference's.
+# Inverse temperature of the softmax over negative distances, and the floor of a logarithm's argument: the reference's.
 INVERSE_TEMPERATURE = 100.0
 SMALLEST = 1e-5
 

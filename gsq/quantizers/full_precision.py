@@ -14,7 +14,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """float32 products in float32: neither TF32 nor bfloat16, which the bounds of the look-up do not cover."""
     name = "cuda" if device.type == "cuda" else "mkldnn"
     products: Any = getattr(getattr(torch.backends, name), "matmul", None)
-    # From torch 2.9 on a setting by backend; reading the older one then fails where a user has set the newer.
+    # torch 2.9 has a setting per backend; reading the old setting fails once a user has set the new one.
     by_backend = hasattr(products, "fp32_precision")
     before = products.fp32_precision if by_backend else torch.get_float32_matmul_precision()
     try:

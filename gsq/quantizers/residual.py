@@ -74,7 +74,7 @@ class ResidualQuantizer(CodebookQuantizer):
 
     def _decode(self, indices: Tensor) -> Tensor:
         total = torch.zeros(1, device=indices.device)
-        # In the order of forward, for the same rounding.
+        # The order of forward gives the same rounding.
         for chosen, rows in zip(indices.unbind(1), self.codebook, strict=True):
             total = total + F.embedding(chosen, rows)
         return total.permute(0, 3, 1, 2).contiguous()

@@ -24,7 +24,7 @@ KINDS = (
     ),
     Kind("vq", "GroupedSphericalQuantizer", (*CODEBOOK, "entropy_weight"), parameters=one_codebook, check=one_group),
 )
-# Of the softmax in the entropy loss, as in MaskGIT's code (the GSQ paper names none).
+# Temperature of the softmax in the entropy loss, from MaskGIT's code (the GSQ paper gives none).
 ENTROPY_TEMPERATURE = 0.01
 # Probabilities that it holds at a time.
 ENTROPY_VALUES = 1 << 24
@@ -102,7 +102,7 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         given = self._split(latent)
         vectors, rows = self._compared(given), self._compared(self.codebook)
         if self.lookup_norm == "l2":
-            # From the vectors as they are: the look-up normalises them in float64.
+            # The look-up normalises in float64, so it takes the vectors before normalisation.
             indices = look_up(given, self.codebook, self.lookup_precision, normalise=True)
         else:
             indices = look_up(vectors, rows, self.lookup_precision)

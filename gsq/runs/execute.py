@@ -32,7 +32,7 @@ from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
 from gsq.runs.progress import Progress
 from gsq.runs.stop import Busy, PeerFailed, Pruned, Stopped, StopRequest
 
-# Kept free for the last status of an attempt whose disk fills up.
+# Space for the last status of an attempt whose disk fills up.
 RESERVE, RESERVE_BYTES = ".reserve", 32 << 10
 # How long the first process looks for the error of another one that it has lost: file systems show it with a delay.
 PEER_SECONDS = 5.0
@@ -234,7 +234,7 @@ def _train_and_evaluate(
 
 
 def _tell_first(error: BaseException, place: Path, group: Group) -> None:
-    """Of a process that writes nothing else: what went wrong in it, for the first one, which only sees it go."""
+    """Record what failed in a process other than the first, which only notices that this one is gone."""
     from gsq.training.distributed import PeerLost
 
     if isinstance(error, PeerLost | PeerFailed | Stopped):

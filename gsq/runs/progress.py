@@ -41,7 +41,7 @@ class Progress:
         self.evaluation_seconds, self.evaluations, self.rfid = 0.0, 0, math.nan
 
     def __call__(self, step: int) -> None:
-        """After a step, which every process of the run has made: they stop after the same one."""
+        """Report a step. Every process of the run calls this after the same step, so all of them stop together."""
         self._time_step()
         self.alive(step)
         if reason := self.group.agree(self.stop.reason):
@@ -84,9 +84,9 @@ class Progress:
             raise Stopped(self.stop.reason)
 
     def evaluating(self, error: BaseException | None = None) -> None:
-        """After each batch of an evaluation, which every process of the run has come to; error: what went wrong in it.
+        """Report a batch of an evaluation, which every process of the run has finished. error: what failed in it.
 
-        Raises that, or PeerFailed where it was another process's batch, or Stopped, in all of them at once.
+        Raises ``error``, PeerFailed if another process's batch failed, or Stopped, in all processes at once.
         """
         self.alive(self.step)
         if reason := self.group.agree(classify(error) if error else self.stop.reason):
@@ -105,7 +105,7 @@ class Progress:
             more["images_per_second"] = (self.step - self.first_step) * self.config.train.batch_size / elapsed
         more["peak_memory_bytes"] = peak_memory_bytes(self.device)
         more["processes"] = self.group.size
-        # In every status, since an attempt that is killed for its memory cannot say it then.
+        # Every status has it, since an attempt that is killed for its memory cannot write one more.
         more["next_micro_batch"] = self.smaller
         more["device"] = self.device
         more |= self.timings

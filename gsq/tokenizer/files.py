@@ -31,9 +31,9 @@ from gsq.metrics.reconstruction import psnr_db, to_uint8
 from gsq.tokenizer.inputs import centre_square, crop_to_multiple, pixels, require_memory, to_image
 from gsq.tokenizer.tokenizer import Tokenizer
 
-# With an underscore before it, readers of the folder take it for no shard.
+# Readers of the folder ignore names that begin with an underscore.
 MANIFEST, FORMAT = "_manifest.json", 1
-# Of a shard: where each image lies below the folder, and its indices flattened from (h, w, K), K fastest.
+# Columns of a shard: path below the folder, and indices flattened from (h, w, K), K fastest.
 COLUMNS = pa.schema(
     [
         ("path", pa.string()),
@@ -86,7 +86,7 @@ class Reconstruction:
     cropped: tuple[int, int]
     """Rows and columns cropped off."""
     psnr_db: float | None
-    """Of the uint8 images; None for a perfect reconstruction."""
+    """PSNR of the uint8 images; None for a perfect reconstruction."""
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int]]:
@@ -167,7 +167,7 @@ class Summary:
     bits_per_token: float = 0.0
     shards: int = 0
     shards_before: int = 0
-    """Of the shards, those that were there already."""
+    """How many of the shards existed already."""
     broken: list[tuple[str, str]] = field(default_factory=list)
     """Images that could not be used, with the reason."""
     left_out: list[LeftOut] = field(default_factory=list)
@@ -182,12 +182,12 @@ class Summary:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the images below ``folder``, sorted, with forward slashes. Raises UserError where there are none."""
+    """Names of the images below ``folder``, sorted, with forward slashes. Raises UserError if there are none."""
     return _list_images(folder)[0]
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """Also what is left out: the same files as of a data set to train on."""
+    """Names of the images, and the files left out: the same as for a data set to train on."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; a folder of images is needed"

@@ -256,7 +256,7 @@ def is_authors(state: Mapping[str, Any]) -> bool:
 
 
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that DistributedDataParallel and torch.compile put before each name."""
+    """Remove the prefixes that DistributedDataParallel and torch.compile add to each name."""
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
 
 

@@ -33,7 +33,7 @@ BUCKET = 1 << 24
 # a checkpoint takes minutes at most. Copying images to each node's disk may take longer, and has a limit of its own.
 TIMEOUT = timedelta(minutes=20)
 STAGING_TIMEOUT = timedelta(hours=12)
-# After which a process says whom it waits for.
+# A process then says whom it is waiting for.
 SILENT_SECONDS = 10.0
 
 
@@ -179,7 +179,7 @@ def join(config: RunConfig, tick: Callable[[], None] = lambda: None) -> Group:
 
 
 def _connect(backend: str, size: int, tick: Callable[[], None]) -> None:
-    """In a thread, so that signals are heard while this waits for the other processes."""
+    """Connect in a thread, so that this process still reacts to signals while it waits for the others."""
     failed: list[Exception] = []
 
     def connect() -> None:

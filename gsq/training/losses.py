@@ -54,7 +54,7 @@ class LeCAM(nn.Module):
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Once a step, with the mean logits of the whole batch (loss.lecam_update: after or before the regulariser)."""
+        """Take in the mean logits of the whole batch, once per step."""
         self.real.lerp_(real_mean.to(self.real), 1 - self.decay)
         self.fake.lerp_(fake_mean.to(self.fake), 1 - self.decay)
 

@@ -43,12 +43,12 @@ def build_optimizer(
 
 
 def _parameters(quantizer: Quantizer, name: str) -> list[nn.Parameter]:
-    """Those of that name or below it; none where it is a buffer."""
+    """Parameters with this name or below it; none if the name is a buffer's."""
     return [p for full, p in quantizer.named_parameters() if full == name or full.startswith(f"{name}.")]
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of step ``step``, from 0: a linear warm-up, then as ``config.schedule`` says."""
+    """Learning rate of a step, counted from 0: a linear warm-up, then ``config.schedule``."""
     first, last = config.learning_rate, config.final_learning_rate
     if config.warmup_steps and step + 1 < config.warmup_steps:
         return first * ((step + 1) / config.warmup_steps)

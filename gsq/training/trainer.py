@@ -35,7 +35,7 @@ from gsq.training.optim import averaged_tensors, build_optimizer, clip_gradients
 PATIENCE = 5
 # Streams of random numbers for the augmentation of real and of generated images.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 0, 1, 2
-# Names of the means that LeCAM averages.
+# Losses whose means LeCAM averages.
 LOGITS = ("real_logit", "fake_logit")
 
 
