@@ -1,8 +1,8 @@
 """Images in WebDataset shards (.tar) and in those of Hugging Face datasets (.parquet, .arrow).
 
-A shard is read through once, for its manifest: where each image lies and its sha256, cached by the shard's size and
-time. After that any image is reached at once: in a tar or an Arrow file as a range of bytes, in a Parquet file by its
-row group, which has to be decoded as a whole; execution.stage_data unpacks it. Imports pyarrow for its shards only.
+The first pass over a shard makes its manifest, the place and sha256 of each image, which is cached by the shard's size
+and time. From then on any image is read directly: from a tar or Arrow file as a range of bytes, from a Parquet file by
+decoding its row group (execution.stage_data unpacks it). Imports pyarrow for its shards only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gsq.data.shard_files import Shard, list_shards
 from gsq.data.tar_files import Member, tar_images
 from gsq.errors import UserError
 
-# Decoded row groups that are kept.
+# Memory for decoded row groups [bytes].
 ROW_GROUP_BYTES = 256 << 20
 # Version of the content of a cached manifest.
 FORMAT = 2
@@ -35,9 +35,9 @@ FORMAT = 2
 def shard_manifest(config: DataConfig) -> Manifest:
     """The manifest of a folder of shards, or of one shard.
 
-    A split is taken from the shards' paths where some are marked train and some validation (``train/``,
-    ``data/validation-00000-of-00002.parquet``, ``photos-val-000000.tar``); others, such as test, are left out then.
-    Else images are held out by a hash of their content. Raises UserError for shards that are missing or damaged.
+    The shards' paths are the split if they mark some as train and some as validation (``train/``,
+    ``data/validation-00000-of-00002.parquet``, ``photos-val-000000.tar``); others, such as test, are then left out.
+    Otherwise images are held out by a hash of their content. Raises UserError for missing or damaged shards.
     """
     root = data_root(config)
     shards, left_out = list_shards(config.kind, root)
@@ -94,8 +94,8 @@ def _threads() -> int:
 
 
 def _scan_or_cached(image_column: str, folder: Path, shard: Shard) -> dict[str, Any]:
-    """Column and images of a shard: a list each of the fields of Member without its content, then what a first look
-    says: sha256, width, height, kind and reason where it is left out, and whether gsq always read it."""
+    """Column and images of a shard. Each image is a list: the fields of Member up to group, sha256, width, height, kind
+    and reason if it is left out, and whether earlier versions read it."""
     stat = shard.path.stat()
     stamp = [FORMAT, stat.st_size, stat.st_mtime_ns]
     cache = folder / f"{hashlib.sha256(shard.name.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
@@ -203,7 +203,7 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
 
 
 def _ranges(column: Any, whole: Any) -> Iterator[tuple[int, int]]:
-    """Start in the file's buffer and size of each value of a binary array; size -1 for a null."""
+    """Start in the file's buffer and size of each value of a binary array; the size of a null is -1."""
     import numpy as np
     import pyarrow.types as types
 
@@ -265,7 +265,7 @@ def find_column(shard: Path, schema: Any, wanted: str) -> str:
 
 
 def _declared(schema: Any) -> list[str]:
-    """Columns that datasets' own metadata declare to be images."""
+    """Columns that the metadata of datasets declare to be images."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return [name for name, feature in features.items() if feature.get("_type") == "Image"]
@@ -274,7 +274,7 @@ def _declared(schema: Any) -> list[str]:
 
 
 def _bytes(column: Any) -> Any:
-    """The binary array of a column, its {bytes, path} taken apart."""
+    """The binary array of a column, also of one of {bytes, path}."""
     import pyarrow.compute as pc
     import pyarrow.types as types
 
@@ -286,7 +286,7 @@ def _bytes(column: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _opened(path: Path) -> Any:
-    # Closed when nothing holds it any more, thus not while another thread reads.
+    # The file closes once nothing refers to it, so never while another thread reads.
     return path.open("rb", buffering=0)
 
 
@@ -311,7 +311,7 @@ def _row_group(path: Path, group: int, column: str) -> Any:
 
 
 def read_bytes(file: ImageFile) -> bytes:
-    """The content of an image file, wherever it lies. Raises OSError where it cannot be read."""
+    """The content of an image file or of an image in a shard. Raises OSError if it cannot be read."""
     if file.start < 0:
         return file.path.read_bytes()
     if file.row_group < 0:
@@ -334,7 +334,7 @@ def read_checked(file: ImageFile) -> bytes:
         raise UserError(f"{where} cannot be read ({error.strerror or error})") from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise UserError(
-            f"{where}: its content is not what the fingerprint was taken of (sha256 {file.sha256}); "
-            "plan again, if the images were meant to change"
+            f"{where}: its content has changed since the fingerprint was taken (sha256 {file.sha256} then); "
+            "plan again if the images were meant to change"
         )
     return data

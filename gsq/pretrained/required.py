@@ -28,6 +28,6 @@ def required_weights(*configs: RunConfig) -> tuple[str, ...]:
 
 
 def require_weights(*configs: RunConfig) -> None:
-    """Raise Missing, saying what to get, where a weight file that the runs need (or its reader) is missing."""
+    """Raise Missing, which says what to get, if a weight file that the runs need (or its reader) is missing."""
     for name in required_weights(*configs):
         find_weights(name)
