@@ -1,4 +1,4 @@
-"""What a run reports while it trains."""
+"""Heartbeat and timings of a run while it trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from gsq.config.run import RunConfig
 from gsq.records.attempt import RUNNING, Attempt
+from gsq.runs.failures import classify, peak_memory_bytes, smaller_micro_batch
+from gsq.runs.stop import PeerFailed, Stopped, StopRequest
 
 if TYPE_CHECKING:
     from gsq.training.distributed import Group
-
-from gsq.runs.failures import classify, peak_memory_bytes, smaller_micro_batch
-from gsq.runs.stop import PeerFailed, Stopped, StopRequest
 
 
 class Progress:
@@ -48,7 +47,7 @@ class Progress:
             raise Stopped(reason)
 
     def _time_step(self) -> None:
-        """Start-up, with the first step, apart from the steps after it; neither with an evaluation."""
+        """Time start-up with the first step, and the later steps, both without evaluations."""
         now = time.monotonic() - self.evaluation_seconds
         if self.attempt is not None and not self.timings:
             self.first_step_ended = now
@@ -59,7 +58,7 @@ class Progress:
             self.timings["trained_steps"] += 1
 
     def evaluated(self, seconds: float, rfid: float) -> None:
-        """An evaluation has ended, which is no training time."""
+        """Record the end of an evaluation, which does not count as training time."""
         self.evaluation_seconds += seconds
         self.evaluations += 1
         self.rfid = rfid
@@ -67,19 +66,19 @@ class Progress:
     def alive(self, step: int) -> None:
         self.step = step
         self.on_step(step)
-        now = time.monotonic()
         if self.first_step is None:
-            self.first_step, self.first_time = step, now
+            self.first_step, self.first_time = step, time.monotonic()
+        self._beat()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
         if now - self.written >= 1:
             self.written = now
             self.write(RUNNING)
 
     def staging(self) -> None:
-        """While images are copied, by each process on its own."""
-        now = time.monotonic()
-        if now - self.written >= 1:
-            self.written = now
-            self.write(RUNNING)
+        """Give a sign of life while each process copies images on its own."""
+        self._beat()
         if self.stop.reason:
             raise Stopped(self.stop.reason)
 

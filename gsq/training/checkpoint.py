@@ -1,4 +1,4 @@
-"""Checkpoints: written to a temporary name, synced, renamed, with a sha256 beside them."""
+"""Checkpoints, written whole, with a sha256 beside them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gsq.files import whole, write_json
 
 PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
 KEEP = 2
-# The name under which an attempt holds on to the checkpoint that it starts from.
+# Second name by which an attempt keeps the checkpoint that it starts from.
 START = "checkpoint-start.pt"
 
 
 class _HashingFile:
-    """Hashes what is written, and keeps the OSError that torch would hide behind a RuntimeError."""
+    """A file that hashes its content, and keeps the OSError that torch hides behind a RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
@@ -44,7 +44,7 @@ class _HashingFile:
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``; the last two of a folder are kept.
+    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``. A folder keeps its last two.
 
     Raises OSError (ENOSPC on a full disk), leaving no partial file behind.
     """
@@ -67,20 +67,20 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         raise
     for old in sorted(_steps(folder))[:-KEEP]:
         _remove(folder, old)
-    # Whoever resumed from it has taken steps since.
+    # An attempt that resumed from it has made steps since.
     (folder / START).unlink(missing_ok=True)
     return path
 
 
 def hold(folders: list[Path], folder: Path) -> Path | None:
-    """The newest checkpoint of a run under a second name in ``folder``, so that an attempt that is still alive and
-    removes it takes nothing away; under its own name where the file system has no links. None where there is none."""
+    """Give the newest checkpoint of a run a second name in ``folder``, so that it stays if a live attempt removes it.
+    Returns its own name on file systems without links, and None if there is no checkpoint."""
     (folder / START).unlink(missing_ok=True)
     while (path := next(newest(folders), None)) is not None:
         try:
             os.link(path, folder / START)
         except FileNotFoundError:
-            continue  # It has just been removed, for a newer one.
+            continue  # A newer one has just replaced it.
         except OSError:
             return path
         return folder / START
@@ -99,13 +99,13 @@ def _remove(folder: Path, step: int) -> None:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Delete what a killed writer left; only one process writes to a folder."""
+    """Delete leftovers of a killed writer; only one process writes to a folder."""
     for leftover in folder.glob("*checkpoint-*.partial"):
         leftover.unlink(missing_ok=True)
 
 
 def remove_all(folder: Path, keep: int | None = None) -> None:
-    """Delete the checkpoints of a folder but that of step ``keep``, and what a killed writer left."""
+    """Delete the checkpoints of a folder except that of step ``keep``, and leftovers of a killed writer."""
     for step in list(_steps(folder)):
         if step != keep:
             _remove(folder, step)
@@ -117,7 +117,7 @@ def remove_all(folder: Path, keep: int | None = None) -> None:
 
 
 def newest(folders: list[Path]) -> Iterator[Path]:
-    """Checkpoints whose checksum holds, newest step first, over the attempts of a run."""
+    """Yield the checkpoints of a run with a valid checksum, newest step first, over all attempts."""
     found = sorted(((step, i) for i, folder in enumerate(folders) for step in _steps(folder)), reverse=True)
     for step, i in found:
         path = folders[i] / f"checkpoint-{step:08d}.pt"
@@ -132,7 +132,7 @@ def newest(folders: list[Path]) -> Iterator[Path]:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that ``save`` was given."""
+    """The state in a checkpoint."""
     state = torch.load(path, map_location=device, weights_only=True)
     assert isinstance(state, dict)
     return state
