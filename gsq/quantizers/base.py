@@ -1,4 +1,4 @@
-"""What all quantizers share: the interface, its checks, the look-up and the codebook that follows its latents.
+"""The interface of quantizers with its checks, the look-up, and codebooks that follow their latents.
 
 Shapes: B images, D latent channels, K indices of a latent position, V codebook rows, d channels of a row,
 h x w latent positions.
@@ -42,7 +42,7 @@ class Quantizer(nn.Module):
     shared_codebook = False
     """Whether all indices select from the same rows."""
     undecayed: tuple[str, ...] = ("codebook",)
-    """Parameters, or modules of these, that the optimiser gives no weight decay."""
+    """Names of parameters or modules that get no weight decay."""
 
     def __init__(self, latent_dim: int, groups: int, index_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """V, the most values that an index can take."""
+        """V, the largest number of values of an index."""
         return max(self.index_sizes)
 
     @property
@@ -115,7 +115,7 @@ class Quantizer(nn.Module):
         """
 
     def discard_pending(self) -> None:
-        """Forget what the forward passes since the last update saw: that step is not applied."""
+        """Forget the forward passes since the last update, because their step is skipped."""
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         raise NotImplementedError
@@ -130,9 +130,9 @@ def straight_through(value: Tensor, latent: Tensor) -> Tensor:
 
 
 def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: bool = False) -> Tensor:
-    """(..., d) and (V, d) -> (...) int64: nearest rows, both sides divided by their l2 norm first if ``normalise``.
+    """(..., d) and (V, d) -> (...) int64: nearest rows; ``normalise`` first divides both sides by their l2 norms.
 
-    precision: "exact", or "float32" or "bfloat16" for |z|^2 + |c|^2 - 2 z.c in that type, which errs.
+    precision: "exact", or "float32" or "bfloat16" for the inexact |z|^2 + |c|^2 - 2 z.c in that type.
     """
     queries = vectors.detach().reshape(-1, vectors.shape[-1])
     if precision == "exact":
@@ -143,8 +143,8 @@ def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: boo
 
 
 def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
-    """(..., V, d) float32. "spherical": uniform on the unit sphere; "uniform": each entry in [-1/V, 1/V], as VQ-GAN
-    does. At d = 1 both are uniform in [-1, 1], as in the authors' code: the sphere is two points there."""
+    """(..., V, d) float32. "spherical": uniform on the unit sphere; "uniform": each entry in [-1/V, 1/V], like VQ-GAN.
+    At d = 1, where the sphere is two points, both are uniform in [-1, 1], like the authors' code."""
     if shape[-1] == 1:
         return torch.empty(shape).uniform_(-1, 1)
     if init == "uniform":
@@ -155,8 +155,8 @@ def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
 class MovingAverage(nn.Module):
     """Decayed count and sum of the vectors that chose each row of (..., V, d) rows: the codebook's EMA update.
 
-    As vector-quantize-pytorch's Codebook (checked against 1.32.0), with one update a step instead of one a
-    forward pass, so that micro-batches and processes change nothing but the order of summation.
+    Like vector-quantize-pytorch's Codebook (checked against 1.32.0), but with one update per step instead of per
+    forward pass, so that micro-batches and processes only change the order of summation.
     """
 
     counts: Tensor
@@ -177,7 +177,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def add(self, indices: Tensor, vectors: Tensor, level: int = 0) -> None:
-        """indices (...) of the rows of one level that vectors (..., d) chose."""
+        """Add vectors (..., d) with the indices (...) of the rows of one level that they chose."""
         places = indices.flatten() + level * self.counts.shape[-1]
         self.pending_counts.view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
         self.pending_sums.view(-1, self.sums.shape[-1]).index_add_(0, places, vectors.reshape(len(places), -1))
@@ -188,7 +188,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, all_reduce: Callable[[Tensor], None]) -> Tensor | None:
-        """Take in what is pending and return the mean of each row, (..., V, d); None where nothing was pending."""
+        """Take in pending vectors and return the mean of each row, (..., V, d); None if nothing was pending."""
         all_reduce(self.pending_counts)
         all_reduce(self.pending_sums)
         if not self.pending_counts.any():

@@ -25,11 +25,11 @@ class LookupFreeQuantizer(Quantizer):
     """The sign of each channel, -1 at 0 and below (index 0), +1 above (index 1).
 
     Loss: commitment_weight times the mean square to the signs, plus entropy_weight times (entropy of an index -
-    entropy of the batch's mean), in nats, both summed over channels. Checked against vector-quantize-pytorch
-    1.32.0's LFQ: as its softmax over the 2^D codes factors into one sigmoid a channel, the entropy of an index
-    is the same; the entropy of the mean is that of D independent bits (as the BSQ paper computes it), an upper bound
-    that costs D instead of 2^D, and equals the reference's with D codebooks of size 2. The mean is over the latents
-    of one forward pass, so that this term, if switched on, depends on the micro-batch; in training mode only, as GSQ's.
+    entropy of the batch's mean) in nats, summed over channels, in training mode only. Checked against
+    vector-quantize-pytorch 1.32.0's LFQ. Its softmax over the 2^D codes factors into one sigmoid per channel, so the
+    entropy of an index is the same. The entropy of the mean is that of D independent bits (like the BSQ paper's): an
+    upper bound that costs D instead of 2^D, and equals the reference's with D codebooks of size 2. The mean is over the
+    latents of one forward pass, so this term depends on the micro-batch.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:
@@ -65,9 +65,9 @@ class LookupFreeQuantizer(Quantizer):
 class BinarySphericalQuantizer(LookupFreeQuantizer):
     """LFQ of the latent vector divided by its l2 norm over all D channels, with values +-1/sqrt(D).
 
-    As published, but for the mean in place of the sum over channels in the commitment loss, and a straight-through
-    gradient that 1/sqrt(D) does not scale. Checked against vector-quantize-pytorch 1.32.0's LFQ(spherical=True), which
-    does both too, and its entropy term against the published code with groups of one channel.
+    It differs from the published code in the commitment loss, a mean instead of a sum over channels, and in a
+    straight-through gradient that 1/sqrt(D) does not scale. Checked against vector-quantize-pytorch 1.32.0's
+    LFQ(spherical=True), which does both too; the entropy term against the published code with groups of one channel.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:

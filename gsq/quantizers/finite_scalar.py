@@ -34,8 +34,8 @@ class FiniteScalarQuantizer(Quantizer):
     """Bounds each channel by tanh and rounds it to one of its L levels; no codebook, loss zero.
 
     Values are (i - L // 2) / (L // 2) for index i in [0, L). Checked against vector-quantize-pytorch 1.32.0's FSQ,
-    but for L > 1000, where its margin of 0.1 % rounds beyond the last level; here it is clamped.
-    Raises UserError for L = 2, at which this form splits a channel at -3.8 (the reference refuses it too).
+    except for L > 1000, where its margin of 0.1 % rounds beyond the last level, which is clamped here. Raises UserError
+    for L = 2, which would split a channel at -3.8 (the reference refuses it too).
     """
 
     half_range: Tensor

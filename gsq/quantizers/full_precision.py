@@ -1,4 +1,4 @@
-"""Products of float32 in float32, whatever a user has set."""
+"""Products of float32 in full precision, whatever a user has set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products in float32: neither TF32 nor bfloat16, which the bounds of the look-up do not cover."""
+    """Compute float32 products in float32, since the bounds of the look-up do not cover TF32 and bfloat16."""
     name = "cuda" if device.type == "cuda" else "mkldnn"
     products: Any = getattr(getattr(torch.backends, name), "matmul", None)
     # torch 2.9 has a setting per backend; reading the old setting fails once a user has set the new one.

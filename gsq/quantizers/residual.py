@@ -25,13 +25,12 @@ KINDS = (
 
 
 class ResidualQuantizer(CodebookQuantizer):
-    """Each of K codebooks quantizes what those before it left over; the latent is the sum of the rows.
+    """Each of K codebooks quantizes the residual of those before it; the latent is the sum of the rows.
 
-    Indices, rows, the losses of the levels and the EMA update as vector-quantize-pytorch 1.32.0's ResidualVQ (no
-    gradient from one level's residual to the rows before it). ResidualVQ hands out one loss a level; here the loss is
-    their mean, as in EnCodec and the GSQ authors' code, so that the depth leaves the weights alone. The
-    straight-through gradient reaches the latent once; summing straight-through levels, as ResidualVQ does, would
-    multiply it by K.
+    Indices, rows, losses of the levels and the EMA update equal those of vector-quantize-pytorch 1.32.0's ResidualVQ
+    (no gradient flows from a level's residual to the rows before it). The loss is the mean over levels, like in EnCodec
+    and the GSQ authors' code, so that depth does not change its weight; ResidualVQ returns one loss per level. The
+    straight-through gradient reaches the latent once; ResidualVQ's sum of straight-through levels multiplies it by K.
     """
 
     codebook: Tensor

@@ -28,30 +28,28 @@ KINDS = (
 ENTROPY_TEMPERATURE = 0.01
 # Probabilities that it holds at a time.
 ENTROPY_VALUES = 1 << 24
-# Rows whose average is shorter than this keep their place: its direction is lost to rounding.
+# Rows whose average is shorter keep their place, since rounding loses its direction.
 SHORTEST = 1e-12
 
 
 class GroupedSphericalQuantizer(CodebookQuantizer):
     """Splits each latent vector into G groups and replaces each by its nearest row of one shared codebook.
 
-    init: see ``initial_rows``. lookup_norm: what both sides are before they are compared by Euclidean distance;
-    "l2" and "l1" divide them by that norm, "clip" clamps them to [-1, 1], "none" leaves them. decoder_input and
-    loss_row choose between the row as the look-up compared it ("normalised") and the "raw" parameter (the authors'
-    code). Ties go to the lowest index. With groups = 1 and lookup_norm "none" this is VQ (VQ-VAE).
+    init: see ``initial_rows``. lookup_norm: applied to both sides before the Euclidean comparison; "l2" and "l1" divide
+    by that norm, "clip" clamps to [-1, 1], "none" changes nothing. decoder_input and loss_row choose between the row as
+    compared ("normalised") and the "raw" parameter (the authors' code). Ties go to the lowest index. With groups = 1
+    and lookup_norm "none" this is VQ (VQ-VAE).
 
-    clip: only the comparison, the row and the codebook's target are clamped; the clamp passes gradients on, and the
-    commitment loss and the straight-through gradient are those of the latent as it came. The authors' code
-    differentiates torch.clamp on the latent, so that one outside [-1, 1] gets no gradient and never returns. Inside
-    [-1, 1] the two are the same.
+    clip: clamps only the comparison, the row and the codebook's target. The clamp passes gradients on, and commitment
+    loss and straight-through gradient belong to the unclamped latent. The authors' code differentiates torch.clamp on
+    the latent, so a latent outside [-1, 1] gets no gradient and never returns; inside, the two are the same.
 
-    codebook_update "ema": the codebook is a buffer that ``update_codebook`` moves to the decayed average of the
-    (compared) latents that chose each row, normalised like them, and the loss is the commitment alone; checked
-    against vector-quantize-pytorch 1.32.0 (Euclidean and cosine). A row that nothing chooses is not replaced.
+    codebook_update "ema": ``update_codebook`` moves each row to the decayed average of the (compared) latents that
+    chose it, normalised like them, and the loss is the commitment alone; checked against vector-quantize-pytorch 1.32.0
+    (Euclidean and cosine). Rows that nothing chooses are not replaced.
 
-    entropy_weight: of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats with
-    p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, the mean over batch, positions and groups; in training
-    mode only.
+    entropy_weight: weight of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats
+    with p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, in training mode only.
     """
 
     shared_codebook = True
@@ -109,7 +107,7 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         target = F.embedding(indices, self.codebook if self.loss_row == "raw" else rows)
         received = F.embedding(indices, self.codebook if self.decoder_input == "raw" else rows)
         carrier = given if self.lookup_norm == "clip" else vectors
-        # Eq. 5; the mean is over batch, positions, groups and channels, so that d and G leave the weight alone.
+        # Eq. 5; the mean is over batch, positions, groups and channels, so d and G do not change the weight.
         loss = self.commitment_weight * F.mse_loss(carrier, target.detach())
         if self.average is None:
             loss = F.mse_loss(target, vectors.detach()) + loss
@@ -130,7 +128,7 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
 
 
 def _entropy_loss(vectors: Tensor, rows: Tensor) -> Tensor:
-    """(N, d) and (V, d) -> scalar. Probabilities are made again for the gradient, so that no N x V of them stay."""
+    """(N, d) and (V, d) -> scalar. Recomputes probabilities for the gradient, so that no N x V of them are kept."""
 
     def sums(part: Tensor) -> tuple[Tensor, Tensor]:
         # |z|^2 is the same for all rows.

@@ -1,4 +1,4 @@
-"""A tokenizer over image files: reconstructions to look at, and the indices of a folder as Parquet shards.
+"""Apply a tokenizer to image files: reconstructions to look at, and the indices of a folder as Parquet shards.
 
 Shapes: f downsampling, h x w latent positions of K indices. Pixels that f does not divide are cropped off evenly.
 """
@@ -46,9 +46,9 @@ COLUMNS = pa.schema(
         ("indices", pa.list_(pa.int32())),
     ]
 )
-# Pixels of images that wait for others of their size: 200 MB.
+# Pixels of images that wait for others of their size (200 MB).
 WAITING_PIXELS = 1 << 26
-# Pixels of a batch of images that keep their own size: some are of many megapixels.
+# Pixels of a batch of images in their own size, some of which have many megapixels.
 BATCH_PIXELS = 1 << 20
 # White pixels between an image and its reconstruction.
 GAP = 4
@@ -56,7 +56,7 @@ GAP = 4
 
 @contextmanager
 def _mendable(what: str, hint: str) -> Iterator[None]:
-    """Turns a lack of memory or disk space into a UserError."""
+    """Turn a lack of memory or disk space into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -81,7 +81,7 @@ class Reconstruction:
     reconstruction: str
     side_by_side: str
     height: int
-    """Pixels that were reconstructed: those of the file, less what was cropped off."""
+    """Pixels that were reconstructed: those of the file without the cropped ones."""
     width: int
     cropped: tuple[int, int]
     """Rows and columns cropped off."""
@@ -90,22 +90,22 @@ class Reconstruction:
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int]]:
-    """The part of an image that can be encoded, and the rows and columns cropped off. Raises UserError."""
+    """The part of an image that can be encoded, and the number of rows and columns cropped off. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{shown(str(path))}: is a folder; name image files, such as {shown(str(path))}/*.jpg")
     try:
         data = path.read_bytes()
         require_memory(tokenizer, data)
-        whole = decode(data)
-        part = crop_to_multiple(whole, tokenizer.downsample)
-        require_large_enough(*whole.size)
+        image = decode(data)
+        part = crop_to_multiple(image, tokenizer.downsample)
+        require_large_enough(*image.size)
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
     except BrokenImageError as error:
         suffix = suffix_of(path.name)
         reason = f"{suffix[1:]} is not read; convert it to png" if suffix in UNREAD_SUFFIXES else str(error)
         raise UserError(f"{shown(str(path))}: not an image that can be read ({reason})") from None
-    return part, (whole.height - part.height, whole.width - part.width)
+    return part, (image.height - part.height, image.width - part.width)
 
 
 def reconstruct_files(
@@ -116,8 +116,8 @@ def reconstruct_files(
 ) -> list[Reconstruction]:
     """Write NAME.reconstruction.png and NAME.side-by-side.png (original left) below ``output`` for each image.
 
-    Every image is read before anything is written, and again when its turn comes, so that one at a time is in memory.
-    Raises UserError for one that cannot be used.
+    Reads every image before it writes anything, and again one at a time, so that only one is in memory. Raises
+    UserError for an image that cannot be used.
     """
     for path in images:
         _read(path, tokenizer)
@@ -157,11 +157,11 @@ def reconstruct_files(
 
 @dataclass
 class Summary:
-    """What ``tokenize_folder`` found and left."""
+    """The result of ``tokenize_folder``."""
 
     output: str
     images: int = 0
-    """Tokenized, in all shards."""
+    """Tokenized images, in all shards."""
     positions: int = 0
     """Latent positions, in all shards."""
     bits_per_token: float = 0.0
@@ -169,9 +169,9 @@ class Summary:
     shards_before: int = 0
     """How many of the shards existed already."""
     broken: list[tuple[str, str]] = field(default_factory=list)
-    """Images that could not be used, with the reason."""
+    """Unusable images, with the reasons."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Files that were not even tried: of other formats, hidden, behind dead links."""
+    """Files that were not tried: other formats, hidden files, dead links."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def tokenize_folder(
     return summary
 
 
-# Fields of the manifest that must be equal for shards to belong together, in words.
+# Fields of the manifest that shards must share, with names for messages.
 _SAME = {
     "format": "format",
     "tokenizer": "tokenizer",
@@ -284,7 +284,7 @@ _SAME = {
 
 
 def _claim(output: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, or check that the one there is the same."""
+    """Write the manifest, or check that the existing one is the same."""
     _make_folder(output)
     path = output / MANIFEST
     if not path.exists():
@@ -309,16 +309,16 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[LeftOut]] | None:
-    """Shapes and broken images of a shard that is there, whole and of this manifest."""
+    """Shapes and broken images of an existing shard; None if it is missing, damaged or of another manifest."""
     try:
         with pq.ParquetFile(path) as file:
             metadata = json.loads((file.schema_arrow.metadata or {}).get(b"gsq", b"{}"))
             if any(metadata.get(key) != manifest[key] for key in _SAME):
                 return None
             table = file.read(columns=["latent_height", "latent_width"])
-    except (OSError, ValueError):  # pyarrow's errors are of these
+    except (OSError, ValueError):  # pyarrow's errors derive from these
         return None
-    # Shards of earlier versions say no kind.
+    # Shards of earlier versions have no kind.
     return table, [LeftOut(name, kind[0] if kind else "broken", reason) for name, reason, *kind in metadata["broken"]]
 
 
