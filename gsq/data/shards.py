@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -140,18 +141,15 @@ def _scan_tar(shard: Path, _: str) -> tuple[str, Iterator[Member]]:
 
 
 def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _whole_shard(shard):
         parquet = pq.ParquetFile(shard)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from None
     column = find_column(shard, parquet.schema_arrow, image_column)
 
     def images() -> Iterator[Member]:
         number = empty = 0
-        try:
+        with _whole_shard(shard):
             for group in range(parquet.num_row_groups):
                 row = 0
                 for batch in parquet.iter_batches(64, [group], [column]):
@@ -160,8 +158,6 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]
                         empty += data is None
                         yield Member(str(number), row, len(data or b""), group, data)
                         row, number = row + 1, number + 1
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(shard, error) from None
         _require_embedded(shard, number, empty, column)
 
     return column, images()
@@ -170,7 +166,7 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]
 def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
     import pyarrow as pa
 
-    try:
+    with _whole_shard(shard):
         whole = pa.memory_map(str(shard)).read_buffer()
         try:
             reader: Any = pa.ipc.open_stream(whole)
@@ -180,13 +176,11 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
             schema = file.schema
         else:
             batches, schema = iter(reader), reader.schema
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from None
     column = find_column(shard, schema, image_column).removesuffix(".bytes")
 
     def images() -> Iterator[Member]:
         number = empty = 0
-        try:
+        with _whole_shard(shard):
             for batch in batches:
                 for start, size in _ranges(_bytes(batch.column(column)), whole):
                     if size > 0 and not 0 <= start <= whole.size - size:
@@ -195,8 +189,6 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
                     data = None if size < 0 else bytes(whole[start : start + size])
                     yield Member(str(number), start, max(size, 0), -1, data)
                     number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(shard, error) from None
         _require_embedded(shard, number, empty, column)
 
     return column, images()
@@ -215,9 +207,16 @@ def _ranges(column: Any, whole: Any) -> Iterator[tuple[int, int]]:
         yield base + start, end - start if valid else -1
 
 
-def _damaged(shard: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{shard}: is no {shard.suffix[1:]} file, or was cut short ({reason}); get it again")
+@contextmanager
+def _whole_shard(shard: Path) -> Iterator[None]:
+    """Turn the errors of reading a damaged shard into a UserError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{shard}: is no {shard.suffix[1:]} file, or was cut short ({reason}); get it again") from None
 
 
 def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
