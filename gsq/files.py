@@ -31,7 +31,7 @@ def whole(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary name to write to. It replaces ``path`` when the block ends well, and is removed otherwise.
 
     sync: the content is on the disk before it replaces the file, so that a power cut leaves one of the two whole.
-    Raises OSError where the file cannot be written; the earlier file stays.
+    Raises OSError if the file cannot be written; the earlier file stays.
     """
     partial = temporary(path)
     try:
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Any, sync: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where the file is missing or damaged."""
+    """The content of a JSON file; None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

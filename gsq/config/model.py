@@ -31,7 +31,7 @@ class ModelConfig:
     channel_multipliers: tuple[int, ...] = ()
     """Width of each level over `channels`, log2(f) + 1 of them; empty takes the default for f."""
     blocks: int = 2
-    """Residual blocks in each level and in the middle, where the two lists below are empty."""
+    """Residual blocks in each level and in the middle, if the two lists below are empty."""
     encoder_blocks: tuple[int, ...] = ()
     """Residual blocks by level, the middle last; empty takes `blocks` everywhere."""
     decoder_blocks: tuple[int, ...] = ()

@@ -88,7 +88,7 @@ def _paper_table(image_size: int, steps: int, batch_size: int, micro_batch: int,
     }
 
 
-# What the authors' code does differently from gsq's defaults; `discriminator` where there is one, `init` where it is a
+# Differences of the authors' code from gsq's defaults; `discriminator` applies if there is one, `init` to a
 # PatchGAN. Sweeps with LeCAM add loss.lecam_update: before.
 AUTHORS: dict[str, dict[str, Any]] = {
     "quantizer": {"decoder_input": "raw", "loss_row": "raw"},
@@ -221,7 +221,7 @@ def _paper_sizes() -> dict[tuple[object, ...], float]:
 
 
 def paper_parameters(config: RunConfig) -> float | None:
-    """The paper's parameter count for a config of this model and codebook size, or None where it prints none."""
+    """The paper's parameter count for a config of this model and codebook size, or None if it prints none."""
     millions = _paper_sizes().get(_size_of(config))
     return None if millions is None else millions * 1e6
 

@@ -32,7 +32,7 @@ class DataConfig:
     min_crop: float = 1.0
     """Smallest side of a random crop over image_size (before it is resized to image_size)."""
     max_crop: float = 4.0
-    """Largest side of a random crop over image_size, where the image is that large."""
+    """Largest side of a random crop over image_size, limited by the image itself."""
     flip: bool = True
     """Random horizontal flips."""
     validation_share: float = 0.1
@@ -139,7 +139,7 @@ class ExecutionConfig:
     """How a run is carried out. Nothing here changes the result."""
 
     device: str = "auto"
-    """auto (cuda where there is one), cpu or cuda."""
+    """auto (cuda if available), cpu or cuda."""
     threads: int = 1
     """CPU threads."""
     micro_batch: int = 0

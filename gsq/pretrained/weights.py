@@ -182,7 +182,7 @@ def places(entry: Weights) -> list[Path]:
 
 
 def present(entry: Weights) -> Path | None:
-    """The file that gsq uses, its content unchecked; None where there is none."""
+    """The file that gsq uses, its content unchecked; None if there is none."""
     return next((path for path in places(entry) if path.is_file()), None)
 
 

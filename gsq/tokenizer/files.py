@@ -215,7 +215,7 @@ def tokenize_folder(
     A shard holds the images of ``shard_size`` file names; it gets its name when it is whole, so that a call that was
     stopped goes on where it was. size: the centre square of each image at size x size; None keeps its own size,
     cropped to multiples of f. Columns: ``COLUMNS``; the Parquet schema's metadata repeat the manifest under "gsq".
-    Raises UserError for bad input, and where ``output`` holds another tokenizer's indices, or those of other images
+    Raises UserError for bad input, and if ``output`` holds another tokenizer's indices, or those of other images
     (told by their names and file sizes). Which files are images, and which of these are used, is as for training; a
     name that is not UTF-8 stands in ``path`` with its bytes as ``\\xe9``.
     """

@@ -261,7 +261,7 @@ def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a .safetensors file or a torch.save file holds, plain values and tensors alone. Raises UserError."""
+    """The content of a .safetensors or torch.save file of tensors and plain values. Raises UserError."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -270,14 +270,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # About pickle protocols, for a damaged file.
+            # torch warns of pickle protocols in a damaged file.
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values alone; nothing else is unpickled, for it could run "
+            f"{path}: holds more than tensors and plain values, which gsq does not unpickle, because that could run "
             "any code"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:

@@ -141,7 +141,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write contiguous tensors as a safetensors file, see ``gsq.files.whole``.
 
-    Raises OSError or SafetensorError where it cannot be written.
+    Raises OSError or SafetensorError if it cannot be written.
     """
     with whole(path) as partial:
         partial.touch()
