@@ -194,7 +194,7 @@ def find_weights(name: str) -> Path:
     entry = REGISTRY[name]
     if entry.reader and importlib.util.find_spec(entry.reader) is None:
         raise Missing(
-            f"weights '{name}' ({entry.purpose}): the package {entry.reader}, which reads them, is not installed: "
+            f"weights '{name}' ({entry.purpose}) need the package {entry.reader}, which is not installed: "
             f"pip install 'gsq[{entry.extra}]'"
         )
     path = present(entry)
