@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.tables.table import configuration_ids, measured, numbers, require_columns
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

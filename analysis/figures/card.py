@@ -59,9 +59,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
         figure.supxlabel(
             "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"
         )
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_predicted(fit: Fit, axes: Axes) -> None:

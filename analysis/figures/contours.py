@@ -229,9 +229,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
         caption(figure, [f"{fit.law.name}: {fit.formula()}.", f"\n{fit.excluded}." if fit.excluded else ""], width)
         for panel, axes, lines in drawn:
             label_contours(panel, axes, lines)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequence[float]) -> QuadContourSet | None:

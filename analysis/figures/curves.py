@@ -54,9 +54,7 @@ def step_figure(
         )
         notes += [f"{panel.y_label}." for panel in panels if panel.metric == "rfid"]
         figure.suptitle(" ".join(notes), fontsize=7.5, color=DARK)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
@@ -110,9 +108,7 @@ def curve_figure(
             axes.set_xlabel(LABELS["step"])
             axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
         legend_outside(figure, handles, width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:

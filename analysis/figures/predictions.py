@@ -44,9 +44,7 @@ def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | No
             axes.plot(rank[cell][chosen], value[chosen], "o", color=colour, label=label)
         log_axis(axes.yaxis, axes.get_ylim())
         axes.legend()
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def prediction_figure(
@@ -86,6 +84,4 @@ def prediction_figure(
             log_axis(axis, limits)
         if by is not None:
             axes.legend()
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)

@@ -148,6 +148,4 @@ def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str |
             axes.imshow(picture, interpolation="nearest", aspect="equal")
             axes.set_title(title, loc="left", fontsize=9, pad=3)
             axes.set_axis_off()
-        if path is not None:
-            save_picture(figure, path)
-    return figure
+        return save_picture(figure, path)

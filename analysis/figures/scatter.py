@@ -136,9 +136,7 @@ def collapse_figure(
         legend_outside(figure, marks.handles(), width)
         notes = [f"{y_label(rows)}. Points: cells.", seeds_note(rows), "Line: one power law through all of them."]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) -> None:
@@ -249,9 +247,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
             draw_pareto(panel, axes, marks)
         for panel, axes in zip(panels, grid, strict=True):
             label_front(panel, axes)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:

@@ -6,7 +6,6 @@ with %matplotlib inline, the returned Figure shows itself.
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from matplotlib.transforms import Bbox
 from gsq.analysis.figures.panels import power_of_two, setting
 from gsq.analysis.tables.table import Array, varying
 from gsq.config.axes import POWERS, TOKENIZER
+from gsq.files import whole
 
 STYLE = Path(__file__).with_name("gsq.mplstyle")
 # Those of the style file.
@@ -49,27 +49,26 @@ def saved_files(path: str | Path) -> tuple[Path, ...]:
     return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write :func:`saved_files`, each at once or not at all; folders are made. The same figure gives the same SVG and
-    PDF."""
-    for file in saved_files(path):
+def save(figure: Figure, path: str | Path | None) -> Figure:
+    """Write :func:`saved_files` (PNG at 150 dpi), each whole, unless ``path`` is None; folders are made. The same
+    figure gives the same SVG and PDF. Returns the figure."""
+    for file in saved_files(path) if path is not None else ():
         _save(figure, file, file.suffix[1:], 150)
+    return figure
 
 
-def save_picture(figure: Figure, path: str | Path) -> None:
-    """Write one PNG (200 dpi) to ``path``, at once or not at all; folders are made."""
-    _save(figure, Path(path), "png", 200)
+def save_picture(figure: Figure, path: str | Path | None) -> Figure:
+    """Write one PNG (200 dpi) to ``path``, whole, unless it is None; folders are made. Returns the figure."""
+    if path is not None:
+        _save(figure, Path(path), "png", 200)
+    return figure
 
 
 def _save(figure: Figure, file: Path, kind: str, dpi: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    try:
+    with whole(file, sync=False) as partial:
         figure.savefig(partial, format=kind, dpi=dpi, metadata=metadata)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def caption(figure: Figure, parts: Iterable[str], width: float) -> None:

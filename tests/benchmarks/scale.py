@@ -132,7 +132,7 @@ class Bench:
         source = str(self.source)
 
         def table(printed: str) -> None:
-            assert f"{self.cells} cells" in printed and f"... and {self.cells - 60} more" in printed, printed[-500:]
+            assert f"{self.cells:,} cells" in printed and f"... and {self.cells - 60} more" in printed, printed[-500:]
 
         def rows(printed: str) -> None:
             assert len({cell["signature"] for cell in json.loads(printed)["cells"]}) == self.cells
