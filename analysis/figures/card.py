@@ -28,7 +28,7 @@ from gsq.words import counted
 
 
 def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
-    """The report card drawn: predictions against the target, intervals of the parameters, residuals against each axis.
+    """Draw the report card: predictions against the target, intervals of the parameters, residuals against each axis.
 
     ``path``: as for :func:`scaling_figure`.
     """
@@ -81,7 +81,7 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
 
 
 def _draw_intervals(fit: Fit, axes: Axes) -> None:
-    """Each parameter's intervals in units of its value; an arrow where one is open or runs out of the panel."""
+    """Draw each parameter's intervals in units of its value, with an arrow where one is open or leaves the panel."""
     widest = 4.0
     names = list(fit.parameters)
     for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Figures over the steps of training."""
+"""Figures of metrics and losses over the steps of training."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from gsq.analysis.tables.table import require_columns, varying
 def step_figure(
     frame: pd.DataFrame, metrics: str | Sequence[str], by: str | Sequence[str], path: str | Path | None = None
 ) -> Figure:
-    """Each of ``metrics`` (usage, perplexity, rfid, psnr_db, ...) against the optimiser step, side by side: a line for
-    each combination of the columns ``by``, the mean over seeds, each run thin behind it.
+    """Draw each of ``metrics`` (usage, perplexity, rfid, psnr_db, ...) against the optimiser step, side by side: a line
+    for each combination of the columns ``by``, the mean over seeds, each run thin behind it.
 
     ``path``: as for :func:`scaling_figure`. Raises AnalysisError like :func:`analysis.step_panel`.
     """
@@ -58,14 +58,14 @@ def step_figure(
 
 
 def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
-    """:func:`step_figure` of ``metrics`` (default: rfid and usage), a line for each setting of the axes that vary.
+    """Draw :func:`step_figure` of ``metrics`` (default: rfid and usage), a line for each setting of the axes that vary.
 
     Raises AnalysisError where every run has one evaluation, and for more than 12 settings.
     """
     require_columns(frame, "signature", "step")
     if not frame.groupby("signature")["step"].nunique().max() > 1:
         raise AnalysisError(
-            "every run was evaluated at one step only, so there is no course to show; set evaluation.every"
+            "every run was evaluated at a single step, so there is no course to show; set evaluation.every"
         )
     axes = varying(frame)
     count = len(frame[axes].drop_duplicates()) if axes else 1
@@ -81,7 +81,7 @@ def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, pat
 def curve_figure(
     curves: pd.DataFrame, cells: pd.DataFrame, quantities: str | Sequence[str] = "loss", path: str | Path | None = None
 ) -> Figure:
-    """Each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
+    """Draw each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
 
     ``curves``: signature, step and the quantities, as ``sweeps.gather_curves`` writes them; ``cells``: the results
     table, whose first axis with at most six values gives the colours. At most 200 points a line. ``path``: as for
