@@ -61,8 +61,8 @@ def fit_command(
         bool,
         typer.Option(
             "--compare",
-            help="Compare the laws by AICc and held-out errors. Without --law, compares all named ones; those that read "
-            "step are compared apart, on every evaluation instead of each run's last.",
+            help="Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that "
+            "read step apart from the others (on every evaluation instead of each run's last).",
         ),
     ] = False,
     collapse: Annotated[

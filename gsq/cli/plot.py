@@ -56,9 +56,9 @@ def plot_command(
         bool,
         typer.Option(
             "--reference",
-            help="Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The figure "
-            "names both protocols; where they differ, the paper's rFID has a scale of its own, since heights do not "
-            "compare.",
+            help="Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The "
+            "figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights "
+            "do not compare.",
         ),
     ] = False,
     output: Annotated[
