@@ -72,10 +72,7 @@ class Collapse:
 
 
 def collapse(
-    frame: pd.DataFrame,
-    derived: Sequence[str] | None = None,
-    axes: Sequence[str] = ABSORBED,
-    target: str = "rfid",
+    frame: pd.DataFrame, derived: Sequence[str] | None = None, axes: Sequence[str] = ABSORBED, target: str = "rfid"
 ) -> tuple[Collapse, ...]:
     """Test each of ``derived`` (default: every derived axis that varies): does it absorb ``axes``?
 

@@ -11,18 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gsq.analysis.checking.card import ReportCard
-from gsq.analysis.figures.panels import (
-    LABELS,
-)
-from gsq.analysis.figures.style import (
-    COLOURS,
-    GREY,
-    log_axis,
-    octave_axis,
-    raster_where_many,
-    save,
-    style,
-)
+from gsq.analysis.figures.panels import LABELS
+from gsq.analysis.figures.style import COLOURS, GREY, log_axis, octave_axis, raster_where_many, save, style
 from gsq.analysis.fitting.result import Fit
 from gsq.words import counted
 

@@ -213,12 +213,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
                 axes.set_xlabel("")
             if number % across:
                 axes.set_ylabel("")
-        shades = figure.colorbar(
-            ScalarMappable(norm),
-            ax=grid.ravel().tolist(),
-            label=name,
-            aspect=30,
-        )
+        shades = figure.colorbar(ScalarMappable(norm), ax=grid.ravel().tolist(), label=name, aspect=30)
         set_ticks(shades.ax.yaxis, levels, short_number)
         marks = [
             Line2D([], [], color=DARK, marker="o", markeredgecolor="black", linestyle="none", label=f"measured {name}"),

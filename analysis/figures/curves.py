@@ -11,22 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import (
-    LABELS,
-    StepPanel,
-    step_panel,
-)
-from gsq.analysis.figures.style import (
-    COLOURS,
-    DARK,
-    GREY,
-    MARKERS,
-    Marks,
-    legend_outside,
-    log_axis,
-    save,
-    style,
-)
+from gsq.analysis.figures.panels import LABELS, StepPanel, step_panel
+from gsq.analysis.figures.style import COLOURS, DARK, GREY, MARKERS, Marks, legend_outside, log_axis, save, style
 from gsq.analysis.tables.table import require_columns, varying
 
 

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from gsq.analysis.laws.named import Bound, Law
 
 from gsq.analysis.fitting.options import Options
-from gsq.cli.table_options import (
-    BoundOption,
-    LawOption,
-    ProtocolOption,
-    TableArgument,
-    require_outputs,
-    table_path,
-)
+from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
 from gsq.cli.taking import takes
 
 

@@ -38,9 +38,7 @@ ProtocolOption = Annotated[
 BoundOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--bound",
-        metavar="NAME=LOW:HIGH",
-        help="Bounds of a parameter; an empty end is open (E=0: for a floor).",
+        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; an empty end is open (E=0: for a floor)."
     ),
 ]
 
