@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from gsq.config.run import RunConfig
     from gsq.sweeps.planning.cells import Plan
-
-    _Case = tuple[dict[str, Any], int]
-    """Axes of a cell as its sweep writes them, and its seed."""
 
 
 def expected_power(

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gsq.records.read import RunRecord
 from gsq.sweeps.costing.notes import check_images
 from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.running.slurm_arrays import Submission, explained_disk, submit_cells
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
 from gsq.sweeps.state.reconcile import Action
-
-if TYPE_CHECKING:
-    pass
-
-from gsq.sweeps.running.slurm_arrays import Submission, explained_disk, submit_cells
 
 
 def submit(
