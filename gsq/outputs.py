@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from gsq.files import temporary
 
 _DEVICES = (Path("/dev"), Path("/dev/fd"))
 
@@ -28,7 +29,7 @@ def output_problem(path: Path) -> str:
             else:
                 folder.mkdir()
                 made.append(folder)
-        probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+        probe = temporary(path)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:

@@ -24,7 +24,7 @@ from gsq.analysis.figures.style import (
     style,
 )
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.words import counted
+from gsq.words import counted
 
 
 def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:

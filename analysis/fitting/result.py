@@ -16,7 +16,7 @@ from gsq.analysis.fitting.solver import Problem, Residuals
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, completed, quoted
-from gsq.analysis.words import counted
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.analysis.fitting.options import Intervals, Options

@@ -16,8 +16,8 @@ from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, plain, rate_p
 from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, measured, numbers, varying
-from gsq.analysis.words import counted
 from gsq.config.axes import PANELS
+from gsq.words import counted
 
 WEAK = 0.3  # rank correlation below which a trend is not called one
 

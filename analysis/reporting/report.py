@@ -48,8 +48,8 @@ from gsq.analysis.tables.table import (
     varying,
     with_derived,
 )
-from gsq.analysis.words import counted
 from gsq.sweeps.schema import columns as schema
+from gsq.words import counted
 
 _MOST_CURVES = 48
 _PICTURE_WIDTH = 1600  # pixels; wider ones are made smaller

@@ -21,6 +21,7 @@ from gsq.config.run import DataConfig
 from gsq.config.signature import digest
 from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.errors import Missing, UserError
+from gsq.files import write_text
 
 # Of few images each comes again and again, and is kept decoded; of many, hardly one while it is kept.
 FEW, KEPT_BYTES = 64, 1 << 30
@@ -312,11 +313,6 @@ def _news(one: Candidate) -> str:
 
 def write_cache(path: Path, content: object) -> None:
     """Best effort: a cache that cannot be written costs time, not correctness."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content))
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        write_text(path, json.dumps(content), sync=False)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from gsq.data.manifest import ImageFile, Manifest
 from gsq.data.shards import read_checked
+from gsq.files import leftovers, whole
 
 # Left free for others on the disk.
 SPARE_BYTES = 256 << 20
@@ -98,16 +99,15 @@ def _locked(path: Path, tick: Callable[[], None]) -> Iterator[None]:
 
 
 def _write(layout: list[tuple[ImageFile, int]], target: Path, tick: Callable[[], None]) -> None:
-    partial = target.with_suffix(".partial")
+    for old in leftovers(target):  # The caller holds the lock, so nobody writes to them.
+        old.unlink(missing_ok=True)
     pool = ThreadPoolExecutor(READERS)
     waiting = iter(layout)
     try:
-        with partial.open("wb") as out:
+        with whole(target, sync=False) as partial, partial.open("wb") as out:
             while part := list(islice(waiting, AHEAD)):
                 for data in pool.map(read_checked, [file for file, _ in part]):
                     out.write(data)
                 tick()
-        partial.replace(target)
     finally:
         pool.shutdown(cancel_futures=True)
-        partial.unlink(missing_ok=True)

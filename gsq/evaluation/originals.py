@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsq.files import whole
 from gsq.metrics.frechet import FeatureStatistics
+from gsq.records.attempt import process_start
 
 FOLDER = "originals"
 # Without a sign of life for so long, the holder of a lock is taken for dead.
@@ -57,16 +59,9 @@ class Store:
     def save(self, originals: Originals) -> None:
         """Replace the file atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
+        with whole(self.path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
 
     def claim(self) -> bool:
         """Take the lock, or one whose holder is dead; whether it is ours now."""
@@ -102,7 +97,7 @@ class Store:
             return False
         except (OSError, ValueError):
             holder = {}
-        if holder.get("host") == socket.gethostname() and not _alive(holder["pid"]):
+        if holder.get("host") == socket.gethostname() and not process_start(holder["pid"]):
             return True
         # By this machine's own clock since it last saw the file change: clocks of other machines may differ.
         now = monotonic()
@@ -113,13 +108,3 @@ class Store:
     def waiting(self) -> bool:
         """Whether another process is at work on it."""
         return self.lock.exists() and not self.abandoned()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gsq.evaluation.originals import Originals
 from gsq.evaluation.protocol import Protocol
+from gsq.files import whole
 from gsq.metrics import kid
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
@@ -34,19 +34,14 @@ def write_histogram(
     shared: bool,
     step: int | None,
 ) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     arrays: dict[str, Any] = {
         "index_sizes": np.array(index_sizes),
         "shared": np.array(shared),
         "step": np.array(-1 if step is None else step),
         **{f"counts_{name}": values for name, values in counts.items()},
     }
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_histogram(path: Path) -> dict[str, IndexHistogram]:

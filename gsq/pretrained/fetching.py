@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError, nearest
+from gsq.files import leftovers, whole, write_text
 from gsq.pretrained.weights import REGISTRY, Weights, file_sha256, places, present, weights_folder
 
 TRIES = 3
@@ -94,7 +95,7 @@ def check(name: str) -> WeightsState:
         recorded = record.read_text().split()[0]
     except (OSError, IndexError):
         with contextlib.suppress(OSError):
-            record.write_text(f"{found}  {path.name}\n")
+            write_text(record, f"{found}  {path.name}\n")
         return WeightsState(name, "recorded", path, found)
     return WeightsState(name, "verified" if found == recorded else "damaged", path, found)
 
@@ -130,11 +131,9 @@ def fetch(
             _download(name, url, file, elsewhere, progress)
         found = _digest(file)
         _require_published(name, entry, path, origin, found, elsewhere if source is None else "choose another file")
-        os.fsync(file.fileno())
-        path.replace(target)
     if not entry.sha256:
         with contextlib.suppress(OSError):
-            _record(target).write_text(f"{found}  {target.name}\n")
+            write_text(_record(target), f"{found}  {target.name}\n")
     file_sha256.cache_clear()
     return WeightsState(name, "fetched", target, found)
 
@@ -153,25 +152,19 @@ def _url(entry: Weights, mirror: str, target: Path) -> str:
 
 @contextmanager
 def _partial(name: str, target: Path) -> Iterator[tuple[Path, BufferedRandom]]:
-    """A file beside ``target`` under another name, removed at the end unless it was renamed."""
-    path = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    file: BufferedRandom | None = None
+    """A file that becomes ``target`` when the block ends well."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for old in target.parent.glob(f".{target.name}.*.partial"):
+        for old in leftovers(target):
             if time.time() - old.stat().st_mtime > STALE:
                 old.unlink(missing_ok=True)
-        file = path.open("w+b")
-        yield path, file
+        with whole(target) as path, path.open("w+b") as file:
+            yield path, file
     except OSError as error:
         raise UserError(
             f"weights '{name}': cannot write {target} ({error.strerror or error}); make room there, or let "
             "$GSQ_WEIGHTS name a folder that can be written"
         ) from None
-    finally:
-        if file is not None:
-            file.close()
-            path.unlink(missing_ok=True)
 
 
 def _copy(name: str, entry: Weights, source: Path, file: BufferedRandom, progress: Progress) -> str:

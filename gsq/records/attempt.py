@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gsq.files import write_json
+
 RUNNING, DONE, FAILED, PRUNED = "running", "done", "failed", "pruned"
 FAILURES = (
     "out_of_memory",
@@ -35,33 +37,6 @@ def slurm_job() -> str:
     """Id of the SLURM job that this process is part of, ``12_3`` or ``12``; empty outside of SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
-def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """Replace a file atomically; with ``sync`` it is on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any, sync: bool = False) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n", sync)
-
-
-def read_json(path: Path) -> Any:
-    """The content, or None where the file is missing or not (yet) whole."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def process_start(pid: int) -> str:
@@ -116,5 +91,5 @@ class Attempt:
 def write_evaluation(folder: Path, protocol: str, step: int, result: dict[str, Any]) -> Path:
     path = folder / "evaluations" / f"{protocol}-{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, result, sync=True)
+    write_json(path, result)
     return path

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError
-from gsq.records.attempt import Attempt, read_json, write_evaluation, write_json, write_text
+from gsq.files import read_json, write_json, write_text
+from gsq.records.attempt import Attempt, write_evaluation
 
 # What a process that shares a run, and is not the first one, says of its own error.
 PEER_ERROR = "peer-error.json"
@@ -73,7 +74,7 @@ class RunFolder:
 
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "config.yaml").exists():
-            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False), sync=True)
+            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
         """What write_config wrote. Raises UserError where this is not a run folder."""
@@ -97,7 +98,7 @@ def note_peer_error(attempt: Path, rank: int, failure: str, message: str) -> Non
     attempt: its folder. Raises OSError where it cannot be written.
     """
     mine = attempt / f".{PEER_ERROR}.{rank}"
-    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"}, sync=True)
+    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"})
     try:
         os.link(mine, attempt / PEER_ERROR)
     except FileExistsError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS, write_text
+from gsq.files import write_text
+from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS
 from gsq.records.folder import RunFolder, attempt_numbers, device_seconds, read_peer_error
 
 
@@ -160,7 +161,7 @@ def _is_status(value: Any) -> bool:
 
 def note_killed(folder: RunFolder, failure: str) -> None:
     """Say why the newest attempt, which still says that it runs, has ended."""
-    write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n", sync=True)
+    write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n")
 
 
 def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from gsq.config.run import RunConfig
 from gsq.data.manifest import Manifest
 from gsq.data.sources import manifest
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt, write_text
+from gsq.files import write_json, write_text
+from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt
 from gsq.records.claim import claim
 from gsq.records.folder import RunFolder, note_peer_error, read_peer_error
 from gsq.records.read import read_run, smallest_micro_batch
@@ -173,8 +174,6 @@ def _train_and_evaluate(
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.evaluation.protocol import check
-    from gsq.files import save_tensors
-    from gsq.records.attempt import write_json
     from gsq.runs.provenance import environment
     from gsq.training.loop import train
     from gsq.training.trainer import Trainer
@@ -227,7 +226,7 @@ def _train_and_evaluate(
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
-        save_tensors(
+        checkpoint.save_tensors(
             {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
             attempt.path / "model.safetensors",
         )

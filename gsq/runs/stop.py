@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -38,6 +38,17 @@ class PeerFailed(Exception):
         self.reason = reason
 
 
+@contextmanager
+def handled(numbers: Iterable[int], handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle these signals while the block runs, and as before when it ends. Only the main thread can."""
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
     """Set from a signal handler, read between steps. ``reason`` is the failure class to record."""
 
@@ -59,9 +70,6 @@ class StopRequest:
             if number != signal.SIGUSR2:
                 signal.signal(number, previous[number])
 
-        previous = {number: signal.signal(number, handle) for number in reasons}
-        try:
+        previous = {number: signal.getsignal(number) for number in reasons}
+        with handled(reasons, handle):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,8 @@ from gsq.data.images import BrokenImageError, decode, require_large_enough
 from gsq.data.listing import UNREAD_SUFFIXES, shown, suffix_of, utf8
 from gsq.data.manifest import LeftOut
 from gsq.errors import UserError, positive
+from gsq.files import leftovers, read_json, whole, write_json
 from gsq.metrics.reconstruction import psnr_db, to_uint8
-from gsq.records.attempt import read_json, write_json
 from gsq.tokenizer.inputs import centre_square, crop_to_multiple, pixels, require_memory, to_image
 from gsq.tokenizer.tokenizer import Tokenizer
 
@@ -74,17 +73,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output: {folder} cannot be made a folder ({error.strerror})") from None
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to ``path`` when the block ends well and removed when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +137,7 @@ def reconstruct_files(
         files = output / f"{name}.reconstruction.png", output / f"{name}.side-by-side.png"
         with _mendable(str(output), "use smaller images"):
             for file, picture in zip(files, (to_image(made[0]), both), strict=True):
-                with _whole(file) as partial:
+                with whole(file) as partial:
                     picture.save(partial, format="PNG")
         value = float(psnr_db(made, original))
         done.append(
@@ -267,9 +255,9 @@ def tokenize_folder(
             table, broken = found
             found_broken = [(one.name, one.reason, one.kind) for one in broken]
             metadata = {"gsq": json.dumps({**manifest, "shard": number, "broken": found_broken})}
-            with _mendable(str(path), "use a smaller --shard-size"), _whole(path) as partial:
+            with _mendable(str(path), "use a smaller --shard-size"), whole(path) as partial:
                 pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
-            for left in output.glob(f".{path.name}.*.partial"):  # of a process that was killed
+            for left in leftovers(path):
                 left.unlink(missing_ok=True)
         table, broken = found
         summary.images += len(table)
@@ -303,7 +291,7 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
         if any(output.glob("indices-*.parquet")):
             raise UserError(f"--output: {output} holds shards, but no {MANIFEST} to say of what; choose another folder")
         with _mendable(str(output), ""):
-            write_json(path, manifest, sync=True)
+            write_json(path, manifest)
         return
     there = read_json(path)
     if not isinstance(there, dict):

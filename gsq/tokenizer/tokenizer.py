@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,12 +21,13 @@ from torch import Tensor
 from gsq.config.overrides import load_config, to_dict
 from gsq.config.run import RunConfig
 from gsq.errors import UserError, choose
-from gsq.files import save_tensors
+from gsq.files import temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
 from gsq.records.folder import RunFolder, runs_root
 from gsq.runs.reevaluate import read_finished
 from gsq.tokenizer.flex_gen import find_checkpoint, read_checkpoint, read_tensors
+from gsq.training.checkpoint import save_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
@@ -87,7 +87,7 @@ class Tokenizer:
         ours = {CONFIG_FILE, WEIGHTS_FILE}
         if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
             raise UserError(f"{path}: is there already and is not a saved tokenizer; choose another folder")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        partial = temporary(folder)
         earlier = partial.with_suffix(".earlier")
         plain = to_dict(self.config)
         try:

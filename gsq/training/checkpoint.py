@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from gsq.records.attempt import write_json
+from gsq.files import whole, write_json
 
 PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
 KEEP = 2
@@ -47,25 +49,21 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises OSError (ENOSPC on a full disk), leaving no partial file behind.
     """
     path = folder / f"checkpoint-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
+    _remove_partial(folder)
     try:
-        with partial.open("wb") as file:
+        with whole(path) as partial, partial.open("wb") as file:
             hashing = _HashingFile(file)
             try:
                 torch.save(state, hashing)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
             except Exception as error:
                 if hashing.error is not None:
                     raise hashing.error from error
                 raise
-        partial.replace(path)
         # The JSON comes last: a checkpoint without it does not count.
         record = {"step": step, "sha256": hashing.sha256.hexdigest(), "bytes": hashing.size}
-        write_json(path.with_suffix(".json"), record, sync=True)
+        write_json(path.with_suffix(".json"), record)
     except BaseException:
-        for leftover in (partial, path):
-            leftover.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
     for old in sorted(_steps(folder))[:-KEEP]:
         _remove(folder, old)
@@ -100,13 +98,20 @@ def _remove(folder: Path, step: int) -> None:
         (folder / f"checkpoint-{step:08d}{suffix}").unlink(missing_ok=True)
 
 
+def _remove_partial(folder: Path) -> None:
+    """Delete what a killed writer left; only one process writes to a folder."""
+    for leftover in folder.glob("*checkpoint-*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def remove_all(folder: Path, keep: int | None = None) -> None:
     """Delete the checkpoints of a folder but that of step ``keep``, and what a killed writer left."""
     for step in list(_steps(folder)):
         if step != keep:
             _remove(folder, step)
     kept = f"checkpoint-{keep:08d}.pt" if keep is not None else None
-    for leftover in (*folder.glob("checkpoint-*.partial"), *folder.glob("checkpoint-*.pt")):
+    _remove_partial(folder)
+    for leftover in folder.glob("checkpoint-*.pt"):
         if leftover.name != kept:
             leftover.unlink(missing_ok=True)
 
@@ -131,3 +136,15 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     state = torch.load(path, map_location=device, weights_only=True)
     assert isinstance(state, dict)
     return state
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors as a safetensors file, see ``gsq.files.whole``.
+
+    Raises OSError or SafetensorError where it cannot be written.
+    """
+    with whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        safetensors.torch.save_file(dict(tensors), partial)
+        partial.chmod(mode)  # safetensors makes a file that only its owner may read (0600)

@@ -20,7 +20,8 @@ from tiny_run import curve, evaluations, files_below, status, tiny
 import gsq.runs.execute
 from gsq import RunFolder, UserError, evaluate, load_config, train
 from gsq.config.overrides import to_dict
-from gsq.records.attempt import FAILURES, Attempt, read_json
+from gsq.files import read_json
+from gsq.records.attempt import FAILURES, Attempt
 from gsq.records.read import note_killed, read_run
 from gsq.runs.failures import classify
 from gsq.runs.identity import identity
