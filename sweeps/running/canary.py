@@ -67,7 +67,7 @@ def choose(
 
     A cell that has been timed by itself needs none. Raises UserError for an unknown cluster.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
@@ -125,7 +125,7 @@ def run_canaries(
     Those that are finished are not run again, those that have failed are. chosen: from ``choose``. On SLURM
     KeyboardInterrupt leaves the jobs alone, and the next call waits for them. Raises UserError as ``submit`` does.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     chosen = choose(plan, cluster, runs=runs, retry=retry) if chosen is None else chosen
     if not chosen:
         return []

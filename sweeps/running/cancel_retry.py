@@ -49,7 +49,7 @@ def cancellable(
     sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Path | None = None
 ) -> list[CellStatus]:
     """The cells that ``cancel`` would stop. Raises UserError for an unknown sweep or selection."""
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     return _cancellable(folder, selection, slurm_jobs(folder))
 
 
@@ -77,7 +77,7 @@ def cancel(sweep: str | SweepFolder, selection: Sequence[str] = (), *, runs: Pat
     Raises UserError for an unknown sweep or selection, where SLURM or the system refuses, and, when all else is
     cancelled, where SLURM does not say what became of a cell's job.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     jobs = slurm_jobs(folder)
     chosen = _cancellable(folder, selection, jobs)
     # The markers first: what starts after them is stopped by its queue.
@@ -135,7 +135,7 @@ def failed_cells(sweep: str | SweepFolder, selection: Sequence[str] = (), *, run
 
     Raises UserError for an unknown sweep or selection.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     plan = folder.read_plan()
     chosen = {cell.signature for cell in select(plan, status(folder), selection) if cell.state == FAILED}
     return Plan(plan.name, tuple(cell for cell in plan.cells if cell.signature in chosen))
@@ -143,7 +143,7 @@ def failed_cells(sweep: str | SweepFolder, selection: Sequence[str] = (), *, run
 
 def stopping_cells(sweep: str | SweepFolder, *, runs: Path | None = None) -> int:
     """How many cells were cancelled and have not ended yet. Raises UserError for an unknown sweep."""
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     cancelled = marked(folder)
     return sum(c.signature in cancelled and c.state in (QUEUED, RUNNING) for c in status(folder).cells)
 
@@ -153,7 +153,7 @@ def last_cluster(sweep: str | SweepFolder, *, runs: Path | None = None) -> str:
 
     Raises UserError where that was a cluster file that is not found by its name alone.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     *_, name = "local", *(entry.cluster for entry in journal.entries(folder))
     try:
         load_cluster(name)
@@ -178,7 +178,7 @@ def retry(
     cluster: by default where the sweep was last submitted to. Returns None where no such cell has failed; else it
     acts, blocks and raises as ``submit`` does with ``retry``.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     plan = failed_cells(folder, selection)
     if not plan.cells:
         return None

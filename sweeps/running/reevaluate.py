@@ -72,7 +72,7 @@ def evaluate_sweep(
     run submits nothing twice. Raises UserError for an unknown sweep, where none of its cells is done, and for missing
     weights.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = sweep_folder(sweep, runs)
     found = survey(folder)
     finished = [signature for signature, state in found.states.items() if state.state == DONE]
@@ -109,7 +109,7 @@ def evaluate_missing(
     Acts as ``evaluate_sweep`` does, on_result being told how many of these cells are over. Returns None where nothing
     is missing. Raises UserError where the evaluation cannot be made here, for want of weights or of a module.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
     found = _missing(plan, folder)
     if not found:

@@ -37,7 +37,7 @@ def submit(
     """
     from gsq.sweeps.running.reevaluate import evaluate_missing
 
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     check_images(plan, runs)
     if plan.search is not None:
         from gsq.sweeps.running.search import submit_search

@@ -77,7 +77,7 @@ def read_log(
     cell: a selection of one cell; an empty one means the only cell that runs, or the only one there is.
     Raises UserError for an unknown sweep, cell or attempt.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     words = [cell] if isinstance(cell, str) else cell
     found = status(folder)
     if not words and [one.state for one in found.cells].count(RUNNING) == 1:

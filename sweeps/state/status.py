@@ -179,7 +179,7 @@ def status(
     sweep: its name, its YAML file or its folder; a YAML file is compared with what was submitted. on_slurm: as for
     ``survey``. Raises UserError for an unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     found = survey(folder, on_slurm)
     search = None
     if folder.search_id is not None:

@@ -61,7 +61,7 @@ def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Pa
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     path = output or curves_path(RESULTS / f"{folder.name}.parquet")
     if problem := output_problem(path):
         raise UserError(f"training curves {path} {problem}")

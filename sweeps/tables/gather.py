@@ -75,7 +75,7 @@ def gather(
 @collector_paused()
 def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Gathered:
     """As ``gather``, and says what it found rather than to warn of it."""
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     path = output or RESULTS / f"{folder.name}.parquet"
     if problem := output_problem(path):
         raise UserError(f"results table {path} {problem}")

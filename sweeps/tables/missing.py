@@ -78,7 +78,7 @@ def missing(sweep: str | SweepFolder, runs: Path | None = None) -> Coverage:
     drawn with the same margins (the least p is then 1e-5, and a repeated call gives the same). Several axes are
     corrected for by Holm's method. Raises UserError for an unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     return coverage_of(folder.name, survey(folder))
 
 

@@ -16,7 +16,7 @@ def sample_pictures(sweep: str | SweepFolder, runs: Path | None = None) -> dict[
     the cell made of them; ``analysis.compare_reconstructions`` puts those of several cells side by side. sweep: its
     name, its YAML file or its folder. Raises UserError for an unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     found = {
         signature: newest_file(RunFolder.of(folder.runs, signature), "samples.png") for signature in folder.signatures()
     }

@@ -339,7 +339,7 @@ def test_cells_alike_get_alike_resources(plan_of: PlanOf) -> None:
         ("(lambda: 1)()", ["is a call"]),
         ("max(minutes", ["never closed"]),
         ("min", ["unknown name 'min'"]),
-        ("-minutes", ["not a number above 0"]),
+        ("-minutes", ["not a positive number"]),
         ("minutes / 0", ["division by zero"]),
         ("minutes > 3", ["True, not a number"]),
         ("'long'", ["not a number"]),

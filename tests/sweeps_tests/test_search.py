@@ -302,9 +302,9 @@ def test_constraints_hold_for_trials(fake: Make) -> None:
 
 
 def test_a_space_of_which_nothing_is_allowed_is_refused_by_the_plan() -> None:
-    with pytest.raises(UserError, match=r"nothing of the space is allowed.*groups > 4"):
+    with pytest.raises(UserError, match=r"nothing in the space is allowed.*groups > 4"):
         plan_of({"space": {"groups": {"choice": [1, 2, 4]}}}, where="groups > 4")
-    with pytest.raises(UserError, match=r"nothing of the space is allowed.*does not divide"):
+    with pytest.raises(UserError, match=r"nothing in the space is allowed.*does not divide"):
         plan_of({"space": {"groups": {"choice": [3, 5]}}})
 
 
