@@ -19,7 +19,7 @@ from gsq.sweeps.state.status import SweepStatus
 from gsq.words import counted
 
 if TYPE_CHECKING:
-    from gsq.sweeps.state.listing import SweepLine
+    from gsq.sweeps.state.status import SweepLine
     from gsq.sweeps.state.study import SearchStatus
 
 from gsq.cli.tables import broken_head, head_of

@@ -60,7 +60,7 @@ def status_command(
 def print_overview(as_json: bool) -> None:
     """Print all sweeps and their running cells."""
     from gsq.records.folder import runs_root
-    from gsq.sweeps.state.listing import overview
+    from gsq.sweeps.state.status import overview
 
     found = overview()
     if as_json:

@@ -7,7 +7,6 @@ same but for its number of steps, goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +20,12 @@ from gsq.sweeps.planning.cells import Cell, Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.submit import submit
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import slurm_jobs
 from gsq.sweeps.state.status import CellStatus, status
 
 STEPS = 50
 POLL_SECONDS = 2.0
-
-OnUpdate = Callable[[list[Action], dict[str, RunRecord]], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def run_canaries(
     runs: Path | None = None,
     retry: bool = False,
     chosen: list[Canary] | None = None,
-    on_update: OnUpdate = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
 ) -> list[Result]:
     """Run the canaries of what a plan would submit and wait for them; what was measured feeds later estimates.
 
@@ -144,7 +141,7 @@ def canary_plan(plan: Plan, chosen: list[Canary]) -> Plan:
     return Plan(f"{plan.name}-canary", tuple({c.short.signature: c.short for c in chosen}.values()))
 
 
-def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = lambda actions, records: None) -> None:
+def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = no_update) -> None:
     """Poll until no job of the plan is waiting or running on SLURM."""
     signatures = [cell.signature for cell in plan.cells]
     while True:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED
 from gsq.sweeps.state import journal
 from gsq.sweeps.state.cancellation import claim_signal, mark, marked, resumes_by_itself
 from gsq.sweeps.state.local import local_jobs
-from gsq.sweeps.state.reconcile import Action, Job
+from gsq.sweeps.state.reconcile import Job, OnUpdate, no_update
 from gsq.sweeps.state.selection import select
 from gsq.sweeps.state.slurm import cancel_jobs, slurm_jobs
 from gsq.sweeps.state.status import CellStatus, status
@@ -171,7 +171,7 @@ def retry(
     *,
     cluster: Cluster | str | None = None,
     runs: Path | None = None,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
 ) -> Submission | None:
     """Submit the failed cells of a selection again, by default all, whatever their failure class, and nothing else.
 

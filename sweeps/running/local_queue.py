@@ -27,7 +27,7 @@ from gsq.sweeps.spec.cluster import Cluster, local_gpus, local_workers
 from gsq.sweeps.state.cancellation import claim_signal, mark, marked, with_cancelled
 from gsq.sweeps.state.deaths import note_worker_death
 from gsq.sweeps.state.local import Worker, local_jobs, workers
-from gsq.sweeps.state.reconcile import Action, Job, reconcile
+from gsq.sweeps.state.reconcile import Action, Job, OnUpdate, no_update, reconcile
 
 POLL_SECONDS = 0.25
 # How often it looks through the processes of this machine, beside whenever it starts one.
@@ -64,7 +64,7 @@ class LocalQueue:
         source: Path,
         signatures: list[str],
         cluster: Cluster,
-        on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+        on_update: OnUpdate = no_update,
         retry: bool = False,
         more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
     ) -> None:

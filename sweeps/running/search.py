@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from gsq.sweeps.spec.search_space import METRICS
 from gsq.sweeps.spec.states import CANCELLED
 from gsq.sweeps.state.cancellation import clear, marked, with_cancelled
 from gsq.sweeps.state.local import alive, with_local_jobs
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import Action, OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import require_known, slurm_jobs
 from gsq.sweeps.state.study import JOURNAL, counted, create_study, explained, neutral, parallel_trials
 
@@ -56,7 +56,7 @@ def submit_search(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
     wait: bool = False,
 ) -> Submission:
     """As ``submit``, for a search. local: blocks until the study has its trials. slurm: one pass, or with ``wait``
@@ -88,7 +88,7 @@ def _submit_to_slurm(
     driver: Driver,
     cluster: Cluster,
     retry: bool,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None],
+    on_update: OnUpdate,
     wait: bool,
 ) -> Submission:
     from gsq.sweeps.running.slurm_arrays import NotTaken, Submission, submit_cells

@@ -34,7 +34,7 @@ from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.state import journal
 from gsq.sweeps.state.cancellation import clear, marked, stopping, with_cancelled
 from gsq.sweeps.state.local import alive, with_local_jobs
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import Action, OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
 from gsq.words import counted
 
@@ -73,7 +73,7 @@ def submit_cells(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
 ) -> Submission:
     """Train what is missing of the cells of a plan, as ``submit`` does, and evaluate no finished cell again."""
     from gsq.sweeps.planning.protocols import note_asked

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gsq.records.read import RunRecord
 from gsq.sweeps.costing.notes import check_images
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.running.slurm_arrays import Submission, explained_disk, submit_cells
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
-from gsq.sweeps.state.reconcile import Action
+from gsq.sweeps.state.reconcile import OnUpdate, no_update
 
 
 def submit(
@@ -22,7 +21,7 @@ def submit(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
 ) -> Submission:
     """Run what is missing of a plan and nothing else.
