@@ -152,10 +152,10 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
 
 
 def _listed(values: Mapping[str, Any], key: str, kind: type[Any], where: str, what: str) -> list[Any]:
-    """Return the entries under ``key``, also of a single one. Raises UserError if one is not of ``kind``."""
+    """Return the list under ``key``, where one entry may stand alone, but for cases. Raises UserError for others."""
     found = values.get(key) or []
-    listed = found if isinstance(found, list) else [found]
-    if not all(isinstance(one, kind) for one in listed):
+    listed = [found] if isinstance(found, kind) and key != "cases" else found
+    if not isinstance(listed, list) or not all(isinstance(one, kind) for one in listed):
         raise UserError(f"{where}: {key}: must be a list of {what}, got {found!r}")
     return listed
 
