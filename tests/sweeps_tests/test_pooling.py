@@ -63,7 +63,7 @@ REPEATS = [{"groups": g, "codebook_size": v, "seed": 0, "repeat": 1} for g, v in
         (0.01, 1.0, "identical to the last bit"),
         (0.01, 1.002, "within 5 %: they can be pooled"),
         (0.01, 1.12, "do not pool them"),
-        (0.06, 1.03, "is not decided; about"),
+        (0.06, 1.03, "undecided"),
     ],
 )
 def test_repeated_cells_say_whether_old_and_new_may_be_pooled(

@@ -287,7 +287,7 @@ def test_an_sbatch_on_its_way_when_its_driver_dies_gives_jobs_that_end_at_once(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert controller.trained(monkeypatch) == each_once(plan)
-    assert capsys.readouterr().out.count("this submission was taken back") == 2
+    assert capsys.readouterr().out.count("this submission was revoked") == 2
     assert [entry.revoked for entry in journal.entries(sweep)] == [True, False]
 
 
@@ -351,7 +351,7 @@ def test_a_disk_that_is_full_is_one_error_and_submits_nothing_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "write_json", full)
-        with pytest.raises(UserError, match=r"No space left on device.*Make room"):
+        with pytest.raises(UserError, match=r"No space left on device.*gsq clean"):
             submit(five, SLURM)
     sweep = SweepFolder(runs_root(), five.name)
     assert controller.scripts() == {} and not list((sweep.path / "submissions").iterdir())
