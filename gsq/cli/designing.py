@@ -1,4 +1,4 @@
-"""``gsq design``: candidates from sweeps and tables, and the sweep file that it writes."""
+"""``gsq design``: its candidates, from sweeps and tables, and the sweep file that it writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gsq.errors import UserError
+from gsq.files import whole
 from gsq.records.folder import runs_root
 from gsq.words import counted
 
@@ -27,7 +28,7 @@ from gsq.cli.power import cells_frame, with_seed
 
 
 def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[str]]:
-    """The signatures that each config of the plan, with seed 0, would have with each of the seeds."""
+    """Signatures of each config of the plan, by the config with seed 0, for each of the seeds."""
     from gsq.config.signature import Signer
     from gsq.data.sources import manifest
     from gsq.runs.identity import identity
@@ -59,7 +60,7 @@ def design_next(
     figure: Path | None,
     as_json: bool,
 ) -> None:
-    """``gsq design``: the runs to make next, as text or JSON, a sweep YAML and a figure."""
+    """Run ``gsq design``: propose the next runs as text or JSON, a sweep YAML and a figure."""
     import json
 
     import pandas as pd
@@ -87,8 +88,8 @@ def design_next(
         paths.append(table_path(table))
     if source is None:
         raise UserError(
-            "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run "
-            "next"
+            "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, which has the cells to "
+            "choose from"
         )
     from_sweep = source.endswith((".yaml", ".yml")) or not Path(source).suffix
     if output is not None:
@@ -150,26 +151,28 @@ def design_next(
 
 
 def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[_Case], pd.DataFrame]:
-    """Cells of the sweep ``source``, and measured ones that its base config gives again, for further seeds; the axes
-    that a YAML has for each; and ``frame`` with the ``configuration`` of each row.
+    """Return the cells of the sweep ``source``, with measured ones that its base config reproduces (for more seeds);
+    the axes of each cell in a YAML; and ``frame`` with the ``configuration`` of each row.
     """
     from dataclasses import replace
 
     from gsq.config.overrides import SHORT_NAMES
     from gsq.sweeps.costing.forecast import forecast
-    from gsq.sweeps.planning.cells import Cell, CellMaker, make_plan
+    from gsq.sweeps.planning.cells import Cell, CellMaker, make_plan, value_of
     from gsq.sweeps.spec.sweep import load_spec
 
     spec = load_spec(_submitted(source) or source)
     plan = make_plan(spec)
     if plan.search is None and "signature" in frame:
-        # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
+        # A row's axes over the base config give the row's run only if the signature is the same.
         make, known = CellMaker(replace(spec, where=())), {cell.signature for cell in plan.cells}
         extra: dict[str, Cell] = {}
         rows = frame.drop_duplicates("signature")
         rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
         for _, row in rows.iterrows():
-            axes = {k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
+            axes = {
+                k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != value_of(spec.base, SHORT_NAMES[k])
+            }
             try:
                 cell = make(axes)
             except UserError:
@@ -194,7 +197,7 @@ def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.Data
 
 
 def _is_sweep(name: str) -> bool:
-    """Whether ``name`` is a sweep that was submitted, or one that ships with gsq."""
+    """Whether ``name`` is a submitted or shipped sweep."""
     from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
@@ -202,8 +205,7 @@ def _is_sweep(name: str) -> bool:
 
 
 def _submitted(name: str) -> dict[str, Any] | None:
-    """The cells of a submitted sweep as a sweep file would have them: over the preset nearest to the first cell, each
-    by the keys in which it differs from that one. None where no sweep of that name was submitted."""
+    """A submitted sweep as a sweep file: cases over the preset nearest to the first cell; None if there is none."""
     from gsq.config.overrides import differences
     from gsq.config.presets import PRESETS, preset
     from gsq.sweeps.planning.folder import SweepFolder
@@ -221,15 +223,8 @@ def _submitted(name: str) -> dict[str, Any] | None:
     }
 
 
-def _value(config: RunConfig, name: str) -> object:
-    from gsq.config.overrides import SHORT_NAMES
-
-    section, key = SHORT_NAMES[name].split(".")
-    return getattr(getattr(config, section), key)
-
-
 def _case(row: pd.Series[Any]) -> dict[str, Any]:
-    """The axes of a row of a results table, as a sweep writes them."""
+    """Axes of a results table's row, as in a sweep YAML."""
     import json
 
     import pandas as pd
@@ -244,7 +239,7 @@ def _case(row: pd.Series[Any]) -> dict[str, Any]:
 
 
 def _with_seeds(found: Design, cells: pd.DataFrame, cases: list[_Case], frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The axes of each proposed run, with a seed that its configuration has not had."""
+    """Axes of each proposed run, with a new seed for its configuration."""
     used: dict[str, set[int]] = {}
     if "configuration" in frame and "seed" in frame:
         for name, seed in zip(frame["configuration"], frame["seed"], strict=True):
@@ -270,8 +265,8 @@ def _with_seeds(found: Design, cells: pd.DataFrame, cases: list[_Case], frame: p
 def _write_sweep(
     output: Path, source: str | None, base: str | None, cases: list[dict[str, Any]], description: str
 ) -> int:
-    """Write a sweep of these cases over the base config of ``source`` (or ``base``), once gsq has planned it; returns
-    how many runs it has."""
+    """Write a sweep of these cases over the base config of ``source`` (or ``base``), if gsq can plan it. Returns the
+    number of its runs."""
     import yaml
 
     from gsq.config.overrides import read_yaml
@@ -297,24 +292,12 @@ def _write_sweep(
         document["base"] = os.path.relpath(beside, output.parent)
     document["cases"] = cases
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.yaml")
-    try:
+    with whole(output) as partial:
         partial.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
-        plan = make_plan(load_spec(partial))
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return len(plan.cells)
+        return len(make_plan(load_spec(partial)).cells)
 
 
 def _write_table(frame: pd.DataFrame, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        if output.suffix == ".csv":
-            frame.to_csv(partial, index=False)
-        else:
-            frame.to_parquet(partial, index=False)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as partial:
+        frame.to_csv(partial, index=False) if output.suffix == ".csv" else frame.to_parquet(partial, index=False)

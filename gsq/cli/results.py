@@ -86,12 +86,10 @@ def results_describe_command(
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for head in ("column", "type", "unit"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("meaning", overflow="fold")
+    from gsq.cli.tables import plain_table
+
+    table = plain_table("column", "type", "unit", "meaning", no_wrap=("column", "type", "unit"))
     role = ""
     for column in columns:
         if column.role != role:
