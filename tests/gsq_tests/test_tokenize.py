@@ -343,7 +343,7 @@ def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number:
     assert 2 <= len(before) < 60
     if number == signal.SIGINT:
         assert process.returncode == 130 and output == ""
-        assert errors == "stopped; finished shards are kept, and the same command goes on from there\n"
+        assert errors == "stopped; finished shards are kept, and the same command resumes\n"
         assert files_below(out) == sorted(["_manifest.json", *before])
     summary = json.loads(invoke(*command[3:], "--json"))
     assert summary["shards_before"] == len(before) and summary["images"] == 180
