@@ -75,8 +75,14 @@ def failure_of(exit_code: str | None, log: Path | None) -> str:
     if exit_code is not None and _numbers(exit_code) != (0, 0):
         return "lost" if killed_from_outside(exit_code, text) else "error"
     # It ended well, or SLURM has forgotten how: then Python should at least have begun.
-    began = _BEGAN.search(_head(log)) or _ENDED_FROM_OUTSIDE.search(text)
+    began = _BEGAN.search(_STARTED.split(_head(log))[-1]) or _ENDED_FROM_OUTSIDE.search(text)
     return "lost" if began or not text.strip() else "error"
+
+
+def before_python(log: Path | None) -> bool:
+    """Whether a job's last start, of several, ended before Python began; False where its log does not tell."""
+    _, *starts = _STARTED.split(tail(log))
+    return bool(starts) and _BEGAN.search(starts[-1]) is None
 
 
 def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:

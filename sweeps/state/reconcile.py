@@ -101,9 +101,9 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED, reason=why)
     gone = job is not None and job.state == "gone"
     if gone and job is not None and record.state is not None and _is_news(job, record):
-        # The record is of an earlier job. That this one failed before it wrote anything must not be lost, for the
-        # next one would fail alike; what stopped it from outside says nothing new.
-        died = death(sig, job)
+        # The record is of an earlier job or start. That this one failed before it wrote anything must not be lost, for
+        # the next one would fail alike; what stopped it from outside says nothing new.
+        died = death(sig, job, again=record.job == job.name)
         if died.failure == "error":
             return died
     if record.state == RUNNING:
@@ -127,16 +127,22 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
 
 
 def _is_news(job: Job, record: RunRecord) -> bool:
-    """Whether a job was submitted after the last sign of life in the run folder."""
-    return job.submitted > 0 and record.job != job.name and record.heartbeat < job.submitted
+    """Whether a job, or its last start where SLURM has started it again, ended after the last sign of life in the run
+    folder."""
+    if record.job == job.name:
+        return deaths.before_python(job.log)
+    return job.submitted > 0 and record.heartbeat < job.submitted
 
 
-def death(signature: str, job: Job) -> CellState:
-    """State of a cell whose newest job is gone and has written nothing to the run folder."""
+def death(signature: str, job: Job, again: bool = False) -> CellState:
+    """State of a cell whose newest job is gone and has written nothing to the run folder.
+
+    again: it had written there, and SLURM has started it again since.
+    """
     failure = job.failure or deaths.failure_of(job.exit_code, job.log)
     how, last_line = deaths.described(job.exit_code, job.log)
     ended = how if job.failure is None else ""
-    message = f"job {job.name} ended{ended} before the run wrote anything{last_line}"
+    message = f"job {job.name} ended{ended} before the run wrote anything{' more' if again else ''}{last_line}"
     return CellState(signature, FAILED, failure, message)
 
 

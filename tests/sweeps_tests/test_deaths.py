@@ -15,6 +15,7 @@ from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.deaths import FAILED_SOMEHOW, described, failure_of, last_line, note_worker_death
 
 BEGAN = "submitit INFO (2026-01-02 03:04:05,678) - Starting with JobEnvironment(job_id=5)\n"
+STARTED = "--- gsq job started 2026-01-02 03:04:05\n"
 KILLED = "srun: error: n1: task 0: Killed\n"
 
 
@@ -51,6 +52,9 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("0:0", BEGAN, "lost"),
         (None, "", "lost"),
         (None, None, "lost"),
+        # SLURM has started it again: its last start counts.
+        (None, f"{STARTED}{BEGAN}{STARTED}conda: no such environment\n", "error"),
+        (None, f"{STARTED}conda: no such environment\n{STARTED}{BEGAN}", "lost"),
         (None, "slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-01-02T03:04:05 DUE TO NODE FAILURE ***\n", "lost"),
     ],
 )
