@@ -25,6 +25,8 @@ ENDS = {
     "PREEMPTED": "preempted",
     "OUT_OF_MEMORY": "out_of_memory",
 }
+# What SLURM itself does to a job, whatever the attempt comes to in its last seconds.
+REQUEUING = ("requeue", "node_failure")
 
 
 def find_outcomes(this: Round) -> None:
@@ -39,21 +41,22 @@ def find_outcomes(this: Round) -> None:
         status = read_json(attempt / "status.json") or {}
         if fired["time"] < this.retried <= status.get("started", 0):
             status = {}  # A number that was given again.
+        entries = submissions_of(this.runs, fault.signature)
+        names = [e["name"] for e in entries if e["job"] == fired["job"] and e["time"] <= fired["time"]]
+        end = _end_of_start(told[fired["job"], names[-1]], fired["time"])
         if "unharmed" in KINDS[fault.kind].outcomes:
             fault.outcome = "unharmed"
-        elif status.get("state") in ("done", "failed"):
+        elif status.get("state") in ("done", "failed") and (fault.kind not in REQUEUING or end != "requeued"):
             fault.outcome = status.get("failure") or "done"
         else:
-            entries = submissions_of(this.runs, fault.signature)
-            names = [e["name"] for e in entries if e["job"] == fired["job"] and e["time"] <= fired["time"]]
-            fault.outcome = _end_of_start(told[fired["job"], names[-1]], fired["time"])
+            fault.outcome = end
         this.faults.append(fault)
     struck = {outcome for f in this.faults for outcome in COLLATERAL.get(f.kind, ())}
     doubled = {f.signature for f in this.faults if f.kind in OVERLAPPING}
     for fault in this.faults:
         allowed = {*KINDS[fault.kind].outcomes, *struck}
         # A run that was done, or that another process did, before its fate reached it.
-        allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "requeue", "walltime") else set()
+        allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "walltime") else set()
         # Two processes of a cell may end each other's attempts, but not hide what SLURM did to the node.
         exempt = fault.signature in doubled and fault.kind != "node_failure"
         if not exempt and fault.outcome not in allowed:

@@ -48,7 +48,7 @@ KINDS = {
     "preempt": Kind(4, BETWEEN, ("preempted",)),
     "walltime": Kind(1, STEP, ("preempted", "timeout")),
     "walltime_hang": Kind(1, STEP, ("timeout",)),
-    # Done, where it could finish before SLURM gave the node up; its processes run on.
+    # Done, where the job ended before SLURM gave the node up; its processes run on.
     "node_failure": Kind(1, STEP, ("node_failure", "requeued", "done")),
     "allocate": Kind(2, STEP, ("lost", "out_of_memory")),
     "truncate": Kind(4, STEP, ("lost",)),

@@ -32,7 +32,7 @@ class Orders:
     def __init__(self) -> None:
         self.signature, self.run, self.attempt = "", Path(), 0
         self.order, self.file, self.steps, self.busy = {}, Path(), 0, False
-        self.slow_until, self.trainer, self.job = 0.0, None, ""
+        self.slow_until, self.pause, self.trainer, self.job = 0.0, 0.4, None, ""
 
     def begin(self, signature, runs):
         """Called as the attempt begins, before it has a folder."""
@@ -100,12 +100,13 @@ class Orders:
             time.sleep(150)
         elif kind not in HARMLESS:
             # What was asked for reaches this process in its own time: it goes on, but slowly.
-            self.slow_until = time.monotonic() + 90
+            # SLURM takes long to give a node up.
+            self.slow_until, self.pause = time.monotonic() + 90, 2.0 if kind == "node_failure" else 0.4
 
     def step(self, trainer):
         """Before each step."""
         if time.monotonic() < self.slow_until:
-            time.sleep(0.4)
+            time.sleep(self.pause)
         self.steps += 1
         self.trainer = trainer
         if self.order and self.steps > self.order.get("after", 0):
