@@ -104,7 +104,7 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
         # The record is of an earlier job or start. That this one failed before it wrote anything must not be lost, for
         # the next one would fail alike; what stopped it from outside says nothing new.
         died = death(sig, job, again=record.job == job.name)
-        if died.failure == "error":
+        if died.failure in ("error", "disk_full"):
             return died
     if record.state == RUNNING:
         # Another job, or a worker elsewhere, may be training it for another sweep.

@@ -193,6 +193,17 @@ def test_a_job_that_failed_by_itself_before_it_wrote_anything_is_left_to_the_use
     assert act(stopped, killed, RESUMED_ON_SUBMIT).cell.failure == "preempted"
 
 
+def test_a_job_that_found_no_room_for_its_status_is_resumed_by_the_next_submission(tmp_path: Path) -> None:
+    log = tmp_path / "12_3_0_log.out"
+    log.write_text("submitit INFO (2026-01-02 03:04:09) - Starting\nOSError: [Errno 28] No space left on device\n")
+    failed = Job("gone", None, "12_3", exit_code="1:0", submitted=NOW - 10, log=log)
+    lost = RunRecord(SIG, "running", step=3, steps=9, attempts=2, heartbeat=NOW - 1000, job="11_3")
+    for record in (RunRecord(SIG), lost):
+        assert act(record, failed, RESUMED_ON_SUBMIT).kind == "submit"
+        action = act(record, failed, RESUMED)
+        assert (action.kind, action.cell.failure) == ("leave", "disk_full")
+
+
 def test_a_job_that_slurm_started_again_and_that_failed_before_python_is_left_to_the_user(tmp_path: Path) -> None:
     log = tmp_path / "12_3_0_log.out"
     first = "--- gsq job started 2026-01-02 03:04:05\nsubmitit INFO (2026-01-02 03:04:09) - Starting\n"
