@@ -13,7 +13,7 @@ from typing import Literal
 
 from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING
 from gsq.records.read import RunRecord
-from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, RESUMED_ON_SUBMIT
+from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, RESUMED, RESUMED_ON_SUBMIT
 from gsq.sweeps.state import deaths
 from gsq.sweeps.state.reasons import explained, waits_for_ever
 
@@ -130,7 +130,8 @@ def _is_news(job: Job, record: RunRecord) -> bool:
     """Whether a job, or its last start where SLURM has started it again, ended after the last sign of life in the run
     folder."""
     if record.job == job.name:
-        return deaths.before_python(job.log)
+        # What a cell that shares the job has come to stands, whatever SLURM starts the job again for.
+        return (record.state == RUNNING or record.failure in RESUMED) and deaths.before_python(job.log)
     return job.submitted > 0 and record.heartbeat < job.submitted
 
 
