@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -35,6 +36,8 @@ _KILLED_SIGNALS = tuple(
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 )
 _KILLED_CODES = tuple(128 + number for number in _KILLED_SIGNALS)
+# The last line of a process that could not even write its status.
+_NO_ROOM = re.compile("|".join(re.escape(os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT)))
 # SLURM's signal number if it cannot open the log of a job.
 _NO_LOG_SIGNAL = 53
 
@@ -45,6 +48,11 @@ def killed_from_outside(exit_code: str, tail: str) -> bool:
     if number in _KILLED_SIGNALS or code in _KILLED_CODES:
         return True
     return code in _KILLED_SIGNALS and _ENDED_FROM_OUTSIDE.search(tail) is not None
+
+
+def _own_failure(log: Path | None) -> str:
+    """Return the class of a job that failed by itself: ``error``, or ``disk_full`` if its last line says so."""
+    return "disk_full" if _NO_ROOM.search(last_line(log)) else "error"
 
 
 def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
@@ -59,24 +67,30 @@ def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
     message = f"the worker ended {how} before the run wrote anything{f': {line}' if line else ''} (see {log})"
     steps = folder.read_cell(signature).config.train.steps
     attempt = RunFolder.of(folder.runs, signature).new_attempt()
-    failure = "lost" if -code in _KILLED_SIGNALS else "error"
+    failure = "lost" if -code in _KILLED_SIGNALS else _own_failure(log)
     attempt.write_status(FAILED, 0, steps, failure=failure, message=message)
 
 
 def failure_of(exit_code: str | None, log: Path | None) -> str:
-    """Return ``error`` or ``lost`` for a job that ended without a record in its run folder.
+    """Return ``error``, ``disk_full`` or ``lost`` for a job that ended without a record in its run folder.
 
     exit_code: as sacct prints it, or FAILED_SOMEHOW; None if unknown. log: the job's output. A job that failed by
     itself would fail again and is an error; a job that was killed, or of which nothing is known, is lost.
     """
     text = tail(log)
     if exit_code == FAILED_SOMEHOW:
-        return "lost" if _ENDED_FROM_OUTSIDE.search(text) else "error"
+        return "lost" if _ENDED_FROM_OUTSIDE.search(text) else _own_failure(log)
     if exit_code is not None and _numbers(exit_code) != (0, 0):
-        return "lost" if killed_from_outside(exit_code, text) else "error"
+        return "lost" if killed_from_outside(exit_code, text) else _own_failure(log)
     # It ended well, or SLURM has forgotten how. Python should at least have started.
-    began = _BEGAN.search(_part(log, HEAD_BYTES, os.SEEK_SET)) or _ENDED_FROM_OUTSIDE.search(text)
-    return "lost" if began or not text.strip() else "error"
+    began = _BEGAN.search(_STARTED.split(_part(log, HEAD_BYTES, os.SEEK_SET))[-1]) or _ENDED_FROM_OUTSIDE.search(text)
+    return "lost" if began or not text.strip() else _own_failure(log)
+
+
+def before_python(log: Path | None) -> bool:
+    """Return whether the last of a job's starts ended before Python began; False if its log does not tell."""
+    _, *starts = _STARTED.split(tail(log))
+    return bool(starts) and _BEGAN.search(starts[-1]) is None
 
 
 def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING
 from gsq.records.read import RunRecord
-from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, RESUMED_ON_SUBMIT
+from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, RESUMED, RESUMED_ON_SUBMIT
 from gsq.sweeps.state import deaths
 from gsq.sweeps.state.reasons import explained, waits_for_ever
 
@@ -108,10 +108,10 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
         return CellState(sig, RUNNING if record.state == RUNNING else QUEUED, reason=why)
     gone = job if job is not None and job.state == "gone" else None
     if gone and record.state is not None and _is_news(gone, record):
-        # The record is of an earlier job. If this one failed before it wrote anything, the next one would fail in the
-        # same way; if it was stopped from outside, that is nothing new.
-        died = death(sig, gone)
-        if died.failure == "error":
+        # The record is of an earlier job or start. If this one failed before it wrote anything, the next one would fail
+        # in the same way; if it was stopped from outside, that is nothing new.
+        died = death(sig, gone, again=record.job == gone.name)
+        if died.failure in ("error", "disk_full"):
             return died
     if record.state == RUNNING:
         # Another job, or a worker elsewhere, may train it for another sweep.
@@ -132,16 +132,23 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
 
 
 def _is_news(job: Job, record: RunRecord) -> bool:
-    """Return whether a job was submitted after the last sign of life in the run folder."""
-    return job.submitted > 0 and record.job != job.name and record.heartbeat < job.submitted
+    """Return whether a job, or its last start if SLURM restarted it, ended after the last sign of life in the run
+    folder."""
+    if record.job == job.name:
+        # A cell that shares the job keeps its own result if SLURM restarts the job for another cell.
+        return (record.state == RUNNING or record.failure in RESUMED) and deaths.before_python(job.log)
+    return job.submitted > 0 and record.heartbeat < job.submitted
 
 
-def death(signature: str, job: Job) -> CellState:
-    """Return the state of a cell whose newest job is gone and has written nothing to the run folder."""
+def death(signature: str, job: Job, again: bool = False) -> CellState:
+    """Return the state of a cell whose newest job is gone and has written nothing to the run folder.
+
+    again: the job had written there, and SLURM has restarted it since.
+    """
     failure = job.failure or deaths.failure_of(job.exit_code, job.log)
     how, last_line = deaths.described(job.exit_code, job.log)
     ended = how if job.failure is None else ""
-    message = f"job {job.name} ended{ended} before the run wrote anything{last_line}"
+    message = f"job {job.name} ended{ended} before the run wrote anything{' more' if again else ''}{last_line}"
     return CellState(signature, FAILED, failure, message)
 
 
