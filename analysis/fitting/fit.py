@@ -28,11 +28,13 @@ from gsq.analysis.fitting.remarks import (
 from gsq.analysis.fitting.result import Fit, confounded_text
 from gsq.analysis.fitting.solver import STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
 from gsq.analysis.laws.named import Bound, Law, get_law
+from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
     Array,
     Excluded,
     configuration_ids,
+    labels,
     numbers,
     require_columns,
     single,
@@ -41,8 +43,6 @@ from gsq.analysis.tables.table import (
     with_derived,
 )
 from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
-
-NUMBER = (int, float, np.number)
 
 
 def fit(
@@ -138,9 +138,10 @@ def fit_by(
 @np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
 def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
     """:func:`fit` on rows that :func:`analysis.measured` returned."""
+    law = law.at_levels(rows)
     target, data = numbers(rows, law.target), law.values(rows)
     check_values(rows, law, target, data, options.residuals)
-    configurations = configuration_ids(rows, law.columns)
+    configurations = configuration_ids(rows, [*law.columns, *law.factors])
     cells = int(configurations.max()) + 1
     weights = read_weights(rows, options.weights)
     low, high = law.limits(target)
@@ -250,7 +251,8 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
-        best={name: float(numbers(best, name)[0]) for name in law.columns},
+        best={name: float(numbers(best, name)[0]) for name in law.columns}
+        | {name: str(labels(best, name)[0]) for name in law.factors},
         theta=theta,
         draws=draws.theta,
         problem=problem,
@@ -358,7 +360,7 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    read = {*TOKENIZER, *law.columns, *(one for name in law.columns for one in modifiers(name))}
+    read = {*TOKENIZER, *law.columns, *law.factors, *(one for name in law.columns for one in modifiers(name))}
     others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")

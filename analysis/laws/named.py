@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.laws.form import Form, compile_form
 from gsq.analysis.laws.formula import Formula, read_formula, split_target, with_target
-from gsq.analysis.tables.table import Array, Excluded, measured, numbers, unquoted, with_derived
+from gsq.analysis.laws.syntax import index_of
+from gsq.analysis.tables.table import Array, Excluded, labels, measured, numbers, unquoted, with_derived
 from gsq.config.axes import DERIVED, TOKENIZER
 from gsq.sweeps.schema import columns as schema
 
@@ -49,6 +51,8 @@ class Law:
     prints (results/reference): those of figure 4 for laws of one group, else the 41 distinct ones."""
     known: tuple[str, ...] = _KNOWN
     """Names that are columns; see :func:`gsq.analysis.laws.formula.read_formula`."""
+    levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The levels of each of ``factors``, once rows have told them: see :meth:`at_levels`."""
 
     def __post_init__(self) -> None:
         for name, pair in self.starts.items():
@@ -71,12 +75,53 @@ class Law:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        return self.read.parameters
+        """In order of appearance. Of A[quantizer], one for each level: A[gsq], A[simvq]; before the levels are known,
+        A[quantizer] itself."""
+        return self.read.expanded(self.levels) if self.levels else self.read.parameters
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Table columns that the formula reads."""
+        """Table columns of numbers that the formula reads."""
         return self.read.columns
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Table columns, of text or numbers, by whose levels parameters are indexed."""
+        return self.read.factors
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every column that a row needs: ``columns`` and ``factors``."""
+        return tuple(dict.fromkeys((*self.columns, *self.factors)))
+
+    @property
+    def indexed(self) -> dict[str, tuple[str, str]]:
+        """A[quantizer] to ("A", "quantizer"), for each parameter with a value for each level of a column."""
+        return {name: index for name in self.read.parameters if (index := index_of(name))}
+
+    def at_levels(self, frame: pd.DataFrame) -> Law:
+        """This law with the levels that the rows of ``frame`` have, in alphabetical or numerical order. Bounds and
+        starts of A hold for all of A[quantizer], those of A[gsq] for that one.
+
+        Raises AnalysisError where a column is missing, or bounds or starts name a level that no row has.
+        """
+        if not self.factors:
+            return self
+        levels = {name: _levels(frame, name) for name in self.factors}
+        names = self.read.expanded(levels)
+        bases = {(index_of(name) or (name,))[0] for name in names}
+        wrong = [name for name in (*self.bounds, *self.starts) if name not in names and name not in bases]
+        if wrong:
+            raise AnalysisError(
+                f"{self.name}: {wrong[0]} was given bounds or a start, but no row has that level; parameters: "
+                f"{', '.join(names)}"
+            )
+
+        def spread(given: Mapping[str, Any]) -> dict[str, Any]:
+            found = {name: given.get(name, given.get((index_of(name) or (name,))[0])) for name in names}
+            return {name: pair for name, pair in found.items() if pair is not None}
+
+        return replace(self, levels=levels, bounds=spread(self.bounds), starts=spread(self.starts))
 
     @property
     def target(self) -> str:
@@ -88,7 +133,7 @@ class Law:
             name for name, pair in self.bounds.items() if any(end not in (0, -np.inf, np.inf) for end in pair)
         } | set(without)
         centred = tuple(name for name in self.parameters if name not in fixed)
-        return compile_form(self.formula, self.columns, self.parameters, centred)
+        return compile_form(self.formula, self.columns, self.parameters, centred, tuple(self.levels.items()))
 
     def limits(self, target: Array) -> tuple[Array, Array]:
         """Lowest and highest value of each parameter, (k,) each; "min" is the least of ``target``."""
@@ -105,7 +150,8 @@ class Law:
         """The data of the formula, (q, n). Raises AnalysisError naming a column that is missing, holds no number, or is
         not positive under a logarithm."""
         frame = with_derived(frame)
-        columns = {name: numbers(frame, name) for name in self.columns}
+        columns: dict[str, Any] = {name: numbers(frame, name) for name in self.columns}
+        columns |= {f"[{name}]": self._at_known_levels(frame, name) for name in self.factors}
         form = self.form()
         data = form.table(columns)
         for datum, row in zip(form.data, data, strict=True):
@@ -125,6 +171,16 @@ class Law:
             )
         return data
 
+    def _at_known_levels(self, frame: pd.DataFrame, name: str) -> npt.NDArray[np.object_]:
+        found, known = labels(frame, name), self.levels.get(name, ())
+        wrong = [one for one in found if one not in known]
+        if wrong:
+            raise AnalysisError(
+                f"{self.name} knows nothing of {name} = {wrong[0] or 'an empty cell'}: it was fitted to "
+                f"{', '.join(known) or 'no rows yet'}; fit it to rows with that level as well"
+            )
+        return found
+
     @property
     def of_steps(self) -> bool:
         """Whether the law is about the course of a training: it reads ``step``, and takes every evaluation."""
@@ -133,7 +189,7 @@ class Law:
     def rows(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
         """The rows of ``frame`` that this law is fitted to, and what is left out: :func:`analysis.measured` for its
         target and columns. Raises AnalysisError like it."""
-        return measured(frame, self.target, self.columns)
+        return measured(frame, self.target, self.columns, self.factors)
 
     def obstacle(self, frame: pd.DataFrame) -> str | None:
         """Why nothing of this law can be fitted to the rows of ``frame``, as a sentence; None where it can.
@@ -150,8 +206,22 @@ class Law:
                     f"{self.name} has no term for {name} and needs one value of it, got {_listed(found)}; select the "
                     "rows of one"
                 )
-        if not self.columns:
+        if not self.columns and not self.factors:
             return f"{self.name} reads no column: {self.formula}"
+        for name in self.factors:
+            found, counts = np.unique(labels(frame, name).astype(str), return_counts=True)
+            if len(found) == 1:
+                return (
+                    f"{self.name} has a parameter for each level of {name}, and every row has {name} = {found[0]}; "
+                    f"leave out [{name}], or add rows of another level"
+                )
+            if counts.min() == 1:
+                alone = ", ".join(found[counts == 1])
+                return (
+                    f"{self.name} has a parameter for each level of {name}, and {name} = {alone} has one row, which "
+                    "that parameter would fit whatever it is; add rows of that level, or drop it "
+                    f"(--where \"{name} != '{found[counts == 1][0]}'\")"
+                )
         values = self._columns(frame)
         if _cells(values) == 1:
             others = [n for n in TOKENIZER if n in frame]
@@ -173,6 +243,8 @@ class Law:
         reason = self.obstacle(frame)
         if reason is not None:
             return reason
+        if self.factors and not self.levels:
+            return self.at_levels(frame).reason_not(frame)
         values = self._columns(with_derived(frame))
         cells, need = _cells(values), len(self.parameters)
         if cells < need or len(frame) <= need:
@@ -186,7 +258,13 @@ class Law:
         return None
 
     def _columns(self, frame: pd.DataFrame) -> dict[str, Array]:
-        return {name: numbers(frame, name) for name in self.columns}
+        codes = {name: np.unique(labels(frame, name).astype(str), return_inverse=True)[1] for name in self.factors}
+        columns = {name: numbers(frame, name) for name in self.columns}
+        return {**columns, **{f"[{name}]": one.astype(np.float64) for name, one in codes.items()}}
+
+    def settings(self, frame: pd.DataFrame) -> Array:
+        """What the law reads of each row as numbers, (columns and factors, n)."""
+        return np.stack(list(self._columns(frame).values()))
 
 
 def get_law(
@@ -228,6 +306,14 @@ def _cells(values: Mapping[str, Array]) -> int:
     """Distinct settings of the columns, to twelve digits."""
     mantissa, exponent = np.frexp(np.stack(list(values.values())))
     return len(np.unique(np.ldexp(np.round(mantissa, 12), exponent), axis=1).T)
+
+
+def _levels(frame: pd.DataFrame, name: str) -> tuple[str, ...]:
+    found = [one for one in set(labels(frame, name)) if one]
+    try:
+        return tuple(sorted(found, key=float))
+    except ValueError:
+        return tuple(sorted(found))
 
 
 def _listed(found: Array) -> str:
