@@ -180,7 +180,7 @@ def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.Data
         return panel
     grid = np.geomspace(low / 1.1, high * 1.1, 120)
     curves = [
-        replace(_curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid} | levels)), **named)
+        replace(_curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid} | levels)), law=named)
         for fit in fits
         if fit.law.columns == ("bits_per_pixel",)
         for levels, named in _level_curves(fit)
@@ -188,14 +188,12 @@ def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.Data
     return replace(panel, curves=tuple(curves))
 
 
-def _level_curves(fit: Fit) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """The levels of each curve of a law, {} where it has none, and what the curve's fields then say of them."""
+def _level_curves(fit: Fit) -> list[tuple[dict[str, str], str]]:
+    """The levels of each curve of a law, {} where it has none, and the curve's name."""
     found = []
     for values in itertools.product(*fit.law.levels.values()):
         levels = dict(zip(fit.law.levels, values, strict=True))
-        found.append(
-            (levels, {"law": ", ".join(f"{name} {value}" for name, value in levels.items())} if levels else {})
-        )
+        found.append((levels, ", ".join(f"{name} {value}" for name, value in levels.items()) or fit.law.name))
     return found
 
 

@@ -17,6 +17,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import slopes
 from gsq.analysis.fitting.quantities import Quantity, gradient
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.tables.table import Array, Index, labels, unquoted
 
 MOST_ROWS = 1500  # each update inverts a matrix of rows by rows
@@ -55,7 +56,7 @@ class RandomEffects:
 
     @property
     def text(self) -> str:
-        return "spread between " + ", ".join(f"{name}s {value:.2g}" for name, value in self.spreads.items())
+        return "standard deviations " + ", ".join(f"{name} {value:.2g}" for name, value in self.spreads.items())
 
 
 def random_effects(fit: Fit, column: str | None = None) -> RandomEffects:
@@ -105,7 +106,7 @@ def random_effects(fit: Fit, column: str | None = None) -> RandomEffects:
 
 
 def _summary(
-    theta: Array, free: Array, jacobian: Array, parts: list[Array], variances: Array, names: list[str]
+    theta: Array, free: Bools, jacobian: Array, parts: list[Array], variances: Array, names: list[str]
 ) -> RandomEffects:
     covariance, inverse = _generalised(jacobian, parts, variances)
     projection = inverse - inverse @ jacobian @ covariance @ jacobian.T @ inverse

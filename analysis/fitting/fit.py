@@ -26,7 +26,7 @@ from gsq.analysis.fitting.remarks import (
     search_remarks,
 )
 from gsq.analysis.fitting.result import Fit, confounded_text
-from gsq.analysis.fitting.solver import STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
+from gsq.analysis.fitting.solver import SIDED, STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.reading import plain_columns
@@ -63,14 +63,18 @@ def fit(
     intervals: Intervals | None = None,
     bounds: Mapping[str, tuple[float, Bound]] | None = None,
     start_ranges: Mapping[str, tuple[float, float]] | None = None,
+    quantile: float | None = None,
 ) -> Fit:
     """Fit ``law``, a named one or a formula such as "rfid = E + A / latent_dim^a", to the measured rows of ``frame``.
 
     target: the column to predict, in place of the law's own (rfid, if its formula names none).
     residuals: "log" weighs relative errors (rFID spans decades), "linear" absolute ones, as the paper does.
-    loss: least_squares, huber or cauchy; ``delta``, in units of the residual, is where the last two leave squares. By
-    default huber takes 1e-3 (times the median target in linear residuals), as replications of Chinchilla do, and
-    cauchy 2.385 robust standard deviations of the least-squares residuals.
+    loss: least_squares, huber, cauchy, quantile or asymmetric; ``delta``, in units of the residual, is where huber,
+    cauchy and quantile leave squares. By default huber and quantile take 1e-3 (times the median target in linear
+    residuals), as replications of Chinchilla do, and cauchy 2.385 robust standard deviations of the least-squares
+    residuals.
+    quantile: of the loss quantile, which fits the law below which so many of the runs lie (default 0.1: undertuned runs
+    lie above the law alone), and of asymmetric, which weighs squares alike (expectiles).
     weights: a column of positive weights, for instance one over a variance.
     noise: standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit test; otherwise
     it is estimated from the seeds in the table.
@@ -94,6 +98,7 @@ def fit(
         seed=seed,
         confidence=confidence,
         intervals=intervals,
+        quantile=quantile,
     )
     chosen = get_law(law, [str(name) for name in frame.columns], bounds, start_ranges, target)
     rows, excluded = chosen.rows(frame)
@@ -149,6 +154,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     ranges, scales = [law.starts.get(name) for name in law.parameters], _scales(rows, law)
     if options.loss != "least_squares":
         problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
+    problem = replace(problem, quantile=options.share)
     theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
     free = freedom(problem, theta)
     if free.count:
@@ -349,7 +355,7 @@ def _delta(
     """The loss's delta where none is given: see :func:`fit`."""
     if options.delta is not None:
         return options.delta
-    if options.loss == "huber":
+    if options.loss in ("huber", *SIDED):
         return 1e-3 * (1.0 if options.residuals == "log" else float(np.median(np.abs(problem.target))))
     theta = _best(problem, weights, ranges, scales, options, law)[0]
     value = problem.predict(theta[None])[0]

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.fitting.solver import LOSSES, STARTS, Loss, Residuals
+from gsq.analysis.fitting.solver import LOSSES, SIDED, STARTS, Loss, Residuals
 
 Intervals = Literal["profile", "bootstrap"]
 
@@ -28,6 +28,7 @@ class Options:
     seed: int = 0
     confidence: float = 0.95
     intervals: Intervals | None = None
+    quantile: float | None = None
 
     def __post_init__(self) -> None:
         if self.residuals not in ("log", "linear"):
@@ -36,8 +37,14 @@ class Options:
             raise AnalysisError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.delta is not None and not 0 < self.delta < np.inf:
             raise AnalysisError(f"delta must be a positive number of residual units, got {self.delta}")
-        if self.delta is not None and self.loss == "least_squares":
-            raise AnalysisError("delta belongs to the losses huber and cauchy; least_squares has none")
+        if self.delta is not None and self.loss in ("least_squares", "asymmetric"):
+            raise AnalysisError(f"delta belongs to the losses huber, cauchy and quantile; {self.loss} has none")
+        if self.quantile is not None and self.loss not in SIDED:
+            raise AnalysisError(f"quantile belongs to the losses {' and '.join(SIDED)}; {self.loss} has none")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise AnalysisError(
+                f"quantile is the share of runs that lie below the law, between 0 and 1; got {self.quantile}"
+            )
         if self.bootstrap < 0:
             raise AnalysisError(f"bootstrap is a number of resamples, 0 for none; got {self.bootstrap}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
@@ -54,6 +61,11 @@ class Options:
             raise AnalysisError(f"intervals must be 'profile' or 'bootstrap', got {self.intervals!r}")
         if self.intervals == "profile" and self.loss != "least_squares":
             raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
+
+    @property
+    def share(self) -> float:
+        """The ``quantile`` of the sided losses, by default 0.1: the law of runs that are tuned well."""
+        return 0.1 if self.quantile is None else self.quantile
 
     @property
     def kind(self) -> Intervals:

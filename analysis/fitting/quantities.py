@@ -12,6 +12,7 @@ import numpy as np
 from gsq.analysis.fitting.identify import slopes
 from gsq.analysis.fitting.intervals import percentile_interval
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.tables.table import Array
 
 Quantity = Callable[[Array], Array]
@@ -84,7 +85,7 @@ def _end(fit: Fit, quantity: Quantity, sign: float) -> float:
     return sign * np.inf
 
 
-def _step(jacobian: Array, error: Array, weights: Array, slope: Array, most: float, free: Array) -> Array:
+def _step(jacobian: Array, error: Array, weights: Array, slope: Array, most: float, free: Bools) -> Array:
     """To the edge of the quadratic model of the cost, where the linear model of the quantity is largest, (k,)."""
     step = np.zeros(len(slope))
     length = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
