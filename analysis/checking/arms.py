@@ -23,7 +23,8 @@ from gsq.analysis.tables.table import Array, numbers, unquoted
 
 _FAR = 60.0  # logarithm of the largest factor looked for
 _SAME = 1e-6  # relative difference of factors at different settings that counts as none
-_SPOTS = 12  # rows at which a factor is compared
+_SPOTS = 5  # rows at which a factor is compared
+_STEPS = 14  # towards a factor
 
 
 @dataclass(frozen=True)
@@ -189,19 +190,20 @@ def log_factor(theta: Array, *, fit: Fit, column: str, arm: str, reference: str,
     with np.errstate(all="ignore"):
         goal = value(arm, np.zeros(1))
         steps = np.concatenate([[0.0], np.geomspace(1e-3, _FAR, 120)])
-        found = np.full(len(theta), np.nan)
         gap = value(reference, np.concatenate([-steps[:0:-1], steps])) - goal
         middle, logs = len(steps) - 1, np.concatenate([-steps[:0:-1], steps])
         crossing = (np.sign(gap[:, :-1]) != np.sign(gap[:, 1:])) & np.isfinite(gap[:, :-1]) & np.isfinite(gap[:, 1:])
         away = np.abs(np.arange(len(logs) - 1) + 0.5 - middle)
         nearest = np.argmin(np.where(crossing, away, np.inf), axis=1)
-        low, high = logs[nearest], logs[nearest + 1]
-        sign = np.sign(gap[np.arange(len(theta)), nearest])
-        for _ in range(52):
-            half = 0.5 * (low + high)
-            same = np.sign(value(reference, half[:, None])[:, 0] - goal[:, 0]) == sign
-            low, high = np.where(same, half, low), np.where(same, high, half)
-        found = np.where(gap[:, middle] == 0, 0.0, 0.5 * (low + high))
+        every = np.arange(len(theta))
+        low, high, below, above = logs[nearest], logs[nearest + 1], gap[every, nearest], gap[every, nearest + 1]
+        for _ in range(_STEPS):  # regula falsi, the end that stays at half its weight (Illinois)
+            found = np.where(above == below, low, (low * above - high * below) / (above - below))
+            here = value(reference, found[:, None])[:, 0] - goal[:, 0]
+            same = np.sign(here) == np.sign(below)
+            low, high = np.where(same, found, low), np.where(same, high, found)
+            below, above = np.where(same, here, below / 2), np.where(same, above / 2, here)
+        found = np.where(gap[:, middle] == 0, 0.0, found)
         # Without a crossing: towards the side on which the reference comes nearer.
         nearer = np.where(np.abs(gap[:, -1]) < np.abs(gap[:, 0]), np.inf, -np.inf)
         return np.where(crossing.any(axis=1) | (gap[:, middle] == 0), found, nearer)
@@ -256,7 +258,7 @@ def _shared(fit: Fit, column: str) -> tuple[SharedTest | None, str]:
     right = split_target(law.formula)[1]
     apart = with_numbers(right, {name: f"{name}[{column}]" for name in common})
     together = with_numbers(right, {name: split[name] for name in own})
-    options = replace(fit.options, bootstrap=0)
+    options = replace(fit.options, bootstrap=0, intervals="bootstrap")
     costs, ranks, pure, cells = [], [], 0.0, fit.n_configurations
     for text in (together, apart):
         rebuilt = replace(law, formula=f"{law.formula[: law.formula.index(right)]}{text}", levels={})

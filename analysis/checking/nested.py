@@ -71,7 +71,9 @@ def nested_test(fit: Fit, simpler: str | Law | None = None, simulations: int = 1
         tested = ", ".join(law.name for law in LAWS.values() if law.simpler)
         raise AnalysisError(f"{fit.law.name} names no simpler law; give one (named ones that do: {tested})")
     null = get_law(simpler, [str(name) for name in fit.rows.columns], target=fit.target)
-    small = fit_rows(fit.rows, Excluded(fit.n_rows, fit.n_rows, {}), null, replace(fit.options, bootstrap=0))
+    small = fit_rows(
+        fit.rows, Excluded(fit.n_rows, fit.n_rows, {}), null, replace(fit.options, bootstrap=0, intervals="bootstrap")
+    )
     if small.rank >= fit.rank:
         raise AnalysisError(
             f"{null.name} has {small.rank} parameters and {fit.law.name} has {fit.rank}: a test needs a simpler law"
