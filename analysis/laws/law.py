@@ -98,6 +98,11 @@ class Law:
         """A[quantizer] to ("A", "quantizer"), for each parameter with a value for each level of a column."""
         return {name: index for name in self.read.parameters if (index := index_of(name))}
 
+    def takes(self, name: str) -> bool:
+        """Whether bounds or a start may be given to ``name``: a parameter, A of A[quantizer], or A[gsq]."""
+        base = (index_of(name) or (name,))[0]
+        return name in self.parameters or any(base == one for one, _ in self.indexed.values())
+
     def at_levels(self, frame: pd.DataFrame) -> Law:
         """This law with the levels that the rows of ``frame`` have, in alphabetical or numerical order. Bounds and
         starts of A hold for all of A[quantizer], those of A[gsq] for that one.
@@ -217,8 +222,8 @@ class Law:
             if counts.min() == 1:
                 alone = ", ".join(found[counts == 1])
                 return (
-                    f"{self.name} has a parameter for each level of {name}, and {name} = {alone} has one row, which "
-                    "that parameter would fit whatever it is; add rows of that level, or drop it "
+                    f"{self.name} has a parameter for each level of {name}, and of {name} = {alone} there is one row, "
+                    "which that parameter would fit whatever it is; add rows of that level, or drop it "
                     f"(--where \"{name} != '{found[counts == 1][0]}'\")"
                 )
         values = self._columns(frame)

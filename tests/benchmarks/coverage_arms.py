@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ from coverage import Study, measure
 
 from gsq.analysis.checking.arms import arms
 from gsq.analysis.checking.nested import nested_test
-from gsq.analysis.fitting.fit import fit
+from gsq.analysis.fitting.fit import fit, interval_room
+from gsq.analysis.fitting.noise import pure_error
 
 HERE = Path(__file__).parent
 ALPHA = 0.8
@@ -130,7 +131,13 @@ def compare(design: Comparison, count: int, resamples: int) -> dict[str, object]
     held: dict[str, list[float]] = {"shown": [], "profile": [], "bootstrap": []}
     rejected = []
     for _ in range(count):
-        found = fit(design.table(rng), design.law, bootstrap=resamples, starts=4, bootstrap_starts=1)
+        # Without the profiles of all parameters, whose room alone the factor needs.
+        found = fit(
+            design.table(rng), design.law, bootstrap=resamples, starts=4, bootstrap_starts=1, intervals="bootstrap"
+        )
+        pure = pure_error(found.problem, found.weights, found.configurations)[0]
+        room = interval_room(np.array([found.cost]), pure, found.freedom[0], found.rank, found.confidence)
+        found = replace(found, room=float(room[0]), interval_kind="profile")
         result = arms(found, "arm", "a", random=design.random)
         for one in result.worths:
             truth = (HEIGHTS["a"] / HEIGHTS[one.arm]) ** (1 / ALPHA)
@@ -151,7 +158,7 @@ def level(simpler: str, law: str, rows: int, noise: float, count: int, simulatio
         table = pd.DataFrame(
             {"bits_per_pixel": rates, "rfid": 0.3 * rates**-0.6 * np.exp(noise * rng.standard_normal(rows))}
         )
-        found = fit(table, law, bootstrap=0, starts=16)
+        found = fit(table, law, bootstrap=0, starts=16, intervals="bootstrap")
         rejected.append(nested_test(found, simpler, simulations).p <= 0.05)
     return {"rejected": float(np.mean(rejected)), "tables": count, "seconds": time.perf_counter() - begun}
 
