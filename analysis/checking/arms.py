@@ -24,7 +24,7 @@ from gsq.analysis.tables.table import Array, numbers, unquoted
 _FAR = 60.0  # logarithm of the largest factor looked for
 _SAME = 1e-6  # relative difference of factors at different settings that counts as none
 _SPOTS = 5  # rows at which a factor is compared
-_STEPS = 14  # towards a factor
+_STEPS = 26  # towards a factor
 
 
 @dataclass(frozen=True)

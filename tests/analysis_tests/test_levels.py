@@ -140,8 +140,9 @@ def test_a_factor_is_the_ratio_of_amplitudes_to_the_power_of_one_over_the_expone
 def test_the_profile_of_a_factor_is_that_of_the_factor_as_a_parameter(found: Fit) -> None:
     frame = table().assign(**{name: (table()["quantizer"] == name).astype(float) for name in ("gsq", "simvq")})
     own = fit(
-        frame, "rfid = A * (bits_per_pixel * k1^gsq * k2^simvq)^(-alpha)", bounds={"k1": (0, np.inf), "k2": (0, np.inf)},
-        start_ranges={"k1": (0.5, 5), "k2": (0.5, 5)}, bootstrap=0, starts=16,
+        frame, "rfid = A * (bits_per_pixel * k1^gsq * k2^simvq)^(-alpha)",
+        bounds={"k1": (0, np.inf), "k2": (0, np.inf)}, start_ranges={"k1": (0.5, 5), "k2": (0.5, 5)},
+        bootstrap=0, starts=16,
     )  # fmt: skip
     for name, arm in (("k1", "gsq"), ("k2", "simvq")):
         one = next(one for one in arms(found, "quantizer", "vq").worths if one.arm == arm)
