@@ -24,6 +24,7 @@ from .checking.predictions import seed_noise as seed_noise
 from .checking.rollout import Rollout as Rollout
 from .checking.rollout import rollout as rollout
 from .designing.choice import design as design
+from .designing.options import DesignOptions as DesignOptions
 from .designing.power import Power as Power
 from .designing.power import power as power
 from .designing.proposal import Design as Design
