@@ -16,7 +16,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.effects import RandomEffects, random_effects
 from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.quantities import bootstrap_interval, profile_interval
-from gsq.analysis.fitting.result import Fit, interval_text, or_none
+from gsq.analysis.fitting.result import Fit, confounded_text, interval_text, or_none
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import Array, numbers, unquoted
@@ -46,6 +46,8 @@ class Worth:
     @property
     def text(self) -> str:
         """ "simvq is worth 1.8 [1.5, 2.2] times the bits_per_pixel of vq"."""
+        if not np.isfinite(self.factor) or self.factor == 0:
+            return f"no amount of {self.resource} brings {self.reference} to what {self.arm} reaches"
         shown = interval_text(self.interval)
         place = ", ".join(f"{name} = {value:.4g}" for name, value in self.at.items())
         return (
@@ -160,6 +162,8 @@ def arms(
     resource = None if resource is None else unquoted(resource)
     if resource is not None and resource not in law.columns:
         raise AnalysisError(f"{law.name} does not read {resource!r}; columns: {', '.join(law.columns) or 'none'}")
+    if fit.confounded:
+        raise AnalysisError(f"{law.name}: {confounded_text(fit.confounded)}, so that no factor follows; add cells")
     effects = random_effects(fit, random) if random is not None else None
     names = [resource] if resource is not None else [name for name in law.columns if numbers(fit.rows, name).min() > 0]
     worths = tuple(

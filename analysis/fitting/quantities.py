@@ -29,6 +29,7 @@ def gradient(quantity: Quantity, theta: Array) -> Array:
     return np.asarray((value[: len(theta)] - value[len(theta) :]) / (2 * step))
 
 
+@np.errstate(invalid="ignore")  # between two infinite values
 def bootstrap_interval(fit: Fit, quantity: Quantity) -> tuple[float, float]:
     """Expanded percentiles of ``quantity`` over the resamples of ``fit``; NaN where it has none."""
     values = quantity(fit.draws) if len(fit.draws) else np.empty(0)

@@ -132,7 +132,7 @@ def test_a_factor_is_the_ratio_of_amplitudes_to_the_power_of_one_over_the_expone
         assert one.factor == pytest.approx((p["A[vq]"] / p[f"A[{arm}]"]) ** (1 / p["alpha"]), rel=1e-9)
         assert one.resource == "bits_per_pixel" and one.at == {}
         assert one.interval == one.profile and one.bootstrap == pytest.approx(one.profile, rel=0.05)
-        assert one.profile[0] < (0.3 / HEIGHTS[arm]) ** (1 / 0.8) < one.profile[1]
+        assert one.factor == pytest.approx((0.3 / HEIGHTS[arm]) ** (1 / 0.8), rel=0.05)
         assert f"{arm} is worth {one.factor:.3g} [" in one.text and "times the bits_per_pixel of vq" in one.text
     assert result.shared is not None and result.shared.p > 0.01 and result.shared.freedom == (2, 18)
 
@@ -172,7 +172,8 @@ def test_an_arm_that_another_one_never_reaches_is_worth_no_finite_factor() -> No
     frame["rfid"] += frame["quantizer"].map({"gsq": 0.0, "simvq": 0.2, "vq": 1.0})
     result = fit(frame, "rfid = E[quantizer] + A[quantizer] * bits_per_pixel^(-alpha)", bootstrap=0, starts=16)
     gsq = next(one for one in arms(result, "quantizer", "vq").worths if one.arm == "gsq")
-    assert gsq.factor == np.inf and arms(result, "quantizer", "vq").to_dict()["worths"][0]["factor"] is None  # type: ignore[index]
+    assert gsq.factor == np.inf and "no amount of bits_per_pixel brings vq" in gsq.text
+    assert arms(result, "quantizer", "vq").to_dict()["worths"][0]["factor"] is None  # type: ignore[index]
 
 
 def test_arms_refuse_what_they_cannot_compare(found: Fit) -> None:
@@ -182,6 +183,9 @@ def test_arms_refuse_what_they_cannot_compare(found: Fit) -> None:
         arms(found, "study")
     with pytest.raises(AnalysisError, match="does not read 'steps'"):
         arms(found, "quantizer", resource="steps")
+    one_rate = table().assign(bits_per_pixel=1.0)
+    with pytest.raises(AnalysisError, match="depends on alpha, so that no factor follows"):
+        arms(fit(one_rate, LAW, bootstrap=0, starts=4), "quantizer")
     with pytest.raises(AnalysisError, match="three values or more"):
         arms(fit(table().assign(study="a"), LAW, bootstrap=0, starts=4), "quantizer", random="study")
 

@@ -88,6 +88,9 @@ ARMS = {
     ),
 }
 
+LEVELS = {f"power_law_bpp, {rows} rows against broken_power_law": rows for rows in (16, 30)}
+PARTS = ("arms", "levels", "forms")
+
 
 def forms() -> dict[str, Study]:
     """Designs of the laws of their own questions."""
@@ -202,7 +205,7 @@ def markdown(document: dict[str, object]) -> str:
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for name, one in document["forms"].items():  # type: ignore[attr-defined]
-        start = f"| {name} | {one['rows']} | {100 * one['noise']:g} % |"
+        start = f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {one.get('resamples', document['resamples'])} |"
         for parameter, row in one["parameters"].items():
             both = f"{percent(row['profile'])} | {percent(row['bootstrap'])}"
             lines.append(f"{start} {parameter} | {row['truth']:g} | {both} |")
@@ -210,6 +213,8 @@ def markdown(document: dict[str, object]) -> str:
         place = ", ".join(f"{key} {value:g}" for key, value in band["at"].items())
         both = f"{percent(band['profile'])} | {percent(band['bootstrap'])}"
         lines.append(f"{start} prediction at {place} | {band['truth']:.4g} | {both} |")
+    missing = [name for name in (*ARMS, *LEVELS, *forms()) if not any(name in document[part] for part in PARTS)]  # type: ignore[operator]
+    lines += ["", f"Not measured yet: {'; '.join(missing)}."] if missing else []
     return "\n".join(lines) + "\n"
 
 
@@ -230,10 +235,10 @@ if __name__ == "__main__":
         name: ("arms", lambda one=one: compare(one, options.studies, options.resamples))  # type: ignore[misc]
         for name, one in ARMS.items()
     }
-    for law, rows in (("broken_power_law", 16), ("broken_power_law", 30)):
-        tasks[f"power_law_bpp, {rows} rows against {law}"] = (
+    for name, rows in LEVELS.items():
+        tasks[name] = (
             "levels",
-            lambda law=law, rows=rows: level("power_law_bpp", law, rows, 0.05, options.tables, 39),  # type: ignore[misc]
+            lambda rows=rows: level("power_law_bpp", "broken_power_law", rows, 0.05, options.tables, 39),  # type: ignore[misc]
         )
     for name, study in forms().items():
         tasks[name] = (
