@@ -228,3 +228,13 @@ def test_bounds_of_a_letter_hold_for_its_levels() -> None:
     bound = law.at_levels(table())
     assert set(bound.bounds) == {"A[gsq]", "A[simvq]", "A[vq]"} and set(bound.starts) == {"A[vq]"}
     assert law.takes("A") and law.takes("alpha") and not law.takes("B")
+
+
+def test_intervals_of_a_factor_hold_the_truth() -> None:
+    """A small part of tests/benchmarks/coverage_arms.py."""
+    held = []
+    for seed in range(16):
+        two = table(seed=seed, rates=5).query("quantizer != 'gsq'").reset_index(drop=True)
+        one = arms(fit(two, LAW, bootstrap=0, starts=2), "quantizer", "vq").worths[0]
+        held.append(one.profile[0] < (0.3 / 0.2) ** (1 / 0.8) < one.profile[1])
+    assert 13 <= sum(held)

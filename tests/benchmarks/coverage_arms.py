@@ -201,9 +201,9 @@ def markdown(document: dict[str, object]) -> str:
         "",
         "## Parameters and predictions",
         "",
-        "| law | rows | noise | of | truth | profile, delta | bootstrap |",
+        "| law | rows | noise | resamples | of | truth | profile, delta | bootstrap |",
     ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|")
     for name, one in document["forms"].items():  # type: ignore[attr-defined]
         start = f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {one.get('resamples', document['resamples'])} |"
         for parameter, row in one["parameters"].items():
