@@ -237,4 +237,4 @@ def test_intervals_of_a_factor_hold_the_truth() -> None:
         two = table(seed=seed, rates=5).query("quantizer != 'gsq'").reset_index(drop=True)
         one = arms(fit(two, LAW, bootstrap=0, starts=2), "quantizer", "vq").worths[0]
         held.append(one.profile[0] < (0.3 / 0.2) ** (1 / 0.8) < one.profile[1])
-    assert 13 <= sum(held)
+    assert sum(held) >= 13
