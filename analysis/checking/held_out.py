@@ -115,7 +115,7 @@ def held_out(fit: Fit) -> HeldOut:
 
 def _carries(fit: Fit, trained: Array) -> Array:
     """Whether the rows of each mask (m, n) can tell the parameters apart, and leave a degree of freedom."""
-    columns = np.stack([numbers(fit.rows, name) for name in fit.law.columns], axis=1)
+    columns = fit.law.settings(fit.rows).T
     cell = np.unique(np.round(columns, 12), axis=0, return_inverse=True)[1].reshape(-1)
     slopes = fit.problem.form.both(fit.theta[None], fit.problem.data, fit.problem.centre)[1][:, 0].T
     slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)

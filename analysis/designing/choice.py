@@ -160,10 +160,10 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
             f"the candidates have no column {cost!r} for what a run costs; name it (--cost COLUMN)"
             + (f": there is {', '.join(known)}" if known else ", or add one: every cell needs a cost")
         )
-    rows, read = fits[0].rows, [name for one in fits for name in one.law.columns]
+    rows, read = fits[0].rows, [name for one in fits for name in one.law.reads]
     wide = with_derived(completed(candidates, rows, read)).reset_index(drop=True)
     for one in fits:
-        missing = [name for name in one.law.columns if name not in wide]
+        missing = [name for name in one.law.reads if name not in wide]
         if missing:
             raise AnalysisError(
                 f"the candidates lack {' and '.join(missing)}, which {one.law.name} reads; they have "
@@ -204,7 +204,7 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
                 counts.append(0.0)
             of.setdefault(cell, []).append(position)
     new = [of[cell][0] for cell in range(len(first), len(counts))]
-    columns = list(dict.fromkeys(name for one in fits for name in one.law.columns))
+    columns = list(dict.fromkeys(name for one in fits for name in one.law.reads))
     frame = pd.concat([rows.iloc[first][columns], wide.iloc[new][columns]], ignore_index=True)
     total = len(counts)
     return Cells(
@@ -361,7 +361,7 @@ def _disagreement(state: State) -> list[str]:
 
 def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
     """Columns that tell the candidates apart, and those that the laws read."""
-    read = [name for one in fits for name in one.law.columns]
+    read = [name for one in fits for name in one.law.reads]
     names = dict.fromkeys([*varying(candidates), *read])
     found = [name for name in names if name in candidates and not (name in DERIVED and len(names) > 1)]
     return [name for name in CONFIGURATION if name in found] + [n for n in found if n not in CONFIGURATION]

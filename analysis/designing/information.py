@@ -312,10 +312,10 @@ def _wanted(fits: Sequence[Fit], target: Target, cells: Cells) -> pd.DataFrame:
             raise AnalysisError(
                 f"target cell: there is no axis {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
             )
-    read = [name for one in fits for name in one.law.columns]
+    read = [name for one in fits for name in one.law.reads]
     frame = with_derived(completed(pd.DataFrame([dict(cell) for cell in target.cells]), fits[0].rows, read))
     for one in fits:
-        for name in one.law.columns:
+        for name in one.law.reads:
             if name not in frame or frame[name].isna().any():
                 raise AnalysisError(
                     f"target cell {cell_text(target.cells[0])}: {one.law.name} reads {name}, which is not given; add "

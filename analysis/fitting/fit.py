@@ -17,7 +17,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
 from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profile, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
-from gsq.analysis.fitting.options import Intervals, Options, changed
+from gsq.analysis.fitting.options import SIDED, Intervals, Options, changed
 from gsq.analysis.fitting.refusing import check_values, read_weights
 from gsq.analysis.fitting.remarks import (
     bound_remarks,
@@ -29,11 +29,13 @@ from gsq.analysis.fitting.remarks import (
 from gsq.analysis.fitting.result import Fit, confounded_text
 from gsq.analysis.fitting.solver import Problem, Solution, draw_starts, search
 from gsq.analysis.laws.named import Bound, Law, get_law
+from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
     Array,
     Excluded,
     configuration_ids,
+    labels,
     numbers,
     require_columns,
     single,
@@ -42,8 +44,6 @@ from gsq.analysis.tables.table import (
     with_derived,
 )
 from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
-
-NUMBER = (int, float, np.number)
 
 
 def fit(
@@ -109,9 +109,10 @@ def fit_by(
 @np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
 def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
     """:func:`fit` on rows that :func:`analysis.measured` returned."""
+    law = law.at_levels(rows)
     target, data = numbers(rows, law.target), law.values(rows)
     check_values(rows, law, target, data, options.residuals)
-    configurations = configuration_ids(rows, law.columns)
+    configurations = configuration_ids(rows, [*law.columns, *law.factors])
     cells = int(configurations.max()) + 1
     weights = read_weights(rows, options.weights)
     low, high = law.limits(target)
@@ -119,6 +120,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     ranges, scales = [law.starts.get(name) for name in law.parameters], _scales(rows, law)
     if options.loss != "least_squares":
         problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
+    problem = replace(problem, quantile=options.share)
     theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
     free = freedom(problem, theta)
     if free.count:
@@ -157,7 +159,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
     room = np.zeros(1)
-    if options.loss == "least_squares" and left > 0:
+    if options.kind == "profile" and left > 0:
         room = interval_room(
             np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
         )
@@ -221,7 +223,8 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
-        best={name: float(numbers(best, name)[0]) for name in law.columns},
+        best={name: float(numbers(best, name)[0]) for name in law.columns}
+        | {name: str(labels(best, name)[0]) for name in law.factors},
         theta=theta,
         draws=draws.theta,
         problem=problem,
@@ -318,7 +321,7 @@ def _delta(
     """The loss's delta where none is given: see :func:`fit`."""
     if options.delta is not None:
         return options.delta
-    if options.loss == "huber":
+    if options.loss in ("huber", *SIDED):
         return 1e-3 * (1.0 if options.residuals == "log" else float(np.median(np.abs(problem.target))))
     theta = _best(problem, weights, ranges, scales, options, law)[0]
     value = problem.predict(theta[None])[0]
@@ -329,7 +332,7 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    read = {*TOKENIZER, *law.columns, *(one for name in law.columns for one in modifiers(name))}
+    read = {*TOKENIZER, *law.columns, *law.factors, *(one for name in law.columns for one in modifiers(name))}
     others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")

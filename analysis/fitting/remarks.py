@@ -65,10 +65,12 @@ def floor_remarks(
     """Whether the data reach the floors of a law; ``open_``: the parameters that they do not determine."""
     if not problem.form.exponents:
         return []
-    found, smallest = [], float(np.min(problem.target))
+    found = []
     for i in problem.form.constants:
         name, value = law.parameters[i], float(natural[i])
-        above = float(np.min(prediction)) - value
+        level = problem.form.levels.get(i)
+        here = np.ones(len(prediction), dtype=bool) if level is None else problem.data[level] > 0
+        smallest, above = float(np.min(problem.target[here])), float(np.min(prediction[here])) - value
         if smallest <= 0 or above < 0:  # no floor, or a ceiling
             continue
         shown = interval_text(intervals[name])

@@ -102,8 +102,8 @@ class Fit:
     warnings: tuple[str, ...]
     protocol: str | None
     features: str | None
-    best: dict[str, float]
-    """The law's columns at the row with the smallest predicted target."""
+    best: dict[str, float | str]
+    """The law's columns, those of levels included, at the row with the smallest predicted target."""
     theta: Array = field(repr=False, compare=False)
     """Internal parameters, shape (k,)."""
     draws: Array = field(repr=False, compare=False)
@@ -194,12 +194,19 @@ class Fit:
             for name, value in self.parameters.items()
             if name not in self.undetermined
         }
+        for name, (base, column) in self.law.indexed.items():
+            each = {level: numbers.pop(f"{base}[{level}]", None) for level in self.law.levels[column]}
+            if None not in each.values():
+                numbers[name] = f"{{{', '.join(f'{level}: {value}' for level, value in each.items())}}}[{column}]"
         return f"{quoted(self.target)} = {with_numbers(split_target(self.law.formula)[1], numbers)}"
 
     def at_best(self) -> str:
         """The smallest predicted target among the rows, with its interval: what may be headlined of any fit."""
         central, low, high = (float(value[0]) for value in self.predict(self.best))
-        place = ", ".join(f"{name} = {value:g}" for name, value in self.best.items())
+        place = ", ".join(
+            f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:g}"
+            for name, value in self.best.items()
+        )
         return f"at {place}: {self.target} {central:.4g}" + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]")
 
     def quality(self) -> str:
@@ -264,6 +271,7 @@ class Fit:
             "formula": self.law.formula,
             "source": self.law.source,
             "target": self.target,
+            **({"levels": {name: list(levels) for name, levels in self.law.levels.items()}} if self.law.levels else {}),
             "parameters": rows,
             "best": {"at": self.best, self.target: central, "low": or_none(low), "high": or_none(high)},
             "residuals": self.residuals,

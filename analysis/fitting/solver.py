@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from gsq.analysis.fitting.options import Loss, Residuals
+from gsq.analysis.fitting.options import SIDED, Loss, Residuals
 from gsq.analysis.fitting.starts import draw, habits
 from gsq.analysis.laws.form import Form
 from gsq.analysis.tables.table import Array, Index
@@ -46,7 +46,9 @@ class Problem:
     """Bounds of the internal parameters, (k,)."""
     loss: Loss = "least_squares"
     delta: float = 1.0
-    """Where Huber and Cauchy losses turn from squares, in units of the residual."""
+    """Where Huber, Cauchy and quantile losses turn from squares, in units of the residual."""
+    quantile: float = 0.5
+    """For the sided losses: the share of the weight that targets above the law have."""
 
     @property
     def centre(self) -> Array:
@@ -199,7 +201,7 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
         used = weights > 0
         bad = ~np.isfinite(residual) & used
         residual = np.where(used, residual, 0)
-        loss, factor = rho(residual, problem.loss, problem.delta)
+        loss, factor = rho(residual, problem.loss, problem.delta, problem.quantile)
         cost = np.einsum("mn,mn->m", weights, loss)
         cost[bad.any(1)] = np.inf
         factor = weights if factor is None else weights * factor
@@ -215,8 +217,16 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
     return cost, gradient, hessian
 
 
-def rho(residual: Array, loss: Loss, delta: float) -> tuple[Array, Array | None]:
-    """The loss of each residual, its square near zero, and its reweighting factor (None: 1 everywhere)."""
+def rho(residual: Array, loss: Loss, delta: float, quantile: float = 0.5) -> tuple[Array, Array | None]:
+    """The loss of each residual (law - target), its square near zero, and its reweighting factor (None: 1 everywhere).
+
+    Of the sided losses, "asymmetric" is squares and "quantile" huber (its pinball is rounded within ``delta``), both
+    times 2 ``quantile`` where the target lies above the law and 2 (1 - ``quantile``) where it lies below.
+    """
+    if loss in SIDED:
+        value, factor = rho(residual, "huber" if loss == "quantile" else "least_squares", delta)
+        side = 2 * np.where(residual < 0, quantile, 1 - quantile)
+        return side * value, side if factor is None else side * factor
     if loss == "least_squares":
         return residual**2, None
     size = np.abs(residual)

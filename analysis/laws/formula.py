@@ -27,7 +27,7 @@ from gsq.analysis.tables.columns import near_names, quoted
 if TYPE_CHECKING:
     pass
 
-from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, names_of, number_of, to_quote
+from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, index_of, names_of, number_of, to_quote
 from gsq.config.axes import DERIVED
 
 _LONGEST = 1000  # characters
@@ -43,8 +43,18 @@ class Formula:
     """The name left of "=", or None."""
     columns: tuple[str, ...]
     parameters: tuple[str, ...]
-    """Both in order of appearance."""
+    """Both in order of appearance; a parameter with a value for each level of a column as A[quantizer]."""
     tree: ast.expr
+    factors: tuple[str, ...] = ()
+    """Columns of levels, by which parameters are indexed."""
+
+    def expanded(self, levels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """The parameters, each indexed one once for each of the ``levels`` of its column: A[gsq], A[simvq]."""
+        found: list[str] = []
+        for name in self.parameters:
+            index = index_of(name)
+            found += [name] if index is None else [f"{index[0]}[{level}]" for level in levels.get(index[1], ())]
+        return tuple(found)
 
 
 def read_formula(text: str, columns: Collection[str] = (), parameters: Collection[str] = ()) -> Formula:
@@ -52,8 +62,11 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
 
     A name in ``parameters`` is a parameter, else one in ``columns`` is a column; any other is a parameter where it
     looks like one: a letter or the name of a Greek letter, with an index or without (E, alpha, b2, beta_1). In
-    backticks stands the name of a column, whatever its letters. Raises AnalysisError for what is no formula, an unknown
-    name (with the nearest columns), a function that is not allowed, or names that can only be meant as columns.
+    backticks stands the name of a column, whatever its letters. A[quantizer] is a parameter with a value for each level
+    of the column quantizer, whose cells may be text; ``parameters`` has it as A, or as A[gsq] for one level.
+
+    Raises AnalysisError for what is no formula, an unknown name (with the nearest columns), a function that is not
+    allowed, or names that can only be meant as columns.
     """
     if len(text) > _LONGEST:
         raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
@@ -82,8 +95,12 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
             f"formula {text[:40]!r}... is nested too deeply or holds a character that is not text"
         ) from error
     used, free = [], []
+    declared = {base for name in parameters for base in (name, *(index_of(name) or ())[:1])}
+    factors = _factors(names, text, columns, declared)
     for name in names:
-        if name in names_in_quotes:
+        if name in factors:
+            free.append(name)
+        elif name in names_in_quotes:
             if name not in columns:
                 raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
             used.append(name)
@@ -95,13 +112,39 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
             free.append(name)
         else:
             raise AnalysisError(_unknown(name, text, columns))
-    missing = [name for name in parameters if name not in free]
+    bases = {(index_of(name) or (name,))[0] for name in free}
+    missing = [name for name in parameters if name not in free and (index_of(name) or (name,))[0] not in bases]
     if missing:
         raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
     if not free:
         raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
-    _refuse_lost_columns(tree, text, used, [name for name in free if name not in parameters], columns)
-    return Formula(right, target, tuple(used), tuple(free), tree)
+    inside = list(dict.fromkeys(factors.values()))
+    _refuse_lost_columns(tree, text, [*used, *inside], [name for name in free if name not in parameters], columns)
+    return Formula(right, target, tuple(used), tuple(free), tree, tuple(inside))
+
+
+def _factors(names: Sequence[str], text: str, columns: Collection[str], declared: Collection[str]) -> dict[str, str]:
+    """The indexed ones of ``names``, each with the column of its levels. Raises AnalysisError where the index is no
+    column, what is indexed is no parameter, or a parameter has two indices, or an index here and none there."""
+    found = {name: index for name in names if (index := index_of(name))}
+    for name, (base, column) in found.items():
+        if column not in columns:
+            raise AnalysisError(
+                f"formula {text!r}: in {name} stands the name of a column whose values are the levels, and the table "
+                f"has no column {column!r}{_near(column, columns)}"
+            )
+        if base not in declared and (base in columns or not PARAMETER.fullmatch(base)):
+            raise AnalysisError(
+                f"formula {text!r}: {base!r} in {name} is no parameter; only a parameter, such as A, alpha or b2, has "
+                "a value for each level of a column"
+            )
+        others = [one for one in names if one != name and (index_of(one) or (one,))[0] == base]
+        if others:
+            raise AnalysisError(
+                f"formula {text!r} has both {name} and {others[0]}; give one of them another letter, because a "
+                "parameter has one index or none"
+            )
+    return {name: column for name, (_, column) in found.items()}
 
 
 def split_target(text: str) -> tuple[str | None, str]:
@@ -131,6 +174,11 @@ def with_target(text: str, target: str) -> str:
 def with_numbers(text: str, numbers: Mapping[str, str]) -> str:
     """The formula with these texts for parameters."""
     for name, number in numbers.items():
+        if index := index_of(name):
+            column = rf"`?{re.escape(index[1])}`?"
+            pattern = rf"(?<![\w.]){re.escape(index[0])}\s*\[\s*{column}\s*\]"
+            text = re.sub(pattern, number.replace("\\", r"\\"), text)
+            continue
         parts = re.split(r"(`[^`]*`)", text)
         parts[::2] = [re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", number, part) for part in parts[::2]]
         text = "".join(parts)

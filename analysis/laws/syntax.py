@@ -25,6 +25,7 @@ _GREEK = (
 )
 PARAMETER = re.compile(rf"(?:[A-Za-z]|{_GREEK})_?\d*")
 QUOTED = re.compile(r"`([^`]+)`")
+_INDEXED = re.compile(r"(\w+)\[(.+)\]")
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -47,6 +48,12 @@ def column_of(node: ast.expr) -> str:
     """The column that a name in a tree means."""
     text = ast.unparse(node)
     return text[1:-1] if text[0] == "`" else text
+
+
+def index_of(name: str) -> tuple[str, str] | None:
+    """Letter and index of an indexed name, ("A", "quantizer") of "A[quantizer]"; None of any other name."""
+    found = _INDEXED.fullmatch(name)
+    return (found[1], found[2].strip("`")) if found else None
 
 
 def to_quote(text: str, columns: Collection[str]) -> str:
@@ -102,6 +109,13 @@ def names_of(tree: ast.expr, text: str) -> list[str]:
             if not re.fullmatch(r"[\w.]+", dotted):
                 raise AnalysisError(f"formula {text!r}: {dotted!r} is not allowed; write names, numbers and functions")
             found[dotted] = None
+        elif isinstance(node, ast.Subscript):
+            if not (isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Name | ast.Attribute)):
+                raise AnalysisError(
+                    f"formula {text!r}: {ast.unparse(node)!r} is not allowed; a parameter with a value for each level "
+                    "of a column is written A[quantizer]"
+                )
+            found[ast.unparse(node)] = None
         elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
             raise AnalysisError(
                 f"formula {text!r}: {ast.unparse(node)!r} is not allowed; write names, numbers, + - * / **, brackets "

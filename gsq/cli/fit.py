@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gsq.analysis.laws.named import Bound, Law
 
 from gsq.analysis.fitting.options import Options
+from gsq.cli.questions import Questions
 from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
 from gsq.cli.taking import takes
 
@@ -64,6 +65,32 @@ def fit_command(
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
     ] = False,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            metavar="COLUMN[=LEVEL]",
+            help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
+            "column is worth; the law indexes a parameter by it: A[quantizer]. --figure draws it.",
+        ),
+    ] = None,
+    random: Annotated[
+        str | None,
+        typer.Option("--random", metavar="COLUMN", help="With --arms: rows of one study go together."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="LAW",
+            help="Test the law against a simpler one on simulated tables, such as broken_power_law against "
+            "power_law_bpp.",
+        ),
+    ] = None,
+    rollout: Annotated[
+        str | None,
+        typer.Option("--rollout", metavar="COLUMN", help="Predict each size of this column from the smaller ones."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also save the fits as JSON.")] = None,
     laws: Annotated[
@@ -78,6 +105,8 @@ def fit_command(
     Example: gsq fit quickstart --output results/fits/quickstart.json
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
+
+    Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
@@ -109,6 +138,14 @@ def fit_command(
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
         document |= {"fits": [one.to_dict() for one in fits], "not_fitted": reasons}
+    questions = Questions(arms, random, against, rollout)
+    drawing = questions.answer(fits, lines, document)
+    if figure is not None and drawing is not None:
+        from gsq.analysis.figures.style import saved_files
+
+        drawing(figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+        figure = None
     cards = []
     if card or figure is not None:
         from gsq.analysis.checking.card import report_card
@@ -200,12 +237,14 @@ def named_laws(
         law = LAWS.get(one) or (get_law(one, names, limits, ranges) if len(laws) == 1 else get_law(one, names))
         law = replace(
             law,
-            bounds={**law.bounds, **{name: pair for name, pair in limits.items() if name in law.parameters}},
-            starts={**law.starts, **{name: pair for name, pair in ranges.items() if name in law.parameters}},
+            bounds={**law.bounds, **{name: pair for name, pair in limits.items() if law.takes(name)}},
+            starts={**law.starts, **{name: pair for name, pair in ranges.items() if law.takes(name)}},
         )
         found.append(get_law(law, target=target))
     known = {name for law in found for name in law.parameters}
-    for name in {*limits, *ranges} - known:
+    for name in {*limits, *ranges}:
+        if any(law.takes(name) for law in found):
+            continue
         raise AnalysisError(f"--bound or --start names {name!r}; parameters: {', '.join(sorted(known))}")
     return found
 
@@ -267,7 +306,7 @@ def print_fit(one: Fit) -> None:
     for name, value in one.parameters.items():
         why = one.undetermined.get(name)
         note = f"not determined by these data ({why})" if why else ""
-        table.add_row(name, f"{value:.4g}", interval_text(one.intervals[name], " to "), note)
+        table.add_row(escape(name), f"{value:.4g}", interval_text(one.intervals[name], " to "), escape(note))
     console.print(table)
     console.print(one.quality(), highlight=False, style="dim")
     for warning in one.warnings:

@@ -51,7 +51,7 @@ EXAMPLES = (
     *("train-00000-of-00010", "x-val-0001"),
 )
 # Columns of the tables that laws of the READMEs are about.
-LAW_COLUMNS = ("loss", "val/loss", "N", "D")
+LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")
 # Options of sbatch and keys of other people's programs, which no key of gsq's is compared with.
 FOREIGN = ("exclusive",)
 
