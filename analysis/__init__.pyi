@@ -1,3 +1,6 @@
+from .allocating.allocation import Allocation as Allocation
+from .allocating.allocation import BestPoint as BestPoint
+from .allocating.allocation import allocate as allocate
 from .checking.card import ReportCard as ReportCard
 from .checking.card import Trend as Trend
 from .checking.card import report_card as report_card
@@ -24,6 +27,7 @@ from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
 from .errors import AnalysisError as AnalysisError
+from .figures.allocation import allocation_figure as allocation_figure
 from .figures.card import card_figure as card_figure
 from .figures.contours import ContourPanel as ContourPanel
 from .figures.contours import contour_figure as contour_figure
@@ -57,6 +61,7 @@ from .figures.scatter import collapse_figure as collapse_figure
 from .figures.scatter import collapse_panels as collapse_panels
 from .figures.scatter import pareto_figure as pareto_figure
 from .figures.scatter import pareto_panel as pareto_panel
+from .fitting.derived import Derived as Derived
 from .fitting.fit import fit as fit
 from .fitting.fit import fit_by as fit_by
 from .fitting.options import Options as Options

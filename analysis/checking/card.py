@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
+from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
 from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
 from gsq.analysis.tables.table import Array, numbers, varying
 from gsq.config.axes import TOKENIZER
@@ -43,6 +44,7 @@ class ReportCard:
     trends: tuple[Trend, ...]
     findings: tuple[str, ...]
     """What speaks against quoting it, in sentences."""
+    sensitivity: Sensitivity
 
     def text(self) -> str:
         """The card in lines."""
@@ -84,6 +86,7 @@ class ReportCard:
                 f"  {name}: a level left out {error(held.level_out[name])}; each from the smaller ones "
                 f"{error(held.window[name])}; the largest from the others {error(held.largest[name])}"
             )
+        lines += ["", "Sensitivity", f"  {self.sensitivity.text(fit.target)}"]
         if self.trends:
             parts = [f"{one.column} {one.correlation:+.2f} (p {one.p:.2g})" for one in self.trends]
             lines += ["", "Residuals against axes (rank correlation)", f"  {', '.join(parts)}"]
@@ -98,6 +101,7 @@ class ReportCard:
             "trends": {
                 one.column: {"correlation": or_none(one.correlation), "p": or_none(one.p)} for one in self.trends
             },
+            "sensitivity": self.sensitivity.to_dict(),
             "findings": list(self.findings),
         }
 
@@ -110,7 +114,7 @@ def report_card(fit: Fit) -> ReportCard:
     """The card of ``fit``: refits it on parts of its rows, and compares its residuals with every axis that varies."""
     held = held_out(fit)
     trends = residual_trends(fit)
-    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)))
+    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit))
 
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:

@@ -55,9 +55,56 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     backticks stands the name of a column, whatever its letters. Raises AnalysisError for what is no formula, an unknown
     name (with the nearest columns), a function that is not allowed, or names that can only be meant as columns.
     """
+    target, right = split_target(text)
+    right, tree, names, names_in_quotes = _parsed(text, right, columns)
+    used, free = [], []
+    for name in names:
+        if name in names_in_quotes:
+            if name not in columns:
+                raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
+            used.append(name)
+        elif name in parameters:
+            free.append(name)
+        elif name in columns:
+            used.append(name)
+        elif PARAMETER.fullmatch(name):
+            free.append(name)
+        else:
+            raise AnalysisError(_unknown(name, text, columns))
+    missing = [name for name in parameters if name not in free]
+    if missing:
+        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
+    if not free:
+        raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
+    _refuse_lost_columns(tree, text, used, [name for name in free if name not in parameters], columns)
+    return Formula(right, target, tuple(used), tuple(free), tree)
+
+
+def read_expression(text: str, names: Collection[str], what: str) -> ast.expr:
+    """The tree of an expression over ``names`` alone, for :func:`gsq.analysis.laws.syntax.numeric`; ``what`` says in
+    errors what it is, such as "the cost".
+
+    Raises AnalysisError for what is no expression, an unknown name (with those that there are), or none at all.
+    """
+    if split_target(text)[0] is not None:
+        raise AnalysisError(f"{what} {text!r} is an expression without '='; write its right side alone")
+    try:
+        _, tree, found, _ = _parsed(text, text, names)
+    except AnalysisError as error:
+        if isinstance(error.__cause__, SyntaxError):
+            raise AnalysisError(f"{what} {text!r} cannot be read; write * for products and ^ for powers") from None
+        raise AnalysisError(f"{what}: {error}") from None
+    unknown = [name for name in found if name not in names]
+    if unknown or not found:
+        wrong = f"has no {unknown[0]!r}{_near(unknown[0], names)}" if unknown else "has no name in it"
+        raise AnalysisError(f"{what} {text!r} {wrong}; it can use {', '.join(map(quoted, names))}")
+    return tree
+
+
+def _parsed(text: str, right: str, columns: Collection[str]) -> tuple[str, ast.expr, list[str], list[str]]:
+    """The right side with ** for ^, its tree, its names, and those of them that stand in backticks."""
     if len(text) > _LONGEST:
         raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
-    target, right = split_target(text)
     names_in_quotes = [found[1] for found in QUOTED.finditer(right)]
     # Python reads names alone: those in quotes have one of their own until the tree is made.
     held = iter(range(len(names_in_quotes)))
@@ -81,27 +128,7 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
         raise AnalysisError(
             f"formula {text[:40]!r}... is nested too deeply or holds a character that is not text"
         ) from error
-    used, free = [], []
-    for name in names:
-        if name in names_in_quotes:
-            if name not in columns:
-                raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
-            used.append(name)
-        elif name in parameters:
-            free.append(name)
-        elif name in columns:
-            used.append(name)
-        elif PARAMETER.fullmatch(name):
-            free.append(name)
-        else:
-            raise AnalysisError(_unknown(name, text, columns))
-    missing = [name for name in parameters if name not in free]
-    if missing:
-        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
-    if not free:
-        raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
-    _refuse_lost_columns(tree, text, used, [name for name in free if name not in parameters], columns)
-    return Formula(right, target, tuple(used), tuple(free), tree)
+    return right, tree, names, names_in_quotes
 
 
 def split_target(text: str) -> tuple[str | None, str]:
