@@ -97,16 +97,10 @@ def allocate_command(
     from gsq.analysis.allocating.allocation import allocate
 
     require_outputs({"--output": output}, {"--figure": figure})
-    found = allocate(
-        _read_fit(fit, law, residuals, bound, protocol, bootstrap, seed),
-        budget,
-        budgets=None if budgets is None else _pair(budgets, "--budgets"),
-        reach=reach,
-        cost=cost,
-        at=dict(_named(text, "--at") for text in at or []),
-        within=dict(_limits(text) for text in within or []),
-        slices=isoflop,
-    )
+    ends = None if budgets is None else _pair(budgets, "--budgets")
+    held, limits = dict(_named(text, "--at") for text in at or []), dict(_limits(text) for text in within or [])
+    fitted = _read_fit(fit, law, residuals, bound, protocol, bootstrap, seed)
+    found = allocate(fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop)
     saved = []
     if output is not None:
         found.save(output)
