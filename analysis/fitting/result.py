@@ -14,14 +14,14 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
-from gsq.analysis.fitting.solver import Problem, Residuals
+from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, completed, quoted
 from gsq.analysis.words import counted
 
 if TYPE_CHECKING:
-    from gsq.analysis.fitting.options import Intervals, Options
+    from gsq.analysis.fitting.options import Intervals, Options, Residuals
 
 
 @dataclass(frozen=True)
