@@ -89,14 +89,14 @@ class Allocation:
         lines.append(f"measured cells cost {low:.3g} to {high:.3g}")
         if self.reach is not None:
             value, found = self.reach
-            lines += ["", f"cheapest budget that brings {fit.target} to {value:g}: {found.value:.4g}{_ends(found)}"]
+            lines += ["", f"cheapest budget that brings {fit.target} to {value:g}: {found.value:.4g}  {found.ends()}"]
         for point in self.points:
             lines += ["", f"budget {point.budget:.4g}"]
             for name, one in point.columns.items():
-                lines.append(f"  {name} = {one.value:.4g}{_ends(one)}")
+                lines.append(f"  {name} = {one.value:.4g}  {one.ends()}")
                 if name in point.exponents:
                     power = point.exponents[name]
-                    lines.append(f"    {name} ~ budget^{power.value:.3f}{_ends(power)}")
+                    lines.append(f"    {name} ~ budget^{power.value:.3f}  {power.ends()}")
             value, least, most = point.predicted
             band = "" if np.isnan(least) else f"  [{interval_text((least, most))}]"
             lines.append(f"  {fit.target} = {value:.4g}{band}")
@@ -349,9 +349,3 @@ def _parabolas(fit: Fit, constraint: Constraint, slices: str | None) -> tuple[Pa
         if name in constraint.free
     ]
     return tuple(one for one in found if one is not None)
-
-
-def _ends(one: Derived) -> str:
-    """Both intervals in words; "" where there is none."""
-    shown = {"profile": interval_text(one.profile), "bootstrap": interval_text(one.bootstrap)}
-    return "".join(f"  {kind} [{text}]" for kind, text in shown.items() if text)

@@ -100,6 +100,12 @@ def read_constraint(
     for name in set(within) - set(free):
         raise AnalysisError(f"--within {name}: {name} is held at {fixed[name]:g}; limits are for {', '.join(free)}")
     measured = {name: _range(rows, name) for name in free}
+    for name, (low, high) in measured.items():
+        if low == high:
+            raise AnalysisError(
+                f"{name} is {low:g} in all rows, so that {law.name} cannot say how much of it is best: add runs with "
+                f"other values, or hold it with --at {name}={low:g}"
+            )
     evaluate = numeric(tree)
     with np.errstate(all="ignore"):
         costs = evaluate({**fixed, **{name: numbers(rows, name) for name in priced if name in rows}})

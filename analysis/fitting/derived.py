@@ -49,6 +49,19 @@ class Derived:
             return f"its interval spans a factor of {max(abs(low), abs(high)) / min(abs(low), abs(high)):.2g}"
         return ""
 
+    def text(self) -> str:
+        """ "b / (a + b) = 0.3551  profile [0.3233, 0.3876]  bootstrap [0.3134, 0.388]"."""
+        return f"{self.name} = {self.value:.4g}  {self.ends()}" + (f"  ({self.why_not})" if self.why_not else "")
+
+    def ends(self) -> str:
+        """Both kinds of interval in words; "" where there is none."""
+
+        def shown(pair: tuple[float, float]) -> str:
+            return ", ".join("open" if np.isinf(end) else f"{end:.4g}" for end in pair)
+
+        kinds = {"profile": self.profile, "bootstrap": self.bootstrap}
+        return "  ".join(f"{kind} [{shown(pair)}]" for kind, pair in kinds.items() if not np.isnan(pair).any())
+
     def to_dict(self) -> dict[str, object]:
         """JSON-ready; NaN and open ends become None."""
 
@@ -71,7 +84,7 @@ def parameter_expression(text: str, law: Law) -> Quantity:
 
     Raises AnalysisError for what cannot be read and for a name that is no parameter.
     """
-    compute = numeric(read_expression(text, law.parameters, f"the derived quantity of {law.name}"))
+    compute = numeric(read_expression(text, law.parameters, "the derived quantity"))
 
     @np.errstate(all="ignore")
     def quantity(natural: Array) -> Array:

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq.analysis.fitting.options import Options
 from gsq.cli.options import JsonOption
 from gsq.cli.table_options import (
-    BootstrapOption,
     BoundOption,
     ProtocolOption,
-    SeedOption,
     require_outputs,
     table_path,
 )
+from gsq.cli.taking import takes
 
 if TYPE_CHECKING:
     from gsq.analysis.fitting.result import Fit
 
 
+@takes(Options)
 def allocate_command(
     fit: Annotated[
         str,
@@ -67,13 +68,10 @@ def allocate_command(
         str | None,
         typer.Option("--law", metavar="LAW", help="A named law or a formula; of a saved file, the fit of this law."),
     ] = None,
-    residuals: Annotated[
-        str | None, typer.Option("--residuals", help="log (relative errors, the default) or linear; of a table.")
-    ] = None,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
-    bootstrap: BootstrapOption = 1000,
-    seed: SeedOption = 0,
+    *,
+    options: Options,
     figure: Annotated[
         Path | None,
         typer.Option("--figure", metavar="FILE", help="Draw isoFLOP slices and the best points against the budget."),
@@ -99,7 +97,7 @@ def allocate_command(
     require_outputs({"--output": output}, {"--figure": figure})
     ends = None if budgets is None else _pair(budgets, "--budgets")
     held, limits = dict(_named(text, "--at") for text in at or []), dict(_limits(text) for text in within or [])
-    fitted = _read_fit(fit, law, residuals, bound, protocol, bootstrap, seed)
+    fitted = _read_fit(fit, law, bound, protocol, options)
     found = allocate(fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop)
     saved = []
     if output is not None:
@@ -117,33 +115,23 @@ def allocate_command(
     typer.echo("\n".join([found.text(), *saved]))
 
 
-def _read_fit(
-    name: str,
-    law: str | None,
-    residuals: str | None,
-    bounds: list[str] | None,
-    protocol: str | None,
-    bootstrap: int,
-    seed: int,
-) -> Fit:
+def _read_fit(name: str, law: str | None, bounds: list[str] | None, protocol: str | None, options: Options) -> Fit:
     from gsq.analysis.errors import AnalysisError
 
     if Path(name).suffix == ".json":
         from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
         from gsq.analysis.tables.table import load_table
 
-        if residuals or bounds:
-            raise AnalysisError(f"{name} is a saved fit, which has its own residuals and bounds: fit its table again")
+        if bounds or options != Options():
+            raise AnalysisError(f"{name} is a saved fit, which has its own options and bounds: fit its table again")
         table, fits = read_saved(name)
         return fit_again(choose_saved(name, fits, law), load_table(table_path(table), protocol))
     if law is None:
         raise AnalysisError(
             f"{name} is a table: name the law to allocate by (--law), or give a fit saved by gsq fit --output"
         )
-    from gsq.analysis.fitting.options import Options
     from gsq.cli.fit import load_and_fit
 
-    options = Options(residuals=residuals or "log", bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
     _, fits_of_table, reasons = load_and_fit(table_path(name), [law], protocol, options=options, bounds=bounds)
     if not fits_of_table:
         raise AnalysisError("; ".join(reasons.values()))

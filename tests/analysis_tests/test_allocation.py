@@ -163,6 +163,7 @@ REFUSED = [
     ({"budget": 1e19, "within": {"N": (1e6, 1e7), "D": (1e6, 1e7)}}, ["no point costs 1e+19", "--within"]),
     ({"budget": 1e19, "within": {"N": (1e7, 1e6)}}, ["--within N", "the smaller first"]),
     ({"budget": 1e19, "at": {"N": 1e8}, "within": {"N": (1e6, 1e7)}}, ["held at 1e+08"]),
+    ({"budget": 1e19, "cost": "6*N*D", "at": {"N": 1e8, "D": 1e9}}, ["--at leaves free"]),
     ({"reach": 1.0}, ["no budget brings loss down to 1", "1.7"]),
     ({"reach": 9.0}, ["below the cheapest measured cell"]),
 ]
