@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from gsq import analysis
 from gsq.analysis import AnalysisError
 from gsq.analysis.fitting.derived import parameter_expression
 from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
+from gsq.cli.fit import fit_command
 
 POSITIVE = dict.fromkeys(("E", "A", "B"), (0.0, np.inf))
 QUICK = {"bootstrap": 60, "bootstrap_starts": 1, "starts": 16}
@@ -155,3 +158,21 @@ def test_a_file_that_holds_no_fit_says_so(fit: analysis.Fit, saved: Path) -> Non
         choose_saved(saved, whole["fits"], "chinchilla")
     with pytest.raises(AnalysisError, match="2 fits; name one"):
         choose_saved(saved, whole["fits"] * 2, None)
+
+
+def test_the_command_line_prints_and_saves_what_is_derived(fit: analysis.Fit, tmp_path: Path) -> None:
+    fit.rows.to_csv(tmp_path / "runs.csv", index=False)
+    app = typer.Typer()
+    app.command()(fit_command)
+    how = [str(tmp_path / "runs.csv"), "--law", "loss = E + A / N^a + B / D^b", "--bootstrap", "20", "--starts", "16"]
+
+    def gsq(*more: str):  # type: ignore[no-untyped-def]
+        return CliRunner().invoke(app, [*how, *more], env={"COLUMNS": "140"})
+
+    printed = gsq("--derive", "b / (a + b)")
+    assert printed.exit_code == 0 and "b / (a + b)" in printed.output
+    (one,) = json.loads(gsq("--derive", "b / (a + b)", "--json").output)["fits"]
+    assert one["derived"]["b / (a + b)"]["low"] < one["derived"]["b / (a + b)"]["value"]
+    for more, words in (("--derive=Q", "'Q'"), ("--compare", "--derive is for fits")):
+        result = gsq("--derive", "a", more)
+        assert isinstance(result.exception, AnalysisError) and words in str(result.exception)
