@@ -1,3 +1,6 @@
+from .allocating.allocation import Allocation as Allocation
+from .allocating.allocation import BestPoint as BestPoint
+from .allocating.allocation import allocate as allocate
 from .checking.arms import Arms as Arms
 from .checking.arms import SharedTest as SharedTest
 from .checking.arms import Worth as Worth
@@ -33,6 +36,7 @@ from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
 from .errors import AnalysisError as AnalysisError
+from .figures.allocation import allocation_figure as allocation_figure
 from .figures.arms import arms_figure as arms_figure
 from .figures.card import card_figure as card_figure
 from .figures.contours import ContourPanel as ContourPanel
@@ -67,6 +71,7 @@ from .figures.scatter import collapse_figure as collapse_figure
 from .figures.scatter import collapse_panels as collapse_panels
 from .figures.scatter import pareto_figure as pareto_figure
 from .figures.scatter import pareto_panel as pareto_panel
+from .fitting.derived import Derived as Derived
 from .fitting.effects import RandomEffects as RandomEffects
 from .fitting.effects import random_effects as random_effects
 from .fitting.fit import fit as fit

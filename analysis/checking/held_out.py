@@ -77,7 +77,7 @@ def held_out(fit: Fit) -> HeldOut:
         blocks += [(f"window {name}", values < level, values == level) for level in levels[1:]]
         blocks.append((f"largest {name}", values < levels[-1], values == levels[-1]))
     trained = np.array([block[1] for block in blocks], dtype=np.float64)
-    able = _carries(fit, trained)
+    able = carries(fit, trained)
     predicted = np.full(trained.shape, np.nan)
     if able.any():
         found = refit(
@@ -113,7 +113,7 @@ def held_out(fit: Fit) -> HeldOut:
     return HeldOut(errors("one"), each("level"), each("window"), each("largest"))
 
 
-def _carries(fit: Fit, trained: Array) -> Array:
+def carries(fit: Fit, trained: Array) -> Array:
     """Whether the rows of each mask (m, n) can tell the parameters apart, and leave a degree of freedom."""
     columns = fit.law.settings(fit.rows).T
     cell = np.unique(np.round(columns, 12), axis=0, return_inverse=True)[1].reshape(-1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
@@ -187,6 +189,32 @@ class Fit:
                 high = central + np.hypot(high - central, wide)
         return central, low, high
 
+    def derive(self, expression: str, quantity: Quantity | None = None) -> Derived:
+        """A quantity that follows from the parameters, with its intervals: ``fit.derive("b / (a + b)")``.
+
+        It may be well determined where no parameter is. ``quantity``: computes it from natural parameters, where it is
+        no expression; ``expression`` is then its name. Raises AnalysisError for what cannot be read, names that are no
+        parameters, and a quantity that is not finite at the fit.
+        """
+        compute = quantity or parameter_expression(expression, self.law)
+        centre = self.problem.centre
+        value = float(compute(self.problem.form.natural(self.theta[None], centre))[0])
+        if not np.isfinite(value):
+            raise AnalysisError(f"{expression} is not a finite number at the fitted parameters ({value:g})")
+        nothing = np.nan, np.nan
+        by_profile = nothing
+        if self.options.loss == "least_squares" and self.freedom[1] > 0:
+            by_profile = value, value
+            if self.room > 0:
+                by_profile = region_ends(self.problem, self.theta, self.weights, self.room, compute, self.draws)
+        by_bootstrap = nothing
+        if len(self.draws):
+            sampled = compute(self.problem.form.natural(self.draws, centre))
+            low, high = percentile_interval(sampled[~np.isnan(sampled)], self.confidence, self.freedom)
+            by_bootstrap = float(low), float(high)
+        shown = by_profile if self.interval_kind == "profile" else by_bootstrap
+        return Derived(expression, value, shown, by_profile, by_bootstrap)
+
     def formula(self) -> str:
         """The formula with its numbers; undetermined parameters stay letters."""
         numbers = {
@@ -252,6 +280,9 @@ class Fit:
             sides = [side for side, end in zip(("low", "high"), pair, strict=True) if np.isinf(end)]
             return {"low": or_none(pair[0]), "high": or_none(pair[1]), "open": sides}
 
+        def bound(end: float | str) -> float | str | None:
+            return end if isinstance(end, str) else or_none(end)
+
         rows = {
             name: {
                 "value": value,
@@ -272,6 +303,9 @@ class Fit:
             "source": self.law.source,
             "target": self.target,
             **({"levels": {name: list(levels) for name, levels in self.law.levels.items()}} if self.law.levels else {}),
+            "bounds": {name: [bound(end) for end in pair] for name, pair in self.law.bounds.items()},
+            "starts": {name: list(pair) for name, pair in self.law.starts.items()},
+            "options": asdict(self.options),
             "parameters": rows,
             "best": {"at": self.best, self.target: central, "low": or_none(low), "high": or_none(high)},
             "residuals": self.residuals,

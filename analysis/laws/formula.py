@@ -68,32 +68,8 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     Raises AnalysisError for what is no formula, an unknown name (with the nearest columns), a function that is not
     allowed, or names that can only be meant as columns.
     """
-    if len(text) > _LONGEST:
-        raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
     target, right = split_target(text)
-    names_in_quotes = [found[1] for found in QUOTED.finditer(right)]
-    # Python reads names alone: those in quotes have one of their own until the tree is made.
-    held = iter(range(len(names_in_quotes)))
-    readable = QUOTED.sub(lambda _: f" quoted_{next(held)}_ ", right).replace("^", "**").strip()
-    right = QUOTED.sub(lambda found: found[0].replace("^", "\0"), right).replace("^", "**").replace("\0", "^")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a literal that Python would read otherwise one day
-            tree = _with_quotes(ast.parse(readable, mode="eval").body, names_in_quotes)
-        names = names_of(tree, right)
-        _check_constants(tree, right)
-    except AnalysisError:
-        raise
-    except SyntaxError as error:
-        where = f" near {readable[max(0, error.offset - 1) :][:12]!r}" if error.offset else ""
-        raise AnalysisError(
-            f"formula {text!r} cannot be read{where}; write for instance B / log2(codebook_size)**alpha + C * "
-            f"latent_dim**beta{to_quote(text, columns)}"
-        ) from error
-    except (RecursionError, MemoryError, ValueError) as error:
-        raise AnalysisError(
-            f"formula {text[:40]!r}... is nested too deeply or holds a character that is not text"
-        ) from error
+    right, tree, names, names_in_quotes = _parsed(text, right, columns)
     used, free = [], []
     declared = {base for name in parameters for base in (name, *(index_of(name) or ())[:1])}
     factors = _factors(names, text, columns, declared)
@@ -121,6 +97,57 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     inside = list(dict.fromkeys(factors.values()))
     _refuse_lost_columns(tree, text, [*used, *inside], [name for name in free if name not in parameters], columns)
     return Formula(right, target, tuple(used), tuple(free), tree, tuple(inside))
+
+
+def read_expression(text: str, names: Collection[str], what: str) -> ast.expr:
+    """The tree of an expression over ``names`` alone, for :func:`gsq.analysis.laws.syntax.numeric`; ``what`` says in
+    errors what it is, such as "the cost".
+
+    Raises AnalysisError for what is no expression, an unknown name (with those that there are), or none at all.
+    """
+    if split_target(text)[0] is not None:
+        raise AnalysisError(f"{what} {text!r} is an expression without '='; write its right side alone")
+    try:
+        _, tree, found, _ = _parsed(text, text, names)
+    except AnalysisError as error:
+        if isinstance(error.__cause__, SyntaxError):
+            raise AnalysisError(f"{what} {text!r} cannot be read; write * for products and ^ for powers") from None
+        raise AnalysisError(f"{what}: {error}") from None
+    unknown = [name for name in found if name not in names]
+    if unknown or not found:
+        wrong = f"has no {unknown[0]!r}{_near(unknown[0], names)}" if unknown else "has no name in it"
+        raise AnalysisError(f"{what} {text!r} {wrong}; it can use {', '.join(map(quoted, names))}")
+    return tree
+
+
+def _parsed(text: str, right: str, columns: Collection[str]) -> tuple[str, ast.expr, list[str], list[str]]:
+    """The right side with ** for ^, its tree, its names, and those of them that stand in backticks."""
+    if len(text) > _LONGEST:
+        raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
+    names_in_quotes = [found[1] for found in QUOTED.finditer(right)]
+    # Python reads names alone: those in quotes have one of their own until the tree is made.
+    held = iter(range(len(names_in_quotes)))
+    readable = QUOTED.sub(lambda _: f" quoted_{next(held)}_ ", right).replace("^", "**").strip()
+    right = QUOTED.sub(lambda found: found[0].replace("^", "\0"), right).replace("^", "**").replace("\0", "^")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a literal that Python would read otherwise one day
+            tree = _with_quotes(ast.parse(readable, mode="eval").body, names_in_quotes)
+        names = names_of(tree, right)
+        _check_constants(tree, right)
+    except AnalysisError:
+        raise
+    except SyntaxError as error:
+        where = f" near {readable[max(0, error.offset - 1) :][:12]!r}" if error.offset else ""
+        raise AnalysisError(
+            f"formula {text!r} cannot be read{where}; write for instance B / log2(codebook_size)**alpha + C * "
+            f"latent_dim**beta{to_quote(text, columns)}"
+        ) from error
+    except (RecursionError, MemoryError, ValueError) as error:
+        raise AnalysisError(
+            f"formula {text[:40]!r}... is nested too deeply or holds a character that is not text"
+        ) from error
+    return right, tree, names, names_in_quotes
 
 
 def _factors(names: Sequence[str], text: str, columns: Collection[str], declared: Collection[str]) -> dict[str, str]:

@@ -46,7 +46,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
 
 def column_of(node: ast.expr) -> str:
     """The column that a name in a tree means."""
-    text = ast.unparse(node)
+    text = node.id if isinstance(node, ast.Name) else ast.unparse(node)
     return text[1:-1] if text[0] == "`" else text
 
 

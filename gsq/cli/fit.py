@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gsq.analysis.fitting.derived import Derived
     from gsq.analysis.fitting.result import Fit
     from gsq.analysis.laws.named import Bound, Law
 
@@ -45,6 +47,14 @@ def fit_command(
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
     ] = None,
     protocol: ProtocolOption = None,
+    derive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--derive",
+            metavar="EXPRESSION",
+            help='Something that follows from the parameters, with its interval, such as "b / (a + b)". Repeatable.',
+        ),
+    ] = None,
     *,
     options: Options,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
@@ -104,7 +114,7 @@ def fit_command(
 
     Example: gsq fit quickstart --output results/fits/quickstart.json
 
-    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
+    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card --derive "b / (a + b)"
 
     Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
     """
@@ -115,7 +125,10 @@ def fit_command(
     target = None if target is None else unquoted(target)
     path = table_path(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    document: dict[str, object] = {"table": table}
+    document: dict[str, object] = {"table": table, **({"by": by} if by else {})}
+    if derive and (compare or collapse or extrapolate):
+        raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
+    derived: list[list[Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
         fits: list[Fit] = []
@@ -137,7 +150,8 @@ def fit_command(
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
-        document |= {"fits": [one.to_dict() for one in fits], "not_fitted": reasons}
+        derived = _derived(fits, derive or [])
+        document |= {"fits": [_with_derived(*pair) for pair in zip(fits, derived, strict=True)], "not_fitted": reasons}
     questions = Questions(arms, random, against, rollout)
     drawing = questions.answer(fits, lines, document)
     if figure is not None and drawing is not None:
@@ -166,11 +180,34 @@ def fit_command(
         return
     for i, one in enumerate(fits if not compare else []):
         if card:
-            typer.echo(cards[i].text() + "\n")
+            found = [f"  {more.text()}" for more in derived[i]]
+            typer.echo("\n".join([cards[i].text(), *(["", "Derived"] if found else []), *found, ""]))
         else:
-            print_fit(one)
+            print_fit(one, derived[i])
     for line in lines:
         typer.echo(line)
+
+
+def _derived(fits: list[Fit], expressions: list[str]) -> list[list[Derived]]:
+    """For each fit the expressions whose names are its parameters. Raises AnalysisError for one that is none's."""
+    from gsq.analysis.errors import AnalysisError
+
+    found: list[list[Derived]] = [[] for _ in fits]
+    for text in expressions:
+        problems = []
+        for one, here in zip(fits, found, strict=True):
+            try:
+                here.append(one.derive(text))
+            except AnalysisError as error:
+                problems.append(str(error))
+        if len(problems) == len(fits):
+            raise AnalysisError(f"--derive: {problems[0]}")
+    return found
+
+
+def _with_derived(fit: Fit, derived: list[Derived]) -> dict[str, object]:
+    more = {one.name: one.to_dict() for one in derived}
+    return {**fit.to_dict(), **({"derived": more} if more else {})}
 
 
 def load_and_fit(
@@ -290,7 +327,7 @@ def _collapse_or_extrapolate(
     return [curves.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), curves.text]
 
 
-def print_fit(one: Fit) -> None:
+def print_fit(one: Fit, derived: Sequence[Derived] = ()) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -307,6 +344,9 @@ def print_fit(one: Fit) -> None:
         why = one.undetermined.get(name)
         note = f"not determined by these data ({why})" if why else ""
         table.add_row(escape(name), f"{value:.4g}", interval_text(one.intervals[name], " to "), escape(note))
+    for more in derived:
+        note = f"not determined by these data ({more.why_not})" if more.why_not else ""
+        table.add_row(escape(more.name), f"{more.value:.4g}", interval_text(more.interval, " to "), note)
     console.print(table)
     console.print(one.quality(), highlight=False, style="dim")
     for warning in one.warnings:

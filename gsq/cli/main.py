@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.allocate import allocate_command
 from gsq.cli.cancel_retry import cancel_command, retry_command
 from gsq.cli.clean import clean_command
 from gsq.cli.design import design_command
@@ -83,6 +84,7 @@ app.command("retry")(retry_command)
 app.command("gather")(gather_command)
 app.command("clean")(clean_command)
 app.command("fit")(fit_command)
+app.command("allocate")(allocate_command)
 app.command("plot")(plot_command)
 app.command("report")(report_command)
 app.command("design")(design_command)

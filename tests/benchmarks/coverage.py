@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.fitting.derived import parameter_expression, region_ends
 from gsq.analysis.fitting.fit import interval_room
 from gsq.analysis.fitting.identify import opened
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval, profile, resample
@@ -47,6 +48,8 @@ class Study:
     """Name of the law, where it is not that of the design."""
     loss: Loss = "least_squares"
     outlier: bool = False
+    derived: tuple[str, ...] = ()
+    """Expressions over the parameters, whose intervals are looked at as well."""
 
 
 def studies() -> dict[str, Study]:
@@ -164,6 +167,25 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
             "profile": _covers(ends, natural[i]),
             "bootstrap": _covers(_opened((boot[0], boot[1]), low[i], high[i]), natural[i]),
             "open": float(np.mean(np.isinf(ends[0]) | np.isinf(ends[1]))),
+        }
+    for text in study.derived:
+        quantity = parameter_expression(text, law)
+        right = float(quantity(natural[None])[0])
+        pairs = np.array(
+            [
+                region_ends(
+                    replace(problem, target=targets[j]), found.theta[j], weights[j], room[j], quantity, drawn_theta[j]
+                )
+                for j in range(count)
+            ]
+        ).T
+        boot = np.array([_percentiles(quantity(sampled[j]), n, k) for j in range(count)]).T
+        rows[text] = {
+            "truth": right,
+            "median": float(np.median(quantity(estimates))),
+            "profile": _covers((pairs[0], pairs[1]), right),
+            "bootstrap": _covers((boot[0], boot[1]), right),
+            "open": float(np.mean(np.isinf(pairs).any(axis=0))),
         }
     where = with_derived(pd.DataFrame([study.target]))
     target = law.values(where)
