@@ -10,7 +10,7 @@ import numpy as np
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.solver import LOSSES, STARTS, Loss, Residuals
 
-Intervals = Literal["profile", "bootstrap"]
+Intervals = Literal["profile", "bootstrap", "none"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Options:
             )
         if self.noise is not None and not 0 < self.noise < np.inf:
             raise AnalysisError(f"noise is the standard deviation of a seed, above 0; got {self.noise}")
-        if self.intervals not in (None, "profile", "bootstrap"):
-            raise AnalysisError(f"intervals must be 'profile' or 'bootstrap', got {self.intervals!r}")
+        if self.intervals not in (None, "profile", "bootstrap", "none"):
+            raise AnalysisError(f"intervals must be 'profile', 'bootstrap' or 'none', got {self.intervals!r}")
         if self.intervals == "profile" and self.loss != "least_squares":
             raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
 

@@ -24,11 +24,16 @@ Loss = Literal["least_squares", "huber", "cauchy"]
 LOSSES: tuple[Loss, ...] = ("least_squares", "huber", "cauchy")
 STARTS = 64
 TOLERANCE = 1e-10
+_POLISH = 1e-16
+_EQUAL = 1e-9
 _STEPS = 200
-_STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
+_STEPS_REWEIGHTED = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
+_STEPS_FIRST = 60  # after so many the worse half of the starts is left where it is
 CARRIED = 8  # of the best starts that are still on their way after those steps, how many go on
 _STEPS_CARRIED = 4000
 _NO_EFFECT = 1e-26  # of the largest effect of a parameter, squared
+_BEYOND = 0.05  # share of the reweighted curvature that huber's rows beyond delta keep
+_NEAR = 1.5  # standard deviation, in logarithms, of the starts beside one that is given by value
 _MEMORY = 8_000_000  # problems times rows that refits keep at once
 _BATCH = 400_000  # problems times rows: what fits into a cache goes faster
 
@@ -73,14 +78,20 @@ class Solution:
 
 
 def solve(
-    problem: Problem, start: Array, weights: Array, fixed: Bools | None = None, steps: int | None = None
+    problem: Problem,
+    start: Array,
+    weights: Array,
+    fixed: Bools | None = None,
+    steps: int | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Solution:
     """Minimise each problem from its start.
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
-    parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for robust losses.
+    parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for cauchy.
+    ``tolerance``: of the relative gain of a step, below which a problem is solved.
     """
-    steps = steps or (_STEPS if problem.loss == "least_squares" else _STEPS_ROBUST)
+    steps = steps or (_STEPS_REWEIGHTED if problem.loss == "cauchy" else _STEPS)
     m, k = start.shape
     n = problem.data.shape[1]
     size = max(1, _BATCH // max(1, n))
@@ -98,10 +109,21 @@ def solve(
                     np.zeros(k, dtype=bool) if fixed is None else fixed if fixed.ndim == 1 else fixed[piece], (count, k)
                 ),
                 steps,
+                tolerance,
             )
         )
     theta, cost, converged = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Solution(theta, cost, converged.astype(bool))
+
+
+def screened(problem: Problem, start: Array, weights: Array, count: int) -> Array:
+    """``count`` of the starts (m, k): the first ones as drawn, and of the others as many again with the least cost."""
+    if len(start) <= count:
+        return start
+    drawn = (count + 1) // 2
+    size = max(1, _BATCH // len(weights))
+    cost = np.concatenate([_cost(problem, start[i : i + size], weights) for i in range(0, len(start), size)])
+    return np.concatenate([start[:drawn], start[drawn:][np.argsort(cost[drawn:], kind="stable")[: count - drawn]]])
 
 
 def search(problem: Problem, start: Array, weights: Array) -> Solution:
@@ -109,26 +131,53 @@ def search(problem: Problem, start: Array, weights: Array) -> Solution:
 
     A start that is still falling after the usual steps is no failure: in nested laws it is often the best of all.
     """
-    found = solve(problem, start, weights)
-    order = np.argsort(found.cost)[:CARRIED]
-    late = order[~found.converged[order] & np.isfinite(found.cost[order])]
-    return _carry_on(problem, found, weights, late)
+    found = solve(problem, start, weights, steps=_STEPS_FIRST)
+    for kept, steps in ((max(CARRIED, len(start) // 2), None), (CARRIED, _STEPS_CARRIED)):
+        order = np.argsort(found.cost)[:kept]
+        late = order[~found.converged[order] & np.isfinite(found.cost[order])]
+        found = _carry_on(problem, found, weights, late, steps)
+    return _polished(problem, found, weights, leading(problem, found, weights))
 
 
-def _carry_on(problem: Problem, found: Solution, weights: Array, which: Index) -> Solution:
+def reached(problem: Problem, cost: Array, weights: Array, share: float = 1e-6) -> Bools:
+    """Which costs (m,) are the least of them, but for this share."""
+    # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
+    scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
+    return np.asarray(cost <= cost.min() * (1 + share) + 1e-16 * scale)
+
+
+def leading(problem: Problem, found: Solution, weights: Array) -> int:
+    """The best of the fits of one problem: of equals that with the fewest parameters below 0, such as the width of a
+    peak, whose square alone counts."""
+    equals = np.flatnonzero(reached(problem, found.cost, weights, _EQUAL))
+    negative = (found.theta[equals] < 0).sum(axis=1)
+    return int(equals[np.lexsort((found.cost[equals], negative))[0]])
+
+
+def _polished(problem: Problem, found: Solution, weights: Array, best: int) -> Solution:
+    """``found`` with the problem ``best`` taken on until rounding ends it: its parameters keep all their digits."""
+    last = solve(problem, found.theta[best : best + 1], weights, steps=_STEPS, tolerance=_POLISH)
+    if last.cost[0] <= found.cost[best]:
+        found.theta[best], found.cost[best] = last.theta[0], last.cost[0]
+    return found
+
+
+def _carry_on(
+    problem: Problem, found: Solution, weights: Array, which: Index, steps: int | None = _STEPS_CARRIED
+) -> Solution:
     """``found`` with the problems ``which`` taken further, from where they are."""
     if not len(which):
         return found
     target = problem.target if problem.target.ndim == 1 else problem.target[which]
     heavy = weights if weights.ndim == 1 else weights[which]
-    more = solve(replace(problem, target=target), found.theta[which], heavy, steps=_STEPS_CARRIED)
+    more = solve(replace(problem, target=target), found.theta[which], heavy, steps=steps)
     theta, cost, converged = found.theta.copy(), found.cost.copy(), found.converged.copy()
     theta[which], cost[which], converged[which] = more.theta, more.cost, more.converged
     return Solution(theta, cost, converged)
 
 
 def _solve(
-    problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools, steps: int
+    problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools, steps: int, tolerance: float
 ) -> tuple[Array, Array, Bools]:
     low, high = problem.low, problem.high
     theta = np.where(fixed, start, np.clip(start, low, high))
@@ -170,7 +219,7 @@ def _solve(
             ratio = gained / np.maximum(2 * promised, 1e-300)
             slope = np.abs(np.where(held, 0, g)) / np.sqrt(np.maximum(sc, 1e-300) * np.maximum(c, 1e-300)[:, None])
             still = np.sqrt((sc * moved**2).sum(1)) <= 1e-12 * np.sqrt((sc * t**2).sum(1))
-        flat = (2 * np.abs(promised) <= TOLERANCE * c) & (gained <= TOLERANCE * c)
+        flat = (2 * np.abs(promised) <= tolerance * c) & (gained <= tolerance * c)
         end = flat | still | (slope.max(1) <= 1e-13) | (c <= nothing[active]) | held.all(1)
         stuck = damp > 1e16
         t[better], c[better] = trial[better], new_c[better]
@@ -189,6 +238,15 @@ def _solve(
     return theta, cost, converged
 
 
+def _cost(problem: Problem, theta: Array, weights: Array) -> Array:
+    """The cost (m,) at theta (m, k); inf where there is none."""
+    with np.errstate(all="ignore"):
+        value = problem.predict(theta)
+        apart = np.log(value / problem.target) if problem.residuals == "log" else value - problem.target
+        cost = np.where(weights > 0, weights * rho(apart, problem.loss, problem.delta)[0], 0).sum(axis=1)
+    return np.where(np.isfinite(cost), cost, np.inf)
+
+
 def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tuple[Array, Array, Array]:
     """Cost (m,), half its gradient (m, k), and the Gauss-Newton matrix (m, k, k)."""
     value, slope = problem.form.both(theta, problem.data, problem.centre)
@@ -204,11 +262,11 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
         bad = ~np.isfinite(residual) & used
         residual = np.where(used, residual, 0)
         loss, factor = rho(residual, problem.loss, problem.delta)
+        bend = curvature(residual, problem, factor)
         cost = np.einsum("mn,mn->m", weights, loss)
         cost[bad.any(1)] = np.inf
-        factor = weights if factor is None else weights * factor
-        pulled = factor * residual
-        weighted = slope * factor
+        pulled = (weights if factor is None else weights * factor) * residual
+        weighted = slope * (weights if bend is None else weights * bend)
         gradient, hessian = np.empty((len(theta), k)), np.empty((len(theta), k, k))
         for i in range(k):
             gradient[:, i] = np.einsum("mn,mn->m", slope[i], pulled)
@@ -217,6 +275,29 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
         broken = ~(np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
     cost[broken | ~np.isfinite(cost)] = np.inf
     return cost, gradient, hessian
+
+
+def gradients(problem: Problem, theta: Array, weights: Array) -> Array:
+    """What each row adds to half the gradient at theta (k,), and to the upper triangle of the Gauss-Newton matrix:
+    (k + k (k + 1) / 2, n)."""
+    value, slope = problem.form.both(theta[None], problem.data, problem.centre)
+    value, slope = value[0], slope[:, 0]
+    if problem.residuals == "log":
+        residual, slope = np.log(value / problem.target), slope / value
+    else:
+        residual = value - problem.target
+    factor = rho(residual, problem.loss, problem.delta)[1]
+    bend = curvature(residual, problem, factor)
+    first = slope * (residual * weights if factor is None else residual * factor * weights)
+    heavy = slope * (weights if bend is None else weights * bend)
+    return np.stack([*first, *(heavy[i] * slope[j] for i, j in zip(*np.triu_indices(len(theta)), strict=True))])
+
+
+def newton(problem: Problem, theta: Array, gradient: Array, hessian: Array) -> Array:
+    """The step (m, k) from theta (k,) to where a quadratic cost is least; parameters at a bound stay."""
+    held = np.broadcast_to((theta <= problem.low) | (theta >= problem.high), gradient.shape)
+    scale = np.einsum("mii->mi", hessian)
+    return _step(hessian, gradient, scale, np.full(len(gradient), 1e-12), held)
 
 
 def rho(residual: Array, loss: Loss, delta: float) -> tuple[Array, Array | None]:
@@ -231,6 +312,17 @@ def rho(residual: Array, loss: Loss, delta: float) -> tuple[Array, Array | None]
         )
     square = (residual / delta) ** 2
     return delta**2 * np.log1p(square), 1 / (1 + square)
+
+
+def curvature(residual: Array, problem: Problem, factor: Array | None) -> Array | None:
+    """By what the squares of slopes count in the curvature of the loss (None: 1): its second derivative for huber, and
+    a little beyond delta, where it has none; else the reweighting ``factor``.
+
+    With reweighting alone, huber with a small delta takes hundreds of steps that each go a part of the way.
+    """
+    if problem.loss != "huber" or factor is None:
+        return factor
+    return np.where(factor == 1, 1.0, _BEYOND * factor)
 
 
 def _step(hessian: Array, gradient: Array, scale: Array, damping: Array, held: Bools) -> Array:
@@ -286,7 +378,10 @@ def draw_starts(
             theta[:, i] = draw(known.get(i), scales, problem.low[i], problem.high[i], m, rng)
         elif pair is not None:
             low, high = pair
-            if low > 0 and high >= 100 * low:
+            if low == high:  # half of the starts begin at this value, the others near it
+                near = (low or 1.0) * np.exp(_NEAR * rng.standard_normal(m))
+                theta[:, i] = np.where(np.arange(m) % count < 2, low, near)
+            elif low > 0 and high >= 100 * low:
                 theta[:, i] = np.exp(rng.uniform(np.log(low), np.log(high), m))
             else:
                 theta[:, i] = rng.uniform(low, high, m)
@@ -380,7 +475,7 @@ def refit(
     wide = problem
     if problem.target.ndim == 2:
         wide = replace(problem, target=np.repeat(problem.target, starts, axis=0))
-    found = solve(wide, start, np.repeat(weights, starts, axis=0))
+    found = solve(wide, start, np.repeat(weights, starts, axis=0), steps=_STEPS_FIRST if starts > 1 else None)
     pick = np.arange(m) * starts + np.argmin(found.cost.reshape(m, starts), axis=1)
     best = Solution(found.theta[pick], found.cost[pick], found.converged[pick])
     return _carry_on(problem, best, weights, np.flatnonzero(~best.converged & np.isfinite(best.cost)))

@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,7 +198,8 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
         if not names:
             return number(node)
         if not any(name in parameters for name in names):
-            return datum(node)
+            minus = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+            return -datum(node.operand) if minus else datum(node)  # type: ignore[attr-defined]
         if isinstance(node, ast.Name):
             return parameters[node.id]
         if isinstance(node, ast.UnaryOp):
@@ -215,23 +216,7 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
             return OPERATORS[type(node.op)](build(node.left), build(node.right))
         assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         arguments = [build(argument) for argument in node.args]
-        match node.func.id:
-            case "min":
-                return sp.Min(*arguments)
-            case "max":
-                return sp.Max(*arguments)
-            case "log2":
-                return sp.log(arguments[0]) / math.log(2)
-            case "log10":
-                return sp.log(arguments[0]) / math.log(10)
-            case "log" | "ln":
-                return sp.log(arguments[0])
-            case "exp":
-                return sp.exp(arguments[0])
-            case "sqrt":
-                return sp.sqrt(arguments[0])
-            case _:
-                return sp.Abs(arguments[0])
+        return _call(node.func.id, arguments)
 
     expression = sp.sympify(build(formula.tree))
     if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
@@ -241,6 +226,33 @@ def _symbolic(formula: Formula) -> tuple[sp.Expr, tuple[Datum, ...], list[sp.Sym
         raise AnalysisError(f"formula {formula.text!r}: {lost[0]!r} cancels out; leave it away")
     kept = [(one, symbol) for one, symbol in data.values() if expression.has(symbol)]
     return expression, tuple(one for one, _ in kept), [symbol for _, symbol in kept]
+
+
+def _call(name: str, arguments: list[sp.Expr]) -> sp.Expr:
+    """A function of formulas over expressions."""
+    import sympy as sp
+    from sympy.codegen.numpy_nodes import logaddexp
+
+    one = arguments[0]
+    match name:
+        case "min":
+            return sp.Min(*arguments)
+        case "max":
+            return sp.Max(*arguments)
+        case "log" | "ln":
+            return sp.log(one)
+        case "log2" | "log10":
+            return sp.log(one) / math.log(int(name[3:]))
+        case "softplus":
+            return logaddexp(0, one)
+        case "logaddexp":
+            return reduce(logaddexp, arguments)
+        case "abs":
+            return sp.Abs(one)
+        case "arctan":
+            return sp.atan(one)
+        case _:
+            return getattr(sp, name)(one)
 
 
 def _has_logarithm(node: ast.expr) -> bool:

@@ -23,6 +23,7 @@ from gsq.cli.table_options import (
     ResidualsOption,
     SeedOption,
     TableArgument,
+    WhereOption,
     require_outputs,
     table_path,
 )
@@ -53,16 +54,22 @@ def fit_command(
     ] = None,
     bound: BoundOption = None,
     start: Annotated[
-        list[str] | None, typer.Option("--start", metavar="NAME=LOW:HIGH", help="Range of a parameter's random starts.")
+        list[str] | None,
+        typer.Option(
+            "--start",
+            metavar="NAME=LOW:HIGH",
+            help="Range of a parameter's random starts; NAME=VALUE for one, and others near it.",
+        ),
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
     ] = None,
     intervals: Annotated[
-        str | None, typer.Option("--intervals", help="profile (default for least squares) or bootstrap.")
+        str | None, typer.Option("--intervals", help="profile (default for least squares), bootstrap or none.")
     ] = None,
     starts: Annotated[int, typer.Option("--starts", metavar="N", min=1, help="Random starts.")] = 64,
     protocol: ProtocolOption = None,
+    where: WhereOption = None,
     bootstrap: BootstrapOption = 1000,
     seed: SeedOption = 0,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
@@ -103,6 +110,7 @@ def fit_command(
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.options import Options
     from gsq.analysis.fitting.result import write_json
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, unquoted
 
     target = None if target is None else unquoted(target)
@@ -121,12 +129,14 @@ def fit_command(
     )
     document: dict[str, object] = {"table": table}
     if collapse or extrapolate:
-        lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
+        lines = _collapse_or_extrapolate(
+            select(load_table(path, protocol), where), target or "rfid", collapse, document
+        )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
-        frame = load_table(path, protocol)
+        frame = select(load_table(path, protocol), where)
         chosen = named_laws(frame, law, target, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
@@ -136,7 +146,7 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
+            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
@@ -179,6 +189,7 @@ def load_and_fit(
     bounds: list[str] | None = None,
     starts: list[str] | None = None,
     by: str | None = None,
+    where: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
     """The table, its fits, and why a law was not fitted (law, or group, to reason).
 
@@ -190,10 +201,11 @@ def load_and_fit(
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
     from gsq.analysis.fitting.options import Options
     from gsq.analysis.laws.named import DEFAULT_LAWS
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, measured
 
     options = options or Options()
-    frame = load_table(path, protocol)
+    frame = select(load_table(path, protocol), where)
     chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)
@@ -250,14 +262,19 @@ def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
 
     try:
         name, ends = text.split("=")
-        low, high = ends.split(":")
+        low, _, high = ends.partition(":")
+        if ":" not in ends and option == "--start":
+            high = low = str(float(ends))  # one start, by its value
+        elif ends.count(":") != 1:
+            raise ValueError(ends)
         pair: tuple[float, Bound] = (
             float(low or "-inf"),
             "min" if high == "min" and option == "--bound" else float(high or "inf"),
         )
     except ValueError as error:
-        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0: or alpha=0:4") from error
-    if pair[1] != "min" and not pair[0] < pair[1]:
+        value = " or NAME=VALUE" if option == "--start" else ""
+        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH{value}, such as E=0: or alpha=0:4") from error
+    if pair[1] != "min" and not (pair[0] < pair[1] or (option == "--start" and pair[0] == pair[1])):
         raise AnalysisError(f"{option} {text!r}: the low end must be below the high one")
     if option == "--start" and not all(abs(float(end)) < float("inf") for end in pair):
         raise AnalysisError(f"{option} {text!r}: starts are drawn from a range, so both ends must be numbers")

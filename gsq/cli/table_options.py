@@ -39,6 +39,10 @@ ProtocolOption = Annotated[
         help="Evaluation protocol, where the table has several; a unique beginning will do.",
     ),
 ]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", metavar="CONDITION", help='Fit these rows alone: "outlier == False", "step > 1000".'),
+]
 BootstrapOption = Annotated[
     int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
 ]
