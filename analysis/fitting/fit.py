@@ -27,7 +27,8 @@ from gsq.analysis.fitting.remarks import (
     search_remarks,
 )
 from gsq.analysis.fitting.result import Fit, confounded_text
-from gsq.analysis.fitting.solver import Problem, Solution, draw_starts, leading, reached, screened, search
+from gsq.analysis.fitting.searching import draw_starts, leading, reached, screened, search
+from gsq.analysis.fitting.solver import Problem, Solution
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
@@ -44,7 +45,7 @@ from gsq.analysis.tables.table import (
 from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
 
 NUMBER = (int, float, np.number)
-SCREENED = 8  # starts drawn for each that is carried out: see solver.screened
+SCREENED = 8  # starts drawn for each that is carried out: see searching.screened
 LARGE, SAMPLE, FINALISTS = 20_000, 4_000, 4  # rows of a large table, of the sample that is searched, and optima kept
 
 
@@ -152,7 +153,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             options.seed,
         )
     sampled = problem.form.natural(draws.theta, problem.centre)
-    ends = percentile_interval(sampled, options.confidence, (count, left))
+    ends = percentile_interval(sampled, options.confidence, (count, left), options.loss)
     by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
     prediction = problem.predict(theta[None])[0]
     pure = pure_error(problem, weights, configurations)

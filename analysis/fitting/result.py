@@ -175,7 +175,8 @@ class Fit:
         elif kind == "profile":
             low, high = delta_band(self.problem, self.theta, self.weights, self.room, data)
         else:
-            low, high = percentile_interval(self.problem.predict(self.draws, data), self.confidence, freedom)
+            sampled = self.problem.predict(self.draws, data)
+            low, high = percentile_interval(sampled, self.confidence, freedom, self.options.loss)
         if single_run:
             from scipy.stats import t
 

@@ -327,14 +327,16 @@ def test_a_search_that_fails_says_so() -> None:
 
 
 def test_a_search_that_is_cut_short_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gsq.analysis.fitting import solver
+    from gsq.analysis.fitting import searching, solver
 
     x = np.geomspace(1, 100, 20)
     frame = pd.DataFrame({"x": x, "y": 1 + 20 * x**-0.5})
-    monkeypatch.setattr(solver, "_STEPS", 2)
+    monkeypatch.setattr(solver, "STEPS", 2)
+    monkeypatch.setattr(searching, "STEPS", 1)
+    monkeypatch.setattr(searching, "_STEPS_FIRST", 2)
     carried = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
     assert carried.converged and carried.parameters["a"] == pytest.approx(0.5), "the best few go on"
-    monkeypatch.setattr(solver, "_STEPS_CARRIED", 1)
+    monkeypatch.setattr(searching, "_FURTHER", ())
     short = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
     assert not short.converged and short.to_dict()["converged"] is False and "not converged" in short.summary()
     assert any("did not converge" in warning for warning in short.warnings)
