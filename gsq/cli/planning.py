@@ -103,8 +103,8 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     """``gsq plan --anchors``: finished cells to train once more, written to a sweep file."""
     from gsq.cli.wording import brief, duration
     from gsq.errors import UserError
+    from gsq.files import write_text
     from gsq.outputs import output_problem
-    from gsq.records.attempt import write_text
     from gsq.sweeps.planning.cells import title
     from gsq.sweeps.planning.folder import sweep_folder
     from gsq.sweeps.spec.cluster import load_cluster, local_gpus

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from gsq.config.flops import evaluation_macs
 from gsq.config.overrides import from_dict
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder
 from gsq.records.read import RunRecord, newest_file, read_run
 from gsq.sweeps.planning.cells import Cell

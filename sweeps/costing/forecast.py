@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import Missing, UserError
-from gsq.records.attempt import DONE, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start

@@ -21,7 +21,7 @@ from gsq.config.overrides import Overrides, differences, from_dict, to_dict
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
-from gsq.records.attempt import read_json, write_json, write_text
+from gsq.files import read_json, write_json, write_text
 from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord, read_runs
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol_of
-from gsq.records.attempt import DONE, write_json
+from gsq.files import write_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, evaluated
 from gsq.records.read import RunRecord, newest_file
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, RUNNING, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE, RUNNING
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_run
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names

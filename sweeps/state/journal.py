@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.records.attempt import write_json
+from gsq.files import write_json
 from gsq.sweeps.planning.folder import SweepFolder
 
 ENTRY, VERDICT, SCRIPT, PICKLE = "entry.json", "verdict.json", "script.sh", "job.pkl"

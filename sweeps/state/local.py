@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gsq.records.attempt import RUNNING, process_start, write_json
+from gsq.files import write_json
+from gsq.records.attempt import RUNNING, process_start
 from gsq.records.read import RunRecord
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.reconcile import Job, SchedulerState

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, FAILED, RUNNING, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
 from gsq.sweeps.spec.states import PLANNED, QUEUED

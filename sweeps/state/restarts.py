@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gsq.records.attempt import DONE, FAILED, read_json, write_json
+from gsq.files import read_json, write_json
+from gsq.records.attempt import DONE, FAILED
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_run
 

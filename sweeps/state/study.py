@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError
-from gsq.records.attempt import read_json, write_json
+from gsq.files import read_json, write_json
 from gsq.runs.identity import identity
 from gsq.sweeps.planning.cells import Plan, title
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder

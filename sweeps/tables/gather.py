@@ -14,8 +14,9 @@ from typing import Any
 
 import gsq
 from gsq.errors import UserError
+from gsq.files import read_json, write_json
 from gsq.outputs import output_problem
-from gsq.records.attempt import DONE, PRUNED, read_json, write_json
+from gsq.records.attempt import DONE, PRUNED
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_results, results_changed
 from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
@@ -106,7 +107,7 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
         # A note only saves time: a folder that cannot be written to does without.
         with suppress(OSError):
             if begun - last_change / 1e9 > SETTLED_SECONDS:
-                write_json(note, known)
+                write_json(note, known, sync=False)
             else:
                 note.unlink(missing_ok=True)
     return Gathered(

@@ -600,7 +600,7 @@ class Round:
 
     def _outcomes(self) -> None:
         """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
-        from gsq.records.attempt import read_json
+        from gsq.files import read_json
         from gsq.sweeps.state.slurm import Known, states
 
         every = [json.loads(path.read_text()) for path in sorted(self.orders.glob("orders/*/*.fired"))]
@@ -638,7 +638,8 @@ class Round:
     def _check(self) -> None:
         import pandas as pd
 
-        from gsq.records.attempt import TIMINGS, read_json
+        from gsq.files import read_json
+        from gsq.records.attempt import TIMINGS
         from gsq.records.folder import RunFolder
         from gsq.records.read import read_metrics, smallest_micro_batch
         from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table

@@ -76,7 +76,8 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         environment: dict[str, Any] | None = None,
         **more: Any,
     ) -> RunFolder:
-        from gsq.records.attempt import Attempt, write_json
+        from gsq.files import write_json
+        from gsq.records.attempt import Attempt
 
         run = RunFolder.of(folder / "runs", cell.signature)
         attempt = run.new_attempt()

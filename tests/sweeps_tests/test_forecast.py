@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from gsq.cli.main import app
 from gsq.cli.show_plan import print_forecast
 from gsq.errors import UserError
-from gsq.records.attempt import read_json
+from gsq.files import read_json
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.costing import forecast as forecasting
 from gsq.sweeps.costing.cost import estimate

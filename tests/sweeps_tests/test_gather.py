@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from gsq.errors import UserError
-from gsq.records.attempt import Attempt, write_json
+from gsq.files import write_json
+from gsq.records.attempt import Attempt
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.planning.cells import Plan, derived
 from gsq.sweeps.planning.folder import SweepFolder
