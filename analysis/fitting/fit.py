@@ -160,7 +160,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
     room = np.zeros(1)
-    if options.kind == "profile" and left > 0:
+    if options.loss == "least_squares" and options.kind != "none" and left > 0:
         room = interval_room(
             np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _FAR_LINEAR = 4096.0  # steps of about one interval after which a profile that d
 _FAR_LOG = 28.0  # and in logarithms: a factor of 1e12
 
 
-def _twice(values: Array) -> Array:
+def _twice(values: Any) -> Any:
     return np.concatenate([values, values])
 
 
@@ -162,8 +163,8 @@ def profiles(
     ends: dict[str, tuple[float, float]] = {}
     if inner:
         index = np.array([law.parameters.index(name) for name in inner])
-        many = Solution(*(np.repeat(one, len(inner), axis=0) for one in (found.theta, found.cost, found.converged)))
-        low, high = _profile(problem, many.theta, many.cost, weights, np.repeat(room, len(inner)), index)
+        theta, cost = np.repeat(found.theta, len(inner), axis=0), np.repeat(found.cost, len(inner))
+        low, high = _profile(problem, theta, cost, weights, np.repeat(room, len(inner)), index)
         ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(inner)}
     for name in names:
         if name not in ends:

@@ -93,7 +93,7 @@ def floor_remarks(
 
 def interval_remarks(requested: int, failed: int, kind: Intervals, cells: int, left: int) -> list[str]:
     """What the intervals rest on."""
-    found = []
+    found: list[str] = []
     if kind == "none":
         return found
     if left < 1:
