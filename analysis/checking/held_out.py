@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.fitting.solver import refit
+from gsq.analysis.fitting.searching import refit
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, large_end, numbers, varying
 from gsq.config.axes import DERIVED, TOKENIZER

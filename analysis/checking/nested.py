@@ -15,7 +15,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.fitting.solver import refit
+from gsq.analysis.fitting.searching import refit
 from gsq.analysis.laws.named import LAWS, Law, get_law
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import Array

@@ -9,7 +9,8 @@ import numpy as np
 
 from gsq.analysis.checking.held_out import carries
 from gsq.analysis.fitting.result import Fit, or_none
-from gsq.analysis.fitting.solver import Problem, refit
+from gsq.analysis.fitting.searching import refit
+from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.tables.table import Array, large_end, numbers
 
 _STARTS = 4  # of each refit: the fit to all rows, and three random ones

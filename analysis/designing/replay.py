@@ -13,7 +13,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit, or_none
-from gsq.analysis.fitting.solver import refit
+from gsq.analysis.fitting.searching import refit
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Array, Index, numbers
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
-from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profile, undetermined
+from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profiles, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
 from gsq.analysis.fitting.options import SIDED, Intervals, Options, changed
 from gsq.analysis.fitting.refusing import check_values, read_weights
@@ -27,7 +27,8 @@ from gsq.analysis.fitting.remarks import (
     search_remarks,
 )
 from gsq.analysis.fitting.result import Fit, confounded_text
-from gsq.analysis.fitting.solver import Problem, Solution, draw_starts, search
+from gsq.analysis.fitting.searching import draw_starts, leading, reached, screened, search
+from gsq.analysis.fitting.solver import Problem, Solution
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.reading import plain_columns
@@ -44,6 +45,9 @@ from gsq.analysis.tables.table import (
     with_derived,
 )
 from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
+
+SCREENED = 8  # starts drawn for each that is carried out: see searching.screened
+LARGE, SAMPLE, FINALISTS = 20_000, 4_000, 4  # rows of a large table, of the sample that is searched, and optima kept
 
 
 def fit(
@@ -139,7 +143,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     count = int(units.max()) + 1
     left = count - rank
     draws = Draws(np.empty((0, len(theta))), 0, 0, 0)
-    if options.bootstrap and left > 0:
+    if options.bootstrap and left > 0 and options.kind != "none":
         draws = bootstrap(
             problem,
             theta,
@@ -152,7 +156,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             options.seed,
         )
     sampled = problem.form.natural(draws.theta, problem.centre)
-    ends = percentile_interval(sampled, options.confidence, (count, left))
+    ends = percentile_interval(sampled, options.confidence, (count, left), options.loss)
     by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
     prediction = problem.predict(theta[None])[0]
     pure = pure_error(problem, weights, configurations)
@@ -166,18 +170,15 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         found = Solution(theta[None], np.array([cost]), np.array([True]))
         together = {name for group in groups for name in group}
         for name, here in zip(law.parameters, map(float, natural), strict=True):
-            if name in together:
-                by_profile[name] = (-np.inf, np.inf)
-            elif room[0] > 0:
-                pair = profile(law, problem, found, weights, room, name)
-                by_profile[name] = (float(pair[0][0]), float(pair[1][0]))
-            else:
-                by_profile[name] = (here, here)
+            by_profile[name] = (-np.inf, np.inf) if name in together else (here, here)
+        if room[0] > 0:
+            apart = [name for name in law.parameters if name not in together]
+            by_profile |= profiles(law, problem, found, weights, room, apart)
     for kind_of in (by_profile, by_bootstrap):
         for i, name in enumerate(law.parameters):
             kind_of[name] = opened(kind_of[name], low[i], high[i])
     # Without a degree of freedom there are none.
-    kind: Intervals = options.kind if left > 0 else "bootstrap"
+    kind: Intervals = options.kind if left > 0 else "none"
     shown = by_profile if kind == "profile" else by_bootstrap
     ended = tuple(name for i, name in enumerate(law.parameters) if at_bound(theta[i], low[i], high[i]))
     reasons = undetermined(sampled, shown, _certain(law, groups, ended, natural))
@@ -219,7 +220,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             *bound_remarks(ended),
             *floor_remarks(law, problem, natural, prediction, shown, set(reasons)),
             *search_remarks(problem, options.starts, share, converged, bool(groups)),
-            *interval_remarks(draws.requested, draws.failed, kind == "bootstrap", cells, left),
+            *interval_remarks(draws.requested, draws.failed, options.kind, cells, left),
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
@@ -286,8 +287,11 @@ def _best(
     law: Law,
 ) -> tuple[Array, float, float, bool]:
     """Best theta over the random starts, its cost, the share of starts that reach it, and whether it has converged."""
-    start = draw_starts(problem, ranges, scales, weights[None], options.starts, [options.seed, 0])
-    found = search(problem, start, weights)
+    if len(weights) > LARGE:
+        found, share = _best_of_sample(problem, weights, ranges, scales, options)
+    else:
+        found = _search(problem, weights, ranges, scales, options)
+        share = float(reached(problem, found.cost, weights).mean())
     cost = found.cost
     if not np.isfinite(cost).any():
         raise AnalysisError(
@@ -295,11 +299,31 @@ def _best(
             f"{options.starts} starts; give the parameters ranges of starts near the answer (--start "
             f"{law.parameters[-1]}=LOW:HIGH), bounds (--bound), or more starts (--starts)"
         )
-    first = int(np.argmin(cost))
-    # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
-    scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
-    reached = cost <= cost[first] * (1 + 1e-6) + 1e-16 * scale
-    return found.theta[first], float(cost[first]), float(reached.mean()), bool(found.converged[first])
+    first = leading(problem, found, weights)
+    return found.theta[first], float(cost[first]), share, bool(found.converged[first])
+
+
+def _search(
+    problem: Problem, weights: Array, ranges: list[tuple[float, float] | None], scales: Array, options: Options
+) -> Solution:
+    start = draw_starts(problem, ranges, scales, weights[None], SCREENED * options.starts, [options.seed, 0])
+    return search(problem, screened(problem, start, weights, options.starts), weights)
+
+
+def _best_of_sample(
+    problem: Problem, weights: Array, ranges: list[tuple[float, float] | None], scales: Array, options: Options
+) -> tuple[Solution, float]:
+    """Large tables: the search goes over a sample of their rows, and its best few optima on over all."""
+    rows = np.sort(np.random.default_rng([options.seed, 3]).choice(len(weights), SAMPLE, replace=False))
+    part = replace(problem, data=problem.data[:, rows], target=problem.target[rows])
+    found = _search(part, weights[rows], ranges, scales, options)
+    order = np.argsort(found.cost, kind="stable")
+    apart = np.append(True, np.diff(found.cost[order]) > 1e-6 * found.cost[order][:-1])
+    chosen = order[apart & np.isfinite(found.cost[order])][:FINALISTS]
+    if not len(chosen):
+        return found, 0.0
+    theta = problem.form.internal(problem.form.natural(found.theta[chosen], part.centre), problem.centre)
+    return search(problem, theta, weights), float(reached(part, found.cost, weights[rows]).mean())
 
 
 def _scales(rows: pd.DataFrame, law: Law) -> Array:

@@ -16,7 +16,7 @@ Loss = Literal["least_squares", "huber", "cauchy", "quantile", "asymmetric"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 SIDED: tuple[Loss, ...] = ("quantile", "asymmetric")
 """Those that take targets above the law for less, or for more, than those below it."""
-Intervals = Literal["profile", "bootstrap"]
+Intervals = Literal["profile", "bootstrap", "none"]
 T = TypeVar("T")
 
 
@@ -100,7 +100,10 @@ class Options:
     )
     intervals: Intervals | None = field(
         default=None,
-        metadata={"metavar": "KIND", "help": "Intervals to show: profile (default for least_squares) or bootstrap."},
+        metadata={
+            "metavar": "KIND",
+            "help": "Intervals to show: profile (default for least_squares), bootstrap, or none, which is fast.",
+        },
     )
     quantile: float | None = field(
         default=None,
@@ -139,7 +142,7 @@ class Options:
         if self.noise is not None and not 0 < self.noise < math.inf:
             raise AnalysisError(f"noise is the standard deviation of a seed, above 0; got {self.noise}")
         if self.intervals not in (None, *get_args(Intervals)):
-            raise AnalysisError(f"intervals must be 'profile' or 'bootstrap', got {self.intervals!r}")
+            raise AnalysisError(f"intervals must be 'profile', 'bootstrap' or 'none', got {self.intervals!r}")
         if self.intervals == "profile" and self.loss != "least_squares":
             raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gsq.analysis.fitting.options import Intervals
 from gsq.analysis.fitting.result import confounded_text, interval_text
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.named import Law
@@ -92,12 +93,14 @@ def floor_remarks(
     return found
 
 
-def interval_remarks(requested: int, failed: int, bootstrap: bool, cells: int, left: int) -> list[str]:
+def interval_remarks(requested: int, failed: int, kind: Intervals, cells: int, left: int) -> list[str]:
     """What the intervals rest on."""
-    found = []
+    found: list[str] = []
+    if kind == "none":
+        return found
     if left < 1:
         found.append("no intervals: the law has as many parameters as there are rows to tell them by")
-    elif bootstrap and requested == 0:
+    elif kind == "bootstrap" and requested == 0:
         found.append("no intervals: bootstrap = 0")
     elif cells < FEW_CONFIGURATIONS:
         found.append(f"intervals from {cells} configurations are rough")

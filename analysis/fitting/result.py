@@ -173,10 +173,13 @@ class Fit:
         central = self.problem.predict(self.theta[None], data)[0]
         freedom = self.freedom
         kind = kind or self.interval_kind
-        if kind == "profile":
+        if kind == "none":
+            low = high = np.full_like(central, np.nan)
+        elif kind == "profile":
             low, high = delta_band(self.problem, self.theta, self.weights, self.room, data)
         else:
-            low, high = percentile_interval(self.problem.predict(self.draws, data), self.confidence, freedom)
+            sampled = self.problem.predict(self.draws, data)
+            low, high = percentile_interval(sampled, self.confidence, freedom, self.options.loss)
         if single_run:
             from scipy.stats import t
 
@@ -342,7 +345,7 @@ class Fit:
         write_json(self.to_dict(), Path(path))
 
 
-KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configuration"}
+KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configuration", "none": "none"}
 
 
 def confounded_text(groups: tuple[tuple[str, ...], ...]) -> str:

@@ -16,6 +16,7 @@ from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import LAWS, get_law
+from gsq.analysis.tables.selecting import select
 
 _CHANGED = 1e-6  # relative, in the sum that was minimised
 
@@ -53,7 +54,7 @@ def choose_saved(path: str | Path, fits: list[dict[str, Any]], law: str | None) 
 
 def fit_again(saved: Mapping[str, Any], frame: pd.DataFrame) -> Fit:
     """The fit whose ``to_dict`` is ``saved``, from its table. Raises AnalysisError where that gives another one."""
-    named = LAWS.get(saved["law"])
+    named, frame = LAWS.get(saved["law"]), select(frame, saved.get("where"))
     law = get_law(
         saved["formula"],
         [str(name) for name in frame.columns],

@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -257,7 +257,8 @@ def _symbolic(
         if not names:
             return number(node)
         if not any(name in free for name in names):
-            return datum(node)
+            minus = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+            return -datum(node.operand) if minus else datum(node)  # type: ignore[attr-defined]
         if isinstance(node, ast.Subscript):
             return at_levels(*(index_of(names[0]) or ("", "")))
         if isinstance(node, ast.Name):
@@ -274,23 +275,7 @@ def _symbolic(
             return OPERATORS[type(node.op)](build(node.left), build(node.right))
         assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         arguments = [build(argument) for argument in node.args]
-        match node.func.id:
-            case "min":
-                return sp.Min(*arguments)
-            case "max":
-                return sp.Max(*arguments)
-            case "log2":
-                return sp.log(arguments[0]) / math.log(2)
-            case "log10":
-                return sp.log(arguments[0]) / math.log(10)
-            case "log" | "ln":
-                return sp.log(arguments[0])
-            case "exp":
-                return sp.exp(arguments[0])
-            case "sqrt":
-                return sp.sqrt(arguments[0])
-            case _:
-                return sp.Abs(arguments[0])
+        return _call(node.func.id, arguments)
 
     expression = sp.sympify(build(formula.tree))
     if expression.has(sp.zoo, sp.nan, sp.oo, -sp.oo):
@@ -304,6 +289,33 @@ def _symbolic(
 
 def _is_level(columns: Mapping[str, Any], column: str, level: str) -> Any:
     return columns[f"[{column}]"] == level
+
+
+def _call(name: str, arguments: list[sp.Expr]) -> sp.Expr:
+    """A function of formulas over expressions."""
+    import sympy as sp
+    from sympy.codegen.numpy_nodes import logaddexp
+
+    one = arguments[0]
+    match name:
+        case "min":
+            return sp.Min(*arguments)
+        case "max":
+            return sp.Max(*arguments)
+        case "log" | "ln":
+            return sp.log(one)
+        case "log2" | "log10":
+            return sp.log(one) / math.log(int(name[3:]))
+        case "softplus":
+            return logaddexp(0, one)
+        case "logaddexp":
+            return reduce(logaddexp, arguments)
+        case "abs":
+            return sp.Abs(one)
+        case "arctan":
+            return sp.atan(one)
+        case _:
+            return getattr(sp, name)(one)
 
 
 def _has_logarithm(node: ast.expr) -> bool:

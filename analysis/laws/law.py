@@ -38,8 +38,8 @@ class Law:
     bounds: Mapping[str, tuple[float, Bound]] = field(default_factory=dict)
     """Parameter to (low, high), where it is not free."""
     starts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Parameter to the range of its random starts: uniform, or uniform in the logarithm where it spans a factor of 100.
-    Parameters that enter linearly need none: they are solved for at each start."""
+    """Parameter to the range of its random starts: uniform, or uniform in the logarithm where it spans a factor of 100;
+    (0.3, 0.3) starts at 0.3. Parameters that enter linearly need none: they are solved for at each start."""
     holds_for: Mapping[str, float | None] = field(default_factory=dict)
     """Columns without a term here that must have this one value (None: any one value) in the rows, where they have
     it."""
@@ -55,10 +55,10 @@ class Law:
 
     def __post_init__(self) -> None:
         for name, pair in self.starts.items():
-            if not (np.isfinite(pair[0]) and np.isfinite(pair[1]) and pair[0] < pair[1]):
+            if not (np.isfinite(pair[0]) and np.isfinite(pair[1]) and pair[0] <= pair[1]):
                 raise AnalysisError(
                     f"{self.name}: the starts of {name} are drawn from a range of two finite numbers, the smaller "
-                    f"first; got {pair[0]:g} to {pair[1]:g}"
+                    f"first, or begin at one where both are equal; got {pair[0]:g} to {pair[1]:g}"
                 )
         for name, (low, high) in self.bounds.items():
             if np.isnan(low) or (high != "min" and not low < high):

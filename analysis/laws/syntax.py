@@ -7,6 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     pass
 
 
-FUNCTIONS = ("log", "ln", "log2", "log10", "exp", "sqrt", "min", "max", "abs")
+SEVERAL = ("min", "max", "logaddexp")
+"""Functions of two arguments or more."""
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lam|lambda_|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|"
     "chi|psi|omega"
@@ -40,8 +42,17 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "log10": np.log10,
     "exp": np.exp,
     "sqrt": np.sqrt,
+    "min": np.minimum,
+    "max": np.maximum,
     "abs": np.abs,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "arctan": np.arctan,
+    "softplus": lambda x: np.logaddexp(0, x),
+    "logaddexp": np.logaddexp,
 }
+FUNCTIONS = tuple(NUMPY)
 
 
 def column_of(node: ast.expr) -> str:
@@ -96,8 +107,8 @@ def names_of(tree: ast.expr, text: str) -> list[str]:
                     f"formula {text!r}: function {name!r} is not allowed; functions: {', '.join(FUNCTIONS)}"
                     + (f". For a product write {name} * (...)" if PARAMETER.fullmatch(name) else "")
                 )
-            if (name in ("min", "max") and len(node.args) < 2) or (name not in ("min", "max") and len(node.args) != 1):
-                wanted = "two arguments or more" if name in ("min", "max") else "one argument"
+            if len(node.args) < 2 if name in SEVERAL else len(node.args) != 1:
+                wanted = "two arguments or more" if name in SEVERAL else "one argument"
                 raise AnalysisError(f"formula {text!r}: {name} takes {wanted}, got {len(node.args)}")
             for argument in node.args:
                 visit(argument)
@@ -141,12 +152,8 @@ def numeric(node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
         if isinstance(one, ast.Call):
             assert isinstance(one.func, ast.Name)
             arguments = [evaluate(argument, columns) for argument in one.args]
-            if one.func.id in ("min", "max"):
-                choose = np.minimum if one.func.id == "min" else np.maximum
-                result = arguments[0]
-                for other in arguments[1:]:
-                    result = choose(result, other)
-                return result
+            if one.func.id in SEVERAL:
+                return reduce(NUMPY[one.func.id], arguments)
             return NUMPY[one.func.id](*arguments)
         return columns[column_of(one)]
 

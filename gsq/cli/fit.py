@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.questions import Questions
-from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
+from gsq.cli.table_options import (
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    TableArgument,
+    WhereOption,
+    require_outputs,
+    table_path,
+)
 from gsq.cli.taking import takes
 
 
@@ -41,7 +49,12 @@ def fit_command(
     ] = None,
     bound: BoundOption = None,
     start: Annotated[
-        list[str] | None, typer.Option("--start", metavar="NAME=LOW:HIGH", help="Range of a parameter's random starts.")
+        list[str] | None,
+        typer.Option(
+            "--start",
+            metavar="NAME=LOW:HIGH",
+            help="Range of a parameter's random starts; NAME=VALUE for one, and others near it.",
+        ),
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
@@ -55,6 +68,7 @@ def fit_command(
             help='Something that follows from the parameters, with its interval, such as "b / (a + b)". Repeatable.',
         ),
     ] = None,
+    where: WhereOption = None,
     *,
     options: Options,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
@@ -120,6 +134,7 @@ def fit_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, unquoted
 
     target = None if target is None else unquoted(target)
@@ -130,12 +145,14 @@ def fit_command(
         raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
     derived: list[list[Derived]] = []
     if collapse or extrapolate:
-        lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
+        lines = _collapse_or_extrapolate(
+            select(load_table(path, protocol), where), target or "rfid", collapse, document
+        )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
-        frame = load_table(path, protocol)
+        frame = select(load_table(path, protocol), where)
         chosen = named_laws(frame, law, target, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
@@ -145,13 +162,14 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
+            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
         derived = _derived(fits, derive or [])
-        document |= {"fits": [_with_derived(*pair) for pair in zip(fits, derived, strict=True)], "not_fitted": reasons}
+        saved = [_with_derived(*pair) for pair in zip(fits, derived, strict=True)]
+        document |= {"fits": [one | ({"where": where} if where else {}) for one in saved], "not_fitted": reasons}
     questions = Questions(arms, random, against, rollout)
     drawing = questions.answer(fits, lines, document)
     if figure is not None and drawing is not None:
@@ -220,6 +238,7 @@ def load_and_fit(
     bounds: list[str] | None = None,
     starts: list[str] | None = None,
     by: str | None = None,
+    where: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
     """Load a table and fit laws to it; also returns why a law (or group) was not fitted.
 
@@ -230,10 +249,11 @@ def load_and_fit(
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
     from gsq.analysis.laws.named import DEFAULT_LAWS
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, measured
 
     options = options or Options()
-    frame = load_table(path, protocol)
+    frame = select(load_table(path, protocol), where)
     chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)
@@ -292,14 +312,19 @@ def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
 
     try:
         name, ends = text.split("=")
-        low, high = ends.split(":")
+        low, _, high = ends.partition(":")
+        if ":" not in ends and option == "--start":
+            high = low = str(float(ends))  # one start, by its value
+        elif ends.count(":") != 1:
+            raise ValueError(ends)
         pair: tuple[float, Bound] = (
             float(low or "-inf"),
             "min" if high == "min" and option == "--bound" else float(high or "inf"),
         )
     except ValueError as error:
-        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0: or alpha=0:4") from error
-    if pair[1] != "min" and not pair[0] < pair[1]:
+        value = " or NAME=VALUE" if option == "--start" else ""
+        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH{value}, such as E=0: or alpha=0:4") from error
+    if pair[1] != "min" and not (pair[0] < pair[1] or (option == "--start" and pair[0] == pair[1])):
         raise AnalysisError(f"{option} {text!r}: the low end must be below the high one")
     if option == "--start" and not all(abs(float(end)) < float("inf") for end in pair):
         raise AnalysisError(f"{option} {text!r}: starts are drawn from a range, so both ends must be numbers")
