@@ -15,6 +15,8 @@ from .checking.held_out import held_out as held_out
 from .checking.predictions import SeedNoise as SeedNoise
 from .checking.predictions import check_predictions as check_predictions
 from .checking.predictions import seed_noise as seed_noise
+from .designing.budgets import BudgetReplay as BudgetReplay
+from .designing.budgets import replay_budgets as replay_budgets
 from .designing.choice import design as design
 from .designing.power import Power as Power
 from .designing.power import power as power
@@ -23,6 +25,7 @@ from .designing.replay import Replay as Replay
 from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
+from .designing.target import target_rows as target_rows
 from .errors import AnalysisError as AnalysisError
 from .figures.card import card_figure as card_figure
 from .figures.contours import ContourPanel as ContourPanel
