@@ -18,6 +18,7 @@ from .checking.predictions import seed_noise as seed_noise
 from .designing.budgets import BudgetReplay as BudgetReplay
 from .designing.budgets import replay_budgets as replay_budgets
 from .designing.choice import design as design
+from .designing.options import DesignOptions as DesignOptions
 from .designing.power import Power as Power
 from .designing.power import power as power
 from .designing.proposal import Design as Design

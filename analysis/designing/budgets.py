@@ -10,12 +10,12 @@ import pandas as pd
 
 from gsq.analysis.designing.pool import Part, Settings
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.fitting.solver import Residuals
+from gsq.analysis.fitting.options import Residuals
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Array, Index, numbers
 
 _FIRST = 2  # times as many starts for fits that are scored
-_LATE = 600  # steps of those
+_STEPS, _LATE = 150, 600  # steps of the best starts, and of those of fits that are scored
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Study:
     def spent(self) -> float:
         return float(self.cost[self.bought].sum())
 
-    def fit(self, starts: int, steps: int | None = None) -> None:
+    def fit(self, starts: int, steps: int = _STEPS) -> None:
         for part in self.parts:
             part.fit(part.taken(self.bought), starts, steps)
 

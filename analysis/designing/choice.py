@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.checking.compare import Comparison, aicc_weights
 from gsq.analysis.designing.greedy import greedy, without_idle, without_tail
-from gsq.analysis.designing.information import CRITERIA, Cells, Criterion, State
+from gsq.analysis.designing.information import Cells, State
 from gsq.analysis.designing.optima import rival_optima
+from gsq.analysis.designing.options import DesignOptions
 from gsq.analysis.designing.proposal import Checkpoint, Design, Expectation, Proposal
 from gsq.analysis.designing.target import Target, cell_text, plain, read_target
 from gsq.analysis.designing.wanted import wanted_cells
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.options import changed
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import completed, numbers, varying, with_derived
 from gsq.config.axes import CONFIGURATION, DERIVED
-
-SEEDS = 3
 
 
 def design(
@@ -34,40 +35,26 @@ def design(
     budget: float | Sequence[float],
     target: str | Target,
     *,
-    cost: str = "cost",
-    unit: str | None = None,
-    until: float | None = None,
-    noise: float | None = None,
-    seeds: int = SEEDS,
-    criterion: Criterion = "widest",
-    cost_exponent: float = 1.0,
-    optima: int = 1,
-    enough: float | None = None,
+    options: DesignOptions | None = None,
+    **changes: Any,
 ) -> Design:
     """Choose the runs among ``candidates`` that narrow ``target`` the most for ``budget``.
 
     fits: a fit, or rival ones to the same rows (:func:`analysis.compare_laws`), weighted by AICc.
-    candidates: one row a cell, with the laws' columns (derived axes may follow from others) and the column ``cost``, in
-    any unit above 0, called ``unit`` in what is printed. A cell of the same configuration as measured rows is a further
-    seed of it; the two are compared by the axes that both tables have or, where both have it, by a column
-    ``configuration``. Each configuration gets ``seeds`` runs at the most, measured ones included, or as many as there
-    are rows of it in the candidates.
-    budget: what may be spent in all, or several budgets, each reached by the runs that suit it best after those of the
-    smaller ones; what is expected at each is in ``checkpoints``.
-    target: see :func:`read_target`, or a table's rows: :func:`target_rows`. criterion: of predictions at several cells
-    the "widest" interval, or their "average" (root mean square), to which the disagreement of the rivals adds.
-    cost_exponent: a run is worth its gain over cost^cost_exponent; below 1, dearer runs are chosen. optima: count so
-    many local minima of each law's fit, weighted by fit, as rivals; a prediction is the mean of theirs.
-    enough: leave out the last runs where all of them together narrow the target by less than this share (0.05: 5 %);
-    by default the whole budget is spent. until: stop at this value of it: half an interval (in units of the parameter;
-    relative for a prediction or the noise: 0.05 is 5 %), or the weight left to wrong laws.
-    noise: standard deviation between seeds, relative for log residuals; without it, from the seeds in the table. Where
-    it has none either, a further seed tells nothing of the law.
+    candidates: one row a cell, with the laws' columns (derived axes may follow from others) and a column of costs
+    ("cost", if the options name none). A cell of the same configuration as measured rows is a further seed of it; the
+    two are compared by the axes that both tables have or, where both have it, by a column ``configuration``.
+    budget: what may be spent in all, or several budgets: each adds runs to those of the smaller ones, and
+    ``checkpoints`` says what is expected at each.
+    target: see :func:`read_target`; the rows of a table: :func:`target_rows`.
+    options, changes: :class:`DesignOptions`, and values of its fields that differ: ``design(..., seeds=1)``.
 
     The criteria and their sources: :mod:`gsq.analysis.designing.information`. Raises AnalysisError for a target that
     the laws do not have, target or candidate cells without a column that a law reads, costs that are missing or not
-    above 0, or a budget that affords no candidate.
+    above 0, a budget that affords no candidate, or an option that is unknown or out of range.
     """
+    options = changed(options or DesignOptions(), changes)
+    cost, until = options.cost or "cost", options.until
     wanted = read_target(target) if isinstance(target, str) else target
     rivals = list(fits.fits) if isinstance(fits, Comparison) else [fits] if isinstance(fits, Fit) else list(fits)
     weights = _weights(rivals)
@@ -78,30 +65,27 @@ def design(
         raise AnalysisError("discriminate needs two laws or more that were fitted to these rows, with an AICc each")
     budgets = sorted({float(one) for one in ([budget] if isinstance(budget, int | float) else budget)})
     if not budgets or not 0 < budgets[0] <= budgets[-1] < np.inf:
+        got = ", ".join(f"{one:g}" for one in budgets) or "none"
+        raise AnalysisError(f"budget must be a number above 0, got {got}")
+    if wanted.kind != "predict" and (options.criterion != "widest" or options.optima > 1):
         raise AnalysisError(
-            f"budget must be a number above 0, got {', '.join(f'{one:g}' for one in budgets) or 'none'}"
+            f"criterion and optima are for predictions, and the target is {wanted.text}; take the target 'predict ...' "
+            "or leave them out"
         )
-    _check_options(wanted, criterion, cost_exponent, optima, enough)
-    if until is not None and not 0 < until < np.inf:
-        raise AnalysisError(f"until must be a number above 0, got {until:g}")
-    if noise is not None and not 0 < noise < np.inf:
-        raise AnalysisError(f"noise is the standard deviation between seeds, above 0; got {noise:g}")
-    if seeds < 1:
-        raise AnalysisError(f"seeds, the runs of a configuration at the most, must be at least 1; got {seeds}")
     goal = until
     if until is not None and (wanted.kind == "noise" or (wanted.kind == "predict" and rivals[0].residuals == "log")):
         goal = float(np.log1p(until))
-    cells = _cells(rivals, candidates, cost, seeds, notes)
+    cells = _cells(rivals, candidates, cost, options.seeds, notes)
     names, shares = tuple(one.law.name for one in rivals), tuple(weights)
-    if optima > 1:
-        rivals, weights = _with_optima(rivals, weights, wanted, cells, optima, notes)
-    state = State(rivals, weights, wanted, cells, noise, notes, criterion)
+    if options.optima > 1:
+        rivals, weights = _with_optima(rivals, weights, wanted, cells, options.optima, notes)
+    state = State(rivals, weights, wanted, cells, options.noise, notes, options.criterion)
     if wanted.kind == "predict" and len(rivals) > 1 and not state.average:
         notes += _disagreement(state)
     start = state.copy()
-    order, ends, stopped = greedy(state, cells, budgets, goal, cost_exponent)
-    if enough is not None:
-        order, stopped = without_tail(start, state, order, enough, stopped)
+    order, ends, stopped = greedy(state, cells, budgets, goal, options.cost_exponent)
+    if options.enough is not None:
+        order, stopped = without_tail(start, state, order, options.enough, stopped)
     if goal is not None and order and state.value() <= goal:
         order, state = without_idle(start, cells, order, goal)
     if goal is not None and state.value() > goal:
@@ -128,14 +112,14 @@ def design(
         target=wanted,
         laws=names,
         weights=shares,
-        criterion=criterion,
+        criterion=options.criterion,
         noise=float(np.sqrt(best.sigma2)) if best.noise_source else None,
         noise_source=state.noise_source,
         scatter=float(np.sqrt(best.tau2)),
         log=rivals[0].residuals == "log",
         measures=rivals[0].target,
         confidence=rivals[0].confidence,
-        unit=unit or cost.replace("_", " "),
+        unit=options.unit or cost.replace("_", " "),
         budget=budgets[-1],
         checkpoints=_checkpoints(budgets, ends, proposals, float(start.value())),
         until=until,
@@ -257,24 +241,6 @@ def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]
         return float(f"{float(value):.9g}") if isinstance(value, int | float | np.number) else str(value)
 
     return list(zip(*([plain(value) for value in frame[name]] for name in names), strict=True))
-
-
-def _check_options(target: Target, criterion: str, cost_exponent: float, optima: int, enough: float | None) -> None:
-    if criterion not in CRITERIA:
-        raise AnalysisError(f"criterion must be {' or '.join(CRITERIA)}, got {criterion!r}")
-    if not 0 <= cost_exponent < np.inf:
-        raise AnalysisError(
-            f"cost_exponent must be 0 or more (1: gain for its cost; 0: whatever it costs), got {cost_exponent:g}"
-        )
-    if optima < 1:
-        raise AnalysisError(f"optima, the local minima that count, must be at least 1; got {optima}")
-    if enough is not None and not 0 < enough < 1:
-        raise AnalysisError(f"enough is a share of the target's value, between 0 and 1 (0.05: 5 %); got {enough:g}")
-    if target.kind != "predict" and (criterion != "widest" or optima > 1):
-        raise AnalysisError(
-            f"criterion and optima are for predictions, and the target is {target.text}; take target 'predict ...', "
-            "or leave them out"
-        )
 
 
 def _with_optima(

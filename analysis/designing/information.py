@@ -26,11 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.designing.options import Criterion
 from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.designing.target import Target, cell_text
 from gsq.analysis.designing.wanted import wanted_cells
@@ -39,8 +39,6 @@ from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, Index
 
-Criterion = Literal["widest", "average"]
-CRITERIA: tuple[Criterion, ...] = ("widest", "average")
 RIDGE = 1e-6
 _WIDEST = 200  # target cells looked at for each step; the others are narrower already
 

@@ -17,9 +17,13 @@ import pandas as pd
 from gsq.analysis.designing.optima import leading
 from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.fitting.solver import Problem, Residuals, draw_starts, solve
+from gsq.analysis.fitting.options import Residuals
+from gsq.analysis.fitting.solver import Problem, draw_starts, solve
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, numbers
+
+_EARLY = 50  # steps of every start; the best go on
+_CARRIED = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Part:
         low, high = one.limits(self.target[taken])
         return Problem(one.form(), self.data[law][:, taken], self.target[taken], self.how.residuals, low, high)
 
-    def fit(self, taken: Index, starts: int, steps: int | None = None) -> None:
+    def fit(self, taken: Index, starts: int, steps: int) -> None:
         """Fit every law to the rows ``taken``, from its minima so far and from so many random starts, and keep the
         leading minima of each."""
         found: list[Rival] = []
@@ -98,7 +102,10 @@ class Part:
                 problem, ranges, sizes, np.ones((1, len(taken))), starts, [int(self.rng.integers(2**31))]
             )
             warm = [form.internal(rival.theta, centre) for rival in self.rivals if rival.law == law]
-            got = solve(problem, np.concatenate([*(w[None] for w in warm), start]), np.ones(len(taken)), steps=steps)
+            even = np.ones(len(taken))
+            got = solve(problem, np.concatenate([*(w[None] for w in warm), start]), even, steps=_EARLY)
+            good = np.argsort(got.cost)[: _CARRIED + self.how.optima]
+            got = solve(problem, got.theta[good], even, steps=steps)
             good = np.flatnonzero(np.isfinite(got.cost))
             if not len(good):
                 continue

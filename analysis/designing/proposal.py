@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from gsq.analysis.designing.information import Criterion
+from gsq.analysis.designing.options import Criterion
 from gsq.analysis.designing.target import Target, cell_text, interval_text
 from gsq.analysis.fitting.result import or_none
 from gsq.words import counted

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
-from gsq.analysis.fitting.solver import Problem, Residuals
+from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, completed, quoted
 from gsq.analysis.words import counted
 
 if TYPE_CHECKING:
-    from gsq.analysis.fitting.options import Intervals, Options
+    from gsq.analysis.fitting.options import Intervals, Options, Residuals
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gsq.cli.options import (
-    ClusterOption,
-    JsonOption,
-)
-from gsq.cli.plan import NoiseOption
-from gsq.cli.table_options import BoundOption, ProtocolOption, ResidualsOption
+from gsq.analysis.designing.options import DesignOptions
+from gsq.analysis.fitting.options import Options
+from gsq.cli.options import ClusterOption, JsonOption
+from gsq.cli.table_options import BoundOption, ProtocolOption
+from gsq.cli.taking import takes
+from gsq.errors import UserError
 
 
+@takes(Options, "residuals")
+@takes(DesignOptions, "until", "noise", "seeds", "cost", "criterion", "cost_exponent", "optima", "enough")
 def design_command(
     tables: Annotated[
         list[str],
@@ -25,17 +29,22 @@ def design_command(
         ),
     ],
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--target",
             metavar="TARGET",
             help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
             "predict alone: everywhere. discriminate: which law is right. noise: that between seeds.",
         ),
-    ],
-    budget: Annotated[
-        float, typer.Option("--budget", metavar="COST", help="Device hours, or units of the --cost column.")
-    ],
+    ] = None,
+    target_rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--target-rows",
+            metavar="FILE",
+            help="In place of --target: predict every row of this table, which has the columns that the law reads.",
+        ),
+    ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(
@@ -54,24 +63,18 @@ def design_command(
             "power_law_bpp; for discriminate, every named law that the table can carry.",
         ),
     ] = None,
-    until: Annotated[
-        float | None,
+    *,
+    budget: Annotated[
+        list[float],
         typer.Option(
-            "--until",
-            metavar="VALUE",
-            help="Stop there: half an interval (0.1 of a parameter; 0.05 is 5 % of a prediction), or the weight of "
-            "wrong laws.",
+            "--budget",
+            metavar="COST",
+            help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
+            "printed.",
         ),
-    ] = None,
-    noise: NoiseOption = None,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", metavar="N", min=1, help="Runs of a configuration at the most; 1: no further seeds."),
-    ] = 3,
-    cost: Annotated[
-        str | None, typer.Option("--cost", metavar="COLUMN", help="What a run costs, where candidates are a table.")
-    ] = None,
-    residuals: ResidualsOption = "log",
+    ],
+    options: DesignOptions,
+    fitting: Options,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     cluster: ClusterOption = "local",
@@ -91,8 +94,12 @@ def design_command(
     """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
     Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
-    one that narrows the target most for what it costs, until the target is met (--until), the budget is spent, or the
-    rest of it would hardly help. Prints the interval now and as expected after each run. Nothing is run or submitted.
+    one that narrows the target most for what it costs, until the budget is spent, the target is met (--until), or the
+    rest of the budget would hardly help (--enough). Prints the interval now and as expected after each run. Nothing is
+    run or submitted.
+
+    To extrapolate, put the cells that matter into a table and take its average variance (--target-rows --criterion
+    average), let dear runs count (--cost-exponent 0.4), and count rival minima of the fit (--optima 4).
 
     Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
     far a configuration lies off the law.
@@ -104,25 +111,50 @@ def design_command(
 
     Example: gsq design runs.csv --law "loss = E + A / N^a" --candidates cells.csv --cost flops --budget 1e20
     --target parameter=a
-    """
-    from gsq.cli.designing import design_next
 
-    design_next(
-        tables,
-        candidates,
-        law,
-        target,
-        budget,
-        until=until,
-        noise=noise,
-        seeds=seeds,
-        cost=cost,
-        residuals=residuals,
-        bounds=bound,
-        protocol=protocol,
-        cluster=cluster,
-        base=base,
-        output=output,
-        figure=figure,
-        as_json=as_json,
-    )
+    Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
+    --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.4 --optima 4
+    """
+    from gsq.analysis.checking.compare import compare_laws
+    from gsq.analysis.designing.choice import design
+    from gsq.analysis.designing.target import read_target
+    from gsq.analysis.designing.target import target_rows as target_of
+    from gsq.analysis.tables.table import load_table
+    from gsq.cli import designing
+    from gsq.cli.fit import named_laws
+    from gsq.cli.table_options import require_outputs
+
+    require_outputs({"--output": output}, {"--figure": figure})
+    if target is not None and target_rows is None:
+        wanted = read_target(target)
+    elif target_rows is not None and target is None:
+        wanted = target_of(load_table(target_rows))
+    else:
+        raise UserError("name what to narrow with one of --target TARGET and --target-rows FILE")
+    paths, source = designing.sources(tables, candidates)
+    if output is not None:
+        designing.require_kind(output, source, base)
+    frame = designing.measured_rows(paths, protocol)
+    cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
+    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
+    compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
+    for name, reason in compared.not_fitted.items() if law else ():
+        typer.echo(f"Not fitted: {name}: {reason}.", err=True)
+    found = design(compared, cells, budget, wanted, options=options)
+    chosen = designing.axes_of(found, cells, cases, frame)
+    lines = [found.text()]
+    if output is not None:
+        title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
+        sweep = source if cases is not None else None
+        lines.append(designing.write_runs(output, found, cells, chosen, sweep, base, title))
+    if figure is not None:
+        from gsq.analysis.figures.designs import design_figure
+        from gsq.analysis.figures.style import saved_files
+
+        design_figure(found, figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    if as_json:
+        document = {"tables": [str(path) for path in paths], "candidates": source, **found.to_dict()}
+        typer.echo(json.dumps(document | ({"cases": chosen} if cases is not None else {}), indent=1))
+    else:
+        typer.echo("\n".join(lines))

@@ -11,21 +11,19 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gsq.analysis.fitting.options import Options
     from gsq.analysis.fitting.result import Fit
     from gsq.analysis.laws.named import Bound, Law
 
+from gsq.analysis.fitting.options import Options
 from gsq.cli.table_options import (
-    BootstrapOption,
     BoundOption,
     LawOption,
     ProtocolOption,
-    ResidualsOption,
-    SeedOption,
     TableArgument,
     require_outputs,
     table_path,
 )
+from gsq.cli.taking import takes
 
 
 def _list_laws(wanted: bool) -> None:
@@ -38,18 +36,12 @@ def _list_laws(wanted: bool) -> None:
         raise typer.Exit
 
 
+@takes(Options)
 def fit_command(
     table: TableArgument,
     law: LawOption = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="COLUMN", help="Predict this column instead of the law's own.")
-    ] = None,
-    residuals: ResidualsOption = "log",
-    loss: Annotated[str, typer.Option("--loss", help="least_squares, huber or cauchy.")] = "least_squares",
-    delta: Annotated[float | None, typer.Option("--delta", help="Where huber and cauchy leave squares.")] = None,
-    weights: Annotated[str | None, typer.Option("--weights", metavar="COLUMN", help="A column of weights.")] = None,
-    noise: Annotated[
-        float | None, typer.Option("--noise", help="Standard deviation between seeds, if known; else from the seeds.")
     ] = None,
     bound: BoundOption = None,
     start: Annotated[
@@ -58,13 +50,9 @@ def fit_command(
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
     ] = None,
-    intervals: Annotated[
-        str | None, typer.Option("--intervals", help="profile (default for least squares) or bootstrap.")
-    ] = None,
-    starts: Annotated[int, typer.Option("--starts", metavar="N", min=1, help="Random starts.")] = 64,
     protocol: ProtocolOption = None,
-    bootstrap: BootstrapOption = 1000,
-    seed: SeedOption = 0,
+    *,
+    options: Options,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the (first) fit.")
@@ -101,24 +89,12 @@ def fit_command(
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
     """
     from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.fitting.options import Options
     from gsq.analysis.fitting.result import write_json
     from gsq.analysis.tables.table import load_table, unquoted
 
     target = None if target is None else unquoted(target)
     path = table_path(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    options = Options(
-        residuals=residuals,  # type: ignore[arg-type]
-        loss=loss,  # type: ignore[arg-type]
-        delta=delta,
-        weights=weights,
-        noise=noise,
-        bootstrap=bootstrap,
-        starts=starts,
-        seed=seed,
-        intervals=intervals,  # type: ignore[arg-type]
-    )
     document: dict[str, object] = {"table": table}
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
@@ -188,7 +164,6 @@ def load_and_fit(
 
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
-    from gsq.analysis.fitting.options import Options
     from gsq.analysis.laws.named import DEFAULT_LAWS
     from gsq.analysis.tables.table import load_table, measured
 

@@ -13,34 +13,33 @@ if TYPE_CHECKING:
 
     from gsq.analysis.fitting.result import Fit
 
+from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
 from gsq.cli.table_options import (
-    BootstrapOption,
     BoundOption,
     LawOption,
     ProtocolOption,
-    ResidualsOption,
-    SeedOption,
     TableArgument,
     require_outputs,
     table_path,
 )
+from gsq.cli.taking import takes
 
 KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
 WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 
+@takes(Options, "residuals", "bootstrap", "seed")
 def plot_command(
     table: TableArgument,
     kind: Annotated[
         str, typer.Option("--kind", metavar="KIND", help=f"What to draw: {', '.join(KINDS)}. See above.")
     ] = "scaling",
     law: LawOption = None,
-    residuals: ResidualsOption = "log",
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
-    bootstrap: BootstrapOption = 1000,
-    seed: SeedOption = 0,
+    *,
+    options: Options,
     x: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,25 +92,23 @@ def plot_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files
-    from gsq.analysis.fitting.options import Options
     from gsq.analysis.tables.table import load_reference, load_table
 
     if kind not in KINDS:
         raise AnalysisError(f"--kind {kind!r} is not a figure of gsq plot; kinds: {', '.join(KINDS)}")
-    for option, given, takes in (
+    for option, given, kinds in (
         ("--reference", reference, ("scaling", "groups", "usage")),
         ("--x", x, ("contours", "collapse", "pareto")),
         ("--y", y, ("contours", "steps")),
         ("--law", law, WITH_LAWS),
     ):
-        if given and kind not in takes:
-            raise AnalysisError(f"{option} belongs to --kind {', '.join(takes)}; got --kind {kind}")
+        if given and kind not in kinds:
+            raise AnalysisError(f"{option} belongs to --kind {', '.join(kinds)}; got --kind {kind}")
     path = table_path(table)
     default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
     saved = output if output is not None else default
     # Beside the table there may be a folder of its name.
     require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
-    options = Options(residuals=residuals, bootstrap=bootstrap, seed=seed)  # type: ignore[arg-type]
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
     if kind in WITH_LAWS:

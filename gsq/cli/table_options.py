@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
-
 
 RESULTS = Path("results")
 
@@ -39,11 +35,6 @@ ProtocolOption = Annotated[
         help="Evaluation protocol, where the table has several; a unique beginning will do.",
     ),
 ]
-BootstrapOption = Annotated[
-    int, typer.Option("--bootstrap", metavar="N", min=0, help="Resamples of the bootstrap intervals; 0 for none.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starts and of the resamples.")]
-ResidualsOption = Annotated[str, typer.Option("--residuals", help="log (relative errors) or linear (absolute ones).")]
 BoundOption = Annotated[
     list[str] | None,
     typer.Option(

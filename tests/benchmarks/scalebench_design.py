@@ -145,7 +145,12 @@ def written(lines: list[dict], output: Path, repeats: int) -> str:
     )
     shown: dict[str, dict[str, object]] = {}
     for method in METHODS:
-        text += ["", f"## {method}", "", "| task | laws | repeats | R2 | standard error | best of the paper | wins | seconds |"]
+        text += [
+            "",
+            f"## {method}",
+            "",
+            "| task | laws | repeats | R2 | standard error | best of the paper | wins | seconds |",
+        ]
         text.append("|---|---|---|---|---|---|---|---|")
         wins = [0, 0, 0]
         for at, task in enumerate(TASKS):
@@ -155,7 +160,9 @@ def written(lines: list[dict], output: Path, repeats: int) -> str:
             counts = rows.groupby("seed")["law"].nunique()
             whole = counts.index[counts == len(LAWS[task])]
             if not len(whole):
-                text.append(f"| {task} | {rows['law'].nunique()} of {len(LAWS[task])} | 0 | not measured | | {quoted} | | |")
+                text.append(
+                    f"| {task} | {rows['law'].nunique()} of {len(LAWS[task])} | 0 | not measured | | {quoted} | | |"
+                )
                 continue
             rows = rows[rows["seed"].isin(whole)]
             means = np.stack([np.mean(np.stack(part["r2"]), axis=0) for _, part in rows.groupby("seed")])
@@ -172,7 +179,10 @@ def written(lines: list[dict], output: Path, repeats: int) -> str:
             )
             text.append(f"| {task} | {len(LAWS[task])} | {len(whole)} | {' | '.join(cells)} |")
             shown.setdefault(method, {})[task] = {"r2": r2.tolist(), "error": error.tolist(), "repeats": len(whole)}
-        text += ["", f"At least the best of the paper's rows, to two digits, on {wins[0]} / {wins[1]} / {wins[2]} of 8 tasks."]
+        text += [
+            "",
+            f"At least the best of the paper's rows, to two digits, on {wins[0]} / {wins[1]} / {wins[2]} of 8 tasks.",
+        ]
     text += ["", "## The paper", "", "| task | " + " | ".join(PAPER) + " |", "|---|" + "---|" * len(PAPER)]
     for at, task in enumerate(TASKS):
         quoted = (" / ".join(f"{one:.2f}" for one in row[at]) for row in PAPER.values())
