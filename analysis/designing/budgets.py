@@ -15,6 +15,7 @@ from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Array, Index, numbers
 
 _FIRST = 2  # times as many starts for fits that are scored
+_SCORED = 16  # minima that a prediction is the median of
 _STEPS, _LATE = 150, 600  # steps of the best starts, and of those of fits that are scored
 
 
@@ -69,7 +70,7 @@ def replay_budgets(
     run: str | None = None,
     target: str | None = None,
     residuals: Residuals = "log",
-    cost_exponent: float = 0.4,
+    cost_exponent: float = 0.5,
     optima: int = 4,
     starts: int = 32,
     average: bool = True,
@@ -77,15 +78,15 @@ def replay_budgets(
 ) -> BudgetReplay:
     """Buy runs of a finished study one after the other, and score the law's predictions at ``held_out`` rows.
 
-    pool: finished runs, with outcomes. law: one, or rivals, whose predictions are averaged by AICc weight. cost: the
+    pool: finished runs, with outcomes. law: one, or rivals, which count with their AICc weights. cost: the
     column of costs, above 0. held_out: rows with the same columns, whose outcomes only the score looks at.
     budgets: shares of the pool's cost, 0 to 1. start: positions of the rows that every order begins with, whatever
     they cost; rows of a run come together.
     by: a column, each value of which is a study of its own (its law, its start, its budget); the score is of all.
     each: a column, each value of which has parameters of its own though runs are bought together (several outputs).
     run: a column that says which rows one run gives, all at once; without it, each row is a run.
-    cost_exponent, optima: as for :func:`analysis.design`. average: predict the mean of the rival minima by weight
-    instead of the best. starts: random starts of a fit, twice as many at each budget.
+    cost_exponent, optima: as for :func:`analysis.design`. average: predict the median, by weight, of up to 16 minima
+    of each law instead of the best one. starts: random starts of a fit, twice as many at each budget.
 
     Raises AnalysisError for columns, costs, outcomes or budgets that cannot be used, or a group without a start.
     """
@@ -168,9 +169,9 @@ class _Study:
     def spent(self) -> float:
         return float(self.cost[self.bought].sum())
 
-    def fit(self, starts: int, steps: int = _STEPS) -> None:
+    def fit(self, starts: int, steps: int = _STEPS, most: int | None = None) -> None:
         for part in self.parts:
-            part.fit(part.taken(self.bought), starts, steps)
+            part.fit(part.taken(self.bought), starts, steps, most or self.how.optima)
 
     def spend(self, budget: float) -> Array:
         """Buy what the budget pays, and predict the held-out rows, (rows,)."""
@@ -180,11 +181,12 @@ class _Study:
             if not new:
                 break
             self.fit(max(self.how.starts // 4, 1))
-        self.fit(_FIRST * self.how.starts, _LATE)
+        self.fit(_FIRST * self.how.starts, _LATE, _SCORED if self.average else 1)
         found = np.empty(self.size)
         for part, far in zip(self.parts, self.far, strict=True):
             part.linearise(part.taken(self.bought))
             found[far] = part.predictions(self.average)
+            part.keep(self.how.optima * len(part.laws))
         return found
 
     def batch(self, most: float) -> int:
@@ -236,14 +238,14 @@ def _check(
     read = list(dict.fromkeys(name for one in laws for name in (*one.columns, one.target)))
     of_pool = [name for name in columns if name is not None]
     of_both = [name for name in columns[:2] if name is not None]
-    for words, frame, wanted, also in (
-        ("the pool", pool, [*read, cost], of_pool),
-        ("the held-out rows", held_out, read, of_both),
+    for words, verb, frame, wanted, also in (
+        ("the pool", "has", pool, [*read, cost], of_pool),
+        ("the held-out rows", "have", held_out, read, of_both),
     ):
         for name in (*wanted, *also):
             if name not in frame:
                 raise AnalysisError(
-                    f"{words} have no column {name!r}; columns: {', '.join(map(str, frame.columns[:12]))}"
+                    f"{words} {verb} no column {name!r}; columns: {', '.join(map(str, frame.columns[:12]))}"
                 )
         for name in wanted:
             bad = ~np.isfinite(numbers(frame, name))

@@ -289,11 +289,10 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
     central = sum(w * one.wanted_value for w, one in zip(start.weights, start.rivals, strict=True))
     fit = first.fit
     log = fit.residuals == "log" and kind == "predict"
-    names = (
-        [start.target.parameter]
-        if kind == "parameter"
-        else [f"{fit.target} at {cell_text(cell)}" for cell in start.target.cells]
-    )
+    names = [start.target.parameter]
+    if start.wanted is not None:
+        cells = start.target.cells or start.wanted.to_dict("records")
+        names = [f"{fit.target} at {cell_text(cell)}" for cell in cells]  # type: ignore[arg-type]
     found = []
     for i in range(count):
         middle = float(np.asarray(central)[i])

@@ -148,6 +148,8 @@ class State:
         self.target, self.cells = target, cells
         self.average = criterion == "average" and target.kind == "predict"
         wanted = wanted_cells(fits, target, cells.frame) if target.kind == "predict" else None
+        self.wanted = wanted
+        """The target cells of a prediction."""
         self.weights = np.array(weights) / sum(weights)
         self.rivals = [Rival(fit, target, cells, wanted) for fit in fits]
         for one in self.rivals:
@@ -251,9 +253,13 @@ class State:
     def halves(self) -> Array:
         """Half of the interval of each thing wanted, (wanted,)."""
         square: Array | float = 0.0
+        middle = sum(w * one.wanted_value for w, one in zip(self.weights, self.rivals, strict=True))
         for one, covariance, weight in zip(self.rivals, self.covariances, self.weights, strict=True):
             t = self._t(np.array([int((self.counts > 0).sum()) - one.k]))[0]
-            square = square + weight * t**2 * np.einsum("tk,kl,tl->t", one.wanted, covariance, one.wanted)
+            variance = np.einsum("tk,kl,tl->t", one.wanted, covariance, one.wanted)
+            if self.apart > 0:
+                variance = variance + self.left * (one.wanted_value - middle) ** 2
+            square = square + weight * t**2 * variance
         return np.asarray(np.sqrt(square))
 
     def open(self) -> Array:

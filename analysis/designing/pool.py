@@ -31,11 +31,11 @@ class Settings:
     """How runs are chosen and fitted; see :func:`analysis.replay_budgets`."""
 
     residuals: Residuals = "log"
-    cost_exponent: float = 0.4
+    cost_exponent: float = 0.5
     optima: int = 4
     starts: int = 32
     batch: float = 0.1
-    scatter: float = 0.1
+    scatter: float = 1.0
     seed: int = 0
 
 
@@ -89,9 +89,9 @@ class Part:
         low, high = one.limits(self.target[taken])
         return Problem(one.form(), self.data[law][:, taken], self.target[taken], self.how.residuals, low, high)
 
-    def fit(self, taken: Index, starts: int, steps: int) -> None:
+    def fit(self, taken: Index, starts: int, steps: int, most: int) -> None:
         """Fit every law to the rows ``taken``, from its minima so far and from so many random starts, and keep the
-        leading minima of each."""
+        leading minima of each, ``most`` of them."""
         found: list[Rival] = []
         for law, one in enumerate(self.laws):
             problem = self.problem(law, taken)
@@ -104,14 +104,14 @@ class Part:
             warm = [form.internal(rival.theta, centre) for rival in self.rivals if rival.law == law]
             even = np.ones(len(taken))
             got = solve(problem, np.concatenate([*(w[None] for w in warm), start]), even, steps=_EARLY)
-            good = np.argsort(got.cost)[: _CARRIED + self.how.optima]
+            good = np.argsort(got.cost)[: max(_CARRIED, most) + len(warm)]
             got = solve(problem, got.theta[good], even, steps=steps)
             good = np.flatnonzero(np.isfinite(got.cost))
             if not len(good):
                 continue
             theta, cost = got.theta[good], got.cost[good]
             far = self._seen(problem.predict(theta, self.far[law]))
-            kept, weights = leading(cost, far, len(taken), float(np.var(self.goal[taken])), self.how.optima)
+            kept, weights = leading(cost, far, len(taken), float(np.var(self.goal[taken])), most)
             found += [
                 Rival(law, form.natural(theta[i], centre), float(cost[i]), float(w))
                 for i, w in zip(kept, weights, strict=True)
@@ -163,9 +163,10 @@ class Part:
             (rival.value, rival.slopes), (rival.wanted, rival.wanted_slopes) = parts
             prior = _prior(law, theta, problem.low, problem.high, rival.slopes)
             few = max(len(taken) - len(theta), 0)
-            # A scatter of a part of that of the outcomes, worth four rows: few rows say little of it.
-            known = 4 * self.how.scatter * float(np.var(observed)) + 1e-300
-            rival.square = (known + rival.cost) / (4 + few)
+            # Few rows say little of the scatter, and a law's own misfit counts: before any row it is that of the
+            # outcomes, worth two rows, as in the published method.
+            known = 2 * self.how.scatter * float(np.var(observed)) + 1e-300
+            rival.square = (known + rival.cost) / (2 + few)
             near = rival.slopes[taken]
             information = near.T @ near / rival.square + np.diag(prior)
             unit = 1 / np.sqrt(np.diag(information))
@@ -204,12 +205,29 @@ class Part:
                 spare = rival.square + rival.slopes[row] @ along
                 rival.covariance = rival.covariance - np.outer(along, along) / spare
 
+    def keep(self, most: int) -> None:
+        """Leave ``most`` rivals, those with the largest weights."""
+        self.rivals = sorted(self.rivals, key=lambda one: -one.weight)[:most]
+        total = sum(rival.weight for rival in self.rivals)
+        for rival in self.rivals:
+            rival.weight /= total
+
     def predictions(self, average: bool) -> Array:
-        """Of the held-out rows: the mean of the rivals by weight, or the best one's."""
+        """Of the held-out rows: the median of the rivals by weight, or the best one's.
+
+        Where rows leave a law undetermined, some of its minima predict values far from anything seen; they must not
+        decide.
+        """
         values = np.stack([rival.wanted for rival in self.rivals])
         weights = np.array([rival.weight for rival in self.rivals])
-        mean = weights @ values if average else values[int(np.argmax(weights))]
-        return np.asarray(np.exp(mean) if self.how.residuals == "log" else mean)
+        if average:
+            order = np.argsort(values, axis=0)
+            below = np.cumsum(weights[order], axis=0)
+            at = np.argmax(below >= 0.5 * (1 - 1e-9), axis=0)
+            middle = np.take_along_axis(values, np.take_along_axis(order, at[None], axis=0), axis=0)[0]
+        else:
+            middle = values[int(np.argmax(weights))]
+        return np.asarray(np.exp(middle) if self.how.residuals == "log" else middle)
 
 
 def _box(law: Law, name: str) -> tuple[float, float] | None:
