@@ -27,6 +27,9 @@ from gsq.analysis.fitting.options import changed
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import completed, numbers, varying, with_derived
 from gsq.config.axes import CONFIGURATION, DERIVED
+from gsq.words import counted
+
+_LITTLE = 0.05  # by which a tail of runs worth a remark narrows the target
 
 
 def design(
@@ -106,6 +109,12 @@ def design(
                 total,
                 float(replay.value()),
             )
+        )
+    idle = 0 if options.enough is not None else _tail([float(start.value()), *(one.expected for one in proposals)])
+    if idle:
+        notes.append(
+            f"the last {counted(idle, 'run')} would narrow it by less than "
+            f"{_LITTLE:.0%}; enough={_LITTLE} (--enough {_LITTLE}) leaves them out"
         )
     best = state.rivals[0]
     return Design(
@@ -256,6 +265,11 @@ def _with_optima(
     if len(found) > len(fits):
         notes.append(f"{len(found)} local minima of the fits count, weighted by fit")
     return [rival for rival, _ in found], tuple(weight for _, weight in found)
+
+
+def _tail(values: Sequence[float]) -> int:
+    """How many of the last runs lower the last of ``values`` by less than a little."""
+    return len(values) - 1 - next(i for i, value in enumerate(values) if not value > values[-1] * (1 + _LITTLE))
 
 
 def _checkpoints(

@@ -61,7 +61,7 @@ class DesignOptions:
         metadata={
             "metavar": "X",
             "help": "A run is worth its gain over cost^X: 1 is gain for cost; below 1 fewer, dearer runs are chosen, "
-            "as for predictions far beyond the measured cells (0.4).",
+            "as for predictions far beyond the measured cells (0.5).",
         },
     )
     optima: int = field(

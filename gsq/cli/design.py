@@ -99,7 +99,7 @@ def design_command(
     run or submitted.
 
     To extrapolate, put the cells that matter into a table and take its average variance (--target-rows --criterion
-    average), let dear runs count (--cost-exponent 0.4), and count rival minima of the fit (--optima 4).
+    average), let dear runs count (--cost-exponent 0.5), and count rival minima of the fit (--optima 4).
 
     Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
     far a configuration lies off the law.
@@ -113,7 +113,7 @@ def design_command(
     --target parameter=a
 
     Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
-    --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.4 --optima 4
+    --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design

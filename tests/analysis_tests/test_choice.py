@@ -54,9 +54,7 @@ def test_the_average_is_the_root_mean_square_of_the_intervals_and_each_run_the_b
     so_far = FIRST
     for step in found.proposals:
         others = free.drop(so_far.index, errors="ignore")
-        tried = {
-            i: np.sqrt(np.mean(halves(pd.concat([so_far, others.loc[[i]]]), FAR, one) ** 2)) for i in others.index
-        }
+        tried = {i: np.sqrt(np.mean(halves(pd.concat([so_far, others.loc[[i]]]), FAR, one) ** 2)) for i in others.index}
         assert step.expected == pytest.approx(min(tried.values()), rel=1e-4)
         so_far = pd.concat([so_far, free.iloc[[step.row]]])
     widest = design(one, priced(free), 2.0, target_rows(FAR), seeds=1)
@@ -143,7 +141,7 @@ def test_the_average_counts_what_rival_laws_disagree_about() -> None:
         ({"budget": []}, "budget must be a number above 0, got none"),
         ({"target": "parameter=b", "optima": 3}, "criterion and optima are for predictions"),
         ({"target": target_rows(FAR.drop(columns="y"))}, "target rows have no column 'y'.*they have x, loss"),
-        ({"target": target_rows(FAR.assign(y=[1, np.nan, 2]))}, "y is not a number in 1 of 3 rows, the first of .*row 2"),
+        ({"target": target_rows(FAR.assign(y=[1, np.nan, 2]))}, "y is not a number in 1 of 3 rows, .*row 2"),
     ],
 )
 def test_bad_input_is_one_clear_error(options: dict[str, object], message: str) -> None:

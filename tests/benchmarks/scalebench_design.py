@@ -10,8 +10,7 @@ begins with the cheapest runs, 2.5 for each parameter, within 2 % of the group's
 another seed of the random starts of every fit.
 
 Rows of ours: ``designed`` is :func:`analysis.replay_budgets` with its defaults; ``v-optimal`` the same without rivals
-(one minimum) and with the published exponent 0.3; ``random`` buys runs at random with our fits. Rows of the paper are
-quoted, ten repeats each. Each law's result is a line of FILE, and a run takes up where an earlier one stopped; the
+(one minimum) and with the published exponent 0.3. Rows of the paper are quoted, ten repeats each. Each law's result is a line of FILE, and a run takes up where an earlier one stopped; the
 table is written from all lines to results/scalebench_design.md and .json beside this file.
 """
 
@@ -22,6 +21,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, object]] = {
     "designed": {},
     "v-optimal": {"optima": 1, "cost_exponent": 0.3, "average": False},
 }
+HEADS = ("task", "laws", "repeats", "R2", "standard error", "best of the paper", "reached", "seconds")
 TASKS = ("moe", "data_constrained", "farseer", "vocab", "parallel", "sparsity", "domain_mixture", "lr_bsz")
 PAPER = {
     "Random": ((-0.47, 0.01, 0.26), (-0.74, -0.36, 0.12), (-0.77, 0.78, 0.79), (0.54, 0.53, 0.59), (-1.00, 0.27, 0.19),
@@ -132,6 +133,10 @@ def measure(folder: Path, task: str, number: int, method: str, seed: int) -> dic
     }
 
 
+def digits(values: Iterable[float]) -> str:
+    return " / ".join("-" if np.isnan(one) else f"{one:.2f}" for one in values)
+
+
 def written(lines: list[dict], output: Path, repeats: int) -> str:
     """The table of every complete task, and what it was made with."""
     frame = pd.DataFrame(lines)
@@ -145,43 +150,31 @@ def written(lines: list[dict], output: Path, repeats: int) -> str:
     )
     shown: dict[str, dict[str, object]] = {}
     for method in METHODS:
-        text += [
-            "",
-            f"## {method}",
-            "",
-            "| task | laws | repeats | R2 | standard error | best of the paper | wins | seconds |",
-        ]
-        text.append("|---|---|---|---|---|---|---|---|")
+        text += ["", f"## {method}", "", "| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
         wins = [0, 0, 0]
         for at, task in enumerate(TASKS):
             rows = frame[(frame["task"] == task) & (frame["method"] == method)]
             best = [max(row[at][i] for row in PAPER.values()) for i in range(3)]
-            quoted = " / ".join(f"{one:.2f}" for one in best)
             counts = rows.groupby("seed")["law"].nunique()
-            whole = counts.index[counts == len(LAWS[task])]
-            if not len(whole):
-                text.append(
-                    f"| {task} | {rows['law'].nunique()} of {len(LAWS[task])} | 0 | not measured | | {quoted} | | |"
-                )
+            rows = rows[rows["seed"].isin(counts.index[counts == len(LAWS[task])])]
+            if rows.empty:
+                done = f"{int(counts.max()) if len(counts) else 0} of {len(LAWS[task])}"
+                text.append(f"| {task} | {done} | 0 | not measured | - | {digits(best)} | - | - |")
                 continue
-            rows = rows[rows["seed"].isin(whole)]
             means = np.stack([np.mean(np.stack(part["r2"]), axis=0) for _, part in rows.groupby("seed")])
-            r2 = means.mean(axis=0)
-            error = means.std(axis=0, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.full(3, np.nan)
+            r2, count = means.mean(axis=0), len(means)
+            error = means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(3, np.nan)
             better = [round(r2[i], 2) >= best[i] for i in range(3)]
             wins = [a + b for a, b in zip(wins, better, strict=True)]
-            cells = (
-                " / ".join(f"{one:.2f}" for one in r2),
-                " / ".join("-" if np.isnan(one) else f"{one:.2f}" for one in error),
-                quoted,
-                " / ".join("yes" if one else "no" for one in better),
-                f"{rows['seconds'].mean():.0f}",
+            won = " / ".join("yes" if one else "no" for one in better)
+            text.append(
+                f"| {task} | {len(LAWS[task])} | {count} | {digits(r2)} | {digits(error)} | {digits(best)} | {won} | "
+                f"{rows['seconds'].mean():.0f} |"
             )
-            text.append(f"| {task} | {len(LAWS[task])} | {len(whole)} | {' | '.join(cells)} |")
-            shown.setdefault(method, {})[task] = {"r2": r2.tolist(), "error": error.tolist(), "repeats": len(whole)}
+            shown.setdefault(method, {})[task] = {"r2": r2.tolist(), "error": digits(error), "repeats": count}
         text += [
             "",
-            f"At least the best of the paper's rows, to two digits, on {wins[0]} / {wins[1]} / {wins[2]} of 8 tasks.",
+            f"At least the best of the paper's rows, to two digits: {wins[0]} / {wins[1]} / {wins[2]} of 8 tasks.",
         ]
     text += ["", "## The paper", "", "| task | " + " | ".join(PAPER) + " |", "|---|" + "---|" * len(PAPER)]
     for at, task in enumerate(TASKS):
