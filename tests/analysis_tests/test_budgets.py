@@ -53,7 +53,7 @@ def test_outcomes_that_are_not_bought_and_held_out_ones_are_not_looked_at() -> N
 def test_negative_outcomes_in_linear_residuals_and_one_error_in_logarithms() -> None:
     pool, held_out = study(shift=4.5)
     assert (held_out["loss"] < 0).all() and replayed(pool, held_out).r2(0.3) > 0.9
-    with pytest.raises(AnalysisError, match="not positive in every row.*residuals='linear'"):
+    with pytest.raises(AnalysisError, match=r"not positive in every row.*residuals='linear'"):
         replayed(pool, held_out, residuals="log")
     positive = study()
     assert replayed(*positive, residuals="log").r2(0.3) > 0.9

@@ -10,8 +10,9 @@ begins with the cheapest runs, 2.5 for each parameter, within 2 % of the group's
 another seed of the random starts of every fit.
 
 Rows of ours: ``designed`` is :func:`analysis.replay_budgets` with its defaults; ``v-optimal`` the same without rivals
-(one minimum) and with the published exponent 0.3. Rows of the paper are quoted, ten repeats each. Each law's result is a line of FILE, and a run takes up where an earlier one stopped; the
-table is written from all lines to results/scalebench_design.md and .json beside this file.
+(one minimum) and with the published exponent 0.3. Rows of the paper are quoted, ten repeats each. Each law's result is
+a line of FILE, and a run takes up where an earlier one stopped; the table is written from all lines to
+results/scalebench_design.md and .json beside this file.
 """
 
 from __future__ import annotations
