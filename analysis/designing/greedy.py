@@ -42,8 +42,9 @@ def greedy(
             # A first interval is worth more than any narrower one.
             fall = np.where(np.isinf(now) & np.isfinite(after), 1e3, np.nan_to_num(fall))
         if fall.max() < 1e-9:
-            stopped = "no further run helps"
-            break
+            stopped = "no further run helps" if len(ends) == len(budgets) - 1 else ""
+            ends.append(len(order))
+            continue
         cell = int(affordable[np.argmax(fall / cells.cost[affordable] ** cost_exponent)])
         state.add(cell)
         order.append(cell)

@@ -75,6 +75,14 @@ def test_several_budgets_are_checkpoints_of_one_order() -> None:
     assert [one["budget"] for one in found.to_dict()["checkpoints"]] == [5.0, 12.0]  # type: ignore[attr-defined]
 
 
+def test_a_budget_that_buys_nothing_useful_does_not_stop_the_larger_ones() -> None:
+    one = fitted(measured(FIRST))  # without seeds, a further seed tells nothing
+    cells = priced(pd.concat([FIRST.iloc[[0]], GRID.iloc[[14]]]), [1.0, 10.0])
+    found = design(one, cells, [2.0, 12.0], "parameter=b")
+    assert [one.runs for one in found.checkpoints] == [0, 1] and found.proposals[0].row == 1
+    assert found.checkpoints[0].expected == found.before > found.checkpoints[1].expected
+
+
 def test_an_exponent_of_zero_takes_the_most_telling_run_whatever_it_costs() -> None:
     one, cells = fitted(measured(FIRST)), priced(GRID.drop(FIRST.index))
     best = design(one, cells, 1.0, "parameter=b", seeds=1).proposals[0].row
