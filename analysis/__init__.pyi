@@ -26,6 +26,8 @@ from .checking.predictions import check_predictions as check_predictions
 from .checking.predictions import seed_noise as seed_noise
 from .checking.rollout import Rollout as Rollout
 from .checking.rollout import rollout as rollout
+from .designing.budgets import BudgetReplay as BudgetReplay
+from .designing.budgets import replay_budgets as replay_budgets
 from .designing.choice import design as design
 from .designing.options import DesignOptions as DesignOptions
 from .designing.power import Power as Power
@@ -35,6 +37,7 @@ from .designing.replay import Replay as Replay
 from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
+from .designing.target import target_rows as target_rows
 from .errors import AnalysisError as AnalysisError
 from .figures.allocation import allocation_figure as allocation_figure
 from .figures.arms import arms_figure as arms_figure
