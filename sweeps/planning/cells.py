@@ -289,7 +289,6 @@ def _plan(
     spec: Spec, make: CellMaker, cells: dict[str, Cell], dropped: list[LeftOut], merged: list[LeftOut] | None = None
 ) -> Plan:
     found = tuple(cells.values())
-    _import_own_features(spec.name, found)
     missing = list(make.missing)
     for name in required_weights(*(cell.config for cell in found)) if make.lenient else ():
         try:
@@ -308,18 +307,6 @@ def _plan(
         budget=spec.budget,
         search=spec if spec.search is not None else None,
     )
-
-
-def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
-    """Raise UserError where a module that cells evaluate with is not there or has errors: a run would find it late."""
-    for name in dict.fromkeys(cell.config.evaluation.features for cell in cells):
-        if ":" in name:
-            from gsq.pretrained.built_in import own_features
-
-            try:
-                own_features(name)
-            except UserError as error:
-                raise UserError(f"sweep '{sweep}': {error}") from None
 
 
 # Draws that show what a search costs, and how many are made to find them.

@@ -1,6 +1,6 @@
 """A copy of the source that a sweep is submitted with, which its jobs run: code that is edited later does not.
 
-``<sweep folder>/source/<hash>/`` holds the package gsq with all three rooms, and COMMIT where it came from a git
+``<sweep folder>/source/<hash>/`` holds the package gsq with all three rooms, parts of a user's own, and COMMIT where it came from a git
 checkout. Works from a wheel, too.
 """
 
@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import gsq
+from gsq.config.parts import source
 from gsq.runs.provenance import commit
 from gsq.sweeps.planning.folder import SweepFolder
 
@@ -32,25 +33,34 @@ def source_files(root: Path) -> list[Path]:
     )
 
 
+def _files(folder: SweepFolder) -> dict[Path, Path]:
+    """What the copy holds, by path in it: gsq, and the parts of a user's own that cells of the sweep name."""
+    root = imported_source()
+    found = {name: root / name for name in source_files(root)}
+    for part in folder.parts():
+        place, names = source(part)
+        found |= {name: place / name for name in names}
+    return found
+
+
 def source_folder(folder: SweepFolder) -> Path:
     """Where the copy of the source as it is now lies, or would lie."""
-    root = imported_source()
     hashed = hashlib.sha256()
-    for name in source_files(root):
-        hashed.update(name.as_posix().encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    for name, path in _files(folder).items():
+        hashed.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return folder.path / "source" / hashed.hexdigest()[:12]
 
 
 def take(folder: SweepFolder) -> Path:
     """The folder with the copy; it is made once for each state of the source. Raises OSError where it cannot be."""
-    root, target = imported_source(), source_folder(folder)
+    target = source_folder(folder)
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        for name in source_files(root):
+        for name, path in _files(folder).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, partial / name)
+            shutil.copyfile(path, partial / name)
         if known := commit():
             (partial / "COMMIT").write_text(known)
         partial.rename(target)
