@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gsq.cli.cancel_retry import cancel_command, retry_command
+from gsq.cli.check import check_command, new_command
 from gsq.cli.clean import clean_command
 from gsq.cli.design import design_command
 from gsq.cli.doctor import doctor_command
@@ -93,6 +94,8 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("reconstruct")(reconstruct_command)
 app.command("tokenize")(tokenize_command)
+app.command("new")(new_command)
+app.command("check")(check_command)
 app.command("doctor")(doctor_command)
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")

@@ -13,7 +13,7 @@ from typing import Any
 
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig
-from gsq.config.parts import is_path
+from gsq.config.parts import Options, is_path, load
 from gsq.config.run import RunConfig
 
 
@@ -33,7 +33,7 @@ class Count:
         from gsq.config.own_flops import measured
 
         name = getattr(section, key.split(".")[1])
-        parameters, macs, activations = measured(name, key, section.options, first, (shape,), function)
+        parameters, macs, activations = measured(load(name, key), name, key, section.options, first, (shape,), function)
         return cls(parameters, macs, 0, activations)
 
     def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
@@ -210,7 +210,12 @@ def perceptual_macs(config: RunConfig) -> int:
 
         image = (1, 3, config.data.image_size, config.data.image_size)
         # Two images are compared; one forward pass is of one.
-        return measured(kind, "loss.perceptual", config.loss.options, (), (image, image))[1] // 2
+        return (
+            measured(
+                load(kind, "loss.perceptual"), kind, "loss.perceptual", Options(config.loss.options), (), (image, image)
+            )[1]
+            // 2
+        )
     return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 

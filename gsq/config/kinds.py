@@ -169,12 +169,11 @@ def kinds() -> dict[str, Kind]:
 
 def kind_named(name: str) -> Kind:
     """The kind of a built-in name or, for package.module:Name, of a user's own. Raises UserError as ``parts.load``."""
-    return _own_kind(name) if is_path(name) else kinds()[name]
+    return _own_kind(name, load(name, "quantizer.kind")) if is_path(name) else kinds()[name]
 
 
 @cache
-def _own_kind(name: str) -> Kind:
-    cls = load(name, "quantizer.kind")
+def _own_kind(name: str, cls: type) -> Kind:
     module = sys.modules[name.partition(":")[0]]
     stated = getattr(module, "KINDS", ())
     if not isinstance(stated, tuple) or not all(isinstance(kind, Kind) for kind in stated):
@@ -186,11 +185,11 @@ def _own_kind(name: str) -> Kind:
             f"Kind.own ({', '.join(option.name for option in found[0].own)})"
         )
     kind = found[0] if found else Kind(name, cls.__name__, ())
-    counts = {"parameters": kind.parameters if found and kind.parameters is not no_parameters else _counted(name)}
+    counts = {"parameters": kind.parameters if found and kind.parameters is not no_parameters else _counted(name, cls)}
     return replace(kind, name=name, module=module.__name__, **counts)  # type: ignore[arg-type]
 
 
-def _counted(name: str) -> Callable[[Section, int], int]:
+def _counted(name: str, cls: type) -> Callable[[Section, int], int]:
     """Parameters of a quantizer of one's own, built without memory for it."""
 
     def count(q: Section, latent_dim: int) -> int:
@@ -200,7 +199,7 @@ def _counted(name: str) -> Callable[[Section, int], int]:
 
         options = options_of(name, "quantizer.kind", q.options)
         with torch.device("meta"):
-            built = load(name, "quantizer.kind")(latent_dim, q.groups, q.codebook_size, **options)
+            built = cls(latent_dim, q.groups, q.codebook_size, **options)
         return sum(p.numel() for p in built.parameters())
 
     return count

@@ -91,7 +91,10 @@ def load_config(
     if not finished:
         if "quantizer" in sections:
             refuse_ignored(loaded.quantizer, values["quantizer"], preset or base.quantizer)
-        check_parts(loaded)
+        try:
+            check_parts(loaded)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     return loaded
 
 

@@ -9,23 +9,29 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from gsq.config.parts import Options, load, options_of
+from gsq.config.parts import Options, options_of
 from gsq.errors import UserError
 
 
 @cache
 def measured(
-    name: str, key: str, options: Options, section: Any, shapes: tuple[tuple[int, ...], ...], function: str = ""
+    part: Any,
+    name: str,
+    key: str,
+    options: Options,
+    section: Any,
+    shapes: tuple[tuple[int, ...], ...],
+    function: str = "",
 ) -> tuple[int, int, int]:
     """(parameters, multiply-adds, activations in float values) of one forward pass of the module that a part returns.
 
-    section: what it is built with, before its options, a tuple; shapes: of its inputs, for one image; function: of the
-    part's, such as encoder, that builds the module. Raises UserError where it cannot be built or run.
+    part: what ``name`` names. section: what it is built with before its options, a tuple. shapes: of its inputs, for
+    one image. function: the part's function that builds the module, such as encoder. Raises UserError where it cannot
+    be built or run.
     """
     import torch
 
-    build = load(name, key)
-    build = getattr(build, function) if function else build
+    build = getattr(part, function) if function else part
     chosen = options_of(name, key, options)
     error: Exception | None = None
     for device in ("meta", "cpu"):

@@ -16,10 +16,10 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from gsq.config.types import check_type
 from gsq.errors import UserError, nearest
 
 # Config keys that take a part, and what the part is; those of ``evaluation`` are not signed.
@@ -33,13 +33,14 @@ TAKEN = {
     "evaluation.metrics": "a class or function that returns a callable (images, originals) -> (B,)",
 }
 PATH = "package.module:Name"
+_HASH = "__gsq_source_sha256__"
 
 
 class Options(dict[str, Any]):
     """Keys and values of a part's own; lists are held as tuples. Not to be changed, since configs are hashed."""
 
-    def __init__(self, values: Mapping[str, Any] = {}) -> None:  # noqa: B006 (never changed)
-        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    def __init__(self, values: Mapping[str, Any] = {}, **more: Any) -> None:
+        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in {**values, **more}.items()})
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=str))
@@ -57,7 +58,6 @@ def search_also(folder: Path) -> None:
         sys.path.append(text)
 
 
-@cache
 def load(name: str, key: str) -> Any:
     """The part that a config key names.
 
@@ -89,10 +89,8 @@ def options_of(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises UserError for one that the part's dataclass ``Options`` does not have (naming the nearest), or of another
     type.
     """
-    from gsq.config.values import check_type
-
     section = key.split(".")[0]
-    declared = getattr(load(name, key), "Options", None)
+    declared: Any = getattr(load(name, key), "Options", None)
     if declared is None or not dataclasses.is_dataclass(declared):
         if given:
             raise UserError(
@@ -108,8 +106,11 @@ def options_of(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{where}: {name} has no such option{nearest(option, valid)}; it has {', '.join(valid)}")
         wanted = hints[option]
         check_type(value, tuple if get_args(wanted) or wanted in (tuple, list) else wanted, where)
+    whole = {option for option, wanted in hints.items() if wanted is float}
     try:
-        made = declared(**given)
+        # 1 and 1.0 are one value, with one signature.
+        make: Any = declared
+        made = make(**{option: float(v) if option in whole else v for option, v in given.items()})
     except UserError:
         raise
     except Exception as error:
@@ -123,7 +124,6 @@ def changed_options(name: str, key: str, given: Mapping[str, Any]) -> dict[str, 
     return {option: value for option, value in options_of(name, key, given).items() if value != defaults[option]}
 
 
-@cache
 def source(name: str) -> tuple[Path, tuple[Path, ...]]:
     """The folder that a part's module is imported from, and its files relative to that.
 
@@ -131,7 +131,8 @@ def source(name: str) -> tuple[Path, tuple[Path, ...]]:
     Raises UserError where there are none.
     """
     module_name = name.partition(":")[0]
-    top = module_name.partition(".")[0]
+    # Of gsq's own templates the file alone.
+    top = module_name if module_name.startswith("gsq.") else module_name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -143,6 +144,9 @@ def source(name: str) -> tuple[Path, tuple[Path, ...]]:
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         raise UserError(f"{name}: the source of module {top} cannot be found")
     file = Path(spec.origin)
+    if top.startswith("gsq."):
+        root = file.parents[module_name.count(".")]
+        return root, (file.relative_to(root),)
     if file.parent.name in ("site-packages", "dist-packages"):
         return file.parent, (Path(file.name),)
     return file.parent, tuple(sorted({f.relative_to(file.parent) for f in _with_imports(file, set())}))
@@ -170,14 +174,20 @@ def _added(file: Path, seen: set[Path]) -> Iterator[Path]:
     yield file
 
 
-@cache
 def source_sha256(name: str) -> str:
-    """sha256 over the names and contents of a part's source files."""
-    root, files = source(name)
-    hashed = hashlib.sha256()
-    for file in files:
-        hashed.update(file.as_posix().encode() + b"\0" + (root / file).read_bytes() + b"\0")
-    return hashed.hexdigest()
+    """sha256 over the names and contents of a part's source files, as they were when it was first asked for.
+
+    It stays with the imported module: a file that is edited later is another source when it is imported again.
+    """
+    module = importlib.import_module(name.partition(":")[0])
+    if (known := vars(module).get(_HASH)) is None:
+        root, files = source(name)
+        hashed = hashlib.sha256()
+        for file in files:
+            hashed.update(file.as_posix().encode() + b"\0" + (root / file).read_bytes() + b"\0")
+        known = hashed.hexdigest()
+        setattr(module, _HASH, known)
+    return str(known)
 
 
 def named_parts(config: Any) -> dict[str, tuple[str, ...]]:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from gsq.config.run import SECTIONS
-from gsq.config.types import fix, check_type
+from gsq.config.types import check_type, fix
 from gsq.errors import UserError
 
 

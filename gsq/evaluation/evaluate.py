@@ -22,8 +22,8 @@ from torch import Tensor
 
 from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
-from gsq.evaluation.own_metrics import OwnMetric, own_metrics
 from gsq.evaluation.originals import Originals, Store
+from gsq.evaluation.own_metrics import OwnMetric, own_metrics
 from gsq.evaluation.protocol import Protocol, protocol
 from gsq.evaluation.tally import Tally, result_row, write_histogram
 from gsq.metrics.inception_score import InceptionScore

@@ -216,11 +216,14 @@ class LogitLoss(nn.Module):
 
 
 def build_perceptual_loss(
-    kind: str, image_range: str = "signed", options: Mapping[str, Any] = {}  # noqa: B006 (never changed)
+    kind: str,
+    image_range: str = "signed",
+    options: Mapping[str, Any] = {},
 ) -> nn.Module | None:
     """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
 
-    options: loss.options, of one of a user's own. image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
+    options: loss.options, for one of a user's own.
+    image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
 
     Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
     """

@@ -1,7 +1,7 @@
 """A copy of the source that a sweep is submitted with, which its jobs run: code that is edited later does not.
 
-``<sweep folder>/source/<hash>/`` holds the package gsq with all three rooms, parts of a user's own, and COMMIT where it came from a git
-checkout. Works from a wheel, too.
+``<sweep folder>/source/<hash>/`` holds the package gsq with all three rooms, parts of a user's own, and COMMIT where it
+came from a git checkout. Works from a wheel, too.
 """
 
 from __future__ import annotations

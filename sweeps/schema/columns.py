@@ -161,6 +161,8 @@ SCIENCE_COLUMNS: tuple[str, ...] = (
 # By default pandas would read integers with nulls as floats and booleans with nulls as objects: others keep the types,
 # and so does pandas where the file says so (the format is that of pyarrow.Table.from_pandas).
 NULLABLE = {"int64": "Int64", "bool": "boolean"}
+
+
 def _nullable(columns: Iterable[Column]) -> list[dict[str, Any]]:
     return [
         {"name": c.name, "field_name": c.name, "pandas_type": c.type, "numpy_type": NULLABLE[c.type], "metadata": None}
@@ -222,9 +224,7 @@ def describe(path: Path | None = None) -> tuple[Column, ...]:
 CHUNK = 10_000
 
 
-def write_table(
-    rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None
-) -> None:
+def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None) -> None:
     """Write rows (column name to value; what is absent is null) to ``path``, atomically; two processes may at once.
 
     extra: columns beside those of every table; ``rows`` may add to it while it is read.

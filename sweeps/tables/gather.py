@@ -208,7 +208,9 @@ def _cell_rows(
             unreadable.append(f"{file} ({', '.join(wrong)})")
         else:
             evaluations.append(values)
-    provenance = {name: environment.get(name) for name in ("execution_signature", "source", "commit", "device", "parts")}
+    provenance = {
+        name: environment.get(name) for name in ("execution_signature", "source", "commit", "device", "parts")
+    }
     if wrong := [name for name, value in provenance.items() if not fits(BY_NAME[name], value)]:
         unreadable.append(f"env.json ({', '.join(wrong)})")
         provenance = {}
