@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.overrides import Overrides, differences, from_dict, to_dict
-from gsq.config.parts import named_parts, search_also
+from gsq.config.parts import named_parts, search_also, source_sha256
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
@@ -76,7 +76,7 @@ class SweepFolder:
             recorded = (read_json(self.path / "estimates.json") or {"cells": {}})["cells"]
             write_json(self.path / "estimates.json", {"cells": {**recorded, **plan.estimates}})
         if own := {name for cell in plan.cells for names in named_parts(cell.config).values() for name in names}:
-            write_json(self.path / PARTS_FILE, {"names": sorted(own.union(self.parts()))})
+            write_json(self.path / PARTS_FILE, self.parts() | {name: source_sha256(name) for name in sorted(own)})
         files = self.plan_files()
         known = {signature: line for file in files for signature, line in _lines(file)}
         # One base for ever, so that lines can be compared.
@@ -90,9 +90,10 @@ class SweepFolder:
         number = int(_PLAN_FILE.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
         write_text(self.path / f"plan-{number:04d}-{digest([header, *new])}.jsonl", header + "".join(new), sync=True)
 
-    def parts(self) -> list[str]:
-        """Parts of users' own that its cells have named, as package.module:Name."""
-        return list((read_json(self.path / PARTS_FILE) or {}).get("names", ()))
+    def parts(self) -> dict[str, str]:
+        """Parts of users' own that its cells have named, package.module:Name, with the hash of the source that each
+        was last submitted with."""
+        return dict(read_json(self.path / PARTS_FILE) or {})
 
     @collector_paused()
     def read_plan(self) -> Plan:

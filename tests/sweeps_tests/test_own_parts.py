@@ -96,10 +96,9 @@ def test_parts_of_ones_own_go_from_yaml_to_table_through_a_kill(tmp_path: Path) 
         assert done.returncode == 0, done.stdout + done.stderr
     pd.testing.assert_frame_equal(science(here), found)
     # A change of what trains is a new run, one of a metric a new protocol.
-    for kind, new in (("metric", 4), ("quantizer", 4)):
+    for kind, trained, evaluated in (("metric", 0, 4), ("quantizer", 4, 0)):
         with (there / f"my_{kind}.py").open("a") as file:
             file.write("# another thought\n")
-        planned = json.loads(gsq(there, "plan", "own.yaml", "--json").stdout)
-        states = [cell["state"] for cell in planned["cells"]]
-        assert states.count("done") == (4 if kind == "metric" else 0), planned
-        assert len(states) == new
+        planned = json.loads(gsq(there, "plan", "own.yaml", "--json").stdout)["forecast"]
+        assert (planned["to_run"], planned["to_evaluate"]) == (trained, evaluated)
+        assert any(f"my_{kind}:" in note for note in planned["notes"]), planned["notes"]
