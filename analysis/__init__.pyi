@@ -16,6 +16,7 @@ from .checking.predictions import SeedNoise as SeedNoise
 from .checking.predictions import check_predictions as check_predictions
 from .checking.predictions import seed_noise as seed_noise
 from .designing.choice import design as design
+from .designing.options import DesignOptions as DesignOptions
 from .designing.power import Power as Power
 from .designing.power import power as power
 from .designing.proposal import Design as Design

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.checking.compare import Comparison, aicc_weights
 from gsq.analysis.designing.information import Cells, State
+from gsq.analysis.designing.options import DesignOptions
 from gsq.analysis.designing.proposal import Design, Expectation, Proposal
 from gsq.analysis.designing.target import Target, cell_text, plain, read_target
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.options import changed
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import completed, numbers, varying, with_derived
 from gsq.config.axes import CONFIGURATION, DERIVED
 
 NOTHING = 0.05  # by which the last runs must narrow the target together
 SETTLED = 1e-3  # weight of wrong laws that needs no further run
-SEEDS = 3
 
 
 def design(
@@ -33,29 +35,24 @@ def design(
     budget: float,
     target: str | Target,
     *,
-    cost: str = "cost",
-    unit: str | None = None,
-    until: float | None = None,
-    noise: float | None = None,
-    seeds: int = SEEDS,
+    options: DesignOptions | None = None,
+    **changes: Any,
 ) -> Design:
     """Choose the runs among ``candidates`` that narrow ``target`` the most for ``budget``.
 
     fits: a fit, or rival ones to the same rows (:func:`analysis.compare_laws`), weighted by AICc.
-    candidates: one row a cell, with the laws' columns (derived axes may follow from others) and the column ``cost``, in
-    any unit above 0, called ``unit`` in what is printed. A cell of the same configuration as measured rows is a further
-    seed of it; the two are compared by the axes that both tables have or, where both have it, by a column
-    ``configuration``. Each configuration gets ``seeds`` runs at the most, measured ones included, or as many as there
-    are rows of it in the candidates.
-    target: see :func:`read_target`. until: stop at this value of it: half an interval (in units of the parameter;
-    relative for a prediction or the noise: 0.05 is 5 %), or the weight left to wrong laws.
-    noise: standard deviation between seeds, relative for log residuals; without it, from the seeds in the table. Where
-    it has none either, a further seed tells nothing of the law.
+    candidates: one row a cell, with the laws' columns (derived axes may follow from others) and a column of costs
+    ("cost", if the options name none). A cell of the same configuration as measured rows is a further seed of it; the
+    two are compared by the axes that both tables have or, where both have it, by a column ``configuration``.
+    target: see :func:`read_target`.
+    options, changes: :class:`DesignOptions`, and values of its fields that differ: ``design(..., seeds=1)``.
 
     The criteria and their sources: :mod:`gsq.analysis.designing.information`. Raises AnalysisError for a target that
     the laws do not have, target or candidate cells without a column that a law reads, costs that are missing or not
-    above 0, or a budget that affords no candidate.
+    above 0, a budget that affords no candidate, or an option that is unknown or out of range.
     """
+    options = changed(options or DesignOptions(), changes)
+    cost, until = options.cost or "cost", options.until
     wanted = read_target(target) if isinstance(target, str) else target
     rivals = list(fits.fits) if isinstance(fits, Comparison) else [fits] if isinstance(fits, Fit) else list(fits)
     weights = _weights(rivals)
@@ -66,17 +63,11 @@ def design(
         raise AnalysisError("discriminate needs two laws or more that were fitted to these rows, with an AICc each")
     if not 0 < budget < np.inf:
         raise AnalysisError(f"budget must be a number above 0, got {budget:g}")
-    if until is not None and not 0 < until < np.inf:
-        raise AnalysisError(f"until must be a number above 0, got {until:g}")
-    if noise is not None and not 0 < noise < np.inf:
-        raise AnalysisError(f"noise is the standard deviation between seeds, above 0; got {noise:g}")
-    if seeds < 1:
-        raise AnalysisError(f"seeds, the runs of a configuration at the most, must be at least 1; got {seeds}")
     goal = until
     if until is not None and (wanted.kind == "noise" or (wanted.kind == "predict" and rivals[0].residuals == "log")):
         goal = float(np.log1p(until))
-    cells = _cells(rivals, candidates, cost, seeds, notes)
-    state = State(rivals, weights, wanted, cells, noise, notes)
+    cells = _cells(rivals, candidates, cost, options.seeds, notes)
+    state = State(rivals, weights, wanted, cells, options.noise, notes)
     if wanted.kind == "predict" and len(rivals) > 1:
         notes += _disagreement(state)
     start = state.copy()
@@ -113,7 +104,7 @@ def design(
         log=rivals[0].residuals == "log",
         measures=rivals[0].target,
         confidence=rivals[0].confidence,
-        unit=unit or cost.replace("_", " "),
+        unit=options.unit or cost.replace("_", " "),
         budget=budget,
         until=until,
         before=float(start.value()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
 from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profile, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
-from gsq.analysis.fitting.options import Intervals, Options
+from gsq.analysis.fitting.options import Intervals, Options, changed
 from gsq.analysis.fitting.refusing import check_values, read_weights
 from gsq.analysis.fitting.remarks import (
     bound_remarks,
@@ -26,7 +27,7 @@ from gsq.analysis.fitting.remarks import (
     search_remarks,
 )
 from gsq.analysis.fitting.result import Fit, confounded_text
-from gsq.analysis.fitting.solver import STARTS, Loss, Problem, Residuals, Solution, draw_starts, search
+from gsq.analysis.fitting.solver import Problem, Solution, draw_starts, search
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
@@ -50,51 +51,21 @@ def fit(
     law: str | Law = "power_law_bpp",
     *,
     target: str | None = None,
-    residuals: Residuals = "log",
-    loss: Loss = "least_squares",
-    delta: float | None = None,
-    weights: str | None = None,
-    noise: float | None = None,
-    bootstrap: int = 1000,
-    starts: int = STARTS,
-    bootstrap_starts: int = 8,
-    seed: int = 0,
-    confidence: float = 0.95,
-    intervals: Intervals | None = None,
     bounds: Mapping[str, tuple[float, Bound]] | None = None,
     start_ranges: Mapping[str, tuple[float, float]] | None = None,
+    options: Options | None = None,
+    **changes: Any,
 ) -> Fit:
     """Fit ``law``, a named one or a formula such as "rfid = E + A / latent_dim^a", to the measured rows of ``frame``.
 
     target: the column to predict, in place of the law's own (rfid, if its formula names none).
-    residuals: "log" weighs relative errors (rFID spans decades), "linear" absolute ones, as the paper does.
-    loss: least_squares, huber or cauchy; ``delta``, in units of the residual, is where the last two leave squares. By
-    default huber takes 1e-3 (times the median target in linear residuals), as replications of Chinchilla do, and
-    cauchy 2.385 robust standard deviations of the least-squares residuals.
-    weights: a column of positive weights, for instance one over a variance.
-    noise: standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit test; otherwise
-    it is estimated from the seeds in the table.
-    bootstrap, bootstrap_starts: resamples by configuration, 0 for none, and starts of each (fewer in tables of more
-    than 500 rows).
-    starts: random starts of the fit. intervals: the kind shown, profile (default for least squares) or bootstrap.
     bounds, start_ranges: of parameters, added to the law's own.
+    options, changes: :class:`Options`, and values of its fields that differ: ``fit(frame, law, loss="huber")``.
 
-    The result depends on ``seed`` and nothing else. Raises AnalysisError for a law that is not known or cannot be
-    read, a table that cannot carry it (with the reason), mixed protocols, or options out of range.
+    Raises AnalysisError for a law that is not known or cannot be read, a table that cannot carry it (with the reason),
+    mixed protocols, or an option that is unknown or out of range.
     """
-    options = Options(
-        residuals=residuals,
-        loss=loss,
-        delta=delta,
-        weights=weights,
-        noise=noise,
-        bootstrap=bootstrap,
-        starts=starts,
-        bootstrap_starts=bootstrap_starts,
-        seed=seed,
-        confidence=confidence,
-        intervals=intervals,
-    )
+    options = changed(options or Options(), changes)
     chosen = get_law(law, [str(name) for name in frame.columns], bounds, start_ranges, target)
     rows, excluded = chosen.rows(frame)
     return fit_rows(rows, excluded, chosen, options)

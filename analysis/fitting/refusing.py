@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.fitting.solver import Residuals
+from gsq.analysis.fitting.options import Residuals
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, numbers, unquoted
 

@@ -10,19 +10,15 @@ Shapes: m problems, n rows, k parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gsq.analysis.fitting.options import Loss, Residuals
 from gsq.analysis.fitting.starts import draw, habits
 from gsq.analysis.laws.form import Form
 from gsq.analysis.tables.table import Array, Index
 
-Residuals = Literal["log", "linear"]
-Loss = Literal["least_squares", "huber", "cauchy"]
-LOSSES: tuple[Loss, ...] = ("least_squares", "huber", "cauchy")
-STARTS = 64
 TOLERANCE = 1e-10
 _STEPS = 200
 _STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta

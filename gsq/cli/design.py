@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gsq.cli.options import (
-    ClusterOption,
-    JsonOption,
-)
-from gsq.cli.plan import NoiseOption
-from gsq.cli.table_options import BoundOption, ProtocolOption, ResidualsOption
+from gsq.analysis.designing.options import DesignOptions
+from gsq.analysis.fitting.options import Options
+from gsq.cli.options import ClusterOption, JsonOption
+from gsq.cli.table_options import BoundOption, ProtocolOption
+from gsq.cli.taking import takes
 
 
+@takes(Options, "residuals")
+@takes(DesignOptions, "until", "noise", "seeds", "cost")
 def design_command(
     tables: Annotated[
         list[str],
@@ -54,24 +57,9 @@ def design_command(
             "power_law_bpp; for discriminate, every named law that the table can carry.",
         ),
     ] = None,
-    until: Annotated[
-        float | None,
-        typer.Option(
-            "--until",
-            metavar="VALUE",
-            help="Stop there: half an interval (0.1 of a parameter; 0.05 is 5 % of a prediction), or the weight of "
-            "wrong laws.",
-        ),
-    ] = None,
-    noise: NoiseOption = None,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", metavar="N", min=1, help="Runs of a configuration at the most; 1: no further seeds."),
-    ] = 3,
-    cost: Annotated[
-        str | None, typer.Option("--cost", metavar="COLUMN", help="What a run costs, where candidates are a table.")
-    ] = None,
-    residuals: ResidualsOption = "log",
+    *,
+    options: DesignOptions,
+    fitting: Options,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     cluster: ClusterOption = "local",
@@ -105,24 +93,39 @@ def design_command(
     Example: gsq design runs.csv --law "loss = E + A / N^a" --candidates cells.csv --cost flops --budget 1e20
     --target parameter=a
     """
-    from gsq.cli.designing import design_next
+    from gsq.analysis.checking.compare import compare_laws
+    from gsq.analysis.designing.choice import design
+    from gsq.analysis.designing.target import read_target
+    from gsq.cli import designing
+    from gsq.cli.fit import named_laws
+    from gsq.cli.table_options import require_outputs
 
-    design_next(
-        tables,
-        candidates,
-        law,
-        target,
-        budget,
-        until=until,
-        noise=noise,
-        seeds=seeds,
-        cost=cost,
-        residuals=residuals,
-        bounds=bound,
-        protocol=protocol,
-        cluster=cluster,
-        base=base,
-        output=output,
-        figure=figure,
-        as_json=as_json,
-    )
+    require_outputs({"--output": output}, {"--figure": figure})
+    wanted = read_target(target)
+    paths, source = designing.sources(tables, candidates)
+    if output is not None:
+        designing.require_kind(output, source, base)
+    frame = designing.measured_rows(paths, protocol)
+    cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
+    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
+    compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
+    for name, reason in compared.not_fitted.items() if law else ():
+        typer.echo(f"Not fitted: {name}: {reason}.", err=True)
+    found = design(compared, cells, budget, wanted, options=options)
+    chosen = designing.axes_of(found, cells, cases, frame)
+    lines = [found.text()]
+    if output is not None:
+        title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
+        sweep = source if cases is not None else None
+        lines.append(designing.write_runs(output, found, cells, chosen, sweep, base, title))
+    if figure is not None:
+        from gsq.analysis.figures.designs import design_figure
+        from gsq.analysis.figures.style import saved_files
+
+        design_figure(found, figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    if as_json:
+        document = {"tables": [str(path) for path in paths], "candidates": source, **found.to_dict()}
+        typer.echo(json.dumps(document | ({"cases": chosen} if cases is not None else {}), indent=1))
+    else:
+        typer.echo("\n".join(lines))

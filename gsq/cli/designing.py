@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from gsq.errors import UserError
+from gsq.files import whole
 from gsq.records.folder import runs_root
 from gsq.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gsq.analysis.designing.options import DesignOptions
     from gsq.analysis.designing.proposal import Design
     from gsq.config.run import RunConfig
     from gsq.sweeps.planning.cells import Plan
@@ -39,122 +40,107 @@ def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[s
     }
 
 
-def design_next(
-    tables: list[str],
-    candidates: str | None,
-    laws: list[str] | None,
-    target: str,
-    budget: float,
-    *,
-    until: float | None,
-    noise: float | None,
-    seeds: int,
-    cost: str | None,
-    residuals: str,
-    bounds: list[str] | None,
-    protocol: str | None,
-    cluster: str,
-    base: str | None,
-    output: Path | None,
-    figure: Path | None,
-    as_json: bool,
-) -> None:
-    """``gsq design``: the runs to make next, as text or JSON, a sweep YAML and a figure."""
-    import json
+def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]:
+    """The tables of what is measured, and what names the candidates: as given, else a sweep among ``tables``."""
+    from gsq.cli.table_options import table_path
+    from gsq.sweeps.spec.sweep import load_spec
 
-    import pandas as pd
-
-    from gsq.analysis.checking.compare import compare_laws
-    from gsq.analysis.designing.choice import design
-    from gsq.analysis.designing.target import read_target
-    from gsq.analysis.fitting.options import Options
-    from gsq.analysis.tables.table import is_results, load_table
-    from gsq.cli.fit import named_laws
-    from gsq.cli.table_options import require_outputs, table_path
-
-    require_outputs({"--output": output}, {"--figure": figure})
-    wanted = read_target(target)
-    source = candidates
     paths = []
     for table in tables:
         if table.endswith((".yaml", ".yml")):
-            from gsq.sweeps.spec.sweep import load_spec
-
-            source = source or table
+            candidates = candidates or table
             table = load_spec(table).name
-        elif source is None and table_path(table) != Path(table) and _is_sweep(table):
-            source = table
+        elif candidates is None and table_path(table) != Path(table) and _is_sweep(table):
+            candidates = table
         paths.append(table_path(table))
-    if source is None:
+    if candidates is None:
         raise UserError(
             "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run "
             "next"
         )
-    from_sweep = source.endswith((".yaml", ".yml")) or not Path(source).suffix
-    if output is not None:
-        if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
-            raise UserError(f"--output: {output} must end in .yaml (a sweep to run), .csv or .parquet (a table)")
-        if output.suffix in (".yaml", ".yml") and not from_sweep and base is None:
-            raise UserError(
-                f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
-                "preset or YAML file, or write a .csv"
-            )
+    return paths, candidates
+
+
+def _names_sweep(source: str) -> bool:
+    return source.endswith((".yaml", ".yml")) or not Path(source).suffix
+
+
+def require_kind(output: Path, source: str, base: str | None) -> None:
+    """Raise UserError where the runs chosen from ``source`` cannot be written as a file like ``output``."""
+    if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
+        raise UserError(f"--output: {output} must end in .yaml (a sweep to run), .csv or .parquet (a table)")
+    if output.suffix in (".yaml", ".yml") and not _names_sweep(source) and base is None:
+        raise UserError(
+            f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
+            "preset or YAML file, or write a .csv"
+        )
+
+
+def measured_rows(paths: list[Path], protocol: str | None) -> pd.DataFrame:
+    """The rows of all tables; a run that two sweeps share counts once."""
+    import pandas as pd
+
+    from gsq.analysis.tables.table import is_results, load_table
+
     frame = pd.concat([load_table(path, protocol) for path in paths], ignore_index=True)
-    key = [name for name in ("signature", "step", "protocol") if name in frame]
-    if len(paths) > 1 and is_results(frame):  # a run that two sweeps share
+    if len(paths) > 1 and is_results(frame):
+        key = [name for name in ("signature", "step", "protocol") if name in frame]
         frame = frame[frame["signature"].isna() | ~frame.duplicated(key)].reset_index(drop=True)
-    if from_sweep:
-        if cost not in (None, "device_hours"):
-            raise UserError(f"--cost {cost}: the cells of a sweep cost what gsq plan estimates, in device hours")
-        cost, unit = "device_hours", "device hours"
-        cells, cases, frame = _candidates(source, cluster, frame)
-    elif cost is None:
-        shown = ", ".join(map(str, load_table(Path(source)).columns[:20]))
-        raise UserError(f"--cost: name the column of {source} that says what a run costs; it has {shown}")
-    else:
-        cells, cases, unit = load_table(Path(source)), None, cost.replace("_", " ")
-    discriminate = wanted.kind == "discriminate"
-    rivals = named_laws(frame, laws or (None if discriminate else ["power_law_bpp"]), None, bounds, None)
-    options = Options(residuals=residuals, bootstrap=0)  # type: ignore[arg-type]
-    compared = compare_laws(frame, rivals, options)
-    for name, reason in compared.not_fitted.items() if laws else ():
-        typer.echo(f"Not fitted: {name}: {reason}.", err=True)
-    found = design(compared, cells, budget, wanted, cost=cost, unit=unit, until=until, noise=noise, seeds=seeds)
-    document = {"tables": [str(path) for path in paths], "candidates": source, **found.to_dict()}
-    lines = [found.text()]
-    proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
+    return frame
+
+
+def candidate_cells(
+    source: str, frame: pd.DataFrame, options: DesignOptions, cluster: str
+) -> tuple[pd.DataFrame, list[_Case] | None, pd.DataFrame, DesignOptions]:
+    """The cells that may be run, what a YAML has for each (None for a table), and ``frame`` and ``options`` with the
+    configuration of each row and the column of costs."""
+    from gsq.analysis.tables.table import load_table
+
+    if not _names_sweep(source):
+        cells = load_table(Path(source))
+        if options.cost is None:
+            shown = ", ".join(map(str, cells.columns[:20]))
+            raise UserError(f"--cost: name the column of {source} that says what a run costs; it has {shown}")
+        return cells, None, frame, options
+    if options.cost not in (None, "device_hours"):
+        raise UserError(f"--cost {options.cost}: the cells of a sweep cost what gsq plan estimates, in device hours")
+    cells, cases, frame = _cells_of_sweep(source, cluster, frame)
+    return cells, cases, frame, replace(options, cost="device_hours")
+
+
+def axes_of(found: Design, cells: pd.DataFrame, cases: list[_Case] | None, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The axes of each proposed run, as a sweep file has them."""
     if cases is not None:
-        chosen = _with_seeds(found, cells, cases, frame)
-        document["cases"] = chosen
-    else:
-        chosen = [_case(row) for _, row in proposed.iterrows()]
-    if output is not None and found.proposals:
-        if output.suffix in (".yaml", ".yml"):
-            title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
-            count = _write_sweep(output, source if cases is not None else None, base, chosen, title)
-            lines.append(f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}")
-        else:
-            proposed["run"] = [one.runs_before + 1 for one in found.proposals]
-            proposed["expected"] = [one.expected for one in found.proposals]
-            _write_table(proposed, output)
-            lines.append(f"Wrote {output}.")
-    elif output is not None:
-        lines.append(f"Nothing to run, so {output} is not written.")
-    if figure is not None:
-        from gsq.analysis.figures.designs import design_figure
-        from gsq.analysis.figures.style import saved_files
-
-        design_figure(found, figure)
-        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
-    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
+        return _with_seeds(found, cells, cases, frame)
+    return [_case(cells.iloc[one.row]) for one in found.proposals]
 
 
-def _candidates(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[_Case], pd.DataFrame]:
+def write_runs(
+    output: Path,
+    found: Design,
+    cells: pd.DataFrame,
+    chosen: list[dict[str, Any]],
+    sweep: str | None,
+    base: str | None,
+    title: str,
+) -> str:
+    """Write the proposed runs as a sweep or a table; returns a line about it."""
+    if not found.proposals:
+        return f"Nothing to run, so {output} is not written."
+    if output.suffix in (".yaml", ".yml"):
+        count = _write_sweep(output, sweep, base, chosen, title)
+        return f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}"
+    proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
+    proposed["run"] = [one.runs_before + 1 for one in found.proposals]
+    proposed["expected"] = [one.expected for one in found.proposals]
+    _write_table(proposed, output)
+    return f"Wrote {output}."
+
+
+def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[_Case], pd.DataFrame]:
     """Cells of the sweep ``source``, and measured ones that its base config gives again, for further seeds; the axes
     that a YAML has for each; and ``frame`` with the ``configuration`` of each row.
     """
-    from dataclasses import replace
-
     from gsq.config.overrides import SHORT_NAMES
     from gsq.sweeps.costing.forecast import forecast
     from gsq.sweeps.planning.cells import Cell, CellMaker, make_plan
@@ -297,24 +283,14 @@ def _write_sweep(
         document["base"] = os.path.relpath(beside, output.parent)
     document["cases"] = cases
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.yaml")
-    try:
+    with whole(output) as partial:
         partial.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
         plan = make_plan(load_spec(partial))
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(plan.cells)
 
 
 def _write_table(frame: pd.DataFrame, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        if output.suffix == ".csv":
-            frame.to_csv(partial, index=False)
-        else:
-            frame.to_parquet(partial, index=False)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as partial:
+        write = frame.to_csv if output.suffix == ".csv" else frame.to_parquet
+        write(partial, index=False)

@@ -6,6 +6,7 @@ On torch's meta device, without memory or arithmetic, where the part allows it; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -68,3 +69,23 @@ def _run(build: Callable[[], Any], shapes: tuple[tuple[int, ...], ...], device: 
         module(*(torch.zeros(shape, device=device) for shape in shapes))
     parameters = sum(p.numel() for p in module.parameters()) if isinstance(module, torch.nn.Module) else 0
     return parameters, counter.get_total_flops() // 2, activations
+
+
+@cache
+def _quantizer_parameters(part: Any, model: Any, quantizer: Any, config: Held) -> int:
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return sum(p.numel() for p in part.build(config.value).parameters())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A config that a cache does not look at."""
+
+    value: Any = field(compare=False)
+
+
+def quantizer_parameters(part: Any, config: Any) -> int:
+    """Parameters of a quantizer of a user's own, ``part``, which is built without memory for it."""
+    return _quantizer_parameters(part, config.model, config.quantizer, Held(config))

@@ -15,12 +15,12 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from gsq.config.types import check_type
-from gsq.errors import UserError, nearest
+from gsq.errors import UserError, choose, nearest
 
 # Config keys that take a part, and what the part is; those of ``evaluation`` are not signed.
 TAKEN = {
@@ -50,6 +50,13 @@ def is_path(name: str) -> bool:
     """Whether a value names a part of a user's own: ``package.module:Name``."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def choose_or_own(section: str, values: object, **allowed: Iterable[str]) -> None:
+    """``gsq.errors.choose`` for keys that also take a part of a user's own."""
+    for key, words in allowed.items():
+        if not is_path(value := getattr(values, key)):
+            choose(f"{section}.{key}", value, (*words, PATH))
 
 
 def search_also(folder: Path) -> None:

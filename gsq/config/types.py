@@ -10,7 +10,7 @@ NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def check_type(value: Any, wanted: type, where: str) -> None:
-    """Raise UserError unless ``value`` is of the type; a whole number may stand for a float, and a list for a tuple."""
+    """Raise UserError unless ``value`` has the type; a whole number can stand for a float, a list for a tuple."""
     if type(value) is wanted or (wanted, type(value)) in ((float, int), (tuple, list)):
         return
     name = "list" if wanted is tuple else wanted.__name__
@@ -36,7 +36,7 @@ def fix(value: Any, wanted: type) -> str:
 
 
 def _meant(text: str, wanted: type) -> str:
-    """What a text in quotes would be without them, if that is of the type; else nothing."""
+    """The text without its quotes if that has the type; else an empty text."""
     text = text.strip()
     if wanted is bool:
         return text.lower() if text.lower() in ("true", "false") else ""

@@ -1,4 +1,4 @@
-"""The one check of a value's type, whether it comes from a file, ``set``, axes, a search or the command line."""
+"""The type check of config values, the same for files, ``set``, axes, searches and the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gsq.errors import UserError
 
 @cache
 def key_types() -> dict[str, tuple[type, type | None]]:
-    """Of every config key: its type, and for a tuple that of its entries."""
+    """The type of every config key, and for a tuple the type of its entries."""
     found: dict[str, tuple[type, type | None]] = {}
     for name, section in SECTIONS.items():
         for key, hint in get_type_hints(section).items():
@@ -22,9 +22,9 @@ def key_types() -> dict[str, tuple[type, type | None]]:
 
 
 def checked(key: str, value: Any, where: str) -> Any:
-    """``value`` as the config key ``section.key`` holds it: a list as a tuple, a whole number of a float as a float.
+    """``value`` as the config holds it: a list becomes a tuple, a whole number for a float key a float.
 
-    where: what an error begins with. Raises UserError, with the likely fix, for a value of another type.
+    key: ``section.key``. where: the start of an error. Raises UserError, with the likely fix, for another type.
     """
     wanted, entry = key_types()[key]
     if wanted is dict:
@@ -43,7 +43,7 @@ def checked(key: str, value: Any, where: str) -> Any:
 
 
 def _choices(key: str, value: Any) -> str:
-    """``choose one of ...`` for a key that takes certain words alone, as its section says of ``value`` as a text."""
+    """``choose one of ...`` from the section's own error, for a key that only takes certain words; else empty."""
     section, name = key.split(".")
     try:
         SECTIONS[section](**{name: str(value)})

@@ -1,4 +1,4 @@
-"""What a protocol says of the built-in feature extractors; without torch."""
+"""The facts about built-in feature extractors that a protocol records. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gsq.config.run import FEATURE_DIMS
 from gsq.pretrained.weights import FEATURE_WEIGHTS, REGISTRY
 
-# How an image comes to the size that built-in features (evaluation.features) take.
+# How an image is resized for each built-in evaluation.features.
 FEATURE_RESIZES = {
     "efficientnet_lite0": "none",
     "inception": "to 299 pixels, bilinear as TensorFlow 1 (torch-fidelity)",
@@ -18,14 +18,14 @@ FEATURE_RESIZES = {
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """Built-in features, without their network."""
+    """Built-in features without their network."""
 
     name: str
     source: str = ""
 
     @property
     def sha256(self) -> str:
-        """Of the weight file."""
+        """sha256 of the weight file."""
         return REGISTRY[FEATURE_WEIGHTS[self.name]].sha256
 
     @property

@@ -6,21 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gsq.config.overrides import from_dict, override, to_dict
+from gsq.config.overrides import override
 from gsq.config.parts import check_parts, is_path, load, source_sha256
 from gsq.config.presets import preset
 from gsq.config.run import RunConfig
@@ -31,8 +25,8 @@ from gsq.models.autoencoder import Autoencoder
 from gsq.models.discriminators import build_discriminator
 from gsq.pretrained.extractor import feature_extractor
 from gsq.quantizers import Quantizer, build_quantizer
+from gsq.runs.part_training import BATCH, STEPS, TOLERANCE, Tests, require, training_checks
 from gsq.training.losses import build_perceptual_loss
-from gsq.training.trainer import Trainer
 
 # What a part is called on the command line, and the config key that takes it.
 ROLES = {
@@ -44,9 +38,7 @@ ROLES = {
     "features": "evaluation.features",
     "metric": "evaluation.metrics",
 }
-STEPS, BATCH, SIZE = 3, 4, 32
-# Sums in another order differ by so much, relatively.
-TOLERANCE = 1e-4
+SIZE = 32
 # Printed by a part in one check; a sweep of a thousand cells would fill a disk with more.
 MOST_PRINTED = 2000
 
@@ -111,11 +103,8 @@ def check_part(name: str, role: str | None = None, options: dict[str, Any] | Non
     found = [Check("its source is found, and identified", True, source_sha256(name)[:12])]
     found += [_tried(title, check) for title, check in own(config)]
     if not ROLES[role].startswith("evaluation.") and all(check.passed for check in found):
-        found += [_tried(title, check) for title, check in _training(config)]
+        found += [_tried(title, check) for title, check in training_checks(config)]
     return found
-
-
-Tests = Iterator[tuple[str, Callable[[], str | None]]]
 
 
 def _tried(title: str, check: Callable[[], str | None]) -> Check:
@@ -137,18 +126,13 @@ def _tried(title: str, check: Callable[[], str | None]) -> Check:
     return Check(title, True, warning or "")
 
 
-def _require(truth: bool, message: str) -> None:
-    if not truth:
-        raise AssertionError(message)
-
-
 def _same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
     one, other = one.detach(), other.detach()
     if one.shape != other.shape:
         raise AssertionError(f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
     gap = float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
     scale = float(other.double().abs().max()) if one.numel() else 1.0
-    _require(gap <= tolerance * max(scale, 1.0), f"{what}: they differ by up to {gap:.3g}")
+    require(gap <= tolerance * max(scale, 1.0), f"{what}: they differ by up to {gap:.3g}")
 
 
 def _images(count: int = BATCH, size: int = SIZE) -> Tensor:
@@ -160,8 +144,8 @@ def _gradient(module: Callable[[Tensor], Tensor], images: Tensor, what: str) -> 
     images = images.clone().requires_grad_()
     module(images).float().square().sum().backward()
     gradient = images.grad
-    _require(gradient is not None and bool(gradient.any()), f"no gradient reaches {what}")
-    _require(bool(gradient is not None and gradient.isfinite().all()), f"the gradient to {what} is not finite")
+    require(gradient is not None and bool(gradient.any()), f"no gradient reaches {what}")
+    require(bool(gradient is not None and gradient.isfinite().all()), f"the gradient to {what} is not finite")
 
 
 def _alone(module: Callable[[Tensor], Tensor], images: Tensor) -> None:
@@ -187,7 +171,7 @@ def _quantizer(config: RunConfig) -> Tests:
 
     def interface() -> None:
         output = quantizer(latent)
-        _require(bool(output.loss.isfinite()), f"the loss is {output.loss.item()}")
+        require(bool(output.loss.isfinite()), f"the loss is {output.loss.item()}")
 
     def decoded() -> None:
         output = quantizer(latent)
@@ -196,7 +180,7 @@ def _quantizer(config: RunConfig) -> Tests:
     def half() -> None:
         for dtype in (torch.float16, torch.bfloat16):
             with torch.autocast("cpu", torch.bfloat16):
-                _require(
+                require(
                     bool(quantizer(latent.to(dtype)).latent.isfinite().all()), f"the latent of {dtype} is not finite"
                 )
 
@@ -204,7 +188,7 @@ def _quantizer(config: RunConfig) -> Tests:
         quantizer.eval()
         first, second = quantizer(latent), quantizer(latent)
         quantizer.train()
-        _require(torch.equal(first.indices, second.indices), "two evaluations of one latent give different indices")
+        require(torch.equal(first.indices, second.indices), "two evaluations of one latent give different indices")
 
     def cost() -> str | None:
         real = sum(p.numel() for p in quantizer.parameters())
@@ -232,13 +216,13 @@ def _model(config: RunConfig) -> Tests:
 
     def shapes() -> None:
         latent = model.encoder(images)
-        _require(tuple(latent.shape) == latent_shape, f"encoder: {tuple(latent.shape)} instead of {latent_shape}")
+        require(tuple(latent.shape) == latent_shape, f"encoder: {tuple(latent.shape)} instead of {latent_shape}")
         found = model.decoder(latent)
-        _require(found.shape == images.shape, f"decoder: {tuple(found.shape)} instead of {tuple(images.shape)}")
+        require(found.shape == images.shape, f"decoder: {tuple(found.shape)} instead of {tuple(images.shape)}")
 
     def other_size() -> None:
         larger = _images(2, 2 * SIZE)
-        _require(model(larger).images.shape == larger.shape, "images of another size come back in another shape")
+        require(model(larger).images.shape == larger.shape, "images of another size come back in another shape")
 
     yield "shapes", shapes
     yield "images of another size", other_size
@@ -255,13 +239,13 @@ def _twice(run: Callable[[], Tensor]) -> None:
 def _discriminator(config: RunConfig) -> Tests:
     def build() -> nn.Module:
         module = build_discriminator(config.discriminator, SIZE)
-        _require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
+        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
         assert module is not None
         return module
 
     def logits() -> None:
         found = build()(_images())
-        _require(len(found) == BATCH and bool(found.isfinite().all()), f"logits {tuple(found.shape)}, or not finite")
+        require(len(found) == BATCH and bool(found.isfinite().all()), f"logits {tuple(found.shape)}, or not finite")
 
     yield "logits", logits
     yield "gradient to the images", lambda: _gradient(build(), _images(), "the images")
@@ -272,14 +256,14 @@ def _discriminator(config: RunConfig) -> Tests:
 def _loss(config: RunConfig) -> Tests:
     def build() -> nn.Module:
         module = build_perceptual_loss(config.loss.perceptual, options=config.loss.options)
-        _require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
+        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
         assert module is not None
         return module
 
     def scalar() -> str | None:
         images, targets = _images(), _images().flip(0)
         value, equal = build()(images, targets), build()(images, images)
-        _require(value.shape == () and bool(value.isfinite()), f"a finite scalar is needed, got {value}")
+        require(value.shape == () and bool(value.isfinite()), f"a finite scalar is needed, got {value}")
         return None if abs(equal.item()) < abs(value.item()) else "equal images cost no less than unequal ones"
 
     def mean() -> None:
@@ -298,16 +282,16 @@ def _data(config: RunConfig) -> Tests:
     def images() -> str | None:
         source = ImageSource(config.data)
         made = source.manifest
-        _require(bool(made.train) and len(made.validation) > 1, f"{len(made.train)} and {len(made.validation)} images")
+        require(bool(made.train) and len(made.validation) > 1, f"{len(made.train)} and {len(made.validation)} images")
         both = {file.sha256 for file in made.train} & {file.sha256 for file in made.validation}
         for file in (*made.train[:3], *made.validation[:3]):
             image = source.load(file)
-            _require(image.mode == "RGB", f"{file.name} is {image.mode}; RGB is needed")
+            require(image.mode == "RGB", f"{file.name} is {image.mode}; RGB is needed")
         return f"{len(both)} images are in both splits" if both else None
 
     def again() -> None:
         one, other = ImageSource(config.data), ImageSource(config.data)
-        _require(one.manifest.fingerprint == other.manifest.fingerprint, "the fingerprint changes from call to call")
+        require(one.manifest.fingerprint == other.manifest.fingerprint, "the fingerprint changes from call to call")
         _same(one.train_batch(0, 0, range(4)), other.train_batch(0, 0, range(4)), "one batch and the same again")
 
     yield "images of both splits", images
@@ -338,92 +322,3 @@ def _metric(config: RunConfig) -> Tests:
     yield "one finite value an image", finite
     yield "images do not depend on each other", lambda: _alone(build, _images())
     yield "same when evaluated again; random state", lambda: _twice(lambda: build(_images()))
-
-
-def _training(config: RunConfig) -> Tests:
-    """Steps of a tiny run with the part: alike whatever the split of the batch, and after a resume."""
-    whole: dict[str, Any] = {}
-
-    def alone() -> None:
-        whole.update(_losses(config))
-        _require(_losses(config) == whole, "two runs with one seed differ")
-
-    def micro() -> None:
-        execution = replace(config.execution, micro_batch=BATCH // 2)
-        _close(_losses(replace(config, execution=execution)), whole, "in micro-batches")
-
-    def resumed() -> None:
-        source, half = ImageSource(config.data), 2
-        first = Trainer(config, source)
-        for _ in range(half):
-            first.step()
-        state = copy.deepcopy(first.state())
-        second = Trainer(config, source)
-        second.load_state(state)
-        last: dict[str, float] = {}
-        for _ in range(STEPS - half):
-            last = second.step()
-        _require(last == whole["steps"][-1], "a resumed run differs from one that was not stopped")
-
-    yield f"{STEPS} steps, twice the same", alone
-    yield "micro-batches change nothing", micro
-    yield "a resumed run goes on the same", resumed
-    yield "two processes change nothing", lambda: _close(_two_processes(config), whole, "with two processes")
-
-
-def _losses(config: RunConfig) -> dict[str, Any]:
-    trainer = Trainer(config, ImageSource(config.data))
-    return {"steps": [trainer.step() for _ in range(STEPS)]}
-
-
-def _close(found: dict[str, Any], wanted: dict[str, Any], how: str) -> None:
-    for step, (one, other) in enumerate(zip(found["steps"], wanted["steps"], strict=True)):
-        for name, value in other.items():
-            gap = abs(one[name] - value)
-            _require(
-                gap <= TOLERANCE * max(1.0, abs(value)),
-                f"{how}, {name} of step {step} is {one[name]:.6g} instead of {value:.6g}; a loss must be a mean over "
-                "the images, and a part must not look at the whole batch",
-            )
-
-
-def _two_processes(config: RunConfig) -> dict[str, Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-m", "gsq.runs.part_checks", json.dumps(to_dict(config))]
-    workers = [
-        subprocess.Popen(
-            command,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate() for worker in workers]
-    failed = [error for worker, (_, error) in zip(workers, outputs, strict=True) if worker.returncode]
-    if failed:
-        raise AssertionError((failed[0].strip().splitlines() or ["a process died"])[-1])
-    found: dict[str, Any] = json.loads(outputs[0][0].strip().splitlines()[-1])
-    return found
-
-
-def _worker(text: str) -> None:
-    from gsq.training.distributed import join, leave
-
-    config = from_dict(json.loads(text))
-    torch.set_num_threads(1)
-    group = join(config, lambda: None)
-    trainer = Trainer(config, ImageSource(config.data), group)
-    steps = [trainer.step() for _ in range(STEPS)]
-    if group.first:
-        print(json.dumps({"steps": steps}))
-    leave()
-
-
-if __name__ == "__main__":
-    _worker(sys.argv[1])

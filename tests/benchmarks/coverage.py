@@ -26,7 +26,8 @@ import pandas as pd
 from gsq.analysis.fitting.fit import interval_room
 from gsq.analysis.fitting.identify import opened
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval, profile, resample
-from gsq.analysis.fitting.solver import LOSSES, Loss, Problem, refit, solve
+from gsq.analysis.fitting.options import LOSSES, Loss
+from gsq.analysis.fitting.solver import Problem, refit, solve
 from gsq.analysis.laws.named import LAWS
 from gsq.analysis.tables.table import load_results, with_derived
 

@@ -14,7 +14,7 @@ from gsq.templates.write import KINDS, write_part
 
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part_checks, "_training", lambda config: iter(()))
+    monkeypatch.setattr(part_checks, "training_checks", lambda config: iter(()))
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role not in ("quantizer", "loss")])

@@ -36,10 +36,21 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+
+from cluster_files import (
+    CGROUP_CONF,
+    DATABASE_SQL,
+    SLURM_CONF,
+    SLURMDBD_CONF,
+    ClusterError,
+    born,
+    free_ports,
+    steps,
+    write,
+)
 
 NODES = ("n1", "n2")
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", *NODES)  # each needs the ones before it
@@ -47,71 +58,7 @@ PACKAGES = {"munged": "munge", "mariadbd": "mariadb-server", "slurmdbd": "slurmd
 PACKAGES |= {"slurmctld": "slurmctld", "slurmd": "slurmd", "sacctmgr": "slurm-client"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# cred_expire also sets how long a requeued job waits; AccountingStoragePass tells the clients of slurmdbd the
-# munge socket; config_overrides: the nodes are what is said here, even on a smaller host
-SLURM_CONF = """\
-ClusterName=gsq
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={slurmctld}
-SlurmUser=root
-AuthInfo=socket={dir}/munge/munge.socket,cred_expire=5
-StateSaveLocation={dir}/state
-SlurmctldPidFile={dir}/run/slurmctld.slurm-pid
-SlurmdSpoolDir={dir}/spool/%n
-SlurmdPidFile={dir}/run/%n.slurm-pid
-SlurmdLogFile={dir}/log/%n-steps.log
-SlurmdParameters=config_overrides
-SlurmdTimeout=20
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-MailProg=/bin/true
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=1000
-JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={slurmdbd}
-AccountingStoragePass={dir}/munge/munge.socket
-SchedulerParameters=sched_interval=1,bf_interval=1
-JobRequeue=1
-ReturnToService=2
-DebugFlags=NO_CONF_HASH
-KillWait=5
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=8000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=8000
-PartitionName=test Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
-"""
-SLURMDBD_CONF = """\
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={slurmdbd}
-SlurmUser=root
-AuthInfo=socket={dir}/munge/munge.socket
-PidFile={dir}/run/slurmdbd.slurm-pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={mariadbd}
-StorageUser=slurm
-StoragePass={password}
-StorageLoc=slurm_acct_db
-"""
-# slurmd reads it even though no plugin here uses cgroups; v1 is the plugin that sets nothing up by itself
-CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nConstrainCores=no\nConstrainRAMSpace=no\n"
-DATABASE_SQL = """\
-CREATE DATABASE IF NOT EXISTS slurm_acct_db;
-CREATE OR REPLACE USER 'slurm'@'127.0.0.1' IDENTIFIED BY '{password}';
-GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';
-"""
-
 _children: list[subprocess.Popen[bytes]] = []
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be started or stopped; the message says why, and what to do."""
 
 
 class Cluster:
@@ -124,11 +71,11 @@ class Cluster:
     def pid(self, name: str) -> int | None:
         """The process id of a daemon of this cluster; None where it does not run."""
         try:
-            pid, born = (self.dir / "run" / f"{name}.pid").read_text().split()
+            pid, birth = (self.dir / "run" / f"{name}.pid").read_text().split()
         except (OSError, ValueError):
             return None
         # the time of birth tells a daemon from a later process that got the same id
-        return int(pid) if _born(int(pid)) == born else None
+        return int(pid) if born(int(pid)) == birth else None
 
     def running(self) -> bool:
         """Whether every daemon lives and the controller answers."""
@@ -207,7 +154,7 @@ class Cluster:
         shutil.rmtree(self.dir / "state")
         (self.dir / "state").mkdir()
         lines = [line for line in self.conf.read_text().splitlines() if not line.startswith("FirstJobId=")]
-        _write(self.conf, "\n".join([*lines, f"FirstJobId={first}", ""]), 0o644)
+        write(self.conf, "\n".join([*lines, f"FirstJobId={first}", ""]), 0o644)
         self.bring_back("slurmctld")
         for node in NODES:
             self._wait(node, partial(self._idle, node))
@@ -227,11 +174,11 @@ class Cluster:
         for name in ("etc", "log", "run", "munge", "db", "state", *(f"spool/{node}" for node in NODES)):
             (self.dir / name).mkdir(parents=True, exist_ok=True)
         values = {"host": socket.gethostname().split(".")[0], "dir": str(self.dir)}
-        values |= {"password": secrets.token_hex(16), **_free_ports(self.dir, DAEMONS[1:])}
-        _write(self.conf, SLURM_CONF.format(**values), 0o644)
-        _write(self.dir / "etc" / "cgroup.conf", CGROUP_CONF, 0o644)
-        _write(self.dir / "etc" / "slurmdbd.conf", SLURMDBD_CONF.format(**values), 0o600)
-        _write(self.dir / "db" / "init.sql", DATABASE_SQL.format(**values), 0o600, "mysql")
+        values |= {"password": secrets.token_hex(16), **free_ports(self.dir, DAEMONS[1:])}
+        write(self.conf, SLURM_CONF.format(**values), 0o644)
+        write(self.dir / "etc" / "cgroup.conf", CGROUP_CONF, 0o644)
+        write(self.dir / "etc" / "slurmdbd.conf", SLURMDBD_CONF.format(**values), 0o600)
+        write(self.dir / "db" / "init.sql", DATABASE_SQL.format(**values), 0o600, "mysql")
 
         self._start_munged(self.dir / "munge")
         self._start_mariadbd(self.dir / "db", values["mariadbd"])
@@ -251,7 +198,7 @@ class Cluster:
 
     def _start_munged(self, folder: Path) -> None:
         if not (folder / "munge.key").exists():
-            _write(folder / "munge.key", secrets.token_hex(64), 0o600, "munge")
+            write(folder / "munge.key", secrets.token_hex(64), 0o600, "munge")
         shutil.chown(folder, "munge", "munge")
         files = [f"--{kind}-file={folder}/munged.{kind}" for kind in ("pid", "log", "seed")]
         files += [f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
@@ -277,16 +224,13 @@ class Cluster:
 
     def _spawn(self, name: str, *command: str, user: str | None = None) -> None:
         """Start one daemon in the foreground of a session of its own, with log/NAME.log and run/NAME.pid."""
-        log = self.dir / "log" / f"{name}.log"
-        if log.exists():
-            log.replace(log.with_suffix(".log.old"))
-        with log.open("wb") as file:
+        with (self.dir / "log" / f"{name}.log").open("ab") as file:
             process = subprocess.Popen(
                 [shutil.which(command[0], path=PATH) or command[0], *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=self.dir / "spool" / name if name in NODES else self.dir,  # see _steps
+                cwd=self.dir / "spool" / name if name in NODES else self.dir,  # see steps
                 env={"PATH": PATH, "SLURM_CONF": str(self.conf), "LC_ALL": "C.UTF-8"},
                 start_new_session=True,
                 user=user,
@@ -294,7 +238,7 @@ class Cluster:
                 extra_groups=[] if user else None,
             )
         _children.append(process)
-        _write(self.dir / "run" / f"{name}.pid", f"{process.pid} {_born(process.pid)}\n", 0o644)
+        write(self.dir / "run" / f"{name}.pid", f"{process.pid} {born(process.pid)}\n", 0o644)
 
     def _wait(self, name: str, ready: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -309,8 +253,17 @@ class Cluster:
         log = self.dir / "log" / f"{name}.log"
         return "\n  ".join([f"{what}; {log} ends with:", *log.read_text(errors="replace").splitlines()[-12:]])
 
+    def node_state(self, node: str) -> str:
+        """``idle``, ``mixed*``, ``down*`` and so on; empty where the controller does not answer.
+
+        All nodes are asked for: SLURM answers a question about one of them by what it last counted for all, and may say
+        ``mixed*`` for minutes of a node that it has given up.
+        """
+        lines = self.output("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+        return dict(line.split() for line in lines).get(node, "")
+
     def _idle(self, node: str) -> bool:
-        return self.output("sinfo", "-h", "-N", "-n", node, "-o", "%T").split() == ["idle"]
+        return self.node_state(node) == "idle"
 
     def _cancel_jobs(self) -> None:
         if jobs := self.output("squeue", "-h", "-a", "-o", "%A").split():
@@ -325,7 +278,7 @@ class Cluster:
                     break
                 time.sleep(0.2)
         ended = self._end(*NODES)
-        for pid in _steps(self.dir / "spool"):  # no slurmd can start more by now
+        for pid in steps(self.dir / "spool"):  # no slurmd can start more by now
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 ended = True
@@ -350,51 +303,6 @@ class Cluster:
         for child in _children:
             child.poll()  # reaps it, where one process starts and stops the cluster
         return bool(pids)
-
-
-def _born(pid: int) -> str | None:
-    """The time at which a process started, in the kernel's ticks; None for one that is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _steps(spool: Path) -> list[int]:
-    """The slurmstepd processes of this cluster, known by slurmd's working folder, and all below them."""
-    parents: dict[int, int] = {}
-    found: list[int] = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            is_step = (entry / "comm").read_text().startswith("slurmstepd")
-            if is_step and Path(os.readlink(entry / "cwd")).is_relative_to(spool):
-                found.append(int(entry.name))
-    for pid in found:  # it grows as it is read
-        found += [child for child, parent in parents.items() if parent == pid and child not in found]
-    return found
-
-
-def _free_ports(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Free ports below the ones that the kernel hands out, from a start that differs between folders."""
-    ports: list[str] = []
-    for port in range(20000 + zlib.crc32(str(folder).encode()) % 8000, 32000):
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("", port))
-            ports.append(str(port))
-        if len(ports) == len(names):
-            return dict(zip(names, ports, strict=True))
-    raise ClusterError("there are too few free ports below 32000")
-
-
-def _write(path: Path, text: str, mode: int, owner: str | None = None) -> None:
-    path.touch(mode=mode)  # so that a secret is never open to others
-    path.chmod(mode)
-    path.write_text(text)
-    if owner:
-        shutil.chown(path, owner, owner)
 
 
 def main() -> int:

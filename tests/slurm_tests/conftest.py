@@ -8,7 +8,6 @@ leaves them out.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from typing import TypeVar
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 T = TypeVar("T")
 
 
@@ -110,18 +110,15 @@ def slurm() -> Iterator[Slurm]:
     if os.environ.get("GSQ_REQUIRE_SLURM") != "1":
         pytest.skip(f'{why}; as root: python {script} start && eval "$(python {script} env)"')
 
-    spec = importlib.util.spec_from_file_location("gsq_slurm_cluster", HERE / "cluster.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    from cluster import Cluster, ClusterError
+
     # a folder of its own: under pytest-xdist every worker comes here
     folder = Path(tempfile.mkdtemp(prefix="gsq-slurm-"))
-    cluster = module.Cluster(folder)
+    cluster = Cluster(folder)
     with pytest.MonkeyPatch.context() as patch:
         try:
             cluster.start()
-        except module.ClusterError as error:
+        except ClusterError as error:
             shutil.rmtree(folder, ignore_errors=True)
             pytest.fail(f"GSQ_REQUIRE_SLURM=1, but {why}, and a cluster cannot be started: {error}", pytrace=False)
         patch.setenv("SLURM_CONF", str(cluster.conf))

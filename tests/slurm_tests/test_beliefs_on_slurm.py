@@ -106,6 +106,21 @@ def test_a_job_that_died_before_python_stays_an_error_when_its_number_is_a_stran
     assert [row["State"] for row in strangers.values()] == ["RUNNING"] * 2
 
 
+def test_a_job_that_died_before_python_when_slurm_started_it_again_is_an_error(
+    slurm: Any, cluster: Cluster, sweep: Path
+) -> None:
+    setup = "if [ -n \"$SLURM_RESTART_COUNT\" ]; then echo 'no module of that name'; exit 3; fi"
+    (sweep / "plain.yaml").write_text(f"{PLAIN}setup: {json.dumps([setup])}\n")
+    (sweep / "beliefs.yaml").write_text(SWEEP.replace("steps: 6", "steps: 20000").replace("[1, 4]", "[1]"))
+    gsq("submit", "beliefs.yaml", "--cluster", "plain.yaml", folder=sweep)
+    slurm.wait(lambda: cells(sweep)[0]["step"], 120, every=0.5)
+    slurm.scontrol("requeue", cells(sweep)[0]["job"])
+    slurm.wait(lambda: "exit code 3" in (cells(sweep)[0]["message"] or ""), 60, every=0.5)
+    (cell,) = cells(sweep)
+    assert cell["failure"] == "error" and "no module of that name" in cell["message"]
+    assert "nothing to submit" in gsq("submit", "beliefs.yaml", "--cluster", "plain.yaml", folder=sweep, code=1)
+
+
 def test_gsq_waits_while_the_controller_is_away_and_says_why_cells_wait(
     slurm: Any, cluster: Cluster, sweep: Path
 ) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,10 @@ import pytest
 from gsq.records.folder import RunFolder
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from cluster import Cluster  # noqa: E402
+
 SWEEP = """\
 name: strict
 base: cpu-tiny
@@ -146,12 +150,7 @@ def limited(slurm: Any, tmp_path: Path) -> Iterator[str]:
     """SLURM_CONF of a cluster of its own, on which a user may have three jobs at a time."""
     if not slurm.ours or os.geteuid() != 0:
         pytest.skip("limits are set up by cluster.py alone")
-    spec = importlib.util.spec_from_file_location("gsq_limited_cluster", HERE / "cluster.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    cluster = module.Cluster(Path("/tmp") / f"gsq-limited-{os.getpid()}")
+    cluster = Cluster(Path("/tmp") / f"gsq-limited-{os.getpid()}")
     try:
         cluster.start()
         for words in (
@@ -167,7 +166,7 @@ def limited(slurm: Any, tmp_path: Path) -> Iterator[str]:
         yield str(cluster.conf)
     finally:
         cluster.stop()
-        module.shutil.rmtree(cluster.dir, ignore_errors=True)
+        shutil.rmtree(cluster.dir, ignore_errors=True)
 
 
 def test_above_the_limit_of_a_qos_what_is_allowed_is_handed_over(

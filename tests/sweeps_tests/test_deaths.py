@@ -15,6 +15,8 @@ from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.deaths import FAILED_SOMEHOW, described, failure_of, last_line, note_worker_death
 
 BEGAN = "submitit INFO (2026-01-02 03:04:05,678) - Starting with JobEnvironment(job_id=5)\n"
+STARTED = "--- gsq job started 2026-01-02 03:04:05\n"
+EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
 KILLED = "srun: error: n1: task 0: Killed\n"
 
 
@@ -30,6 +32,10 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("139:0", "", "error"),
         ("0:11", BEGAN, "error"),
         ("9:0", "exit 9 of a setup\n", "error"),
+        # So full a disk that the run could not say so in its folder.
+        ("1:0", f"{BEGAN}OSError: [Errno 28] No space left on device\n{EXITED}", "disk_full"),
+        (FAILED_SOMEHOW, "cp: cannot create 'data': Disk quota exceeded\n", "disk_full"),
+        ("0:9", f"{BEGAN}No space left on device\n", "lost"),
         # Somebody killed it.
         ("0:9", "", "lost"),
         ("0:15", BEGAN, "lost"),
@@ -51,6 +57,9 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("0:0", BEGAN, "lost"),
         (None, "", "lost"),
         (None, None, "lost"),
+        # SLURM has started it again: its last start counts.
+        (None, f"{STARTED}{BEGAN}{STARTED}conda: no such environment\n", "error"),
+        (None, f"{STARTED}conda: no such environment\n{STARTED}{BEGAN}", "lost"),
         (None, "slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-01-02T03:04:05 DUE TO NODE FAILURE ***\n", "lost"),
     ],
 )

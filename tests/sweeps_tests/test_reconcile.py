@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +191,38 @@ def test_a_job_that_failed_by_itself_before_it_wrote_anything_is_left_to_the_use
     assert act(RunRecord(SIG), killed, RESUMED_ON_SUBMIT).cell.failure == "lost"
     stopped = RunRecord(SIG, "failed", "preempted", "stopped", 3, 9, 1, heartbeat=NOW - 1000, job="11_3")
     assert act(stopped, killed, RESUMED_ON_SUBMIT).cell.failure == "preempted"
+
+
+def test_a_job_that_found_no_room_for_its_status_is_resumed_by_the_next_submission(tmp_path: Path) -> None:
+    log = tmp_path / "12_3_0_log.out"
+    log.write_text("submitit INFO (2026-01-02 03:04:09) - Starting\nOSError: [Errno 28] No space left on device\n")
+    failed = Job("gone", None, "12_3", exit_code="1:0", submitted=NOW - 10, log=log)
+    lost = RunRecord(SIG, "running", step=3, steps=9, attempts=2, heartbeat=NOW - 1000, job="11_3")
+    for record in (RunRecord(SIG), lost):
+        assert act(record, failed, RESUMED_ON_SUBMIT).kind == "submit"
+        action = act(record, failed, RESUMED)
+        assert (action.kind, action.cell.failure) == ("leave", "disk_full")
+
+
+def test_a_job_that_slurm_started_again_and_that_failed_before_python_is_left_to_the_user(tmp_path: Path) -> None:
+    log = tmp_path / "12_3_0_log.out"
+    first = "--- gsq job started 2026-01-02 03:04:05\nsubmitit INFO (2026-01-02 03:04:09) - Starting\n"
+    first += 1000 * "step\n"
+    failed = Job("gone", None, "12_3", exit_code="3:0", submitted=NOW - 2000, log=log)
+    for state, failure in (("failed", "preempted"), ("running", None)):
+        own = RunRecord(SIG, state, failure, "stopped", 3, 9, 1, heartbeat=NOW - 1000, job="12_3")
+        log.write_text(f"{first}--- gsq job started 2026-01-02 04:04:05\nno such module\n")
+        action = act(own, failed, RESUMED_ON_SUBMIT)
+        assert (action.kind, action.cell.failure) == ("leave", "error")
+        assert all(word in str(action.cell.message) for word in ("12_3", "exit code 3", "no such module"))
+        # Of cells that share the job, one had come to an end of its own.
+        diverged = replace(own, state="failed", failure="diverged")
+        assert act(diverged, failed, RESUMED_ON_SUBMIT).cell.failure == "diverged"
+        # Killed from outside it says nothing new; nor where Python began, or SLURM could not start it again.
+        assert act(own, replace(failed, exit_code="0:9"), RESUMED_ON_SUBMIT).kind == "submit"
+        for text in (first + first, first):
+            log.write_text(text)
+            assert act(own, failed, RESUMED_ON_SUBMIT).kind == "submit"
 
 
 def test_a_waiting_cell_has_the_schedulers_reason_and_an_unknown_one_says_why() -> None:

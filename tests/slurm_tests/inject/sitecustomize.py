@@ -32,7 +32,7 @@ class Orders:
     def __init__(self) -> None:
         self.signature, self.run, self.attempt = "", Path(), 0
         self.order, self.file, self.steps, self.busy = {}, Path(), 0, False
-        self.slow_until, self.trainer, self.job = 0.0, None, ""
+        self.slow_until, self.pause, self.trainer, self.job = 0.0, 0.4, None, ""
 
     def begin(self, signature, runs):
         """Called as the attempt begins, before it has a folder."""
@@ -43,8 +43,11 @@ class Orders:
 
     def note(self, what):
         """That this process begins or ends an attempt, and who is in the middle of one of the same run."""
-        others = sorted(pid for pid in _training(self.signature) if _alive(pid)) if what == "begins" else []
-        line = {"signature": self.signature, "pid": os.getpid(), "job": self.job, "time": real_time()}
+        others = (
+            sorted(process for process in _training(self.signature) if _alive(*process)) if what == "begins" else []
+        )
+        line = {"signature": self.signature, "pid": os.getpid(), "born": _born(os.getpid())}
+        line |= {"job": self.job, "time": real_time()}
         with (ROOT / "attempts.jsonl").open("a") as file:
             file.write(json.dumps({**line, "what": what, "others": others}) + "\n")
 
@@ -100,12 +103,13 @@ class Orders:
             time.sleep(150)
         elif kind not in HARMLESS:
             # What was asked for reaches this process in its own time: it goes on, but slowly.
-            self.slow_until = time.monotonic() + 90
+            # SLURM takes long to give a node up.
+            self.slow_until, self.pause = time.monotonic() + 90, 2.0 if kind == "node_failure" else 0.4
 
     def step(self, trainer):
         """Before each step."""
         if time.monotonic() < self.slow_until:
-            time.sleep(0.4)
+            time.sleep(self.pause)
         self.steps += 1
         self.trainer = trainer
         if self.order and self.steps > self.order.get("after", 0):
@@ -173,20 +177,28 @@ class Orders:
 
 
 def _training(signature):
-    """Process ids that have begun an attempt and not said that it ended; they may be dead."""
+    """Processes that have begun an attempt and not said that it ended; they may be dead."""
     found = set()
     with contextlib.suppress(OSError):
         for line in map(json.loads, (ROOT / "attempts.jsonl").read_text().splitlines()):
             if line["signature"] == signature:
-                (found.add if line["what"] == "begins" else found.discard)(line["pid"])
+                (found.add if line["what"] == "begins" else found.discard)((line["pid"], line["born"]))
     return found
 
 
-def _alive(pid):
+def _born(pid):
+    """When a process started, in the kernel's ticks; None for one that is gone or a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
+    return None if state in "ZX" else rest[18]
+
+
+def _alive(pid, born=None):
+    """born: tells the process from a later one that was given its number."""
+    now = _born(pid)
+    return now is not None and born in (None, now)
 
 
 orders = Orders()
