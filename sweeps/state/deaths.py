@@ -27,6 +27,12 @@ _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated|Hangup|Interrupt|User defined signal)",
     re.MULTILINE,
 )
+# srun could not reach the node's slurmd, which was just restarting, say.
+_NODE_AWAY = re.compile(
+    r"^srun: error: (?:Task|Application) launch .*"
+    r"(?:Zero Bytes were transmitted|[Cc]ommunication connection failure|Socket timed out|Unable to contact slurmd)",
+    re.MULTILINE,
+)
 # In place of an exit code, where only the controller has been heard, which tells none.
 FAILED_SOMEHOW = "failed"
 # Somebody else ended it, or told it to stop before it could listen. srun and the shell have their own ways to say so.
@@ -42,7 +48,10 @@ _NO_LOG_SIGNAL = 53
 
 
 def killed_from_outside(exit_code: str, tail: str) -> bool:
-    """Whether an exit code of sacct (``code:signal``) means that the job was killed rather than failed."""
+    """Whether an exit code of sacct (``code:signal``) means that the job was killed, or its node was away, rather than
+    that it failed."""
+    if _NODE_AWAY.search(_STARTED.split(tail)[-1]):
+        return True
     code, number = _numbers(exit_code)
     if number in _KILLED_SIGNALS or code in _KILLED_CODES:
         return True
@@ -79,7 +88,8 @@ def failure_of(exit_code: str | None, log: Path | None) -> str:
     """
     text = tail(log)
     if exit_code == FAILED_SOMEHOW:
-        return "lost" if _ENDED_FROM_OUTSIDE.search(text) else _own_failure(log)
+        outside = _ENDED_FROM_OUTSIDE.search(text) or killed_from_outside("", text)
+        return "lost" if outside else _own_failure(log)
     if exit_code is not None and _numbers(exit_code) != (0, 0):
         return "lost" if killed_from_outside(exit_code, text) else _own_failure(log)
     # It ended well, or SLURM has forgotten how: then Python should at least have begun.
