@@ -32,7 +32,7 @@ lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versio
 
 # Left out: what takes long and trains rather than calls libraries, and figures that name matplotlib's version.
 LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_discriminators.py \
-	tests/gsq_tests/test_tokenizer.py tests/integration_tests/test_versions.py \
+	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_tokenize.py tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints them as one message, without a traceback."""
+"""Errors that a user can fix. The command line prints them as one message, without a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Missing(UserError):
-    """Something that a run needs, images or weights, is not on this machine. A plan can be made without."""
+    """Images or weights that a run needs are not on this machine. A plan can do without them."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -29,6 +29,18 @@ def choose(key: str, value: object, allowed: Iterable[object]) -> None:
     if value not in options:
         hint = nearest(value, map(str, options)) if isinstance(value, str) else ""
         raise UserError(f"{key}: {value!r} is not allowed; choose one of {', '.join(map(str, options))}{hint}")
+
+
+def choose_each(section: str, values: object, **allowed: Iterable[object]) -> None:
+    """``choose`` for each of these keys of a config section."""
+    for key, options in allowed.items():
+        choose(f"{section}.{key}", getattr(values, key), options)
+
+
+def at_least(section: str, values: object, minimum: float, *keys: str) -> None:
+    """``positive`` for each of these keys of a config section."""
+    for key in keys:
+        positive(f"{section}.{key}", getattr(values, key), minimum)
 
 
 def positive(key: str, value: float, minimum: float = 1) -> None:

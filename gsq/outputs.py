@@ -1,19 +1,20 @@
-"""Whether a file can be written, asked before the long work that makes it. Knows nothing of runs or tables."""
+"""A check, before long work begins, that its output can be written."""
 
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from gsq.files import temporary
 
 _DEVICES = (Path("/dev"), Path("/dev/fd"))
 
 
 def output_problem(path: Path) -> str:
-    """What keeps a file from being written at ``path``, in words that follow its name; "" where nothing does.
+    """Why ``path`` cannot be written, as words that follow its name; "" if it can.
 
-    Makes the folders and a file beside it to find out, and removes them again; what is there already stays as it is.
+    Makes the folders and a file beside ``path`` to find out, and removes them again. Existing files stay untouched.
     """
     made: list[Path] = []
     touched: tuple[Path, os.stat_result] | None = None
@@ -21,14 +22,14 @@ def output_problem(path: Path) -> str:
         if path.is_dir():
             return f"is a folder; name a file, such as {path / 'NAME'}"
         if (path.exists() and not path.is_file()) or path.absolute().parent in _DEVICES:
-            return "is no regular file, which gsq could replace; name another"
+            return "is not a regular file, so gsq cannot replace it; name another"
         for folder in (*reversed(path.parent.parents), path.parent):
             if folder.exists():
                 touched = folder, folder.stat()
             else:
                 folder.mkdir()
                 made.append(folder)
-        probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+        probe = temporary(path)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -41,6 +42,6 @@ def output_problem(path: Path) -> str:
             with suppress(OSError):
                 folder.rmdir()
         if touched:
-            with suppress(OSError):  # as if nobody had asked
+            with suppress(OSError):  # leave no trace
                 os.utime(touched[0], ns=(touched[1].st_atime_ns, touched[1].st_mtime_ns))
     return ""

@@ -1,7 +1,7 @@
-"""What the environment of a process says about its peers and its GPUs; without torch.
+"""Peers and GPUs of a process, as its environment variables describe them. Imports no torch.
 
-torchrun, some containers and interactive jobs leave such variables in a shell, where they describe another process
-than the one that is started there.
+torchrun, some containers and interactive jobs leave such variables in a shell, where they describe a process other
+than the one started there.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ GROUP_VARIABLES = (
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),
 )
 _GROUP_PREFIX = "TORCHELASTIC_"
-# As CUDA's programming guide has it: an index, or the start of a UUID of a GPU or of one of its instances.
+# CUDA's programming guide allows an index, or the start of the UUID of a GPU or of a GPU instance.
 _DEVICE = re.compile(r"\d+|(?:GPU|MIG)-[\w/-]+")
 
 
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what would make a process wait for peers."""
+    """The environment without the variables that would make a process wait for peers."""
     return {k: v for k, v in environment.items() if k not in GROUP_VARIABLES and not k.startswith(_GROUP_PREFIX)}
 
 
 def forget_group() -> None:
-    """Remove from this process's environment what would make it wait for peers."""
+    """Remove from this process's environment the variables that would make it wait for peers."""
     for name in os.environ.keys() - alone(os.environ).keys():
         del os.environ[name]
 
 
 def world_size() -> int:
-    """How many processes share this run, by WORLD_SIZE; 1 where it is not set.
+    """Number of processes that share this run, from WORLD_SIZE; 1 if that is not set.
 
-    Raises UserError where it is set, but not as torchrun sets it.
+    Raises UserError if it is set, but not the way torchrun sets it.
     """
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdigit() or int(text) < 1:
@@ -53,14 +53,14 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which chooses its GPU; 0 for a run of one process."""
+    """Number of this process on its machine, which selects its GPU; 0 for a run of one process."""
     text = os.environ.get("LOCAL_RANK", "0")
     return int(text) if world_size() > 1 and text.isdigit() else 0
 
 
 def visible_gpus() -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: the entries before the first that names none
-    (-1, NoDevFiles, none). None where the variable is not set."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, as CUDA reads it: the entries before the first that names no GPU
+    (-1, NoDevFiles, none). None if the variable is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return None

@@ -20,10 +20,10 @@ from .spec.cluster import Cluster as Cluster
 from .spec.cluster import load_cluster as load_cluster
 from .spec.sweep import Spec as Spec
 from .spec.sweep import load_spec as load_spec
-from .state.listing import overview as overview
 from .state.logs import Log as Log
 from .state.logs import read_log as read_log
 from .state.status import SweepStatus as SweepStatus
+from .state.status import overview as overview
 from .state.status import status as status
 from .state.study import SearchStatus as SearchStatus
 from .state.study import search as search

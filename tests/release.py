@@ -33,7 +33,13 @@ DATA = (
     *("gsq/py.typed", "gsq/sweeps/py.typed", "gsq/analysis/py.typed"),
     *("gsq/__init__.pyi", "gsq/sweeps/__init__.pyi", "gsq/analysis/__init__.pyi"),
     *("gsq/sweeps/configs/*.yaml", "gsq/sweeps/configs/paper/*.yaml", "gsq/sweeps/configs/clusters/*.yaml"),
-    *("gsq/analysis/*.mplstyle", "gsq/analysis/*.parquet", "gsq/analysis/*.css", "gsq/analysis/*.js"),
+    *(
+        "gsq/analysis/*.mplstyle",
+        "gsq/analysis/*.parquet",
+        "gsq/analysis/*.css",
+        "gsq/analysis/*.js",
+        "gsq/analysis/*.html",
+    ),
 )
 # Of the quickstart's cells the first six, with few steps and images.
 CUT = "steps: 6, evaluation.num_images: 16, loss.discriminator_start: 3, execution.log_every: 2"

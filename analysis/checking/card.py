@@ -1,6 +1,6 @@
-"""The report card of a fit: everything that one should know before quoting a number of it, in text and JSON.
+"""The report card of a fit, as text and JSON: everything to know before quoting a number from it.
 
-The figure is ``analysis.card_figure``.
+``analysis.card_figure`` draws it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
-from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
+from gsq.analysis.fitting.result import Fit, interval_text, write_json
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, numbers, varying
 from gsq.config.axes import TOKENIZER
 
@@ -23,7 +24,7 @@ ILL = 1e10  # condition number of the normal matrix beyond which half of the dig
 
 @dataclass(frozen=True)
 class Trend:
-    """Whether the residuals go with an axis."""
+    """How the residuals go with an axis."""
 
     column: str
     x: tuple[float, ...]
@@ -36,7 +37,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class ReportCard:
-    """A fit, its errors on rows that it has not seen, and what is wrong with it."""
+    """A fit, its errors on rows that it was not fitted to, and what is wrong with it."""
 
     fit: Fit
     held_out: HeldOut
@@ -73,8 +74,7 @@ class ReportCard:
             "residuals",
             f"  RMSE {fit.rmse:.4g}, log-RMSE {fit.log_rmse:.3g}, AICc {fit.aicc:.1f}",
             f"  condition number {raw:.2g} ({inner:.2g} as solved); {fit.converged_share:.0%} of "
-            f"{fit.options.starts} starts "
-            "reach the optimum",
+            f"{fit.options.starts} starts reach the optimum",
         ]
         if fit.lack_of_fit is not None:
             lines.append(f"  {fit.lack_of_fit.text}")
@@ -95,9 +95,7 @@ class ReportCard:
         return {
             "fit": self.fit.to_dict(),
             "held_out": self.held_out.to_dict(),
-            "trends": {
-                one.column: {"correlation": or_none(one.correlation), "p": or_none(one.p)} for one in self.trends
-            },
+            "trends": jsonable({one.column: {"correlation": one.correlation, "p": one.p} for one in self.trends}),
             "findings": list(self.findings),
         }
 
@@ -107,7 +105,8 @@ class ReportCard:
 
 
 def report_card(fit: Fit) -> ReportCard:
-    """The card of ``fit``: refits it on parts of its rows, and compares its residuals with every axis that varies."""
+    """Make the card of ``fit``: refit it on parts of its rows, and compare its residuals with every axis that
+    varies."""
     held = held_out(fit)
     trends = residual_trends(fit)
     return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)))
@@ -141,8 +140,7 @@ def _findings(fit: Fit, held: HeldOut, trends: tuple[Trend, ...]) -> list[str]:
     if fit.condition[0] > ILL:
         found.append(
             f"a condition number of {fit.condition[0]:.2g}: other parameters predict as well as these; a tool that "
-            "solves in "
-            "the formula's own parameters may stop anywhere among them"
+            "solves in the formula's own parameters may stop anywhere among them"
         )
     if fit.converged_share < 0.5:
         found.append(

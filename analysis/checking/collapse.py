@@ -1,4 +1,4 @@
-"""Does one derived axis, such as bits per pixel, absorb several axes?"""
+"""Test whether one derived axis, such as bits per pixel, absorbs several axes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.fitting.result import or_none
 from gsq.analysis.fitting.solver import Bools
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
 from gsq.config.axes import DERIVED
 
@@ -62,40 +62,23 @@ class Collapse:
         )
         return (
             f"{self.derived} {verdict} {', '.join(self.axes)}: {blocks}; log-RMSE {self.log_rmse:.3g}, with free "
-            "exponents "
-            f"{self.log_rmse_free:.3g} (F test p = {self.p:.2g}); left over: {left}"
+            f"exponents {self.log_rmse_free:.3g} (F test p = {self.p:.2g}); left over: {left}"
             + (f"; free exponents: {exponents}" if exponents else "")
         )
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {
-            "derived": self.derived,
-            "axes": list(self.axes),
-            "rows": self.rows,
-            "log_rmse": self.log_rmse,
-            "log_rmse_free": self.log_rmse_free,
-            "p": or_none(self.p),
-            "block": or_none(self.block),
-            "block_free": or_none(self.block_free),
-            "absorbs": self.absorbs,
-            "exponents": {name: list(pair) for name, pair in self.exponents.items()},
-            "left_over": {name: list(pair) for name, pair in self.left_over.items()},
-        }
+        return {**jsonable(self), "absorbs": self.absorbs}
 
 
 def collapse(
-    frame: pd.DataFrame,
-    derived: Sequence[str] | None = None,
-    axes: Sequence[str] = ABSORBED,
-    target: str = "rfid",
+    frame: pd.DataFrame, derived: Sequence[str] | None = None, axes: Sequence[str] = ABSORBED, target: str = "rfid"
 ) -> tuple[Collapse, ...]:
     """Test each of ``derived`` (default: every derived axis that varies): does it absorb ``axes``?
 
-    ln target is regressed on ln derived alone, and on it with every axis (codebook_size as log2 of it), seeds averaged.
-    Every level of every axis is held out in turn. The best first. Raises AnalysisError where fewer than two axes vary,
-    or a column is missing or not positive.
-    """
+    Regresses ln target on ln derived alone, and on it with every axis (codebook_size as its log2), seeds averaged, and
+    holds out every level of every axis in turn. Returns the best first. Raises AnalysisError where fewer than two axes
+    vary, or a column is missing or not positive."""
     rows, _ = measured(frame, target)
     present = varying(rows, axes)
     if len(present) < 2:
@@ -164,7 +147,7 @@ def _positive(rows: pd.DataFrame, name: str) -> Array:
     values = numbers(rows, name)
     if not (values > 0).all():
         raise AnalysisError(
-            f"column {name!r} must be above 0, for its logarithm is taken; the least is {np.nanmin(values):g}"
+            f"column {name!r} must be positive (it is log-transformed); the smallest value is {np.nanmin(values):g}"
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Learning curves: fitted on the beginning of a run, predicted at its later steps."""
+"""Fit learning curves to the beginning of each run and predict its later steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Extrapolation:
     target: str
     fraction: float
     skipped: dict[str, str]
-    """Run to the reason why its curve was not fitted."""
+    """Why a curve was not fitted, by run."""
 
     @property
     def error(self) -> float:
@@ -57,8 +57,8 @@ def extrapolate(
 ) -> Extrapolation:
     """Fit each run's ``target`` against its step on the first ``fraction`` of its steps, and predict the rest.
 
-    Of ``laws`` each curve takes the one with the smaller AICc on its first part; intervals are for one evaluation. A
-    curve needs two evaluations more than parameters in that part. Raises AnalysisError where no curve has them.
+    Each curve takes the one of ``laws`` with the smallest AICc on its first part; intervals are for one evaluation. A
+    curve needs two more evaluations than parameters in that part. Raises AnalysisError where no curve has them.
     """
     if not 0 < fraction < 1:
         raise AnalysisError(f"fraction must lie between 0 and 1, got {fraction}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gsq.analysis.fitting.result import Fit, or_none
+from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.solver import refit
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, large_end, numbers, varying
 from gsq.config.axes import DERIVED, TOKENIZER
 
@@ -24,53 +25,41 @@ class Errors:
     rows: int
     rmse: float
     log_rmse: float
-    """Of logarithms; NaN where a target or prediction is not positive."""
+    """The error of logarithms; NaN where a target or a prediction is not positive."""
     skipped: int = 0
-    """Refits that the rows left could not carry."""
+    """Refits that the remaining rows could not carry."""
 
     def of(self, log: bool) -> float:
         """The error that fits the residuals."""
         return self.log_rmse if log else self.rmse
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "rows": self.rows,
-            "rmse": or_none(self.rmse),
-            "log_rmse": or_none(self.log_rmse),
-            "skipped": self.skipped,
-        }
+        return dict(jsonable(self))
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a law says of rows that it was not fitted to."""
+    """How well a law predicts rows that it was not fitted to."""
 
     one_out: Errors
-    """Leave one configuration out, all its seeds at once (of more than 400 configurations: one of 400 parts)."""
+    """One configuration left out with all its seeds (with more than 400 configurations, one of 400 parts)."""
     level_out: dict[str, Errors]
-    """Axis to: leave each of its levels out in turn."""
+    """For each axis, the error when each of its levels is left out in turn."""
     window: dict[str, Errors]
-    """Axis to: predict each level from all smaller ones, as far as these carry the law (expanding window)."""
+    """For each axis, the error when each level is predicted from all smaller ones that carry the law."""
     largest: dict[str, Errors]
-    """Axis to: the last of these, the largest level predicted from all others."""
+    """For each axis, the last of these: the error of the largest level, predicted from all others."""
 
     def to_dict(self) -> dict[str, object]:
-        def each(errors: dict[str, Errors]) -> dict[str, object]:
-            return {name: one.to_dict() for name, one in errors.items()}
-
-        return {
-            "leave_one_out": self.one_out.to_dict(),
-            "leave_level_out": each(self.level_out),
-            "expanding_window": each(self.window),
-            "largest": each(self.largest),
-        }
+        names = ("leave_one_out", "leave_level_out", "expanding_window", "largest")
+        return dict(zip(names, jsonable(self).values(), strict=True))
 
 
 def held_out(fit: Fit) -> HeldOut:
     """Refit ``fit`` without one configuration, without each level of each axis, and on the smaller levels alone.
 
-    Axes are those of the tokenizer and of the law that vary, with at most 24 levels, but not derived ones. Small is
-    what needs less memory and time, so small codebooks and large downsampling.
+    The axes are those of the tokenizer and of the law that vary and have at most 24 levels; derived ones are left out.
+    A small level is one that needs less memory and time: a small codebook, a large downsampling.
     """
     rows = fit.rows
     cells = fit.n_configurations

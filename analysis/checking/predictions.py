@@ -1,19 +1,16 @@
-"""Predictions that were written down before the runs against what these measured, and how far seeds scatter."""
+"""Compare predictions that were written down before the runs with what the runs measured, and measure how far seeds
+scatter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.tables.table import configuration_ids, measured, numbers, require_columns
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -26,9 +23,9 @@ class SeedNoise:
     high: float
     """Its interval (chi-squared: the noise is taken as normal and as equal everywhere)."""
     freedom: int
-    """Runs less configurations, over those with several seeds."""
+    """Degrees of freedom: runs minus configurations, over the configurations with several seeds."""
     configurations: int
-    """Those with several seeds."""
+    """How many configurations have several seeds."""
     spread: float
     """Standard deviation of ln target between all configurations, seeds averaged."""
     resolved: float
@@ -45,7 +42,7 @@ class SeedNoise:
 
 
 def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.95) -> SeedNoise:
-    """The scatter of seeds in ``frame``, against the differences between configurations.
+    """Compare the scatter of seeds in ``frame`` with the differences between configurations.
 
     Raises AnalysisError where no configuration has two seeds, or a target is not positive.
     """
@@ -55,7 +52,7 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
     value = numbers(rows, target)
     if not (value > 0).all():
         raise AnalysisError(
-            f"column {target!r} must be above 0, for its logarithm is taken; the least is {value.min():g}"
+            f"column {target!r} must be positive (it is log-transformed); the smallest value is {value.min():g}"
         )
     cell = configuration_ids(rows)
     count = np.bincount(cell)
@@ -63,7 +60,7 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
     mean = np.bincount(cell, log) / count
     freedom = int((count - 1).sum())
     if freedom == 0:
-        raise AnalysisError("no configuration has runs of several seeds, so their scatter is not known; add some")
+        raise AnalysisError("no configuration has several seeds, so their scatter is unknown; add seeds to the sweep")
     squares = float(np.sum((log - mean[cell]) ** 2))
     sd = np.sqrt(squares / freedom)
     low, high = (np.sqrt(squares / chi2.ppf(p, freedom)) for p in ((1 + confidence) / 2, (1 - confidence) / 2))
@@ -77,7 +74,7 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
 def check_predictions(
     predicted: pd.DataFrame, frame: pd.DataFrame, on: Sequence[str], target: str = "rfid"
 ) -> pd.DataFrame:
-    """``predicted`` (columns ``on``, predicted, low, high) with what ``frame`` measured for the same cells.
+    """Join ``predicted`` (columns ``on``, predicted, low, high) with what ``frame`` measured for the same cells.
 
     Adds ``measured`` (NaN where a cell has no value), ``inside`` (within [low, high]; False without a value) and
     ``log_error``, ln measured - ln predicted. Raises AnalysisError where a column is missing, or ``on`` does not name

@@ -11,24 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gsq.analysis.checking.card import ReportCard
-from gsq.analysis.figures.panels import (
-    LABELS,
-)
-from gsq.analysis.figures.style import (
-    COLOURS,
-    GREY,
-    log_axis,
-    octave_axis,
-    raster_where_many,
-    save,
-    style,
-)
+from gsq.analysis.figures.panels import LABELS
+from gsq.analysis.figures.style import COLOURS, GREY, log_axis, octave_axis, raster_where_many, save, style
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.words import counted
+from gsq.words import counted
 
 
 def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
-    """The report card drawn: predictions against the target, intervals of the parameters, residuals against each axis.
+    """Draw the report card: predictions against the target, intervals of the parameters, residuals against each axis.
 
     ``path``: as for :func:`scaling_figure`.
     """
@@ -59,9 +49,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
         figure.supxlabel(
             "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"
         )
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_predicted(fit: Fit, axes: Axes) -> None:
@@ -83,7 +71,7 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
 
 
 def _draw_intervals(fit: Fit, axes: Axes) -> None:
-    """Each parameter's intervals in units of its value; an arrow where one is open or runs out of the panel."""
+    """Draw each parameter's intervals in units of its value, with an arrow where one is open or leaves the panel."""
     widest = 4.0
     names = list(fit.parameters)
     for i, name in enumerate(names):

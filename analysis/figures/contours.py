@@ -1,4 +1,4 @@
-"""Iso-rFID contours: a law over two axes, with the measured points on top and the extrapolated region marked."""
+"""Iso-rFID contours: a law over two axes, with measured points on top and the extrapolated region hatched."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ContourPanel:
 
 
 def contour_panels(fit: Fit, x: str | None = None, y: str | None = None, size: int = 80) -> tuple[ContourPanel, ...]:
-    """The law of ``fit`` over two axes that it depends on (default: those in which the most cells differ), one
+    """Predict the law of ``fit`` over two axes that it depends on (default: those in which the most cells differ), one
     panel for each setting of the other axes, at most four, those with the most measured cells.
 
     The grid of ``size`` by ``size`` goes an octave beyond the measured cells. Raises AnalysisError where the law does
@@ -91,7 +91,7 @@ def contour_panels(fit: Fit, x: str | None = None, y: str | None = None, size: i
 
 
 def _axes(fit: Fit, x: str | None, y: str | None) -> tuple[str, str]:
-    """The two axes of the contours: as asked for, else those in which one setting of all others has the most cells."""
+    """Choose the two axes: those asked for, else those in which one setting of all others has the most cells."""
     rows = fit.rows
     inputs: list[str] = []
     for name in fit.law.columns:
@@ -117,7 +117,7 @@ def _axes(fit: Fit, x: str | None, y: str | None) -> tuple[str, str]:
 
 
 def _groups(rows: pd.DataFrame, x: str, y: str) -> list[tuple[dict[str, float | str], pd.DataFrame]]:
-    """The rows by the setting of all axes but x and y."""
+    """Group the rows by the setting of all axes but x and y."""
     others = [name for name in varying(rows) if name not in (x, y)]
     if not others:
         return [({}, rows)]
@@ -128,7 +128,7 @@ def _groups(rows: pd.DataFrame, x: str, y: str) -> list[tuple[dict[str, float | 
 
 
 def _plane(part: pd.DataFrame, x: str, y: str) -> int:
-    """How many cells differ in x and y; 0 where all lie on one line."""
+    """Count the cells that differ in x and y; 0 where all lie on one line."""
     cells = np.unique(np.stack([numbers(part, x), numbers(part, y)], 1), axis=0)
     return len(cells) if np.linalg.matrix_rank(cells - cells[0]) == 2 else 0
 
@@ -185,7 +185,7 @@ def _hull(cells: Array, grid: Array) -> npt.NDArray[np.bool_]:
 
 
 def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = None, y: str | None = None) -> Figure:
-    """:func:`contour_panels` drawn, with the same lines and colours in each. ``path``: as for
+    """Draw :func:`contour_panels` with the same lines and colours in each. ``path``: as for
     :func:`analysis.scaling_figure`."""
     panels = contour_panels(fit, x, y)
     every = np.array([panel.value for panel in panels])
@@ -213,12 +213,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
                 axes.set_xlabel("")
             if number % across:
                 axes.set_ylabel("")
-        shades = figure.colorbar(
-            ScalarMappable(norm),
-            ax=grid.ravel().tolist(),
-            label=name,
-            aspect=30,
-        )
+        shades = figure.colorbar(ScalarMappable(norm), ax=grid.ravel().tolist(), label=name, aspect=30)
         set_ticks(shades.ax.yaxis, levels, short_number)
         marks = [
             Line2D([], [], color=DARK, marker="o", markeredgecolor="black", linestyle="none", label=f"measured {name}"),
@@ -229,9 +224,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
         caption(figure, [f"{fit.law.name}: {fit.formula()}.", f"\n{fit.excluded}." if fit.excluded else ""], width)
         for panel, axes, lines in drawn:
             label_contours(panel, axes, lines)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequence[float]) -> QuadContourSet | None:

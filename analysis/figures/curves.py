@@ -1,4 +1,4 @@
-"""Figures over the steps of training."""
+"""Figures of metrics and losses over the steps of training."""
 
 from __future__ import annotations
 
@@ -11,30 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import (
-    LABELS,
-    StepPanel,
-    step_panel,
-)
-from gsq.analysis.figures.style import (
-    COLOURS,
-    DARK,
-    GREY,
-    MARKERS,
-    Marks,
-    legend_outside,
-    log_axis,
-    save,
-    style,
-)
+from gsq.analysis.figures.panels import LABELS, StepPanel, step_panel
+from gsq.analysis.figures.style import COLOURS, DARK, GREY, MARKERS, Marks, legend_outside, log_axis, save, style
 from gsq.analysis.tables.table import require_columns, varying
 
 
 def step_figure(
     frame: pd.DataFrame, metrics: str | Sequence[str], by: str | Sequence[str], path: str | Path | None = None
 ) -> Figure:
-    """Each of ``metrics`` (usage, perplexity, rfid, psnr_db, ...) against the optimiser step, side by side: a line for
-    each combination of the columns ``by``, the mean over seeds, each run thin behind it.
+    """Draw each of ``metrics`` (usage, perplexity, rfid, psnr_db, ...) against the optimiser step, side by side: a line
+    for each combination of the columns ``by``, the mean over seeds, each run thin behind it.
 
     ``path``: as for :func:`scaling_figure`. Raises AnalysisError like :func:`analysis.step_panel`.
     """
@@ -54,20 +40,18 @@ def step_figure(
         )
         notes += [f"{panel.y_label}." for panel in panels if panel.metric == "rfid"]
         figure.suptitle(" ".join(notes), fontsize=7.5, color=DARK)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
-    """:func:`step_figure` of ``metrics`` (default: rfid and usage), a line for each setting of the axes that vary.
+    """Draw :func:`step_figure` of ``metrics`` (default: rfid and usage), a line for each setting of the axes that vary.
 
     Raises AnalysisError where every run has one evaluation, and for more than 12 settings.
     """
     require_columns(frame, "signature", "step")
     if not frame.groupby("signature")["step"].nunique().max() > 1:
         raise AnalysisError(
-            "every run was evaluated at one step only, so there is no course to show; set evaluation.every"
+            "every run was evaluated at a single step, so there is no course to show; set evaluation.every"
         )
     axes = varying(frame)
     count = len(frame[axes].drop_duplicates()) if axes else 1
@@ -83,7 +67,7 @@ def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, pat
 def curve_figure(
     curves: pd.DataFrame, cells: pd.DataFrame, quantities: str | Sequence[str] = "loss", path: str | Path | None = None
 ) -> Figure:
-    """Each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
+    """Draw each of ``quantities`` (loss, mse, ...) against the step, a line for each run, side by side.
 
     ``curves``: signature, step and the quantities, as ``sweeps.gather_curves`` writes them; ``cells``: the results
     table, whose first axis with at most six values gives the colours. At most 200 points a line. ``path``: as for
@@ -110,9 +94,7 @@ def curve_figure(
             axes.set_xlabel(LABELS["step"])
             axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
         legend_outside(figure, handles, width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_steps(panel: StepPanel, axes: Axes) -> list[Line2D]:

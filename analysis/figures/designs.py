@@ -49,9 +49,7 @@ def design_figure(design: Design, path: str | Path | None = None) -> Figure:
         _plain_log(axes, [*shown, *([design.until] if design.until else [])], percent=relative)
         axes.set_xlim(left=min(0.0, -0.02 * costs[-1]))
         axes.set_title(_title(design), loc="left", fontsize=9)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _title(design: Design) -> str:
@@ -85,9 +83,7 @@ def replay_figure(replays: Replay | Sequence[Replay], path: str | Path | None = 
         panels[0].yaxis.set_major_formatter(PERCENT)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_replay(one: Replay, axes: Axes) -> None:

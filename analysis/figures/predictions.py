@@ -1,4 +1,4 @@
-"""Figures of predictions against later runs, and of the scatter of seeds."""
+"""Figures that compare predictions with later runs, and that show the scatter of seeds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from gsq.analysis.checking.predictions import seed_noise
 
 
 def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | None = None) -> Figure:
-    """Every run of ``frame``, configurations in the order of their means: those with several seeds in colour, with what
-    95 % of single runs would hold by :func:`seed_noise`. ``path``: as for :func:`analysis.scaling_figure`."""
+    """Draw every run of ``frame``, configurations in the order of their means. Those with several seeds are coloured
+    and have a bar that, by :func:`seed_noise`, holds 95 % of single runs. ``path``: as for
+    :func:`analysis.scaling_figure`."""
     from matplotlib.figure import Figure
     from scipy.stats import t
 
@@ -44,17 +45,15 @@ def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | No
             axes.plot(rank[cell][chosen], value[chosen], "o", color=colour, label=label)
         log_axis(axes.yaxis, axes.get_ylim())
         axes.legend()
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def prediction_figure(
     checked: pd.DataFrame, by: str | None = None, target: str = "rFID", path: str | Path | None = None
 ) -> Figure:
-    """What :func:`check_predictions` returned: measured against predicted with its interval, and the line where they
-    are equal. Colours tell the values of column ``by`` apart. ``path``: as for :func:`analysis.scaling_figure`. Raises
-    AnalysisError where no cell was measured."""
+    """Draw what :func:`check_predictions` returned: predictions with their intervals against measured values, and the
+    line where they are equal. Each value of column ``by`` has its colour. ``path``: as for
+    :func:`analysis.scaling_figure`. Raises AnalysisError where no cell was measured."""
     from matplotlib.figure import Figure
 
     from gsq.analysis.figures.style import COLOURS, MARKERS, log_axis, save, style
@@ -86,6 +85,4 @@ def prediction_figure(
             log_axis(axis, limits)
         if by is not None:
             axes.legend()
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)

@@ -31,13 +31,13 @@ _GAP = 4  # white rows between originals and reconstructions, as gsq.evaluation.
 
 @dataclass(frozen=True)
 class Strip:
-    """What one cell made of the images, left to right."""
+    """One cell's reconstructions of the images, left to right."""
 
     title: str
     pixels: Pixels
     """(H, W, 3) uint8."""
     entry: int
-    """Which of the entries it is of."""
+    """Index of its entry."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Sheet:
     """Cells that reconstructed the same images."""
 
     originals: Pixels | None
-    """(H, W, 3) uint8; None where the picture has another layout, which is then shown whole."""
+    """(H, W, 3) uint8; None where the picture has another layout and is shown whole."""
     strips: tuple[Strip, ...]
 
 
 def read_picture(title: str, path: str | Path) -> Pixels:
-    """The picture as (H, W, 3) uint8. Raises AnalysisError where it is missing or unreadable."""
+    """Read a picture as (H, W, 3) uint8. Raises AnalysisError where it is missing or unreadable."""
     from PIL import Image
 
     if not Path(path).is_file():
@@ -71,7 +71,7 @@ def split(picture: Pixels) -> tuple[Pixels, Pixels] | None:
 
 
 def sheets(entries: Sequence[tuple[str, Pixels]]) -> tuple[Sheet, ...]:
-    """The entries (title, picture) by the images that they reconstruct, in order of appearance."""
+    """Group the entries (title, picture) by the images that they reconstruct, in order of appearance."""
     found: dict[object, tuple[Pixels | None, list[Strip]]] = {}
     for number, (title, picture) in enumerate(entries):
         halves = split(picture)
@@ -85,9 +85,9 @@ def sheets(entries: Sequence[tuple[str, Pixels]]) -> tuple[Sheet, ...]:
 
 
 def chosen_cells(frame: pd.DataFrame, pictures: Mapping[str, object], most: int = FEW) -> list[tuple[str, str]]:
-    """(title, signature) of at most ``most`` cells that have a picture, from the least rFID to the largest.
+    """Choose at most ``most`` cells that have a picture, as (title, signature), from the lowest rFID to the highest.
 
-    Of more cells, the first, the last and evenly spaced ones between them are taken. Empty where no row has a
+    With more cells, takes the first, the last and evenly spaced ones between them. Empty where no row has a
     signature. Raises AnalysisError like :func:`analysis.measured`.
     """
     rows = measured(frame)[0].sort_values("rfid", kind="stable")
@@ -107,7 +107,7 @@ def cell_title(row: pd.Series, names: Sequence[str]) -> str:
 
 
 def spread(values: Sequence[T], most: int) -> list[T]:
-    """At most ``most`` of the values, evenly taken, the first and the last among them."""
+    """Take at most ``most`` of the values, spaced evenly, including the first and the last."""
     if len(values) <= most:
         return list(values)
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
@@ -148,6 +148,4 @@ def reconstruction_figure(entries: Sequence[tuple[str, str | Path]], path: str |
             axes.imshow(picture, interpolation="nearest", aspect="equal")
             axes.set_title(title, loc="left", fontsize=9, pad=3)
             axes.set_axis_off()
-        if path is not None:
-            save_picture(figure, path)
-    return figure
+        return save_picture(figure, path)

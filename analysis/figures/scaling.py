@@ -80,9 +80,7 @@ def scaling_figure(
                 else:
                     axes.set_axis_off()
         caption(figure, _notes([rate, *panels], fits, excluded.text), width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def group_figure(
@@ -156,9 +154,7 @@ def _panel_row(
             else:
                 axes.set_axis_off()
         caption(figure, _notes(panels, fits, excluded), width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _notes(panels: Sequence[Panel], fits: Sequence[Fit], excluded: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Two figures of all cells at once: the collapse of rFID onto one derived axis, and the Pareto front of rFID and cost.
 
-Colours name the values of one axis, markers those of a second (``drawing.Marks``).
+Colours name the values of one axis, markers those of a second (:class:`Marks`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gsq.config.axes import TOKENIZER
 
 COMPUTE = ("train_flops", "device_seconds", "parameters", "images_seen")
 _MOST_LABELS = 14
-# A cost that varies by less than this over the cells, max / min - 1, has no front: the steps would be noise.
+# Costs that vary by less than this over the cells (max / min - 1) have no front: its steps would be noise.
 LEAST_SPREAD = 0.1
 # Ticks of an axis of ratios, by its upper end.
 _RATIOS = (
@@ -79,15 +79,15 @@ class ParetoPanel:
 
     @property
     def front_points(self) -> tuple[tuple[float, float], ...]:
-        """Those of the front, by cost."""
+        """Cost and rFID of the cells on the front, by cost."""
         return tuple(sorted((x, y) for x, y, best in zip(self.x, self.y, self.front, strict=True) if best))
 
 
 def collapse_panels(
     frame: pd.DataFrame, derived: Sequence[str] | None = None, target: str = "rfid"
 ) -> tuple[CollapsePanel, ...]:
-    """:func:`analysis.collapse` with what a figure needs. ``derived``: columns of the table or derived axes; default
-    bits_per_pixel. Raises AnalysisError like it."""
+    """Run :func:`analysis.collapse` and add what a figure needs. ``derived``: columns of the table or derived axes;
+    default bits_per_pixel. Raises AnalysisError like it."""
     derived = tuple(derived or ("bits_per_pixel",))
     rows, _ = measured(frame, target)
     for name in derived:
@@ -136,9 +136,7 @@ def collapse_figure(
         legend_outside(figure, marks.handles(), width)
         notes = [f"{y_label(rows)}. Points: cells.", seeds_note(rows), "Line: one power law through all of them."]
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) -> None:
@@ -171,7 +169,7 @@ def draw_collapse(panel: CollapsePanel, above: Axes, below: Axes, marks: Marks) 
 
 
 def seeds_note(rows: pd.DataFrame) -> str:
-    """That points are means over seeds, where some cell has several."""
+    """Say that points are means over seeds, where some cell has several."""
     return "Means over seeds." if len(np.unique(configuration_ids(rows))) < len(rows) else ""
 
 
@@ -192,7 +190,7 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     if not _spreads(x):
         share = float(np.ptp(x) / np.abs(x).min())
         raise AnalysisError(
-            f"{cost} varies by {share:.1%} only over the measured rows ({x.min():.4g} to {x.max():.4g}): no Pareto "
+            f"{cost} varies only by {share:.1%} over the measured rows ({x.min():.4g} to {x.max():.4g}): no Pareto "
             f"front against it; choose a cost that varies by {LEAST_SPREAD:.0%} or more"
         )
     shown = rows.iloc[first].reset_index(drop=True)
@@ -204,7 +202,7 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
 
 
 def _spreads(values: Array) -> bool:
-    """Whether a cost varies enough for a front. Costs of 0 or less have no ratio: there, any two values will do."""
+    """Whether a cost varies enough for a front. Costs of 0 or less have no ratio: any two values are enough there."""
     known = values[np.isfinite(values)]
     if len(np.unique(known)) < 2:
         return False
@@ -227,7 +225,7 @@ def pareto_panels(frame: pd.DataFrame, costs: Sequence[str] | None = None) -> tu
 
 
 def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path: str | Path | None = None) -> Figure:
-    """The Pareto fronts of :func:`pareto_panels`, side by side.
+    """Draw the Pareto fronts of :func:`pareto_panels` side by side.
 
     ``path``: as for :func:`analysis.scaling_figure`. Raises AnalysisError like :func:`pareto_panels`.
     """
@@ -249,9 +247,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
             draw_pareto(panel, axes, marks)
         for panel, axes in zip(panels, grid, strict=True):
             label_front(panel, axes)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:

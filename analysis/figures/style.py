@@ -1,12 +1,11 @@
-"""What all figures share: the style file, colours and markers, readable ticks, legends, saving.
+"""The style file, colours and markers, readable ticks, legends and saving, which all figures share.
 
-Figures are made without pyplot, so that importing this room or saving a file changes no global state; in a notebook
-with %matplotlib inline, the returned Figure shows itself.
+Figures do without pyplot, so that importing this room or saving a file changes no global state. A notebook with
+%matplotlib inline shows the returned Figure.
 """
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -26,9 +25,10 @@ from matplotlib.transforms import Bbox
 from gsq.analysis.figures.panels import power_of_two, setting
 from gsq.analysis.tables.table import Array, varying
 from gsq.config.axes import POWERS, TOKENIZER
+from gsq.files import whole
 
 STYLE = Path(__file__).with_name("gsq.mplstyle")
-# Those of the style file.
+# The colours of the style file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#888888"
@@ -36,12 +36,12 @@ DARK = "#555555"
 
 
 def style() -> AbstractContextManager[None]:
-    """The style file, for as long as the context lasts."""
+    """Apply the style file within the context."""
     return mpl.rc_context(fname=STYLE)
 
 
 def saved_files(path: str | Path) -> tuple[Path, ...]:
-    """What a figure saved to ``path`` becomes: a PDF where it ends in .pdf, else a PNG (first) and an SVG."""
+    """Files of a figure saved to ``path``: one PDF where it ends in .pdf, else a PNG (first) and an SVG."""
     path = Path(path)
     if path.suffix == ".pdf":
         return (path,)
@@ -49,31 +49,30 @@ def saved_files(path: str | Path) -> tuple[Path, ...]:
     return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write :func:`saved_files`, each at once or not at all; folders are made. The same figure gives the same SVG and
-    PDF."""
-    for file in saved_files(path):
+def save(figure: Figure, path: str | Path | None) -> Figure:
+    """Write :func:`saved_files` (PNG at 150 dpi), each whole, unless ``path`` is None; folders are made. The same
+    figure gives the same SVG and PDF. Returns the figure."""
+    for file in saved_files(path) if path is not None else ():
         _save(figure, file, file.suffix[1:], 150)
+    return figure
 
 
-def save_picture(figure: Figure, path: str | Path) -> None:
-    """Write one PNG (200 dpi) to ``path``, at once or not at all; folders are made."""
-    _save(figure, Path(path), "png", 200)
+def save_picture(figure: Figure, path: str | Path | None) -> Figure:
+    """Write one PNG (200 dpi) to ``path``, whole, unless it is None; folders are made. Returns the figure."""
+    if path is not None:
+        _save(figure, Path(path), "png", 200)
+    return figure
 
 
 def _save(figure: Figure, file: Path, kind: str, dpi: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    try:
+    with whole(file, sync=False) as partial:
         figure.savefig(partial, format=kind, dpi=dpi, metadata=metadata)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
-    """Small grey lines below a figure of ``width`` inches; a part that ends in a newline ends its line."""
+    """Write small grey lines below a figure of ``width`` inches; a part that ends in a newline ends its line."""
     lines: list[str] = []
     for block in " ".join(part for part in parts if part).split("\n"):
         lines += textwrap.wrap(block, int(15 * width))
@@ -81,14 +80,14 @@ def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
 
 
 def raster_where_many(axes: Axes, points: int) -> None:
-    """Of more than 1,000 points, what is drawn inside the axes becomes an image in SVG and PDF: these would take
-    megabytes. Text, ticks and legends stay as they are."""
+    """Draw the inside of the axes as an image where it has more than 1,000 points, which would take megabytes in SVG
+    and PDF. Text, ticks and legends stay vectors."""
     if points > 1000:
         axes.set_rasterization_zorder(4.5)
 
 
 def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
-    """Round numbers as the ticks of a logarithmic axis; one that shows a single value reaches a tenth around it."""
+    """Put ticks of a logarithmic axis at round numbers; an axis with a single value reaches a tenth around it."""
     low, high = limits
     if high / low < 1.0001:
         low, high = low / 1.1, high * 1.1
@@ -108,14 +107,14 @@ def plain_number(value: float) -> str:
 
 
 def short_number(value: float) -> str:
-    """Three digits that count, without an exponent below a million: "0.125", "86.6", "1180"."""
+    """Three significant digits, without an exponent below a million: "0.125", "86.6", "1180"."""
     return plain_number(float(f"{value:.3g}"))
 
 
 def octave_axis(
     axis: Axis, limits: tuple[float, float], column: str, values: Sequence[float] = (), most: int = 6
 ) -> None:
-    """Ticks of a logarithmic axis to base 2: the values that occur, or else powers of two within the limits."""
+    """Put ticks of a logarithmic axis to base 2 at the ``values`` that occur, or else at powers of two."""
     low, high = limits
     ticks = [value for value in values if low <= value <= high]
     if not ticks:
@@ -128,7 +127,7 @@ def octave_axis(
 
 
 def _apart(ticks: Sequence[float], limits: tuple[float, float], most: float) -> list[float]:
-    """Those ticks of a logarithmic axis that are ``1 / most`` of it or more from the one before; the last stays."""
+    """Drop ticks that are closer than ``1 / most`` of a logarithmic axis to the next one; the last stays."""
     least = np.log(limits[1] / limits[0]) / most
     kept: list[float] = []
     for tick in reversed(ticks):
@@ -138,7 +137,7 @@ def _apart(ticks: Sequence[float], limits: tuple[float, float], most: float) -> 
 
 
 def set_ticks(axis: Axis, ticks: Sequence[float], text: object) -> None:
-    """These ticks and no others, each labelled by ``text``."""
+    """Put these ticks and no others, each labelled by ``text``."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))  # type: ignore[operator]
     axis.set_minor_locator(NullLocator())
@@ -167,7 +166,7 @@ def round_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 class Marks:
-    """How the rows of a table are told apart: colours by one axis that varies, markers by a second one."""
+    """Colours and markers of the rows of a table: colours for one axis that varies, markers for a second one."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
         names = [name for name in dict.fromkeys([*TOKENIZER, *varying(rows)]) if name in varying(rows)]
@@ -176,7 +175,7 @@ class Marks:
 
     @property
     def colours(self) -> int:
-        """How many values colours name."""
+        """How many values have a colour."""
         return len(self._levels[0]) if self._levels else 0
 
     def of(self, row: pd.Series) -> tuple[str, str]:
@@ -188,7 +187,7 @@ class Marks:
         return COLOURS[at[0] if at else 0], MARKERS[at[1] if len(at) > 1 else 0]
 
     def handles(self) -> list[Line2D]:
-        """The legend's."""
+        """Handles for a legend."""
         handles = []
         for number, (name, levels) in enumerate(zip(self.axes, self._levels, strict=True)):
             for i, level in enumerate(levels):
@@ -201,7 +200,7 @@ class Marks:
 def legend_outside(
     figure: Figure, handles: Sequence[Line2D], width: float, where: Literal["upper", "lower"] = "upper"
 ) -> None:
-    """A legend above the axes (or below, ``where`` = lower), in as many columns as ``width`` inches hold."""
+    """Put a legend above the axes (or below, ``where`` = lower), in as many columns as ``width`` inches hold."""
     if not handles:
         return
     letters = max(len(str(handle.get_label()).replace("$", "").replace("{", "")) for handle in handles)

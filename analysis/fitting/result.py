@@ -16,7 +16,8 @@ from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, completed, quoted
-from gsq.analysis.words import counted
+from gsq.files import write_text
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.analysis.fitting.options import Intervals, Options, Residuals
@@ -322,12 +323,7 @@ def interval_text(pair: tuple[float, float], joint: str = ", ") -> str:
 def write_json(document: object, path: Path) -> None:
     """Write ``document`` to ``path`` at once or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def as_frame(where: Mapping[str, object]) -> pd.DataFrame:

@@ -1,6 +1,6 @@
-"""What a figure shows, in a sentence or two: the alternative texts of the report's pictures.
+"""Alternative texts of the report's pictures: what a figure shows, in a sentence or two.
 
-Each function takes what the figure is drawn from and looks at the same panels, so that the words are the picture's.
+Each function looks at the same panels that its figure draws, so that text and picture agree.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, plain, rate_p
 from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, measured, numbers, varying
-from gsq.analysis.words import counted
 from gsq.config.axes import PANELS
+from gsq.words import counted
 
-WEAK = 0.3  # rank correlation below which a trend is not called one
+WEAK = 0.3  # a smaller rank correlation is no clear trend
 
 
 def scaling(frame: pd.DataFrame, fits: Sequence[Fit]) -> str:
@@ -118,7 +118,7 @@ def curves(curves: pd.DataFrame, quantities: Sequence[str]) -> str:
 
 
 def least(rows: pd.DataFrame) -> str:
-    """The least rFID and its cell."""
+    """Name the lowest rFID and its cell."""
     row = rows.iloc[int(np.argmin(numbers(rows, "rfid")))]
     place = settings({name: plain(row[name]) for name in varying(rows) if pd.notna(row[name])}, powers=False)
     return f"The least rFID is {row['rfid']:.4g}" + (f", at {place}" if place else "")
@@ -144,7 +144,7 @@ def _trend(what: str, along: str, x: Array, y: Array) -> str:
 
 
 def _lines(panel: Panel) -> str:
-    """On how many of a panel's lines the metric falls or rises with the axis."""
+    """Say on how many of a panel's lines the metric falls or rises with the axis."""
     joined = [one for one in panel.series if one.joined]
     what, along = LABELS.get(panel.metric, panel.metric), panel.x_label
     if not joined:

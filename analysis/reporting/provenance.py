@@ -1,4 +1,4 @@
-"""By which code, versions and devices the rows of a report were made."""
+"""The code, package versions and devices that made the rows of a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROVENANCE = {
 
 
 def provenance(table: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Protocols with what they are, then code, devices, data and versions, each with how many rows have it."""
+    """Count the rows made by each protocol, then by each code, device, data set and set of package versions."""
     found: dict[str, dict[str, int]] = {}
     if "protocol" in table and table["protocol"].notna().any():
         words = []
@@ -45,6 +45,7 @@ def _versions(text: str) -> str:
 
 
 def mixtures(table: pd.DataFrame) -> list[str]:
+    """Warn where the rows were made by several versions of the code or the packages, or on several devices."""
     words = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
     counts = {text: table[name].nunique() for name, text in words.items() if name in table}
     mixed = [f"{count} {text}" for text, count in counts.items() if count > 1]

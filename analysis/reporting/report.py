@@ -48,8 +48,8 @@ from gsq.analysis.tables.table import (
     varying,
     with_derived,
 )
-from gsq.analysis.words import counted
 from gsq.sweeps.schema import columns as schema
+from gsq.words import counted
 
 _MOST_CURVES = 48
 _PICTURE_WIDTH = 1600  # pixels; wider ones are made smaller
@@ -59,7 +59,7 @@ _LAST = ("parameters", "train_flops", "device_seconds", "state", "failure", "mes
 
 
 class RunFiles(Protocol):
-    """What run folders hold and tables do not, by the signature of a run."""
+    """What run folders hold and tables do not; each method takes the signature of a run."""
 
     def curve(self, signature: str) -> list[dict[str, float]]:
         """Each logged step: "step" and the quantities logged there. Empty where there is no such run."""
@@ -77,7 +77,7 @@ class Picture:
     data: bytes
     text: str = ""
     alt: str = ""
-    """What it shows, for those who do not see it."""
+    """Alternative text, for readers who cannot see it."""
 
     @property
     def url(self) -> str:
@@ -86,7 +86,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows."""
+    """Everything that the page shows."""
 
     name: str
     made: str
@@ -102,10 +102,10 @@ class Report:
     """The columns of ``table`` that are shown first."""
     figures: tuple[Picture, ...]
     not_drawn: dict[str, str]
-    """Figure to the reason."""
+    """Why a figure is missing, by title."""
     cards: tuple[ReportCard, ...]
     not_fitted: dict[str, str]
-    """Law to the reason."""
+    """Why a law was not fitted, by name."""
     compared: pd.DataFrame | None
     """Laws, the one with the least AICc first."""
     best: tuple[str, str] | None
@@ -134,7 +134,7 @@ def make_report(
     options: Options | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
-    """Everything that is to be said of a results table, of whatever state its cells are in.
+    """Collect everything that the page says about a results table, whatever state its cells are in.
 
     ``protocol``: the one of the figures and laws, by default the one that the sweep's file asks for, else that of the
     most rows; ``laws``: names or formulas, by default those of ``gsq fit``; ``notes``: warnings that are known already.
@@ -238,7 +238,7 @@ def _best(frame: pd.DataFrame) -> tuple[str, str] | None:
 def _fit(
     frame: pd.DataFrame, laws: Sequence[str | Law] | None, options: Options
 ) -> tuple[list[Fit], dict[str, str], str]:
-    """The fits, why other laws were not fitted, and what all of them leave out."""
+    """Fit the laws; also returns why others were not fitted, and what all of them leave out."""
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
     left_out = ""
@@ -260,7 +260,7 @@ def _compared(frame: pd.DataFrame, options: Options) -> pd.DataFrame | None:
 
 
 def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Picture, ...], dict[str, str]]:
-    """Every figure that the table can carry, and why the others are not there."""
+    """Draw every figure that the table can carry, and say why the others are missing."""
     fits = [card.fit for card in cards]
 
     def first() -> Fit:
@@ -290,7 +290,7 @@ def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Pi
 
 
 def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
-    """Letters as shapes: the page must look the same where the fonts are others."""
+    """Draw a figure as SVG with letters as shapes, so that the page looks the same whatever fonts are installed."""
     file, figure = io.BytesIO(), draw()
     with style(), mpl.rc_context({"svg.fonttype": "path"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -298,7 +298,7 @@ def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
 
 
 def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
-    """Training curves of at most 48 runs, evenly taken from the best to the worst."""
+    """Draw training curves of at most 48 runs, spaced evenly from the best to the worst."""
     if not is_results(cells):
         return None
     ranked = cells.sort_values("rfid") if "rfid" in cells else cells
@@ -318,7 +318,8 @@ def _curves(cells: pd.DataFrame, files: RunFiles) -> Picture | None:
 
 
 def _pictures(frame: pd.DataFrame, files: RunFiles) -> tuple[Picture, ...]:
-    """What at most eight cells made of the same images, from the least rFID to the largest, below the originals."""
+    """Show reconstructions of the same images by at most eight cells, from the lowest rFID to the highest, below the
+    originals."""
     if not is_results(frame):
         return ()
     try:

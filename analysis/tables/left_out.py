@@ -1,4 +1,4 @@
-"""What a fit leaves out, in words, and whether the failed cells lie where they bias a fit to the others."""
+"""Say what a fit leaves out, and whether the failed cells lie where they bias a fit to the others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gsq.analysis.tables.columns import numbers, varying
 from gsq.config.axes import AXES
 from gsq.sweeps.schema import failure_tests as association
 
-# Where the large (downsample: small) end costs more memory and time is where runs die first.
+# Runs die first at the end of an axis that costs more memory and time: the large one (for downsample, the small one).
 _DEARER = {axis.name: axis.dearer for axis in AXES if axis.dearer}
 
 
-# Why a repeat of a run, which has a value, is left out all the same.
+# The reason for leaving out a repeat of a run, although it has a value.
 REPEATED = "repeated to compare codes"
 
 
@@ -63,7 +63,7 @@ def _failures_by_axis(
     tests = []
     for name in varying(ended):
         values = ended[name].tolist()
-        # What is no number, or lacks somewhere, is tested as text.
+        # Columns that are not numeric, or have gaps, are tested as text.
         plain = ended[name].notna().all() and pd.api.types.is_numeric_dtype(ended[name])
         say = (lambda value: f"{value:g}") if plain else str
         tests += association.goes_with(

@@ -1,7 +1,7 @@
-"""Tables of other tools: text with separators, Parquet and Feather, read as they were meant or refused in words.
+"""Read tables of other tools (text with separators, Parquet, Feather) as they were meant, or refuse them in words.
 
-A text table is split into records by Python's csv reader, which knows the line of each, so that a record with too few
-or too many values is refused by its line instead of moving the others. Types are those of pandas.
+Python's csv reader splits a text into records and knows the line of each, so that gsq can refuse a record with too few
+or too many values by its line number instead of shifting the others. pandas infers the types.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
 }
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
 _WIDE_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-# What a file is that begins so, and what to do about it.
+# First bytes of files that are not text tables, what such a file is, and what to do about it.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook; save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook; save the sheet as CSV"),
@@ -47,12 +47,13 @@ _MISSING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "Non
 
 
 def read_text(path: Path, text_columns: Callable[[Sequence[str]], Collection[str]] = lambda names: ()) -> pd.DataFrame:
-    """A table of text with a line of names first: CSV, tab-separated or with other separators, also gz, bz2 or xz.
+    """Read a text table whose first line names the columns: CSV, tab-separated or with other separators, also gz, bz2
+    or xz.
 
-    ``text_columns``: of the names in the header, those of columns that hold text even where it looks like numbers.
-    Raises AnalysisError for a file that is no such table: empty, of another format or encoding, without a header, with
-    two columns of one name, or with a line that has more or fewer values than the header has names (naming the line).
-    """
+    ``text_columns``: picks, among the names in the header, the columns that hold text even where it looks like numbers.
+    Raises AnalysisError for a file that is not such a table: empty, of another format or encoding, without a header,
+    with two columns of one name, or with a line that has more or fewer values than the header has names (naming the
+    line)."""
     text = _decoded(path).replace("\r\n", "\n").replace("\r", "\n")
     separator, records = _records(path, text)
     names, rows = _table(path, separator, records, text.split("\n"))
@@ -81,8 +82,8 @@ def read_text(path: Path, text_columns: Callable[[Sequence[str]], Collection[str
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A Parquet file that another tool wrote. Named index levels become columns; categories, decimals and nested values
-    become what they stand for (see :func:`plain_columns`). Raises AnalysisError where it cannot be read."""
+    """Read a Parquet file that another tool wrote. Named index levels become columns; categories, decimals and nested
+    values become what they stand for (see :func:`plain_columns`). Raises AnalysisError where it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,7 +98,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def read_feather(path: Path) -> pd.DataFrame:
-    """A Feather (Arrow IPC) file, as :func:`read_parquet`."""
+    """Read a Feather (Arrow IPC) file like :func:`read_parquet`."""
     import pyarrow as pa
     from pyarrow import feather
 
@@ -136,7 +137,7 @@ def refuse_twins(names: Sequence[object], where: str) -> None:
 def plain_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """``frame`` with categories as their values, decimals as float64, and lists and dictionaries as JSON text.
 
-    What is grouped or counted must be a plain value: a category that no row has would count as a group.
+    Groups and counts need plain values: a category that no row has would count as a group.
     """
     changed: dict[str, pd.Series] = {}
     for name in frame.columns:

@@ -1,4 +1,4 @@
-"""What the cells of a results table have cost: device hours, those of failed attempts included."""
+"""Device hours that the cells of a results table have cost, including failed attempts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def cell_states(cells: pd.DataFrame) -> list[str]:
 
 
 def spent_by_state(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row for each state: ``state``, ``cells``, ``attempts``, ``device_hours`` and, of these, ``failed_hours`` in
-    attempts that failed or were stopped (NaN where the table does not say).
+    """Sum device hours by state: ``state``, ``cells``, ``attempts``, ``device_hours`` and, among these,
+    ``failed_hours`` in attempts that failed or were stopped (NaN where the table does not say).
 
-    ``cells``: one row for each run. Empty where the table has no device time.
+    ``cells``: one row for each run. Returns an empty frame where the table has no device time.
     """
     spent = _spent(cells)
     return spent if spent.empty else spent.groupby("state", sort=True).sum(min_count=1).reset_index()
 
 
 def spent_by_cell(cells: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """The same for each cell that took device time, the most expensive first: ``signature`` and ``setting`` (one of
-    ``settings`` for each row), ``state``, ``attempts``, ``device_hours``, ``failed_hours``."""
+    """List device hours by cell, for cells that took any, the most expensive first: ``signature`` and ``setting`` (one
+    of ``settings`` for each row), ``state``, ``attempts``, ``device_hours``, ``failed_hours``."""
     spent = _spent(cells)
     if spent.empty or "signature" not in cells:
         return pd.DataFrame()

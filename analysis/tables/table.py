@@ -183,9 +183,10 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def as_asked(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
-    """The rows of the protocol that the sweep's file asks for, where a table has several and names it (``asked``).
+    """Keep the rows of the protocol that the sweep's file asks for (column ``asked``), where a table has several.
 
-    Those of all of them where the file asks for several (sizes of images), and every row where it asks for none.
+    Where the file asks for several protocols (sizes of images), the rows of all of them stay; where it asks for none,
+    every row does.
     """
     if "asked" not in frame or "protocol" not in frame or len(protocol_counts(frame, target)) < 2:
         return frame
@@ -196,10 +197,10 @@ def as_asked(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
 
 
 def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]:
-    """Protocol to number of rows with a ``target``, the most frequent first.
+    """How many rows with a ``target`` each protocol has, the most frequent first.
 
-    Falls back to the feature extractor where a table names no protocol. A table that is not gsq's has protocols only if
-    the target is a metric of the schema."""
+    Counts by feature extractor where a table names no protocol. A table that is not gsq's has protocols only if the
+    target is a metric of the schema."""
     name = next((n for n in ("protocol", "features") if n in frame), None)
     if name is None or target not in frame:
         return {}
@@ -213,14 +214,13 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
 
 
 def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
-    """The rows used in a fit, and a count of what was left out.
+    """Select the rows that a fit uses, and count what is left out.
 
-    Used: :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``; of
-    gsq's own tables those of state done that repeat no run under other code. Derived axes are added where they are
+    A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``;
+    of gsq's own tables those of state done that repeat no run under other code. Derived axes are added where they are
     absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``). Raises AnalysisError
     where the table is empty, lacks a column or has two of one name, mixes evaluation protocols, or has no row with a
-    value.
-    """
+    value."""
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
     reading.refuse_twins([*frame.columns], "the table")
@@ -251,7 +251,7 @@ def rows_taken(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str]
     """The rows that a law with these ``columns`` is about: of gsq's own tables the last evaluated step of each run, or
     every evaluation where the law reads ``step``; of any other table every row.
 
-    This is the one place where that is decided. Fits, comparisons, reports, cards, figures and designs ask it.
+    Fits, comparisons, reports, cards, figures and designs all call this function.
     """
     if not is_results(frame) or frame["signature"].isna().all():
         return frame
@@ -271,15 +271,15 @@ def states(frame: pd.DataFrame) -> list[str]:
 
 
 def _by_presence(frame: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Rows without a ``target`` first, else in their order."""
+    """Move rows without a ``target`` to the front; otherwise keep the order."""
     if target not in frame:
         return frame
     return frame.assign(_there=frame[target].notna()).sort_values("_there", kind="stable").drop(columns="_there")
 
 
 def _last_steps(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
-    """One row a signature, the one of the largest step; a null step loses against any number, and of several rows of
-    one step (as of several protocols) those without a ``target`` lose."""
+    """One row for each signature, that of its largest step (a null step counts as the smallest). Among rows of one
+    step, as of several protocols, one with a ``target`` wins."""
     if not is_results(frame) or "step" not in frame or frame["signature"].isna().all():
         return frame
     ordered = _by_presence(frame, target)

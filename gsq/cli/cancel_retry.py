@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    pass
-
-from gsq.cli.options import JsonOption, NameArgument, SelectionArgument, YesOption, ask, count_cells, on_terminal
+from gsq.cli.options import JsonOption, NameArgument, SelectionArgument, YesOption, ask, on_terminal, print_json
 from gsq.cli.submit import submit_plan
+from gsq.words import counted
 
 
 def cancel_command(
@@ -23,26 +20,26 @@ def cancel_command(
 ) -> None:
     """Stop queued and running cells of a sweep, here and on SLURM.
 
-    A running cell ends its step and writes a checkpoint; no queue starts one that waits. The next gsq submit, run or
-    retry goes on from there. Exit code 2: SLURM does not say what became of some jobs, which were not cancelled.
+    A running cell ends its step and writes a checkpoint; a queued cell is not started. The next gsq submit, run or
+    retry resumes from there. Exit code 2: SLURM does not report the state of some jobs, which were not cancelled.
 
     Example: gsq cancel quickstart running groups=4
     """
     from gsq.sweeps.running.cancel_retry import cancel, cancellable
 
-    # Nobody is asked where nobody can answer.
+    # Without a terminal nobody can answer, so the cells need not be counted.
     if not yes and on_terminal() and (count := len(cancellable(sweep, selection or ()))) > 1:
-        ask(f"Stop {count_cells(count)}?", yes)
+        ask(f"Stop {counted(count, 'cell')}?", yes)
     done = cancel(sweep, selection or ())
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=1))
+        print_json(asdict(done))
         return
     if not done.waiting and not done.running:
-        typer.echo(f"nothing to cancel: none of these cells waits or runs (gsq status {done.sweep})")
+        typer.echo(f"nothing to cancel: none of these cells is queued or running (gsq status {done.sweep})")
     if done.waiting:
-        typer.echo(f"cancelled {count_cells(len(done.waiting))} that waited")
+        typer.echo(f"cancelled {counted(len(done.waiting), 'queued cell')}")
     if done.running:
-        asked = f"asked {count_cells(len(done.running))} to stop after a checkpoint"
+        asked = f"asked {counted(len(done.running), 'cell')} to stop after a checkpoint"
         typer.echo(f"{asked}; gsq status {done.sweep} shows when they have")
 
 
@@ -51,17 +48,13 @@ def retry_command(
     selection: SelectionArgument = None,
     cluster: Annotated[
         str | None,
-        typer.Option(
-            "--cluster",
-            metavar="NAME",
-            help="local, slurm or a cluster file; default: where the sweep was last submitted to.",
-        ),
+        typer.Option("--cluster", metavar="NAME", help="local, slurm or a cluster file; default: as last submitted."),
     ] = None,
 ) -> None:
-    """Submit failed cells again, whatever they failed of, and nothing else.
+    """Submit failed cells again, whatever their failure class, and nothing else.
 
-    Cells are those that were submitted before, not those of an edited YAML. gsq submit --retry does the same for the
-    whole sweep, with what is missing besides. Exit code 1: cells have failed again.
+    Cells keep the settings of their last submission, even if the YAML has been edited since. To retry the whole sweep
+    and run missing cells too, use gsq submit --retry. Exit code 1: cells failed again.
 
     Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
     """
@@ -73,7 +66,7 @@ def retry_command(
         if count := stopping_cells(sweep):
             typer.echo(still_stopping(count, plan.name))
             raise typer.Exit(1)
-        typer.echo(f"nothing to retry: none of these cells has failed (gsq status {plan.name})")
+        typer.echo(f"nothing to retry: none of these cells failed (gsq status {plan.name})")
         return
     submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)
     if any(action.kind == "leave" for action in submission.actions):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gsq.cli.options import line
 from gsq.errors import UserError, nearest
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_metrics
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from gsq.cli.live import LiveView
     from gsq.sweeps.planning.cells import Plan
     from gsq.sweeps.planning.folder import SweepFolder
+    from gsq.sweeps.running.slurm_arrays import Submission
     from gsq.sweeps.spec.cluster import Cluster
-
-    _Case = tuple[dict[str, Any], int]
-    """Axes of a cell as its sweep writes them, and its seed."""
 
 
 def run_sweep(
@@ -39,27 +39,24 @@ def run_sweep(
     over_budget: bool = False,
     canary: bool = False,
 ) -> int:
-    """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 where cells have failed, 130 on Ctrl-C.
+    """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 if cells failed, 130 on Ctrl-C.
 
-    Raises UserError before anything is written where the sweep or the cluster is wrong, or it is over its budget.
+    Raises UserError before anything is written if the sweep or the cluster is wrong or the budget is exceeded.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    from gsq.cli.live import LiveView
-    from gsq.cli.planning import admitted, make
-    from gsq.cli.submit import evaluation_printer
-    from gsq.cli.wording import duration, still_stopping
+    from gsq.cli.planning import admitted, live_view, make
+    from gsq.cli.submit import evaluation_printer, print_trials
+    from gsq.cli.wording import duration
     from gsq.data.manifest import KINDS
-    from gsq.sweeps.planning.folder import SweepFolder
-    from gsq.sweeps.running.canary import wait
-    from gsq.sweeps.running.reevaluate import evaluate_missing, wait_for_evaluations
+    from gsq.sweeps.running.search import submit_search
     from gsq.sweeps.running.submit import submit
-    from gsq.sweeps.spec.cluster import load_cluster, local_workers
+    from gsq.sweeps.spec.cluster import load_cluster
     from gsq.sweeps.tables.gather import RESULTS, gather
 
     unevaluated: dict[str, str] = {}
-    # Figures and fits use the same cores as nothing else by then; threads would only wait for each other.
+    # Figures and fits run alone on the cores by then; several threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     console = Console()
@@ -68,78 +65,67 @@ def run_sweep(
     plan = make(sweep, cells)
     require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     target = load_cluster(cluster)
-    slots = local_workers(target) if target.kind == "local" else target.parallel
-    folder = SweepFolder(runs_root(), plan.name)
     for data in plan.data:
         if data.left_out:
             counts = ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in data.counts().items())
-            console.print(f"[yellow]left out of the images: {counts} (gsq plan names them)[/yellow]", highlight=False)
+            line(console, f"[yellow]left out of the images: {counts} (gsq plan names them)[/yellow]")
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)
-        if plan.search is not None:
-            return _run_search(console, plan, target, retry, output, begun)
-        with LiveView(plan, slots, target.device, console, target.kind == "local") as view:
-            submission = submit(
-                plan,
-                target,
-                retry=retry,
-                over_budget=True,
-                on_update=view.update,
-                on_evaluation=evaluation_printer(console),
-            )
-            if target.kind == "slurm":
-                if submission.stopping:
-                    line = still_stopping(len(submission.stopping), plan.name)
-                    console.print(line, highlight=False, soft_wrap=True)
-                wait(folder, plan, view.update)
-                # What was trained meanwhile by an earlier version of the sweep file, too.
-                evaluate_missing(plan, target)
-                unevaluated = wait_for_evaluations(plan)
+        with live_view(console, plan, target) as view:
+            options: dict[str, Any] = {"retry": retry, "over_budget": True, "on_update": view.update}
+            if plan.search is not None:
+                submission = submit_search(plan, target, wait=True, **options)
+            else:
+                submission = submit(plan, target, on_evaluation=evaluation_printer(console), **options)
+                if target.kind == "slurm":
+                    unevaluated = _wait_for_slurm(console, plan, target, submission, view)
+                elif submission.evaluations:
+                    unevaluated = dict(submission.evaluations.failed)
     except KeyboardInterrupt:
-        going_on = "SLURM jobs run on" if target.kind == "slurm" else "finished steps are kept"
-        console.print(f"\nstopped; {going_on}. To go on: {escape(command)}", highlight=False, soft_wrap=True)
+        still = "SLURM jobs keep running" if target.kind == "slurm" else "finished steps are kept"
+        line(console, f"\nstopped; {still}. To resume: {escape(command)}")
         return 130
-    if target.kind == "local":
-        unevaluated = dict(submission.evaluations.failed) if submission.evaluations else {}
     for message in unevaluated.values():
-        console.print(f"[yellow]warning:[/yellow] not evaluated: {escape(message)}", highlight=False, soft_wrap=True)
-    table = gather(folder, output)
-    failed = _report(console, table, folder, plan) + len(unevaluated)
+        line(console, f"[yellow]warning:[/yellow] not evaluated: {escape(message)}")
+    table = gather(submission.folder, output)
+    if plan.search is None:
+        failed = _report(console, table, submission.folder, plan) + len(unevaluated)
+    else:
+        print_trials(console, submission.folder)
+        line(console, f"results table: [bold]{table}[/bold]")
+        failed = sum(action.kind == "leave" for action in submission.actions)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
 
 
+def _wait_for_slurm(
+    console: Console, plan: Plan, cluster: Cluster, submission: Submission, view: LiveView
+) -> dict[str, str]:
+    """Wait for the jobs of a plan. Returns why a cell was not evaluated, by signature."""
+    from gsq.cli.wording import still_stopping
+    from gsq.sweeps.running.canary import wait
+    from gsq.sweeps.running.reevaluate import evaluate_missing, wait_for_evaluations
+
+    if submission.stopping:
+        line(console, still_stopping(len(submission.stopping), plan.name))
+    wait(submission.folder, plan, view.update)
+    # An earlier version of the sweep file may have trained some cells meanwhile.
+    evaluate_missing(plan, cluster)
+    return wait_for_evaluations(plan)
+
+
 def require_output(option: str, path: Path) -> None:
-    """Raise UserError where no file can be written at ``path``, naming ``option``, before anything is computed."""
+    """Raise UserError, naming ``option``, if no file can be written at ``path``."""
     from gsq.outputs import output_problem
 
     if problem := output_problem(path):
         raise UserError(f"{option}: {path} {problem}")
 
 
-def _run_search(console: Console, plan: Plan, cluster: Cluster, retry: bool, output: Path | None, begun: float) -> int:
-    """Trials until the study has them all, their table, and the best of them."""
-    from gsq.cli.live import LiveView
-    from gsq.cli.submit import print_trials
-    from gsq.cli.wording import duration
-    from gsq.sweeps.running.search import submit_search
-    from gsq.sweeps.state.study import parallel_trials
-    from gsq.sweeps.tables.gather import gather
-
-    slots = parallel_trials(plan, cluster)
-    with LiveView(plan, slots, cluster.device, console, cluster.kind == "local") as view:
-        submission = submit_search(plan, cluster, retry=retry, over_budget=True, on_update=view.update, wait=True)
-    table = gather(submission.folder, output)
-    print_trials(console, submission.folder)
-    console.print(f"results table: [bold]{table}[/bold]", highlight=False, soft_wrap=True)
-    console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
-    return 1 if any(action.kind == "leave" for action in submission.actions) else 0
-
-
 def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> int:
-    """Print the table, the laws and the paths of what was written; returns how many cells of the plan have no result.
+    """Print the table, the laws and the files written. Returns how many cells of the plan have no result.
 
-    The table may hold more cells: those of earlier versions of the sweep stay in it.
+    The table may hold more cells than the plan, because it keeps those of earlier versions of the sweep.
     """
     import pandas as pd
     from rich.markup import escape
@@ -158,18 +144,17 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     shown = results_table(frame)
     _print_frame(console, shown, frame)
     if others := protocol_counts(everything).keys() - protocol_counts(frame).keys():
-        console.print(f"the table has rows of other protocols, too: {', '.join(sorted(others))}", style="dim")
+        console.print(f"the table also has rows of other protocols: {', '.join(sorted(others))}", style="dim")
     planned = frame["signature"].isin([cell.signature for cell in plan.cells])
     failed = frame[planned & (frame["state"] != "done")]
     for _, row in failed.drop_duplicates("signature").iterrows():
         state = shown_state(row["state"], row["failure"] if pd.notna(row["failure"]) else None)
-        words = [str(row[name]) for name in ("failure", "message") if pd.notna(row[name])]
-        words = words[1:] if state == STOPPED else words
+        told = ("message",) if state == STOPPED else ("failure", "message")
+        words = [str(row[name]) for name in told if pd.notna(row[name])]
         reason = f"{row['signature']}: {': '.join(words) or 'it was not started, or was stopped before it began'}"
-        console.print(f"[red]{state}[/red] {escape(reason)}", highlight=False, soft_wrap=True)
-    failures = {str(name) for name in failed["failure"].dropna()}
-    if failures - {CANCELLED}:
-        console.print(failed_advice(folder.name, failures - {CANCELLED}), highlight=False, soft_wrap=True)
+        line(console, f"[red]{state}[/red] {escape(reason)}")
+    if failures := {str(name) for name in failed["failure"].dropna()} - {CANCELLED}:
+        line(console, failed_advice(folder.name, failures))
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
         frame, fits, reasons = load_and_fit(table)
@@ -181,14 +166,13 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         stem = table.with_name(f"{table.stem}-scaling")
         scaling_figure(frame, fits, stem)
         written.append(("scaling figure", saved_files(stem)[0]))
-        pictures = _best_and_worst(frame, folder, table)
-        if pictures:
+        if pictures := _best_and_worst(frame, folder, table):
             written.append(("originals above reconstructions", pictures))
     except AnalysisError as error:
-        console.print(f"no law and no figure: {escape(str(error))}", highlight=False, soft_wrap=True)
+        line(console, f"no law and no figure: {escape(str(error))}")
     console.print()
     for what, path in written:
-        console.print(f"{what}: [bold]{path}[/bold]", highlight=False, soft_wrap=True)
+        line(console, f"{what}: [bold]{path}[/bold]")
     return int(failed["signature"].nunique())
 
 
@@ -213,7 +197,7 @@ def _cell_text(column: str, value: object) -> str:
 
 
 def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
-    """Originals above reconstructions of the cells with the lowest and the highest rFID."""
+    """Draw originals above reconstructions of the cells with the lowest and highest rFID; None without pictures."""
     from gsq.analysis.figures.reconstructions import reconstruction_figure
     from gsq.analysis.tables.table import measured, varying
 
@@ -233,7 +217,7 @@ def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Pa
 
 @dataclass(frozen=True)
 class Runs:
-    """Curves and pictures of the runs below a runs folder, for a report."""
+    """Curves and pictures of the runs in a runs folder, for a report."""
 
     root: Path
 
@@ -247,11 +231,11 @@ class Runs:
 def write_report(
     sweep: str, output: Path | None = None, laws: list[str] | None = None, protocol: str | None = None
 ) -> tuple[Path, Path]:
-    """Write the report of a sweep, or of a results table, as one HTML page. Returns the paths of page and table.
+    """Write the report of a sweep or of a results table as one HTML page. Returns the paths of page and table.
 
     sweep: the name or YAML file of a submitted sweep, which is gathered first; or a results table, by its file or as
-    the NAME of results/NAME.parquet. The page lies beside the table as NAME-report.html, or where ``output`` says.
-    Raises UserError where there is neither a sweep nor a table, and AnalysisError where the table cannot be read.
+    the NAME of results/NAME.parquet. output: the page, by default NAME-report.html beside the table. Raises UserError
+    if there is neither a sweep nor a table, and AnalysisError if the table cannot be read.
     """
     from gsq.analysis.reporting.page import write_page
     from gsq.analysis.reporting.report import make_report
@@ -285,8 +269,8 @@ def write_report(
 def run_command_line(
     sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, over_budget: bool, canary: bool
 ) -> None:
-    """``gsq run``."""
-    # As it was typed, but for the interpreter's folder where that is on the PATH.
+    """Run ``gsq run`` and exit with its code."""
+    # Repeat the command as typed, without the script's folder if that is on the PATH.
     if shutil.which("gsq") == sys.argv[0]:
         program = ["gsq"]
     elif Path(sys.argv[0]).parent.name == "cli":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.errors import UserError
+from gsq.files import whole
 from gsq.records.folder import runs_root
 from gsq.words import counted
 
@@ -282,24 +283,14 @@ def _write_sweep(
         document["base"] = os.path.relpath(beside, output.parent)
     document["cases"] = cases
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.yaml")
-    try:
+    with whole(output) as partial:
         partial.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
         plan = make_plan(load_spec(partial))
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(plan.cells)
 
 
 def _write_table(frame: pd.DataFrame, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        if output.suffix == ".csv":
-            frame.to_csv(partial, index=False)
-        else:
-            frame.to_parquet(partial, index=False)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as partial:
+        write = frame.to_csv if output.suffix == ".csv" else frame.to_parquet
+        write(partial, index=False)

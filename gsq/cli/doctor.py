@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
-from gsq.cli.options import (
-    JsonOption,
-)
+from gsq.cli.options import JsonOption, line, print_json
+from gsq.words import counted
 
 
 def doctor_command(as_json: JsonOption = False) -> None:
-    """What this machine has, what is missing, and what to do: packages, GPUs, folders, SLURM, weights, data, tables.
+    """Check this machine and say what to fix: packages, GPUs, folders, SLURM, weights, data, tables.
 
-    Missing things that only some uses need are no problem. Exit code 1: there is one.
+    Something missing that only some uses need is marked optional. Exit code 1: there is a problem.
 
     Example: gsq doctor
     """
@@ -22,13 +19,13 @@ def doctor_command(as_json: JsonOption = False) -> None:
 
     checks = examine()
     if as_json:
-        typer.echo(json.dumps(to_dict(checks), indent=1))
+        print_json(to_dict(checks))
     else:
         from rich.console import Console
 
         console = Console()
         console.print(table(checks))
         problems = sum(check.state == "problem" for check in checks)
-        console.print(f"{problems} problem{'s' * (problems != 1)}" if problems else "no problems", highlight=False)
+        line(console, counted(problems, "problem") if problems else "no problems")
     if not healthy(checks):
         raise typer.Exit(1)

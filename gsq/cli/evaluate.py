@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gsq.cli.options import (
-    ClusterOption,
-    JsonOption,
+from gsq.cli.options import ClusterOption, JsonOption, print_json
+from gsq.words import counted
+
+if TYPE_CHECKING:
+    from gsq.sweeps.running.evaluations import Evaluations
+
+# What the evaluation of a run prints, where it was measured.
+PRINTED = (
+    *("features", "num_images", "resolution", "rank_deficient", "rfid", "kid", "inception_score", "lpips", "psnr_db"),
+    *("ssim", "usage", "perplexity", "protocol"),
 )
 
 RunArgument = Annotated[
@@ -47,34 +53,27 @@ def evaluate_command(
     ] = None,
     allow_small: Annotated[
         bool,
-        typer.Option(
-            "--allow-small",
-            help="Allow an rfid over few images: Inception features on under 2,049, or under 50 held out.",
-        ),
+        typer.Option("--allow-small", help="Allow an rfid over few images: under 2,049 (Inception) or 50."),
     ] = False,
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a finished run again, or all of a sweep, without training.
+    """Evaluate a finished run again, or all finished runs of a sweep, without training.
 
-    Of a run it prints the metrics and changes nothing. Of a sweep it evaluates the finished runs, as many at a time as
-    there are cores or GPUs, or as a job array with --cluster slurm, keeps the results in their folders and leaves out
-    what was evaluated by the same protocol before, so that the same command goes on after an interruption; gsq gather
-    then has a row for each. Exit code 1: some could not be evaluated.
+    For a single run it prints the metrics and changes nothing. For a sweep it evaluates as many runs at a time as there
+    are cores or GPUs, or submits a job array with --cluster slurm, and keeps the results in the run folders; gsq gather
+    then has a row for each. It skips what the same protocol has measured before, so the same command resumes after an
+    interruption. Exit code 1: some runs could not be evaluated.
 
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
     Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
     """
     import dataclasses
 
-    changes: dict[str, Any] = {
-        "num_images": num_images,
-        "features": features,
-        "resolutions": tuple(resolution) if resolution else None,
-        "lpips": lpips,
-        "allow_small": allow_small or None,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
+    given = {"num_images": num_images, "features": features, "resolutions": tuple(resolution or ()), "lpips": lpips}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
+    if allow_small:
+        changes["allow_small"] = True
     if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
@@ -83,32 +82,18 @@ def evaluate_command(
 
     config, source, model = load_finished(Path(run))
     wanted = dataclasses.replace(config.evaluation, **changes)
-    # Refuses a resolution that the model's downsampling does not divide.
+    # This refuses a resolution that the model's downsampling does not divide.
     dataclasses.replace(config, evaluation=wanted)
     for line in source.manifest.summary().remarks():
         typer.echo(line, err=True)
     results = evaluate_all(model, source, wanted)
     if as_json:
-        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+        print_json(results[0] if len(results) == 1 else results)
         return
     for i, result in enumerate(results):
         if i:
             typer.echo()
-        for name in (
-            "features",
-            "num_images",
-            "resolution",
-            "rank_deficient",
-            "rfid",
-            "kid",
-            "inception_score",
-            "lpips",
-            "psnr_db",
-            "ssim",
-            "usage",
-            "perplexity",
-            "protocol",
-        ):
+        for name in PRINTED:
             if result[name] is not None:
                 typer.echo(f"{name:<16}{result[name]}")
 
@@ -125,25 +110,28 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
 
     done = evaluate_sweep(name, changes, cluster, on_result=show)
     if as_json:
-        typer.echo(json.dumps(vars(done) | {"logs": done.logs and str(done.logs)}, indent=1))
+        print_json(vars(done) | {"logs": done.logs and str(done.logs)})
     else:
-        for message in done.failed.values():
-            typer.echo(f"warning: {message}", err=True)
-        if done.ended:
-            typer.echo(f"warning: {len(done.ended)} earlier jobs ended without a result; logs in {done.logs}", err=True)
-        for array, signatures in done.arrays.items():
-            typer.echo(f"job array {array}: {len(signatures)} run{'s' * (len(signatures) != 1)} to evaluate")
-        if done.logs:
-            waiting = f"{done.waiting} wait or run since before; " if done.waiting else ""
-            submitted = sum(map(len, done.arrays.values()))
-            typer.echo(
-                f"{submitted} of {done.finished} finished runs submitted; {waiting}gsq gather {done.sweep} puts what "
-                "is there into the table, and the same command submits what is missing"
-            )
-        else:
-            typer.echo(
-                f"{len(done.new)} new evaluation{'s' * (len(done.new) != 1)} of {done.finished} finished runs; "
-                f"gsq gather {done.sweep} puts them into the table"
-            )
+        _print_evaluations(done)
     if done.failed:
         raise typer.Exit(1)
+
+
+def _print_evaluations(done: Evaluations) -> None:
+    for message in done.failed.values():
+        typer.echo(f"warning: {message}", err=True)
+    if done.ended:
+        ended = counted(len(done.ended), "earlier job")
+        typer.echo(f"warning: {ended} ended without a result; logs in {done.logs}", err=True)
+    for array, signatures in done.arrays.items():
+        typer.echo(f"job array {array}: {counted(len(signatures), 'run')} to evaluate")
+    finished = counted(done.finished, "finished run")
+    if done.logs:
+        waiting = f"{done.waiting} submitted before are waiting or running; " if done.waiting else ""
+        typer.echo(
+            f"{sum(map(len, done.arrays.values()))} of {finished} submitted; {waiting}gsq gather {done.sweep} adds the "
+            "results to the table, and the same command submits what is missing"
+        )
+    else:
+        new = counted(len(done.new), "new evaluation")
+        typer.echo(f"{new} of {finished}; gsq gather {done.sweep} adds them to the table")

@@ -1,6 +1,6 @@
-"""``gsq doctor``: what this machine has, what is missing, and what to do about it. Imported by gsq/cli/main.py alone.
+"""The checks of ``gsq doctor``: what this machine has, what it lacks, and what to do.
 
-Nothing is written but a file in each folder that is taken away at once, and no weight file is read.
+They write only a temporary file in each folder, and read no weight file.
 """
 
 from __future__ import annotations
@@ -25,55 +25,44 @@ from gsq.data.sources import manifest
 from gsq.errors import Missing, UserError
 from gsq.pretrained.weights import REGISTRY, present, weights_folder
 from gsq.records.folder import runs_root
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 State = Literal["ok", "optional", "problem"]
 SLURM_COMMANDS = ("sbatch", "sacct", "squeue", "scontrol")
-# What users of gsq install them for.
+# Optional dependencies, with their purpose.
 EXTRAS = {"dino": "for the dino discriminator and dinov2_logits", "hub": "for tokenizers from Hugging Face's hub"}
-# How long one of SLURM's commands may take to answer.
+# Time limit of SLURM's commands [s].
 SLURM_SECONDS = 2.0
-# A run folder of a small sweep; below it, disks fill up while runs are at work.
+# Free space [bytes] that a small sweep needs, so that the disk does not fill up during runs.
 LITTLE_SPACE = 5e9
-# File systems that more than one machine sees.
+# File systems that several machines can share.
 SHARED = (
-    "nfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "smb",
-    "glusterfs",
-    "orangefs",
-    "pvfs",
-    "panfs",
-    "weka",
-    "9p",
+    *("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb", "glusterfs", "orangefs", "pvfs", "panfs", "weka", "9p"),
 )
-# Results tables of the current folder that are opened.
+# Most results tables to open.
 TABLES = 50
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the answer."""
+    """One line of the report."""
 
     area: str
     name: str
     state: State
-    """ok; optional: missing, and only some uses need it; problem: gsq does not work as it should."""
+    """ok; optional: missing, but only some uses need it; problem: gsq does not work properly."""
     found: str
     advice: str = ""
-    """What to do, where something is to be done."""
+    """What to do, if anything."""
 
 
 def examine() -> list[Check]:
-    """All checks, in the order of the table; about two seconds, most of them torch's import."""
+    """Run all checks, in the order of the table; importing torch takes most of the two seconds."""
     areas: tuple[Callable[[], Iterator[Check]], ...] = (_packages, _torch, _folders, _slurm, _weights, _data, _tables)
-    # SLURM may take its time to answer; torch takes the other.
+    # Ask SLURM while torch is imported.
     with ThreadPoolExecutor(1) as pool:
         slurm = pool.submit(lambda: list(_slurm()))
         return [check for area in areas for check in (slurm.result() if area is _slurm else area())]
@@ -84,12 +73,12 @@ def healthy(checks: list[Check]) -> bool:
 
 
 def to_dict(checks: list[Check]) -> dict[str, Any]:
-    """For JSON."""
+    """Return the checks for JSON."""
     return {"ok": healthy(checks), "checks": [asdict(check) for check in checks]}
 
 
 def table(checks: list[Check]) -> Table:
-    """A row a check, for a terminal."""
+    """Return a table with a row for each check."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -119,23 +108,22 @@ def _packages() -> Iterator[Check]:
         return
     good = 0
     for requirement in wanted:
+        name, command = requirement.name, f"pip install '{requirement}'"
         extra = next((e for e in EXTRAS if requirement.marker and e in str(requirement.marker)), "")
         if requirement.marker and not extra and not requirement.marker.evaluate():
             continue
         try:
-            version = metadata.version(requirement.name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             if extra:
-                found, command = f"not installed; {EXTRAS[extra]}", f"pip install 'gsq[{extra}]'"
-                yield Check(area, requirement.name, "optional", found, command)
+                yield Check(area, name, "optional", f"not installed; {EXTRAS[extra]}", f"pip install 'gsq[{extra}]'")
             else:
-                yield Check(area, requirement.name, "problem", "not installed", f"pip install '{requirement}'")
+                yield Check(area, name, "problem", "not installed", command)
             continue
         if requirement.specifier.contains(version, prereleases=True):
             good += 1
-            continue
-        found = f"{version}, but gsq needs {requirement.specifier}"
-        yield Check(area, requirement.name, "problem", found, f"pip install '{requirement}'")
+        else:
+            yield Check(area, name, "problem", f"{version}, but gsq needs {requirement.specifier}", command)
     yield Check(area, "dependencies", "ok", f"{good} as required")
 
 
@@ -144,7 +132,7 @@ def _torch() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = f"{cores} cores, {_size(memory)} memory; {platform.machine()} {platform.system()}"
+    found = f"{counted(cores, 'core')}, {_size(memory)} memory; {platform.machine()} {platform.system()}"
     yield Check(area, "cpu", "ok", found + (f"; OMP_NUM_THREADS={threads}" if threads else ""))
     try:
         import torch
@@ -170,7 +158,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _gpus_installed() -> bool:
-    """Whether a driver of NVIDIA or AMD has found one, whatever torch can do with it."""
+    """Whether a driver of NVIDIA or AMD has found a GPU, even if torch cannot use it."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/sys/class/kfd/kfd").exists()
 
 
@@ -186,23 +174,22 @@ def _folders() -> Iterator[Check]:
         kind = _file_system(there)
         shared = any(kind.startswith(word) or f".{word}" in kind for word in SHARED)
         free = shutil.disk_usage(there).free
-        where = f"{folder}{'' if folder.exists() else ' (not there yet)'}"
+        where = f"{folder}{'' if folder.exists() else ' (does not exist yet)'}"
         found = f"{where}; {_size(free)} free, {'shared' if shared else 'local'}{f' ({kind})' if kind else ''}"
-        state, advice = _writable(there), ""
-        if state:
-            yield Check(area, name, "problem", f"{where}: {state}", f"export {variable}=FOLDER that you may write to")
-            continue
-        if name == "runs" and free < LITTLE_SPACE:
-            advice = "gsq clean --dry-run shows what can go; gsq plan says what a sweep needs"
+        if why := _writable(there):
+            yield Check(area, name, "problem", f"{where}: {why}", f"export {variable}=FOLDER with a writable folder")
+        elif name == "runs" and free < LITTLE_SPACE:
+            advice = "gsq clean --dry-run lists removable files; gsq plan says what a sweep needs"
             yield Check(area, name, "problem", found, advice)
-            continue
-        if name == "runs" and not shared and shutil.which("sbatch"):
-            advice = "jobs need a folder that all nodes see: export GSQ_RUNS=FOLDER, unless this one is such"
-        yield Check(area, name, "optional" if advice else "ok", found, advice)
+        elif name == "runs" and not shared and shutil.which("sbatch"):
+            advice = "jobs need a folder that all nodes see: export GSQ_RUNS=FOLDER, unless this is one"
+            yield Check(area, name, "optional", found, advice)
+        else:
+            yield Check(area, name, "ok", found)
 
 
 def _writable(folder: Path) -> str:
-    """Why nothing can be written there; empty where it can."""
+    """Why the folder is not writable; empty if it is."""
     try:
         if not folder.is_dir():
             return f"{folder} is not a folder"
@@ -214,18 +201,18 @@ def _writable(folder: Path) -> str:
 
 
 def _file_system(path: Path) -> str:
-    """Its type, as /proc/mounts names it; empty where there is none."""
+    """Type of a path's file system from /proc/mounts; empty if unknown."""
     try:
         lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return ""
-    # Spaces are written as \040.
+    # /proc/mounts writes spaces as \040.
     mounts = {Path(words[1].encode().decode("unicode_escape")): words[2] for words in lines if len(words) > 2}
     return next((mounts[p] for p in (path.resolve(), *path.resolve().parents) if p in mounts), "")
 
 
 def _answer(*words: str) -> str | None:
-    """What a command prints; None where it fails or takes too long."""
+    """Output of a command; None if it fails or takes too long."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=SLURM_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
@@ -257,11 +244,10 @@ def _slurm() -> Iterator[Check]:
         return
     yield Check(area, "controller", "ok", controller.splitlines()[0] if controller else "answers")
     lines = [" ".join(line.replace("(null)", "").split()) for line in (partitions or "").splitlines()]
-    yield Check(
-        area, "partitions", "ok" if lines else "problem", "; ".join(lines[:8]) or "none", "" if lines else "sinfo"
-    )
+    advice = "" if lines else "sinfo"
+    yield Check(area, "partitions", "ok" if lines else "problem", "; ".join(lines[:8]) or "none", advice)
     if accounting is None:
-        advice = "gsq asks sacct what became of jobs: ask for accounting (slurmdbd) on this cluster"
+        advice = "gsq asks sacct how jobs ended: ask your cluster's staff for accounting (slurmdbd)"
         yield Check(area, "accounting", "problem", "sacct does not answer", advice)
     else:
         yield Check(area, "accounting", "ok", "sacct answers")
@@ -273,12 +259,11 @@ def _weights() -> Iterator[Check]:
         path = present(entry)
         if path is None:
             advice = f"gsq weights fetch {name}" if entry.url else entry.get
-            yield Check(area, name, "optional", f"not there; {entry.purpose}", advice)
+            yield Check(area, name, "optional", f"missing; {entry.purpose}", advice)
             continue
         size = path.stat().st_size / 1e6
-        # As rounded in the registry.
-        whole = abs(size - entry.megabytes) < 0.02 * entry.megabytes + 0.001
-        if whole:
+        # The registry has rounded sizes.
+        if abs(size - entry.megabytes) < 0.02 * entry.megabytes + 0.001:
             packaged = path not in (weights_folder() / file for file in (entry.file, *entry.also))
             yield Check(area, name, "ok", f"in the package {entry.package}" if packaged else f"{path}")
         else:
@@ -299,12 +284,12 @@ def _data() -> Iterator[Check]:
         advice = "export IMAGENET=FOLDER (with train/ and val/)"
         yield Check(area, "ImageNet", "optional", "$IMAGENET is not set; for the sweeps paper/*", advice)
         return
-    parts = [part for part in ("train", "val") if (root / part).is_dir()]
-    if len(parts) == 2:
-        yield Check(area, "ImageNet", "ok", f"{root}, with train and val")
+    absent = [part for part in ("train", "val") if not (root / part).is_dir()]
+    if absent:
+        lacks = f"{root} has no {' and no '.join(absent)}"
+        yield Check(area, "ImageNet", "problem", lacks, "export IMAGENET=FOLDER (with train/ and val/)")
     else:
-        found_parts = f"{root} " + (f"has {parts[0]} alone" if parts else "has neither train nor val")
-        yield Check(area, "ImageNet", "problem", found_parts, "export IMAGENET=FOLDER (with train/ and val/)")
+        yield Check(area, "ImageNet", "ok", f"{root}, with train and val")
 
 
 def _tables() -> Iterator[Check]:
@@ -312,7 +297,7 @@ def _tables() -> Iterator[Check]:
 
     area = "results"
     files = sorted(Path("results").glob("*.parquet"))[-TABLES:]
-    old, good = [], 0
+    good = 0
     if files:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -321,17 +306,14 @@ def _tables() -> Iterator[Check]:
             try:
                 version = (pq.read_schema(file).metadata or {}).get(b"gsq_schema_version")
             except (OSError, pa.ArrowInvalid) as error:
-                yield Check(
-                    area, file.name, "problem", f"cannot be read: {str(error).splitlines()[0]}", "make it again"
-                )
+                reason = str(error).splitlines()[0]
+                yield Check(area, file.name, "problem", f"cannot be read: {reason}", "make it again")
                 continue
-            # Others are not ours, such as training curves.
-            if version is not None and version.decode() != str(SCHEMA_VERSION):
-                old.append((file, version.decode()))
             good += version == str(SCHEMA_VERSION).encode()
-    for file, number in old:
-        found = f"of schema version {number}; this gsq reads {SCHEMA_VERSION}"
-        yield Check(area, file.name, "problem", found, f"gsq gather {file.stem}")
+            # Files without a version, such as training curves, are no results tables.
+            if version is not None and version != str(SCHEMA_VERSION).encode():
+                found = f"of schema version {version.decode()}; this gsq reads {SCHEMA_VERSION}"
+                yield Check(area, file.name, "problem", found, f"gsq gather {file.stem}")
     yield Check(area, "tables", "ok", f"{good} in {Path('results').absolute()} of schema version {SCHEMA_VERSION}")
 
 

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from gsq.analysis.laws.named import Bound, Law
 
 from gsq.analysis.fitting.options import Options
-from gsq.cli.table_options import (
-    BoundOption,
-    LawOption,
-    ProtocolOption,
-    TableArgument,
-    require_outputs,
-    table_path,
-)
+from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
 from gsq.cli.taking import takes
 
 
@@ -55,34 +48,32 @@ def fit_command(
     options: Options,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the (first) fit.")
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the first fit.")
     ] = None,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Compare the laws: AICc, held-out errors. Without --law: all named ones, those that read step apart "
-            "(on every evaluation; the others on each run's last).",
+            help="Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that "
+            "read step apart from the others (on every evaluation instead of each run's last).",
         ),
     ] = False,
     collapse: Annotated[
-        bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others, instead of fitting.")
+        bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others; fits nothing.")
     ] = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Save the fits as JSON here as well.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also save the fits as JSON.")] = None,
     laws: Annotated[
         bool, typer.Option("--laws", help="List the named laws.", callback=_list_laws, is_eager=True)
     ] = False,
 ) -> None:
     """Fit scaling laws to a results table, or to any other table.
 
-    Prints the law with its numbers, an interval for each parameter, and what the fit leaves out. A parameter marked
-    "not determined" must not be quoted; predictions may be.
+    Prints the law with its numbers, an interval for each parameter, and what the fit leaves out. Do not quote a
+    parameter that is marked "not determined"; you may quote predictions.
 
     Example: gsq fit quickstart --output results/fits/quickstart.json
 
@@ -156,7 +147,7 @@ def load_and_fit(
     starts: list[str] | None = None,
     by: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
-    """The table, its fits, and why a law was not fitted (law, or group, to reason).
+    """Load a table and fit laws to it; also returns why a law (or group) was not fitted.
 
     ``laws``: names or formulas; None for the default ones that the table can carry.
     """
@@ -192,7 +183,7 @@ def load_and_fit(
 def named_laws(
     frame: pd.DataFrame, laws: list[str] | None, target: str | None, bounds: list[str] | None, starts: list[str] | None
 ) -> list[Law] | None:
-    """The laws named, each with those of the bounds and starts that are its parameters'; None for none."""
+    """Read the laws, each with the bounds and starts of its own parameters. Returns None where none are named."""
     from dataclasses import replace
 
     from gsq.analysis.errors import AnalysisError

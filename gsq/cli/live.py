@@ -1,4 +1,4 @@
-"""The display of a running sweep, which a terminal redraws and a log gets as lines."""
+"""The display of a running sweep, redrawn on a terminal and printed as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ from gsq.words import counted
 if TYPE_CHECKING:
     from gsq.sweeps.state.reconcile import Action
 
+from gsq.cli.options import line
 from gsq.cli.wording import brief, counts_text, duration, shown_cells, waiting_text
 
-# Without a terminal, a line of progress every so many seconds.
+# Interval between lines of progress without a terminal [s].
 LINE_SECONDS = 20.0
-# How often the time left is estimated from new measurements.
+# Interval between estimates of the time left [s].
 SPEED_SECONDS = 10.0
 
 
 class LiveView:
-    """Shows a running sweep: counts, a line for each running cell, total time left.
+    """Shows a running sweep: counts, a line for each running cell, and the total time left.
 
-    On a terminal it is drawn in place; elsewhere a line is printed for each cell that ends, and one in between.
+    A terminal is redrawn in place. Elsewhere each cell that ends adds a line, with lines of progress in between.
     """
 
     def __init__(
         self, plan: Plan, slots: int, device: str, console: Console | None = None, stops_cells: bool = True
     ) -> None:
-        """stops_cells: Ctrl-C stops the running cells, and is acknowledged at once, for that may take a minute."""
+        """stops_cells: Ctrl-C stops the running cells; acknowledge it at once, since this may take a minute."""
         self.cells = {cell.signature: cell for cell in plan.cells}
         self.name, self.slots, self.device = plan.name, max(1, slots), device
-        # Trials that a search has yet to end; their cells come while it runs.
+        # Trials that a search has not ended yet; their cells appear while it runs.
         self.expected = _trials_left(plan)
         self.console = console or Console()
         self.stops_cells = stops_cells
@@ -81,14 +82,12 @@ class LiveView:
 
     def _stopping(self, number: int, frame: FrameType | None) -> None:
         running = sum(state == "running" for state in self.states.values())
-        cells = f"{counted(running, 'running cell')} {'ends its' if running == 1 else 'end their'}" if running else ""
-        self._line(
-            f"stopping: {cells} step and {'writes' if running == 1 else 'write'} a checkpoint" if cells else "stopping"
-        )
+        ends = "ends its step and writes" if running == 1 else "end their step and write"
+        self._line(f"stopping: {counted(running, 'running cell')} {ends} a checkpoint" if running else "stopping")
         raise KeyboardInterrupt
 
     def update(self, actions: Sequence[Action], records: dict[str, RunRecord]) -> None:
-        """Called with what reconcile says of every cell and what the run folders hold."""
+        """Show the actions of reconcile and the records of the run folders."""
         if any(a.cell.signature not in self.cells for a in actions):
             drawn = SweepFolder(runs_root(), self.name).read_plan().cells
             self.cells |= {cell.signature: cell for cell in drawn}
@@ -105,7 +104,7 @@ class LiveView:
             self._line(escape("; ".join(part for part in parts if part)))
 
     def _line(self, text: str) -> None:
-        self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", highlight=False, soft_wrap=True)
+        line(self.console, f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}")
 
     def _announce(self, rows: Sequence[CellStatus], resumed: set[str]) -> None:
         blocked = waiting_reasons(r for r in rows if r.blocked)
@@ -169,7 +168,7 @@ class LiveView:
                 rate = f"{r.images_per_second:.0f}" if r.images_per_second else "-"
                 body.add_row(brief(r.title), f"{r.step}/{r.steps}", rate, duration(r.seconds_left))
         waiting = [Text(waiting_text(reason, n), style="yellow") for reason, n in waiting_reasons(rows).items()]
-        hint = Text("Ctrl-C stops cleanly; the same command goes on from there", style="dim")
+        hint = Text("Ctrl-C stops cleanly; the same command resumes", style="dim")
         return Group(head, counts, *waiting, body, hint)
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    pass
-
-from gsq.cli.options import JsonOption, MaybeNameArgument
+from gsq.cli.options import JsonOption, MaybeNameArgument, print_json
 from gsq.cli.status import print_overview
 
 
@@ -24,18 +20,18 @@ def logs_command(
         ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the cell ends; Ctrl-C leaves with exit code 130.")
+        bool, typer.Option("--follow", "-f", help="Show new output until the cell ends; Ctrl-C exits with code 130.")
     ] = False,
     attempt: Annotated[
         int | None, typer.Option("--attempt", metavar="N", min=1, help="Attempt by its number; default: the newest.")
     ] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Lines of the log's end.")] = 40,
+    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Last lines to show.")] = 40,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a cell printed: the end of its log, here or from SLURM, and where its training is.
+    """Show the end of a cell's log, from this machine or SLURM, and the progress of its training.
 
-    The first line says which attempt it is, its state, and why it failed; a traceback comes last. Without a sweep: all
-    sweeps, and the cells that run.
+    The first line gives the attempt, its state and why it failed; a traceback comes last. Without a sweep, list all
+    sweeps and their running cells.
 
     Example: gsq logs quickstart 3f9c -f
     """
@@ -44,27 +40,16 @@ def logs_command(
     from gsq.sweeps.state.logs import read_log
 
     if follow and (as_json or attempt is not None):
-        raise UserError("--follow shows what is written from now on: leave out --json and --attempt")
+        raise UserError("--follow shows only new output: leave out --json and --attempt")
     if sweep is None:
         print_overview(as_json)
         return
     log = read_log(sweep, cell or (), attempt)
     tail = log.text.splitlines()[-lines:] if lines else []
     if as_json:
-        values = {
-            "signature": log.cell.signature,
-            "axes": log.cell.title,
-            "attempt": log.attempt,
-            "attempts": log.cell.attempts,
-            "state": log.state,
-            "failure": log.failure,
-            "message": log.message,
-            "lines": tail,
-            "curve": log.curve,
-            "traceback": log.traceback,
-            "files": [str(path) for path in log.files if path.exists()],
-        }
-        typer.echo(json.dumps(values, indent=1))
+        own = {name: getattr(log, name) for name in ("attempt", "state", "failure", "message", "curve", "traceback")}
+        cell_values = {"signature": log.cell.signature, "axes": log.cell.title, "attempts": log.cell.attempts}
+        print_json({**cell_values, **own, "lines": tail, "files": [str(p) for p in log.files if p.exists()]})
         return
     typer.echo(log.headline)
     for line in (*tail, *log.curve):

@@ -16,6 +16,7 @@ from gsq.cli.doctor import doctor_command
 from gsq.cli.evaluate import evaluate_command
 from gsq.cli.fit import fit_command
 from gsq.cli.logs import logs_command
+from gsq.cli.options import line
 from gsq.cli.plan import plan_command
 from gsq.cli.plot import plot_command
 from gsq.cli.report import report_command
@@ -58,12 +59,9 @@ def options(
 
 
 def _reflow(text: str) -> str:
-    """A docstring for --help, which keeps the breaks between lines: they are for paragraphs and examples alone."""
-    paragraphs = []
-    for paragraph in inspect.cleandoc(text).split("\n\n"):
-        lines = re.sub(r"\n(?!Example:)\s*", " ", paragraph)
-        paragraphs.append(lines)
-    return "\n\n".join(paragraphs)
+    """Join the lines of each paragraph of a docstring, because --help keeps line breaks; examples keep their lines."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(re.sub(r"\n(?!Example:)\s*", " ", paragraph) for paragraph in paragraphs)
 
 
 def _reflow_help(commands: typer.Typer) -> None:
@@ -99,7 +97,7 @@ _reflow_help(app)
 
 
 def main() -> None:
-    """Entry point. A user's mistake is one message and exit code 2, never a traceback."""
+    """Run the command line. A user's mistake prints one message and exits with code 2, without a traceback."""
     try:
         app()
     except Exception as error:
@@ -107,15 +105,10 @@ def main() -> None:
         if not isinstance(code, int):
             raise
         from rich.console import Console
+        from rich.markup import escape
 
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False, soft_wrap=True)
+        line(Console(stderr=True), f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(code)
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
-from gsq.words import counted
 
 if TYPE_CHECKING:
-    pass
-
+    from rich.console import Console
 
 SweepArgument = Annotated[
     str,
@@ -48,22 +46,22 @@ PlanClusterOption = Annotated[
 ]
 GpuOption = Annotated[
     str | None,
-    typer.Option("--gpu", metavar="NAME", help="Reckon with another GPU than the cluster file's: h100, a100, ..."),
+    typer.Option("--gpu", metavar="NAME", help="Estimate for another GPU than the cluster file's: h100, a100, ..."),
 ]
 AnchorsOption = Annotated[
     Path | None,
     typer.Option(
         "--anchors",
         metavar="FILE",
-        help="Write a sweep file that trains a few finished cells once more (4, or --cells N), where gsq, packages or "
-        "the device have changed since: gsq gather then says whether old and new runs may be pooled.",
+        help="Write a sweep file that repeats a few finished cells (4, or --cells N) after gsq, packages or the device "
+        "have changed; gsq gather then says whether old and new runs can be pooled.",
     ),
 ]
 RetryOption = Annotated[
-    bool, typer.Option("--retry", help="Try cells again that failed as out_of_memory, diverged or error.")
+    bool, typer.Option("--retry", help="Retry cells that failed as out_of_memory, diverged or error.")
 ]
 OverBudgetOption = Annotated[
-    bool, typer.Option("--over-budget", help="Go on where the estimate is above a limit of the YAML's budget.")
+    bool, typer.Option("--over-budget", help="Submit even if the estimate exceeds the YAML's budget.")
 ]
 CanaryOption = Annotated[
     bool,
@@ -78,15 +76,18 @@ SelectionArgument = Annotated[
     typer.Argument(
         metavar="SELECTION",
         help="Signatures or their beginnings, states or failure classes (running, failed, out_of_memory, ...), "
-        "KEY=VALUE (groups=4). Words on one thing are alternatives; on different things, all must hold.",
+        "KEY=VALUE (groups=4). Words of one kind are alternatives; different kinds must all match.",
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however many there are.")]
 
 
-def print_json(document: Mapping[str, Any]) -> None:
-    """A line a key, and a line for each entry of a list: indented further, thousands of cells would take seconds."""
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print a line for each key and each entry of a list; full indentation would take seconds for large sweeps."""
+    if not isinstance(document, Mapping):
+        typer.echo(json.dumps(document, indent=1))
+        return
     parts = []
     for key, value in document.items():
         several = isinstance(value, list | tuple) and value
@@ -95,19 +96,16 @@ def print_json(document: Mapping[str, Any]) -> None:
     typer.echo("{\n" + ",\n".join(parts) + "\n}")
 
 
+def line(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line without highlighting numbers; only the terminal wraps it."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
 def on_terminal() -> bool:
     return sys.stdin.isatty()
 
 
 def ask(question: str, yes: bool) -> None:
-    """Leave with exit code 1 unless it is answered with yes; without a terminal nobody is asked."""
+    """Exit with code 1 unless the user agrees. Without a terminal, do not ask."""
     if not yes and on_terminal():
         typer.confirm(question, abort=True)
-
-
-def count_cells(count: int) -> str:
-    return counted(count, "cell")
-
-
-def count_files(count: int) -> str:
-    return "file " if count == 1 else "files"

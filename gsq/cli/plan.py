@@ -31,7 +31,7 @@ def plan_command(
     cells: CellsOption = None,
     power: Annotated[
         bool,
-        typer.Option("--power", help="Instead, what a law fitted to these cells can be expected to say."),
+        typer.Option("--power", help="Print how well these cells would determine a law instead."),
     ] = False,
     law: Annotated[
         list[str] | None,
@@ -47,23 +47,23 @@ def plan_command(
         typer.Option(
             "--coefficient",
             metavar="NAME=NUMBER",
-            help="With --power: a parameter of the law, instead of what the paper's numbers give; repeatable.",
+            help="With --power: a parameter of the law, in place of the value from the paper; repeatable.",
         ),
     ] = None,
     anchors: AnchorsOption = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
-    """Show the cells of a sweep and what they will cost. Runs nothing.
+    """Show the cells of a sweep and their cost. Runs nothing.
 
-    Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and
-    memory; then the cells left out with the constraint that did it, and duplicates; then what is still to be run,
-    with the end and the disk space that it needs, against the YAML's budget, and how far past estimates were off. Of a
-    search: its space, and what its trials will cost. Images and weights need not be there; what is missing is named.
+    Prints each cell with its signature, axes, bits per pixel, parameters, FLOPs, images, estimated time and memory;
+    cells left out, with the constraint that excluded them, and duplicates; what is still to run, with its end and disk
+    space, against the YAML's budget; and the error of past estimates. For a search it prints the space and the cost of
+    the trials. Images and weights may be absent; the plan lists them as missing.
 
-    With --power, before the first run: the 95 % interval that each parameter of a law can be expected to get from this
-    grid and its seeds, if the law is right, with coefficients fitted to the paper's numbers and a seed noise of 5 % (or
-    as given). A parameter that is open there needs other cells, not luck.
+    With --power it prints the 95 % interval to expect for each parameter of a law from this grid and its seeds, before
+    the first run. It assumes that the law is right, with coefficients fitted to the paper's numbers and a seed noise of
+    5 % unless you give others. If a parameter's interval is open, add other cells.
 
     Example: gsq plan quickstart
     Example: gsq plan paper/fig4 --gpu h100
@@ -79,7 +79,7 @@ def plan_command(
         if value:
             from gsq.errors import UserError
 
-            raise UserError(f"{name} says what to expect of a law: it goes with --power")
+            raise UserError(f"{name} works only with --power")
     from gsq.cli.planning import print_anchors, print_plan
 
     if anchors is not None:

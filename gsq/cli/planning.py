@@ -13,10 +13,12 @@ from gsq.sweeps.spec.shipped import configs_folder
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gsq.cli.live import LiveView
     from gsq.sweeps.planning.cells import Plan
     from gsq.sweeps.spec.cluster import Cluster
 
-from gsq.cli.options import count_cells, print_json
+from gsq.cli.options import line, print_json
+from gsq.words import counted
 
 
 def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
@@ -27,16 +29,21 @@ def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
     return plan if cells is None else plan.cut(cells)
 
 
-def slots(cluster: Cluster) -> int:
+def live_view(console: Console, plan: Plan, target: Cluster) -> LiveView:
+    """Return the display of a submission to ``target``."""
+    from gsq.cli.live import LiveView
     from gsq.sweeps.spec.cluster import local_workers
+    from gsq.sweeps.state.study import parallel_trials
 
-    return local_workers(cluster) if cluster.kind == "local" else cluster.parallel
+    local = target.kind == "local"
+    slots = parallel_trials(plan, target) if plan.search else local_workers(target) if local else target.parallel
+    return LiveView(plan, slots, target.device, console, local)
 
 
 def print_plan(
     sweep: str, cluster: str | None, gpu: str | None, cells: int | None, as_json: bool, show_all: bool
 ) -> None:
-    """``gsq plan``: the cells of a sweep, what was left out, what is still to be run, and what is missing here."""
+    """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here."""
     from gsq.sweeps.costing.forecast import by_class, forecast
     from gsq.sweeps.planning.cells import derived
     from gsq.sweeps.spec.cluster import load_cluster
@@ -47,31 +54,26 @@ def print_plan(
         target = replace(target, gpu=gpu, gpus=target.gpus or 1)
     found = forecast(plan, target)
     if as_json:
-        rows = []
         classes = by_class(plan.cells, found.speed, target)
         resources = {cell.signature: asdict(r) for r, members in classes.items() for cell in members}
-        for cell in plan.cells:
-            wanted = found.estimates[cell.signature]
-            rows.append(
-                {
-                    "signature": cell.signature,
-                    "axes": cell.axes,
-                    **derived(cell.config),
-                    **vars(cell.cost),
-                    "train_flops": cell.cost.train_flops,
-                    "seconds": wanted.seconds,
-                    "memory_bytes": wanted.memory_bytes,
-                    "seconds_left": found.left.get(cell.signature, 0.0),
-                    "resource_class": resources[cell.signature],
-                }
-            )
-        dropped = [{"axes": axes, "where": text} for axes, text in plan.dropped]
-        merged = [{"axes": axes, "signature": signature} for axes, signature in plan.merged]
+        rows = [
+            {
+                "signature": cell.signature,
+                "axes": cell.axes,
+                **derived(cell.config),
+                **vars(cell.cost),
+                "train_flops": cell.cost.train_flops,
+                **found.estimates[cell.signature]._asdict(),
+                "seconds_left": found.left.get(cell.signature, 0.0),
+                "resource_class": resources[cell.signature],
+            }
+            for cell in plan.cells
+        ]
         document = {
             "sweep": plan.name,
             "cells": rows,
-            "dropped": dropped,
-            "merged": merged,
+            "dropped": [{"axes": axes, "where": text} for axes, text in plan.dropped],
+            "merged": [{"axes": axes, "signature": signature} for axes, signature in plan.merged],
             "data": [data.to_dict() for data in plan.data],
             "broken_images": plan.broken_images,
             "cluster": target.name,
@@ -81,7 +83,7 @@ def print_plan(
             "forecast": found.to_dict(),
         }
         if plan.search is not None and plan.search.search is not None:
-            # The cells are examples then: the middle of the space, and random ones.
+            # The cells are examples here: the middle of the space and random draws.
             document["search"] = asdict(plan.search.search)
         print_json(document)
         return
@@ -95,16 +97,16 @@ def print_plan(
     else:
         display.print_plan(console, plan, found, None if show_all else 60)
     if plan.cluster and cluster is None:
-        console.print(f"reckoned for the cluster file {target.name}; --cluster names yours", highlight=False)
+        line(console, f"estimated for the cluster file {target.name}; --cluster names yours")
     display.print_missing(console, plan)
 
 
 def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
-    """``gsq plan --anchors``: finished cells to train once more, written to a sweep file."""
+    """Run ``gsq plan --anchors``: write a sweep file that repeats finished cells."""
     from gsq.cli.wording import brief, duration
     from gsq.errors import UserError
+    from gsq.files import write_text
     from gsq.outputs import output_problem
-    from gsq.records.attempt import write_text
     from gsq.sweeps.planning.cells import title
     from gsq.sweeps.planning.folder import sweep_folder
     from gsq.sweeps.spec.cluster import load_cluster, local_gpus
@@ -113,7 +115,7 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
 
     source = find_file(sweep, configs_folder(), "sweep")
     if output.exists():
-        raise UserError(f"--anchors: {output} is there already; name another file")
+        raise UserError(f"--anchors: {output} already exists; name another file")
     if problem := output_problem(output):
         raise UserError(f"--anchors: {output} {problem}")
     folder = sweep_folder(sweep)
@@ -134,8 +136,8 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
         print_json({"sweep": folder.name, "output": str(output), "made_otherwise": others, "anchors": rows})
         return
     typer.echo(
-        f"{count_cells(others)} of sweep '{folder.name}' {'was' if others == 1 else 'were'} made by other code, "
-        f"versions or device than now; to repeat, in {output} ({duration(sum(seconds.values()))} of device time then):"
+        f"{counted(others, 'cell')} of sweep '{folder.name}' {'was' if others == 1 else 'were'} made by other code, "
+        f"versions or device than now; {output} repeats ({duration(sum(seconds.values()))} of device time before):"
     )
     for run in chosen:
         typer.echo(f"  {run.cell.signature} {brief(title(run.cell.axes))}")
@@ -145,11 +147,10 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
 def admitted(
     console: Console, plan: Plan, target: Cluster, retry: bool, over_budget: bool = False, canary: bool = False
 ) -> Plan:
-    """Show what a submission will cost and run its canaries; returns the plan with the estimates to record.
+    """Show what a submission will cost and run its canaries. Returns the plan with the estimates to record.
 
-    Raises UserError where it is over its budget, and leaves with exit code 1 where a canary has failed.
+    Raises UserError if the plan exceeds its budget, and exits with code 1 if a canary failed.
     """
-    from gsq.cli.live import LiveView
     from gsq.cli.show_plan import print_canaries, print_forecast
     from gsq.errors import UserError
     from gsq.sweeps.costing.forecast import TIMELESS, check_budget, forecast, with_estimates
@@ -157,22 +158,24 @@ def admitted(
     from gsq.sweeps.running.canary import canary_plan, choose, run_canaries
 
     if canary and plan.search is not None:
-        raise UserError("--canary measures the largest cells of a grid; of a search the first trials do, leave it out")
+        raise UserError(
+            "--canary measures the largest cells of a grid; leave it out, a search measures its first trials"
+        )
     check_images(plan)
     found = forecast(plan, target, retry=retry)
     if not over_budget:
-        # What no measurement can change is said before one is made.
+        # Check the limits that no measurement can change before running a canary.
         check_budget(plan.name, found, TIMELESS if canary else None)
     print_forecast(console, found)
     chosen = choose(plan, target, retry=retry) if canary else []
     if chosen:
-        console.print(f"canaries first: {len(chosen)} of {count_cells(len(found.left))} to run", highlight=False)
-        with LiveView(canary_plan(plan, chosen), slots(target), target.device, console, target.kind == "local") as view:
+        line(console, f"canaries first: {len(chosen)} of {counted(len(found.left), 'cell')} to run")
+        with live_view(console, canary_plan(plan, chosen), target) as view:
             results = run_canaries(plan, target, retry=retry, chosen=chosen, on_update=view.update)
         found = forecast(plan, target, retry=retry)
         print_canaries(console, results, found)
         if any(result.failed for result in results):
-            console.print("nothing else was submitted; without --canary it would be", highlight=False)
+            line(console, "nothing else was submitted; leave out --canary to submit the sweep anyway")
             raise typer.Exit(1)
         print_forecast(console, found)
     if not over_budget:

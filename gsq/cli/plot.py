@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
-from gsq.cli.table_options import (
-    BoundOption,
-    LawOption,
-    ProtocolOption,
-    TableArgument,
-    require_outputs,
-    table_path,
-)
+from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
 from gsq.cli.taking import takes
 
 KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
@@ -45,29 +38,30 @@ def plot_command(
         typer.Option(
             "--x",
             metavar="COLUMN",
-            help="contours: axis to the right; collapse: derived axis; pareto: cost. May be repeated for the last two.",
+            help="contours: horizontal axis; collapse: derived axis, repeatable; pareto: cost, repeatable.",
         ),
     ] = None,
     y: Annotated[
         list[str] | None,
-        typer.Option("--y", metavar="COLUMN", help="contours: axis upwards; steps: metric, may be repeated."),
+        typer.Option("--y", metavar="COLUMN", help="contours: vertical axis; steps: metric, repeatable."),
     ] = None,
     reference: Annotated[
         bool,
         typer.Option(
             "--reference",
-            help="Draw the paper's points beside your own (scaling, groups, usage): grey, never fitted, both protocols "
-            "named; where these differ, rFID gets a scale of its own, for then heights do not compare.",
+            help="Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The "
+            "figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights "
+            "do not compare.",
         ),
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="PNG and SVG, or a .pdf; default: beside the table."),
+        typer.Option("--output", metavar="FILE", help="Save PNG and SVG, or a .pdf, here; default: beside the table."),
     ] = None,
 ) -> None:
     """Draw a results table: by default rFID against bits per pixel and each axis that varies, with the fitted laws.
 
-    Kinds of figures, and what the table needs for them:
+    These are the kinds of figures, and what the table needs for them:
 
     scaling: rFID against bits per pixel, V, D, G and f, with laws and their intervals.
 
@@ -135,7 +129,7 @@ def draw(
     y: list[str] | None = None,
     reference: pd.DataFrame | None = None,
 ) -> Figure:
-    """One figure of KINDS, saved where there is a ``path``. Raises AnalysisError where the table lacks what it
+    """Draw one figure of KINDS, and save it if ``path`` is given. Raises AnalysisError where the table lacks what it
     needs."""
     from gsq.analysis.checking.card import report_card
     from gsq.analysis.errors import AnalysisError
@@ -148,21 +142,17 @@ def draw(
     if kind in ("contours", "card") and not fits:
         why = "; ".join(reasons.values()) or "no law was fitted"
         raise AnalysisError(f"--kind {kind} shows a fitted law, and there is none: {why}")
-    x, y = ([unquoted(name) for name in names or []] for names in (x, y))
-    if kind == "contours":
-        if len(x or []) > 1 or len(y or []) > 1:
-            raise AnalysisError("--kind contours takes one --x and one --y")
-        return contours.contour_figure(fits[0], path, x[0] if x else None, y[0] if y else None)
-    if kind == "card":
-        return card_figure(report_card(fits[0]), path)
-    if kind == "groups":
-        return figures.group_figure(frame, fits, path, reference)
-    if kind == "usage":
-        return figures.usage_figure(frame, path, reference)
-    if kind == "collapse":
-        return scatter.collapse_figure(frame, x or None, path)
-    if kind == "pareto":
-        return scatter.pareto_figure(frame, x or None, path)
-    if kind == "steps":
-        return course_figure(frame, y or None, path)
-    return figures.scaling_figure(frame, fits, path, reference)
+    xs, ys = ([unquoted(name) for name in names or []] or None for names in (x, y))
+    if kind == "contours" and max(len(xs or ()), len(ys or ())) > 1:
+        raise AnalysisError("--kind contours takes one --x and one --y")
+    makers = {
+        "scaling": lambda: figures.scaling_figure(frame, fits, path, reference),
+        "contours": lambda: contours.contour_figure(fits[0], path, xs and xs[0], ys and ys[0]),
+        "groups": lambda: figures.group_figure(frame, fits, path, reference),
+        "usage": lambda: figures.usage_figure(frame, path, reference),
+        "collapse": lambda: scatter.collapse_figure(frame, xs, path),
+        "pareto": lambda: scatter.pareto_figure(frame, xs, path),
+        "steps": lambda: course_figure(frame, ys, path),
+        "card": lambda: card_figure(report_card(fits[0]), path),
+    }
+    return makers[kind]()

@@ -1,9 +1,9 @@
-"""``gsq plan --power``: the intervals to expect before the first run."""
+"""``gsq plan --power``: the intervals to expect, before the first run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from gsq.config.run import RunConfig
     from gsq.sweeps.planning.cells import Plan
 
-    _Case = tuple[dict[str, Any], int]
-    """Axes of a cell as its sweep writes them, and its seed."""
-
 
 def expected_power(
     sweep: str,
@@ -28,7 +25,7 @@ def expected_power(
     coefficients: list[str] | None,
     as_json: bool,
 ) -> None:
-    """``gsq plan SWEEP --power``: the interval that each parameter can be expected to get, before anything has run."""
+    """Run ``gsq plan SWEEP --power``: print the interval to expect for each parameter."""
     import json
 
     from gsq.analysis.designing.power import SEED_NOISE, power
@@ -71,13 +68,13 @@ def expected_power(
         typer.echo(one.text() + "\n")
     for name, reason in reasons.items():
         typer.echo(f"Not possible for {name}: {reason}.")
-    typer.echo("This is if the law is right and seeds are the only noise; where it is not, expect wider intervals.")
+    typer.echo("This assumes that the law is right and seeds are the only noise; otherwise expect wider intervals.")
 
 
 def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """The cells of a plan with the columns of a results table that are known before a run: a row a cell.
+    """Return a row for each cell of a plan, with the columns of a results table that are known before a run.
 
-    ``configuration`` is the same for cells that differ in the seed alone, ``device_hours`` the estimated cost.
+    ``configuration`` is the same for cells that differ only in the seed; ``device_hours`` is the estimated cost.
     """
     import pandas as pd
 
@@ -85,7 +82,7 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
     from gsq.sweeps.planning.cells import axis_columns
 
     if plan.search is not None:
-        raise UserError(f"sweep '{plan.name}' is a search, which draws its cells as it goes; give a sweep with axes")
+        raise UserError(f"sweep '{plan.name}' is a search, which draws its cells as it runs; name a sweep with axes")
     rows = []
     numbers: dict[RunConfig, str] = {}
     for cell in plan.cells:

@@ -25,11 +25,11 @@ def report_command(
         typer.Option("--output", metavar="FILE", help="The page; default: SWEEP-report.html beside the results table."),
     ] = None,
 ) -> None:
-    """One HTML page of a sweep, to read, send or print: it needs no network and no other file.
+    """Write one HTML page about a sweep, to read, send or print. It needs no network and no other file.
 
-    On it: what became of the cells, and why some failed; a table that sorts and filters; the figures of gsq plot; laws
-    with their report cards; pictures and training curves from the run folders that are here; protocols, code and
-    devices. A submitted sweep is gathered first, finished or not.
+    The page shows what became of the cells and why some failed, a table that sorts and filters, the figures of gsq
+    plot, laws with their report cards, pictures and training curves from run folders on this machine, and the
+    protocols, code and devices. gsq gathers a submitted sweep first, finished or not.
 
     Example: gsq report quickstart --output quickstart.html
     """

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from gsq.cli.options import JsonOption, NameArgument, print_json
 
@@ -20,14 +17,14 @@ def gather_command(
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
     curves: Annotated[
-        bool, typer.Option("--curves", help="Write the training curves, too, to SWEEP-curves.parquet beside the table.")
+        bool, typer.Option("--curves", help="Also write the training curves to SWEEP-curves.parquet beside the table.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Collect a sweep's runs into its results table, failed and missing cells included.
+    """Collect a sweep's runs into its results table, including failed and missing cells.
 
-    Says what is done, what failed and how much device time was spent, and warns where failures go with an axis
-    (Fisher's exact test, corrected for the number of axes): a law fitted to the rest would be biased.
+    Reports what is done, what failed and how much device time was spent. Warns if failures depend on an axis (Fisher's
+    exact test, corrected for the number of axes), because a law fitted to the rest would be biased.
 
     Example: gsq gather quickstart
     """
@@ -57,7 +54,7 @@ results_app = typer.Typer(no_args_is_help=True)
 
 @results_app.callback()
 def results_command() -> None:
-    """What the columns of the results table mean.
+    """Explain the columns of the results table.
 
     Example: gsq results describe
     """
@@ -71,9 +68,9 @@ def results_describe_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Each column of the results table: its type, unit and meaning, and what kind of column it is.
+    """List the columns of the results table with type, unit, meaning and role.
 
-    The same stands in the field metadata of the Parquet file.
+    The Parquet file has the same in its field metadata.
 
     Example: gsq results describe results/groups.parquet
     """
@@ -89,12 +86,10 @@ def results_describe_command(
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for head in ("column", "type", "unit"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("meaning", overflow="fold")
+    from gsq.cli.tables import plain_table
+
+    table = plain_table("column", "type", "unit", "meaning", no_wrap=("column", "type", "unit"))
     role = ""
     for column in columns:
         if column.role != role:

@@ -28,10 +28,10 @@ def run_command(
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
 ) -> None:
-    """The whole job: plan, submit, wait, gather, fit and plot.
+    """Do the whole job: plan, submit, wait, gather, fit and plot.
 
-    Ctrl-C stops cleanly, and the same command goes on where it was. After evaluation keys of the YAML have changed,
-    finished cells are evaluated again without training. Exit code 1: cells have failed.
+    Ctrl-C stops cleanly, and the same command resumes. If the YAML's evaluation keys have changed, finished cells are
+    evaluated again without training. Exit code 1: cells failed.
 
     Example: gsq run sweeps/configs/quickstart.yaml
     """

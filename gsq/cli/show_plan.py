@@ -1,4 +1,4 @@
-"""Plans, forecasts and canaries as gsq prints them."""
+"""Print plans, forecasts and canaries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from gsq.config.presets import paper_parameters
 from gsq.sweeps.costing.forecast import Forecast
@@ -19,12 +17,13 @@ from gsq.words import counted
 if TYPE_CHECKING:
     from gsq.sweeps.running.canary import Result
 
-from gsq.cli.tables import SPARE, fitting_table, head_of
+from gsq.cli.options import line
+from gsq.cli.tables import SPARE, fitting_table, head_of, plain_table
 from gsq.cli.wording import brief, compact, device_time, duration, end_time, millions, plain_value, size
 
 
 def _plan_columns(plan: Plan, found: Forecast) -> dict[str, list[str]]:
-    """Head to values, a value a cell: axes, derived quantities, cost."""
+    """Values of all cells by head: axes, derived quantities, cost."""
     axes = list(dict.fromkeys(name for cell in plan.cells for name in cell.axes))
     paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
     columns = {"signature": [cell.signature for cell in plan.cells]}
@@ -44,7 +43,7 @@ def _plan_columns(plan: Plan, found: Forecast) -> dict[str, list[str]]:
 
 
 def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None = 60) -> None:
-    """Cells, what was left out and why, duplicates, totals against the budget."""
+    """Print the cells, those left out and why, duplicates, and totals against the budget."""
     shown = plan if limit is None else plan.cut(limit)
     console.print(fitting_table(console, _plan_columns(shown, found), SPARE, left=("signature",)), highlight=False)
     if len(shown.cells) < len(plan.cells):
@@ -52,8 +51,8 @@ def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None 
     for constraint, count in Counter(text for _, text in plan.dropped).items():
         console.print(f"left out {count} by where: [bold]{escape(constraint)}[/bold]")
         left_out = [title(axes) for axes, text in plan.dropped if text == constraint]
-        for line in left_out if limit is None else left_out[:4]:
-            console.print(f"  {escape(line)}", style="dim", highlight=False)
+        for text in left_out if limit is None else left_out[:4]:
+            line(console, f"  {escape(text)}", "dim")
         if limit is not None and count > 4:
             console.print(f"  ... and {count - 4} more (--all shows them)", style="dim")
     for axes, signature in plan.merged:
@@ -63,14 +62,14 @@ def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None 
 
 
 def print_data(console: Console, plan: Plan) -> None:
-    """Files that were left out of the images, and what else should be known of the data."""
+    """Print which files were left out of the images, and other remarks on the data."""
     for data in plan.data:
-        for line in data.remarks():
-            console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+        for text in data.remarks():
+            line(console, f"[yellow]{escape(text)}[/yellow]")
 
 
 def print_forecast(console: Console, found: Forecast) -> None:
-    """What is still to be run and what it takes, against the budget and the disk; and how good such numbers are."""
+    """Print what is still to run and its cost, against budget and disk, and the accuracy of past estimates."""
     left = len(found.left)
     lines = [f"[bold]{counted(found.cells, 'cell')}[/bold], {found.finished} already done, {left} to run"]
     if left:
@@ -96,34 +95,27 @@ def print_forecast(console: Console, found: Forecast) -> None:
             f"past estimates: median error x{a.median_factor:.2f}, 90 % within x{a.ninety_percent_factor:.2f} over "
             f"{counted(a.cells, 'finished cell')}"
         )
-    for line in (*lines, *map(escape, found.notes)):
-        console.print(line, highlight=False, soft_wrap=True)
+    for text in (*lines, *map(escape, found.notes)):
+        line(console, text)
     if found.disk_bytes > found.free_bytes:
-        console.print(
-            f"[yellow]the disk of the runs folder has {size(found.free_bytes)} free, and up to "
-            f"{size(found.disk_bytes)} will be written: make room (gsq clean --dry-run), or set $GSQ_RUNS[/yellow]",
-            highlight=False,
-        )
+        need, free = size(found.disk_bytes), size(found.free_bytes)
+        text = f"the runs need up to {need}, but the disk of the runs folder has {free} free"
+        line(console, f"[yellow]{text}: free some space (gsq clean --dry-run), or set $GSQ_RUNS[/yellow]")
 
 
 def print_missing(console: Console, plan: Plan) -> None:
-    """What must be on this machine before the plan can be submitted."""
+    """Print what this machine lacks for a submission."""
     for text in plan.missing:
-        console.print(f"[yellow]missing:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+        line(console, f"[yellow]missing:[/yellow] {escape(text)}")
     if plan.missing:
-        console.print(
-            "gsq submit and gsq run refuse the sweep until that is there"
-            + ("; signatures will be others then" if plan.provisional else ""),
-            highlight=False,
-            soft_wrap=True,
-        )
+        change = "; it will change the signatures" if plan.provisional else ""
+        line(console, f"gsq submit and gsq run refuse the sweep until this is present{change}")
 
 
 def print_canaries(console: Console, results: Sequence[Result], found: Forecast) -> None:
-    """What was expected -> what the canaries measured. found: the forecast after them."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for head in ("canary", "for cells", "s/step", "memory", "cell takes"):
-        table.add_column(head, justify="left" if head == "canary" else "right")
+    """Print expected -> measured values of the canaries. found: the forecast after them."""
+    heads = ("for cells", "s/step", "memory", "cell takes")
+    table = plain_table("canary", *heads, right=heads, gap=1)
     for result in results:
         canary, record = result.canary, result.record
         now = found.estimates[canary.cell.signature]
@@ -138,33 +130,27 @@ def print_canaries(console: Console, results: Sequence[Result], found: Forecast)
     console.print(table)
     for result in results:
         if result.advice:
-            style = "red" if result.failed else "yellow"
-            text = f"{brief(result.canary.cell.title)} {result.advice}"
-            console.print(Text(text, style=style), soft_wrap=True)
+            advice = escape(f"{brief(result.canary.cell.title)} {result.advice}")
+            line(console, advice, "red" if result.failed else "yellow")
 
 
 def print_search(console: Console, plan: Plan, found: Forecast) -> None:
-    """The space of a search, and what its trials will cost, from draws of the space."""
+    """Print the space of a search, and the cost of its trials, estimated from draws."""
     assert plan.search is not None and plan.search.search is not None
     search = plan.search.search
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("parameter", "values"):
-        table.add_column(name, overflow="fold")
+    table = plain_table("parameter", "values")
     for name, words in search.domains().items():
         table.add_row(name, words)
     console.print(table)
     goals = ", ".join(f"{way} {name}" for name, way in zip(search.objectives, search.directions, strict=True))
     pruned = f"; pruned by {search.pruner}" if search.pruner != "none" else ""
-    console.print(f"{goals}, by {search.sampler}{pruned}", highlight=False)
+    line(console, f"{goals}, by {search.sampler}{pruned}")
     for constraint, count in Counter(text for _, text in plan.dropped).items():
         share = count / (count + len(plan.cells))
-        console.print(f"draws are repeated where (about {share:.0%}): [bold]{escape(constraint)}[/bold]")
+        line(console, f"repeated draws (about {share:.0%}), excluded by: [bold]{escape(constraint)}[/bold]")
     each = [found.estimates[cell.signature].seconds for cell in plan.cells]
     print_data(console, plan)
     low, high = duration(min(each)), duration(max(each))
-    console.print(
-        f"a trial takes {low if low == high else f'{low} to {high}'}, in the middle of the space "
-        f"{duration(each[0])}; if none is pruned:",
-        highlight=False,
-    )
+    takes = low if low == high else f"{low} to {high}"
+    line(console, f"a trial takes {takes}, in the middle of the space {duration(each[0])}; if none is pruned:")
     print_forecast(console, found)

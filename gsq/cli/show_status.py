@@ -1,4 +1,4 @@
-"""Status and trials as gsq prints them."""
+"""Tables of cells, trials and sweeps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gsq.sweeps.state.status import SweepStatus
 from gsq.words import counted
 
 if TYPE_CHECKING:
-    from gsq.sweeps.state.listing import SweepLine
+    from gsq.sweeps.state.status import SweepLine
     from gsq.sweeps.state.study import SearchStatus
 
-from gsq.cli.tables import broken_head, head_of
+from gsq.cli.tables import broken_head, head_of, plain_table
 from gsq.cli.wording import brief, counts_text, duration, failed_advice, shown_cells, spelled, waiting_text
 
 STYLES = {
@@ -37,9 +37,9 @@ STYLES = {
 
 
 def trial_table(found: SearchStatus, limit: int = 20) -> Table:
-    """The trials of a search, the best first."""
+    """Return the trials of a search, the best first."""
     names = list(dict.fromkeys(name for trial in found.trials for name in trial.axes))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = plain_table(gap=1)
     for name in ("trial", *map(head_of, names), *map(head_of, found.objectives), "state"):
         table.add_column(
             "\n".join(broken_head(name, 1)),
@@ -60,9 +60,9 @@ def trial_table(found: SearchStatus, limit: int = 20) -> Table:
 
 
 def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
-    """Counts, a row a cell, failures by class with the line that says why."""
+    """Return a row for each cell, counts, and failures by class with the reason."""
     cells = found.cells[:limit]
-    # Columns that say nothing are left out, so that a row fits a terminal.
+    # Leave out empty columns, so that a row fits a terminal.
     extra = {
         "rFID": any(c.rfid is not None for c in cells),
         "images/s": any(c.images_per_second for c in cells),
@@ -73,10 +73,9 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
         "node": len({c.node for c in cells}) > 1,
         "job": any(c.job for c in cells),
     }
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown)):
-        right = name in ("step", "rFID", "images/s", "left", "attempt", "restarts", "trial")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "signature")
+    heads = ("signature", "cell", "state", "step", *(name for name, shown in extra.items() if shown))
+    right = ("step", "rFID", "images/s", "left", "attempt", "restarts", "trial")
+    table = plain_table(*heads, right=right, no_wrap=("signature",), gap=1)
     for c in cells:
         values = {
             "rFID": f"{c.rfid:.4g}" if c.rfid is not None else "",
@@ -119,8 +118,9 @@ def _ends(found: SweepStatus) -> list[Text]:
     if failures:
         lines.append(Text(failed_advice(found.name, failures)))
     if stopped := found.failures.get(CANCELLED):
-        goes_on = f"gsq retry {found.name} goes on from the last checkpoint, and so does gsq submit"
-        lines.append(Text(f"{stopped} {STOPPED}: {goes_on}"))
+        lines.append(
+            Text(f"{stopped} {STOPPED}: gsq submit or gsq retry {found.name} resumes from the last checkpoint")
+        )
     return lines
 
 
@@ -133,22 +133,16 @@ def _not_submitted(found: SweepStatus, most: int = 8) -> Text:
 
 
 def overview_renderable(found: Sequence[SweepLine]) -> Group:
-    """A line for each sweep, then the cells that run."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("sweep", "submitted", "cells"):
-        table.add_column(name, overflow="fold", no_wrap=name == "submitted")
+    """Return a line for each sweep, then the running cells."""
+    table = plain_table("sweep", "submitted", "cells", no_wrap=("submitted",))
     for line in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.submitted))
         said = Text(line.problem, style="red") if line.problem else Text(counts_text(spelled(line.counts)))
         table.add_row(escape(line.name), when, said)
     running = [(line.name, cell) for line in found for cell in line.running]
-    cells = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("running", "cell", "step", "time left"):
-        cells.add_column(name, overflow="fold", justify="left" if name in ("running", "cell") else "right")
+    cells = plain_table("running", "cell", "step", "time left", right=("step", "time left"))
     for name, cell in running:
         left = duration(cell.seconds_left)
         cells.add_row(f"{name} {cell.signature}", brief(cell.title), f"{cell.step}/{cell.steps}", left)
-    parts: list[Table | Text] = [table, cells if running else Text("no cell runs", style="dim")]
-    return Group(
-        *parts, Text("gsq status SWEEP shows its cells, gsq logs SWEEP SIGNATURE what one prints", style="dim")
-    )
+    hint = "gsq status SWEEP shows its cells, gsq logs SWEEP SIGNATURE shows a cell's log"
+    return Group(table, cells if running else Text("no cell is running", style="dim"), Text(hint, style="dim"))

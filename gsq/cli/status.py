@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from gsq.cli.options import AllOption, JsonOption, MaybeNameArgument, print_json
 
@@ -16,17 +13,16 @@ from gsq.cli.options import AllOption, JsonOption, MaybeNameArgument, print_json
 def status_command(
     sweep: MaybeNameArgument = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Draw it again every few seconds until all cells have ended.")
+        bool, typer.Option("--watch", help="Refresh every few seconds until all cells have ended.")
     ] = False,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
-    """Show the state of every cell, from the run folders, squeue and sacct; of a search, the best so far, too.
+    """Show the state of every cell, from the run folders, squeue and sacct, and the best trial of a search.
 
-    For cells that wait on SLURM it gives SLURM's reason, and says which will not start by themselves.
-
-    Without a sweep: all sweeps, and the cells that run. A YAML file that has been edited since is compared with what
-    was submitted, and cells that were not are named.
+    For queued cells it gives SLURM's reason and says which will not start by themselves. Without a sweep, list all
+    sweeps and their running cells. If the sweep is named by an edited YAML file, list its cells that have not been
+    submitted.
 
     Example: gsq status quickstart --watch
     """
@@ -35,7 +31,7 @@ def status_command(
 
     if sweep is None:
         if watch or show_all:
-            raise UserError("gsq status: --watch and --all are about one sweep, so name it: gsq status SWEEP --watch")
+            raise UserError("gsq status: --watch and --all need a sweep: gsq status SWEEP --watch")
         print_overview(as_json)
         return
     found = status(sweep)
@@ -54,7 +50,7 @@ def status_command(
     try:
         with Live(status_renderable(found, limit), refresh_per_second=2) as live:
             while not found.ended:
-                time.sleep(2 if found.local else 5)  # sacct is the cluster's, not ours alone.
+                time.sleep(2 if found.local else 5)  # Other users share sacct.
                 found = status(sweep)
                 live.update(status_renderable(found, limit))
     except KeyboardInterrupt:
@@ -62,9 +58,9 @@ def status_command(
 
 
 def print_overview(as_json: bool) -> None:
-    """All sweeps, and the cells that run."""
+    """Print all sweeps and their running cells."""
     from gsq.records.folder import runs_root
-    from gsq.sweeps.state.listing import overview
+    from gsq.sweeps.state.status import overview
 
     found = overview()
     if as_json:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gsq.sweeps.planning.cells import Plan
     from gsq.sweeps.planning.folder import SweepFolder
+    from gsq.sweeps.running.evaluations import Evaluations
     from gsq.sweeps.running.slurm_arrays import Submission
 
 from gsq.cli.options import (
@@ -22,110 +23,97 @@ from gsq.cli.options import (
     OverBudgetOption,
     RetryOption,
     SweepArgument,
-    count_cells,
+    line,
 )
-from gsq.cli.planning import admitted, make, slots
+from gsq.cli.planning import admitted, live_view, make
+from gsq.words import counted
 
 
 def evaluation_printer(console: Console) -> Callable[[int, dict[str, Any]], None]:
-    """A line for each evaluation of a finished cell (on_evaluation of ``submit``)."""
+    """Return a callback that prints a line for each evaluation of a finished cell."""
 
     def show(over: int, result: dict[str, Any]) -> None:
-        console.print(
+        line(
+            console,
             f"evaluated {result['signature']} at step {result['step']}: rFID {result['rfid']:.4g} in "
             f"{result['features']} over {result['num_images']} images of {result['resolution']} pixels",
-            highlight=False,
-            soft_wrap=True,
         )
 
     return show
 
 
-def print_evaluations(console: Console, submission: Submission) -> bool:
-    """What became of the evaluations of finished cells; whether one has failed."""
+def print_evaluations(console: Console, done: Evaluations | None) -> None:
+    """Print what became of the evaluations of finished cells."""
     from rich.markup import escape
 
-    done = submission.evaluations
     if done is None:
-        return False
+        return
     for array, signatures in done.arrays.items():
-        console.print(f"submitted SLURM job {array}: {len(signatures)} finished cells to evaluate", highlight=False)
+        line(console, f"submitted SLURM job {array}: {counted(len(signatures), 'finished cell')} to evaluate")
     if done.waiting:
-        console.print(f"{done.waiting} finished cells wait for their evaluation, or are evaluated", highlight=False)
+        line(console, f"evaluations waiting or running: {counted(done.waiting, 'finished cell')}")
     if done.ended:
-        console.print(f"{len(done.ended)} earlier evaluations ended without a result; logs in {done.logs}")
+        line(console, f"{counted(len(done.ended), 'earlier evaluation')} ended without a result; logs in {done.logs}")
     for message in done.failed.values():
-        console.print(f"[yellow]warning:[/yellow] not evaluated: {escape(message)}", highlight=False, soft_wrap=True)
-    return bool(done.failed)
+        line(console, f"[yellow]warning:[/yellow] not evaluated: {escape(message)}")
 
 
 def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False, canary: bool = False) -> Submission:
-    """Submit with the live view of a local run. Ctrl-C says how to go on and leaves with exit code 130."""
+    """Submit, with a live view of a local run. On Ctrl-C say how to resume and exit with code 130."""
     from rich.console import Console
 
-    from gsq.cli.live import LiveView
     from gsq.cli.wording import still_stopping
     from gsq.sweeps.running.submit import submit
     from gsq.sweeps.spec.cluster import load_cluster
 
     target = load_cluster(cluster)
     console = Console()
+    kept = "canaries keep running" if target.kind == "slurm" else "finished steps are kept"
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)
+        kept = "finished steps are kept"
+        if target.kind == "local":
+            with live_view(console, plan, target) as view:
+                submission = submit(
+                    plan,
+                    target,
+                    retry=retry,
+                    over_budget=True,
+                    on_update=view.update,
+                    on_evaluation=evaluation_printer(console),
+                )
     except KeyboardInterrupt:
-        going_on = "canaries run on" if target.kind == "slurm" else "finished steps are kept"
-        console.print(f"stopped; {going_on}. The same command goes on from there.")
+        line(console, f"stopped; {kept}. The same command resumes.")
         raise typer.Exit(130) from None
     if target.kind == "slurm":
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
-            console.print(f"submitted SLURM job {job_id}: {count_cells(len(members))}", highlight=False)
-        print_evaluations(console, submission)
-        if submission.stopping:
-            console.print(still_stopping(len(submission.stopping), plan.name), highlight=False, soft_wrap=True)
-        elif not submission.arrays and submission.evaluations is None:
-            console.print(
-                f"nothing to submit: every cell is finished, waiting or given up; gsq status {plan.name} shows which, "
-                f"gsq retry {plan.name} tries again what has failed",
-                highlight=False,
-                soft_wrap=True,
-            )
-        if plan.search is not None:
-            print_trials(console, submission.folder)
-            console.print(
-                "run the command again to tell the study what has ended and to draw further trials; gsq run does so"
-            )
-        return submission
-    try:
-        with LiveView(plan, slots(target), target.device, console) as view:
-            submission = submit(
-                plan,
-                target,
-                retry=retry,
-                over_budget=True,
-                on_update=view.update,
-                on_evaluation=evaluation_printer(console),
-            )
-        print_evaluations(console, submission)
-        if plan.search is not None:
-            print_trials(console, submission.folder)
-        return submission
-    except KeyboardInterrupt:
-        console.print("stopped; finished steps are kept. The same command goes on from there.")
-        raise typer.Exit(130) from None
+            line(console, f"submitted SLURM job {job_id}: {counted(len(members), 'cell')}")
+    print_evaluations(console, submission.evaluations)
+    if target.kind == "slurm" and submission.stopping:
+        line(console, still_stopping(len(submission.stopping), plan.name))
+    elif target.kind == "slurm" and not submission.arrays and submission.evaluations is None:
+        line(
+            console,
+            f"nothing to submit: every cell is finished, waiting or given up; gsq status {plan.name} shows which, "
+            f"gsq retry {plan.name} retries failed cells",
+        )
+    if plan.search is not None:
+        print_trials(console, submission.folder)
+        if target.kind == "slurm":
+            line(console, "run the command again to record finished trials and draw new ones; gsq run does so itself")
+    return submission
 
 
 def print_trials(console: Console, folder: SweepFolder) -> None:
-    """The trials of a search, how far it is, and the best it found."""
+    """Print the trials of a search, its progress and the best trial."""
     from gsq.cli.show_status import trial_table
     from gsq.sweeps.state.study import describe, search_status
 
-    found = search_status(folder)
-    if found is None:
-        return
-    console.print(trial_table(found))
-    for line in describe(found):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found := search_status(folder):
+        console.print(trial_table(found))
+        for text in describe(found):
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def submit_command(
@@ -139,13 +127,13 @@ def submit_command(
         bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
     ] = False,
 ) -> None:
-    """Run what is missing of a sweep, and nothing else.
+    """Run the cells of a sweep that are missing, and nothing else.
 
-    On this machine it blocks and shows progress; on SLURM it hands over one job array for each resource class and
-    returns. Say it again after any interruption: finished cells are never trained twice. Finished cells that were not
-    evaluated as the YAML's evaluation keys now say are evaluated, without training. What would be over the YAML's
-    budget is refused with exit code 2. Of a search, it goes on until the study has its trials; on SLURM
-    a call is one pass: results are told, and further trials drawn and submitted.
+    On this machine the command blocks and shows progress; on SLURM it submits one job array for each resource class
+    and returns. Run it again after any interruption: it never trains a finished cell twice. If the YAML's evaluation
+    keys have changed, it evaluates finished cells again without training. It refuses a sweep that exceeds the YAML's
+    budget with exit code 2. A search runs until the study has its trials; on SLURM each call makes one pass, which
+    records finished trials and submits new ones.
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
     """
@@ -156,12 +144,12 @@ def submit_command(
         from gsq.sweeps.spec.cluster import load_cluster
 
         if plan.search is not None:
-            typer.echo("A search draws its cells when it is submitted. For one from the middle of its space:")
+            typer.echo("A search draws its cells when it runs. This is the job of a cell in the middle of its space:")
             plan = replace(plan, cells=plan.cells[:1], search=None)
         target = load_cluster(cluster)
         texts = preview(plan, target, retry=retry)
         if count := len(forecast(plan, target, retry=retry).evaluations):
-            texts.append(f"{count_cells(count)} finished before, to evaluate as the sweep file now says")
+            texts.append(f"{counted(count, 'finished cell')} to evaluate as the sweep file now says")
         for text in texts or ["nothing to submit"]:
             typer.echo(text)
         return

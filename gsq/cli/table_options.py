@@ -1,4 +1,4 @@
-"""Arguments and options of the verbs that read a table."""
+"""Arguments and options that verbs share which read a table."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LawOption = Annotated[
     typer.Option(
         "--law",
         metavar="LAW",
-        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Other names stand in backticks: '
-        "'`val/loss` = E + A / N^a' (in single quotes, for the shell). May be repeated. Without it: "
-        "power_law_bpp and paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
+        help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Put other names in backticks: '
+        "'`val/loss` = E + A / N^a' (single quotes are for the shell). Repeatable. Default: power_law_bpp and "
+        "paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
     ),
 ]
 ProtocolOption = Annotated[
@@ -32,13 +32,13 @@ ProtocolOption = Annotated[
     typer.Option(
         "--protocol",
         metavar="HASH",
-        help="Evaluation protocol, where the table has several; a unique beginning will do.",
+        help="Evaluation protocol, where the table has several; a unique prefix is enough.",
     ),
 ]
 BoundOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; an empty end is open: E=0: for a floor."
+        "--bound", metavar="NAME=LOW:HIGH", help="Bounds of a parameter; an empty end is open (E=0: for a floor)."
     ),
 ]
 
@@ -62,8 +62,8 @@ def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | Non
 
 
 def table_path(table: str) -> Path:
-    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet; of a sweep's YAML file, the
-    table of the sweep that it names."""
+    """The file that TABLE means: itself where it names a file, else results/TABLE.parquet. A sweep's YAML file means
+    the table of its sweep."""
     path, of_name = Path(table), RESULTS / f"{table}.parquet"
     if path.suffix in (".yaml", ".yml") and path.is_file():
         import yaml

@@ -1,8 +1,8 @@
-"""Printed tables whose heads are whole words."""
+"""Printed tables, with heads broken only between words as far as possible."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gsq.config.axes import AXES, SOFT
 
-# Where a table is wider than the terminal, its heads are broken at spaces, and then at these places too.
+# If a table is wider than the terminal, heads are broken at spaces, and then also at SOFT.
 HEADS = {
     **{axis.name: axis.head for axis in AXES if axis.head},
     "parameters": f"param{SOFT}eters",
@@ -20,17 +20,17 @@ HEADS = {
     "psnr_db": "PSNR dB",
     "device_seconds": "seconds",
 }
-# What is left out first where a terminal is narrow.
+# Columns that a narrow terminal loses first.
 SPARE = ("images", "train FLOPs", "memory", "param. in paper")
 
 
 def head_of(column: str) -> str:
-    """The head of a column of a table, with the places where it may be broken."""
+    """Return the head of a column, with the places where it may be broken."""
     return HEADS.get(column, column.split(".")[-1].replace("_", " "))
 
 
 def broken_head(head: str, how: int) -> list[str]:
-    """A head in pieces: 0 whole, 1 in words, 2 in parts of words."""
+    """Break a head: 0 keeps it whole, 1 breaks it into words, 2 into parts of words."""
     if how == 2:
         head = head.replace(f"/{SOFT}", "/ ").replace(SOFT, "- ")
     head = head.replace(SOFT, "")
@@ -40,10 +40,10 @@ def broken_head(head: str, how: int) -> list[str]:
 def fitting_table(
     console: Console, columns: Mapping[str, Sequence[str]], spare: Sequence[str] = (), left: Sequence[str] = ()
 ) -> Table:
-    """The columns, by heads as ``head_of`` gives them. Heads are broken and ``spare`` columns left out only as far as
-    the width of the console demands, and values are broken only where even that is too wide.
+    """Return a table of columns, by heads from ``head_of``, that fits the console.
 
-    ``left``: columns that are aligned to the left.
+    It breaks heads and drops ``spare`` columns only as far as necessary, and breaks values only if even that is too
+    wide. left: columns aligned to the left.
     """
     for how, without in [(0, 0), (1, 0), *((2, count) for count in range(len(spare) + 1))]:
         kept = {head: values for head, values in columns.items() if head not in spare[:without]}
@@ -53,8 +53,16 @@ def fitting_table(
     return table if spare else _table(kept, 2, left, fold=True)
 
 
+def plain_table(*heads: str, right: Collection[str] = (), no_wrap: Collection[str] = (), gap: int = 2) -> Table:
+    """Return an empty table without lines. right: heads of right-aligned columns. gap: spaces between columns."""
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", overflow="fold", no_wrap=head in no_wrap)
+    return table
+
+
 def _table(columns: Mapping[str, Sequence[str]], how: int, left: Sequence[str], fold: bool = False) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table = plain_table(gap=1)
     for head, values in columns.items():
         pieces = broken_head(head, how)
         least, width = max(map(len, pieces)), max(map(len, (*pieces, *values)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gsq.cli.options import (
-    JsonOption,
-)
+from gsq.cli.options import JsonOption, print_json
+from gsq.words import counted
 
 TokenizerArgument = Annotated[
     str,
@@ -29,7 +27,7 @@ def reconstruct_command(
     run: TokenizerArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, of any size from f pixels.")],
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where the pictures go; made where it is missing.")
+        Path, typer.Option("--output", metavar="DIR", help="Folder for the pictures; created if missing.")
     ] = Path("reconstructions"),
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -37,7 +35,7 @@ def reconstruct_command(
     """Show what a tokenizer keeps of images: encode, decode, compare.
 
     For each image it writes NAME.reconstruction.png and NAME.side-by-side.png (the original on the left), and prints
-    the PSNR. Images are not resized; where f does not divide a side, the few pixels over are cropped off evenly.
+    the PSNR. Images are not resized; if f does not divide a side, both ends are cropped evenly.
 
     Example: gsq reconstruct results/runs/ab/abcdef123456 photo.jpg --output /tmp/seen
     """
@@ -55,13 +53,13 @@ def reconstruct_command(
 
     made = reconstruct_files(Tokenizer.from_pretrained(run, device), images, output, show)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(one) for one in made], indent=1))
+        print_json([dataclasses.asdict(one) for one in made])
 
 
 def tokenize_command(
     run: TokenizerArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the Parquet shards go.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the Parquet shards.")],
     size: Annotated[
         int | None,
         typer.Option(
@@ -78,8 +76,8 @@ def tokenize_command(
     """Turn a folder of images into codebook indices, to train a generative model on.
 
     DIR gets indices-00000.parquet, ... (a row an image: path, sha256, height, width, latent_height, latent_width,
-    indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the shard in work; the same command goes on
-    where it stopped. Images that cannot be used are listed and left out; which those are is as for training.
+    indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the current shard; the same command
+    resumes. Images that training could not use are listed and skipped.
 
     Example: gsq tokenize results/runs/ab/abcdef123456 photos --output tokens --size 256
 
@@ -110,17 +108,15 @@ def tokenize_command(
                 on_start=lambda total: bar.update(task, total=total),
             )
     except KeyboardInterrupt:
-        typer.echo("stopped; finished shards are kept, and the same command goes on from there", err=True)
+        typer.echo("stopped; finished shards are kept, and the same command resumes", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(summary.to_dict(), indent=1))
+        print_json(summary.to_dict())
         return
     for path, reason in summary.broken[:20]:
         typer.echo(f"left out: {shown(path)}: {reason}")
     if len(summary.broken) > 20:
         typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
-    from gsq.words import counted
-
     for line in described(summary.left_out):
         typer.echo(f"left out: {line}")
     typer.echo(

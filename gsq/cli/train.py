@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.options import line
+
 
 def train_command(
     base: Annotated[
@@ -20,7 +22,7 @@ def train_command(
         bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
     ] = False,
 ) -> None:
-    """Train and evaluate one run, without a sweep. The same command resumes it.
+    """Train and evaluate one run without a sweep. The same command resumes it.
 
     Example: gsq train cpu-tiny -s groups=4 -s steps=100
     """
@@ -65,7 +67,7 @@ def _train(config: object) -> int:
     from gsq.surroundings import world_size
 
     assert isinstance(config, RunConfig)
-    # Of several processes (torchrun) one speaks.
+    # Only one of several processes (torchrun) prints.
     console = Console(quiet=world_size() > 1 and os.environ["RANK"] != "0")
     stop = StopRequest()
     columns = (
@@ -78,7 +80,7 @@ def _train(config: object) -> int:
         Progress(*columns, console=console, transient=True) as bar,
         stop.on_signals(
             {signal.SIGINT: "cancelled", signal.SIGTERM: "cancelled"},
-            told=lambda: console.print("stopping: this step ends, and a checkpoint is written"),
+            told=lambda: console.print("stopping after this step, with a checkpoint"),
         ),
     ):
         task = bar.add_task("training", total=config.train.steps)
@@ -92,14 +94,14 @@ def _train(config: object) -> int:
         try:
             folder = execute(config, runs_root(), stop=stop, announce=announce, on_step=advance)
         except Stopped:
-            console.print("stopped after a whole step; the same command goes on from there")
+            console.print("stopped after a whole step; the same command resumes")
             return 130
     for evaluation in read_evaluations(folder):
-        console.print(
+        line(
+            console,
             f"step {evaluation['step']}: rFID {evaluation['rfid']:.4g} in {evaluation['features']}, PSNR "
             f"{evaluation['psnr_db']:.2f} dB, SSIM {evaluation['ssim']:.3f}, usage {evaluation['usage']:.3f}, "
             f"perplexity {evaluation['perplexity']:.1f}",
-            highlight=False,
         )
-    console.print(f"{read_run(folder).state}: {folder.path}", highlight=False, soft_wrap=True)
+    line(console, f"{read_run(folder).state}: {folder.path}")
     return 0

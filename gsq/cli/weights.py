@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gsq.cli.options import (
-    JsonOption,
-)
+from gsq.cli.options import JsonOption, print_json
 
 weights_app = typer.Typer(no_args_is_help=True)
 
 
 @weights_app.callback()
 def weights_command() -> None:
-    """Weight files of losses, discriminators and metrics: list them, fetch them, check them.
+    """List, fetch and check the weight files of losses, discriminators and metrics.
 
-    Compute nodes have no internet: fetch beforehand, into the folder that $GSQ_WEIGHTS names (default
+    Compute nodes often have no internet: fetch the files beforehand into the folder that $GSQ_WEIGHTS names (default
     ~/.cache/gsq/weights). Downloads use the proxies of HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
 
     Example: gsq weights fetch vgg16
@@ -31,7 +28,7 @@ NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", 
 
 @weights_app.command("list")
 def weights_list_command(as_json: JsonOption = False) -> None:
-    """Every weight file that gsq can use: purpose, size, licence, sha256, where it is looked for, whether it is there.
+    """List every weight file that gsq can use, with purpose, size, licence, sha256 and where gsq looks for it.
 
     Example: gsq weights list --json
     """
@@ -40,7 +37,7 @@ def weights_list_command(as_json: JsonOption = False) -> None:
 
     rows = [describe(name) for name in REGISTRY]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     for row in rows:
         typer.echo(f"{row['name']}: {'there' if row['found'] else 'missing'}, {row['megabytes']:g} MB")
@@ -59,9 +56,7 @@ def weights_fetch_command(
     everything: Annotated[bool, typer.Option("--all", help="Every file that can be downloaded.")] = False,
     mirror: Annotated[
         str,
-        typer.Option(
-            "--mirror", metavar="URL", help="Folder with the same file names; default $GSQ_WEIGHTS_MIRROR, if set."
-        ),
+        typer.Option("--mirror", metavar="URL", help="Folder of the same files; default $GSQ_WEIGHTS_MIRROR."),
     ] = "",
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Copy this file (or out of this folder) instead.")
@@ -70,8 +65,8 @@ def weights_fetch_command(
 ) -> None:
     """Download weight files, check their sha256, and put them where runs look for them.
 
-    A file that is there and good is left alone. A download that fails leaves nothing behind, and whatever was there
-    before stays. On a machine without internet: download elsewhere and use --from.
+    Intact files are not downloaded again. A failed download leaves nothing behind and keeps the previous file. For a
+    machine without internet, download elsewhere and use --from.
 
     Example: gsq weights fetch vgg16 resnet50
     Example: gsq weights fetch vgg16 --from ~/Downloads/vgg16-397923af.pth
@@ -86,12 +81,12 @@ def weights_fetch_command(
     from gsq.pretrained.weights import REGISTRY, present
 
     if bool(names) == everything:
-        raise UserError(f"gsq weights fetch: name what to fetch ({', '.join(REGISTRY)}), or say --all, not both")
+        raise UserError(f"gsq weights fetch: name what to fetch ({', '.join(REGISTRY)}), or use --all, not both")
     if source is not None and not source.is_dir() and len(names or REGISTRY) > 1:
         raise UserError(f"--from: {source} is one file, but several weights are asked for; name one, or a folder")
     wanted = known_names(names or [])
     if everything:
-        # What comes in a package that is not installed cannot be downloaded.
+        # A file that ships inside a package cannot be downloaded if that package is not installed.
         wanted = [name for name in wanted if REGISTRY[name].url or present(REGISTRY[name])]
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -108,15 +103,15 @@ def weights_fetch_command(
             if not as_json:
                 typer.echo(f"{name}: {found.state}, {found.path}")
     if as_json:
-        typer.echo(json.dumps([{**dataclasses.asdict(one), "path": str(one.path)} for one in done], indent=1))
+        print_json([{**dataclasses.asdict(one), "path": str(one.path)} for one in done])
 
 
 @weights_app.command("verify")
 def weights_verify_command(names: NamesArgument = None, as_json: JsonOption = False) -> None:
-    """Read the weight files that are there and compare their sha256.
+    """Read the weight files that are present and compare their sha256.
 
-    Where no hash is published, the file's is recorded beside it the first time and compared from then on. Exit code 1:
-    one is damaged, or one that was named is missing.
+    If no hash is published, the first check records the file's own, and later checks compare with it. Exit code 1: a
+    file is damaged, or a named one is missing.
 
     Example: gsq weights verify
     """
@@ -127,7 +122,7 @@ def weights_verify_command(names: NamesArgument = None, as_json: JsonOption = Fa
     found = [check(name) for name in known_names(names or [])]
     if as_json:
         rows = [{**dataclasses.asdict(one), "path": str(one.path) if one.path else None} for one in found]
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         for one in found:
             fix = f"; get it again: gsq weights fetch {one.name}" if one.state == "damaged" else ""

@@ -5,16 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from gsq.config.axes import SYMBOLS
 from gsq.sweeps.spec.states import RESUMED_ON_SUBMIT
 from gsq.sweeps.state.reconcile import STOPPED, shown_state
 from gsq.sweeps.state.status import CellStatus
 from gsq.words import counted
-
-if TYPE_CHECKING:
-    pass
 
 
 def duration(seconds: float | None) -> str:
@@ -39,7 +35,7 @@ def size(count: float, unit: str = "B", base: int = 1000) -> str:
 
 
 def brief(cell: str) -> str:
-    """A cell's title in the paper's letters: ``f=4 D=16 G=1 V=1024``."""
+    """Shorten a cell's title with the paper's symbols: ``f=4 D=16 G=1 V=1024``."""
     words = [word.split("=", 1) for word in cell.split(" ")]
     return " ".join("=".join([SYMBOLS.get(word[0], word[0]), *word[1:]]) for word in words)
 
@@ -52,7 +48,7 @@ def counts_text(states: Iterable[str]) -> str:
     """``0 queued, 1 running, 3 done, 0 failed, 2 stopped``."""
     found = Counter(states)
     order = ("queued", "running", "done", "failed", STOPPED, "pruned")
-    # To a user a cell that waits for a worker is queued, whether a scheduler knows it or not.
+    # Users see a cell that waits for a worker as queued, whether or not a scheduler knows it.
     found["queued"] += found.pop("planned", 0)
     return ", ".join(f"{found[s]} {s}" for s in order if s in ("queued", "running", "done", "failed") or found[s])
 
@@ -74,7 +70,7 @@ def compact(count: float | None) -> str:
 
 
 def millions(count: float | None) -> str:
-    """With the digits that the paper prints."""
+    """Format a count with as many digits as the paper."""
     return "-" if count is None else f"{count / 1e6:.2f}M"
 
 
@@ -84,8 +80,7 @@ def device_time(seconds: float, device: str) -> str:
 
 
 def end_time(end: float, seconds: float) -> str:
-    """When something ends that takes so many seconds from now: ``17:05``, ``Sat 05 Dec, 17:05``, and with the year
-    where it is another one."""
+    """Format a time that lies ``seconds`` ahead: ``17:05`` or ``Sat 05 Dec, 17:05``, with the year if it is another."""
     then, now = time.localtime(end), time.localtime(end - seconds)
     if then.tm_year != now.tm_year:
         return time.strftime("%a %d %b %Y, %H:%M", then)
@@ -93,18 +88,19 @@ def end_time(end: float, seconds: float) -> str:
 
 
 def still_stopping(count: int, sweep: str) -> str:
-    """What a submission says of cancelled cells whose jobs have not ended yet."""
+    """Explain that cancelled cells were not submitted because their jobs have not ended yet."""
     cells, are = counted(count, "cell"), "is" if count == 1 else "are"
+    them = "it" if count == 1 else "them"
     return (
         f"{cells} {are} still stopping after gsq cancel, and {are} not submitted yet; run the command again once gsq "
-        f"status {sweep} shows {'them' if count != 1 else 'it'} as stopped"
+        f"status {sweep} shows {them} as stopped"
     )
 
 
 def failed_advice(sweep: str, failures: Iterable[str]) -> str:
-    """The commands that help where cells of a sweep have failed as these classes."""
+    """Name the commands that help with failed cells of these failure classes."""
     again = all(failure in RESUMED_ON_SUBMIT for failure in failures)
-    verb = "the next gsq submit takes them up again, and so does gsq retry" if again else "to try them again: gsq retry"
+    verb = "the next gsq submit resumes them, and so does gsq retry" if again else "to retry them: gsq retry"
     return f"{verb} {sweep}; what a cell printed: gsq logs {sweep} SIGNATURE"
 
 

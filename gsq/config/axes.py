@@ -17,7 +17,7 @@ Formula = Callable[..., float]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis. Those with a ``key`` can be set; those with a ``formula`` follow from others."""
+    """One axis. An axis with a ``key`` can be set; one with a ``formula`` follows from others."""
 
     name: str
     role: Literal["axis", "derived"]
@@ -25,43 +25,44 @@ class Axis:
     unit: str
     description: str
     key: str = ""
-    """The config key that it is the short name of."""
+    """The config key behind this short name."""
     symbol: str = ""
     """The paper's letter."""
     label: str = ""
-    """What it is called along the axis of a figure."""
+    """Its name along the axis of a figure."""
     head: str = ""
-    """Its head in a printed table, with a soft hyphen wherever the head may be broken."""
+    """Its head in a printed table, with a soft hyphen at each possible break."""
     scale: Literal["linear", "powers of two"] = "linear"
-    """How its values are written in figures: 1024 as a power of two, or in digits."""
+    """How figures write its values: 1024 as a power of two, or in digits."""
     order: int = 0
-    """Its place where a tokenizer is described ("f=8, D=16, G=1, V=1024"), from 1; 0: no part of such a description."""
+    """Its place, from 1, in a description of a tokenizer ("f=8, D=16, G=1, V=1024"); 0: it is no part of one."""
     least: float = 0
-    """Below it a value means nothing."""
+    """Smallest meaningful value."""
     dearer: Literal[-1, 0, 1] = 0
-    """1 where larger values cost more memory and time or fail more often, -1 where smaller ones do."""
+    """1 if larger values cost more memory and time or fail more often, -1 if smaller ones do."""
     needs: tuple[str, ...] = ()
-    """The axes that the formula takes, in its order, and which may be derived themselves."""
+    """The axes that the formula takes, in its order; they may be derived themselves."""
     modifiers: tuple[str, ...] = ()
-    """Axes that it takes after these, which matter to some quantizers only and may be unknown: see DEFAULTS."""
+    """Axes that the formula takes after ``needs``; they matter to some quantizers only, and may be unknown
+    (DEFAULTS)."""
     formula: Formula | None = None
-    """From one value of each of ``needs`` and ``modifiers`` (numbers; levels as a tuple of numbers or None)."""
+    """Takes one value for each of ``needs`` and ``modifiers`` (numbers; levels as a tuple of numbers or None)."""
     stored: bool = True
     """Whether it is a column of the results table."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What the formula takes, in its order."""
+        """All arguments of the formula, in its order."""
         return self.needs + self.modifiers
 
 
 def bits(sizes: Iterable[float]) -> float:
-    """Bits of one latent position whose indices can take so many values each: the sum of their log2, rounded once."""
+    """Bits of one latent position from the sizes of its indices: the sum of their log2, rounded once."""
     return math.fsum(map(math.log2, sizes))
 
 
-# A position has one index for each group and residual codebook: only rvq has a depth above 1, and one group. Levels
-# are given where the indices of a position differ in size, and for fsq.
+# A position has one index for each group and residual codebook; only rvq has a depth above 1. Levels are given for
+# fsq, and wherever the indices of a position differ in size.
 def _bits_per_token(groups: float, codebook_size: float, depth: float, levels: tuple[float, ...] | None) -> float:
     return bits(levels) if levels else groups * depth * math.log2(codebook_size)
 
@@ -74,7 +75,7 @@ def _tokens_per_image(
 
 
 SOFT = "\u00ad"
-# In the order of the table's columns.
+# The order is that of the table's columns.
 AXES: tuple[Axis, ...] = (
     Axis("quantizer", "axis", "string", "", "kind of quantizer", "quantizer.kind"),
     Axis(
@@ -151,32 +152,32 @@ LABELS: Mapping[str, str] = {axis.name: axis.label for axis in AXES if axis.labe
 TOKENIZER: tuple[str, ...] = tuple(axis.name for axis in sorted(AXES, key=lambda axis: axis.order) if axis.order)
 """The axes that describe a tokenizer, in the order in which they are written: f, D, G, V."""
 PANELS: tuple[str, ...] = ("codebook_size", "latent_dim", "groups", "downsample")
-"""The same in the order in which figures show what each of them does."""
+"""The same axes in the order in which figures show their effects."""
 POWERS: tuple[str, ...] = tuple(axis.name for axis in AXES if axis.scale == "powers of two")
 DERIVED: Mapping[str, Axis] = {axis.name: axis for axis in AXES if axis.formula}
-"""Those that follow from others, each after all that it needs."""
+"""Axes that follow from others, each after all that it needs."""
 DEFAULTS: Mapping[str, Any] = {"depth": 1, "levels": None}
-"""What a modifier is where nothing is known of it."""
+"""Values of modifiers that are not known."""
 CONFIGURATION: tuple[str, ...] = tuple(
     axis.name for axis in AXES if axis.role == "axis" and not axis.formula and axis.name not in ("seed", "repeat")
 )
-"""What makes a configuration: seeds and repeats repeat it."""
+"""The axes that define a configuration; seeds and repeats repeat it."""
 
 
 def derive(name: str, value_of: Callable[[str], Any]) -> Any:
-    """The value of the axis ``name``: by its formula where it has one, else what ``value_of`` gives for it."""
+    """The value of the axis ``name``: from its formula if it has one, else from ``value_of``."""
     formula = BY_NAME[name].formula
     return formula(*(derive(one, value_of) for one in BY_NAME[name].inputs)) if formula else value_of(name)
 
 
 def roots(name: str) -> tuple[str, ...]:
-    """The axes that a derived one needs and that are not derived themselves, modifiers left out, in order."""
+    """The axes, none of them derived, that a derived one follows from, in order and without modifiers."""
     found = [root for need in DERIVED[name].needs for root in (roots(need) if need in DERIVED else (need,))]
     return tuple(dict.fromkeys(found))
 
 
 def modifiers(name: str, known: Container[object] = ()) -> tuple[str, ...]:
-    """The modifiers that a column follows from, directly or by way of derived axes that are not ``known``."""
+    """The modifiers that a column follows from, directly or through derived axes that are not ``known``."""
     if name not in DERIVED or name in known:
         return ()
     by_way = [one for need in DERIVED[name].needs for one in modifiers(need, known)]
@@ -184,7 +185,7 @@ def modifiers(name: str, known: Container[object] = ()) -> tuple[str, ...]:
 
 
 def levels_text(sizes: Iterable[int]) -> str:
-    """``8x8x5``, as the column ``levels`` has it."""
+    """Levels as the column ``levels`` writes them: ``8x8x5``."""
     return "x".join(map(str, sizes))
 
 

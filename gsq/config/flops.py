@@ -1,8 +1,7 @@
-"""Parameters, FLOPs and memory of a run from its config, without torch. 2 FLOPs are one multiply-add.
+"""Parameters, FLOPs and memory of a run from its config, without torch. One multiply-add is 2 FLOPs.
 
-The layers of ``gsq.models.autoencoder`` and ``gsq.models.discriminators`` are walked again here as numbers; a test
-holds the two together. FLOPs count convolutions, linear maps, attention and the look-up; norms and activations are
-left out.
+This module repeats the layers of ``gsq.models`` as numbers, and a test compares the two. FLOPs count convolutions,
+linear maps, attention and the look-up, but neither norms nor activations.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Count:
     parameters: int = 0
     macs: int = 0
     frozen_macs: int = 0
-    """Those of a frozen network, which has no gradients of its own."""
+    """Multiply-adds of a frozen network, which has no gradients of its own."""
     activations: int = 0
 
     def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
@@ -52,7 +51,7 @@ class Count:
         self.activations += channels * pixels
 
     def head(self, channels: int, tokens: int) -> None:
-        """Of a projected discriminator; its one-dimensional convolution of nine weights counts as 3 x 3."""
+        """Head of a projected discriminator; its one-dimensional convolution of nine weights counts as 3 x 3."""
         for kernel in (1, 3):
             self.conv(channels, channels, kernel, tokens)
             self.norm(channels, tokens)
@@ -129,7 +128,7 @@ DINO_MACS = 3 * 14**2 * DINO_WIDTH * DINO_PATCHES + DINO_BLOCKS * (
 
 
 def discriminator(config: RunConfig) -> Count:
-    """A frozen network counts with its multiply-adds but without its parameters."""
+    """Count of the discriminator. A frozen network adds multiply-adds but no parameters."""
     return _discriminator(config.discriminator, config.data.image_size)
 
 
@@ -190,15 +189,15 @@ def perceptual_macs(config: RunConfig) -> int:
     return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 
-# Of the pool features at 299 x 299 and the classifier of the inception score.
+# Pool features at 299 x 299, and the classifier of the inception score.
 INCEPTION_MACS = 5_713_232_480
 # Convolutions of AlexNet at 224 x 224.
 ALEXNET_MACS = 655_566_528
 
 
 def evaluation_macs(config: RunConfig) -> int:
-    """Multiply-adds to evaluate one validation image at all of evaluation.resolutions: tokenizer, features of the
-    reconstruction, LPIPS of the pair. Features given by import path count as EfficientNet-Lite0's."""
+    """Multiply-adds to evaluate one validation image at every size of evaluation.resolutions: tokenizer, features of
+    the reconstruction and LPIPS of the pair. Features given by import path count as EfficientNet-Lite0's."""
     e, total = config.evaluation, 0
     for size in e.resolutions or (config.data.image_size,):
         total += encoder(config.model, size).macs + decoder(config.model, size).macs
@@ -210,7 +209,7 @@ def evaluation_macs(config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes by arithmetic. FLOPs are for the whole run."""
+    """Computed cost of a run. FLOPs are for the whole run."""
 
     parameters: int
     """Encoder, codebook and decoder: the tokenizer that a user keeps."""
@@ -221,7 +220,7 @@ class Cost:
     lookup_flops: float
     images: int
     memory_bytes: int
-    """Estimated peak for one device holding the whole batch, or a micro-batch of it, without the framework itself."""
+    """Estimated peak for one device that holds the whole batch, or a micro-batch, without the framework itself."""
 
     @property
     def train_flops(self) -> float:
@@ -236,8 +235,8 @@ def cost(config: RunConfig) -> Cost:
     codebook = config.codebook_parameters
     images = config.train.steps * batch
     adversarial_images = max(0, config.train.steps - config.loss.discriminator_start) * batch
-    # What the generator makes of the discriminator's own batch, and LeCAM's averages before the regulariser, take a
-    # forward pass more.
+    # The discriminator's own batch takes one more forward pass of the generator, and averages that LeCAM updates before
+    # its regulariser one more of the discriminator.
     own = adversarial_images if config.discriminator.batch == "new" else 0
     passes = 2 if config.loss.lecam_update == "before" else 0
     parameters = e.parameters + d.parameters + codebook
@@ -250,8 +249,8 @@ def cost(config: RunConfig) -> Cost:
         parameters=parameters,
         discriminator_parameters=disc.parameters,
         generator_flops=2.0 * (images * 3 + own) * (e.macs + d.macs),
-        # Its own step: forward and backward on real and fake; the generator's: forward, and backward to the images. A
-        # frozen network is not passed backward in the first of these.
+        # Its own step: forward and backward on real and fake (a frozen network has no backward pass there). The
+        # generator's step: forward, and backward to the images.
         discriminator_flops=2.0
         * adversarial_images
         * ((6 + 2 + passes) * disc.macs + (2 + 2 + passes) * disc.frozen_macs),

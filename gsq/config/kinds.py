@@ -1,8 +1,8 @@
-"""The registry of quantizers: what config, costs and plans must know of each kind, without torch.
+"""The registry of quantizers: what config, costs and plans need to know of each kind. Imports no torch.
 
-A kind is declared in the file of its class, ``gsq/quantizers/<name>.py``, by a statement at the top level,
-``KINDS = (Kind(...), ...)``. Importing that file would load torch, which a plan must not, so the statement alone is
-read from it here and evaluated with the names that this module defines. ``gsq.quantizers`` builds the class.
+The file of a quantizer, ``gsq/quantizers/<name>.py``, declares its kinds by a top-level statement,
+``KINDS = (Kind(...), ...)``. Since importing that file would load torch, this module reads the statement alone and
+evaluates it with the names defined here. ``gsq.quantizers`` builds the class.
 """
 
 from __future__ import annotations
@@ -12,49 +12,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 QUANTIZERS = Path(__file__).parents[1] / "quantizers"
-# The order in which messages and help name the kinds; later ones follow by name.
+# Messages and help name the kinds in this order, then others by name.
 ORDER = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq")
-# What a codebook and the look-up in it take.
+# Options of a codebook and of the look-up in it.
 CODEBOOK = ("init", "lookup_norm", "lookup_precision", "commitment_weight", "codebook_update", "codebook_decay")
 
 
-class Section(Protocol):
-    """What a kind's functions may ask of a config's section ``quantizer``, a ``QuantizerConfig``."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def groups(self) -> int: ...
-
-    @property
-    def codebook_size(self) -> int: ...
-
-    @property
-    def depth(self) -> int: ...
-
-    @property
-    def levels(self) -> tuple[int, ...]: ...
-
-    @property
-    def lookup_norm(self) -> str: ...
-
-    def option(self, name: str) -> Any:
-        """The value of an option that a kind adds."""
+# The section ``quantizer`` of a config: a QuantizerConfig, which is defined above this module.
+Section = Any
 
 
 @dataclass(frozen=True)
 class Option:
-    """A key of the config's section ``quantizer`` that a kind adds. Its default is left out of signatures."""
+    """A key that a kind adds to the config's section ``quantizer``. Signatures leave out its default."""
 
     name: str
     default: Any
     """int, float, bool or str, which is also the key's type."""
     check: Callable[[Any], str] = lambda value: ""
-    """Why a value is refused and what is allowed; empty where it is fine."""
+    """Returns why a value is refused and what is allowed; empty if it is fine."""
 
 
 def index_a_group(q: Section) -> tuple[int, ...]:
@@ -62,21 +41,13 @@ def index_a_group(q: Section) -> tuple[int, ...]:
     return (q.codebook_size,) * q.groups
 
 
-def no_parameters(q: Section, latent_dim: int) -> int:
-    return 0
-
-
 def one_codebook(q: Section, latent_dim: int) -> int:
     """V rows of d = D / G channels."""
     return q.codebook_size * (latent_dim // q.groups)
 
 
-def nothing_wrong(q: Section) -> str:
-    return ""
-
-
 def one_group(q: Section) -> str:
-    """The check of a kind that neither groups the channels nor normalises."""
+    """Check for a kind that neither groups the channels nor normalises."""
     if q.groups != 1:
         return f"quantizer.groups: {q.groups}, but {q.kind} has one group; use 1, or kind gsq"
     if q.lookup_norm not in ("auto", "none"):
@@ -85,7 +56,7 @@ def one_group(q: Section) -> str:
 
 
 def two_values(q: Section) -> str:
-    """The check of a kind that takes the sign of each channel."""
+    """Check for a kind that takes the sign of each channel."""
     if q.codebook_size != 2:
         return f"quantizer.codebook_size: {q.codebook_size}, but {q.kind} takes the sign of each channel: 2"
     return ""
@@ -100,26 +71,26 @@ class Kind:
     cls: str
     """The class in the same file, a ``gsq.quantizers.base.Quantizer`` with a class method ``build``."""
     options: tuple[str, ...]
-    """Keys of the section that decide its result, besides groups and codebook_size; others are refused."""
+    """Keys of the section that affect its result, besides groups and codebook_size; others are refused."""
     own: tuple[Option, ...] = ()
     """Keys that no other kind has."""
     per_channel: bool = False
-    """Whether it quantizes each channel, so that groups must be latent_dim."""
+    """Whether it quantizes each channel, so that groups must equal latent_dim."""
     init: str = "uniform"
-    """What quantizer.init "auto" stands for."""
+    """Meaning of quantizer.init "auto"."""
     lookup_norm: str = "none"
-    """What quantizer.lookup_norm "auto" stands for, where a group has several channels."""
+    """Meaning of quantizer.lookup_norm "auto" if a group has several channels."""
     index_sizes: Callable[[Section], tuple[int, ...]] = index_a_group
-    """Values that each index of a latent position can take."""
-    parameters: Callable[[Section, int], int] = no_parameters
-    """Entries of the codebooks and whatever else it learns."""
+    """Number of values of each index of a latent position."""
+    parameters: Callable[[Section, int], int] = lambda q, latent_dim: 0
+    """Number of learned parameters: codebook entries and others."""
     lookup_macs: Callable[[Section, int], int] | None = None
-    """Multiply-adds for one latent position; None: each group against every entry of ``parameters``, and none at d = 1,
-    where a binary search finds the row."""
-    check: Callable[[Section], str] = nothing_wrong
-    """Why a section is refused, with the key, the value and the fix; empty where it is fine."""
+    """Multiply-adds for one latent position. None: each group against every entry of ``parameters``, and nothing at d =
+    1, where a binary search finds the row."""
+    check: Callable[[Section], str] = lambda q: ""
+    """Returns why a section is refused, with key, value and fix; empty if it is fine."""
     module: str = field(default="", compare=False)
-    """Name of its file, filled in when that is read."""
+    """Name of its file, which ``declared`` fills in."""
 
     def uses(self, key: str) -> bool:
         return key in ("kind", "groups", "codebook_size", *self.options, *(option.name for option in self.own))
@@ -132,7 +103,7 @@ class Kind:
 
 
 def declared(file: Path) -> tuple[Kind, ...]:
-    """The kinds that a file declares; none where it has no ``KINDS``. Raises TypeError for what is no tuple of Kind."""
+    """The kinds that a file declares; none without ``KINDS``. Raises TypeError for anything but a tuple of Kind."""
     text = file.read_text(encoding="utf-8")
     if "\nKINDS = " not in text:
         return ()
@@ -141,7 +112,7 @@ def declared(file: Path) -> tuple[Kind, ...]:
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KINDS"
     )
-    # In the namespace of this module, so that its helpers can be named.
+    # Evaluate in this module's namespace, so that its helpers can be named.
     kinds = eval(compile(ast.Expression(statement.value), str(file), "eval"), dict(globals()))
     if not isinstance(kinds, tuple) or not all(isinstance(kind, Kind) for kind in kinds):
         raise TypeError(f"{file}: KINDS must be a tuple of Kind")
@@ -150,7 +121,7 @@ def declared(file: Path) -> tuple[Kind, ...]:
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """Every kind by name. Raises ValueError where two have the same name or add the same option."""
+    """Every kind by name. Raises ValueError if two have the same name or add the same option."""
     found = [kind for file in sorted(QUANTIZERS.glob("*.py")) for kind in declared(file)]
     found.sort(key=lambda kind: (ORDER.index(kind.name) if kind.name in ORDER else len(ORDER), kind.name))
     for names in ([kind.name for kind in found], [option.name for kind in found for option in kind.own]):
@@ -160,5 +131,5 @@ def kinds() -> dict[str, Kind]:
 
 
 def users_of(key: str) -> list[str]:
-    """Names of the kinds that an option decides something of."""
+    """Names of the kinds that an option affects."""
     return [name for name, kind in kinds().items() if kind.uses(key)]

@@ -1,15 +1,14 @@
-"""The autoencoder's part of a config."""
+"""The autoencoder in a config."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from gsq.errors import UserError, choose, positive
+from gsq.errors import UserError, at_least, choose_each
 
-# Channel multipliers by downsampling factor: f = 8 and 16 from the paper (appendix B, fig. 3); f = 32 adds one
-# more level of multiplier 1 as f = 16 does to f = 8 (the paper does not print it); f = 2 and 4 take
-# f = 8's first levels.
+# Channel multipliers by downsampling factor: f = 8 and 16 from the paper (appendix B, fig. 3). The paper does not print
+# f = 32, which adds one more level of multiplier 1, as f = 16 does to f = 8; f = 2 and 4 take f = 8's first levels.
 DEFAULT_MULTIPLIERS: dict[int, tuple[int, ...]] = {
     2: (1, 2),
     4: (1, 2, 2),
@@ -32,11 +31,11 @@ class ModelConfig:
     channel_multipliers: tuple[int, ...] = ()
     """Width of each level over `channels`, log2(f) + 1 of them; empty takes the default for f."""
     blocks: int = 2
-    """Residual blocks in each level and in the middle, where the two lists below are empty."""
+    """Residual blocks in each level and in the middle, if the two lists below are empty."""
     encoder_blocks: tuple[int, ...] = ()
     """Residual blocks by level, the middle last; empty takes `blocks` everywhere."""
     decoder_blocks: tuple[int, ...] = ()
-    """As encoder_blocks, for the decoder, levels in the encoder's order."""
+    """Like encoder_blocks, for the decoder; levels in the encoder's order."""
     attention: bool = False
     """A single-head attention block between consecutive middle blocks."""
     upsample: str = "nearest"
@@ -47,23 +46,17 @@ class ModelConfig:
     """Groups of each GroupNorm."""
 
     def __post_init__(self) -> None:
-        choose("model.downsample", self.downsample, DEFAULT_MULTIPLIERS)
-        choose("model.upsample", self.upsample, ("nearest", "depth_to_space"))
-        for key in ("latent_dim", "channels", "blocks", "norm_groups"):
-            positive(f"model.{key}", getattr(self, key))
+        choose_each("model", self, downsample=DEFAULT_MULTIPLIERS, upsample=("nearest", "depth_to_space"))
+        at_least("model", self, 1, "latent_dim", "channels", "blocks", "norm_groups")
         levels = int(math.log2(self.downsample)) + 1
-        for key, wanted in (
-            ("channel_multipliers", levels),
-            ("encoder_blocks", levels + 1),
-            ("decoder_blocks", levels + 1),
-        ):
+        for key, wanted in zip(("channel_multipliers", "encoder_blocks", "decoder_blocks"), (0, 1, 1), strict=True):
+            wanted += levels
             value = tuple(getattr(self, key))
             object.__setattr__(self, key, value)
             if value and len(value) != wanted:
                 raise UserError(
-                    f"model.{key}: {list(value)} has {len(value)} entries, downsample {self.downsample} "
-                    f"needs {wanted}; "
-                    "leave it empty for the default"
+                    f"model.{key}: {list(value)} has {len(value)} entries, but downsample {self.downsample} needs "
+                    f"{wanted}; leave it empty for the default"
                 )
             if any(entry < 1 for entry in value):
                 raise UserError(f"model.{key}: {list(value)} must be positive whole numbers")

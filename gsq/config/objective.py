@@ -1,22 +1,18 @@
-"""What training minimises: losses and the discriminator."""
+"""The losses and the discriminator in a config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gsq.errors import UserError, choose, positive
+from gsq.errors import UserError, at_least, choose, choose_each
 
-# Of the images that a network sees: [-1, 1] or [0, 1].
+# Range of the images that a network sees: [-1, 1] or [0, 1].
 IMAGE_RANGES = ("signed", "unit")
 PERCEPTUAL_LOSSES = (
-    "efficientnet_lite0",
-    "efficientnet_lite0_logits",
-    "lpips_vgg",
-    "vgg16_logits",
-    "resnet50_logits",
-    "dinov2_logits",
-    "none",
+    *("efficientnet_lite0", "efficientnet_lite0_logits", "lpips_vgg"),
+    *("vgg16_logits", "resnet50_logits", "dinov2_logits", "none"),
 )
+LOSSES = ("vanilla", "hinge", "non_saturating")
 
 
 @dataclass(frozen=True)
@@ -42,26 +38,16 @@ class LossConfig:
     lecam_weight: float = 0.0
     """LeCAM regulariser of the discriminator (0.001 in the paper's ablation)."""
     lecam_update: str = field(default="after", metadata={"legacy": "after"})
-    """When LeCAM's averages take in a step's logits: after the regulariser of this step has used them, or before (the
-    authors' code)."""
+    """When LeCAM's averages take in a step's logits: after this step's regulariser has used the averages, or before
+    (the authors' code)."""
     gradient_penalty_weight: float = 0.0
     """Squared norm of the discriminator's gradient at real images (R1), in the range that it sees them in."""
 
     def __post_init__(self) -> None:
-        choose("loss.perceptual", self.perceptual, PERCEPTUAL_LOSSES)
-        choose("loss.perceptual_range", self.perceptual_range, IMAGE_RANGES)
-        choose("loss.lecam_update", self.lecam_update, ("after", "before"))
-        choose("loss.generator_loss", self.generator_loss, ("vanilla", "hinge", "non_saturating"))
-        choose("loss.discriminator_loss", self.discriminator_loss, ("vanilla", "hinge", "non_saturating"))
-        for key in (
-            "mse_weight",
-            "perceptual_weight",
-            "adversarial_weight",
-            "discriminator_start",
-            "lecam_weight",
-            "gradient_penalty_weight",
-        ):
-            positive(f"loss.{key}", getattr(self, key), 0)
+        choose_each("loss", self, perceptual=PERCEPTUAL_LOSSES, perceptual_range=IMAGE_RANGES)
+        choose_each("loss", self, lecam_update=("after", "before"), generator_loss=LOSSES, discriminator_loss=LOSSES)
+        at_least("loss", self, 0, "mse_weight", "perceptual_weight", "adversarial_weight", "discriminator_start")
+        at_least("loss", self, 0, "lecam_weight", "gradient_penalty_weight")
         if self.perceptual_range != "signed" and self.perceptual != "lpips_vgg":
             raise UserError(
                 f"loss.perceptual_range: '{self.perceptual_range}' has no meaning for loss.perceptual "
@@ -98,11 +84,11 @@ class DiscriminatorConfig:
     augment: tuple[str, ...] = ()
     """Differentiable augmentation of real and generated images: color, translation, cutout."""
     image_range: str = field(default="signed", metadata={"legacy": "signed"})
-    """Range in which discriminator, augmentation and R1 see images: signed ([-1, 1]) or unit ([0, 1], as the authors;
-    there brightness changes twice as much, and pixels that augmentation fills are black rather than grey)."""
+    """Range in which discriminator, augmentation and R1 see images: signed ([-1, 1]) or unit ([0, 1], the authors'
+    code; brightness then changes twice as much, and augmentation fills with black rather than grey)."""
     batch: str = field(default="same", metadata={"legacy": "same"})
-    """What the discriminator's step is taken on: same (the generator's batch, with the images that it made before its
-    own step) or new (another batch, with the images of the generator after its step; the authors' code)."""
+    """Batch of the discriminator's step: same (the generator's, with the images made before the generator's step) or
+    new (another batch, with images made after the generator's step; the authors' code)."""
     init: str = field(default="default", metadata={"legacy": "default"})
     """patchgan: default (torch's) or kaiming (the authors' code: convolutions normal with variance 1 / fan-in, the last
     one scaled by 0.1 and without bias, so that the first logits are small)."""
@@ -110,24 +96,18 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "augment", tuple(self.augment))
-        choose("discriminator.kind", self.kind, ("patchgan", "stylegan", *PROJECTED, "none"))
-        choose("discriminator.norm", self.norm, ("group", "batch"))
-        choose("discriminator.image_range", self.image_range, IMAGE_RANGES)
-        choose("discriminator.batch", self.batch, ("same", "new"))
-        choose("discriminator.init", self.init, ("default", "kaiming"))
-        for key, plain, kinds in (
-            ("image_range", "signed", ("patchgan", "stylegan", *PROJECTED)),
-            ("batch", "same", ("patchgan", "stylegan", *PROJECTED)),
-            ("init", "default", ("patchgan",)),
-        ):
+        every = ("patchgan", "stylegan", *PROJECTED)
+        choose_each("discriminator", self, kind=(*every, "none"), norm=("group", "batch"), image_range=IMAGE_RANGES)
+        choose_each("discriminator", self, batch=("same", "new"), init=("default", "kaiming"))
+        ignored = (("image_range", "signed", every), ("batch", "same", every), ("init", "default", ("patchgan",)))
+        for key, plain, kinds in ignored:
             value = getattr(self, key)
             if value != plain and self.kind not in kinds:
                 raise UserError(
                     f"discriminator.{key}: '{value}' has no meaning for discriminator.kind {self.kind}, only for "
                     f"{', '.join(kinds)}; use {plain}"
                 )
-        for key in ("channels", "layers", "norm_groups"):
-            positive(f"discriminator.{key}", getattr(self, key))
+        at_least("discriminator", self, 1, "channels", "layers", "norm_groups")
         for name in self.augment:
             choose("discriminator.augment", name, AUGMENTATIONS)
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:

@@ -1,4 +1,4 @@
-"""Configs from files and overrides, and back to plain values; without torch."""
+"""Configs from files and overrides, and back to plain values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES
 
 
 def config_key(name: str, where: str) -> str:
-    """The config key of a short or dotted name. Raises UserError, naming the nearest, where there is none."""
+    """The config key of a short or dotted name. Raises UserError, which names the nearest key, if there is none."""
     key = SHORT_NAMES.get(name, name)
     if key in KEYS:
         return key
@@ -43,11 +43,11 @@ def load_config(
 ) -> RunConfig:
     """Merge nested ``values`` ({"model": {"latent_dim": 8}}) into ``base`` with OmegaConf's type checks.
 
-    preset: the quantizer of the preset that ``base`` was made from, by default of ``base`` itself; what it sets may
-    stay where the kind of quantizer ignores it.
-    finished: of a run that trained; what earlier versions accepted, an option that its kind of quantizer ignores or a
-    number in quotes, is left alone. Raises UserError for an unknown key (naming the nearest), a wrong type or an
-    impossible combination.
+    preset: the quantizer of the preset behind ``base`` (default: that of ``base``); options that it sets may stay even
+    if the kind of quantizer ignores them. finished: the config of a finished run, in which options that earlier
+    versions accepted (an option that its kind ignores, a number in quotes) stay valid.
+
+    Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible combination.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -91,14 +91,14 @@ def load_config(
 
 
 def _refers(value: Any) -> bool:
-    """Whether OmegaConf puts another value in its place, and checks that."""
+    """Whether OmegaConf replaces the value by another one, which it checks."""
     return isinstance(value, str) and "${" in value
 
 
 class Overrides:
-    """``override`` for many cells of one base: a section that cells share is made and checked once.
+    """``override`` for many cells of one base. It makes and checks a section that cells share only once.
 
-    Values are told apart by how they are written, as the signature does (0.0 and -0.0, 1 and 1.0 in a list).
+    Like the signature, it compares values as they are written (0.0 and -0.0, 1 and 1.0 in a list).
     """
 
     def __init__(self, base: RunConfig, preset: QuantizerConfig | None = None) -> None:
@@ -117,7 +117,7 @@ class Overrides:
 
     def restore(self, changes: Mapping[str, Any]) -> RunConfig:
         """The config that ``differences`` described, exactly. Raises UserError for a value that is not allowed, and
-        KeyError, ValueError or TypeError for what is no such description."""
+        KeyError, ValueError or TypeError for anything but such a description."""
         nested: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             section, key = _SPLIT[name]
@@ -140,13 +140,13 @@ class Overrides:
 def override(config: RunConfig, values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Set dotted or short keys ({"latent_dim": 8}) without OmegaConf, at the cost of ``dataclasses.replace``.
 
-    Raises UserError as load_config does; types are checked against the value that is replaced.
+    Raises UserError like ``load_config``.
     """
     return Overrides(config)(values, where)
 
 
 def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
-    """Dotted keys and values with which ``Overrides(base).restore`` makes ``config``; tuples as lists."""
+    """Dotted keys and values from which ``Overrides(base).restore`` rebuilds ``config``; tuples as lists."""
     changed: dict[str, Any] = {}
     for section in SECTIONS:
         one, other = getattr(config, section), getattr(base, section)
@@ -158,16 +158,17 @@ def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
     return changed
 
 
-# The start of a parameter expansion of the shell, ${NAME}, ${NAME:-default}, ${#NAME}, and the backslashes before it;
-# OmegaConf's ${section.key} and ${oc.env:NAME} have a dot after the first word, which the shell does not know.
+# The start of a parameter expansion of the shell, ${NAME}, ${NAME:-default}, ${#NAME}, and the backslashes before it.
+# OmegaConf's ${section.key} and ${oc.env:NAME} have a dot after the first word, unlike the shell's.
 _SHELL_VARIABLE = re.compile(r"(\\*)\$\{(?=[#!]?([A-Za-z_]\w*)[}:%#/^,@\[+=?-])")
 
 
 def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
-    """``value`` with every ``${NAME}`` of the shell escaped for OmegaConf, which then leaves it as it is written.
+    """Escape every ``${NAME}`` of the shell for OmegaConf, at any depth of lists and mappings, so that it stays as
+    written.
 
-    Strings are changed at any depth of lists and mappings. keys: names that are keys of the file itself; ``${NAME}``
-    of these is OmegaConf's reference to the key. Whoever uses the value expands the variable, as it does ``$NAME``.
+    keys: keys of the file itself, whose ``${NAME}`` is OmegaConf's reference to the key. The user of a value expands
+    its variables, like ``$NAME``.
     """
 
     def escaped(match: re.Match[str]) -> str:
@@ -185,8 +186,8 @@ def keep_shell_variables(value: Any, keys: Collection[str] = ()) -> Any:
 
 
 def read_value(name: str, text: str) -> Any:
-    """The value of ``--set NAME=TEXT``, read as a YAML file would read it (1e-3 is a number); where the key is a text,
-    2024 and no are texts too, since a shell takes quotes away. Raises UserError for a syntax error."""
+    """The value of ``--set NAME=TEXT``, read like YAML (1e-3 is a number). For a key that is a text, 2024 and no are
+    texts too, since a shell removes quotes. Raises UserError for a syntax error."""
     import yaml
     from omegaconf import OmegaConf
 
@@ -199,8 +200,8 @@ def read_value(name: str, text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; ``${section.key}`` takes another value of the file, ``${NAME}`` is left to be expanded from the
-    shell's environment, like ``$NAME``. Raises UserError with line and column for a syntax error."""
+    """Read a YAML mapping. ``${section.key}`` takes another value of the file; ``${NAME}`` stays a variable of the
+    shell, like ``$NAME``. Raises UserError with line and column for a syntax error."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -237,7 +238,7 @@ def section_dict(section: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
-# Asked for with each of thousands of cells.
+# Cached, since planning asks for the fields of each of thousands of cells.
 _FIELDS = {section: tuple(f.name for f in fields(section)) for section in SECTIONS.values()}
 
 
@@ -246,7 +247,7 @@ def _names(section: Any) -> tuple[str, ...]:
 
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """The inverse of to_dict, without OmegaConf (for files that we wrote)."""
+    """The inverse of ``to_dict``, without OmegaConf (for files that gsq wrote)."""
     sections = {
         name: SECTIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
         for name, section in values.items()

@@ -25,8 +25,8 @@
 
 cpu-*: learning rate 1e-3, perceptual loss efficientnet_lite0, PatchGAN (16 channels, 2 layers; 32, 2). paper-f*: 2e-4,
 lpips_vgg, PatchGAN (64, 3), V = 262,144, depth-to-space, bfloat16. The paper's scaling runs use the DINO discriminator
-with colour, translation and cutout (discriminator: {kind: dino, augment: [color, translation, cutout]}), which needs
-weights to be provided; PatchGAN is the paper's other choice.
+with augmentation (discriminator: {kind: dino, augment: [color, translation, cutout]}), whose weights you must provide;
+PatchGAN is the paper's other choice.
 
 paper-vae-128, paper-gan-128, paper-gan-256: the hyperparameters of the paper's tables 16, 18 and 21. ImageNet lies in
 the folder that $IMAGENET names, with its images below train/ and val/; rFID is in Inception features over 50,000
@@ -34,7 +34,7 @@ images, with LPIPS. Not in the paper: the crops (its authors' code resizes each 
 the largest square, at a random place), flips (none in that code), and the network of the LPIPS metric. micro_batch
 fits a GPU of 40 GB.
 
-authors-*: the paper-* preset of the same name, trained as the authors' public code trains where the paper says nothing
+authors-*: the paper-* preset of the same name, trained as the authors' public code trains where the paper is silent
 (AUTHORS below; gsq/README.md compares the authors, the paper and gsq). The sweeps in sweeps/configs/paper/ start from
 these. Two points stay gsq's: the discriminator has group norm, since the authors' batch norm sees the 16 images of one
 process, so that a result would depend on the number of processes; and LeCAM averages over the global batch, where the
@@ -88,7 +88,7 @@ def _paper_table(image_size: int, steps: int, batch_size: int, micro_batch: int,
     }
 
 
-# What the authors' code does differently from gsq's defaults; `discriminator` where there is one, `init` where it is a
+# Differences of the authors' code from gsq's defaults; `discriminator` applies if there is one, `init` to a
 # PatchGAN. Sweeps with LeCAM add loss.lecam_update: before.
 AUTHORS: dict[str, dict[str, Any]] = {
     "quantizer": {"decoder_input": "raw", "loss_row": "raw"},
@@ -116,13 +116,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"downsample": 4, "latent_dim": 16, "channels": 16, "blocks": 1, "norm_groups": 8},
         "quantizer": {"codebook_size": 256},
         "discriminator": {"channels": 16, "layers": 2, "norm_groups": 8},
-        # For so few steps: pixels weigh more against the features than in the paper (with its weights some cells
-        # collapsed), and the discriminator, which would judge noise at first, joins halfway.
+        # A short run: pixels weigh more against the features than in the paper (with its weights some cells collapsed),
+        # and the discriminator, which would only judge noise at first, joins halfway.
         "loss": {"mse_weight": 4.0, "discriminator_start": 150},
         "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.99},
         "train": {"steps": 300, "batch_size": 8},
         "data": {"image_size": 32, "max_crop": 2.0},
-        # More than the 320 features, so that their covariance has full rank.
+        # More images than the 320 features give their covariance full rank.
         "evaluation": {"num_images": 384},
         "execution": {"checkpoint_every": 50},
     },
@@ -221,7 +221,7 @@ def _paper_sizes() -> dict[tuple[object, ...], float]:
 
 
 def paper_parameters(config: RunConfig) -> float | None:
-    """The paper's parameter count for a config of this model and codebook size, or None where it prints none."""
+    """The paper's parameter count for a config of this model and codebook size, or None if it prints none."""
     millions = _paper_sizes().get(_size_of(config))
     return None if millions is None else millions * 1e6
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from gsq.config.kinds import Kind, kinds, users_of
-from gsq.errors import UserError, choose, positive
+from gsq.errors import UserError, at_least, choose_each
 
 T = TypeVar("T")
-# Options that earlier versions accepted, and ignored, for kinds that do not use them: finished runs have them in their
-# configs, so that only what a user writes now is refused (``refuse_ignored``).
+# Options that earlier versions ignored for kinds that do not use them. Finished runs have them in their configs, so gsq
+# refuses them only where a user writes them (``refuse_ignored``).
 ONCE_IGNORED = ("decoder_input", "loss_row", "commitment_weight", "codebook_decay")
 
 
 def _with_own_options(cls: type[T]) -> type[T]:
-    """Add the options that single kinds declare; left out of signatures at their defaults, as every later field is."""
+    """Add the options that single kinds declare. Signatures leave them out at their defaults, like every later
+    field."""
     for kind in kinds().values():
         for option in kind.own:
             if option.name in cls.__annotations__:
@@ -29,8 +30,8 @@ def _with_own_options(cls: type[T]) -> type[T]:
 @dataclass(frozen=True)
 @_with_own_options
 class QuantizerConfig:
-    """The quantizer: grouped spherical (paper eq. 3-5) or one that it is compared with (paper table 15). A kind may add
-    options of its own, where it is declared (``gsq.config.kinds``)."""
+    """The quantizer: grouped spherical (paper eq. 3-5) or one of those that the paper compares it with (table 15). A
+    kind can declare options of its own (``gsq.config.kinds``)."""
 
     kind: str = "gsq"
     """gsq; vq (one group, no normalisation); rvq (residual VQ); fsq (finite scalar); lfq (look-up free); bsq (binary
@@ -66,20 +67,16 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        choose("quantizer.kind", self.kind, kinds())
-        choose("quantizer.init", self.init, ("auto", "spherical", "uniform"))
-        choose("quantizer.lookup_norm", self.lookup_norm, ("auto", "l2", "l1", "clip", "none"))
-        choose("quantizer.lookup_precision", self.lookup_precision, ("exact", "float32", "bfloat16"))
-        choose("quantizer.decoder_input", self.decoder_input, ("normalised", "raw"))
-        choose("quantizer.loss_row", self.loss_row, ("normalised", "raw"))
-        choose("quantizer.codebook_update", self.codebook_update, ("gradient", "ema"))
-        positive("quantizer.groups", self.groups)
-        positive("quantizer.depth", self.depth)
+        choose_each("quantizer", self, kind=kinds(), init=("auto", "spherical", "uniform"))
+        choose_each("quantizer", self, lookup_norm=("auto", "l2", "l1", "clip", "none"))
+        choose_each("quantizer", self, lookup_precision=("exact", "float32", "bfloat16"))
+        choose_each("quantizer", self, decoder_input=("normalised", "raw"), loss_row=("normalised", "raw"))
+        choose_each("quantizer", self, codebook_update=("gradient", "ema"))
+        at_least("quantizer", self, 1, "groups", "depth")
         for key, size in (("codebook_size", self.codebook_size), *(("levels", level) for level in self.levels)):
             if size < 2:
                 raise UserError(f"quantizer.{key}: {size} carries no information; it must be at least 2")
-        positive("quantizer.commitment_weight", self.commitment_weight, 0)
-        positive("quantizer.entropy_weight", self.entropy_weight, 0)
+        at_least("quantizer", self, 0, "commitment_weight", "entropy_weight")
         if not 0 <= self.codebook_decay < 1:
             raise UserError(f"quantizer.codebook_decay: {self.codebook_decay} must be in [0, 1)")
         for key in _ignored(self):
@@ -98,7 +95,7 @@ class QuantizerConfig:
 
     @property
     def declared(self) -> Kind:
-        """What the registry knows of its kind."""
+        """The kind's entry in the registry."""
         return kinds()[self.kind]
 
     def option(self, name: str) -> Any:
@@ -110,10 +107,10 @@ _DEFAULTS = {f.name: f.default for f in fields(QuantizerConfig)}
 
 
 def _ignored(quantizer: QuantizerConfig) -> list[str]:
-    """Options that differ from their defaults though the kind does not use them."""
+    """Options that the kind does not use, but that differ from their defaults."""
     changed = [key for key, default in _DEFAULTS.items() if getattr(quantizer, key) != default]
     found = [key for key in changed if not quantizer.declared.uses(key)]
-    # The average's decay is used where there is an average.
+    # Only an average uses a decay.
     decay = "codebook_decay" in changed and quantizer.codebook_update != "ema"
     return found + ["codebook_decay"] * (decay and "codebook_decay" not in found)
 

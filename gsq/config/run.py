@@ -1,8 +1,8 @@
 """RunConfig: everything that defines one run, as frozen dataclasses without torch.
 
-The *science* sections (model to data) decide the result and enter the signature; ``evaluation`` and
-``execution`` do not. A field added later carries ``metadata={"legacy": value}``: the value that reproduces
-the earlier behaviour, left out of the signature while it holds; ``metadata={"signed": False}`` keeps one out for good.
+The *science* sections (model to data) decide the result and enter the signature; ``evaluation`` and ``execution`` do
+not. A later field carries ``metadata={"legacy": value}``: the value that reproduces the earlier behaviour, which
+signatures leave out. ``metadata={"signed": False}`` keeps a field out of signatures for good.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
-from gsq.errors import UserError, choose, positive
+from gsq.errors import UserError, at_least, choose, choose_each, positive
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images; what they are enters the signature as a fingerprint, where they lie does not."""
+    """The images. A fingerprint of their content enters the signature; their place does not."""
 
     kind: str = "photos"
     """photos (the colour photographs in scikit-image's wheel), image_folder, webdataset (.tar shards) or huggingface
     (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder)."""
     path: str = field(default="", metadata={"signed": False})
-    """A folder of images or of shards; `train` and `val` in the names of its subfolders (or shards) are the split,
-    where it has both. `$NAME` and `${NAME}` are variables of the shell."""
+    """A folder of images or of shards. If the names of its subfolders (or shards) hold both `train` and `val`, they are
+    the split. `$NAME` and `${NAME}` are variables of the shell."""
     image_size: int = 256
     """Height and width of a training image, pixels."""
     min_crop: float = 1.0
     """Smallest side of a random crop over image_size (before it is resized to image_size)."""
     max_crop: float = 4.0
-    """Largest side of a random crop over image_size, where the image is that large."""
+    """Largest side of a random crop over image_size, limited by the image itself."""
     flip: bool = True
     """Random horizontal flips."""
     validation_share: float = 0.1
-    """Without train and val: share of images held out, by a hash of their content."""
+    """Share of the images held out, by a hash of their content, if there is no train and val."""
     image_column: str = field(default="", metadata={"signed": False})
-    """huggingface: column of the images ({bytes, path}, or binary), where a shard has several."""
+    """huggingface: column of the images ({bytes, path}, or binary), if a shard has several."""
     max_broken: float = field(default=0.1, metadata={"signed": False})
-    """Largest share of broken images, which are named and left out; more are an error."""
+    """Largest share of broken images, which gsq names and leaves out; more are an error."""
 
     def __post_init__(self) -> None:
         choose("data.kind", self.kind, ("photos", "image_folder", "webdataset", "huggingface"))
@@ -65,20 +65,20 @@ FEATURE_DIMS = {
 }
 
 
-# Fewer held-out images than these say next to nothing of a model, whatever the metric.
+# Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation protocol, less the data set (see gsq.evaluation.protocol.Protocol)."""
+    """The evaluation protocol without the data set (see gsq.evaluation.protocol.Protocol)."""
 
     features: str = "efficientnet_lite0"
     """efficientnet_lite0 (works offline); inception (2015-12-05, images resized as torch-fidelity does),
     inception_pytorch_fid or inception_clean_fid (their resizes), weights to be provided; or package.module:function,
     which returns a torch module: (B, 3, H, W) in [-1, 1] -> (B, k)."""
     num_images: int = 512
-    """Validation images; photos: fixed crops, else at most as many as there are."""
+    """Validation images: fixed crops of photos, else at most as many as there are."""
     resolutions: tuple[int, ...] = ()
     """Sizes at which images are encoded and compared, pixels, each a protocol with a row of its own; empty takes
     data.image_size."""
@@ -91,18 +91,17 @@ class EvaluationConfig:
     biased upwards), or a data set that holds out fewer than 50 (which a num_images below 50 allows, too)."""
     batch_size: int = 16
     every: int = 0
-    """Evaluate every so many steps too; 0 only at the end."""
+    """Steps between evaluations; 0 evaluates only at the end."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
         module, colon, function = self.features.partition(":")
         if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
             choose("evaluation.features", self.features, (*FEATURE_DIMS, "package.module:function"))
-        choose("evaluation.lpips", self.lpips, ("none", "vgg", "alex"))
-        choose("evaluation.reconstruction_dtype", self.reconstruction_dtype, ("float32", "bfloat16"))
-        positive("evaluation.num_images", self.num_images, 2)
-        positive("evaluation.batch_size", self.batch_size)
-        positive("evaluation.every", self.every, 0)
+        choose_each("evaluation", self, lpips=("none", "vgg", "alex"), reconstruction_dtype=("float32", "bfloat16"))
+        at_least("evaluation", self, 2, "num_images")
+        at_least("evaluation", self, 1, "batch_size")
+        at_least("evaluation", self, 0, "every")
         for size in self.resolutions:
             positive("evaluation.resolutions", size, 8)
         if len(set(self.resolutions)) != len(self.resolutions):
@@ -110,13 +109,13 @@ class EvaluationConfig:
         self.check_images(self.num_images)
 
     def images(self, data: DataConfig, held_out: int) -> int:
-        """Images that are compared: num_images, but of a data set other than photos, of which any number of crops can
-        be cut, at most the ``held_out`` that there are."""
+        """Number of images compared: num_images, but at most ``held_out`` unless the data are photos, which give any
+        number of crops."""
         return self.num_images if data.kind == "photos" else min(self.num_images, held_out)
 
     def check_images(self, count: int) -> None:
-        """Raise UserError where ``count`` images, those that there are of num_images, are too few for an rfid: fewer
-        than FEWEST_IMAGES, though more were asked for, or no more than Inception has features."""
+        """Raise UserError if ``count`` images are too few for an rfid: fewer than FEWEST_IMAGES although num_images
+        asks for more, or no more than Inception has features."""
         if self.allow_small:
             return
         dim = FEATURE_DIMS.get(self.features, 0)
@@ -137,10 +136,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How a run is carried out; none of it may change the science."""
+    """How a run is carried out. Nothing here changes the result."""
 
     device: str = "auto"
-    """auto (cuda where there is one), cpu or cuda."""
+    """auto (cuda if available), cpu or cuda."""
     threads: int = 1
     """CPU threads."""
     micro_batch: int = 0
@@ -156,17 +155,15 @@ class ExecutionConfig:
     """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
     images are copied once for all processes and jobs of the node; empty: none."""
     keep_checkpoint: bool = False
-    """Keep the last checkpoint of a finished run, from which one that differs only by more steps can go on."""
+    """Keep the last checkpoint of a finished run, so that a run with more steps can start from it."""
     log_every: int = 10
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        choose("execution.device", self.device, ("auto", "cpu", "cuda"))
-        positive("execution.micro_batch", self.micro_batch, 0)
-        positive("execution.data_workers", self.data_workers, 0)
-        for key in ("threads", "log_every", "checkpoint_every"):
-            positive(f"execution.{key}", getattr(self, key))
+        choose_each("execution", self, device=("auto", "cpu", "cuda"))
+        at_least("execution", self, 0, "micro_batch", "data_workers")
+        at_least("execution", self, 1, "threads", "log_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -225,18 +222,11 @@ class RunConfig:
                 f"{micro}, so that the result would depend on it; use group, or micro_batch 0"
             )
         size, downsample = self.data.image_size, self.model.downsample
-        if size % downsample:
-            near = max(downsample, round(size / downsample) * downsample)
-            raise UserError(
-                f"data.image_size: {size} is not divisible by model.downsample {downsample}; {near} would be"
-            )
-        for resolution in self.evaluation.resolutions:
-            if resolution % downsample:
-                near = max(downsample, round(resolution / downsample) * downsample)
-                raise UserError(
-                    f"evaluation.resolutions: {resolution} is not divisible by model.downsample {downsample}; {near} "
-                    "would be"
-                )
+        sizes = (("data.image_size", size), *(("evaluation.resolutions", one) for one in self.evaluation.resolutions))
+        for key, pixels in sizes:
+            if pixels % downsample:
+                near = max(downsample, round(pixels / downsample) * downsample)
+                raise UserError(f"{key}: {pixels} is not divisible by model.downsample {downsample}; {near} would be")
         layers = self.discriminator.layers
         if self.discriminator.kind == "patchgan" and size < 3 * 2**layers:
             raise UserError(
@@ -256,14 +246,14 @@ class RunConfig:
 
     @property
     def lookup_norm(self) -> str:
-        """quantizer.lookup_norm, auto resolved."""
+        """quantizer.lookup_norm, with auto resolved."""
         if self.quantizer.lookup_norm == "auto":
             return self.quantizer.declared.lookup_norm if self.group_dim > 1 else "none"
         return self.quantizer.lookup_norm
 
     @property
     def codebook_init(self) -> str:
-        """quantizer.init, auto resolved."""
+        """quantizer.init, with auto resolved."""
         if self.quantizer.init == "auto":
             return self.quantizer.declared.init
         return self.quantizer.init
@@ -280,7 +270,7 @@ class RunConfig:
 
     @property
     def codebook_parameters(self) -> int:
-        """Entries of the learned codebooks, and what else the quantizer learns."""
+        """Number of learned parameters of the quantizer: codebook entries and others."""
         return self.quantizer.declared.parameters(self.quantizer, self.model.latent_dim)
 
 
@@ -288,7 +278,7 @@ SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig
 
 
 def check_processes(config: RunConfig, processes: int) -> None:
-    """Raise UserError where so many processes cannot share the run's batches."""
+    """Raise UserError if ``processes`` processes cannot share the run's batches."""
     batch, micro = config.train.batch_size, config.execution.micro_batch
     if batch % processes:
         raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")

@@ -1,20 +1,20 @@
-"""The optimizer's part of a config, and for how long it trains."""
+"""The optimizer and the length of the training in a config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gsq.errors import UserError, choose, positive
+from gsq.errors import UserError, at_least, choose_each
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, the same for generator and discriminator but for discriminator_betas (paper tables 5-12)."""
+    """AdamW for generator and discriminator alike, except for discriminator_betas (paper tables 5-12)."""
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     discriminator_betas: tuple[float, ...] = field(default=(), metadata={"legacy": ()})
-    """Those of the discriminator's optimiser, where they are others (paper tables 7 to 9)."""
+    """Betas of the discriminator's optimiser, if they differ (paper tables 7 to 9)."""
     weight_decay: float = 0.05
     decay_everything: bool = False
     """Decay codebook, norms and biases too, as the paper does."""
@@ -23,7 +23,7 @@ class OptimizerConfig:
     """Steps over which the learning rate rises linearly."""
     schedule: str = field(default="constant", metadata={"legacy": "constant"})
     """After the warm-up: constant; linear or cosine (from learning_rate to final_learning_rate over decay_steps steps,
-    where it stays); step (final_learning_rate after decay_steps steps)."""
+    then constant); step (final_learning_rate after decay_steps steps)."""
     decay_steps: int = field(default=0, metadata={"legacy": 0})
     final_learning_rate: float = field(default=0.0, metadata={"legacy": 0.0})
     gradient_clip: float = 2.0
@@ -31,13 +31,13 @@ class OptimizerConfig:
     ema_decay: float = 0.999
     """Decay of the averaged weights used for evaluation."""
     ema_warmup: bool = field(default=True, metadata={"legacy": True})
-    """Decay by min(ema_decay, (1 + t) / (10 + t)) at step t, which short runs need; false: by ema_decay at every step
+    """Decay by min(ema_decay, (1 + t) / (10 + t)) at step t, which short runs need. false: by ema_decay at every step
     (the authors' code)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "discriminator_betas", tuple(self.discriminator_betas))
-        choose("optimizer.schedule", self.schedule, ("constant", "linear", "cosine", "step"))
+        choose_each("optimizer", self, schedule=("constant", "linear", "cosine", "step"))
         if not 0 < self.learning_rate <= 1:
             raise UserError(f"optimizer.learning_rate: {self.learning_rate} must be above 0 and at most 1")
         for key in ("betas", "discriminator_betas"):
@@ -56,8 +56,7 @@ class OptimizerConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"optimizer.ema_decay: {self.ema_decay} must be in [0, 1)")
-        for key in ("weight_decay", "eps", "warmup_steps", "gradient_clip", "decay_steps"):
-            positive(f"optimizer.{key}", getattr(self, key), 0)
+        at_least("optimizer", self, 0, "weight_decay", "eps", "warmup_steps", "gradient_clip", "decay_steps")
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,9 @@ class TrainConfig:
     """float32 or bfloat16 (autocast; the quantizer always runs in float32)."""
     seed: int = 0
     repeat: int = field(default=0, metadata={"legacy": 0})
-    """Changes nothing but the signature: 1, 2, ... train the same run once more, to compare codes or devices."""
+    """Changes only the signature: 1, 2, ... train the same run again, to compare codes or devices."""
 
     def __post_init__(self) -> None:
-        choose("train.precision", self.precision, ("float32", "bfloat16"))
-        positive("train.steps", self.steps)
-        positive("train.batch_size", self.batch_size)
-        positive("train.seed", self.seed, 0)
-        positive("train.repeat", self.repeat, 0)
+        choose_each("train", self, precision=("float32", "bfloat16"))
+        at_least("train", self, 1, "steps", "batch_size")
+        at_least("train", self, 0, "seed", "repeat")

@@ -1,4 +1,4 @@
-"""The signature of a run: a hash over everything that decides its result."""
+"""The signature of a run: a hash of everything that decides its result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 from gsq.config.overrides import section_dict
 from gsq.config.run import SECTIONS, RunConfig
 
-# Raised by hand when code changes the result of an unchanged config.
+# Raise it by hand when code changes the result of an unchanged config.
 SCIENCE_VERSION = 2
 SCIENCE_SECTIONS = ("model", "quantizer", "loss", "discriminator", "optimizer", "train", "data")
 
 
 def science_dict(config: RunConfig, data_fingerprint: str, weights: Mapping[str, str]) -> dict[str, Any]:
-    """What the signature hashes: resolved science sections, data fingerprint, sha256 of weights trained with."""
+    """What the signature hashes: resolved science sections, data fingerprint, sha256 of the weights used in
+    training."""
     science: dict[str, Any] = {name: _science_section(config, name, data_fingerprint) for name in SCIENCE_SECTIONS}
     return {**science, "weights": dict(weights), "science_version": SCIENCE_VERSION}
 
@@ -58,10 +59,10 @@ def digest(value: Any) -> str:
 
 
 class Signer:
-    """``signature`` for many configs: the canonical JSON of a section object that several share is made once."""
+    """``signature`` for many configs: makes the canonical JSON of a section that they share only once."""
 
     def __init__(self) -> None:
-        # By what the text depends on; the section is kept, so that no other takes its id.
+        # Keyed by what the text depends on. The section is kept too, so that no other object takes its id.
         self._texts: dict[tuple[object, ...], tuple[object, str]] = {}
 
     def __call__(self, config: RunConfig, data_fingerprint: str, weights: Mapping[str, str]) -> str:

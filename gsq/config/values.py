@@ -1,4 +1,4 @@
-"""The one check of a value's type, whether it comes from a file, ``set``, axes, a search or the command line."""
+"""The type check of config values, the same for files, ``set``, axes, searches and the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 @cache
 def key_types() -> dict[str, tuple[type, type | None]]:
-    """Of every config key: its type, and for a tuple that of its entries."""
+    """The type of every config key, and for a tuple the type of its entries."""
     found: dict[str, tuple[type, type | None]] = {}
     for name, section in SECTIONS.items():
         for key, hint in get_type_hints(section).items():
@@ -22,9 +22,9 @@ def key_types() -> dict[str, tuple[type, type | None]]:
 
 
 def checked(key: str, value: Any, where: str) -> Any:
-    """``value`` as the config key ``section.key`` holds it: a list as a tuple, a whole number of a float as a float.
+    """``value`` as the config holds it: a list becomes a tuple, a whole number for a float key a float.
 
-    where: what an error begins with. Raises UserError, with the likely fix, for a value of another type.
+    key: ``section.key``. where: the start of an error. Raises UserError, with the likely fix, for another type.
     """
     wanted, entry = key_types()[key]
     if wanted is str and not isinstance(value, str) and (choices := _choices(key, value)):
@@ -39,7 +39,7 @@ def checked(key: str, value: Any, where: str) -> Any:
 
 
 def _choices(key: str, value: Any) -> str:
-    """``choose one of ...`` for a key that takes certain words alone, as its section says of ``value`` as a text."""
+    """``choose one of ...`` from the section's own error, for a key that only takes certain words; else empty."""
     section, name = key.split(".")
     try:
         SECTIONS[section](**{name: str(value)})
@@ -50,7 +50,7 @@ def _choices(key: str, value: Any) -> str:
 
 
 def check_type(value: Any, wanted: type, where: str) -> None:
-    """Raise UserError unless ``value`` is of the type; a whole number may stand for a float, and a list for a tuple."""
+    """Raise UserError unless ``value`` has the type; a whole number can stand for a float, a list for a tuple."""
     if type(value) is wanted or (wanted, type(value)) in ((float, int), (tuple, list)):
         return
     name = "list" if wanted is tuple else wanted.__name__
@@ -76,7 +76,7 @@ def _fix(value: Any, wanted: type) -> str:
 
 
 def _meant(text: str, wanted: type) -> str:
-    """What a text in quotes would be without them, if that is of the type; else nothing."""
+    """The text without its quotes if that has the type; else an empty text."""
     text = text.strip()
     if wanted is bool:
         return text.lower() if text.lower() in ("true", "false") else ""

@@ -1,5 +1,5 @@
-"""Batches of images. Image i of a step is a function of (seed, step, i) alone, so a resumed run sees the same
-images in the same order without storing a random state, and processes share a batch by taking slices of it.
+"""Batches of images. Image i of a step depends on (seed, step, i) alone, so a resumed run sees the same images in the
+same order without a stored random state, and processes share a batch by taking slices of it.
 
 Shapes: B images, S = image_size. Images are float32 in [-1, 1].
 """
@@ -39,8 +39,7 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
 
 
 def load_image(file: ImageFile) -> Image.Image:
-    """RGB as gsq.data.images.decode makes it. Raises UserError for an image that changed since its manifest was
-    taken."""
+    """RGB, see ``gsq.data.images.decode``. Raises UserError for an image that changed since its manifest was taken."""
     try:
         return decode(read_checked(file))
     except BrokenImageError as error:
@@ -78,16 +77,16 @@ class ImageSource:
         high = min(config.max_crop * config.image_size, shortest)
         side = float(np.exp(random.uniform(np.log(low), np.log(high))))
         if low == high:
-            # Exactly: what keeps its size is not resampled.
+            # An exact side, so that images that keep their size are not resampled.
             side = low
         left, top = random.random() * (image.width - side), random.random() * (image.height - side)
         flip = bool(random.random() < 0.5) and config.flip
         return _crop(image, left, top, side, config.image_size, flip)
 
     def train_batch(self, seed: int, step: int, images: range) -> Tensor:
-        """(B, 3, S, S): the images with these numbers of the global batch of optimiser step ``step`` (from 0).
+        """(B, 3, S, S): images of the global batch of a step, which counts from 0, by their numbers.
 
-        Numbers of train.batch_size and more are those of the discriminator's own batch (discriminator.batch: new).
+        Numbers from train.batch_size on are those of the discriminator's own batch (discriminator.batch: new).
         """
 
         def random(i: int) -> np.random.Generator:
@@ -97,7 +96,7 @@ class ImageSource:
 
     @cache  # noqa: B019 (one source lives as long as its process)
     def num_validation(self, wanted: int) -> int:
-        """Validation images there are, at most ``wanted``."""
+        """Number of validation images, at most ``wanted``."""
         return wanted if self.config.kind == "photos" else min(wanted, len(self.manifest.validation))
 
     def validation_batch(self, first: int, count: int) -> Tensor:
@@ -123,7 +122,7 @@ class ImageSource:
 
 
 class Batches:
-    """A process's share of each step's batch, on its device; prepared ahead by ``workers`` threads."""
+    """A process's share of each step's batch, on its device. ``workers`` threads prepare batches ahead."""
 
     def __init__(
         self, source: ImageSource, seed: int, images: range, workers: int, device: torch.device | None = None
@@ -136,10 +135,10 @@ class Batches:
         self.pool = ThreadPoolExecutor(self.workers) if self.workers else None
         self.ready: dict[int, list[Future[Tensor]]] = {}
         self.waited = 0.0
-        """Seconds for which calls have waited for their images, all together."""
+        """Total time [s] for which calls have waited for their images."""
 
     def __call__(self, step: int) -> Tensor:
-        """(B / processes, 3, S, S) of this step; the next two are begun."""
+        """This process's images of a step, (B / processes, 3, S, S); also starts the next two steps."""
         started = time.perf_counter()
         try:
             return self._batch(step)

@@ -27,39 +27,39 @@ from gsq.errors import Missing, UserError
 
 
 class Look(NamedTuple):
-    """What the first look at a file found, kept until its size or time changes."""
+    """Result of the first look at a file, valid until its size or time changes."""
 
     bytes: int
     modified_ns: int
     sha256: str
-    """Empty where it is broken, or in no format that is read."""
+    """Empty if the image is broken or its format is not read."""
     width: int = -1
     height: int = -1
     kind: str = ""
-    """One of gsq.data.manifest.KINDS where the image cannot be used."""
+    """One of gsq.data.manifest.KINDS if the image cannot be used."""
     reason: str = ""
 
 
 def find_images(root: Path) -> list[Entry]:
-    """Every image below a folder, sorted folder by folder; with a kind, also those that cannot be read or are hidden.
+    """Every image below a folder, sorted folder by folder; those that cannot be used have a kind that says why.
 
-    What gsq trains on, evaluates and tokenizes is found by this.
+    Training, evaluation and tokenizing all find their images this way.
     """
     found = (classified(entry, root) for entry in walk(root))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: in_order(entry.name))
 
 
 def nothing_found(where: str, entries: Iterable[Entry]) -> UserError:
-    """The error for a folder without an image that is read."""
+    """The error for a folder without a usable image."""
     beside = "".join(f"; left out: {line}" for line in described(LeftOut(e.name, e.kind, e.reason) for e in entries))
     return UserError(f"{where} holds no images ({', '.join(IMAGE_SUFFIXES)}), in no subfolder either{beside}")
 
 
 def image_folder(config: DataConfig) -> Manifest:
-    """The manifest of the images below a folder; contents are looked at and hashed once and cached by size and time.
+    """The manifest of the images below a folder. Hashes and sizes are cached by the files' size and time.
 
-    Links to files and folders are followed. ``train/`` and ``val/`` are the split where both hold images. Raises
-    UserError as ``gsq.data.sources.manifest``.
+    Links to files and folders are followed. ``train/`` and ``val/`` are the split if both hold images. Raises UserError
+    like ``gsq.data.sources.manifest``.
     """
     root = data_root(config)
     if not root.is_dir():
@@ -72,8 +72,8 @@ def image_folder(config: DataConfig) -> Manifest:
 
 
 def _candidate(root: Path, entry: Entry, look: Look | None) -> Candidate:
-    """look: None where the file was not opened, for its name says enough."""
-    # Hidden images are looked at to know whether they were used before.
+    """look: None if the name says enough, so that the file was not opened."""
+    # Hidden images are opened only to know whether earlier versions used them.
     former = (
         look is not None
         and look.kind in ("", "small")
@@ -95,12 +95,12 @@ def _split_of(name: str) -> str:
     return {"train": "train", "val": "validation"}.get(top, f"in {top}/" if top else "beside train/ and val/")
 
 
-# Names that people give to the folders of a split.
+# Common names of folders that hold a split.
 _LIKELY = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
 
 
 def _half_a_split(config: DataConfig, candidates: list[Candidate]) -> list[str]:
-    """That there are folders of splits, and that they do not decide it."""
+    """A note if there are folders named like splits that do not decide the split."""
     held = {one.split for one in candidates if not one.kind}
     if {"train", "validation"} <= held:
         return []
@@ -109,9 +109,9 @@ def _half_a_split(config: DataConfig, candidates: list[Candidate]) -> list[str]:
     if not named:
         return []
     return [
-        f"split: only train/ and val/, both with images, decide it; here there are {', '.join(named)}, so that "
+        f"split: only folders named train and val that both hold images decide it, and here are {', '.join(named)}; "
         f"data.validation_share {config.validation_share:g} of all images is held out, by a hash of the content, "
-        "whatever folder they lie in; name the folders train and val if they are the split"
+        "whatever folder they lie in. Name the folders train and val if they are the split"
     ]
 
 
@@ -143,7 +143,7 @@ def _look(path: Path, known: list[object] | None) -> Look:
             if len(known) == len(Look._fields):
                 return Look(*known)  # type: ignore[arg-type]
             if known[2]:
-                # Of an earlier version, which did not keep the size.
+                # An earlier version did not keep the size.
                 size = size_of(path)
                 require_large_enough(*size)
                 return Look(*stamp, str(known[2]), *size)

@@ -1,4 +1,4 @@
-"""Image files of any mode to RGB, and why a file is none that can be used. Imports neither torch nor numpy."""
+"""Decode image files of any mode to RGB, or say why they cannot be used. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-# Pixels whose black and white are known; of the others (I and F: whole numbers and floats of any range) none is.
+# Modes with a known range of values, unlike I and F (whole numbers and floats of any range).
 KNOWN = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _TO_EIGHT_BIT = [(value + 128) // 257 for value in range(1 << 16)]
-# A shorter side has nothing to learn from: placeholders and tracking pixels of the web. data.image_size is no smaller.
+# Images with a shorter side are placeholders or tracking pixels. data.image_size is at least this, too.
 MIN_SIDE = 8
-# As many as Pillow opens by default, and bytes that decoding takes for each of them at the most, for a moment.
+# Pillow's default limit of pixels, and the bytes that decoding briefly takes for each of them at most.
 MAX_PIXELS, DECODING_BYTES = 178_956_970, 16
-# What turns a picture upright, by the orientation in its EXIF data.
+# The transposition that turns a picture upright, by the orientation in its EXIF data.
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,8 +30,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of odd metadata and of large images, naming lines of its own code. Neither is a fault of the images:
-# what cannot be read is refused here, with a reason.
+# Pillow's warnings about odd metadata and large images name lines of its own code. Neither is a fault of the images;
+# this module refuses what cannot be read, with a reason.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -50,28 +50,27 @@ class SmallImageError(BrokenImageError):
 
 
 class UnreadFormatError(BrokenImageError):
-    """An image whose format is not read."""
+    """An image in a format that gsq does not read."""
 
     kind = "format"
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB, 8 bits a channel, as the image is displayed. Raises BrokenImageError.
+    """Decode an image to RGB, 8 bits a channel, as it is displayed. Raises BrokenImageError.
 
-    It is turned by its EXIF orientation (EXIF data that cannot be read are ignored); what is transparent (alpha
-    channel, transparent palette entry or colour) lies on white; grey, palette, CMYK and YCbCr become RGB as Pillow
-    converts them (no colour profile is applied); 16 bits a channel are scaled to 8, rounded (grey; of 16-bit RGB
-    Pillow keeps the upper 8). Of an animation or of several pages it is the first one. Modes whose range is not known
-    (32-bit integer and float) are refused, and so are images of more than MAX_PIXELS.
+    EXIF orientation is applied (unreadable EXIF data are ignored), transparency is laid on white, and other modes
+    become RGB as Pillow converts them, without colour profiles. 16-bit grey is scaled to 8 bits and rounded; of 16-bit
+    RGB Pillow keeps the upper 8. Animations and multi-page files give their first picture. Modes of unknown range
+    (32-bit integer and float) and images of more than MAX_PIXELS are refused.
     """
     with _opened(data) as image:
         return _rgb(image)
 
 
 def measure(image: Path | bytes) -> tuple[int, int]:
-    """Width and height of an image that can be used. Raises BrokenImageError as ``decode`` does, and SmallImageError.
+    """Width and height of a usable image. Raises BrokenImageError like ``decode``, and SmallImageError.
 
-    It takes the steps of ``decode``, on a JPEG at an eighth of its size, which also reaches the end of the file.
+    Takes the steps of ``decode``, for a JPEG at an eighth of its size, which also reads the file to its end.
     """
     with _opened(image) as opened:
         size = opened.size
@@ -83,19 +82,19 @@ def measure(image: Path | bytes) -> tuple[int, int]:
 
 
 def size_of(image: Path | bytes) -> tuple[int, int]:
-    """Width and height from the start of the file alone. Raises BrokenImageError where that cannot be used."""
+    """Width and height from the start of the file alone. Raises BrokenImageError if that is not usable."""
     with _opened(image) as opened:
         return opened.size
 
 
 def require_large_enough(width: int, height: int) -> None:
-    """Raise SmallImageError where a side is below MIN_SIDE."""
+    """Raise SmallImageError if a side is below MIN_SIDE."""
     if min(width, height) < MIN_SIDE:
         raise SmallImageError(f"{height} x {width} pixels; the smallest side used is {MIN_SIDE}")
 
 
 def broken(image: Path | bytes) -> str:
-    """Why an image file cannot be decoded; empty where it can."""
+    """Why an image file cannot be decoded; empty if it can."""
     try:
         measure(image)
     except SmallImageError:
@@ -107,8 +106,7 @@ def broken(image: Path | bytes) -> str:
 
 @contextmanager
 def _opened(image: Path | bytes) -> Iterator[Image.Image]:
-    """The image, opened and known to be usable as far as its start tells; whatever a decoder raises of the file is a
-    BrokenImageError."""
+    """Open an image that is usable as far as its start tells. Errors of decoders become BrokenImageError."""
     try:
         if not (image.stat().st_size if isinstance(image, Path) else len(image)):
             raise BrokenImageError("empty")
@@ -118,7 +116,7 @@ def _opened(image: Path | bytes) -> Iterator[Image.Image]:
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
-        # Decoders raise what their parsing runs into: struct.error, KeyError, zlib.error, RuntimeError.
+        # Decoders raise anything: struct.error, KeyError, zlib.error, RuntimeError.
         raise BrokenImageError(_reason(error)) from None
 
 
@@ -138,14 +136,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     if upright.mode in SIXTEEN_BIT:
         return upright.convert("I").point(_TO_EIGHT_BIT, "L").convert("RGB")
     if not upright.has_transparency_data:
-        # Also a copy of what is RGB, which holds no open file.
+        # Convert returns a copy, which holds no open file.
         return upright if upright is not image and upright.mode == "RGB" else upright.convert("RGB")
     seen = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As ImageOps.exif_transpose, which also writes the EXIF data anew and fails where these are odd."""
+    """Like ImageOps.exif_transpose, which also rewrites the EXIF data and fails if these are odd."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
         turn = _TURNS.get(orientation) if isinstance(orientation, int) else None

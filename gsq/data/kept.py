@@ -1,4 +1,4 @@
-"""What was made last, up to a number of bytes; shared by threads."""
+"""A cache limited by bytes, shared by threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Kept(Generic[T]):
-    """The values that were used last, as many as ``limit`` bytes hold, and at least one."""
+    """The most recently used values, as many as ``limit`` bytes hold, and at least one."""
 
     def __init__(self, limit: int, size: Callable[[T], int]) -> None:
         self.limit, self.size = limit, size
@@ -20,7 +20,7 @@ class Kept(Generic[T]):
         self.lock = threading.Lock()
 
     def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of this key, made where it is not kept. Two threads may make the same one at the same time."""
+        """The value of this key, made if it is not kept. Two threads can make the same value at the same time."""
         with self.lock:
             if key in self.kept:
                 self.kept.move_to_end(key)

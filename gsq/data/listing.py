@@ -1,4 +1,4 @@
-"""Which files of a folder are images: by their names, through links, without what no person put there."""
+"""The images of a folder: recognised by name, found through links, without files that no person put there."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def _suffixes(words: str) -> tuple[str, ...]:
     return tuple(f".{word}" for word in words.split())
 
 
-# What gsq read before it read the others, too: a data set of these alone keeps its fingerprint.
+# The formats of earlier versions: a data set of these alone keeps its fingerprint.
 FORMER_SUFFIXES = _suffixes("jpg jpeg png webp")
 IMAGE_SUFFIXES = (*FORMER_SUFFIXES, *_suffixes("jpe jfif avif bmp gif jp2 pbm pgm ppm pnm tif tiff"))
-# Pictures that Pillow does not read, or not well: vector drawings, camera files, layers, icons, rare formats.
+# Pictures that Pillow reads badly or not at all: vector drawings, camera files, layers, icons, rare formats.
 UNREAD_SUFFIXES = _suffixes(
     """
     ai arw bpg cr2 cr3 cur dcm dds dng emf eps exr flif fits hdr heic heif hif icns ico j2c j2k jpf jpm jpx jxl jxr nef
     nii orf pcx pfm psb psd qoi raf raw rw2 sgi sr2 svg svgz tga wmf xcf xpm
     """
 )
-# Files of other kinds that lie beside images, which need not be opened to know that they are none.
+# Other files that often lie beside images; their names suffice to skip them.
 _OTHER_SUFFIXES = _suffixes(
     """
     7z arrow avi bin bz2 cfg ckpt cls csv db doc docx gz h5 hdf5 html ini ipynb json jsonl lmdb lock log mat md md5 mdb
@@ -32,24 +32,13 @@ _OTHER_SUFFIXES = _suffixes(
     tgz toml tsv txt wav webm xls xlsx xml xz yaml yml zip zst
     """
 )
-# Besides names that begin with a dot: written by operating systems, storage boxes and archivers. In lower case.
-_HIDDEN_NAMES = frozenset(
-    (
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "__macosx",
-        "desktop.ini",
-        "ehthumbs.db",
-        "lost+found",
-        "system volume information",
-        "thumbs.db",
-    )
+# Names, in lower case, that operating systems, storage boxes and archivers write; dot files are hidden too.
+_HIDDEN = (
+    "@eadir @recycle @recently-snapshot #recycle #snapshot $recycle.bin __macosx desktop.ini ehthumbs.db lost+found "
+    "thumbs.db"
 )
-# Links to folders within folders that were reached by links: more are a circle of some kind.
+_HIDDEN_NAMES = frozenset((*_HIDDEN.split(), "system volume information"))
+# Nested links to folders; deeper ones are taken for a circle.
 MAX_LINKS = 4
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 
@@ -60,14 +49,14 @@ class Entry(NamedTuple):
     name: str
     """Path below the folder, with forward slashes."""
     kind: str = ""
-    """Empty: a file that can be read; else why not, one of gsq.data.manifest.KINDS."""
+    """Empty for a readable file, else one of gsq.data.manifest.KINDS."""
     reason: str = ""
     linked: bool = False
     """Whether it was reached through a link to a folder."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the last part of a path was put there by no person: ``.thumbnails``, ``._a.jpg``, ``@eaDir``."""
+    """Whether no person made the last part of a path: ``.thumbnails``, ``._a.jpg``, ``@eaDir``."""
     return (name[:1] == "." and name not in (".", "..")) or name.lower() in _HIDDEN_NAMES
 
 
@@ -77,13 +66,13 @@ def suffix_of(name: str) -> str:
 
 
 def walk(root: Path) -> Iterator[Entry]:
-    """Every file below a folder, through links to files and to folders, but never in a circle; not sorted.
+    """Yield every file below a folder, unsorted. Follows links to files and folders, but never in a circle.
 
-    Hidden files are of kind hidden, and links below hidden folders are not followed. Links to nothing, links that
-    would lead into a folder that they lie in, and folders that may not be read are entries of their own.
+    Hidden files have the kind hidden; links below hidden folders are not followed. Dead links, links into a folder
+    above them and unreadable folders are entries of their own.
     """
     above = frozenset(filter(None, (_identity(str(folder)) for folder in (root, *root.parents))))
-    # Name, identities of the folders above, links on the way, whether it is hidden.
+    # Name, identities of the folders above, links on the way, and whether it is hidden.
     waiting: list[tuple[str, frozenset[tuple[int, int]], int, bool]] = [("", above, 0, False)]
     while waiting:
         folder, above, links, hidden = waiting.pop()
@@ -137,10 +126,10 @@ def _dead(path: str, link: bool, error: OSError) -> tuple[str, str]:
 
 
 def classified(entry: Entry, root: Path) -> Entry | None:
-    """The entry with its kind as an image; None where it is none at all.
+    """The entry with its kind as an image; None if it is no image.
 
-    Kind ``format``: a picture in a format that is not read, or an image whose suffix does not say so (the first bytes
-    of files with unknown suffixes are looked at).
+    Kind ``format``: a picture in a format that is not read, or one without a suffix of images, recognised by its first
+    bytes.
     """
     suffix = suffix_of(entry.name)
     if entry.kind == "hidden":
@@ -177,26 +166,26 @@ def _looks_like_an_image(path: Path) -> bool:
 
 
 def in_order(name: str) -> list[str]:
-    """Key by which names are sorted: folder by folder."""
+    """Sorting key of names: folder by folder."""
     return name.split("/")
 
 
 def utf8(name: str) -> str:
-    """A name of which bytes that are not UTF-8 are written as ``\\xe9``."""
+    """A name with bytes that are not UTF-8 written as ``\\xe9``."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def shown(name: str) -> str:
-    """A name as it can be printed on one line: as ``utf8``, and control characters likewise."""
+    """A name that prints on one line: like ``utf8``, with control characters escaped too."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in utf8(name))
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """The first names, and that there are more."""
+    """The first ``most`` names, and "..." if there are more."""
     listed = list(names)
     return ", ".join(map(shown, listed[:most])) + (", ..." if len(listed) > most else "")
 
 
 def counted(reasons: Iterable[str]) -> str:
-    """``12 svg, 3 heic``: how often each occurs, the most frequent first."""
+    """Frequencies, the highest first: ``12 svg, 3 heic``."""
     return ", ".join(f"{count:,} {reason}" for reason, count in Counter(reasons).most_common())

@@ -1,8 +1,8 @@
-"""What the images are: manifest, split and fingerprint of a data set. Imports neither torch nor numpy.
+"""Manifest, split and fingerprint of a data set. Imports neither torch nor numpy.
 
-A data set is a ``Manifest``: two lists of image files (training and validation) and a fingerprint over their
-contents. ``gsq.data.batches`` turns it into batches. Another source is one more function from a DataConfig to a
-Manifest, as ``gsq.data.shards`` is for WebDataset and Hugging Face shards.
+A data set is a ``Manifest``: lists of training and validation images, and a fingerprint of their contents, which
+``gsq.data.batches`` turns into batches. A new source is one more function from a DataConfig to a Manifest, like those
+in ``gsq.data.shards``.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from gsq.config.run import DataConfig
 from gsq.config.signature import digest
 from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.errors import Missing, UserError
+from gsq.files import write_text
 
-# Of few images each comes again and again, and is kept decoded; of many, hardly one while it is kept.
+# Up to FEW images are kept decoded, since each recurs often; KEPT_BYTES limits the memory.
 FEW, KEPT_BYTES = 64, 1 << 30
-# Files that were left out: shown by name of each kind, and listed in JSON.
+# Files left out: how many of each kind are named, and how many are listed in JSON.
 NAMED, MOST_LISTED = 3, 1000
 
-# Raised when the same file comes to be decoded otherwise, which makes other fingerprints (photos have no such files).
+# Version of decoding, which is part of fingerprints. It rises when the same file decodes differently (photos excepted).
 DECODING = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     name: str
-    """Path below the data set's root, with forward slashes; in a shard, with its name or row there."""
+    """Path below the data set's root, with forward slashes; in a shard, followed by its name or row there."""
     path: Path
     """The file, or the shard that holds it."""
     sha256: str
     start: int = -1
-    """First byte in the shard (in Parquet: row of the row group); -1: the image is a file of its own."""
+    """First byte in the shard (Parquet: row of the row group); -1 for an image in a file of its own."""
     size: int = -1
-    """Bytes; -1: not known."""
+    """Size [bytes]; -1: not known."""
     row_group: int = -1
-    """In Parquet only."""
+    """Parquet only."""
     column: str = ""
-    """In Parquet only."""
+    """Parquet only."""
     width: int = -1
-    """Pixels before it is turned upright; -1: not known."""
+    """Width [pixels] before the image is turned upright; -1: not known."""
     height: int = -1
 
 
-# Why a file is left out, as a word for programs and in words for people.
+# Reasons to leave a file out: a word for programs, and one for people.
 KINDS = {
     "broken": "broken",
     "small": "too small",
@@ -65,10 +66,10 @@ KINDS = {
 
 
 class LeftOut(NamedTuple):
-    """A file that could have been an image of the data set, and is not."""
+    """A file that looks like an image but is no part of the data set."""
 
     name: str
-    """As in ``ImageFile``; of a shard that is not read at all, its own."""
+    """Name as in ``ImageFile``; for a shard that is skipped as a whole, the shard's own."""
     kind: str
     """One of ``KINDS``."""
     reason: str
@@ -76,33 +77,33 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What there is of a data set, in numbers: for ``gsq plan``, and for warnings about few images."""
+    """A data set in numbers, for ``gsq plan`` and for warnings about few images."""
 
     label: str
     """Name and fingerprint, as in the results table."""
     train: int
-    """Images to train on; photos: the files that crops are taken from."""
+    """Number of training images; photos: files from which crops are taken."""
     validation: int
-    """Held-out images; photos: the files that crops are taken from, and the number of crops is not limited."""
+    """Number of held-out images; photos: files from which any number of crops is taken."""
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
-    """What else a user should know: how the images were split, which are enlarged, why the fingerprint is a new one."""
+    """Notes for the user: how the images were split, which are enlarged, why the fingerprint is new."""
 
     def counts(self) -> dict[str, int]:
-        """How many files were left out for each of ``KINDS``; those that occur."""
+        """Number of files left out, for each of ``KINDS`` that occurs."""
         found = Counter(one.kind for one in self.left_out)
         return {kind: found[kind] for kind in KINDS if found[kind]}
 
     def lines(self) -> list[str]:
-        """The above in words: the images of each split, then ``remarks``."""
+        """The summary as text: the images of each split, then ``remarks``."""
         return [f"images: {self.train:,} training and {self.validation:,} validation, {self.label}", *self.remarks()]
 
     def remarks(self) -> list[str]:
-        """A line for each kind of files that were left out, then the notes; nothing where all is as it should be."""
+        """A line for each kind of file that was left out, then the notes; empty if all is well."""
         return [*(f"left out: {line}" for line in described(self.left_out)), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; of each kind the first MOST_LISTED files."""
+        """A summary for JSON, with the first MOST_LISTED files of each kind."""
         listed = [one for kind in KINDS for one in self._of(kind)[:MOST_LISTED]]
         return {
             "label": self.label,
@@ -118,7 +119,7 @@ class Summary:
 
 
 def described(left_out: Iterable[LeftOut], most: int = NAMED) -> list[str]:
-    """A line for each kind of files that were left out: how many, and why, the first ``most`` by name."""
+    """A line for each kind of file that was left out: how many, why, and the names of the first ``most``."""
     kinds: dict[str, list[LeftOut]] = {kind: [] for kind in KINDS}
     for one in left_out:
         kinds[one.kind].append(one)
@@ -141,11 +142,11 @@ def described(left_out: Iterable[LeftOut], most: int = NAMED) -> list[str]:
 class Manifest:
     name: str
     fingerprint: str
-    """12 hex digits over names, split and contents; no path."""
+    """12 hex digits over names, split and contents, but not the place of the data set."""
     train: tuple[ImageFile, ...]
     validation: tuple[ImageFile, ...]
     left_out: tuple[LeftOut, ...] = ()
-    """Files that are not used, with the reasons."""
+    """Unused files, with the reasons."""
     notes: tuple[str, ...] = ()
     """As in ``Summary``."""
 
@@ -155,12 +156,12 @@ class Manifest:
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """Names of the images that could not be read and were left out."""
+        """Names of the images that were left out because they cannot be read."""
         return tuple(one.name for one in self.left_out if one.kind == "broken")
 
     @property
     def few(self) -> bool:
-        """Whether a run keeps the images decoded, since each comes again and again."""
+        """Whether the images are so few that a run keeps them decoded."""
         return len(self.train) + len(self.validation) <= FEW
 
     def summary(self) -> Summary:
@@ -168,7 +169,7 @@ class Manifest:
         return Summary(self.label, len(self.train), len(self.validation), self.left_out, self.notes)
 
     def decoded_bytes(self, workers: int = 0) -> int:
-        """Memory for decoded images at the most in a run with so many data workers; 0 where sizes are not known.
+        """Largest memory [bytes] that decoded images take in a run; 0 if the images' sizes are not known.
 
         Pillow holds 4 bytes a pixel, and two copies while it decodes.
         """
@@ -180,15 +181,13 @@ class Manifest:
 
 
 def data_root(config: DataConfig) -> Path:
-    """``data.path`` with ``~`` and variables replaced. Raises Missing for a variable that is not set."""
+    """``data.path`` with ``~`` and variables expanded. Raises Missing for a variable that is not set."""
     text = os.path.expandvars(config.path)
     unset = re.search(r"\$(\w+|\{\w*[^}]*\}?)", text)
     if unset:
         name = unset[1].strip("{}")
         if not re.fullmatch(r"\w+", name):
-            raise UserError(
-                f"data.path: {config.path}: of the shell's expansions only $NAME and ${{NAME}} are known here"
-            )
+            raise UserError(f"data.path: {config.path}: only $NAME and ${{NAME}} can be expanded here")
         raise Missing(f"data.path: {config.path}: ${name} is not set; export {name}=FOLDER, or give the path itself")
     return Path(text).expanduser().resolve()
 
@@ -203,13 +202,13 @@ def build_manifest(
 
 
 def cache_folder() -> Path:
-    """Where manifests are cached: below $GSQ_CACHE, by default ~/.cache/gsq."""
+    """Folder of cached manifests, below $GSQ_CACHE (default ~/.cache/gsq)."""
     return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq") / "manifests"
 
 
 def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
     """Training and validation images, split by a hash of their content."""
-    # A copy of an image falls on the same side, whatever its name.
+    # Copies of an image fall on the same side, whatever their names.
     held = [int(file.sha256[:8], 16) < share * 2**32 for file in files]
     return (
         [file for file, out in zip(files, held, strict=True) if not out],
@@ -219,16 +218,16 @@ def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], lis
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that could be an image of a data set of one's own, after the first look."""
+    """A possible image of a user's data set, after the first look at it."""
 
     file: ImageFile
     kind: str = ""
-    """Why it is left out, one of KINDS; empty where it is used."""
+    """Why it is left out, one of KINDS; empty if it is used."""
     reason: str = ""
     former: bool = True
-    """Whether gsq used it before it followed links to folders, read more formats and skipped what is hidden or tiny."""
+    """Whether earlier versions of gsq, which neither followed links nor skipped hidden or tiny files, used it."""
     split: str = ""
-    """Train, validation or other, where paths tell; empty where its content decides."""
+    """train, validation or other if paths tell; empty if the content decides."""
 
 
 def complete(
@@ -238,9 +237,9 @@ def complete(
     notes: Sequence[str] = (),
     passed_over: Sequence[LeftOut] = (),
 ) -> Manifest:
-    """The manifest of a data set of one's own. Raises UserError for too few images, or too many broken ones.
+    """The manifest of a user's data set. Raises UserError for too few images, or too many broken ones.
 
-    passed_over: files that were not even candidates.
+    passed_over: files that were no candidates.
     """
     used = [one for one in candidates if not one.kind]
     left_out = [*passed_over, *(LeftOut(one.file.name, one.kind, one.reason) for one in candidates if one.kind)]
@@ -273,10 +272,10 @@ SPLITS = ("train", "validation")
 
 
 def _split(used: list[Candidate], share: float) -> tuple[list[ImageFile], list[ImageFile]]:
-    """By the paths where both splits have images, else by content."""
+    """The split by paths if both splits have images, else by content."""
     parts = {split: [one.file for one in used if one.split == split] for split in SPLITS}
     train, validation = parts.values() if all(parts.values()) else held_out([one.file for one in used], share)
-    # In the order of their hashes any first part of them is a sample, whatever the folders are called.
+    # Sorted by hash, any first part is a sample, whatever the folders are called.
     return train, sorted(validation, key=lambda file: file.sha256)
 
 
@@ -290,7 +289,7 @@ def _enlarged(config: DataConfig, files: Manifest) -> Iterator[str]:
 
 
 def _renewed(config: DataConfig, candidates: list[Candidate], now: Manifest) -> Iterator[str]:
-    """Why the fingerprint is another than before, where it is."""
+    """Explain a fingerprint that differs from that of earlier versions of gsq."""
     before = _split([one for one in candidates if one.former], config.validation_share)
     old = build_manifest(config.kind, *before)
     if old.fingerprint == now.fingerprint or not before[0] or len(before[1]) < 2:
@@ -301,7 +300,7 @@ def _renewed(config: DataConfig, candidates: list[Candidate], now: Manifest) -> 
     yield (
         f"earlier versions of gsq read {len(before[0]):,} training and {len(before[1]):,} validation images here, "
         f"this one {len(now.train):,} and {len(now.validation):,} ({'; '.join(why)}); the fingerprint was "
-        f"{old.fingerprint}, and what was trained on those images counts as another data set and is not reused"
+        f"{old.fingerprint}; runs on those images count as runs on another data set and are not reused"
     )
 
 
@@ -311,12 +310,7 @@ def _news(one: Candidate) -> str:
 
 
 def write_cache(path: Path, content: object) -> None:
-    """Best effort: a cache that cannot be written costs time, not correctness."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    """Write a cache if possible: without it, only time is lost."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content))
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        write_text(path, json.dumps(content), sync=False)

@@ -1,4 +1,4 @@
-"""Progress on stderr of what may take long, from the second second on; what is fast prints nothing."""
+"""Progress on stderr of work that takes more than a second."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PATIENCE, REPEAT = 1.0, 60.0
 
 
 def shown_after_a_second(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items. From a second on, a bar on a terminal; in a log, a line then and every minute.
+    """Yield the items. After a second, show a bar on a terminal, or a line every minute in a log.
 
-    what: the work, such as "first look at the images of photos".
+    what: the work, such as "looking at the images of photos".
     """
     begun = time.monotonic()
     due, bar, done = PATIENCE, None, 0

@@ -1,4 +1,4 @@
-"""Which shards a data set has: found below a folder, told apart by split, and complete as far as their numbers say."""
+"""The shards of a data set: found below a folder, sorted by split, and complete as far as their numbers tell."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Shard(NamedTuple):
     name: str
     """Path below the data set's root, with forward slashes."""
     split: str
-    """train, validation, test or nothing, as its path says."""
+    """train, validation, test or empty, from its path."""
 
 
 def list_shards(kind: str, root: Path) -> tuple[list[Shard], list[LeftOut]]:
-    """The shards to read, and files that are passed over. Raises UserError where there are none, or some are missing
-    (Missing, where it is the whole folder)."""
+    """The shards to read, and the files left out. Raises UserError if there are no shards or some are missing, and
+    Missing if the whole folder is missing."""
     suffixes = SUFFIXES[kind]
     if root.is_file():
         if root.suffix.lower() not in suffixes:
@@ -58,7 +58,7 @@ def list_shards(kind: str, root: Path) -> tuple[list[Shard], list[LeftOut]]:
     wanted = {shard.split for shard in shards} & {"train", "validation"}
     if not wanted:
         return shards, left_out
-    # Where training data is marked, what is marked otherwise or not at all is something else.
+    # If training shards are marked, shards marked otherwise or not at all are something else.
     known = {"train", "validation"} if len(wanted) == 2 else {*wanted, ""}
     left_out += [
         LeftOut(shard.name, "split", f"shards of {shard.split}" if shard.split else "shards of no split")
@@ -80,7 +80,7 @@ def _found(kind: str, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Shard
             else:
                 shards.append(Shard(root / entry.name, entry.name, split_of(entry.name)))
         elif entry.kind in ("link", "unreadable") and not Path(lower).suffix:
-            # A folder of shards, for all that is known.
+            # It could be a folder of shards.
             left_out.append(LeftOut(*entry[:3]))
         elif kind == "webdataset" and not entry.kind and lower.endswith(_COMPRESSED):
             left_out.append(LeftOut(entry.name, "format", "compressed"))
@@ -88,7 +88,7 @@ def _found(kind: str, root: Path, suffixes: tuple[str, ...]) -> tuple[list[Shard
 
 
 def split_of(name: str) -> str:
-    """train, validation, test or nothing, as the last part of a path that names a split says."""
+    """train, validation, test or empty, from the last part of a path that names a split."""
     for part in reversed(Path(name).with_suffix("").parts):
         found = {SPLITS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS}
         if len(found) == 1:
@@ -97,7 +97,7 @@ def split_of(name: str) -> str:
 
 
 def _require_all(root: Path, shards: list[Path]) -> None:
-    """Raise UserError where the shards' numbers say that some are missing."""
+    """Raise UserError if the shards' numbers show that some are missing."""
     numbered: dict[tuple[Path, str, str], list[str]] = {}
     for shard in shards:
         match = re.fullmatch(r"(.*?)(\d+)(-of-\d+.*)?", shard.stem)
@@ -114,7 +114,7 @@ def _require_all(root: Path, shards: list[Path]) -> None:
             expected = range(min(numbers), max(numbers) + 1)
         else:
             continue
-        # Not as a set: a total may be of any size.
+        # A set of all numbers could be huge, since a total can be any number.
         missing = len(expected) - sum(number in expected for number in numbers)
         if missing:
             first = list(islice((number for number in expected if number not in numbers), 8))
@@ -126,12 +126,12 @@ def _require_all(root: Path, shards: list[Path]) -> None:
             )
 
 
-# More missing shards for each that is there: the numbers are something else.
+# If more shards than this are missing for each that exists, the numbers mean something else.
 MOST_MISSING = 100
 
 
 def _count_shards(prefix: str, digits: list[str]) -> bool:
-    """Whether numbers at the end of names, without a total, count shards: they may be dates, times or identifiers."""
+    """Whether numbers at the end of names, without a total, count shards rather than being dates or identifiers."""
     numbers = set(map(int, digits))
     if len(numbers) < 2 or _dates(prefix, digits):
         return False
@@ -141,7 +141,7 @@ def _count_shards(prefix: str, digits: list[str]) -> bool:
     return length <= (MOST_MISSING if from_the_start else 2) * len(numbers)
 
 
-# What numbers of so many digits may stand for, and dates of several parts at the end of a name: 2023-01-05, 2023-W07,
+# Dates that a number can be, by its digits, and dates of several parts at the end of a name: 2023-01-05, 2023-W07,
 # 20230105T123000, 2023-01-05_12-30.
 _STAMPS = {
     4: ("%Y",),
@@ -160,12 +160,12 @@ _DATE = re.compile(
 
 
 def _dates(prefix: str, digits: list[str]) -> bool:
-    """Whether all numbers can be read as years, months, days or seconds of these years, or as the end of a date."""
+    """Whether all numbers can be read as recent dates or times, or as the end of a date."""
     return all(map(_stamp, digits)) or all(_DATE.fullmatch(prefix + number) for number in digits)
 
 
 def _stamp(digits: str) -> bool:
-    # Seconds, or thousandths of them, since 1970: of the years from 2001 on.
+    # Seconds or milliseconds since 1970, from 2001 on.
     if len(digits) in (10, 13) and 10**9 <= int(digits[:10]) < 4 * 10**9:
         return True
     for form in _STAMPS.get(len(digits), ()):

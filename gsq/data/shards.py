@@ -1,8 +1,8 @@
 """Images in WebDataset shards (.tar) and in those of Hugging Face datasets (.parquet, .arrow).
 
-A shard is read through once, for its manifest: where each image lies and its sha256, cached by the shard's size and
-time. After that any image is reached at once: in a tar or an Arrow file as a range of bytes, in a Parquet file by its
-row group, which has to be decoded as a whole; execution.stage_data unpacks it. Imports pyarrow for its shards only.
+The first pass over a shard makes its manifest, the place and sha256 of each image, which is cached by the shard's size
+and time. From then on any image is read directly: from a tar or Arrow file as a range of bytes, from a Parquet file by
+decoding its row group (execution.stage_data unpacks it). Imports pyarrow for its shards only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,18 @@ from gsq.data.shard_files import Shard, list_shards
 from gsq.data.tar_files import Member, tar_images
 from gsq.errors import UserError
 
-# Decoded row groups that are kept.
+# Memory for decoded row groups [bytes].
 ROW_GROUP_BYTES = 256 << 20
-# Raised when what a cached manifest holds changes.
+# Version of the content of a cached manifest.
 FORMAT = 2
 
 
 def shard_manifest(config: DataConfig) -> Manifest:
     """The manifest of a folder of shards, or of one shard.
 
-    A split is taken from the shards' paths where some are marked train and some validation (``train/``,
-    ``data/validation-00000-of-00002.parquet``, ``photos-val-000000.tar``); others, such as test, are left out then.
-    Else images are held out by a hash of their content. Raises UserError for shards that are missing or damaged.
+    The shards' paths are the split if they mark some as train and some as validation (``train/``,
+    ``data/validation-00000-of-00002.parquet``, ``photos-val-000000.tar``); others, such as test, are then left out.
+    Otherwise images are held out by a hash of their content. Raises UserError for missing or damaged shards.
     """
     root = data_root(config)
     shards, left_out = list_shards(config.kind, root)
@@ -75,7 +76,7 @@ def _require_images(root: Path, shards: list[Shard], scanned: list[dict[str, Any
 
 
 def _half_a_split(config: DataConfig, shards: list[Shard]) -> list[str]:
-    """That shards are marked as one split, and the other is held out of them."""
+    """A note if shards are marked as one split only, so that the other is held out of them."""
     marked = {shard.split for shard in shards}
     if {"train", "validation"} <= marked or not marked & {"train", "validation"}:
         return []
@@ -94,8 +95,8 @@ def _threads() -> int:
 
 
 def _scan_or_cached(image_column: str, folder: Path, shard: Shard) -> dict[str, Any]:
-    """Column and images of a shard: a list each of the fields of Member without its content, then what a first look
-    says: sha256, width, height, kind and reason where it is left out, and whether gsq always read it."""
+    """Column and images of a shard. Each image is a list: the fields of Member up to group, sha256, width, height, kind
+    and reason if it is left out, and whether earlier versions read it."""
     stat = shard.path.stat()
     stamp = [FORMAT, stat.st_size, stat.st_mtime_ns]
     cache = folder / f"{hashlib.sha256(shard.name.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
@@ -140,18 +141,15 @@ def _scan_tar(shard: Path, _: str) -> tuple[str, Iterator[Member]]:
 
 
 def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _whole_shard(shard):
         parquet = pq.ParquetFile(shard)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from None
     column = find_column(shard, parquet.schema_arrow, image_column)
 
     def images() -> Iterator[Member]:
         number = empty = 0
-        try:
+        with _whole_shard(shard):
             for group in range(parquet.num_row_groups):
                 row = 0
                 for batch in parquet.iter_batches(64, [group], [column]):
@@ -160,8 +158,6 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]
                         empty += data is None
                         yield Member(str(number), row, len(data or b""), group, data)
                         row, number = row + 1, number + 1
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(shard, error) from None
         _require_embedded(shard, number, empty, column)
 
     return column, images()
@@ -170,7 +166,7 @@ def _scan_parquet(shard: Path, image_column: str) -> tuple[str, Iterator[Member]
 def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
     import pyarrow as pa
 
-    try:
+    with _whole_shard(shard):
         whole = pa.memory_map(str(shard)).read_buffer()
         try:
             reader: Any = pa.ipc.open_stream(whole)
@@ -180,13 +176,11 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
             schema = file.schema
         else:
             batches, schema = iter(reader), reader.schema
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from None
     column = find_column(shard, schema, image_column).removesuffix(".bytes")
 
     def images() -> Iterator[Member]:
         number = empty = 0
-        try:
+        with _whole_shard(shard):
             for batch in batches:
                 for start, size in _ranges(_bytes(batch.column(column)), whole):
                     if size > 0 and not 0 <= start <= whole.size - size:
@@ -195,15 +189,13 @@ def _scan_arrow(shard: Path, image_column: str) -> tuple[str, Iterator[Member]]:
                     data = None if size < 0 else bytes(whole[start : start + size])
                     yield Member(str(number), start, max(size, 0), -1, data)
                     number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(shard, error) from None
         _require_embedded(shard, number, empty, column)
 
     return column, images()
 
 
 def _ranges(column: Any, whole: Any) -> Iterator[tuple[int, int]]:
-    """Start in the file's buffer and size of each value of a binary array; size -1 for a null."""
+    """Start in the file's buffer and size of each value of a binary array; the size of a null is -1."""
     import numpy as np
     import pyarrow.types as types
 
@@ -215,9 +207,16 @@ def _ranges(column: Any, whole: Any) -> Iterator[tuple[int, int]]:
         yield base + start, end - start if valid else -1
 
 
-def _damaged(shard: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{shard}: is no {shard.suffix[1:]} file, or was cut short ({reason}); get it again")
+@contextmanager
+def _whole_shard(shard: Path) -> Iterator[None]:
+    """Turn the errors of reading a damaged shard into a UserError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{shard}: is no {shard.suffix[1:]} file, or was cut short ({reason}); get it again") from None
 
 
 def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
@@ -229,9 +228,9 @@ def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
 
 
 def find_column(shard: Path, schema: Any, wanted: str) -> str:
-    """Where the bytes of images are in a shard's Arrow schema: ``image``, or ``image.bytes`` of {bytes, path}.
+    """Path of the image bytes in a shard's Arrow schema: ``image``, or ``image.bytes`` of {bytes, path}.
 
-    Raises UserError, naming the columns, where none, or several, could be meant.
+    Raises UserError, which names the columns, if none or several could be meant.
     """
     import pyarrow.types as types
 
@@ -256,7 +255,7 @@ def find_column(shard: Path, schema: Any, wanted: str) -> str:
     if not found:
         raise UserError(f"{shard}: no column of images ({{bytes, path}}, or binary) among its columns {columns}")
     if len(found) > 1:
-        # Where the metadata of datasets, or the usual name, leaves no doubt.
+        # The metadata of datasets, or the usual name, may settle it.
         likely = [name for name in found if name in _declared(schema)] or [name for name in found if name == "image"]
         if len(likely) != 1:
             raise UserError(f"data.image_column: name one of {', '.join(found)}, the columns that {shard} has")
@@ -265,7 +264,7 @@ def find_column(shard: Path, schema: Any, wanted: str) -> str:
 
 
 def _declared(schema: Any) -> list[str]:
-    """Columns that datasets' own metadata declare to be images."""
+    """Columns that the metadata of datasets declare to be images."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return [name for name, feature in features.items() if feature.get("_type") == "Image"]
@@ -274,7 +273,7 @@ def _declared(schema: Any) -> list[str]:
 
 
 def _bytes(column: Any) -> Any:
-    """The binary array of a column, its {bytes, path} taken apart."""
+    """The binary array of a column, also of one of {bytes, path}."""
     import pyarrow.compute as pc
     import pyarrow.types as types
 
@@ -286,7 +285,7 @@ def _bytes(column: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _opened(path: Path) -> Any:
-    # Closed when nothing holds it any more, thus not while another thread reads.
+    # The file closes once nothing refers to it, so never while another thread reads.
     return path.open("rb", buffering=0)
 
 
@@ -311,7 +310,7 @@ def _row_group(path: Path, group: int, column: str) -> Any:
 
 
 def read_bytes(file: ImageFile) -> bytes:
-    """The content of an image file, wherever it lies. Raises OSError where it cannot be read."""
+    """The content of an image file or of an image in a shard. Raises OSError if it cannot be read."""
     if file.start < 0:
         return file.path.read_bytes()
     if file.row_group < 0:
@@ -326,7 +325,7 @@ def read_bytes(file: ImageFile) -> bytes:
 
 
 def read_checked(file: ImageFile) -> bytes:
-    """As read_bytes. Raises UserError where it cannot be read, or changed since its manifest was taken."""
+    """Like ``read_bytes``. Raises UserError if the image cannot be read or has changed since its manifest was taken."""
     where = f"{shown(str(file.path))}: {shown(file.name)}"
     try:
         data = read_bytes(file)
@@ -334,7 +333,7 @@ def read_checked(file: ImageFile) -> bytes:
         raise UserError(f"{where} cannot be read ({error.strerror or error})") from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise UserError(
-            f"{where}: its content is not what the fingerprint was taken of (sha256 {file.sha256}); "
-            "plan again, if the images were meant to change"
+            f"{where}: its content has changed since the fingerprint was taken (sha256 {file.sha256} then); "
+            "plan again if the images were meant to change"
         )
     return data

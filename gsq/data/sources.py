@@ -1,4 +1,4 @@
-"""The manifest of a data set, whichever kind of source it has."""
+"""The manifest of a data set of any kind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gsq.config.run import DataConfig
 from gsq.data.manifest import ImageFile, Manifest, build_manifest
 from gsq.errors import UserError
 
-# The colour photographs in scikit-image's wheel: file, scene, split, sha256. Training and validation are
-# different scenes; the two views of the stereo pair are one scene.
+# The colour photographs in scikit-image's wheel: file, scene, split, sha256. Training and validation have different
+# scenes; the two views of the stereo pair are one scene.
 PHOTOS: tuple[tuple[str, str, str, str], ...] = (
     ("astronaut.png", "astronaut", "validation", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"),
     ("chelsea.png", "cat", "validation", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"),
@@ -26,8 +26,8 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
 
 
 def manifest(config: DataConfig) -> Manifest:
-    """The manifest of ``config``'s data set. Raises UserError for one that is missing (Missing, where it is the whole
-    folder), empty, damaged or too small."""
+    """The manifest of ``config``'s data set. Raises UserError if it is empty, damaged or too small, and Missing if the
+    whole folder is missing."""
     if config.kind == "photos":
         return _photos()
     if config.kind == "image_folder":

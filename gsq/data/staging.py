@@ -1,8 +1,8 @@
 """Copy a data set's images to a node's own disk, once for all processes and jobs of the node.
 
-They are written one after another into one file, named by the data set's fingerprint, so that thousands of small files
-or slow row groups become one file that is read at any place. Each image's sha256 is checked as it is written, and
-again whenever it is read. Locks are taken on that disk only, where they hold.
+The images go one after another into one file, named by the data set's fingerprint, which replaces thousands of small
+files or slow row groups. Each image's sha256 is checked when it is written and whenever it is read. Locks lie on that
+disk alone, where they are reliable.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from pathlib import Path
 
 from gsq.data.manifest import ImageFile, Manifest
 from gsq.data.shards import read_checked
+from gsq.files import leftovers, whole
 
-# Left free for others on the disk.
+# Bytes left free on the disk.
 SPARE_BYTES = 256 << 20
-# Images read at a time, so that none is waited for alone.
+# Threads that read images, and images read at a time.
 READERS, AHEAD = 8, 64
 
 
@@ -35,11 +36,11 @@ def stage(
     announce: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same data set, its images on the node's own disk below ``folder`` (variables such as $TMPDIR are expanded).
+    """The same data set with its images on the node's own disk below ``folder``, whose variables are expanded.
 
-    Where that cannot be (no such variable, no room, no right to write) the reason is announced and the images are
-    read from where they are. tick is called now and then, and may raise to stop; nothing is left half-written.
-    Raises UserError for an image that has changed since the manifest was taken.
+    If that fails (unknown variable, no room, no permission), announces why and leaves the images where they are. tick
+    is called now and then, and can raise to stop; nothing is left half-written. Raises UserError for an image that has
+    changed since the manifest was taken.
     """
     if not folder or files.name == "photos":
         return files
@@ -79,7 +80,7 @@ def stage(
 
 
 def _layout(files: Manifest) -> list[tuple[ImageFile, int]]:
-    """Images with their sizes, in the order in which they are read fastest; the same for every process."""
+    """Images with their sizes, in the order that is fastest to read and the same for every process."""
     in_order = sorted({*files.train, *files.validation}, key=lambda f: (str(f.path), f.row_group, f.start))
     return [(file, file.size if file.size >= 0 else file.path.stat().st_size) for file in in_order]
 
@@ -98,16 +99,15 @@ def _locked(path: Path, tick: Callable[[], None]) -> Iterator[None]:
 
 
 def _write(layout: list[tuple[ImageFile, int]], target: Path, tick: Callable[[], None]) -> None:
-    partial = target.with_suffix(".partial")
+    for old in leftovers(target):  # The caller holds the lock, so nobody writes to them.
+        old.unlink(missing_ok=True)
     pool = ThreadPoolExecutor(READERS)
     waiting = iter(layout)
     try:
-        with partial.open("wb") as out:
+        with whole(target, sync=False) as partial, partial.open("wb") as out:
             while part := list(islice(waiting, AHEAD)):
                 for data in pool.map(read_checked, [file for file, _ in part]):
                     out.write(data)
                 tick()
-        partial.replace(target)
     finally:
         pool.shutdown(cancel_futures=True)
-        partial.unlink(missing_ok=True)

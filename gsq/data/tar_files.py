@@ -1,4 +1,4 @@
-"""Images in a plain tar file: members of their own, and links to members."""
+"""Images in a plain tar file: members, and links to members."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import BinaryIO, NamedTuple
 from gsq.data.listing import FORMER_SUFFIXES, IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden, suffix_of
 from gsq.errors import UserError
 
-# Links that lead on to links: as many as an operating system follows.
+# Links in a row; operating systems follow as many.
 MAX_STEPS = 40
 
 
 class Member(NamedTuple):
-    """An image in a shard, or what could have been one."""
+    """An image in a shard, or something that looks like one."""
 
     name: str
     """Within the shard."""
@@ -24,18 +24,18 @@ class Member(NamedTuple):
     """First byte in the shard; in Parquet the row of the row group."""
     size: int
     group: int
-    """Row group; -1 but in Parquet."""
+    """Row group in Parquet, else -1."""
     data: bytes | None
-    """None: there is no image."""
+    """None if there is no image."""
     kind: str = ""
-    """One of gsq.data.manifest.KINDS where it is left out whatever it holds."""
+    """One of gsq.data.manifest.KINDS if it is left out whatever its content."""
     reason: str = ""
     former: bool = True
-    """Whether gsq read it before it followed links, read more formats and skipped what is hidden."""
+    """Whether earlier versions of gsq, which neither followed links nor skipped hidden files, read it."""
 
 
 def tar_images(shard: Path) -> Iterator[Member]:
-    """The images of a tar file in its order, then those that links in it name. Raises UserError for a damaged file."""
+    """Yield the images of a tar file in order, then those behind links. Raises UserError for a damaged file."""
     if not shard.stat().st_size:
         raise UserError(f"{shard}: is empty; get it again")
     # Every file by its path within the shard, and every link with the path that it leads to.
@@ -67,7 +67,7 @@ def tar_images(shard: Path) -> Iterator[Member]:
 
 
 def _image(file: BinaryIO, name: str, start: int, size: int, former: bool = True) -> Member | None:
-    """The member as an image; None where its name says that it is none."""
+    """The member as an image; None if its name says that it is none."""
     suffix = suffix_of(name)
     if suffix in UNREAD_SUFFIXES:
         hidden = any(map(is_hidden, name.split("/")))
@@ -80,7 +80,7 @@ def _image(file: BinaryIO, name: str, start: int, size: int, former: bool = True
 
 
 def _linked(file: BinaryIO, files: dict[str, tuple[int, int]], links: dict[str, str]) -> Iterator[Member]:
-    """What links lead to: a member of the shard or, below a link to a folder, every member and link to one there."""
+    """Yield what links lead to: a member of the shard, or everything in a folder of it."""
     targets = {name: _target(name, links) for name in links}
     images = {name: files[target] for name, target in targets.items() if target in files} | files
     for link, target in targets.items():
@@ -105,7 +105,7 @@ def _linked(file: BinaryIO, files: dict[str, tuple[int, int]], links: dict[str, 
 
 
 def _target(name: str, links: dict[str, str]) -> str | None:
-    """Where a path leads when the links on its way are followed; None for a circle."""
+    """The path that a path leads to once links are followed; None for a circle."""
     for _ in range(MAX_STEPS):
         parts = name.split("/")
         heads = ("/".join(parts[:i]) for i in range(1, len(parts) + 1))

@@ -1,7 +1,7 @@
 """Evaluation of one tokenizer under named protocols: rFID, KID, inception score, LPIPS, PSNR, SSIM, codebook use.
 
-``rfid`` is the Frechet distance between reconstructions and originals in the features that the protocol names. All of
-it is measured in one pass over the validation images, in memory that does not grow with their number.
+``rfid`` is the Frechet distance between reconstructions and originals in the features that the protocol names. One pass
+over the validation images measures everything, in memory that does not grow with their number.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gsq.data.batches import ImageSource
 from gsq.evaluation.originals import Originals, Store
 from gsq.evaluation.protocol import Protocol, protocol
 from gsq.evaluation.tally import Tally, result_row, write_histogram
+from gsq.files import whole
 from gsq.metrics.inception_score import InceptionScore
 from gsq.metrics.reconstruction import from_uint8, psnr_ceiling_db, psnr_db, ssim, to_uint8
 from gsq.models.autoencoder import Autoencoder
@@ -34,12 +35,12 @@ from gsq.training.distributed import Group
 from gsq.training.losses import LPIPS
 
 SAMPLES = 8
-# Seconds between looks at what another run is computing.
+# Seconds between looks at the work of another run.
 PATIENCE = 0.5
 
 
 class NonFiniteReconstruction(Exception):
-    """A reconstruction, or a latent on the way to it, is NaN or infinite; names step and image."""
+    """A reconstruction or its latent is NaN or infinite; the message names step and image."""
 
 
 def _tick(error: BaseException | None) -> None:
@@ -61,16 +62,16 @@ def evaluate(
     tick: Callable[[BaseException | None], None] = _tick,
     histograms: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Any]:
-    """Metrics by the results table's column names, with the protocol, at one size (default: data.image_size).
+    """Metrics and protocol at one size (default: data.image_size), by the results table's column names.
 
-    model: with float32 weights, on any device. runs: the folder of runs that share the features of the originals
-    (gsq.evaluation.originals); without it they are computed here. samples: a picture of some reconstructions is
-    written there. step: of the weights, to name in an error. group: the processes that share the work, each with the
-    same model; on those that are not the first the result is empty. tick is called after each batch, on every process
-    as often, and may raise to stop; it is given what has gone wrong, and raises it. histograms is given the counts of
-    indices, (sum of index_sizes,), by protocol.
+    model: float32 weights, on any device. runs: folder of runs that share the features of the originals
+    (gsq.evaluation.originals); without it they are computed here. samples: path for a picture of some reconstructions.
+    step: step of the weights, named in errors. group: the processes that share the work, with equal models; only the
+    first returns a result. tick is called after each batch, equally often on every process, with the error of the batch
+    if there is one; it raises that error, or to stop. histograms receives the counts of indices, (sum of index_sizes,),
+    by protocol.
 
-    Raises NonFiniteReconstruction, and UserError as ``protocol`` and the weights do.
+    Raises NonFiniteReconstruction, and UserError like ``protocol`` and the weights.
     """
     group = group or Group()
     model.eval()
@@ -84,7 +85,7 @@ def evaluate(
     store = Store(runs, rules.hash) if runs and group.first else None
     known = store.load() if store else None
     claimed = store is not None and known is None and store.claim()
-    # Where another run is at work on the originals, this one looks at its reconstructions meanwhile.
+    # While another run computes the originals, this one evaluates its reconstructions.
     with_originals = group.from_first(known is None and (store is None or claimed))
     work = _Work(model, source, evaluation, rules, features, lpips, step, group, tick)
     try:
@@ -114,12 +115,11 @@ def evaluate_all(
     *,
     samples: Path | None = None,
     histogram: Path | None = None,
-    step: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """``evaluate`` at each of evaluation.resolutions (which see); samples of the first one.
+    """``evaluate`` at each of evaluation.resolutions, with samples of the first.
 
-    histogram: the counts of indices are written there, see ``read_histogram``.
+    histogram: path for the counts of indices, see ``read_histogram``. The other options are those of ``evaluate``.
     """
     counts: dict[str, NDArray[np.int64]] = {}
     sizes = evaluation.resolutions or (source.config.image_size,)
@@ -130,7 +130,6 @@ def evaluate_all(
             evaluation,
             image_size=size,
             samples=samples if size == sizes[0] else None,
-            step=step,
             histograms=counts,
             **options,
         )
@@ -138,13 +137,13 @@ def evaluate_all(
     ]
     if histogram is not None:
         quantizer = model.quantizer
-        write_histogram(histogram, counts, quantizer.index_sizes, quantizer.shared_codebook, step)
+        write_histogram(histogram, counts, quantizer.index_sizes, quantizer.shared_codebook, options.get("step"))
     return results
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Without TF32, in which a GPU would otherwise take convolutions of float32."""
+    """Turn off TF32, which a GPU would otherwise use for float32 convolutions."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -173,7 +172,7 @@ class _Work:
     ) -> Tally | None:
         """The tally of all images on the first process, None on the others."""
         size, count = self.group.size, self.rules.num_images
-        # Consecutive images, so that the first process has the first ones; as many rounds for each.
+        # Consecutive images, so that the first process has the first ones; every process makes equally many rounds.
         start, end = (count * (self.group.rank + i) // size for i in (0, 1))
         batch = self.evaluation.batch_size
         tally = Tally(self.rules, self.model)
@@ -200,7 +199,7 @@ class _Work:
     ) -> None:
         device = next(self.model.parameters()).device
         images = self.source.validation_batch(first, stop - first).to(device)
-        # Both sides are compared as uint8 images, as they would be read from files.
+        # Compare both sides as uint8 images, as if read from files.
         truth = to_uint8(images)
         true_images = from_uint8(truth)
         tally.count += len(images)
@@ -252,11 +251,11 @@ class _Work:
 
 
 def _originals_of_others(work: _Work, store: Store | None, known: Originals | None) -> Originals | None:
-    """The originals that were there, or that another run has been computing; computed here should it have died."""
+    """The originals that exist or that another run computes; computed here if that run has died."""
     while True:
         state = "found"
         if work.group.first and store and known is None:
-            # Looked for after the lock: whoever let go of it may have written them just before.
+            # Load after looking at the lock: its holder may have saved just before it let go.
             held = store.waiting()
             known = store.load()
             state = "found" if known else "wait" if held else "compute" if store.claim() else "wait"
@@ -286,4 +285,5 @@ def save_samples(originals: Tensor, reconstructions: Tensor, path: Path) -> None
         for column, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
             tile = Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             sheet.paste(tile, (column * (width * scale + gap), row * (height * scale + gap)))
-    sheet.save(path)
+    with whole(path) as partial:
+        sheet.save(partial, format="PNG")

@@ -1,8 +1,7 @@
-"""Features of the original images under a protocol: computed once below a runs folder, shared by all of its runs.
+"""Features of the original images under a protocol, computed once for all runs below a runs folder.
 
 ``<runs>/originals/<protocol>.npz`` holds the statistics of all originals and the features of the first ones, for the
-kernel distance. It is written whole or not at all, so that whoever finds it may use it, and two that write it write
-the same; the lock beside it only keeps a thousand runs from doing the same work.
+kernel distance. It appears whole, and all writers write the same; the lock beside it only avoids duplicate work.
 """
 
 from __future__ import annotations
@@ -21,24 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsq.files import whole
 from gsq.metrics.frechet import FeatureStatistics
+from gsq.records.attempt import process_start
 
 FOLDER = "originals"
-# Without a sign of life for so long, the holder of a lock is taken for dead.
+# Seconds without a sign of life after which the holder of a lock counts as dead.
 STALE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Originals:
-    """Features of the originals of one protocol, of k dimensions."""
+    """Features (k dimensions) of the originals of one protocol."""
 
     statistics: FeatureStatistics
     features: NDArray[np.float32]
-    """(N, k), of the first N images, see gsq.metrics.kid.IMAGES."""
+    """(N, k): features of the first N images, see gsq.metrics.kid.IMAGES."""
 
 
 class Store:
-    """Where one protocol's originals lie below a runs folder. It reads, and writes below ``originals`` alone."""
+    """The originals of one protocol below a runs folder. It writes below ``originals`` alone."""
 
     def __init__(self, runs: Path, protocol: str) -> None:
         self.path = runs / FOLDER / f"{protocol}.npz"
@@ -47,7 +48,7 @@ class Store:
         self._written = 0.0
 
     def load(self) -> Originals | None:
-        """What is there; None where nothing is, or not a whole file."""
+        """The saved originals; None if there are none or the file is damaged."""
         try:
             with np.load(self.path) as arrays:
                 return Originals(FeatureStatistics.restored(arrays), arrays["features"])
@@ -55,21 +56,14 @@ class Store:
             return None
 
     def save(self, originals: Originals) -> None:
-        """Replace the file atomically."""
+        """Save the originals, replacing an earlier file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
+        with whole(self.path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
 
     def claim(self) -> bool:
-        """Take the lock, or one whose holder is dead; whether it is ours now."""
+        """Try to take the lock, also from a dead holder. Returns whether it is ours now."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         if self.abandoned():
             self.lock.unlink(missing_ok=True)
@@ -82,10 +76,10 @@ class Store:
         return True
 
     def refresh(self) -> None:
-        """A sign of life from the holder, now and then."""
+        """Give a sign of life as the holder of the lock."""
         if monotonic() - self._written > STALE_SECONDS / 10:
             self._written = monotonic()
-            # Gone where someone took this process for dead, which costs their time only.
+            # The lock is gone if another process took this one for dead, which only costs that process time.
             with suppress(OSError):
                 os.utime(self.lock)
 
@@ -93,7 +87,7 @@ class Store:
         self.lock.unlink(missing_ok=True)
 
     def abandoned(self) -> bool:
-        """Whether there is a lock and its holder is dead, as far as this process has seen; asked again and again."""
+        """Whether there is a lock whose holder is dead, as far as repeated calls of this process can tell."""
         try:
             changed = self.lock.stat().st_mtime_ns
             holder = json.loads(self.lock.read_text())
@@ -102,24 +96,14 @@ class Store:
             return False
         except (OSError, ValueError):
             holder = {}
-        if holder.get("host") == socket.gethostname() and not _alive(holder["pid"]):
+        if holder.get("host") == socket.gethostname() and not process_start(holder["pid"]):
             return True
-        # By this machine's own clock since it last saw the file change: clocks of other machines may differ.
+        # Count time on this machine's clock since the file last changed; clocks of other machines may differ.
         now = monotonic()
         if self._seen is None or self._seen[0] != changed:
             self._seen = (changed, now)
         return now - self._seen[1] > STALE_SECONDS
 
     def waiting(self) -> bool:
-        """Whether another process is at work on it."""
+        """Whether another process is computing the originals."""
         return self.lock.exists() and not self.abandoned()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

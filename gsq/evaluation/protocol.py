@@ -1,8 +1,7 @@
-"""The evaluation protocol: everything that moves a metric without being the model, and its hash. Imports no torch.
+"""The evaluation protocol: everything besides the model that affects a metric, and its hash. Imports no torch.
 
-A field that came after the first protocols is left out of the hash while it holds its legacy value. Where the same
-evaluation has come to be computed more exactly, ``Protocol.earlier`` names the protocol that it had before: rows of it
-stay readable, and nothing is evaluated again because of that alone.
+The hash leaves out a later field while it holds its legacy value. When the same evaluation is computed more exactly
+than before, ``Protocol.earlier`` names its former protocol: such rows stay valid, and nothing is evaluated again.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from gsq.pretrained.required import evaluation_weights
 from gsq.pretrained.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, REGISTRY, find_weights
 
 SSIM = "Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels"
-# PSNR and SSIM: what they were computed in at first, and are now.
+# Arithmetic of PSNR and SSIM, in the first protocols and now.
 FIRST_ARITHMETIC = "float32 SSIM, infinite PSNR of equal images"
 ARITHMETIC = "float64 SSIM, PSNR of equal images as of one value off by 1"
 
 
 def _added(legacy: str, now: str | None = None) -> Any:
-    """A field that came after the first protocols: left out of the hash while it holds ``legacy``, what they did."""
+    """A later field, which the hash leaves out while it holds ``legacy``, the practice of the first protocols."""
     return field(default=legacy if now is None else now, metadata={"legacy": legacy})
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that moves a metric without being the model; rows of different protocols are never compared."""
+    """Everything besides the model that affects a metric. Rows of different protocols are never compared."""
 
     data: str
     """Name and fingerprint of the data set."""
@@ -52,14 +51,14 @@ class Protocol:
     feature_dtype: str = "float32"
     statistics_dtype: str = "float64"
     feature_resize: str = _added("none")
-    """From image_size to what the feature extractor takes."""
+    """How an image of image_size is resized for the feature extractor."""
     ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
     kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
     inception_score: str = _added("none")
     lpips: str = _added("none")
     """Network, and the first digits of its weights' sha256."""
     pixel_arithmetic: str = _added(FIRST_ARITHMETIC, ARITHMETIC)
-    """Of psnr_db and ssim."""
+    """Arithmetic of psnr_db and ssim."""
 
     @cached_property
     def hash(self) -> str:
@@ -72,17 +71,17 @@ class Protocol:
 
     @cached_property
     def earlier(self) -> str:
-        """Hash of the protocol by which earlier versions of gsq made this evaluation.
+        """Hash of the protocol of this evaluation in earlier versions of gsq.
 
-        Its rows differ in rounding (SSIM by up to 1.3e-4 on flat images), in the PSNR of equal images and in how the
-        inception score is cut into parts. They count as this evaluation where a sweep has no others.
+        Its rows differ in rounding (SSIM by up to 1.3e-4 on flat images), in the PSNR of equal images and in the parts
+        of the inception score. They count as this evaluation if a sweep has no others.
         """
         parts = FIRST_PARTS if self.inception_score == PARTS else self.inception_score
         return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts).hash
 
 
 class Features(Interface):
-    """What a protocol says of a feature extractor (gsq.pretrained.extractor.FeatureExtractor)."""
+    """The facts about a feature extractor that a protocol records (gsq.pretrained.extractor.FeatureExtractor)."""
 
     @property
     def name(self) -> str: ...
@@ -95,10 +94,10 @@ class Features(Interface):
 
 
 def described(name: str, image_size: int) -> Features:
-    """What a protocol says of the features that evaluation.features names.
+    """The facts about the features that evaluation.features names.
 
-    Those of a user's own module are built for it, with torch, and shown two images of image_size pixels. Raises
-    UserError as gsq.pretrained.extractor.feature_extractor does.
+    A user's own module is built with torch and applied to two images of image_size pixels. Raises UserError like
+    gsq.pretrained.extractor.feature_extractor.
     """
     if name in FEATURE_WEIGHTS:
         return BuiltIn(name)
@@ -115,10 +114,10 @@ def protocol(
     image_size: int | None = None,
     features: Features | None = None,
 ) -> Protocol:
-    """The protocol that an evaluation on this data set follows, at one size (default: data.image_size).
+    """The protocol of an evaluation on this data set at one size (default: data.image_size).
 
-    features: of evaluation.features, where they are built already. Raises UserError where there are too few images for
-    an rfid (EvaluationConfig.check_images).
+    features: those of evaluation.features, if they are built already. Raises UserError for too few images
+    (EvaluationConfig.check_images).
     """
     return protocol_of(evaluation, data, files.label, len(files.validation), image_size=image_size, features=features)
 
@@ -132,7 +131,7 @@ def protocol_of(
     image_size: int | None = None,
     features: Features | None = None,
 ) -> Protocol:
-    """As ``protocol``, of a data set by its label (Manifest.label) and its number of validation images."""
+    """Like ``protocol``, but the data set is given by its label (Manifest.label) and number of validation images."""
     size = image_size or data.image_size
     count = evaluation.images(data, held_out)
     evaluation.check_images(count)
@@ -167,7 +166,7 @@ def lpips_label(net: str) -> str:
 
 
 def check(evaluation: EvaluationConfig, data: DataConfig, files: Manifest) -> None:
-    """Raise UserError where this evaluation cannot be made here: for want of images, of weights, or of a module."""
+    """Raise UserError if images, weights or a module that this evaluation needs are missing."""
     protocol(evaluation, data, files)
     for name in evaluation_weights(evaluation):
         find_weights(name)

@@ -1,9 +1,8 @@
-"""What an evaluation counts while it goes through the images, and the numbers that come of it."""
+"""What an evaluation accumulates over the images, and the numbers that follow from it."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gsq.evaluation.originals import Originals
 from gsq.evaluation.protocol import Protocol
+from gsq.files import whole
 from gsq.metrics import kid
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
@@ -34,23 +34,18 @@ def write_histogram(
     shared: bool,
     step: int | None,
 ) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     arrays: dict[str, Any] = {
         "index_sizes": np.array(index_sizes),
         "shared": np.array(shared),
         "step": np.array(-1 if step is None else step),
         **{f"counts_{name}": values for name, values in counts.items()},
     }
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read_histogram(path: Path) -> dict[str, IndexHistogram]:
-    """Counts of indices that an evaluation kept (index_histogram.npz of an attempt: its last), by protocol."""
+    """Counts of indices by protocol, from the index_histogram.npz of an attempt (its last evaluation)."""
     found = {}
     with np.load(path) as arrays:
         for name in arrays.files:
@@ -62,19 +57,19 @@ def read_histogram(path: Path) -> dict[str, IndexHistogram]:
 
 
 class Tally:
-    """What is known of the images seen so far; tallies of different images can be merged."""
+    """Sums over the images seen so far. Tallies of different images can be merged."""
 
     def __init__(self, rules: Protocol, model: Autoencoder) -> None:
         self.count = 0
         self.histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
         self.sums: dict[str, float] = {}
         self.statistics = {kind: FeatureStatistics(rules.feature_dim) for kind in ("originals", "reconstructions")}
-        # Of the first images, for the kernel distance.
+        # Features of the first images, for the kernel distance.
         self.features: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in self.statistics}
         self.score: InceptionScore | None = None
 
     def add(self, name: str, values: Tensor) -> None:
-        """Values of as many images."""
+        """Add one value for each image."""
         self.sums[name] = self.sums.get(name, 0.0) + float(values.double().sum())
 
     def add_features(self, kind: str, features: Tensor, first: int) -> None:
@@ -112,7 +107,7 @@ def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any
     if found.rank_deficient:
         warnings.warn(
             f"rfid over {rules.num_images} images in {rules.feature_dim} features: fewer images than features + 1, so "
-            "the covariance is singular and rfid biased upwards; rows say rank_deficient, and kid is unbiased",
+            "the covariance is singular and rfid biased upwards; rows record rank_deficient, and kid is unbiased",
             SmallEvaluationWarning,
             stacklevel=3,
         )

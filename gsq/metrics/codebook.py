@@ -1,8 +1,7 @@
 """Codebook use from exact counts of indices.
 
 Shapes: B images, K indices of a latent position, L_k values of index k, h x w latent positions. Indices that share one
-codebook of V rows (GSQ) are pooled; where each has values of its own (rvq, fsq, lfq, bsq), the pairs of index and value
-are counted.
+codebook of V rows (GSQ) are pooled. Without a shared codebook (rvq, fsq, lfq, bsq), pairs of index and value count.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from torch import Tensor
 @dataclass(frozen=True)
 class CodebookUse:
     usage: float
-    """Share of the V rows used at least once, groups pooled; of the sum of L_k pairs where nothing is shared."""
+    """Share of the V rows used at least once, groups pooled; of the sum of L_k pairs without a shared codebook."""
     perplexity: float
-    """exp(entropy in nats) of the pooled histogram, in rows; geometric mean over indices where nothing is shared."""
+    """exp(entropy in nats) of the pooled histogram [rows]; geometric mean over indices without a shared codebook."""
     usage_per_group: tuple[float, ...]
-    """By index, as the next."""
+    """Usage of each index; perplexity_per_group likewise."""
     perplexity_per_group: tuple[float, ...]
     effective_bits: float
-    """Sum over indices of log2 perplexity: bits a token if they were independent."""
+    """Sum over indices of log2 perplexity: bits per token if indices were independent."""
     tokens: int
-    """Indices counted behind each histogram: all where they share one, else those of one index."""
+    """Indices counted in each histogram: all if they share one, else those of one index."""
     dead_rows: int
-    """Rows of the V never used, groups pooled; of the sum of L_k pairs where nothing is shared."""
+    """Unused rows of the V, groups pooled; of the sum of L_k pairs without a shared codebook."""
     few_tokens: bool
-    """Fewer than 10 tokens a row: usage and perplexity are limited by what was seen."""
+    """Fewer than 10 tokens per row, so that their number limits usage and perplexity."""
     uniform_usage: float
-    """Usage that as many independent uniform indices would be expected to give, 1 - (1 - 1/V)^tokens; the mean over
-    pairs where nothing is shared."""
+    """Expected usage of equally many independent uniform indices, 1 - (1 - 1/V)^tokens; the mean over pairs without a
+    shared codebook."""
 
 
 def _entropy(counts: Tensor) -> float:

@@ -16,41 +16,40 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 
-# Rows gathered before the scatter matrix is touched, which at 2,048 features costs more than a small batch's products.
+# Rows gathered before an update of the scatter matrix, whose memory traffic costs more than a small batch's products.
 BLOCK = 256
 
 
 class FeatureStatistics:
     """Mean and covariance of feature vectors, streamed in one pass (Chan et al. 1979): no array of all images.
 
-    Parts can be merged in any grouping (batches of any sizes, processes): what comes out differs by float64 rounding
-    alone, of the order of 1e-15 of the scatter's largest entries, and is equal bit for bit for equal parts in equal
-    order.
+    Parts can be merged in any grouping (batches of any sizes, processes). Results differ by float64 rounding alone,
+    about 1e-15 of the scatter's largest entries, and are bitwise equal for equal parts in equal order.
     """
 
     def __init__(self, dim: int) -> None:
         self._count = 0
         self._mean: Array = np.zeros(dim)
-        # Its lower triangle alone is kept up to date.
+        # Only its lower triangle is kept up to date.
         self._scatter: Array = np.zeros((dim, dim), order="F")
         self._waiting: list[Array] = []
 
     @classmethod
     def of(cls, count: int, mean: Array, covariance: Array) -> FeatureStatistics:
-        """From a number of images, their mean (k,) and their unbiased covariance (k, k)."""
+        """Statistics of ``count`` images with this mean (k,) and unbiased covariance (k, k)."""
         statistics = cls(len(mean))
         statistics._count, statistics._mean = count, np.array(mean, dtype=np.float64)
         statistics._scatter = np.array(covariance, dtype=np.float64, order="F") * (count - 1)
         return statistics
 
     def arrays(self) -> dict[str, Array]:
-        """Its whole state; ``restored`` makes the same statistics of it, bit for bit."""
+        """The whole state, from which ``restored`` makes bitwise equal statistics."""
         self._flush()
         return {"count": np.array(self._count), "mean": self._mean, "scatter": self._scatter}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, Array]) -> FeatureStatistics:
-        """Of what ``arrays`` gave. Raises KeyError or ValueError where they are something else."""
+        """Statistics from what ``arrays`` returned. Raises KeyError or ValueError for anything else."""
         statistics = cls(len(arrays["mean"]))
         if arrays["scatter"].shape != statistics._scatter.shape:
             raise ValueError(f"a scatter of shape {arrays['scatter'].shape} for {statistics.dim} features")
@@ -84,20 +83,20 @@ class FeatureStatistics:
 
     @property
     def rank_deficient(self) -> bool:
-        """Fewer images than features + 1: the covariance is singular, and a distance biased upwards."""
+        """True for fewer images than features + 1: the covariance is singular and a distance biased upwards."""
         return self.count < self.dim + 1
 
     def update(self, features: Tensor) -> None:
         """features: (N, k), any floating dtype; accumulated in float64."""
         batch = features.detach().to("cpu", torch.float64).numpy()
         if len(batch):
-            # A copy: the caller may go on to write to its tensor.
+            # Copy, since the caller can still write to its tensor.
             self._waiting.append(batch.copy() if features.dtype == torch.float64 else batch)
         if sum(map(len, self._waiting)) >= BLOCK:
             self._flush()
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add another set of images, which is left as it is."""
+        """Add another set of images, leaving ``other`` unchanged."""
         self._flush()
         other._flush()
         if not other._count:
@@ -130,9 +129,9 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), from symmetric eigenvalues, in float64.
 
-    tr (S_a S_b)^(1/2) is the sum of the square roots of the eigenvalues of F^T S_b F where S_a = F F^T. F is a Cholesky
-    factor, with pivots where S_a is singular: it has as many columns as S_a has rank, so that no root is taken of
-    what rounding leaves of a zero. Raises ValueError for fewer than two images or for statistics that are not finite.
+    tr (S_a S_b)^(1/2) is the sum of the square roots of the eigenvalues of F^T S_b F with S_a = F F^T. F is a Cholesky
+    factor, pivoted if S_a is singular: it has as many columns as S_a has rank, so no root is taken of a rounded zero.
+    Raises ValueError for fewer than two images or for statistics that are not finite.
     """
     if a.dim != b.dim:
         raise ValueError(f"statistics of {a.dim} and of {b.dim} features cannot be compared")

@@ -16,14 +16,14 @@ from gsq.metrics.parts import SPLITS
 class InceptionScore:
     """exp of the mean KL divergence of each image's classes from all images', the mean over splits (Salimans 2016).
 
-    Part i of the ``splits`` holds the images from floor(i N / splits) up to floor((i + 1) N / splits), as in the code
-    of Salimans et al. and in torch-fidelity's isc_features_to_metric, which shuffles first; here images stay in their
-    order. torchmetrics differs where ``splits`` does not divide N: its chunks of ceil(N / splits) images leave a short
-    one last, or fewer of them. Sums of float64: (splits, C), whatever the number of images.
+    Part i of the ``splits`` holds the images from floor(i N / splits) to floor((i + 1) N / splits), like the code of
+    Salimans et al. and torch-fidelity's isc_features_to_metric, which shuffles first; here images stay in order.
+    torchmetrics differs if ``splits`` does not divide N: its chunks of ceil(N / splits) images leave a short last one,
+    or fewer of them. The state is float64 sums (splits, C), whatever the number of images.
     """
 
     def __init__(self, images: int, classes: int, splits: int = SPLITS) -> None:
-        """images: how many there will be."""
+        """images: total number of images."""
         self.images, self.splits = images, min(splits, images)
         self.counts = torch.zeros(self.splits, dtype=torch.int64)
         self.probabilities = torch.zeros(self.splits, classes, dtype=torch.float64)

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 Features = NDArray[np.float32]
 
 SUBSET = 1000
-"""Images of a subset, at most."""
+"""Largest number of images in a subset."""
 IMAGES = 10 * SUBSET
-"""Images that the distance is taken over, at most: its memory does not grow with the data set."""
+"""Largest number of images used, so that memory does not grow with the data set."""
 KID = f"cubic kernel, pairs left out, first {IMAGES} images in parts of at most {SUBSET}"
 
 
 def kid(originals: Features, reconstructions: Features, subset: int = SUBSET) -> float:
     """Mean over subsets of an unbiased MMD^2 with the kernel (x.y / k + 1)^3 (Binkowski et al. 2018).
 
-    Row i of both, (N, k) with N >= 2, is of one image: they are dependent, so that the term between the two sets
-    leaves out i = j as the terms within do. (The usual estimator, made for independent sets, keeps it; reconstructions
-    near their originals would come out below zero.) Subsets are consecutive rows in nearly equal parts of at most
-    ``subset``, at least 2. The result may be negative. float64. Raises ValueError for fewer than two images.
+    Row i of both, (N, k) with N >= 2, belongs to the same image, so the sets are dependent and the term between them
+    leaves out i = j, like the terms within. (The usual estimator, for independent sets, keeps it, and good
+    reconstructions would get a negative distance.) Subsets are consecutive rows in nearly equal parts of 2 to
+    ``subset``. float64; the result can be negative. Raises ValueError for fewer than two images.
     """
     if originals.shape != reconstructions.shape or len(originals) < 2:
         raise ValueError(f"kid needs at least 2 images of each kind, got {len(originals)} and {len(reconstructions)}")

@@ -23,7 +23,7 @@ def from_uint8(images: Tensor) -> Tensor:
 
 
 def psnr_db(images: Tensor, originals: Tensor) -> Tensor:
-    """(B,) float64: 10 log10(255^2 / MSE) of each uint8 image; infinite for equal ones."""
+    """(B,) float64: 10 log10(255^2 / MSE) of each uint8 image, infinite for equal images."""
     mse = (images.double() - originals.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / mse)
 
@@ -31,15 +31,15 @@ def psnr_db(images: Tensor, originals: Tensor) -> Tensor:
 def psnr_ceiling_db(values: int) -> float:
     """The PSNR of a uint8 image that differs from its original by one grey level in one of its ``values``.
 
-    No inexact image has a larger one, so a mean over images takes it for equal ones, whose own is infinite: 101.1 dB at
-    256 x 256 x 3. scikit-image and torchmetrics return infinity there, for the image and for every mean that it is in.
+    Every inexact image is below it, so means use it for equal images, whose own PSNR is infinite: 101.1 dB at
+    256 x 256 x 3. scikit-image and torchmetrics return infinity for such an image and for every mean over it.
     """
     return 10 * math.log10(255**2 * values)
 
 
 @cache
 def _window(size: int) -> Tensor:
-    """(size, size): what the Gaussian window makes of a line of pixels, mirrored at its ends."""
+    """(size, size): the matrix that applies the Gaussian window to a line of pixels, mirrored at its ends."""
     offsets = torch.arange(-5, 6)
     taps = torch.exp(-offsets.double().square() / (2 * 1.5**2))
     places = (torch.arange(size)[:, None] + offsets).abs()
@@ -51,10 +51,10 @@ def _window(size: int) -> Tensor:
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
     """(B,) float64: structural similarity (Wang et al. 2004) of uint8 images of at least 6 x 6 pixels.
 
-    The window and the borders are those that gsq.evaluation.protocol.SSIM names. In float64, because the variances are
-    differences of nearly equal numbers where an image is flat: in float32 the result would be off by 1e-4 and above 1.
-    Equal to torchmetrics' of float64 images to 1e-12, and several times as fast: the window is applied as two matrix
-    products. Raises ValueError for smaller images, which leave nothing to mirror.
+    gsq.evaluation.protocol.SSIM describes window and borders. Computed in float64, because variances of flat images are
+    differences of nearly equal numbers; float32 errs by 1e-4 and exceeds 1. Agrees with torchmetrics on float64 images
+    to 1e-12, and is several times as fast, since the window is applied as two matrix products. Raises ValueError for
+    smaller images, which leave nothing to mirror.
     """
     height, width = images.shape[-2:]
     if min(height, width) < 6:
@@ -65,5 +65,5 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
     product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * product + c1) * (2 * (xy - product) + c2) / ((squares + c1) * (xx + yy - squares + c2))
-    # Never above 1 but for rounding.
+    # Only rounding can exceed 1.
     return similarity.clamp_(max=1).flatten(1).mean(1)

@@ -1,10 +1,10 @@
 """Encoder and decoder (GSQ paper, appendix B, fig. 6) around a quantizer.
 
 Shapes: B images, C channels, D latent channels, K indices of a latent position, f downsampling, h = H / f, w = W / f.
-Compared with the authors' public code (``gsq.tokenizer.flex_gen`` reads its checkpoints, a test holds the two
-together): the same function of the same weights, including where an epsilon is 1e-6 and where PyTorch's 1e-5. Only the
-initialisation differs: ours starts every residual block as its skip connection. ``gsq.config.flops`` counts the
-parameters and multiply-adds of the same layers without torch; a test compares them.
+It is the same function of the same weights as the authors' public code, down to where an epsilon is 1e-6 or PyTorch's
+1e-5 (``gsq.tokenizer.flex_gen`` reads its checkpoints, and a test compares). Only the initialisation differs: here
+every residual block starts as its skip connection. ``gsq.config.flops`` counts the same layers without torch; a test
+compares.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ class AdaptiveGroupNorm(nn.Module):
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6, affine=False)
         self.scale = nn.Linear(latent_dim, channels)
         self.shift = nn.Linear(latent_dim, channels)
-        # Start near a plain GroupNorm: with the default bias around 0 hardly any signal would pass at first.
+        # Start near a plain GroupNorm: the default bias around 0 would let almost no signal through at first.
         nn.init.ones_(self.scale.bias)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
         flat = latent.flatten(2)
-        # The unbiased variance, as in the authors' code; a single position has variance 0.
+        # The unbiased variance, like the authors' code; a single position has variance 0.
         scale = self.scale((flat.var(2, correction=min(1, flat.shape[2] - 1)) + 1e-6).sqrt())
         shift = self.shift(flat.mean(2))
         return self.norm(x) * scale[:, :, None, None] + shift[:, :, None, None]

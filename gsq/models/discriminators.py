@@ -1,7 +1,7 @@
 """Discriminators: images (B, 3, H, W) to logits (B, 1, h, w) or (B, n).
 
-Images are in the range that discriminator.image_range names: [-1, 1] (signed) or [0, 1] (unit). Structures are those of
-the GSQ authors' code, compared with it at equal weights.
+discriminator.image_range names the range of images: [-1, 1] (signed) or [0, 1] (unit). Structures are those of the GSQ
+authors' code, compared at equal weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gsq.pretrained.features import DINOv2
 class PatchDiscriminator(nn.Sequential):
     """N-layer PatchGAN (pix2pix), (B, 1, h, w).
 
-    norm ``group`` does not depend on the batch and its split over devices; ``batch`` is the published one.
+    norm ``group`` is independent of the batch and its split over devices; ``batch`` is the published norm.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -92,7 +92,7 @@ class DownBlock(nn.Module):
 class StyleGANDiscriminator(nn.Sequential):
     """Residual discriminator after StyleGAN, one logit an image, (B, 1).
 
-    The authors' has no minibatch statistics, and pools what is left of the image before its two linear layers.
+    Like the authors' code, it has no minibatch statistics, and pools the remaining map before its two linear layers.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -112,8 +112,8 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, config: DiscriminatorConfig) -> None:
         super().__init__()
-        # Circular convolutions along the tokens (StyleGAN-T). The authors dropped its spectral norms, and took batch
-        # norm for the one over parts of a batch; group norm does not depend on the batch.
+        # Circular convolutions along the tokens (StyleGAN-T). The authors dropped its spectral norms, and replaced its
+        # norm over parts of a batch by batch norm; group norm is independent of the batch.
         self.first = self._block(channels, 1, config)
         self.second = self._block(channels, 9, config)
         self.last = nn.Conv1d(channels, 1, 1)
@@ -135,8 +135,8 @@ class Head(nn.Module):
 class ProjectedDiscriminator(nn.Module):
     """Heads on features of a frozen network (Sauer et al. 2021, 2023), (B, n): the logits of all heads.
 
-    The frozen network is no submodule: its weights are in neither parameters nor state dict, and train or
-    requires_grad_ do not reach them. It follows the heads to their device.
+    The frozen network is not a submodule, so its weights are in neither parameters nor state dict, and train and
+    requires_grad_ do not affect it. It follows the heads to their device.
     """
 
     def __init__(self, backbone: DINOv2 | EfficientNetLite0, config: DiscriminatorConfig) -> None:
@@ -150,13 +150,13 @@ class ProjectedDiscriminator(nn.Module):
         return self._frozen[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # What to, cuda and float call.
+        # to, cuda and float call this.
         self.backbone._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> Tensor:
-        # Images and heads both want gradients for a gradient penalty alone, and of the attention kernels only the
-        # plain one can be differentiated twice.
+        # Only a gradient penalty wants gradients of both images and heads, and only the plain attention kernel can be
+        # differentiated twice.
         twice = images.requires_grad and next(self.heads.parameters()).requires_grad
         if self.image_range == "unit":
             # The frozen networks take images in [-1, 1].
@@ -169,7 +169,7 @@ class ProjectedDiscriminator(nn.Module):
 def build_discriminator(config: DiscriminatorConfig, image_size: int) -> nn.Module | None:
     """The discriminator that ``config.kind`` names, for images of image_size x image_size; None for "none".
 
-    Raises UserError where the images are too small, or where weights or the package that reads them are missing.
+    Raises UserError if the images are too small, or weights or the package that reads them are missing.
     """
     if config.kind == "patchgan":
         return PatchDiscriminator(config)

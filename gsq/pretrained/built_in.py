@@ -1,4 +1,4 @@
-"""What a protocol says of feature extractors, built-in ones and a user's own; without torch."""
+"""The facts about feature extractors that a protocol records. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gsq.config.run import FEATURE_DIMS
 from gsq.errors import UserError
 from gsq.pretrained.weights import FEATURE_WEIGHTS, REGISTRY
 
-# How an image comes to the size that built-in features (evaluation.features) take.
+# How an image is resized for each built-in evaluation.features.
 FEATURE_RESIZES = {
     "efficientnet_lite0": "none",
     "inception": "to 299 pixels, bilinear as TensorFlow 1 (torch-fidelity)",
@@ -22,13 +22,13 @@ FEATURE_RESIZES = {
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """Built-in features, without their network."""
+    """Built-in features without their network."""
 
     name: str
 
     @property
     def sha256(self) -> str:
-        """Of the weight file."""
+        """sha256 of the weight file."""
         return REGISTRY[FEATURE_WEIGHTS[self.name]].sha256
 
     @property
@@ -41,9 +41,9 @@ class BuiltIn:
 
 
 def own_features(name: str) -> Callable[[], Any]:
-    """The function that evaluation.features names as package.module:function, its module imported.
+    """Import the function that evaluation.features names as package.module:function.
 
-    Raises UserError where the module cannot be imported, whatever the reason, or has no such function.
+    Raises UserError if the module cannot be imported, for any reason, or has no such function.
     """
     module_name, _, function = name.partition(":")
     try:

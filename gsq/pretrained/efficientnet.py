@@ -1,6 +1,7 @@
 """EfficientNet-Lite0, whose ImageNet weights come with the installation.
 
-Shapes: B images, C channels, H x W pixels."""
+Shapes: B images, C channels, H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ STAGES = (
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, size, size), the mean over each new pixel's area, as the GSQ authors' losses do."""
+    """(B, 3, H, W) -> (B, 3, size, size), the mean over each new pixel's area, like the GSQ authors' losses."""
     return images if images.shape[-2:] == (size, size) else F.interpolate(images, (size, size), mode="area")
 
 
@@ -110,18 +111,18 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def pretrained(cls) -> EfficientNetLite0:
-        """With the ImageNet weights. Raises UserError where the weight file is missing or not the published one."""
+        """The network with the ImageNet weights. Raises UserError if the file is missing or not the published one."""
         network = cls()
         network.load_state_dict(torch.load(verified_weights("efficientnet_lite0"), weights_only=True))
         return network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Stays in evaluation mode: its batch-norm statistics are part of the features."""
+        """Keep evaluation mode, since batch-norm statistics are part of the features."""
         return super().train(False)
 
     def stages(self, images: Tensor, last: int = len(STAGES)) -> list[Tensor]:
         """Feature maps at the end of the first ``last`` stages, (B, C_i, H_i, W_i)."""
-        # The grey levels 127.5 (x + 1) are centred and scaled as the TensorFlow original does.
+        # Grey levels 127.5 (x + 1), centred and scaled like the TensorFlow original.
         x = (images * 127.5 + 0.5) / 128
         x = F.relu6(self._bn0(self._conv_stem(x)))
         maps = []
@@ -138,7 +139,7 @@ class EfficientNetLite0(nn.Module):
 
     @staticmethod
     def token_size(image_size: int) -> int:
-        """Side at which ``tokens`` takes an image: its own, but enlarged where 1/32 would leave fewer than 2 x 2."""
+        """Side at which ``tokens`` takes an image: its own, but enlarged if 1/32 of it would be below 2 x 2."""
         return max(image_size, 64)
 
     def tokens(self, images: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Features for an evaluation: built-in networks, and a user's own."""
+"""Feature extractors of evaluations: built-in networks, and a user's own."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gsq.pretrained.weights import FEATURE_WEIGHTS
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What an evaluation protocol calls features: (B, 3, H, W) float32 in [-1, 1] -> (B, dim)."""
+    """The features of an evaluation protocol: (B, 3, H, W) float32 in [-1, 1] -> (B, dim)."""
 
     name: str
     sha256: str
-    """Of the weight file; of a module's own state where it is given by import path."""
+    """sha256 of the weight file, or of the state of a user's own module."""
     dim: int
     resize: str
     network: nn.Module
     """Inception returns logits beside the features."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, dim) in float32, and logits where there are any. Raises UserError for another shape."""
+        """Features (B, dim) in float32, and logits if the network has any. Raises UserError for another shape."""
         found = self.network(images)
         features, logits = found if isinstance(found, tuple) else (found, None)
         if features.shape != (len(images), self.dim):
@@ -42,12 +42,11 @@ class FeatureExtractor:
 def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
     """The extractor that evaluation.features names, frozen.
 
-    A name "package.module:function" calls that function, which returns a torch module (B, 3, H, W) -> (B, k) of images
-    in [-1, 1]. In the protocol stands its attribute ``sha256``, or a hash of its parameters and buffers: a module whose
-    features depend on something else should have the attribute. image_size: of the images that its k is found with.
+    "package.module:function" names a function that returns a torch module (B, 3, H, W) in [-1, 1] -> (B, k). The
+    protocol records the module's attribute ``sha256`` or, without one, a hash of its parameters and buffers; a module
+    whose features depend on anything else should have the attribute. image_size: size of the images that determine k.
 
-    Raises UserError where weights are missing or another network's, or where the function is not there or makes no such
-    module.
+    Raises UserError if weights are missing or another network's, or if there is no such function or module.
     """
     if name in FEATURE_WEIGHTS:
         built = EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name)
@@ -70,7 +69,7 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
 
 
 def _state_sha256(network: nn.Module) -> str:
-    """Over names, types, shapes and bytes of parameters and buffers."""
+    """Hash of names, types, shapes and bytes of parameters and buffers."""
     sha256 = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         value = value.detach().cpu().contiguous()

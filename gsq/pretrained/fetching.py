@@ -1,7 +1,7 @@
-"""Get weight files before they are needed: from where they are published, a mirror, or a file on this machine.
+"""Get weight files before they are needed: from their publisher, a mirror, or this machine.
 
-Downloads go through pooch, and so through requests: HTTP(S)_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE count. A file
-comes under its final name whole and verified, or not at all. Imports pooch only where something is downloaded.
+Downloads go through pooch and requests, which obey HTTP(S)_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE. A file takes its
+final name only when it is whole and verified. Imports pooch only to download.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError, nearest
+from gsq.files import leftovers, whole, write_text
 from gsq.pretrained.weights import REGISTRY, Weights, file_sha256, places, present, weights_folder
 
 TRIES = 3
 TIMEOUT = 30.0
-"""Seconds without a byte after which a server is given up."""
+"""Time [s] without a byte after which a download fails."""
 STALE = 3600.0
-"""Seconds after which a partial file that nobody writes to is one of a killed process."""
+"""Age [s] at which a temporary file is taken to belong to a killed process."""
 CHUNK = 1 << 16
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and those of the whole file (0: not known)."""
+"""Called with the bytes received and the size of the whole file (0: not known)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class WeightsState:
 
     name: str
     state: str
-    """there, missing; after a check also verified, recorded (no hash is published: that of the file was written down)
-    or damaged; after a fetch also fetched."""
+    """there or missing; after a check also verified, damaged or recorded (no hash is published, so the file's was
+    saved); after a fetch also fetched."""
     path: Path | None
     sha256: str = ""
-    """Of the file, where it was read."""
+    """sha256 of the file; empty if it was not read."""
 
     @property
     def good(self) -> bool:
@@ -50,7 +51,7 @@ class WeightsState:
 
 
 def known_names(names: list[str]) -> list[str]:
-    """``names``, or all of them where there are none. Raises UserError for an unknown one."""
+    """``names``, or all registered names if that is empty. Raises UserError for an unknown one."""
     for name in names:
         if name not in REGISTRY:
             raise UserError(f"weights: '{name}' is not known{nearest(name, REGISTRY)}; known are {', '.join(REGISTRY)}")
@@ -58,7 +59,7 @@ def known_names(names: list[str]) -> list[str]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What ``gsq weights list`` shows of a file."""
+    """The facts about a file that ``gsq weights list`` shows."""
     entry, path = REGISTRY[name], present(REGISTRY[name])
     return {
         "name": name,
@@ -78,9 +79,9 @@ def _record(path: Path) -> Path:
 
 
 def check(name: str) -> WeightsState:
-    """Read a file and compare its sha256 with the published one, or with the one that was recorded at first use.
+    """Compare a file's sha256 with the published one, or with the one recorded at first use.
 
-    Where none is published and none recorded yet, the file's is recorded beside it, in sha256sum's format.
+    If there is neither, records the file's own beside it, in sha256sum's format.
     """
     entry, path = REGISTRY[name], present(REGISTRY[name])
     if path is None:
@@ -94,7 +95,7 @@ def check(name: str) -> WeightsState:
         recorded = record.read_text().split()[0]
     except (OSError, IndexError):
         with contextlib.suppress(OSError):
-            record.write_text(f"{found}  {path.name}\n")
+            write_text(record, f"{found}  {path.name}\n")
         return WeightsState(name, "recorded", path, found)
     return WeightsState(name, "verified" if found == recorded else "damaged", path, found)
 
@@ -109,9 +110,9 @@ def fetch(
     """Put a weight file into the folder of weights, unless a good one is there already.
 
     mirror: URL of a folder that holds the files by the names of ``gsq weights list`` (default $GSQ_WEIGHTS_MIRROR).
-    source: the file itself, or a folder that holds it, on this machine; nothing is downloaded then.
-    Raises UserError, saying what to do instead, where the file cannot be had, is not the published one, or cannot be
-    written; what was there before stays then.
+    source: the file itself, or a folder that holds it, on this machine instead of a download.
+    Raises UserError, which says what to do instead, if the file is unavailable, not the published one, or cannot be
+    written; an earlier file then stays.
     """
     entry = REGISTRY[name]
     if source is None and (before := check(name)).good:
@@ -130,11 +131,9 @@ def fetch(
             _download(name, url, file, elsewhere, progress)
         found = _digest(file)
         _require_published(name, entry, path, origin, found, elsewhere if source is None else "choose another file")
-        os.fsync(file.fileno())
-        path.replace(target)
     if not entry.sha256:
         with contextlib.suppress(OSError):
-            _record(target).write_text(f"{found}  {target.name}\n")
+            write_text(_record(target), f"{found}  {target.name}\n")
     file_sha256.cache_clear()
     return WeightsState(name, "fetched", target, found)
 
@@ -153,25 +152,19 @@ def _url(entry: Weights, mirror: str, target: Path) -> str:
 
 @contextmanager
 def _partial(name: str, target: Path) -> Iterator[tuple[Path, BufferedRandom]]:
-    """A file beside ``target`` under another name, removed at the end unless it was renamed."""
-    path = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    file: BufferedRandom | None = None
+    """A file that becomes ``target`` when the block ends well."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for old in target.parent.glob(f".{target.name}.*.partial"):
+        for old in leftovers(target):
             if time.time() - old.stat().st_mtime > STALE:
                 old.unlink(missing_ok=True)
-        file = path.open("w+b")
-        yield path, file
+        with whole(target) as path, path.open("w+b") as file:
+            yield path, file
     except OSError as error:
         raise UserError(
             f"weights '{name}': cannot write {target} ({error.strerror or error}); make room there, or let "
             "$GSQ_WEIGHTS name a folder that can be written"
         ) from None
-    finally:
-        if file is not None:
-            file.close()
-            path.unlink(missing_ok=True)
 
 
 def _copy(name: str, entry: Weights, source: Path, file: BufferedRandom, progress: Progress) -> str:
@@ -191,7 +184,7 @@ def _copy(name: str, entry: Weights, source: Path, file: BufferedRandom, progres
 
 
 class _Bar:
-    """What pooch asks of a progress bar; it adds each chunk, and at the end the whole once more."""
+    """A progress bar for pooch, which counts each chunk, and at the end the whole once more."""
 
     def __init__(self, progress: Progress, before: int, file: BufferedRandom) -> None:
         self.progress, self.before, self.file, self.total = progress, before, file, 0
@@ -205,12 +198,12 @@ class _Bar:
 
 
 def _download(name: str, url: str, file: BufferedRandom, elsewhere: str, progress: Progress) -> None:
-    """``url`` into ``file``; a connection that breaks is taken up where it broke, where the server can do that."""
+    """Download ``url`` into ``file``; resumes a broken connection if the server supports ranges."""
     import pooch
     import requests
 
     def restart(response: requests.Response, *_: object, **__: object) -> None:
-        # A server that does not know ranges sends all of it.
+        # A server without support for ranges sends the whole file.
         if response.status_code == 200:
             file.seek(0)
             file.truncate()
@@ -235,7 +228,7 @@ def _download(name: str, url: str, file: BufferedRandom, elsewhere: str, progres
         except requests.RequestException as failed:
             error = failed
             if file.tell() == have:
-                # Not a byte: what is unreachable is not asked again.
+                # Nothing received: trying again would not help.
                 break
         if attempt < TRIES - 1:
             time.sleep(attempt + 1)
@@ -256,7 +249,7 @@ def _reason(url: str, error: Exception | None, file: BufferedRandom) -> str:
         return f"the certificate of {url} is not trusted (REQUESTS_CA_BUNDLE names other authorities)"
     if isinstance(error, requests.ConnectionError):
         return f"cannot reach {url}"
-    return f"cannot get {url} ({error})"
+    return f"cannot download {url} ({error})"
 
 
 def _digest(file: BufferedRandom) -> str:
@@ -266,7 +259,7 @@ def _digest(file: BufferedRandom) -> str:
 
 
 def _require_published(name: str, entry: Weights, path: Path, origin: str, found: str, otherwise: str) -> None:
-    """Raise UserError unless the file is the published one; where no hash is, unless it could be a weight file."""
+    """Raise UserError unless the file is the published one or, without a published hash, could be a weight file."""
     size = path.stat().st_size
     if entry.sha256 and found.startswith(entry.sha256):
         return

@@ -27,12 +27,12 @@ class Layer:
     outputs: int
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
-    """Of 2: without padding; else padded to the input's size."""
+    """A stride of 2 goes without padding; a stride of 1 pads to the input's size."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Chains of layers side by side; a tuple at a chain's end is layers side by side again."""
+    """Parallel chains of layers; a tuple at the end of a chain is parallel layers again."""
 
     chains: tuple[tuple[Layer | tuple[Layer, ...], ...], ...]
     pool: str
@@ -87,8 +87,8 @@ def _block_8(pool: str) -> Block:
     )
 
 
-# By size of the maps: 35, 17 and 8; 6a and 7a halve it. The last block's pooling is a maximum where the others average,
-# as in the frozen graph of 2015 and unlike torchvision's Inception-v3.
+# Maps have 35, 17 and 8 pixels a side; 6a and 7a halve them. The last block pools by maximum where the others average,
+# like the frozen graph of 2015 and unlike torchvision's Inception-v3.
 BLOCKS: dict[str, Block] = {
     "Mixed_5b": _block_35(32),
     "Mixed_5c": _block_35(64),
@@ -177,7 +177,7 @@ class InceptionV3(nn.Module):
     """
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        """Raises UserError where ``state`` is another network's."""
+        """Raises UserError if ``state`` is another network's."""
         super().__init__()
         with torch.device("meta"):
             self.Conv2d_1a_3x3 = Convolution(3, 32, THREE, 2, padded=False)
@@ -208,15 +208,15 @@ class InceptionV3(nn.Module):
 
     @classmethod
     def pretrained(cls) -> InceptionV3:
-        """With the published weights. Raises UserError where the file is missing or not the published one."""
+        """The network with the published weights. Raises UserError if the file is missing or another one."""
         return cls(torch.load(verified_weights("inception"), weights_only=True, map_location="cpu"))
 
     def train(self, mode: bool = True) -> InceptionV3:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool features (B, 2048) and logits without the bias (B, 1008), as the inception score is taken of."""
+        """Pool features (B, 2048), and the logits without bias (B, 1008) that the inception score uses."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
@@ -227,10 +227,11 @@ class InceptionV3(nn.Module):
 
 
 def _tensorflow1(images: Tensor) -> Tensor:
-    """Bilinear as TensorFlow 1 did it, corners not aligned: output pixel i lies at i * H / 299, no half-pixel shift."""
+    """Bilinear like TensorFlow 1 with unaligned corners: output pixel i lies at i * H / 299, without a half-pixel
+    shift."""
     for axis in (3, 2):
         size = images.shape[axis]
-        # In float32 as there, which decides the pixel below where the product is a whole number.
+        # TensorFlow uses float32, which decides the lower pixel where the product is a whole number.
         place = torch.arange(SIZE, dtype=torch.float32, device=images.device) * torch.tensor(size / SIZE)
         below = place.long().clamp_max(size - 1)
         share = (place - below).reshape(-1, *(1,) * (3 - axis))
@@ -246,7 +247,7 @@ def _pytorch(images: Tensor) -> Tensor:
 
 
 def _pillow(images: Tensor) -> Tensor:
-    """Bicubic and antialiased as Pillow does float images, clipped to the grey levels that there are."""
+    """Bicubic and antialiased like Pillow on float images, clipped to the valid grey levels."""
     resized = F.interpolate(images, (SIZE, SIZE), mode="bicubic", antialias=True, align_corners=False)
     return resized.clamp(-1, 1)
 

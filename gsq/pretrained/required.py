@@ -1,4 +1,4 @@
-"""Which weight files a run trains and evaluates with, and whether they are here; without torch."""
+"""The weight files that a run trains and evaluates with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,26 @@ from gsq.pretrained.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, PERCEPTUAL_WE
 
 
 def training_weights(config: RunConfig) -> tuple[str, ...]:
-    """Names in gsq.pretrained.weights.REGISTRY of what the run trains with: perceptual loss, and discriminator's
-    network."""
+    """Registered names of the weights that a run trains with: perceptual loss and discriminator."""
     kind = config.discriminator.kind
     projected = (PROJECTED[kind],) if kind in PROJECTED else ()
     return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS[config.loss.perceptual], *projected)))
 
 
 def evaluation_weights(evaluation: EvaluationConfig) -> tuple[str, ...]:
-    """Names in gsq.pretrained.weights.REGISTRY of what an evaluation measures with; none of features given by import
-    path."""
+    """Registered names of the weights that an evaluation needs; features given by import path need none."""
     features = FEATURE_WEIGHTS.get(evaluation.features)
     lpips = () if evaluation.lpips == "none" else LPIPS_WEIGHTS[evaluation.lpips]
     return (*((features,) if features else ()), *lpips)
 
 
 def required_weights(*configs: RunConfig) -> tuple[str, ...]:
-    """Names in gsq.pretrained.weights.REGISTRY of all that the runs train and evaluate with."""
+    """Registered names of all weights that the runs train and evaluate with."""
     needed = (name for c in configs for name in (*training_weights(c), *evaluation_weights(c.evaluation)))
     return tuple(dict.fromkeys(needed))
 
 
 def require_weights(*configs: RunConfig) -> None:
-    """Raise Missing, saying what to get, where a weight file that the runs need (or its reader) is missing."""
+    """Raise Missing, which says what to get, if a weight file that the runs need (or its reader) is missing."""
     for name in required_weights(*configs):
         find_weights(name)

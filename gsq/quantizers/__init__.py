@@ -1,4 +1,4 @@
-"""Quantizers: latent vectors to codebook indices and back, one interface for all kinds.
+"""Quantizers turn latent vectors into codebook indices and back. All kinds share one interface.
 
 A kind is one file here: its class, and the statement ``KINDS`` that declares it to config (``gsq.config.kinds``).
 """

@@ -1,4 +1,4 @@
-"""What all quantizers share: the interface, its checks, the look-up and the codebook that follows its latents.
+"""The interface of quantizers with its checks, the look-up, and codebooks that follow their latents.
 
 Shapes: B images, D latent channels, K indices of a latent position, V codebook rows, d channels of a row,
 h x w latent positions.
@@ -6,8 +6,9 @@ h x w latent positions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,15 @@ class QuantizerOutput(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Base class. A quantizer defines ``build``, ``_quantize`` and ``_decode``, and computes in float32 under any
-    autocast. Its file declares the kinds that it serves in ``KINDS`` (``gsq.config.kinds``); nothing else names it."""
+    """Base class of quantizers, which define ``_quantize`` and ``_decode`` and compute in float32 under any autocast.
+
+    The file of a quantizer declares its kinds in ``KINDS`` (``gsq.config.kinds``); nothing else names it.
+    """
 
     shared_codebook = False
     """Whether all indices select from the same rows."""
     undecayed: tuple[str, ...] = ("codebook",)
-    """Parameters, or modules of these, that the optimiser gives no weight decay."""
+    """Names of parameters or modules that get no weight decay."""
 
     def __init__(self, latent_dim: int, groups: int, index_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -47,12 +50,22 @@ class Quantizer(nn.Module):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        """The quantizer of a config whose quantizer.kind is one of its own."""
-        raise NotImplementedError
+        """The quantizer of a config: each argument of the constructor is the config's value of that name."""
+        resolved: dict[str, Any] = {
+            "latent_dim": config.model.latent_dim,
+            "init": config.codebook_init,
+            "lookup_norm": config.lookup_norm,
+            "levels": config.index_sizes,
+        }
+        given: dict[str, Any] = {
+            name: resolved[name] if name in resolved else getattr(config.quantizer, name)
+            for name in inspect.signature(cls).parameters
+        }
+        return cls(**given)
 
     @property
     def codebook_size(self) -> int:
-        """V, the most values that an index can take."""
+        """V, the largest number of values of an index."""
         return max(self.index_sizes)
 
     @property
@@ -95,14 +108,14 @@ class Quantizer(nn.Module):
             return self._decode(indices)
 
     def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        """Once a step, after all its forward passes in training mode: move a codebook that follows its latents.
+        """Update a codebook that follows its latents. Call it once per step, after the step's training forward passes.
 
-        all_reduce sums a tensor in place over all processes; each of them calls it as often. Does nothing where
-        the optimiser moves the codebook, or there is none.
+        all_reduce sums a tensor in place over all processes; each of them calls it equally often. Does nothing if the
+        optimiser updates the codebook, or if there is none.
         """
 
     def discard_pending(self) -> None:
-        """Forget what the forward passes since the last update saw: that step is not applied."""
+        """Forget the forward passes since the last update, because their step is skipped."""
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         raise NotImplementedError
@@ -117,9 +130,9 @@ def straight_through(value: Tensor, latent: Tensor) -> Tensor:
 
 
 def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: bool = False) -> Tensor:
-    """(..., d) and (V, d) -> (...) int64: nearest rows, both sides divided by their l2 norm first if ``normalise``.
+    """(..., d) and (V, d) -> (...) int64: nearest rows; ``normalise`` first divides both sides by their l2 norms.
 
-    precision: "exact", or "float32" or "bfloat16" for |z|^2 + |c|^2 - 2 z.c in that type, which errs.
+    precision: "exact", or "float32" or "bfloat16" for the inexact |z|^2 + |c|^2 - 2 z.c in that type.
     """
     queries = vectors.detach().reshape(-1, vectors.shape[-1])
     if precision == "exact":
@@ -130,8 +143,8 @@ def look_up(vectors: Tensor, codebook: Tensor, precision: str, *, normalise: boo
 
 
 def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
-    """(..., V, d) float32. "spherical": uniform on the unit sphere; "uniform": each entry in [-1/V, 1/V], as VQ-GAN
-    does. At d = 1 both are uniform in [-1, 1], as in the authors' code: the sphere is two points there."""
+    """(..., V, d) float32. "spherical": uniform on the unit sphere; "uniform": each entry in [-1/V, 1/V], like VQ-GAN.
+    At d = 1, where the sphere is two points, both are uniform in [-1, 1], like the authors' code."""
     if shape[-1] == 1:
         return torch.empty(shape).uniform_(-1, 1)
     if init == "uniform":
@@ -142,8 +155,8 @@ def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
 class MovingAverage(nn.Module):
     """Decayed count and sum of the vectors that chose each row of (..., V, d) rows: the codebook's EMA update.
 
-    As vector-quantize-pytorch's Codebook (checked against 1.32.0), with one update a step instead of one a
-    forward pass, so that micro-batches and processes change nothing but the order of summation.
+    Like vector-quantize-pytorch's Codebook (checked against 1.32.0), but with one update per step instead of per
+    forward pass, so that micro-batches and processes only change the order of summation.
     """
 
     counts: Tensor
@@ -152,7 +165,7 @@ class MovingAverage(nn.Module):
     pending_sums: Tensor
 
     EPS = 1e-5
-    """Of the Laplace smoothing."""
+    """Constant of the Laplace smoothing."""
 
     def __init__(self, rows: Tensor, decay: float) -> None:
         super().__init__()
@@ -164,7 +177,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def add(self, indices: Tensor, vectors: Tensor, level: int = 0) -> None:
-        """indices (...) of the rows of one level that vectors (..., d) chose."""
+        """Add vectors (..., d) with the indices (...) of the rows of one level that they chose."""
         places = indices.flatten() + level * self.counts.shape[-1]
         self.pending_counts.view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
         self.pending_sums.view(-1, self.sums.shape[-1]).index_add_(0, places, vectors.reshape(len(places), -1))
@@ -175,7 +188,7 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, all_reduce: Callable[[Tensor], None]) -> Tensor | None:
-        """Take in what is pending and return the mean of each row, (..., V, d); None where nothing was pending."""
+        """Take in pending vectors and return the mean of each row, (..., V, d); None if nothing was pending."""
         all_reduce(self.pending_counts)
         all_reduce(self.pending_sums)
         if not self.pending_counts.any():
@@ -187,3 +200,32 @@ class MovingAverage(nn.Module):
         # Laplace smoothing: no row is divided by zero, and the counts keep their total.
         smoothed = (self.counts + self.EPS) / (total + self.counts.shape[-1] * self.EPS) * total
         return self.sums / smoothed[..., None]
+
+
+class CodebookQuantizer(Quantizer):
+    """A quantizer with a ``codebook`` that either the optimiser or a moving average of the latents updates."""
+
+    codebook: Tensor
+    average: MovingAverage | None
+
+    def set_codebook(self, rows: Tensor, update: str, decay: float) -> None:
+        """Make ``rows`` a parameter (update "gradient"), or a buffer with a moving average ("ema")."""
+        self.average = MovingAverage(rows, decay) if update == "ema" else None
+        if self.average is not None:
+            self.register_buffer("codebook", rows)
+        else:
+            self.codebook = nn.Parameter(rows)
+
+    def _renewed(self, means: Tensor) -> Tensor:
+        """The rows that the means of the latents stand for."""
+        return means
+
+    @torch.no_grad()
+    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
+        means = None if self.average is None else self.average.update(all_reduce)
+        if means is not None:
+            self.codebook.copy_(self._renewed(means))
+
+    def discard_pending(self) -> None:
+        if self.average is not None:
+            self.average.discard()

@@ -5,21 +5,18 @@ Shapes: B images, D latent channels, h x w latent positions. Both have D indices
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gsq.config.kinds import Kind, two_values
-from gsq.config.run import RunConfig
 from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
 
 KINDS = tuple(
     Kind(name, cls, ("commitment_weight", "entropy_weight"), per_channel=True, check=two_values)
     for name, cls in (("lfq", "LookupFreeQuantizer"), ("bsq", "BinarySphericalQuantizer"))
 )
-# Of the softmax over negative distances; the smallest probability whose logarithm is taken. As the reference's.
+# Inverse temperature of the softmax over negative distances, and the floor of a logarithm's argument: the reference's.
 INVERSE_TEMPERATURE = 100.0
 SMALLEST = 1e-5
 
@@ -28,22 +25,17 @@ class LookupFreeQuantizer(Quantizer):
     """The sign of each channel, -1 at 0 and below (index 0), +1 above (index 1).
 
     Loss: commitment_weight times the mean square to the signs, plus entropy_weight times (entropy of an index -
-    entropy of the batch's mean), in nats, both summed over channels. Checked against vector-quantize-pytorch
-    1.32.0's LFQ: as its softmax over the 2^D codes factors into one sigmoid a channel, the entropy of an index
-    is the same; the entropy of the mean is that of D independent bits (as the BSQ paper computes it), an upper bound
-    that costs D instead of 2^D, and equals the reference's with D codebooks of size 2. The mean is over the latents
-    of one forward pass, so that this term, if switched on, depends on the micro-batch; in training mode only, as GSQ's.
+    entropy of the batch's mean) in nats, summed over channels, in training mode only. Checked against
+    vector-quantize-pytorch 1.32.0's LFQ. Its softmax over the 2^D codes factors into one sigmoid per channel, so the
+    entropy of an index is the same. The entropy of the mean is that of D independent bits (like the BSQ paper's): an
+    upper bound that costs D instead of 2^D, and equals the reference's with D codebooks of size 2. The mean is over the
+    latents of one forward pass, so this term depends on the micro-batch.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:
         super().__init__(latent_dim, latent_dim, (2,) * latent_dim)
         self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
         self.scale = 1.0
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        q = config.quantizer
-        return cls(config.model.latent_dim, commitment_weight=q.commitment_weight, entropy_weight=q.entropy_weight)
 
     def _projected(self, latent: Tensor) -> Tensor:
         return latent
@@ -73,9 +65,9 @@ class LookupFreeQuantizer(Quantizer):
 class BinarySphericalQuantizer(LookupFreeQuantizer):
     """LFQ of the latent vector divided by its l2 norm over all D channels, with values +-1/sqrt(D).
 
-    As published, but for the mean in place of the sum over channels in the commitment loss, and a straight-through
-    gradient that 1/sqrt(D) does not scale. Checked against vector-quantize-pytorch 1.32.0's LFQ(spherical=True), which
-    does both too, and its entropy term against the published code with groups of one channel.
+    It differs from the published code in the commitment loss, a mean instead of a sum over channels, and in a
+    straight-through gradient that 1/sqrt(D) does not scale. Checked against vector-quantize-pytorch 1.32.0's
+    LFQ(spherical=True), which does both too; the entropy term against the published code with groups of one channel.
     """
 
     def __init__(self, latent_dim: int, *, commitment_weight: float = 0.25, entropy_weight: float = 0.0) -> None:

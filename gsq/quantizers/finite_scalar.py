@@ -5,13 +5,10 @@ Shapes: B images, D latent channels, h x w latent positions.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
 from gsq.config.kinds import Kind
-from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.quantizers.base import Quantizer, QuantizerOutput, straight_through
 
@@ -37,8 +34,8 @@ class FiniteScalarQuantizer(Quantizer):
     """Bounds each channel by tanh and rounds it to one of its L levels; no codebook, loss zero.
 
     Values are (i - L // 2) / (L // 2) for index i in [0, L). Checked against vector-quantize-pytorch 1.32.0's FSQ,
-    but for L > 1000, where its margin of 0.1 % rounds beyond the last level; here it is clamped.
-    Raises UserError for L = 2, at which this form splits a channel at -3.8 (the reference refuses it too).
+    except for L > 1000, where its margin of 0.1 % rounds beyond the last level, which is clamped here. Raises UserError
+    for L = 2, which would split a channel at -3.8 (the reference refuses it too).
     """
 
     half_range: Tensor
@@ -57,10 +54,6 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("offset", torch.where(sizes % 2 == 0, 0.5, 0.0), persistent=False)
         self.register_buffer("half_width", sizes // 2, persistent=False)
         self.register_buffer("largest", (sizes - 1) // 2, persistent=False)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        return cls(config.index_sizes)
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         shift = torch.atanh(self.offset / self.half_range)

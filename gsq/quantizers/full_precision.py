@@ -1,4 +1,4 @@
-"""Products of float32 in float32, whatever a user has set."""
+"""Products of float32 in full precision, whatever a user has set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 products in float32: neither TF32 nor bfloat16, which the bounds of the look-up do not cover."""
+    """Compute float32 products in float32, since the bounds of the look-up do not cover TF32 and bfloat16."""
     name = "cuda" if device.type == "cuda" else "mkldnn"
     products: Any = getattr(getattr(torch.backends, name), "matmul", None)
-    # From torch 2.9 on a setting by backend; reading the older one then fails where a user has set the newer.
+    # torch 2.9 has a setting per backend; reading the old setting fails once a user has set the new one.
     by_backend = hasattr(products, "fp32_precision")
     before = products.fp32_precision if by_backend else torch.get_float32_matmul_precision()
     try:

@@ -29,7 +29,7 @@ from gsq.quantizers.lookup_index import Search
 # decided at once, and of the queries prepared at once; on CUDA that many times more.
 TILE, MAXIMA, QUERIES = 1 << 18, 1 << 20, 1 << 18
 CUDA = 64
-# From how many rows on the tree wins, by d, and the fewest queries that pay for building it (timed on Zen 4).
+# Codebook rows from which the tree is faster, by d, and the fewest queries that repay building it (timed on Zen 4).
 TREE_ROWS = {2: 1, 3: 1, 4: 1 << 11, 5: 1 << 12, 6: 1 << 13, 7: 1 << 14, 8: 1 << 16}
 TREE_QUERIES = 1024
 # Seconds a query and row of the tiles: the tree's first queries are held against it.
@@ -54,7 +54,7 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
     out = torch.zeros(count, dtype=torch.int64, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False), full_precision(queries.device):
         make = functools.partial(_method, count=count, normalise=normalise)
-        # Of float64 alone may squares over- or underflow; normalised vectors are of length 1.
+        # Only squares of float64 may over- or underflow; normalised vectors have length 1.
         wide = not normalise and torch.float64 in (queries.dtype, codebook.dtype)
         rows = _prepared(codebook, normalise, "codebook")
         search = lookup_range.guarded(rows, make) if wide else make(rows)
@@ -102,14 +102,14 @@ def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
     if not normalise:
         return x
     if vectors.dtype == torch.float64:
-        # By a power of two, which is exact: the squares neither overflow nor vanish.
+        # Scaling by a power of two is exact; the squares then neither overflow nor vanish.
         x = lookup_range.times_power(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x.div_(torch.where(norms == 0, 1.0, norms))
 
 
 def _method(rows: Tensor, count: int, normalise: bool) -> Search:
-    """From prepared rows to a search that takes queries as they are given."""
+    """A search that takes queries as they are given, among prepared rows."""
     size, dim = rows.shape
     if size == 1 or dim == 0:
         return _preparing(lambda z: torch.zeros(len(z), dtype=torch.int64, device=z.device), normalise)
@@ -171,7 +171,7 @@ def _float32(rows: Tensor, normalise: bool = False) -> Search:
 
 
 def _float64(rows: Tensor) -> Search:
-    """For what float32 cannot tell apart: equal rows once, tiles in float64, then every difference."""
+    """A search for what float32 cannot tell apart: equal rows once, tiles in float64, then every difference."""
     kept = lookup_index.distinct(rows)
     rows = rows[kept]
     if len(rows) == 1:
@@ -219,9 +219,9 @@ class _Scaled:
         self.rows[:, -1] = (norms / self.width).square_().mul_(-0.5)
 
     def direct(self, x: Tensor, normalise: bool) -> tuple[Tensor, Tensor] | None:
-        """As ``queries``, but from (n, d) not yet prepared, of float32 or less, and without a float64 copy of it.
+        """Like ``queries``, but from (n, d) not yet prepared, of float32 or less, without a float64 copy of it.
 
-        w is (x, width), or (x, |x| width) where ``normalise``: a query's scores may have any common factor. None where
+        w is (x, width), or (x, |x| width) with ``normalise``: a query's scores may have any common factor. None if
         squares or products might over- or underflow, or x is not finite.
         """
         if self.dtype != torch.float32 or x.dtype == torch.float64 or self.centre is not None:
@@ -353,7 +353,7 @@ def _decided(
         number, query = number[several], query[several]
         index[query] = count
     opened, place = torch.unique(query, return_inverse=True) if block == 1 else (slice(None), query)
-    # Once for each query: prepared again beside others it might be rounded otherwise.
+    # Prepare each query once: beside other queries it might be rounded differently.
     z = prepared(z[opened])
     distance = torch.empty(len(query), dtype=torch.float64, device=z.device)
     row = torch.empty(len(query), dtype=torch.int64, device=z.device)

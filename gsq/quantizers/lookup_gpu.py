@@ -91,7 +91,7 @@ def _best_two(  # type: ignore
         scores = tl.where(row[None, :] < size, scores, -infinity)
         value, where = tl.max(scores, axis=1, return_indices=True)
         others = tl.where(tl.arange(0, tile_rows)[None, :] == where[:, None], -infinity, scores)
-        # Of two best scores the larger stays; the smaller is a candidate for second best.
+        # The larger of two best scores stays; the smaller is a candidate for second best.
         second = tl.maximum(tl.maximum(second, tl.max(others, axis=1)), tl.minimum(best, value))
         index = tl.where(value > best, tile * tile_rows + where, index)
         best = tl.maximum(best, value)

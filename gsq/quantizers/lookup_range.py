@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gsq.quantizers.lookup_index import Search
 
-# Between these, squares of float64 neither overflow nor lose what counts beside the largest.
+# Squares of float64 between these neither overflow nor lose what counts beside the largest.
 SMALL, LARGE = 2.0**-400, 2.0**400
-# Above this, twice a length may overflow.
+# Twice a length above this may overflow.
 HUGE = 2.0**1000
 # Differences of one channel that are held at a time.
 DIFFERENCES = 1 << 18

@@ -5,16 +5,12 @@ Shapes: B images, D latent channels, K levels, V codebook rows, h x w latent pos
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gsq.config.kinds import CODEBOOK, Kind, one_group
-from gsq.config.run import RunConfig
-from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+from gsq.quantizers.base import CodebookQuantizer, QuantizerOutput, initial_rows, look_up, straight_through
 
 KINDS = (
     Kind(
@@ -28,14 +24,13 @@ KINDS = (
 )
 
 
-class ResidualQuantizer(Quantizer):
-    """Each of K codebooks quantizes what those before it left over; the latent is the sum of the rows.
+class ResidualQuantizer(CodebookQuantizer):
+    """Each of K codebooks quantizes the residual of those before it; the latent is the sum of the rows.
 
-    Indices, rows, the losses of the levels and the EMA update as vector-quantize-pytorch 1.32.0's ResidualVQ (no
-    gradient from one level's residual to the rows before it). ResidualVQ hands out one loss a level; here the loss is
-    their mean, as in EnCodec and the GSQ authors' code, so that the depth leaves the weights alone. The
-    straight-through gradient reaches the latent once; summing straight-through levels, as ResidualVQ does, would
-    multiply it by K.
+    Indices, rows, losses of the levels and the EMA update equal those of vector-quantize-pytorch 1.32.0's ResidualVQ
+    (no gradient flows from a level's residual to the rows before it). The loss is the mean over levels, like in EnCodec
+    and the GSQ authors' code, so that depth does not change its weight; ResidualVQ returns one loss per level. The
+    straight-through gradient reaches the latent once; ResidualVQ's sum of straight-through levels multiplies it by K.
     """
 
     codebook: Tensor
@@ -56,26 +51,7 @@ class ResidualQuantizer(Quantizer):
         super().__init__(latent_dim, 1, (codebook_size,) * depth)
         self.lookup_precision, self.commitment_weight = lookup_precision, commitment_weight
         rows = initial_rows((depth, codebook_size, latent_dim), init)
-        self.average: MovingAverage | None = None
-        if codebook_update == "ema":
-            self.register_buffer("codebook", rows)
-            self.average = MovingAverage(rows, codebook_decay)
-        else:
-            self.codebook = nn.Parameter(rows)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        q = config.quantizer
-        return cls(
-            config.model.latent_dim,
-            q.depth,
-            q.codebook_size,
-            init=config.codebook_init,
-            lookup_precision=q.lookup_precision,
-            commitment_weight=q.commitment_weight,
-            codebook_update=q.codebook_update,
-            codebook_decay=q.codebook_decay,
-        )
+        self.set_codebook(rows, codebook_update, codebook_decay)
 
     def _quantize(self, latent: Tensor) -> QuantizerOutput:
         vectors = latent.permute(0, 2, 3, 1)
@@ -97,17 +73,7 @@ class ResidualQuantizer(Quantizer):
 
     def _decode(self, indices: Tensor) -> Tensor:
         total = torch.zeros(1, device=indices.device)
-        # In the order of forward, for the same rounding.
+        # The order of forward gives the same rounding.
         for chosen, rows in zip(indices.unbind(1), self.codebook, strict=True):
             total = total + F.embedding(chosen, rows)
         return total.permute(0, 3, 1, 2).contiguous()
-
-    @torch.no_grad()
-    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        means = None if self.average is None else self.average.update(all_reduce)
-        if means is not None:
-            self.codebook.copy_(means)
-
-    def discard_pending(self) -> None:
-        if self.average is not None:
-            self.average.discard()

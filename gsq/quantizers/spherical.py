@@ -5,17 +5,13 @@ Shapes: B images, D latent channels, G groups, d = D / G, V codebook rows, h x w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gsq.config.kinds import CODEBOOK, Kind, one_codebook, one_group
-from gsq.config.run import RunConfig
-from gsq.quantizers.base import MovingAverage, Quantizer, QuantizerOutput, initial_rows, look_up, straight_through
+from gsq.quantizers.base import CodebookQuantizer, QuantizerOutput, initial_rows, look_up, straight_through
 
 KINDS = (
     Kind(
@@ -28,38 +24,35 @@ KINDS = (
     ),
     Kind("vq", "GroupedSphericalQuantizer", (*CODEBOOK, "entropy_weight"), parameters=one_codebook, check=one_group),
 )
-# Of the softmax in the entropy loss, as in MaskGIT's code (the GSQ paper names none).
+# Temperature of the softmax in the entropy loss, from MaskGIT's code (the GSQ paper gives none).
 ENTROPY_TEMPERATURE = 0.01
 # Probabilities that it holds at a time.
 ENTROPY_VALUES = 1 << 24
-# Rows whose average is shorter than this keep their place: its direction is lost to rounding.
+# Rows whose average is shorter keep their place, since rounding loses its direction.
 SHORTEST = 1e-12
 
 
-class GroupedSphericalQuantizer(Quantizer):
+class GroupedSphericalQuantizer(CodebookQuantizer):
     """Splits each latent vector into G groups and replaces each by its nearest row of one shared codebook.
 
-    init: see ``initial_rows``. lookup_norm: what both sides are before they are compared by Euclidean distance;
-    "l2" and "l1" divide them by that norm, "clip" clamps them to [-1, 1], "none" leaves them. decoder_input and
-    loss_row choose between the row as the look-up compared it ("normalised") and the "raw" parameter (the authors'
-    code). Ties go to the lowest index. With groups = 1 and lookup_norm "none" this is VQ (VQ-VAE).
+    init: see ``initial_rows``. lookup_norm: applied to both sides before the Euclidean comparison; "l2" and "l1" divide
+    by that norm, "clip" clamps to [-1, 1], "none" changes nothing. decoder_input and loss_row choose between the row as
+    compared ("normalised") and the "raw" parameter (the authors' code). Ties go to the lowest index. With groups = 1
+    and lookup_norm "none" this is VQ (VQ-VAE).
 
-    clip: only the comparison, the row and the codebook's target are clamped; the clamp passes gradients on, and the
-    commitment loss and the straight-through gradient are those of the latent as it came. The authors' code
-    differentiates torch.clamp on the latent, so that one outside [-1, 1] gets no gradient and never returns. Inside
-    [-1, 1] the two are the same.
+    clip: clamps only the comparison, the row and the codebook's target. The clamp passes gradients on, and commitment
+    loss and straight-through gradient belong to the unclamped latent. The authors' code differentiates torch.clamp on
+    the latent, so a latent outside [-1, 1] gets no gradient and never returns; inside, the two are the same.
 
-    codebook_update "ema": the codebook is a buffer that ``update_codebook`` moves to the decayed average of the
-    (compared) latents that chose each row, normalised like them, and the loss is the commitment alone; checked
-    against vector-quantize-pytorch 1.32.0 (Euclidean and cosine). A row that nothing chooses is not replaced.
+    codebook_update "ema": ``update_codebook`` moves each row to the decayed average of the (compared) latents that
+    chose it, normalised like them, and the loss is the commitment alone; checked against vector-quantize-pytorch 1.32.0
+    (Euclidean and cosine). Rows that nothing chooses are not replaced.
 
-    entropy_weight: of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats with
-    p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, the mean over batch, positions and groups; in training
-    mode only.
+    entropy_weight: weight of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats
+    with p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, in training mode only.
     """
 
     shared_codebook = True
-    codebook: Tensor
 
     def __init__(
         self,
@@ -84,31 +77,9 @@ class GroupedSphericalQuantizer(Quantizer):
         self.decoder_input, self.loss_row = decoder_input, loss_row
         self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
         rows = initial_rows((codebook_size, latent_dim // groups), init)
-        self.average: MovingAverage | None = None
-        if codebook_update == "ema":
-            rows = self._compared(rows)
-            self.register_buffer("codebook", rows)
-            self.average = MovingAverage(rows, codebook_decay)
-        else:
-            self.codebook = nn.Parameter(rows)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        q = config.quantizer
-        return cls(
-            config.model.latent_dim,
-            q.groups,
-            q.codebook_size,
-            init=config.codebook_init,
-            lookup_norm=config.lookup_norm,
-            lookup_precision=q.lookup_precision,
-            decoder_input=q.decoder_input,
-            loss_row=q.loss_row,
-            commitment_weight=q.commitment_weight,
-            codebook_update=q.codebook_update,
-            codebook_decay=q.codebook_decay,
-            entropy_weight=q.entropy_weight,
-        )
+        # The average starts from rows as the look-up compares them.
+        rows = self._compared(rows) if codebook_update == "ema" else rows
+        self.set_codebook(rows, codebook_update, codebook_decay)
 
     def _compared(self, vectors: Tensor) -> Tensor:
         if self.lookup_norm == "clip":
@@ -129,14 +100,14 @@ class GroupedSphericalQuantizer(Quantizer):
         given = self._split(latent)
         vectors, rows = self._compared(given), self._compared(self.codebook)
         if self.lookup_norm == "l2":
-            # From the vectors as they are: the look-up normalises them in float64.
+            # The look-up normalises in float64, so it takes the vectors before normalisation.
             indices = look_up(given, self.codebook, self.lookup_precision, normalise=True)
         else:
             indices = look_up(vectors, rows, self.lookup_precision)
         target = F.embedding(indices, self.codebook if self.loss_row == "raw" else rows)
         received = F.embedding(indices, self.codebook if self.decoder_input == "raw" else rows)
         carrier = given if self.lookup_norm == "clip" else vectors
-        # Eq. 5; the mean is over batch, positions, groups and channels, so that d and G leave the weight alone.
+        # Eq. 5; the mean is over batch, positions, groups and channels, so d and G do not change the weight.
         loss = self.commitment_weight * F.mse_loss(carrier, target.detach())
         if self.average is None:
             loss = F.mse_loss(target, vectors.detach()) + loss
@@ -151,20 +122,13 @@ class GroupedSphericalQuantizer(Quantizer):
         rows = self.codebook if self.decoder_input == "raw" else self._compared(self.codebook)
         return self._join(F.embedding(indices.permute(0, 2, 3, 1), rows))
 
-    @torch.no_grad()
-    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        means = None if self.average is None else self.average.update(all_reduce)
-        if means is not None:
-            lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
-            self.codebook.copy_(torch.where(lost, self.codebook, self._compared(means)))
-
-    def discard_pending(self) -> None:
-        if self.average is not None:
-            self.average.discard()
+    def _renewed(self, means: Tensor) -> Tensor:
+        lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
+        return torch.where(lost, self.codebook, self._compared(means))
 
 
 def _entropy_loss(vectors: Tensor, rows: Tensor) -> Tensor:
-    """(N, d) and (V, d) -> scalar. Probabilities are made again for the gradient, so that no N x V of them stay."""
+    """(N, d) and (V, d) -> scalar. Recomputes probabilities for the gradient, so that no N x V of them are kept."""
 
     def sums(part: Tensor) -> tuple[Tensor, Tensor]:
         # |z|^2 is the same for all rows.

@@ -11,23 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gsq.files import write_json
+
 RUNNING, DONE, FAILED, PRUNED = "running", "done", "failed", "pruned"
 FAILURES = (
-    "out_of_memory",
-    "diverged",
-    "timeout",
-    "preempted",
-    "node_failure",
-    "disk_full",
-    "cancelled",
-    "lost",
-    "error",
+    *("out_of_memory", "diverged", "timeout", "preempted", "node_failure", "disk_full", "cancelled", "lost", "error"),
 )
-# What a driver says of an attempt that was ended from outside and could not say it: its failure class.
+# Holds the failure class of an attempt that was killed, as the driver found it.
 KILLED = "killed.txt"
-# Of a line of metrics.jsonl: what differs from one execution of the same run to another.
+# Keys of metrics.jsonl that differ between executions of the same run.
 TIMINGS = ("images_per_second", "loader_wait_seconds")
-# Seconds without a heartbeat after which a running attempt that no scheduler knows is taken for lost.
+# Seconds without a heartbeat after which a running attempt that no scheduler knows counts as lost.
 STALE_SECONDS = 60.0
 
 
@@ -37,39 +31,12 @@ def slurm_job() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """Replace a file atomically; with ``sync`` it is on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any, sync: bool = False) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n", sync)
-
-
-def read_json(path: Path) -> Any:
-    """The content, or None where the file is missing or not (yet) whole."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def process_start(pid: int) -> str:
-    """When a process was started, so that no later one of the same number passes for it, nor a clock that is set back
-    confuses the two: the boot's id and the kernel's ticks since. Empty where there is none, or not on Linux."""
+    """When a process started: the boot's id and the kernel's ticks since, which no later process of the same number
+    shares. Empty if there is no such process, or not on Linux."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # Fields 3 and 22 of proc(5), behind a name that may hold anything.
+        # Fields 3 and 22 of proc(5). The name before them can hold any character.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return ""
@@ -78,7 +45,7 @@ def process_start(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a run: its folder, and the only place that it writes to."""
+    """One attempt at a run: its folder, and the only place that it writes to."""
 
     path: Path
     number: int
@@ -116,5 +83,5 @@ class Attempt:
 def write_evaluation(folder: Path, protocol: str, step: int, result: dict[str, Any]) -> Path:
     path = folder / "evaluations" / f"{protocol}-{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, result, sync=True)
+    write_json(path, result)
     return path

@@ -1,4 +1,4 @@
-"""Which process trains a run, where several could."""
+"""The claim of one process to train a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gsq.records.read import read_run
 
 @contextmanager
 def claim(folder: RunFolder, patience: float = STALE_SECONDS) -> Iterator[bool]:
-    """Whether the caller may train this run: False where another process does, and shows signs of life.
+    """Yield True if the caller may train this run, False while another live process does.
 
-    Nothing rests on it but work saved, for two attempts do each other no harm: where the file system has no
-    locks, or a dead node's outlives it, the caller goes on after ``patience`` seconds without such a sign.
+    The lock only avoids duplicate work, since two attempts at a run do no harm. Without locks in the file system, or
+    with one that outlived its node, the caller goes on after ``patience`` seconds without a sign of life.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     with (folder.path / ".lock").open("a") as file:
@@ -33,6 +33,6 @@ def claim(folder: RunFolder, patience: float = STALE_SECONDS) -> Iterator[bool]:
                     time.sleep(0.2)
                     continue
             except OSError:
-                pass  # No locks here.
+                pass  # The file system has no locks.
             yield True
             return

@@ -1,8 +1,8 @@
-"""What a run leaves on disk. Later rooms know a run only through this module; it imports no torch.
+"""The files of a run. Other rooms know a run only through this wing, which imports no torch.
 
 ``<runs>/<ab>/<signature>/``: config.yaml and ``attempts/<n>/`` with status.json, env.json, metrics.jsonl,
-evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so that two
-attempts of one run may overlap without harm; readers take the highest attempt for each step. Evaluations made later,
+evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so two
+attempts of one run can overlap without harm; readers take the highest attempt for each step. Evaluations made later,
 without training, are in ``evaluations/`` beside the attempts.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError
-from gsq.records.attempt import Attempt, read_json, write_evaluation, write_json, write_text
+from gsq.files import read_json, write_json, write_text
+from gsq.records.attempt import Attempt, write_evaluation
 
-# What a process that shares a run, and is not the first one, says of its own error.
+# Holds the first error of a process other than the first of those that share a run.
 PEER_ERROR = "peer-error.json"
 
 
@@ -25,7 +26,7 @@ def runs_root() -> Path:
 
 
 def attempt_numbers(run: str) -> list[int]:
-    """Of the attempts of a run folder, in order; none where there is no such folder."""
+    """Numbers of the attempts of a run folder, sorted; empty if there is no such folder."""
     try:
         return sorted(int(name) for name in os.listdir(f"{run}/attempts") if name.isdigit())
     except OSError:
@@ -64,19 +65,19 @@ class RunFolder:
             return Attempt(path, number)
 
     def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
-        """Keep an evaluation made after the run, in ``evaluations/`` beside its attempts, which stay as they are."""
+        """Save an evaluation made after the run, in ``evaluations/`` beside its attempts."""
         return write_evaluation(self.path, protocol, step, result)
 
     def write_config(self, values: dict[str, Any]) -> None:
-        """config.yaml, written once: its content is what the signature names."""
+        """Write config.yaml once: its content is what the signature names."""
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "config.yaml").exists():
-            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False), sync=True)
+            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
-        """What write_config wrote. Raises UserError where this is not a run folder."""
+        """The content of config.yaml. Raises UserError if this is not a run folder."""
         import yaml
 
         try:
@@ -92,12 +93,12 @@ def device_seconds(status: dict[str, Any]) -> float:
 
 
 def note_peer_error(attempt: Path, rank: int, failure: str, message: str) -> None:
-    """Say what went wrong in another process of an attempt than the first; the first that was said stays.
+    """Record the error of a process other than the first of an attempt; only the first error is kept.
 
-    attempt: its folder. Raises OSError where it cannot be written.
+    attempt: its folder. Raises OSError if it cannot be written.
     """
     mine = attempt / f".{PEER_ERROR}.{rank}"
-    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"}, sync=True)
+    write_json(mine, {"rank": rank, "failure": failure, "message": f"process {rank}: {message}"})
     try:
         os.link(mine, attempt / PEER_ERROR)
     except FileExistsError:
@@ -107,13 +108,13 @@ def note_peer_error(attempt: Path, rank: int, failure: str, message: str) -> Non
 
 
 def read_peer_error(attempt: Path) -> tuple[str, str] | None:
-    """Failure class and message of the process of an attempt that said first what went wrong in it."""
+    """Failure class and message of the first error that ``note_peer_error`` recorded for an attempt."""
     told = read_json(attempt / PEER_ERROR)
     return (told["failure"], told["message"]) if told is not None else None
 
 
 def evaluated(folder: RunFolder) -> frozenset[tuple[str, int]]:
-    """Protocol and step of every evaluation in a run folder, from the names of the files: none is read."""
+    """Protocol and step of every evaluation in a run folder, from the names of its files alone."""
     path = str(folder.path)
     found = set()
     for where in [*(f"attempts/{number}/evaluations" for number in attempt_numbers(path)), "evaluations"]:

@@ -1,4 +1,4 @@
-"""What is known of runs from their folders: status, results, training curves."""
+"""Status, results and training curves of runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS, write_text
+from gsq.files import write_text
+from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS
 from gsq.records.folder import RunFolder, attempt_numbers, device_seconds, read_peer_error
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of one run from its folder."""
+    """The state of one run, from its folder."""
 
     signature: str
     state: str | None = None
@@ -29,15 +30,15 @@ class RunRecord:
     seconds: float = 0.0
     """Device seconds of all attempts: their time by their processes."""
     failed_seconds: float = 0.0
-    """Device seconds of the attempts that failed or were stopped, also of those that ended without saying so."""
+    """Device seconds of the attempts that failed, were stopped, or ended without recording why."""
     running_seconds: float = 0.0
-    """Device seconds of the newest attempt while it says that it runs."""
+    """Device seconds of the newest attempt while its status says running."""
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     host: str = ""
     pid: int = 0
     pid_start: str = ""
-    """What process_start says of it; empty for a run of an earlier gsq, or not on Linux."""
+    """``process_start`` of that process; empty for a run of an earlier gsq, or not on Linux."""
     node: str = ""
     job: str = ""
     """SLURM job of the newest attempt."""
@@ -51,28 +52,28 @@ class RunRecord:
     evaluation_seconds: float | None = None
     """Device seconds of one evaluation, the mean."""
     rfid: float | None = None
-    """Of the newest evaluation."""
+    """rFID of the newest evaluation."""
     started_from: str | None = None
     """A shorter run whose checkpoint this one started from."""
     next_micro_batch: int | None = None
-    """The smaller micro-batch with which the next attempt can try where this one runs out of memory."""
+    """The smaller micro-batch for the next attempt, should this one run out of memory."""
     unreadable: tuple[str, ...] = ()
-    """Status files, below the run folder, that are there but hold no status; all else is said without them."""
+    """Status files (relative to the run folder) that hold no status; the other fields ignore them."""
     pruned_by: str | None = None
-    """Who gave a pruned run up; to anyone else it is unfinished."""
+    """Who pruned the run; to anyone else it is unfinished."""
 
     def stale(self, now: float) -> bool:
-        """Running by its own account, but without a sign of life for STALE_SECONDS."""
+        """True if the status says running, but the heartbeat is older than STALE_SECONDS."""
         return self.state == RUNNING and now - self.heartbeat > STALE_SECONDS
 
 
 def read_run(folder: RunFolder) -> RunRecord:
-    """Read the status files of a run; done wins over everything, else the newest attempt speaks."""
+    """Read the status files of a run: done wins over everything, else the newest attempt counts."""
     return _read_run(str(folder.path), folder.signature)
 
 
 def read_runs(runs: Path, signatures: Iterable[str]) -> dict[str, RunRecord]:
-    """As read_run, of many runs below a runs folder."""
+    """Like ``read_run``, for many runs below a runs folder."""
     root = str(runs)
     return {signature: _read_run(f"{root}/{signature[:2]}/{signature}", signature) for signature in signatures}
 
@@ -111,8 +112,8 @@ def _read_run(path: str, signature: str) -> RunRecord:
 
 
 def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
-    """How many attempts a run has; what status.json says of each, or what a driver found out about one that was
-    killed; and the files that say nothing. With paths as text: pathlib takes longer than the file system."""
+    """Number of attempts of a run, the status of each (its own, or a driver's note that it was killed), and the files
+    that hold none. Paths are text, since pathlib takes longer than the file system."""
     numbers = attempt_numbers(path)
     known: list[dict[str, Any]] = []
     unreadable: list[str] = []
@@ -133,38 +134,34 @@ def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
             message = f"killed from outside after step {status['step']}"
             status |= {"state": FAILED, "failure": failure, "message": message}
         elif status["state"] == RUNNING and (told := read_peer_error(Path(f"{path}/attempts/{number}"))):
-            # Its first process was killed before it could say so.
+            # Its first process was killed before it could record this.
             status |= {"state": FAILED, "failure": told[0], "message": told[1]}
         known.append(status)
     return len(numbers), known, unreadable
 
 
 _STATES = frozenset({RUNNING, DONE, FAILED, PRUNED})
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("state", "host"), str),
+    **dict.fromkeys(("step", "steps", "pid"), int),
+    **dict.fromkeys(("heartbeat", "seconds"), int | float),
+}
 
 
 def _is_status(value: Any) -> bool:
-    """Whether the content of a status.json has what every attempt writes."""
-    try:
-        return (
-            value["state"] in _STATES
-            and isinstance(value["step"], int)
-            and isinstance(value["steps"], int)
-            and isinstance(value["heartbeat"], int | float)
-            and isinstance(value["seconds"], int | float)
-            and isinstance(value["host"], str)
-            and isinstance(value["pid"], int)
-        )
-    except (KeyError, TypeError):
+    """Whether the content of a status.json has the keys that every attempt writes."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), type_) for key, type_ in _TYPES.items()):
         return False
+    return value["state"] in _STATES
 
 
 def note_killed(folder: RunFolder, failure: str) -> None:
-    """Say why the newest attempt, which still says that it runs, has ended."""
-    write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n", sync=True)
+    """Record why the newest attempt, whose status still says running, has ended."""
+    write_text(folder.attempt_folders()[-1] / KILLED, failure + "\n")
 
 
 def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fields of RunRecord that say where the time of the attempts went, and how good the result is so far."""
+    """The fields of RunRecord for the time that the attempts took, and the newest rFID."""
 
     def total(key: str) -> float:
         return sum(s[key] * s.get("processes", 1) for s in statuses if key in s)
@@ -182,13 +179,13 @@ def _timings(statuses: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def smallest_micro_batch(folder: RunFolder) -> int | None:
-    """The micro-batch to which attempts that ran out of memory have come down; None where none did."""
+    """The smallest micro-batch that attempts proposed when they ran out of memory; None if none did."""
     short = [s for s in _statuses(str(folder.path))[1] if s.get("failure") == "out_of_memory"]
     return min((s["next_micro_batch"] for s in short if s.get("next_micro_batch")), default=None)
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
-    """The training curve: for each step the line of the highest attempt; torn or damaged lines are left out."""
+    """The training curve: for each step the line of the highest attempt, without damaged lines."""
     by_step: dict[int, dict[str, float]] = {}
     for path in folder.attempt_folders():
         try:
@@ -207,18 +204,18 @@ def read_metrics(folder: RunFolder) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What a run folder holds beside its status: the newest of each file over the attempts."""
+    """Environment and evaluations of a run: the newest of each file over the attempts."""
 
     environment: dict[str, Any]
-    """env.json; empty where there is none."""
+    """env.json; empty if there is none."""
     evaluations: dict[str, dict[str, Any]]
-    """By the file, below the run folder, in the order of protocol and step."""
+    """Evaluations by file (relative to the run folder), sorted by protocol and step."""
     unreadable: tuple[str, ...]
-    """Files, below the run folder, that are there but hold no JSON object."""
+    """Files (relative to the run folder) that hold no JSON object."""
 
 
 def read_results(folder: RunFolder) -> RunResults:
-    """Environment and evaluations of a run, each of the highest attempt that has it; later evaluations come last."""
+    """Read each file from the highest attempt that has it; evaluations made after the run win."""
     path = str(folder.path)
     environments: list[str] = []
     evaluations: dict[str, str] = {}
@@ -252,9 +249,9 @@ def read_results(folder: RunFolder) -> RunResults:
 
 
 def results_changed(folder: RunFolder) -> tuple[int, ...]:
-    """Times at which what read_results reads was changed, in ns, 0 for what is not there: equal as long as that is.
+    """Times [ns] at which the inputs of ``read_results`` last changed (0: absent). Equal times mean equal inputs.
 
-    Files are replaced by renaming, which changes the time of their folder; an edit in place is not seen.
+    Renaming a file into place changes the time of its folder; an edit in place goes unnoticed.
     """
     path, times = str(folder.path), []
     names = [f"attempts/{number}/{name}" for number in attempt_numbers(path) for name in ("env.json", "evaluations")]
@@ -276,10 +273,10 @@ def _read_object(path: str) -> dict[str, Any] | None:
 
 
 def read_evaluations(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Evaluations by (protocol, step), of the highest attempt that has each."""
+    """Yield the evaluations, sorted by protocol and step, each from the highest attempt that has it."""
     yield from read_results(folder).evaluations.values()
 
 
 def newest_file(folder: RunFolder, name: str) -> Path | None:
-    """``name`` in the highest attempt that has it."""
+    """The file ``name`` of the highest attempt that has it."""
     return next((p / name for p in reversed(folder.attempt_folders()) if (p / name).is_file()), None)

@@ -15,25 +15,25 @@ from gsq.config.run import RunConfig
 from gsq.data.manifest import Manifest
 from gsq.data.sources import manifest
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt, write_text
+from gsq.files import write_json, write_text
+from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt
 from gsq.records.claim import claim
 from gsq.records.folder import RunFolder, note_peer_error, read_peer_error
 from gsq.records.read import read_run, smallest_micro_batch
 from gsq.runs import warm_start as lineage
+from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
 from gsq.runs.identity import identity
+from gsq.runs.progress import Progress
+from gsq.runs.stop import Busy, PeerFailed, Pruned, Stopped, StopRequest
 from gsq.surroundings import world_size
 from gsq.training import checkpoint
 
 if TYPE_CHECKING:
     from gsq.training.distributed import Group
 
-from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
-from gsq.runs.progress import Progress
-from gsq.runs.stop import Busy, PeerFailed, Pruned, Stopped, StopRequest
-
-# Kept free for the last status of an attempt whose disk fills up.
+# Space for the last status of an attempt whose disk fills up.
 RESERVE, RESERVE_BYTES = ".reserve", 32 << 10
-# How long the first process looks for the error of another one that it has lost: file systems show it with a delay.
+# Seconds for which the first process looks for the error of a lost one, since file systems show it with a delay.
 PEER_SECONDS = 5.0
 
 
@@ -47,19 +47,19 @@ def execute(
     on_step: Callable[[int], None] = lambda step: None,
     prune: Callable[[dict[str, Any]], str | None] = lambda evaluation: None,
 ) -> RunFolder:
-    """Train and evaluate one run below ``runs``, resuming what earlier attempts left; a run that is done is left alone.
+    """Train and evaluate one run below ``runs``. Resumes what earlier attempts left, and skips a run that is done.
 
-    Where torchrun or a SLURM job started several processes, all of them call this and share each batch; the first
-    one writes. A run that differs from a finished one only by more steps starts from the checkpoint that this one
-    kept (execution.keep_checkpoint), which gives the same result as training from the start.
+    If torchrun or a SLURM job started several processes, all of them call this and share each batch; the first one
+    writes. A run that differs from a finished one only by more steps starts from the checkpoint that the other kept
+    (execution.keep_checkpoint), which gives the same result as training from the start.
 
-    started: seconds since the epoch at which the process began, so that start-up counts as device time.
-    announce is given what a user should know: the run folder, files left out of the images, and a shorter run that this
-    one starts from.
-    prune is given each intermediate evaluation and may return the name of who gives the run up there: it ends as
-    pruned, with a checkpoint, from which a later call without that opinion goes on.
-    Raises what ended the run (Stopped after a request to stop), its failure class recorded in status.json; and, with
-    nothing begun, Busy where another process trains it and UserError where it would be evaluated on too few images.
+    started: seconds since the epoch at which the process began, so that start-up counts as device time. announce
+    receives messages for the user: the run folder, files left out of the images, the shorter run that this one starts
+    from. prune receives each intermediate evaluation. If it returns a name, the run ends as pruned by it, with a
+    checkpoint from which a later call can resume.
+
+    Raises the exception that ended the run (Stopped on request), with its failure class in status.json. Before anything
+    has begun, raises Busy if another process trains the run, and UserError for too few images to evaluate on.
     """
     stop = stop or StopRequest()
     files = manifest(config.data)
@@ -76,7 +76,7 @@ def execute(
         if not free:
             other = read_run(folder)
             raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
-        # Known before anything is begun.
+        # Refuse too few images before anything has begun.
         config.evaluation.check_images(config.evaluation.images(config.data, len(files.validation)))
         if smaller:
             config = with_micro_batch(config, smaller)
@@ -124,7 +124,7 @@ def execute(
             raise
         if attempt is not None:
             (attempt.path / RESERVE).unlink(missing_ok=True)
-            # First the state, then the clean-up: killed between the two, a run costs disk space, not another training.
+            # The state before the clean-up: a run killed between the two wastes disk space, not a training.
             progress.write(DONE)
             keep = config.execution.keep_checkpoint
             if keep:
@@ -136,7 +136,7 @@ def execute(
 
 @contextmanager
 def _processes(config: RunConfig, stop: StopRequest) -> Iterator[Group | None]:
-    """The group of the processes that share the run; None where there is one, which is not worth importing torch."""
+    """Join the group of processes that share the run; yields None for a single one, without importing torch."""
     if world_size() == 1:
         yield None
         return
@@ -173,8 +173,6 @@ def _train_and_evaluate(
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.evaluation.protocol import check
-    from gsq.files import save_tensors
-    from gsq.records.attempt import write_json
     from gsq.runs.provenance import environment
     from gsq.training.loop import train
     from gsq.training.trainer import Trainer
@@ -188,18 +186,18 @@ def _train_and_evaluate(
             start, progress.started_from = shorter
             announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
     start = group.from_first(start)
-    # Some node may take longer than the processes wait for each other.
+    # A node can take longer than the processes wait for each other.
     meet = group.meeting() if config.execution.stage_data else None
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     if meet is not None:
         meet(progress.staging)
     trainer = Trainer(config, source, group)
 
-    # An evaluation that cannot be made should not fail after the training.
+    # An impossible evaluation should fail before the training.
     check(config.evaluation, config.data, files)
 
     def evaluate_now(trainer: Trainer) -> None:
-        # An attempt that resumes here has made no step of its own.
+        # An attempt that resumes here has not made a step of its own.
         progress.step = trainer.step_count
         step, begun = trainer.step_count, time.monotonic()
         results = evaluate_all(
@@ -227,7 +225,7 @@ def _train_and_evaluate(
 
     train(trainer, attempt, start, tick=lambda t: progress(t.step_count), evaluate=evaluate_now)
     if attempt is not None:
-        save_tensors(
+        checkpoint.save_tensors(
             {name: value.contiguous() for name, value in trainer.ema.state_dict().items()},
             attempt.path / "model.safetensors",
         )
@@ -235,7 +233,7 @@ def _train_and_evaluate(
 
 
 def _tell_first(error: BaseException, place: Path, group: Group) -> None:
-    """Of a process that writes nothing else: what went wrong in it, for the first one, which only sees it go."""
+    """Record what failed in a process other than the first, which only notices that this one is gone."""
     from gsq.training.distributed import PeerLost
 
     if isinstance(error, PeerLost | PeerFailed | Stopped):
@@ -247,8 +245,8 @@ def _tell_first(error: BaseException, place: Path, group: Group) -> None:
 
 
 def _first_error(error: BaseException, place: Path) -> BaseException:
-    """What ended a run of which this process has lost another one: the error of that, where it has told it, or
-    PeerFailed as lost where it was killed. Any other error as it is."""
+    """The cause of the end of a run. If this process has lost another one: the error that the other recorded, or
+    PeerFailed as lost if it was killed. Any other error is its own cause."""
     from gsq.training.distributed import PeerLost
 
     if not isinstance(error, PeerLost):
@@ -281,7 +279,7 @@ def _record_failure(error: BaseException, attempt: Attempt, progress: Progress |
         else:
             progress.write(FAILED, failure=failure, message=message)
     except OSError as second:
-        # A disk so full that not even this fits: the stale heartbeat says it later.
+        # The disk is too full even for this; the stale heartbeat will show the failure.
         print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)
 
 

@@ -1,18 +1,13 @@
-"""The failure class of an exception, and the smaller micro-batch after running out of memory."""
+"""Failure classes of exceptions, and the smaller micro-batch after running out of memory."""
 
 from __future__ import annotations
 
 import errno
 import resource
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 from gsq.runs.stop import PeerFailed, Stopped
 
 
@@ -51,7 +46,7 @@ def with_micro_batch(config: RunConfig, micro_batch: int) -> RunConfig:
 
 
 def smaller_micro_batch(config: RunConfig, processes: int) -> int | None:
-    """Half of the images of a pass, or as near below as divides a process's share; None where there is no less."""
+    """The largest divisor of a process's share up to half of a pass's images; None if there is none."""
     share = config.train.batch_size // processes
     now = config.execution.micro_batch or share
     smaller = next((n for n in range(now // 2, 0, -1) if share % n == 0), None)
@@ -60,6 +55,6 @@ def smaller_micro_batch(config: RunConfig, processes: int) -> int | None:
     try:
         with_micro_batch(config, smaller)
     except UserError:
-        # A batch that must stay whole.
+        # The batch must stay whole.
         return None
     return smaller

@@ -1,4 +1,4 @@
-"""The signature of a run from its config, and whether this machine has the weights it needs; without torch."""
+"""The signature of a run from its config and the weights on this machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ def identity(
     sign: Callable[[RunConfig, str, Mapping[str, str]], str] = signature,
     absent: list[str] | None = None,
 ) -> str:
-    """Signature of a run, its data set's manifest read (or given). sign: a gsq.config.signature.Signer, for many
-    configs.
+    """Signature of a run. files: the manifest, read if not given. sign: a gsq.config.signature.Signer for many configs.
 
-    Raises Missing where the run trains with weights that no published hash names and that are not here; or names them
-    in ``absent``, if that is given: the signature is then a provisional one.
+    Raises Missing if the run trains with weights that are not here and have no published hash. With ``absent``, adds
+    their names to that list instead, and the signature is provisional.
     """
     files = files or manifest(config.data)
     weights = {}

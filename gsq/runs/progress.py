@@ -1,4 +1,4 @@
-"""What a run reports while it trains."""
+"""Heartbeat and timings of a run while it trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from gsq.config.run import RunConfig
 from gsq.records.attempt import RUNNING, Attempt
+from gsq.runs.failures import classify, peak_memory_bytes, smaller_micro_batch
+from gsq.runs.stop import PeerFailed, Stopped, StopRequest
 
 if TYPE_CHECKING:
     from gsq.training.distributed import Group
-
-from gsq.runs.failures import classify, peak_memory_bytes, smaller_micro_batch
-from gsq.runs.stop import PeerFailed, Stopped, StopRequest
 
 
 class Progress:
@@ -41,14 +40,14 @@ class Progress:
         self.evaluation_seconds, self.evaluations, self.rfid = 0.0, 0, math.nan
 
     def __call__(self, step: int) -> None:
-        """After a step, which every process of the run has made: they stop after the same one."""
+        """Report a step. Every process of the run calls this after the same step, so all of them stop together."""
         self._time_step()
         self.alive(step)
         if reason := self.group.agree(self.stop.reason):
             raise Stopped(reason)
 
     def _time_step(self) -> None:
-        """Start-up, with the first step, apart from the steps after it; neither with an evaluation."""
+        """Time start-up with the first step, and the later steps, both without evaluations."""
         now = time.monotonic() - self.evaluation_seconds
         if self.attempt is not None and not self.timings:
             self.first_step_ended = now
@@ -59,7 +58,7 @@ class Progress:
             self.timings["trained_steps"] += 1
 
     def evaluated(self, seconds: float, rfid: float) -> None:
-        """An evaluation has ended, which is no training time."""
+        """Record the end of an evaluation, which does not count as training time."""
         self.evaluation_seconds += seconds
         self.evaluations += 1
         self.rfid = rfid
@@ -67,26 +66,26 @@ class Progress:
     def alive(self, step: int) -> None:
         self.step = step
         self.on_step(step)
-        now = time.monotonic()
         if self.first_step is None:
-            self.first_step, self.first_time = step, now
+            self.first_step, self.first_time = step, time.monotonic()
+        self._beat()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
         if now - self.written >= 1:
             self.written = now
             self.write(RUNNING)
 
     def staging(self) -> None:
-        """While images are copied, by each process on its own."""
-        now = time.monotonic()
-        if now - self.written >= 1:
-            self.written = now
-            self.write(RUNNING)
+        """Give a sign of life while each process copies images on its own."""
+        self._beat()
         if self.stop.reason:
             raise Stopped(self.stop.reason)
 
     def evaluating(self, error: BaseException | None = None) -> None:
-        """After each batch of an evaluation, which every process of the run has come to; error: what went wrong in it.
+        """Report a batch of an evaluation, which every process of the run has finished. error: what failed in it.
 
-        Raises that, or PeerFailed where it was another process's batch, or Stopped, in all of them at once.
+        Raises ``error``, PeerFailed if another process's batch failed, or Stopped, in all processes at once.
         """
         self.alive(self.step)
         if reason := self.group.agree(classify(error) if error else self.stop.reason):
@@ -105,7 +104,7 @@ class Progress:
             more["images_per_second"] = (self.step - self.first_step) * self.config.train.batch_size / elapsed
         more["peak_memory_bytes"] = peak_memory_bytes(self.device)
         more["processes"] = self.group.size
-        # In every status, since an attempt that is killed for its memory cannot say it then.
+        # Every status has it, since an attempt that is killed for its memory cannot write one more.
         more["next_micro_batch"] = self.smaller
         more["device"] = self.device
         more |= self.timings

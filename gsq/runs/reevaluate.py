@@ -1,4 +1,4 @@
-"""Finished runs: their weights, and evaluations by further protocols."""
+"""Weights of finished runs, and their evaluation by further protocols."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class DamagedRun(UserError):
-    """A run folder whose config or weights are not there."""
+    """A run folder without config or weights."""
 
 
 def read_finished(path: Path) -> tuple[RunConfig, Path]:
     """Config of a finished run, and the file of its averaged weights.
 
-    Raises DamagedRun where the folder is not a run's, or the run is not finished.
+    Raises DamagedRun if this is no run folder, or the run is not finished.
     """
     folder = RunFolder(path)
     try:
@@ -43,7 +43,7 @@ def read_finished(path: Path) -> tuple[RunConfig, Path]:
 def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig, ImageSource, Autoencoder]:
     """Config, images and averaged weights (in evaluation mode, float32) of a finished run.
 
-    data: where the images lie now, by default where they were trained on. Raises UserError as read_finished does.
+    data: where the images lie now (default: the place recorded in the config). Raises UserError like ``read_finished``.
     """
     import safetensors.torch
 
@@ -57,9 +57,9 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
 
 
 def unevaluated(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> tuple[int, ...]:
-    """Sizes of the images, pixels, at which ``evaluate_finished`` would have to evaluate the run.
+    """Image sizes [pixels] at which ``evaluate_finished`` would evaluate the run.
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.protocol.check`` do.
+    Raises UserError like ``read_finished`` and ``gsq.evaluation.protocol.check``.
     """
     return _evaluation(path, changes, data)[1]
 
@@ -82,15 +82,14 @@ def _evaluation(path: Path, changes: dict[str, Any], data: DataConfig | None) ->
 
 
 def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> list[dict[str, Any]]:
-    """Evaluate the final weights of a finished run by further protocols; they are kept in its folder.
+    """Evaluate the final weights of a finished run by further protocols, on a GPU if there is one.
 
-    changes: fields of EvaluationConfig, instead of those that the run was trained with. data: where the same images lie
-    now, by default where they were trained on. Protocols by which its final weights were evaluated before are left out.
-    Returns what is new, by the results table's column names; each is in ``evaluations/`` of the run folder as soon as
-    all are made, and attempts are left as they are. It runs on a GPU where there is one; the features of the originals
-    are shared with other runs (gsq.evaluation.originals).
+    changes: fields of EvaluationConfig that replace the run's. data: where the images lie now (default: the place
+    recorded in the config). Skips protocols that have already evaluated the final weights. Returns the new results, by
+    the results table's column names, which are also saved in ``evaluations/`` of the run folder. The features of the
+    originals are shared with other runs (gsq.evaluation.originals).
 
-    Raises UserError as ``read_finished`` and ``gsq.evaluation.protocol.check`` do, and NonFiniteReconstruction.
+    Raises UserError like ``read_finished`` and ``gsq.evaluation.protocol.check``, and NonFiniteReconstruction.
     """
     import torch
 
@@ -116,7 +115,7 @@ def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | No
         result["step"] = step
         result["images_seen"] = step * config.train.batch_size
         result["train_flops"] = cost(config).train_flops
-        # The run's own code, versions and device are those of its training.
+        # env.json describes the training, so the evaluation's code, versions and device go here.
         result["evaluated_by"] = json.dumps({k: made[k] for k in ("source", "versions", "device")}, sort_keys=True)
         RunFolder(path).write_evaluation(result["protocol"], step, result)
     return results

@@ -1,9 +1,9 @@
-"""How a run is asked to stop, and the ways in which it ends early."""
+"""Requests to stop a run, and the exceptions that end it early."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,7 +11,7 @@ from gsq.errors import UserError
 
 
 class Stopped(Exception):
-    """Training stopped at the end of a step because it was asked to; a checkpoint of that step is on disk."""
+    """Training stopped on request at the end of a step, with a checkpoint. ``reason`` is the failure class."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -23,7 +23,7 @@ class Busy(UserError):
 
 
 class Pruned(Exception):
-    """Training was given up at an intermediate evaluation; a checkpoint of that step is on disk."""
+    """Training was pruned at an intermediate evaluation, with a checkpoint. ``by``: who pruned it."""
 
     def __init__(self, by: str) -> None:
         super().__init__(by)
@@ -31,15 +31,26 @@ class Pruned(Exception):
 
 
 class PeerFailed(Exception):
-    """Another process of the run failed, or was killed; ``reason`` is the failure class of that."""
+    """Another process of the run failed or was killed. ``reason`` is its failure class."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
+@contextmanager
+def handled(numbers: Iterable[int], handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle these signals while the block runs, then restore the earlier handlers. For the main thread only."""
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 class StopRequest:
-    """Set from a signal handler, read between steps. ``reason`` is the failure class to record."""
+    """A request that a signal handler sets and training reads between steps. ``reason`` is the failure class."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -47,21 +58,18 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self, reasons: dict[int, str], told: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Turn these signals into requests while the block runs; a second one acts as it did before, but for USR2.
+        """Turn these signals into requests while the block runs. A second signal acts as it did before, except USR2.
 
-        told: called at once, before the step has ended.
+        told: called at once, before the step ends.
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.reason, self.signal = reasons[number], number
             told()
-            # A scheduler may say USR2 more than once.
+            # A scheduler can send USR2 more than once.
             if number != signal.SIGUSR2:
                 signal.signal(number, previous[number])
 
-        previous = {number: signal.signal(number, handle) for number in reasons}
-        try:
+        previous = {number: signal.getsignal(number) for number in reasons}
+        with handled(reasons, handle):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""Finished runs that a run with more steps can go on from. Imports no torch at the start.
+"""Finished runs from which a run with more steps can start. Imports torch only on use.
 
-With a constant learning rate the first n steps of a run do not depend on how many follow. Runs that differ only in
-train.steps share a digest; below ``<runs>/lineage/<digest>/`` each that kept its checkpoint has an empty file named
-``<steps>-<signature>``. A name whose run is gone is passed over.
+With a constant learning rate, the first n steps of a run do not depend on how many follow. Runs that differ only in
+train.steps share a digest: each that kept its checkpoint has an empty file ``<steps>-<signature>`` below
+``<runs>/lineage/<digest>/``. Names of deleted runs are ignored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def _folder(run: RunFolder, config: RunConfig, files: Manifest) -> Path:
 
 
 def add(run: RunFolder, config: RunConfig, files: Manifest) -> None:
-    """Remember a run that is done and keeps its last checkpoint."""
+    """Register a run that is done and keeps its last checkpoint."""
     folder = _folder(run, config, files)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{config.train.steps}-{run.signature}").touch()
 
 
 def planned_start(run: RunFolder, config: RunConfig, fingerprint: str) -> tuple[int, str] | None:
-    """Steps of the run that ``shorter`` would find, and its signature, for a plan: from the names of files alone.
+    """Steps and signature of the run that ``shorter`` would find, from file names alone, for a plan.
 
-    fingerprint: of the data set (Manifest.fingerprint).
+    fingerprint: Manifest.fingerprint of the data set.
     """
     for steps, signature in _finished(run, config, Manifest("", fingerprint, (), ())):
         folders = RunFolder.of(run.path.parent.parent, signature).attempt_folders()
@@ -44,7 +44,7 @@ def planned_start(run: RunFolder, config: RunConfig, fingerprint: str) -> tuple[
 
 
 def _finished(run: RunFolder, config: RunConfig, files: Manifest) -> Iterator[tuple[int, str]]:
-    """Steps and signature of each finished run that is this one with fewer steps, the longest first."""
+    """Steps and signature of each finished run that equals this one but for fewer steps, the longest first."""
     found = []
     for path in _folder(run, config, files).glob("*-*"):
         number, _, signature = path.name.partition("-")
@@ -56,7 +56,7 @@ def _finished(run: RunFolder, config: RunConfig, files: Manifest) -> Iterator[tu
 
 
 def shorter(run: RunFolder, config: RunConfig, files: Manifest) -> tuple[Path, str] | None:
-    """The last checkpoint of the longest finished run that is this one with fewer steps, and that run's name."""
+    """The last checkpoint of the longest finished run that equals this one but for fewer steps, and its name."""
     from gsq.training import checkpoint
 
     for steps, signature in _finished(run, config, files):

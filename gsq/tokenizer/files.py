@@ -1,4 +1,4 @@
-"""A tokenizer over image files: reconstructions to look at, and the indices of a folder as Parquet shards.
+"""Apply a tokenizer to image files: reconstructions to look at, and the indices of a folder as Parquet shards.
 
 Shapes: f downsampling, h x w latent positions of K indices. Pixels that f does not divide are cropped off evenly.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +26,14 @@ from gsq.data.images import BrokenImageError, decode, require_large_enough
 from gsq.data.listing import UNREAD_SUFFIXES, shown, suffix_of, utf8
 from gsq.data.manifest import LeftOut
 from gsq.errors import UserError, positive
+from gsq.files import leftovers, read_json, whole, write_json
 from gsq.metrics.reconstruction import psnr_db, to_uint8
-from gsq.records.attempt import read_json, write_json
 from gsq.tokenizer.inputs import centre_square, crop_to_multiple, pixels, require_memory, to_image
 from gsq.tokenizer.tokenizer import Tokenizer
 
-# With an underscore before it, readers of the folder take it for no shard.
+# Readers of the folder ignore names that begin with an underscore.
 MANIFEST, FORMAT = "_manifest.json", 1
-# Of a shard: where each image lies below the folder, and its indices flattened from (h, w, K), K fastest.
+# Columns of a shard: path below the folder, and indices flattened from (h, w, K), K fastest.
 COLUMNS = pa.schema(
     [
         ("path", pa.string()),
@@ -47,9 +46,9 @@ COLUMNS = pa.schema(
         ("indices", pa.list_(pa.int32())),
     ]
 )
-# Pixels of images that wait for others of their size: 200 MB.
+# Pixels of images that wait for others of their size (200 MB).
 WAITING_PIXELS = 1 << 26
-# Pixels of a batch of images that keep their own size: some are of many megapixels.
+# Pixels of a batch of images in their own size, some of which have many megapixels.
 BATCH_PIXELS = 1 << 20
 # White pixels between an image and its reconstruction.
 GAP = 4
@@ -57,7 +56,7 @@ GAP = 4
 
 @contextmanager
 def _mendable(what: str, hint: str) -> Iterator[None]:
-    """Turns a lack of memory or disk space into a UserError."""
+    """Turn a lack of memory or disk space into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -76,48 +75,37 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"--output: {folder} cannot be made a folder ({error.strerror})") from None
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed to ``path`` when the block ends well and removed when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Reconstruction:
     image: str
     reconstruction: str
     side_by_side: str
     height: int
-    """Pixels that were reconstructed: those of the file, less what was cropped off."""
+    """Pixels that were reconstructed: those of the file without the cropped ones."""
     width: int
     cropped: tuple[int, int]
     """Rows and columns cropped off."""
     psnr_db: float | None
-    """Of the uint8 images; None for a perfect reconstruction."""
+    """PSNR of the uint8 images; None for a perfect reconstruction."""
 
 
 def _read(path: Path, tokenizer: Tokenizer) -> tuple[Image.Image, tuple[int, int]]:
-    """The part of an image that can be encoded, and the rows and columns cropped off. Raises UserError."""
+    """The part of an image that can be encoded, and the number of rows and columns cropped off. Raises UserError."""
     if path.is_dir():
         raise UserError(f"{shown(str(path))}: is a folder; name image files, such as {shown(str(path))}/*.jpg")
     try:
         data = path.read_bytes()
         require_memory(tokenizer, data)
-        whole = decode(data)
-        part = crop_to_multiple(whole, tokenizer.downsample)
-        require_large_enough(*whole.size)
+        image = decode(data)
+        part = crop_to_multiple(image, tokenizer.downsample)
+        require_large_enough(*image.size)
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
     except BrokenImageError as error:
         suffix = suffix_of(path.name)
         reason = f"{suffix[1:]} is not read; convert it to png" if suffix in UNREAD_SUFFIXES else str(error)
         raise UserError(f"{shown(str(path))}: not an image that can be read ({reason})") from None
-    return part, (whole.height - part.height, whole.width - part.width)
+    return part, (image.height - part.height, image.width - part.width)
 
 
 def reconstruct_files(
@@ -128,8 +116,8 @@ def reconstruct_files(
 ) -> list[Reconstruction]:
     """Write NAME.reconstruction.png and NAME.side-by-side.png (original left) below ``output`` for each image.
 
-    Every image is read before anything is written, and again when its turn comes, so that one at a time is in memory.
-    Raises UserError for one that cannot be used.
+    Reads every image before it writes anything, and again one at a time, so that only one is in memory. Raises
+    UserError for an image that cannot be used.
     """
     for path in images:
         _read(path, tokenizer)
@@ -149,7 +137,7 @@ def reconstruct_files(
         files = output / f"{name}.reconstruction.png", output / f"{name}.side-by-side.png"
         with _mendable(str(output), "use smaller images"):
             for file, picture in zip(files, (to_image(made[0]), both), strict=True):
-                with _whole(file) as partial:
+                with whole(file) as partial:
                     picture.save(partial, format="PNG")
         value = float(psnr_db(made, original))
         done.append(
@@ -169,21 +157,21 @@ def reconstruct_files(
 
 @dataclass
 class Summary:
-    """What ``tokenize_folder`` found and left."""
+    """The result of ``tokenize_folder``."""
 
     output: str
     images: int = 0
-    """Tokenized, in all shards."""
+    """Tokenized images, in all shards."""
     positions: int = 0
     """Latent positions, in all shards."""
     bits_per_token: float = 0.0
     shards: int = 0
     shards_before: int = 0
-    """Of the shards, those that were there already."""
+    """How many of the shards existed already."""
     broken: list[tuple[str, str]] = field(default_factory=list)
-    """Images that could not be used, with the reason."""
+    """Unusable images, with the reasons."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Files that were not even tried: of other formats, hidden, behind dead links."""
+    """Files that were not tried: other formats, hidden files, dead links."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,12 +182,12 @@ class Summary:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the images below ``folder``, sorted, with forward slashes. Raises UserError where there are none."""
+    """Names of the images below ``folder``, sorted, with forward slashes. Raises UserError if there are none."""
     return _list_images(folder)[0]
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[LeftOut]]:
-    """Also what is left out: the same files as of a data set to train on."""
+    """Names of the images, and the files left out: the same as for a data set to train on."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; a folder of images is needed"
@@ -227,7 +215,7 @@ def tokenize_folder(
     A shard holds the images of ``shard_size`` file names; it gets its name when it is whole, so that a call that was
     stopped goes on where it was. size: the centre square of each image at size x size; None keeps its own size,
     cropped to multiples of f. Columns: ``COLUMNS``; the Parquet schema's metadata repeat the manifest under "gsq".
-    Raises UserError for bad input, and where ``output`` holds another tokenizer's indices, or those of other images
+    Raises UserError for bad input, and if ``output`` holds another tokenizer's indices, or those of other images
     (told by their names and file sizes). Which files are images, and which of these are used, is as for training; a
     name that is not UTF-8 stands in ``path`` with its bytes as ``\\xe9``.
     """
@@ -267,9 +255,9 @@ def tokenize_folder(
             table, broken = found
             found_broken = [(one.name, one.reason, one.kind) for one in broken]
             metadata = {"gsq": json.dumps({**manifest, "shard": number, "broken": found_broken})}
-            with _mendable(str(path), "use a smaller --shard-size"), _whole(path) as partial:
+            with _mendable(str(path), "use a smaller --shard-size"), whole(path) as partial:
                 pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
-            for left in output.glob(f".{path.name}.*.partial"):  # of a process that was killed
+            for left in leftovers(path):
                 left.unlink(missing_ok=True)
         table, broken = found
         summary.images += len(table)
@@ -284,7 +272,7 @@ def tokenize_folder(
     return summary
 
 
-# Fields of the manifest that must be equal for shards to belong together, in words.
+# Fields of the manifest that shards must share, with names for messages.
 _SAME = {
     "format": "format",
     "tokenizer": "tokenizer",
@@ -296,14 +284,14 @@ _SAME = {
 
 
 def _claim(output: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, or check that the one there is the same."""
+    """Write the manifest, or check that the existing one is the same."""
     _make_folder(output)
     path = output / MANIFEST
     if not path.exists():
         if any(output.glob("indices-*.parquet")):
             raise UserError(f"--output: {output} holds shards, but no {MANIFEST} to say of what; choose another folder")
         with _mendable(str(output), ""):
-            write_json(path, manifest, sync=True)
+            write_json(path, manifest)
         return
     there = read_json(path)
     if not isinstance(there, dict):
@@ -321,16 +309,16 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def _read_shard(path: Path, manifest: dict[str, Any]) -> tuple[pa.Table, list[LeftOut]] | None:
-    """Shapes and broken images of a shard that is there, whole and of this manifest."""
+    """Shapes and broken images of an existing shard; None if it is missing, damaged or of another manifest."""
     try:
         with pq.ParquetFile(path) as file:
             metadata = json.loads((file.schema_arrow.metadata or {}).get(b"gsq", b"{}"))
             if any(metadata.get(key) != manifest[key] for key in _SAME):
                 return None
             table = file.read(columns=["latent_height", "latent_width"])
-    except (OSError, ValueError):  # pyarrow's errors are of these
+    except (OSError, ValueError):  # pyarrow's errors derive from these
         return None
-    # Shards of earlier versions say no kind.
+    # Shards of earlier versions have no kind.
     return table, [LeftOut(name, kind[0] if kind else "broken", reason) for name, reason, *kind in metadata["broken"]]
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints of the GSQ authors' public code (flex_gen), as a config and a state dict of ours.
+"""Convert checkpoints of the GSQ authors' public code (flex_gen) to a config and a state dict.
 
 Their file is a ``torch.save`` of {"model_state_dict": averaged weights, "config": pickled arguments} (models/eval_*.pt
-and the checkpoint.pt of their Hugging Face repositories), or their trainer's {"ema_model", "model", ...}, which has no
-config: then the YAML that it was trained from, or a JSON file, is needed beside it. Nothing in a file is executed:
-tensors are read with ``weights_only``, and the pickled arguments by an unpickler that builds plain values alone.
+and the checkpoint.pt of their Hugging Face repositories), or their trainer's {"ema_model", "model", ...} without a
+config, which needs its training YAML, or a JSON file, beside it. Nothing in a file is executed: tensors are read with
+``weights_only``, and the pickled arguments by an unpickler that only builds plain values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 
-# Arguments of their FlexTokenizer with its defaults; those that change nothing once trained have None.
+# Arguments and defaults of their FlexTokenizer; None for those that only matter in training.
 DEFAULTS: dict[str, Any] = {
     "input_channels": 3,
     "hidden_channels": 128,
@@ -66,7 +66,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class _Node:
-    """Stands for any OmegaConf object or typing alias in a pickle: keeps what it was built from."""
+    """Replaces any OmegaConf object or typing alias in a pickle, and keeps its state."""
 
     def __new__(cls, *arguments: object, **named: object) -> _Node:
         return object.__new__(cls)
@@ -80,7 +80,7 @@ class _Node:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain values; a pickle that names anything else is refused."""
+    """Builds plain values, and refuses a pickle that names anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "builtins" and name in ("dict", "list", "tuple", "set", "int", "float", "bool", "str", "bytes"):
@@ -124,9 +124,9 @@ def _refuse(where: str, key: str, value: object, allowed: str) -> UserError:
 
 
 def convert_config(arguments: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """The config of their model's ``arguments`` (a training YAML, or its ``model`` section, will do too).
+    """The config for their model's ``arguments``, a training YAML, or its ``model`` section.
 
-    Raises UserError for what would compute another function here.
+    Raises UserError for arguments that would compute another function here.
     """
     values = dict(arguments)
     if isinstance(values.get("model"), Mapping):
@@ -181,7 +181,7 @@ def _convert_quantizer(values: Mapping[str, Any], latent_dim: int, where: str) -
     if int(q["embed_dim"]) != latent_dim:
         raise _refuse(where, "quantizer_config.embed_dim", q["embed_dim"], f"embedding_dim, {latent_dim}")
     groups = int(q.get("num_group", 1)) if kind != "vq" else 1
-    # "random" draws among equal distances alone, "softmax" among all: its codes are not a function of the image.
+    # "random" only draws among equal distances, but "softmax" among all: its codes are no function of the image.
     if str(q.get("argmin_func")).lower() == "softmax":
         raise _refuse(where, "quantizer_config.argmin_func", "softmax", "the nearest row")
     uniform = bool(q.get("use_uniform_init", kind == "vq"))
@@ -221,7 +221,7 @@ _KEY = re.compile(r"(encoder|decoder)\.(?:(conv_in)|(?:fianl|final)_layers\.([02
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their state dict under our names; what has no counterpart keeps its name."""
+    """Their state dict under our names; entries without a counterpart keep theirs."""
     blocks = {"encoder": 0, "decoder": 0}
     for key in state:
         match = _KEY.fullmatch(key)
@@ -256,12 +256,12 @@ def is_authors(state: Mapping[str, Any]) -> bool:
 
 
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that DistributedDataParallel and torch.compile put before each name."""
+    """Remove the prefixes that DistributedDataParallel and torch.compile add to each name."""
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """What a .safetensors file or a torch.save file holds, plain values and tensors alone. Raises UserError."""
+    """The content of a .safetensors or torch.save file of tensors and plain values. Raises UserError."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -270,14 +270,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         with warnings.catch_warnings():
-            # About pickle protocols, for a damaged file.
+            # torch warns of pickle protocols in a damaged file.
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values alone; nothing else is unpickled, for it could run "
+            f"{path}: holds more than tensors and plain values, which gsq does not unpickle, because that could run "
             "any code"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
@@ -289,7 +289,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 def _beside(path: Path) -> dict[str, Any]:
-    """The config beside a checkpoint: of its own name, else config.*, else the folder's only one."""
+    """The config beside a checkpoint: the file of the same name, else config.*, else the folder's only one."""
     from gsq.config.overrides import read_yaml
 
     files = sorted(p for p in path.parent.iterdir() if p.suffix in CONFIG_SUFFIXES and p.is_file())
@@ -313,7 +313,7 @@ def _beside(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The one checkpoint of a folder. Raises UserError where there is none, or no telling which."""
+    """The checkpoint of a folder. Raises UserError if there is none, or several."""
     files = sorted(p for p in folder.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
     named = [p for p in files if p.stem == "checkpoint"]
     if len(named or files) != 1:

@@ -1,4 +1,4 @@
-"""Images as a tokenizer takes them: cut to what it can encode, and refused where memory would not hold them."""
+"""Prepare images for a tokenizer: crop them to a size that it can encode, and refuse those that exceed memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gsq.tokenizer.tokenizer import Tokenizer
 
 
 def crop_to_multiple(image: Image.Image, f: int) -> Image.Image:
-    """The largest centred part whose sides f divides. Raises BrokenImageError where a side is shorter than f."""
+    """The largest centred part whose sides f divides. Raises BrokenImageError if a side is shorter than f."""
     width, height = (side - side % f for side in image.size)
     if not width or not height:
         raise BrokenImageError(f"{image.height} x {image.width} pixels are fewer than f = {f} on a side")
@@ -24,7 +24,7 @@ def crop_to_multiple(image: Image.Image, f: int) -> Image.Image:
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, resized to size x size as in evaluation (bicubic, antialiased)."""
+    """The centre square, resized to size x size like in evaluations (bicubic, antialiased)."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
@@ -41,18 +41,18 @@ def to_image(tensor: Tensor) -> Image.Image:
 
 
 def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
-    """Memory at the most to encode and decode images of so many pixels in all, in float32, beside the weights.
+    """Largest memory [bytes] to encode and decode ``pixels`` pixels in float32, without the weights.
 
-    Ten maps of the widest level; eight to nine and a bit were measured for the presets (CPU, 0.1 to 2 megapixels).
+    It is ten maps of the widest level; the presets took eight to nine and a bit (CPU, 0.1 to 2 megapixels).
     """
     widest = max(width / 4**level for level, width in enumerate(tokenizer.config.model.widths))
     return round(pixels * (10 * 4 * widest + 32))
 
 
 def require_memory(tokenizer: Tokenizer, data: bytes, size: int | None = None) -> None:
-    """Raise BrokenImageError for an image that does not fit into memory, before any is taken.
+    """Raise BrokenImageError for an image that does not fit into memory, before taking any.
 
-    size: of the square that is encoded, pixels; None where the whole image is.
+    size: side [pixels] of the square to encode; None for the whole image.
     """
     width, height = size_of(data)
     free = available_bytes()

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Memory that this process can still take."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def available_bytes(device: torch.device | None = None) -> int:
-    """Memory that can be taken on the device, or on this machine, without ending a process: the least of what is free
-    and of the limits of the job (control groups) and of the process (ulimit -v)."""
+    """Memory [bytes] that can be taken on the device, or on this machine: the least of free memory and the limits of
+    the job (control groups) and of the process (ulimit -v)."""
     if device is not None and device.type == "cuda":
         import torch
 
@@ -34,7 +34,7 @@ def _limits() -> Iterator[int]:
 
 
 def _control_groups(own: str, mounted: Path) -> Iterator[int]:
-    """What the limits of this process's groups leave, for cgroup v2 and v1; own: the text of /proc/self/cgroup."""
+    """Memory that the limits of this process's control groups (v1 and v2) leave. own: text of /proc/self/cgroup."""
     for line in own.splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
@@ -45,11 +45,11 @@ def _control_groups(own: str, mounted: Path) -> Iterator[int]:
         else:
             continue
         folder = top / path.lstrip("/")
-        # The limits of the groups above hold, too. In a container the path may be one of the host.
+        # The limits of parent groups apply too. In a container the path can be one of the host.
         for group in (folder, *folder.parents):
             limit, used = (_text(group / name).strip() for name in names[:2])
             if limit.isdigit() and used.isdigit():
-                # Cached files make room.
+                # The kernel drops cached files when memory is needed.
                 cached = re.findall(
                     rf"^{names[2]}(?:in)?active_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE
                 )

@@ -1,4 +1,4 @@
-"""A trained tokenizer to use: images to indices and back.
+"""A trained tokenizer: images to indices and back.
 
 Shapes: B images of H x W pixels, f downsampling, h = H / f, w = W / f, K indices of a latent position.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,16 +21,17 @@ from torch import Tensor
 from gsq.config.overrides import load_config, to_dict
 from gsq.config.run import RunConfig
 from gsq.errors import UserError, choose
-from gsq.files import save_tensors
+from gsq.files import temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
 from gsq.records.folder import RunFolder, runs_root
 from gsq.runs.reevaluate import read_finished
 from gsq.tokenizer.flex_gen import find_checkpoint, read_checkpoint, read_tensors
+from gsq.training.checkpoint import save_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
-# How far beyond [-1, 1] a value may lie: what resizing or rounding leaves.
+# Tolerance beyond [-1, 1], for resizing and rounding.
 HAIR = 1e-3
 
 
@@ -44,7 +44,7 @@ class Tokenizer:
     """
 
     def __init__(self, config: RunConfig, model: Autoencoder, device: str = "auto", source: str = "") -> None:
-        """``source``: what the tokenizer was read from, for messages and records."""
+        """``source``: the origin of the tokenizer, for messages and records."""
         self.config, self.source = config, source
         self.device = _device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
@@ -65,7 +65,7 @@ class Tokenizer:
 
         path: a folder of ``save_pretrained``; a finished run's folder, or its signature below ``$GSQ_RUNS``; a
         checkpoint of the authors' public code, or a folder with one; else a Hugging Face model id (owner/name).
-        device: auto (cuda where there is one), cpu, cuda or cuda:N. Raises UserError.
+        device: auto (cuda if available), cpu, cuda or cuda:N. Raises UserError.
         """
         _device(device)
         place = _locate(str(path))
@@ -77,17 +77,17 @@ class Tokenizer:
         return cls(config, model, device, str(path))
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder ``path``, whole or not at all.
+        """Write config.json and model.safetensors into the folder ``path``, both or neither.
 
-        An earlier tokenizer there is replaced; any other content is a UserError.
+        Replaces an earlier tokenizer there; raises UserError for any other content.
         """
         import gsq
 
         folder = Path(path).absolute()
         ours = {CONFIG_FILE, WEIGHTS_FILE}
         if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
-            raise UserError(f"{path}: is there already and is not a saved tokenizer; choose another folder")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+            raise UserError(f"{path}: exists and is not a saved tokenizer; choose another folder")
+        partial = temporary(folder)
         earlier = partial.with_suffix(".earlier")
         plain = to_dict(self.config)
         try:
@@ -117,7 +117,7 @@ class Tokenizer:
         return {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
 
     def fingerprint(self) -> str:
-        """12 hex digits over architecture and weights: equal for tokenizers that compute the same."""
+        """12 hex digits over architecture and weights, equal for tokenizers that compute the same."""
         plain = to_dict(self.config)
         text = json.dumps([plain["model"], plain["quantizer"]], sort_keys=True)
         digest = hashlib.sha256(text.encode())
@@ -197,7 +197,7 @@ def _device(name: str) -> torch.device:
 
 
 def _locate(name: str) -> Path:
-    """The file or folder that ``name`` stands for, downloaded where it is a Hugging Face model id."""
+    """The file or folder that ``name`` means; downloads a Hugging Face model id."""
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -212,7 +212,7 @@ def _locate(name: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    """Folder of the newest snapshot of a hub model, from the local cache where the hub cannot be reached."""
+    """Folder of the newest snapshot of a hub model, or of the cached one if the hub cannot be reached."""
     start = f"{name}: no such file or folder here"
     try:
         huggingface_hub = importlib.import_module("huggingface_hub")
@@ -239,7 +239,7 @@ def _download(name: str) -> Path:
 
 
 def _read_file(path: Path) -> tuple[RunConfig, dict[str, Tensor]]:
-    # A file of ours stands for its folder: a saved tokenizer's, or the run's whose attempt it is of.
+    # A file of ours means its folder: that of a saved tokenizer, or of the run that it belongs to.
     if path.name in (CONFIG_FILE, WEIGHTS_FILE, "config.yaml"):
         for folder in (path.parent, path.parent.parent.parent):
             if _is_run(folder) or ((folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()):
@@ -286,7 +286,7 @@ def _sha256(path: Path) -> str:
 
 
 def _load_state(model: Autoencoder, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly these tensors. Raises UserError, naming some, where names or shapes differ."""
+    """Load exactly these tensors. Raises UserError, which names some, if names or shapes differ."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     shapes = [f"{n} {found[n]} for {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]

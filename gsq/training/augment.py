@@ -1,11 +1,11 @@
-"""Differentiable augmentation of what a discriminator sees (Zhao et al. 2020, DiffAugment).
+"""Differentiable augmentation of a discriminator's images (Zhao et al. 2020, DiffAugment).
 
-A function of explicit random numbers: a resumed run draws the same ones, and a part of a batch takes its rows of
-them. Given equal numbers, images equal those of the GSQ authors' code (ranges, order and rounding), whose real and
-generated images get independent numbers, as in DiffAugment.
+Augmentation takes explicit random numbers, so a resumed run draws the same ones and a part of a batch takes its rows.
+Equal numbers give the images of the GSQ authors' code (ranges, order and rounding). Real and generated images get
+independent numbers, like in DiffAugment.
 
-Shapes: B images (B, C, H, W); moved or cut-out pixels become 0, which is grey of images in [-1, 1] and black of images
-in [0, 1], as the authors' code has them (discriminator.image_range).
+Shapes: B images (B, C, H, W). Moved or cut-out pixels become 0: grey for images in [-1, 1], black for images in [0, 1]
+(the authors' range; discriminator.image_range).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Stream numbers 0 and 1 of the counter-based generators are those of gsq.data.batches.
+# gsq.data.batches uses the streams 0 and 1 of the counter-based generators.
 FIRST_STREAM = 2
-# Random numbers that an image takes.
+# Random numbers per image.
 NUMBERS = {"color": 3, "translation": 2, "cutout": 2}
 TRANSLATION, CUTOUT = 0.125, 0.2
 
@@ -77,7 +77,7 @@ FUNCTIONS = {"color": _color, "translation": _translation, "cutout": _cutout}
 
 
 def augment(images: Tensor, policy: tuple[str, ...], numbers: Tensor) -> Tensor:
-    """The augmentations that ``policy`` names, in its order, with the ``numbers`` (B, k) that ``draw`` gave for it."""
+    """Apply the augmentations of ``policy`` in order, with the ``numbers`` (B, k) from ``draw``."""
     wanted = (len(images), sum(NUMBERS[name] for name in policy))
     if numbers.shape != wanted:
         raise ValueError(

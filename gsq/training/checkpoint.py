@@ -1,4 +1,4 @@
-"""Checkpoints: written to a temporary name, synced, renamed, with a sha256 beside them."""
+"""Checkpoints, written whole, with a sha256 beside them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from gsq.records.attempt import write_json
+from gsq.files import whole, write_json
 
 PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
 KEEP = 2
-# The name under which an attempt holds on to the checkpoint that it starts from.
+# Second name by which an attempt keeps the checkpoint that it starts from.
 START = "checkpoint-start.pt"
 
 
 class _HashingFile:
-    """Hashes what is written, and keeps the OSError that torch would hide behind a RuntimeError."""
+    """A file that hashes its content, and keeps the OSError that torch hides behind a RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
@@ -42,47 +44,43 @@ class _HashingFile:
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``; the last two of a folder are kept.
+    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``. A folder keeps its last two.
 
     Raises OSError (ENOSPC on a full disk), leaving no partial file behind.
     """
     path = folder / f"checkpoint-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
+    _remove_partial(folder)
     try:
-        with partial.open("wb") as file:
+        with whole(path) as partial, partial.open("wb") as file:
             hashing = _HashingFile(file)
             try:
                 torch.save(state, hashing)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
             except Exception as error:
                 if hashing.error is not None:
                     raise hashing.error from error
                 raise
-        partial.replace(path)
         # The JSON comes last: a checkpoint without it does not count.
         record = {"step": step, "sha256": hashing.sha256.hexdigest(), "bytes": hashing.size}
-        write_json(path.with_suffix(".json"), record, sync=True)
+        write_json(path.with_suffix(".json"), record)
     except BaseException:
-        for leftover in (partial, path):
-            leftover.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
     for old in sorted(_steps(folder))[:-KEEP]:
         _remove(folder, old)
-    # Whoever resumed from it has taken steps since.
+    # An attempt that resumed from it has made steps since.
     (folder / START).unlink(missing_ok=True)
     return path
 
 
 def hold(folders: list[Path], folder: Path) -> Path | None:
-    """The newest checkpoint of a run under a second name in ``folder``, so that an attempt that is still alive and
-    removes it takes nothing away; under its own name where the file system has no links. None where there is none."""
+    """Give the newest checkpoint of a run a second name in ``folder``, so that it stays if a live attempt removes it.
+    Returns its own name on file systems without links, and None if there is no checkpoint."""
     (folder / START).unlink(missing_ok=True)
     while (path := next(newest(folders), None)) is not None:
         try:
             os.link(path, folder / START)
         except FileNotFoundError:
-            continue  # It has just been removed, for a newer one.
+            continue  # A newer one has just replaced it.
         except OSError:
             return path
         return folder / START
@@ -100,19 +98,26 @@ def _remove(folder: Path, step: int) -> None:
         (folder / f"checkpoint-{step:08d}{suffix}").unlink(missing_ok=True)
 
 
+def _remove_partial(folder: Path) -> None:
+    """Delete leftovers of a killed writer; only one process writes to a folder."""
+    for leftover in folder.glob("*checkpoint-*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
 def remove_all(folder: Path, keep: int | None = None) -> None:
-    """Delete the checkpoints of a folder but that of step ``keep``, and what a killed writer left."""
+    """Delete the checkpoints of a folder except that of step ``keep``, and leftovers of a killed writer."""
     for step in list(_steps(folder)):
         if step != keep:
             _remove(folder, step)
     kept = f"checkpoint-{keep:08d}.pt" if keep is not None else None
-    for leftover in (*folder.glob("checkpoint-*.partial"), *folder.glob("checkpoint-*.pt")):
+    _remove_partial(folder)
+    for leftover in folder.glob("checkpoint-*.pt"):
         if leftover.name != kept:
             leftover.unlink(missing_ok=True)
 
 
 def newest(folders: list[Path]) -> Iterator[Path]:
-    """Checkpoints whose checksum holds, newest step first, over the attempts of a run."""
+    """Yield the checkpoints of a run with a valid checksum, newest step first, over all attempts."""
     found = sorted(((step, i) for i, folder in enumerate(folders) for step in _steps(folder)), reverse=True)
     for step, i in found:
         path = folders[i] / f"checkpoint-{step:08d}.pt"
@@ -127,7 +132,19 @@ def newest(folders: list[Path]) -> Iterator[Path]:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that ``save`` was given."""
+    """The state in a checkpoint."""
     state = torch.load(path, map_location=device, weights_only=True)
     assert isinstance(state, dict)
     return state
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors as a safetensors file, see ``gsq.files.whole``.
+
+    Raises OSError or SafetensorError if it cannot be written.
+    """
+    with whole(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        safetensors.torch.save_file(dict(tensors), partial)
+        partial.chmod(mode)  # safetensors makes a file that only its owner may read (0600)

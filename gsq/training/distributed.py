@@ -1,9 +1,9 @@
 """One run over several processes that share each batch, as torchrun or a SLURM job starts them.
 
-Every process holds the whole model and takes its slice of the global batch; gradients, and whatever else is a sum
-over the batch, are summed over the processes. Gradients are summed after the backward pass rather than by
-DistributedDataParallel's hooks: a process whose step fails can then say so, where hooks would leave the others
-waiting, and passes that differ in their graph (accumulation, adaptive weight, gradient penalty) need no care.
+Every process holds the whole model and takes its slice of the global batch; gradients and other sums over the batch are
+summed over the processes. That happens after the backward pass rather than in DistributedDataParallel's hooks, so a
+process whose step fails can tell the others, and passes with different graphs (accumulation, adaptive weight, gradient
+penalty) need no care.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from gsq.surroundings import local_rank, world_size
 
 # Elements of gradient summed in one call.
 BUCKET = 1 << 24
-# How long a process waits for the others: they make each step together, and the first one's part of an evaluation or
-# a checkpoint takes minutes at most. Copying images to each node's disk may take longer, and has a limit of its own.
+# Time for which a process waits for the others, which step together; evaluations and checkpoints take minutes at most.
+# Copying images to each node's disk can take longer, and has its own limit.
 TIMEOUT = timedelta(minutes=20)
 STAGING_TIMEOUT = timedelta(hours=12)
-# After which a process says whom it waits for.
+# A process then says whom it is waiting for.
 SILENT_SECONDS = 10.0
 
 
 class PeerLost(Exception):
-    """The connection to another process of the run broke, or it did not answer within TIMEOUT: it has failed, or was
-    killed."""
+    """Another process of the run has failed or was killed: the connection broke, or timed out after TIMEOUT."""
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def _talking() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run. ``Group()`` is a process on its own, for which every sum is what it is."""
+    """The processes of a run. ``Group()`` is a single process, for which sums change nothing."""
 
     rank: int = 0
     size: int = 1
@@ -63,7 +62,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what the run leaves."""
+        """Whether this process writes the run's files."""
         return self.rank == 0
 
     def sum_(self, values: Tensor) -> None:
@@ -97,7 +96,7 @@ class Group:
         torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
     def from_first(self, value: Any) -> Any:
-        """What the first process passes, on every process."""
+        """The first process's value, on every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -106,7 +105,7 @@ class Group:
         return box[0]
 
     def to_first(self, value: Any) -> list[Any] | None:
-        """What every process passes, in their order, on the first process; None on the others."""
+        """All processes' values in order, on the first process; None on the others."""
         if self.size == 1:
             return [value]
         box: list[Any] | None = [None] * self.size if self.first else None
@@ -115,7 +114,7 @@ class Group:
         return box
 
     def all_to_all(self, value: Any) -> list[Any]:
-        """What every process passes, in their order, on every process."""
+        """All processes' values in order, on every process."""
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
@@ -124,7 +123,7 @@ class Group:
         return box
 
     def agree(self, reason: str | None) -> str | None:
-        """A reason to stop that any of the processes has, on every process."""
+        """A reason to stop from any of the processes, on every process."""
         if self.size == 1:
             return reason
         names = ("", *FAILURES)
@@ -134,9 +133,9 @@ class Group:
         return names[int(flag)] or None
 
     def meeting(self) -> Callable[[Callable[[], None]], None]:
-        """Agree to meet again, however long it takes each process to get there (up to STAGING_TIMEOUT).
+        """Agree to meet again after work of up to STAGING_TIMEOUT.
 
-        Returns what a process then calls to wait for the others, with what is called meanwhile and may raise.
+        Returns a function that waits for the other processes; it calls its argument meanwhile, which can raise.
         """
         if self.size == 1:
             return lambda tick: None
@@ -156,17 +155,17 @@ class Group:
         return wait
 
     def images(self, batch_size: int) -> range:
-        """Numbers of this process's images of a global batch."""
+        """Numbers of this process's images in a global batch."""
         share = batch_size // self.size
         return range(self.rank * share, (self.rank + 1) * share)
 
 
 def join(config: RunConfig, tick: Callable[[], None] = lambda: None) -> Group:
-    """The group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, as torchrun
-    sets them), joined; a process on its own where it describes none.
+    """Join the group that torchrun's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT);
+    without them, a group of one.
 
-    tick is called while the others have not come, and may raise. Raises UserError where the run cannot be shared by so
-    many processes, where the environment describes the group in part, and where the others do not come within TIMEOUT.
+    tick is called while this process waits for the others, and can raise. Raises UserError if the processes cannot
+    share the run, if variables are missing, or if the others do not come within TIMEOUT.
     """
     size = world_size()
     if size == 1:
@@ -179,7 +178,7 @@ def join(config: RunConfig, tick: Callable[[], None] = lambda: None) -> Group:
 
 
 def _connect(backend: str, size: int, tick: Callable[[], None]) -> None:
-    """In a thread, so that signals are heard while this waits for the other processes."""
+    """Connect in a thread, so that this process still reacts to signals while it waits for the others."""
     failed: list[Exception] = []
 
     def connect() -> None:
@@ -211,20 +210,20 @@ def _connect(backend: str, size: int, tick: Callable[[], None]) -> None:
 
 
 def leave(together: bool = True) -> None:
-    """End the group, if there is one. together: once all its processes are here; not where one may have failed."""
+    """End the group, if there is one. together: wait for all its processes first; false if one may have failed."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         if together:
-            # One that has gone already has left what it had to leave.
+            # A process that has gone already has finished its work.
             with suppress(RuntimeError):
                 torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        # Threads of Gloo that outlive the interpreter can abort it, and cycles of references keep them alive.
+        # Cycles of references keep threads of Gloo alive, which abort an interpreter that they outlive.
         gc.collect()
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
-    """The device that ``execution.device`` names. local: number of this process among those of its machine that share
-    a run, each of which has a GPU of its own. Raises UserError where there is none."""
+    """The device that ``execution.device`` names. local: number of this process among those of the run on its machine,
+    which selects its GPU. Raises UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The training loop of one run: many steps, with checkpoints, a curve, and evaluations on the way."""
+"""The training loop of one run: steps, checkpoints, the curve, and intermediate evaluations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def train(
 ) -> None:
     """Train to config.train.steps, from the checkpoint ``start`` if there is one.
 
-    attempt: where the curve and checkpoints go; None for the processes of a run that write nothing. tick is called
-    after each step and may raise to stop; before it passes on what tick raises, a checkpoint of the finished step is
-    written. The curve has, beside the losses, images_per_second and loader_wait_seconds: for how long a step waited
-    for its images, both means since the line before. evaluate is called every config.evaluation.every steps.
+    attempt: the place of curve and checkpoints; None for processes that write nothing. tick is called after each step
+    and can raise to stop, which first writes a checkpoint of the finished step. The curve has the losses,
+    images_per_second and loader_wait_seconds (time that a step waited for its images), both means since the line
+    before. evaluate is called every config.evaluation.every steps.
     """
     config = trainer.config
     if start is not None:
@@ -35,7 +35,7 @@ def train(
         return bool(every) and step % every == 0 and 0 < step < steps
 
     if due(trainer.step_count):
-        # The attempt that left this checkpoint may have ended before, or in, the evaluation of its step.
+        # The attempt that left this checkpoint may have ended before or during the evaluation of its step.
         evaluate(trainer)
     images_since, waited_since, since = 0, trainer.waited, time.perf_counter()
     while trainer.step_count < steps:

@@ -1,10 +1,12 @@
 """Adversarial losses (GSQ paper, eq. 17-24), regularisers of the discriminator, and perceptual losses.
 
-Shapes: logits (B, ...), as many of an image as its discriminator gives; images (B, 3, H, W) in [-1, 1].
+Shapes: logits (B, ...), in the discriminator's number per image; images (B, 3, H, W) in [-1, 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -37,11 +39,11 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
 
 
 class LeCAM(nn.Module):
-    """LeCAM regulariser (Tseng et al. 2021): real logits are held near the average of generated ones and vice versa.
+    """LeCAM regulariser (Tseng et al. 2021), which holds real logits near the average of generated ones and vice versa.
 
-    Averages start at 0 and decay by 0.999, and what counts is the square of the excess over the average, as in the GSQ
-    authors' code. LeCAM's own code has the same squares of the excess (its paper's equation plain squares), but starts
-    at 1000, decays by 0.9 or 0.99 (by version), and can wait for a first step. Buffers, float64 scalars: real, fake.
+    Like the GSQ authors' code, averages start at 0 and decay by 0.999, and the penalty is the square of the excess over
+    the average. LeCAM's own code uses the same squares (its paper's equation plain squares), but starts at 1000, decays
+    by 0.9 or 0.99 (by version), and can wait for a first step. Buffers, float64 scalars: real, fake.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -54,7 +56,7 @@ class LeCAM(nn.Module):
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Once a step, with the mean logits of the whole batch (loss.lecam_update: after or before the regulariser)."""
+        """Take in the mean logits of the whole batch, once per step."""
         self.real.lerp_(real_mean.to(self.real), 1 - self.decay)
         self.fake.lerp_(fake_mean.to(self.fake), 1 - self.decay)
 
@@ -68,8 +70,8 @@ class LeCAM(nn.Module):
 def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
     """R1 (Mescheder et al. 2018): squared norm of the gradient of an image's summed logits, the mean over images.
 
-    images: with requires_grad, of which ``logits`` were computed. The result can be differentiated. Under autocast
-    the gradient is taken in the types of the forward pass.
+    images: the inputs of ``logits``, with requires_grad. The result is differentiable. Under autocast the gradient has
+    the types of the forward pass.
     """
     with torch.autocast(images.device.type, enabled=False):
         (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
@@ -79,8 +81,8 @@ def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
     """Ratio of the norms of two losses' gradients at the last layer, at most 1e4 (VQ-GAN, Esser et al. 2021, eq. 7).
 
-    The published code's 1e-4 is added to the denominator; the GSQ authors' code clamps that at 1e-3 instead, and the
-    ratio at 1e3 unless the config says 1e4. Scalar, detached; NaN where a gradient is.
+    Adds 1e-4 to the denominator, like the published code; the GSQ authors' code clamps it at 1e-3, and the ratio at 1e3
+    unless its config says 1e4. Scalar, detached; NaN if a gradient is NaN.
     """
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
     return ratio.clamp(0, 1e4).detach()
@@ -111,7 +113,7 @@ class EfficientNetPerceptualLoss(nn.Module):
 
 
 class UnitRange(nn.Module):
-    """A perceptual loss that is given images in [-1, 1] and passes them on in [0, 1]."""
+    """Passes images in [-1, 1] on to a perceptual loss in [0, 1]."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -125,8 +127,8 @@ class UnitRange(nn.Module):
 class LPIPS(nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, version 0.1) on VGG16 or AlexNet, images in [-1, 1].
 
-    Checked against the lpips package with the same backbone weights. Raises UserError where a weight file is missing or
-    of another network.
+    Checked against the lpips package with the same backbone weights. Raises UserError if a weight file is missing or
+    another network's.
     """
 
     def __init__(self, net: str = "vgg") -> None:
@@ -145,7 +147,7 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     def _maps(self, images: Tensor, targets: Tensor) -> list[Tensor]:
-        """Distances at the positions of each level, (B, 1, h, w); no gradient to ``targets``."""
+        """Distances at the positions of each level, (B, 1, h, w), without a gradient to ``targets``."""
         shift, scale = cast(Tensor, self.shift), cast(Tensor, self.scale)
         found = self.backbone((images - shift) / scale)
         with torch.no_grad():
@@ -164,72 +166,56 @@ class LPIPS(nn.Module):
         return distance
 
     def distances(self, images: Tensor, targets: Tensor) -> Tensor:
-        """(B,): of each image."""
+        """(B,): the distance of each image."""
         return torch.stack([level.mean((1, 2, 3)) for level in self._maps(images, targets)]).sum(0)
-
-
-class EfficientNetLogits(nn.Module):
-    """EfficientNet-Lite0's logits of images resized to the 224 pixels that it was trained at, (B, 1000)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = EfficientNetLite0.pretrained()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(resized(images, 224))
-
-
-class VGG16Logits(nn.Module):
-    """VGG16's logits of images resized to 224 pixels, (B, 1000)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prepare = ImageNetInput(224)
-        self.network = VGG16(torch.load(verified_weights("vgg16"), weights_only=True, map_location="cpu"))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.logits(self.prepare(images))
 
 
 class LogitLoss(nn.Module):
     """Mean squared difference of a frozen network's outputs (the logit losses of the paper's table 4).
 
-    As in the GSQ authors' code, images are resized by area to the network's size (224, DINOv2 518), brought from
-    [0, 1] to ImageNet's mean and deviation, and DINOv2's output is its class token: it has no classifier.
+    Like the GSQ authors' code, ``prepare`` resizes images by area to the network's size (224, DINOv2 518) and brings
+    them from [0, 1] to ImageNet's mean and deviation. DINOv2 has no classifier, so its output is its class token.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        prepare: Callable[[Tensor], Tensor] = lambda images: images,
+        outputs: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """outputs: a method of the network that returns its outputs (default: its forward)."""
         super().__init__()
         self.network = network.requires_grad_(False).eval()
+        self.prepare, self.outputs = prepare, outputs or network
 
     def train(self, mode: bool = True) -> LogitLoss:
-        """Stays in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Scalar; no gradient to ``targets``."""
         with torch.no_grad():
-            wanted = self.network(targets)
-        return F.mse_loss(self.network(images).float(), wanted.float())
+            wanted = self.outputs(self.prepare(targets))
+        return F.mse_loss(self.outputs(self.prepare(images)).float(), wanted.float())
 
 
 def build_perceptual_loss(kind: str, image_range: str = "signed") -> nn.Module | None:
     """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
 
-    image_range: loss.perceptual_range; ``unit`` shows LPIPS images in [0, 1], as the GSQ authors' code does.
-
-    Raises UserError where a weight file, or the package that reads it, is missing or not the published one.
+    image_range: loss.perceptual_range; ``unit`` gives LPIPS images in [0, 1], like the GSQ authors' code. Raises
+    UserError if a weight file, or the package that reads it, is missing or not the published one.
     """
     if kind == "efficientnet_lite0":
         return EfficientNetPerceptualLoss()
     if kind == "lpips_vgg":
         return UnitRange(LPIPS()) if image_range == "unit" else LPIPS()
     if kind == "efficientnet_lite0_logits":
-        return LogitLoss(EfficientNetLogits())
+        return LogitLoss(EfficientNetLite0.pretrained(), partial(resized, size=224))
     if kind == "vgg16_logits":
-        return LogitLoss(VGG16Logits())
+        vgg = VGG16(torch.load(verified_weights("vgg16"), weights_only=True, map_location="cpu"))
+        return LogitLoss(vgg, ImageNetInput(224), vgg.logits)
     if kind == "resnet50_logits":
-        return LogitLoss(nn.Sequential(ImageNetInput(224), ResNet50.pretrained()))
+        return LogitLoss(ResNet50.pretrained(), ImageNetInput(224))
     if kind == "dinov2_logits":
         return LogitLoss(DINOv2())
     return None

@@ -16,8 +16,8 @@ from gsq.quantizers.base import Quantizer
 def build_optimizer(
     modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW; norms, biases and what a quantizer names (``Quantizer.undecayed``, its codebook) keep no weight decay
-    unless ``config.decay_everything``."""
+    """AdamW without weight decay for norms, biases and what a quantizer names (``Quantizer.undecayed``, its codebook),
+    unless ``config.decay_everything`` is set."""
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
     for module in modules:
@@ -43,12 +43,12 @@ def build_optimizer(
 
 
 def _parameters(quantizer: Quantizer, name: str) -> list[nn.Parameter]:
-    """Those of that name or below it; none where it is a buffer."""
+    """Parameters with this name or below it; none if the name is a buffer's."""
     return [p for full, p in quantizer.named_parameters() if full == name or full.startswith(f"{name}.")]
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of step ``step``, from 0: a linear warm-up, then as ``config.schedule`` says."""
+    """Learning rate of a step, counted from 0: a linear warm-up, then ``config.schedule``."""
     first, last = config.learning_rate, config.final_learning_rate
     if config.warmup_steps and step + 1 < config.warmup_steps:
         return first * ((step + 1) / config.warmup_steps)
@@ -60,7 +60,7 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
-    """``step`` counts from 0."""
+    """Set the learning rate of a step, counted from 0."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
 
@@ -79,6 +79,6 @@ def update_ema(averaged: list[Tensor], current: list[Tensor], decay: float, step
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients so that their joint norm is at most ``largest`` (0: leave them); returns the norm before."""
+    """Scale gradients to a joint norm of at most ``largest`` (0: no limit). Returns the norm before."""
     limit = largest if largest > 0 else float("inf")
     return nn.utils.clip_grad_norm_(list(parameters), limit)

@@ -31,24 +31,24 @@ from gsq.training.losses import (
 )
 from gsq.training.optim import averaged_tensors, build_optimizer, clip_gradients, set_learning_rate, update_ema
 
-# Steps in a row whose loss or gradient is not finite, after which a run has diverged.
+# After so many steps in a row with a loss or gradient that is not finite, a run has diverged.
 PATIENCE = 5
 # Streams of random numbers for the augmentation of real and of generated images.
 REAL_STREAM, FAKE_STREAM, GENERATOR_STREAM = 0, 1, 2
-# Names of the means that LeCAM averages.
+# Losses whose means LeCAM averages.
 LOGITS = ("real_logit", "fake_logit")
 
 
 class Diverged(Exception):
-    """The loss or its gradient stayed not finite."""
+    """Loss or gradient were not finite in too many steps in a row."""
 
 
 class Trainer:
-    """Model, discriminator, optimisers and averaged weights; one call of ``step`` is one optimiser step each.
+    """Model, discriminator, optimisers and averaged weights. One call of ``step`` is one step of each optimiser.
 
-    A step works through this process's share of the global batch in parts of execution.micro_batch images; every
-    mean over the batch is one over the global batch, so that the result does not depend on the split. Where
-    discriminator.batch is ``new``, the discriminator's images of a step follow the generator's in number.
+    A step works through this process's share of the global batch in parts of execution.micro_batch images. Means are
+    over the global batch, so the result does not depend on the split. With discriminator.batch ``new``, the
+    discriminator's images of a step have the numbers after the generator's.
     """
 
     def __init__(self, config: RunConfig, source: ImageSource, group: Group | None = None) -> None:
@@ -84,7 +84,7 @@ class Trainer:
         self.failed_steps = 0
 
     def _prepare(self) -> None:
-        """Memory layout and compilation, as execution wants them."""
+        """Apply the memory layout and compilation that ``execution`` asks for."""
         execution = self.config.execution
         if execution.channels_last:
             for module in (self.model, self.ema, self.discriminator):
@@ -95,9 +95,9 @@ class Trainer:
         if self.config.loss.adaptive_weight:
             from torch._functorch import config as compiler
 
-            # Two gradients are taken of one graph, so the first must not give away its buffers.
+            # Two gradients use one graph, so the first must not give away its buffers.
             compiler.donated_buffer = False
-        # The quantizer stays out: its look-up chooses its way by the data.
+        # The quantizer is not compiled, since its look-up branches on the data.
         self.model.encoder.compile()
         self.model.decoder.compile()
         if self.discriminator is not None and not self.config.loss.gradient_penalty_weight:
@@ -106,7 +106,7 @@ class Trainer:
 
     @property
     def waited(self) -> float:
-        """Seconds for which steps have waited for their images, all together."""
+        """Total time [s] for which steps have waited for their images."""
         return sum(batches.waited for batches in {self.batches, self.discriminator_batches})
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -145,7 +145,7 @@ class Trainer:
             yield rows, part
 
     def _in_range(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1], in the range in which the discriminator sees them."""
+        """Convert images from [-1, 1] to the range of the discriminator."""
         return (images + 1) / 2 if self.config.discriminator.image_range == "unit" else images
 
     def _augmented(self, images: Tensor, rows: slice, stream: int) -> Tensor:
@@ -157,7 +157,7 @@ class Trainer:
         return augment.augment(images, policy, mine.to(self.device))
 
     def _generator_losses(self, images: Tensor, rows: slice, adversarial: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses by name, means over these images and not weighted, and the reconstructions (float32)."""
+        """Unweighted losses by name, means over these images, and the reconstructions (float32)."""
         weights = self.config.loss
         with self._autocast():
             output = self.model(images)
@@ -174,7 +174,7 @@ class Trainer:
         return losses, found
 
     def _logits(self, real_images: Tensor, found: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """The discriminator's logits (float32) of real images, in its range, and of generated ones, in [-1, 1]."""
+        """The discriminator's logits (float32) of real images (in its range) and of generated ones (in [-1, 1])."""
         assert self.discriminator is not None
         with self._autocast():
             real = self.discriminator(self._augmented(real_images, rows, REAL_STREAM)).float()
@@ -195,9 +195,9 @@ class Trainer:
         return {**losses, "real_logit": real.mean(), "fake_logit": fake.mean()}
 
     def step(self) -> dict[str, float]:
-        """One step of generator and discriminator; returns its losses, means over the global batch.
+        """Make one step of generator and discriminator. Returns the losses, means over the global batch.
 
-        A step whose loss or gradient is not finite is not applied. Raises Diverged after PATIENCE such in a row.
+        A step whose loss or gradient is not finite is skipped. Raises Diverged after PATIENCE such steps in a row.
         """
         config, weights = self.config, self.config.loss
         images = self.batches(self.step_count)
@@ -259,7 +259,7 @@ class Trainer:
     ) -> tuple[dict[str, float] | None, bool]:
         """The discriminator's losses, and whether its optimiser made a step.
 
-        images, reconstructions: the generator's batch, and by first row what the generator made of its parts.
+        images, reconstructions: the generator's batch, and the reconstructions of its parts by first row.
         """
         assert self.discriminator is not None and self.optimizer_d is not None
         self.optimizer_d.zero_grad(set_to_none=True)
@@ -290,9 +290,9 @@ class Trainer:
 
     @torch.no_grad()
     def _reconstructions(self, images: Tensor) -> dict[int, Tensor] | None:
-        """What the generator makes of each part of a batch, by its first row, in [-1, 1] (float32).
+        """Reconstructions of each part of a batch, by its first row, in [-1, 1] (float32).
 
-        None where a process met a latent that is not finite. The batch leaves no trace in the codebook.
+        None if a process met a latent that is not finite. The batch leaves no trace in the codebook.
         """
         made: dict[int, Tensor] = {}
         broken = False
@@ -307,7 +307,7 @@ class Trainer:
 
     @torch.no_grad()
     def _mean_logits(self, images: Tensor, reconstructions: dict[int, Tensor]) -> Tensor:
-        """(2,) float64: mean logits of real and generated images of the global batch; a forward pass of its own."""
+        """(2,) float64: mean logits of real and generated images of the global batch, from a separate forward pass."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for rows, part in self._micro_batches(images):
             logits = self._logits(self._in_range(part), reconstructions[rows.start], rows)
@@ -316,7 +316,7 @@ class Trainer:
         return sums
 
     def _anywhere(self, broken: bool) -> bool:
-        """Whether it is so in any of the processes."""
+        """Whether ``broken`` is true in any of the processes."""
         if self.group.size == 1:
             return broken
         flag = torch.tensor(float(broken), device=self.device)
@@ -329,10 +329,8 @@ class Trainer:
         losses_of: Callable[[slice, Tensor], dict[str, Tensor]],
         scale: dict[str, Any],
     ) -> dict[str, float] | None:
-        """Forward and backward over the parts of the batch; returns the losses, means over the global batch.
-
-        None where a process met a latent that is not finite.
-        """
+        """Run forward and backward passes over the parts of the batch. Returns the losses, means over the global batch,
+        or None if a process met a latent that is not finite."""
         sums: Tensor | None = None
         names: list[str] = []
         broken = False
@@ -362,7 +360,7 @@ class Trainer:
     def _apply(
         self, losses: dict[str, float], norm: Tensor | None, optimizer: torch.optim.Optimizer, norm_name: str
     ) -> bool:
-        """The optimiser's step, unless a loss or the gradient is not finite."""
+        """Make the optimiser's step unless a loss or the gradient is not finite. Returns whether it was made."""
         losses[norm_name] = float("nan") if norm is None else float(norm)
         if not all(math.isfinite(value) for value in losses.values()):
             optimizer.zero_grad(set_to_none=True)
@@ -372,8 +370,8 @@ class Trainer:
         return True
 
     def _adaptive_weight(self, images: Tensor, scale: dict[str, Any]) -> Tensor | None:
-        """Gradient norm of the reconstruction losses over that of the adversarial one, both at the last layer and
-        for the global batch. A forward pass of its own, so that it can be taken over all parts of the batch."""
+        """Gradient norm of the reconstruction losses over that of the adversarial one, at the last layer and for the
+        global batch. Takes a separate forward pass over all parts of the batch."""
         sums = torch.zeros(2, *self.last_layer.shape, device=self.device)
         broken = False
         try:

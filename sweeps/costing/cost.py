@@ -1,6 +1,6 @@
-"""How long a cell will take and how much memory, before it runs; and the resource class to ask for.
+"""Estimates of a cell's time and memory before it runs.
 
-Estimates are arithmetic (gsq.config.flops) until runs have been measured; then they are fitted to what these took.
+They are arithmetic (gsq.config.flops) until runs have been measured, and are then fitted to the measurements.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from typing import Any, NamedTuple
 from gsq.config.flops import evaluation_macs
 from gsq.config.overrides import from_dict
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder
 from gsq.records.read import RunRecord, newest_file, read_run
 from gsq.sweeps.planning.cells import Cell
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
+from gsq.words import counted
 
-# Effective training speed assumed until a run has been measured: of one thread of a 2-core AMD EPYC virtual machine on
-# the cpu-tiny preset; of a GPU, a share of its peak that was not measured.
+# Training speed assumed until a run has been measured: one thread of a 2-core AMD EPYC virtual machine on the cpu-tiny
+# preset, and for a GPU a share of its peak, which was not measured.
 ASSUMED_CPU_FLOPS = 4.0e10
 ASSUMED_UTILISATION = 0.33
-# Likewise, start-up (imports, weights, images, the first step).
+# Assumed start-up time (imports, weights, images, the first step).
 STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
-# The interpreter with torch and the feature network, on top of the model's own memory.
+# Memory of the interpreter with torch and the feature network, besides the model's own.
 FRAMEWORK_BYTES = {"cpu": 600 << 20, "gpu": 1 << 30}
-# What a run must have done after its first step before its speed counts.
+# Steps and seconds after the first step that a run needs before its speed counts.
 TIMED_STEPS, TIMED_SECONDS = 10, 1.0
-# With fewer measured runs than these of its own, a sweep also looks at others. A line needs as many.
+# A sweep with fewer measured runs also uses those of other sweeps. Fitting a line needs as many.
 ENOUGH_RUNS = 4
-# How many measured runs are fitted, and how many folders are opened to find those of other sweeps.
+# Most measured runs in a fit, and most folders opened to find those of other sweeps.
 FITTED_RUNS, OPENED_RUNS = 64, 400
 
 
@@ -46,27 +48,25 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """What steps, evaluations and memory cost on one device, and where the numbers come from.
-
-    Seconds are device seconds: those of all processes of a run.
-    """
+    """Cost of steps, evaluations and memory on one device. Device seconds count all processes of a run."""
 
     step: tuple[float, float, float]
-    """Seconds of a step: a constant, and those for each FLOP of the networks and of the look-up."""
+    """Device seconds of a step: a constant, and per FLOP of the networks and of the look-up."""
     evaluation: tuple[float, float]
-    """Seconds of an evaluation: a constant, and those for each FLOP of its forward passes."""
+    """Device seconds of an evaluation: a constant, and per FLOP of its forward passes."""
     startup_seconds: float
     memory: tuple[float, float]
-    """Bytes at the peak: a constant, and those for each byte of gsq.config.flops.Cost.memory_bytes."""
+    """Bytes at the peak: a constant, and per byte of gsq.config.flops.Cost.memory_bytes."""
     basis: str
+    """Source of the numbers, in words."""
     runs: int
-    """Measured runs behind the numbers, 0 where they are assumed."""
+    """Measured runs behind the numbers, 0 if they are assumed."""
     device: str
-    """What the seconds are of: cpu, gpu, or where they are assumed, which GPU (A100)."""
+    """cpu, gpu, or the name of an assumed GPU (A100)."""
 
 
 class Measured(NamedTuple):
-    """One run that has been timed."""
+    """A run that has been timed."""
 
     cell: Cell
     record: RunRecord
@@ -79,11 +79,10 @@ def speed(
     folder: SweepFolder | None = None,
     gpu: str = DEFAULT_GPU,
 ) -> Speed:
-    """Fitted to the runs of these cells on this kind of device (cpu or gpu), finished or not; before any, assumed.
+    """Fit the speed to the runs of these cells on a device (cpu or gpu), finished or not; without runs, assume it.
 
-    folder: the sweep's; its canaries count as its own runs, and where there are fewer than ENOUGH_RUNS, runs of
-    other sweeps below the runs folder give the shape of the fit, and its own runs the level. gpu: the one of GPU_PEAKS
-    that is assumed.
+    folder: the sweep's, whose canaries count as its own runs. With fewer than ENOUGH_RUNS of its own, runs of other
+    sweeps give the shape of the fit and its own runs the level. gpu: the assumed one of GPU_PEAKS.
     """
     own = [Measured(cell, r) for cell in cells if (r := records.get(cell.signature)) and _timed(r, device)]
     if folder is not None:
@@ -93,23 +92,19 @@ def speed(
     if folder is not None and len(own) < ENOUGH_RUNS:
         others, name = _other_runs(folder, device, {m.cell.signature for m in own})
     if not own and not others:
-        rate = 1 / assumed_flops(device, gpu)
-        framework = float(FRAMEWORK_BYTES[device])
-        basis = f"assumed for a {device}; runs will correct it"
-        if device == "gpu":
-            basis = (
-                f"assumed, not measured: {ASSUMED_UTILISATION:.0%} of the {GPU_PEAKS[gpu] / 1e12:.0f} TFLOP/s of one "
-                f"{gpu.upper()}; runs will correct it"
-            )
-        name = gpu.upper() if device == "gpu" else device
-        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], (framework, 1.0), basis, 0, name)
+        rate, name = 1 / assumed_flops(device, gpu), gpu.upper() if device == "gpu" else device
+        share = f"{ASSUMED_UTILISATION:.0%} of the {GPU_PEAKS[gpu] / 1e12:.0f} TFLOP/s of one {name}"
+        basis = f"assumed, not measured: {share}" if device == "gpu" else f"assumed for a {device}"
+        memory = (float(FRAMEWORK_BYTES[device]), 1.0)
+        basis += "; runs will correct it"
+        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], memory, basis, 0, name)
     counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
-    basis = " and ".join(f"{count} run{'s' * (count > 1)} of {whose}" for count, whose in counts if count)
+    basis = " and ".join(f"{counted(count, 'run')} of {whose}" for count, whose in counts if count)
     return _fitted(own, others, device, f"measured on {basis}")
 
 
 def assumed_flops(device: str, gpu: str = DEFAULT_GPU) -> float:
-    """FLOP/s of training on a cpu or gpu that nothing was measured on."""
+    """Return the assumed FLOP/s of training on a device without measurements."""
     return ASSUMED_UTILISATION * GPU_PEAKS[gpu] if device == "gpu" else ASSUMED_CPU_FLOPS
 
 
@@ -123,7 +118,7 @@ def _timed(record: RunRecord, device: str) -> bool:
 
 
 def canary_folder(folder: SweepFolder) -> SweepFolder:
-    """Where the canaries of a sweep are run (gsq.sweeps.running.canary)."""
+    """Return the sweep folder of a sweep's canaries (gsq.sweeps.running.canary)."""
     return SweepFolder(folder.runs, f"{folder.name}-canary")
 
 
@@ -135,7 +130,7 @@ def _canaries(folder: SweepFolder) -> Iterator[Measured]:
 
 
 def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list[Measured], str]:
-    """Timed runs on the device that has the most, and its name. Signatures being hashes, the first are any."""
+    """Return timed runs on the device that has most of them, and its name. Hashed signatures make the first random."""
     found: dict[str, list[Measured]] = {}
     paths = (path for prefix in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) for path in sorted(prefix.iterdir()))
     for path in islice(paths, OPENED_RUNS):
@@ -149,7 +144,7 @@ def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list
             label = values.pop("data_label", "")
             found.setdefault(name, []).append(Measured(Cell(path.name, {}, from_dict(values), label), record))
         except (UserError, TypeError, KeyError, AttributeError):
-            continue  # A config of another version of gsq.
+            continue  # Another version of gsq wrote the config.
         if sum(map(len, found.values())) >= FITTED_RUNS:
             break
     name = max(found, key=lambda n: len(found[n]), default="")
@@ -157,12 +152,12 @@ def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list
 
 
 def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str) -> Speed:
-    # Evenly over the plan, whose order is that of its axes.
+    # Thin out evenly over the plan, which is ordered by its axes.
     own = own[:: -(-len(own) // FITTED_RUNS)] if own else own
     runs = own + others
 
     def level(predicted: list[float], measured: list[float]) -> float:
-        """Own runs correct what the others say."""
+        """Factor by which own runs correct the fit to other sweeps."""
         ratios = [m / p for m, p in zip(measured[: len(own)], predicted, strict=False)]
         return statistics.median(ratios) if own and others else 1.0
 
@@ -171,7 +166,7 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
     a, b, c, both = fit(rows, seconds, ((3,), (0, 3), (1, 2), (0, 1, 2)))
     factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
     step = (a * factor, (b + both) * factor, (c + both) * factor)
-    # Taken to be as fast for each FLOP as training, and a constant beside, until there are runs enough to tell.
+    # Until enough runs tell, assume a constant and the same speed per FLOP as in training.
     per_flop = step[1] or 1 / assumed_flops(device)
     evaluated = [(per_flop * evaluation_flops(m.cell), s) for m in runs if (s := m.record.evaluation_seconds)]
     constant, factor = _corrected(evaluated, 0.0)
@@ -188,7 +183,7 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
 
 
 def _step_flops(run: Measured) -> tuple[float, float]:
-    """FLOPs of the networks and of the look-up, a step, over the steps that the run has made."""
+    """FLOPs per step of the networks and of the look-up, over the steps that the run has made."""
     cost, config = run.cell.cost, run.cell.config
     steps, start = config.train.steps, config.loss.discriminator_start
     word = (run.record.started_from or "").rpartition(" ")[2]
@@ -200,12 +195,12 @@ def _step_flops(run: Measured) -> tuple[float, float]:
 
 
 def evaluation_flops(cell: Cell) -> float:
-    """FLOPs of one evaluation, without the originals' features, which all runs share."""
+    """Return the FLOPs of one evaluation, without the originals' features, which all runs share."""
     return 2.0 * cell.config.evaluation.num_images * evaluation_macs(cell.config)
 
 
 def evaluations(cell: Cell) -> int:
-    """How many evaluations the whole run makes, that at its end included."""
+    """Return how many evaluations a whole run makes, including the one at its end."""
     every = cell.config.evaluation.every
     return 1 + ((cell.config.train.steps - 1) // every if every else 0)
 
@@ -215,7 +210,7 @@ def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
     found = [
         (float(m.cell.cost.memory_bytes), float(max(1, m.record.peak_memory_bytes - _image_bytes(m.cell, device))))
         for m in runs
-        # Before the discriminator comes, or the evaluation, it is not the peak.
+        # Before the discriminator starts, or the evaluation, memory has not peaked.
         if m.record.peak_memory_bytes
         and m.record.state == DONE
         and (m.cell.config.discriminator.kind == "none" or m.record.step > m.cell.config.loss.discriminator_start)
@@ -224,17 +219,17 @@ def _memory(runs: list[Measured], device: str) -> tuple[float, float]:
 
 
 def _corrected(pairs: list[tuple[float, float]], constant: float) -> tuple[float, float]:
-    """Constant and factor with which the first of each pair, by arithmetic, gives the second, measured.
+    """Return constant and factor that turn the first of each pair, by arithmetic, into the measured second.
 
-    Another constant than the assumed one or, where the arithmetic is too high for that, a factor on both; a line
-    through the pairs where there are enough of them and it predicts better.
+    This is a corrected constant or, if the arithmetic is too high, a factor on both; or a line through the pairs, if
+    there are enough of them and it predicts better.
     """
     if not pairs:
         return constant, 1.0
     beside = statistics.median(measured - x for x, measured in pairs)
     ratio = statistics.median(measured / (x + constant) for x, measured in pairs)
     simple = (beside, 1.0) if beside >= 0 else (ratio * constant, ratio)
-    # In the first column the simple answer, so that the line has to be better than it.
+    # The first column is the simple answer, which the line has to beat.
     rows = [(simple[0] + simple[1] * x, 1.0, x) for x, _ in pairs]
     share, a, b = fit(rows, [measured for _, measured in pairs], ((0,), (1, 2)))
     return a + share * simple[0], b + share * simple[1]
@@ -243,11 +238,11 @@ def _corrected(pairs: list[tuple[float, float]], constant: float) -> tuple[float
 def fit(
     rows: Sequence[Sequence[float]], measured: Sequence[float], shapes: Sequence[tuple[int, ...]]
 ) -> tuple[float, ...]:
-    """Coefficients, none below 0, with which the columns of ``rows`` add up to what was measured (above 0).
+    """Return non-negative coefficients with which the columns of ``rows`` add up to ``measured`` (positive).
 
-    Absolute errors, relative to the measured, are least, so that a few odd runs do little harm. shapes: columns that
-    may have a coefficient, first a single one. A later shape is taken where it predicts rows that were left out of the
-    fit better by a tenth, from ENOUGH_RUNS rows on.
+    Minimises absolute relative errors, so that a few odd runs do little harm. shapes: sets of columns with a
+    coefficient, the first of a single column. With at least ENOUGH_RUNS rows, a later shape wins if it predicts rows
+    left out of the fit a tenth better.
     """
     (first,) = shapes[0]
     simple = [0.0] * len(rows[0])
@@ -263,7 +258,7 @@ def fit(
     folds = np.arange(len(rows)) % min(len(rows), 12)
 
     def solve(columns: tuple[int, ...], part: Any) -> Any:
-        """Least absolute deviations by reweighting; None where a coefficient is negative or not determined."""
+        """Least absolute deviations by reweighting; None if a coefficient is negative or undetermined."""
         found = np.zeros(len(scale))
         if len(columns) == 1:
             found[columns[0]] = np.median(1 / part[:, columns[0]])
@@ -297,7 +292,7 @@ def fit(
 
 
 def step_seconds(cell: Cell, rate: Speed) -> float:
-    """Device seconds of a training step, the mean over the whole run."""
+    """Return the mean device seconds of a training step over the whole run."""
     constant, per_flop, per_lookup_flop = rate.step
     cost = cell.cost
     dense = cost.train_flops - cost.lookup_flops
@@ -305,7 +300,7 @@ def step_seconds(cell: Cell, rate: Speed) -> float:
 
 
 def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estimate:
-    """Time and peak memory of one cell on one device (cpu or gpu); time for the steps after ``steps_done``."""
+    """Estimate peak memory of one cell on a device (cpu or gpu), and its time after ``steps_done`` steps."""
     steps, every = cell.config.train.steps, cell.config.evaluation.every
     done = min(steps_done, steps)
     count = evaluations(cell) - (min(done, steps - 1) // every if every else 0)
@@ -316,9 +311,9 @@ def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estim
 
 
 def _image_bytes(cell: Cell, device: str) -> int:
-    """Decoded images lie in the memory of the machine, which is not what a GPU's peak is of."""
+    """Memory of decoded images, which count on a CPU but not towards a GPU's peak."""
     return cell.image_bytes if device == "cpu" else 0
 
 
-# Room for estimates that are too low.
+# Safety margins for estimates that are too low.
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 2.0

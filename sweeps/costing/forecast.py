@@ -1,4 +1,4 @@
-"""What submitting a plan would cost, before anything is: time, disk, how far estimates were off; and the budget."""
+"""The cost of submitting a plan: time, disk, the accuracy of past estimates, and the budget."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gsq.errors import Missing, UserError
-from gsq.records.attempt import DONE, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start
@@ -30,54 +31,54 @@ from gsq.sweeps.spec.sweep import Budget
 from gsq.sweeps.state.reconcile import reconcile
 from gsq.words import counted
 
-# Checkpoints of a running cell: the last two, and the one being written.
+# Checkpoints of a running cell: the last two and the one being written.
 CHECKPOINTS = 3
-# Limits of a budget that no measurement can bring nearer.
+# Budget limits that do not depend on a measured speed.
 TIMELESS = ("disk_gb", "cells")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How far the estimates were off that were recorded when cells were first submitted."""
+    """Errors of the estimates that were recorded when cells were first submitted."""
 
     median_factor: float
-    """1.12: half of the cells took less than 1.12 times as long, or as short, as estimated."""
+    """1.12: half of the cells were off by a factor below 1.12, in either direction."""
     ninety_percent_factor: float
     cells: int
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to be run of a plan. Finished cells and those that a submission would leave alone count nothing."""
+    """What is still to run of a plan, without finished cells and those that a submission would leave alone."""
 
     cells: int
     finished: int
     untried: frozenset[str]
     """Signatures without an attempt."""
     left: Mapping[str, float]
-    """Device seconds that each cell to be run still takes, by signature."""
+    """Device seconds left of each cell to run, by signature."""
     estimates: Mapping[str, Estimate]
-    """Of every cell, as if it had not begun."""
+    """Estimate of every cell from its beginning."""
     parallel: int
-    """Cells at the same time."""
+    """Cells that run at the same time."""
     wall_seconds: float
-    """Until the last cell ends, were nothing else in the queue; the longest first."""
+    """Time until the last cell ends in an empty queue, longest first."""
     end: float
     """That moment, in seconds since the epoch."""
     disk_bytes: int
-    """To be written at the most: checkpoints of the cells that run, weights of all (and checkpoints that are kept)."""
+    """Most bytes on disk: checkpoints of running cells, weights of all, and kept checkpoints."""
     disk_bytes_after: int
     free_bytes: int
-    """On the disk of the runs folder."""
+    """Free space on the disk of the runs folder."""
     classes: int
     speed: Speed
     accuracy: Accuracy | None
-    """None before a cell whose estimate was recorded has finished."""
+    """None until a cell with a recorded estimate has finished."""
     budget: Budget
     evaluations: Mapping[str, float] = field(default_factory=dict)
-    """Device seconds to evaluate each finished cell that was not evaluated as its sweep file asks, by signature."""
+    """Device seconds of the evaluations that each finished cell lacks, by signature."""
     notes: tuple[str, ...] = ()
-    """What else is to be known before the plan is submitted, a sentence each."""
+    """What else to know before a submission, a sentence each."""
 
     @property
     def device_seconds(self) -> float:
@@ -85,12 +86,12 @@ class Forecast:
 
     @property
     def memory_bytes(self) -> int:
-        """Of the largest cell to be run, else of the largest."""
+        """Memory of the largest cell to run, or of the largest cell if none is."""
         return max(self.estimates[s].memory_bytes for s in self.left or self.estimates)
 
     @property
     def spent(self) -> dict[str, tuple[float, float]]:
-        """Estimate and limit by the name of each limit that the budget has."""
+        """Estimate and limit of each budget limit, by its name."""
         found = {
             "device_hours": self.device_seconds / 3600,
             "hours": self.wall_seconds / 3600,
@@ -101,11 +102,11 @@ class Forecast:
         return {name: (value, limits[name]) for name, value in found.items() if limits[name] is not None}
 
     def over(self) -> dict[str, tuple[float, float]]:
-        """What of ``spent`` is above its limit."""
+        """Return the part of ``spent`` that exceeds its limit."""
         return {name: pair for name, pair in self.spent.items() if pair[0] > pair[1]}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: totals, without the single cells."""
+        """Return the totals for JSON."""
         return {
             "cells": self.cells,
             "finished": self.finished,
@@ -130,17 +131,17 @@ class Forecast:
 def forecast(
     plan: Plan, cluster: Cluster | str = "local", *, runs: Path | None = None, retry: bool = False
 ) -> Forecast:
-    """Cost of submitting a plan now, from the run folders; SLURM is not asked.
+    """Return the cost of submitting a plan now, from the run folders, without asking SLURM.
 
     retry: as for ``submit``. Raises UserError for an unknown cluster.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
     if plan.search is not None:
         return _of_search(plan, cluster, folder)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
-    # Asked once, for it looks for GPUs.
+    # Ask once, because this looks for GPUs.
     device = cluster.device
     rate = speed(plan.cells, records, device, folder, cluster.gpu)
     resumed = cluster.resumed("request" if retry else "submit")
@@ -148,36 +149,22 @@ def forecast(
     wanted = {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
     todo = [cell for cell in plan.cells if cell.signature in wanted]
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
-    left = {}
     starts = _starts(todo, folder, records)
-    for cell in todo:
-        step = records[cell.signature].step or starts.get(cell.signature, 0)
-        rest = estimate(cell, rate, device, step) if step else estimates[cell.signature]
-        left[cell.signature] = rest.seconds
+    steps = {cell.signature: records[cell.signature].step or starts.get(cell.signature, 0) for cell in todo}
+    left = {cell.signature: estimate(cell, rate, device, steps[cell.signature]).seconds for cell in todo}
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
-    wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
     lack = _lacking(plan, folder, records, wanted)
     evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in lack.cells}
+    wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
     wall += wall_seconds(evaluations.values(), slots)
-    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
-    running = heapq.nlargest(slots, map(checkpoint_bytes, todo))
     return Forecast(
+        **_common(plan, folder, records, todo, rate, cluster, slots, wall),
         cells=len(plan.cells),
         finished=sum(record.state == DONE for record in records.values()),
         untried=frozenset(s for s, record in records.items() if not record.attempts),
         left=left,
         estimates=estimates,
-        parallel=min(slots, len(todo)),
-        wall_seconds=wall,
-        end=time.time() + wall,
-        disk_bytes=after + CHECKPOINTS * sum(running),
-        disk_bytes_after=after,
-        free_bytes=_free_bytes(folder.runs),
-        classes=len(by_class(todo, rate, cluster)),
-        speed=rate,
-        accuracy=accuracy(folder, records),
-        budget=plan.budget,
         evaluations=evaluations,
         notes=(
             *image_notes(plan),
@@ -188,8 +175,34 @@ def forecast(
     )
 
 
+def _common(
+    plan: Plan,
+    folder: SweepFolder,
+    records: Mapping[str, RunRecord],
+    todo: Sequence[Cell],
+    rate: Speed,
+    cluster: Cluster,
+    slots: int,
+    wall: float,
+) -> dict[str, Any]:
+    """Return the fields that grids and searches share. todo: the cells to run, ``slots`` at the same time."""
+    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    return {
+        "parallel": min(slots, len(todo)),
+        "wall_seconds": wall,
+        "end": time.time() + wall,
+        "disk_bytes": after + CHECKPOINTS * sum(heapq.nlargest(slots, map(checkpoint_bytes, todo))),
+        "disk_bytes_after": after,
+        "free_bytes": shutil.disk_usage(next(p for p in (folder.runs, *folder.runs.parents) if p.exists())).free,
+        "classes": len(by_class(todo, rate, cluster)),
+        "speed": rate,
+        "accuracy": accuracy(folder, records),
+        "budget": plan.budget,
+    }
+
+
 def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, RunRecord]) -> dict[str, int]:
-    """Step from which each cell without a step of its own goes on: of a finished run that differs by fewer steps."""
+    """Return the step from which each new cell starts, if a shorter run of it has finished."""
     found: dict[str, int] = {}
     if not (folder.runs / "lineage").is_dir():
         return found
@@ -197,7 +210,7 @@ def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, Run
         run = RunFolder.of(folder.runs, cell.signature)
         if records[cell.signature].step:
             continue
-        # Raised where weights that no hash is known of are not here: its signature is provisional, then.
+        # Absent weights without a known hash raise Missing; the signature is then provisional.
         with suppress(Missing):
             if start := planned_start(run, cell.config, cell.data_label.rpartition(":")[2]):
                 found[cell.signature] = start[0]
@@ -207,20 +220,20 @@ def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, Run
 def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
     if not folder.exists and not any(record.state == DONE for record in records.values()):
         return Lacking()
-    # It knows protocols, which needs numpy, and torch where features are a user's own.
+    # Protocols need numpy, and a user's own features need torch.
     from gsq.sweeps.planning.protocols import lacking
 
     return lacking(plan, folder, records, coming)
 
 
 def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
-    """Device seconds of the evaluations that a finished cell lacks."""
+    """Return the device seconds of the evaluations that a finished cell lacks."""
     share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
     return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
 
 
 def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
-    """As if the trials to come were the plan's examples in turn, and none were pruned."""
+    """Forecast a search as if its next trials were the plan's examples in turn and none were pruned."""
     from gsq.sweeps.state.study import parallel_trials, search_status
 
     assert plan.search is not None and plan.search.search is not None
@@ -236,34 +249,24 @@ def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:
     trials = {f"trial {i}": estimates[cell.signature] for i, cell in enumerate(todo)}
     slots = parallel_trials(plan, cluster)
     wall = wall_seconds([one.seconds / (cluster.nodes * cluster.processes_per_node) for one in trials.values()], slots)
-    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
     return Forecast(
+        **_common(plan, folder, records, todo, rate, cluster, slots, wall),
         cells=plan.search.search.trials,
         finished=len(states) - states.count("running"),
         untried=frozenset(),
         left={name: one.seconds for name, one in trials.items()},
         estimates={**estimates, **trials},
-        parallel=min(slots, count),
-        wall_seconds=wall,
-        end=time.time() + wall,
-        disk_bytes=after + CHECKPOINTS * sum(heapq.nlargest(slots, map(checkpoint_bytes, todo))),
-        disk_bytes_after=after,
-        free_bytes=_free_bytes(folder.runs),
-        classes=len(by_class(todo, rate, cluster)),
-        speed=rate,
-        accuracy=accuracy(folder, records),
-        budget=plan.budget,
         notes=(*image_notes(plan), *memory_notes(plan.cells, rate, cluster)),
     )
 
 
 def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[ResourceClass, list[Cell]]:
-    """Cells by what their jobs ask for: their estimate rounded up, or what the cluster file says."""
+    """Group cells by what their jobs request: the estimate rounded up, or what the cluster file says."""
     grouped: dict[ResourceClass, list[Cell]] = defaultdict(list)
     device = cluster.device
     for cell in cells:
         one = estimate(cell, rate, device)
-        # The share of memory that is activations is smaller by as much; it is not worth a tight bound.
+        # Several processes need less memory for activations each, but a tight bound is not worth the effort.
         shared = one._replace(
             seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
             memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
@@ -274,7 +277,7 @@ def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[Resou
 
 
 def wall_seconds(seconds: Iterable[float], slots: int) -> float:
-    """Time until the last job ends, with ``slots`` at a time and the longest first."""
+    """Return the time until the last job ends, with ``slots`` at a time and the longest first."""
     jobs = sorted(seconds, reverse=True)
     ends = [0.0] * max(1, min(slots, len(jobs)))
     for job in jobs:
@@ -283,23 +286,19 @@ def wall_seconds(seconds: Iterable[float], slots: int) -> float:
 
 
 def checkpoint_bytes(cell: Cell) -> int:
-    """Weights, averaged weights and two AdamW moments of the tokenizer; all but the averages of the discriminator."""
+    """Return the bytes of a checkpoint: weights, averages and two AdamW moments; no averages of the discriminator."""
     return 4 * (4 * cell.cost.parameters + 3 * cell.cost.discriminator_parameters)
 
 
 def weight_bytes(cell: Cell) -> int:
-    """The averaged weights, which stay."""
+    """Return the bytes of the averaged weights, which are kept."""
     return 4 * cell.cost.parameters
 
 
-def _free_bytes(path: Path) -> int:
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-
-
 def accuracy(folder: SweepFolder, records: Mapping[str, RunRecord]) -> Accuracy | None:
-    """Device seconds of finished cells, all attempts, against the estimates of estimates.json.
+    """Compare the device seconds of finished cells, over all attempts, with estimates.json.
 
-    Left out are cells that began with the checkpoint of another run.
+    This skips cells that started from the checkpoint of another run.
     """
     recorded = (read_json(folder.path / "estimates.json") or {}).get("cells", {})
     errors = sorted(
@@ -321,9 +320,9 @@ def admit(
     retry: bool = False,
     over_budget: bool = False,
 ) -> Plan:
-    """The plan with its estimates, which writing it records (estimates.json), for those cells that were never tried.
+    """Return the plan with estimates of its untried cells, which writing it records in estimates.json.
 
-    Raises UserError, and nothing is written, where it is over its budget, unless ``over_budget``.
+    Raises UserError before anything is written if the plan exceeds its budget, unless ``over_budget``.
     """
     found = forecast(plan, cluster, runs=runs, retry=retry)
     if not over_budget:
@@ -332,16 +331,13 @@ def admit(
 
 
 def with_estimates(plan: Plan, found: Forecast) -> Plan:
-    """As admit returns it, without looking at the budget."""
+    """Return the plan with estimates of its untried cells."""
     new = {s: e for s, e in found.estimates.items() if s in found.left and s in found.untried}
     return replace(plan, estimates={s: e._asdict() for s, e in new.items()})
 
 
 def check_budget(name: str, found: Forecast, limits: Iterable[str] | None = None) -> None:
-    """Raise UserError, naming each limit that is passed, where a forecast is over its budget.
-
-    limits: only these of its limits.
-    """
+    """Raise UserError, naming each exceeded limit, if a forecast is over its budget. limits: check only these."""
     over = [
         f"{key} {needed:.4g} (limit {limit:g})"
         for key, (needed, limit) in found.over().items()
@@ -351,5 +347,5 @@ def check_budget(name: str, found: Forecast, limits: Iterable[str] | None = None
         raise UserError(
             f"sweep '{name}' would be over its budget: {', '.join(over)}, for {counted(len(found.left), 'cell')} to "
             f"run, {found.parallel} at a time, time {found.speed.basis}; make it smaller (axes, where, steps, "
-            "--cells), raise budget: in its YAML, or go on with --over-budget"
+            "--cells), raise budget: in its YAML, or add --over-budget"
         )

@@ -1,4 +1,4 @@
-"""Whether the cells of a plan fit the memory of their GPU, and with which micro-batch they would."""
+"""Checks whether the cells of a plan fit their GPU, and proposes a micro-batch that does."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gsq.sweeps.planning.cells import Cell
 from gsq.sweeps.spec.cluster import Cluster, local_gpus
 from gsq.sweeps.spec.gpus import GPU_MEMORY_GB
 
-# Share of the memory up to which a micro-batch is proposed, since estimates may be low.
+# Share of the memory that a proposed micro-batch may use, because estimates may be low.
 ROOM = 0.9
 
 
 @cache
 def local_gpu_bytes() -> int | None:
-    """Memory of this machine's smallest GPU, as nvidia-smi says; None where it does not."""
+    """Return the memory of this machine's smallest GPU from nvidia-smi; None without an answer."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -32,7 +32,7 @@ def local_gpu_bytes() -> int | None:
 
 
 def gpu_bytes(cluster: Cluster) -> tuple[int, str] | None:
-    """Memory of the GPU that each process has, and its name; None without one, or where it is not known."""
+    """Return memory and name of each process's GPU; None without one, or if it is unknown."""
     if cluster.gpus:
         return GPU_MEMORY_GB[cluster.gpu] << 30, cluster.gpu.upper()
     if cluster.kind == "local" and local_gpus() and (found := local_gpu_bytes()):
@@ -41,7 +41,7 @@ def gpu_bytes(cluster: Cluster) -> tuple[int, str] | None:
 
 
 def memory_notes(cells: Sequence[Cell], rate: Speed, cluster: Cluster) -> tuple[str, ...]:
-    """A sentence where cells need more memory than their GPU has, with the micro-batch that would fit, if one does."""
+    """Return a sentence if cells need more memory than their GPU has, with a micro-batch that fits if there is one."""
     known = gpu_bytes(cluster)
     if known is None:
         return ()
@@ -51,7 +51,7 @@ def memory_notes(cells: Sequence[Cell], rate: Speed, cluster: Cluster) -> tuple[
     def needed(config: RunConfig) -> float:
         share = max(1, config.train.batch_size // processes)
         held = min(config.execution.micro_batch or share, share)
-        # By a batch of that size: what the arithmetic holds at a time, whether a micro-batch of it is allowed or not.
+        # A batch of the micro-batch's size needs the same memory, and is valid for every size.
         part = replace(
             config, train=replace(config.train, batch_size=held), execution=replace(config.execution, micro_batch=0)
         )
@@ -77,4 +77,4 @@ def memory_notes(cells: Sequence[Cell], rate: Speed, cluster: Cluster) -> tuple[
         if most <= ROOM * limit:
             way_out = f"set: {{execution.micro_batch: {micro}}} would fit ({most / 1e9:,.0f} GB)"
             return (f"{text} as they are; {way_out}, with the same result",)
-    return (f"{text}, not even with execution.micro_batch: 1; use a larger GPU, or more of them for each run",)
+    return (f"{text}, not even with execution.micro_batch: 1; use a larger GPU or more GPUs per run",)

@@ -1,4 +1,4 @@
-"""What is to be known of a plan before it is submitted, a sentence each; and what is refused for its images."""
+"""Sentences about a plan to know before its submission, and the check of its images."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gsq.records.attempt import DONE
 from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import SweepFolder
+from gsq.words import counted
 
 
 def check_images(plan: Plan, runs: Path | None = None) -> None:
-    """Raise UserError where a cell that is still to be run would be evaluated on too few images for an rfid."""
+    """Raise UserError if a cell that is still to run has too few images for an rfid."""
     folder = SweepFolder(runs or runs_root(), plan.name)
     data = plan.images
-    few = [cell for cell in plan.cells if (found := data.get(cell.data_label)) and _too_few(cell, found)]
-    for signature, record in folder.records([cell.signature for cell in few]).items():
+    few = {c.signature: why for c in plan.cells if (found := data.get(c.data_label)) and (why := _too_few(c, found))}
+    for signature, record in folder.records(few).items():
         if record.state != DONE:
-            cell = next(cell for cell in few if cell.signature == signature)
-            raise UserError(f"sweep '{plan.name}': {_too_few(cell, data[cell.data_label])}")
+            raise UserError(f"sweep '{plan.name}': {few[signature]}")
 
 
 def _too_few(cell: Cell, images: Summary) -> str | None:
-    """Why a cell's evaluation has too few images; None where it has enough, or they are allowed."""
+    """Return why a cell's evaluation has too few images; None if it has enough or allows few."""
     evaluation = cell.config.evaluation
     try:
         evaluation.check_images(evaluation.images(cell.config.data, images.validation))
@@ -36,7 +36,7 @@ def _too_few(cell: Cell, images: Summary) -> str | None:
 
 
 def image_notes(plan: Plan) -> tuple[str, ...]:
-    """How many images each data set gives to train and to evaluate on, and what these allow."""
+    """Return how many images each data set has for training and evaluation, and what these allow."""
     found: dict[str, None] = {}
     summaries = plan.images
     for cell in plan.cells:
@@ -65,43 +65,37 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
 
 
 def start_notes(todo: Iterable[Cell], starts: Mapping[str, int]) -> tuple[str, ...]:
-    """Cells that go on from another run. starts: from which step, by signature."""
+    """Return a sentence about cells that start from another run. starts: their first steps, by signature."""
     first = next((cell for cell in todo if cell.signature in starts), None)
     if first is None:
         return ()
-    what = "1 cell goes" if len(starts) == 1 else f"{len(starts)} cells go"
+    what = f"{counted(len(starts), 'cell')} {'starts' if len(starts) == 1 else 'start'}"
     example = f"{first.title}: from step {starts[first.signature]:,} of {first.config.train.steps:,}"
-    return (f"{what} on from the checkpoint of a finished run with fewer steps ({example})",)
+    return (f"{what} from the checkpoint of a finished run with fewer steps ({example})",)
 
 
 def evaluation_notes(lack: Lacking, seconds: Mapping[str, float], device: str) -> tuple[str, ...]:
-    """What finished cells lack of the evaluations that are asked for, and what it takes.
+    """Return what finished cells lack of the evaluations that are asked for, and its cost.
 
-    seconds: device seconds of the evaluations that are to be made, by signature.
+    seconds: device seconds of the missing evaluations, by signature.
     """
     found = []
     if seconds:
-        plural = "s" * (len(seconds) != 1)
-        why = "as the sweep file now says"
-        if lack.again:
-            why += (
-                f" ({len(lack.again)} of them because an earlier gsq measured PSNR and SSIM less exactly; their rows "
-                "stay)"
-            )
+        again = len(lack.again)
+        why = f" ({again} of them because an earlier gsq measured PSNR and SSIM less exactly; their rows stay)"
         found.append(
-            f"{len(seconds)} finished cell{plural} to evaluate {why}, without training: about "
-            f"{sum(seconds.values()):,.0f} s of {device} time"
+            f"{counted(len(seconds), 'finished cell')} to evaluate as the sweep file now says{why if again else ''}, "
+            f"without training: about {sum(seconds.values()):,.0f} s of {device} time"
         )
     if lack.weightless:
-        count = len(lack.weightless)
         found.append(
-            f"{count} finished cell{'s' * (count != 1)} cannot be evaluated as the sweep file now says: the weights "
-            "(model.safetensors) are gone; the earlier evaluations stay"
+            f"{counted(len(lack.weightless), 'finished cell')} cannot be evaluated as the sweep file now says: the "
+            "weights (model.safetensors) are gone; the earlier evaluations stay"
         )
     if lack.earlier_steps:
-        count = len(lack.earlier_steps)
+        cells = counted(len(lack.earlier_steps), "finished cell")
         found.append(
-            f"evaluation.every: {count} finished cell{'s were' if count != 1 else ' was'} not evaluated as asked at "
-            "earlier steps, whose weights are gone; the final step alone is evaluated"
+            f"evaluation.every: {cells} {'was' if len(lack.earlier_steps) == 1 else 'were'} not evaluated as asked at "
+            "earlier steps, whose weights are gone; only the final step is evaluated"
         )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What a job asks for: cells of like cost share a class."""
+"""What a job requests; cells of similar cost share a class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gsq.sweeps.spec.resources import RESOURCE_FUNCTIONS, RESOURCE_NAMES
 
 @dataclass(frozen=True, order=True)
 class ResourceClass:
-    """What a job asks for. Cells are rounded up to few classes, each one job array."""
+    """A request of a job. Cells are rounded up to few classes, each of which is one job array."""
 
     memory_gb: int
     minutes: int
@@ -27,44 +27,40 @@ MINUTE_STEPS = (15, 30, 60, 120, 240, 480, 720, 1440, 2880, 5760, 10080)
 def resource_class(
     wanted: Estimate, *, minutes: int | str = 0, memory_gb: int | str = 0, cell: Cell | None = None
 ) -> ResourceClass:
-    """The smallest class that holds an estimate with its margins; the largest where none does.
+    """Return the smallest class that holds an estimate with its margins, or the largest class if none does.
 
-    minutes, memory_gb: what the cluster file fixes, 0 for nothing; or a ResourceExpression over the cell and its
-    estimate, which then says it all: no margin is added. Raises UserError for an expression that is wrong or needs
-    the cell.
+    minutes, memory_gb: fixed by the cluster file, 0 for the estimate; or a ResourceExpression over the cell and its
+    estimate, to which no margin is added. Raises UserError for an expression that is wrong or needs the cell.
     """
-    memory_step = wanted.memory_bytes * MEMORY_MARGIN / 2**30
-    minute_step = wanted.seconds * TIME_MARGIN / 60
+
+    def requested(key: str, fixed: int | str, steps: tuple[int, ...], least: float) -> int:
+        value = ResourceExpression(key, fixed).value(wanted, cell) if isinstance(fixed, str) else fixed
+        return value or next((step for step in steps if step >= least), steps[-1])
+
     return ResourceClass(
-        _asked("memory_gb", memory_gb, wanted, cell)
-        or next((step for step in MEMORY_STEPS_GB if step >= memory_step), MEMORY_STEPS_GB[-1]),
-        _asked("minutes", minutes, wanted, cell)
-        or next((step for step in MINUTE_STEPS if step >= minute_step), MINUTE_STEPS[-1]),
+        requested("memory_gb", memory_gb, MEMORY_STEPS_GB, wanted.memory_bytes * MEMORY_MARGIN / 2**30),
+        requested("minutes", minutes, MINUTE_STEPS, wanted.seconds * TIME_MARGIN / 60),
     )
-
-
-def _asked(key: str, value: int | str, wanted: Estimate, cell: Cell | None) -> int:
-    return ResourceExpression(key, value).value(wanted, cell) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class ResourceExpression:
-    """What a job asks for as an expression of its cell: ``max(30, 3 * minutes)`` for minutes.
+    """A request as an expression of the cell: ``max(30, 3 * minutes)`` for minutes.
 
-    Checked when it is made, evaluated by simpleeval, never by eval. Names are RESOURCE_NAMES: ``seconds``, ``minutes``
-    and ``memory_gb`` are the estimate without margin. They, ``parameters`` and ``train_flops`` are rounded up to a
-    power of the square root of 2, so that cells fall into few classes.
+    It is checked when it is made, and evaluated by simpleeval, never by eval. Names are RESOURCE_NAMES; ``seconds``,
+    ``minutes`` and ``memory_gb`` are the estimate without margin. These, ``parameters`` and ``train_flops`` are rounded
+    up to a power of the square root of 2, so that cells share few classes.
     """
 
     key: str
-    """What the errors name: minutes or memory_gb."""
+    """minutes or memory_gb, for error messages."""
     text: str
 
     def __post_init__(self) -> None:
         check_expression(self.text, self.key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
 
     def value(self, wanted: Estimate, cell: Cell | None) -> int:
-        """Rounded up to a whole number, at least 1. Raises UserError where it cannot be computed, or is no number."""
+        """Return the value, rounded up to a whole number of at least 1. Raises UserError if that is not possible."""
         from simpleeval import InvalidExpression, SimpleEval
 
         values = {"seconds": wanted.seconds, "minutes": wanted.seconds / 60, "memory_gb": wanted.memory_bytes / 2**30}
@@ -78,7 +74,7 @@ class ResourceExpression:
             if isinstance(found, bool) or not isinstance(found, int | float):
                 raise TypeError(f"is {found!r}, not a number")
             if not 0 < found < 1e9:
-                raise ValueError(f"is {found:g}, not a number above 0 (and below 1e9)")
+                raise ValueError(f"is {found:g}, not a positive number below 1e9")
             return math.ceil(found)
         except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
             where = f" for cell {cell.title}" if cell else ""

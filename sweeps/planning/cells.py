@@ -1,4 +1,4 @@
-"""Spec -> plan: the cells to run, what was left out and why, and what they will cost."""
+"""Turn a spec into a plan: the cells to run, those left out with the reason, and their cost."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ from gsq.sweeps.spec.sweep import Budget, Spec
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Without Python's cyclic garbage collector, which would search many thousands of objects that all stay, again and
-    again, for a fifth of the time that it takes to make them."""
+    """Pause the cyclic garbage collector, which costs about 20 % here and frees nothing."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -42,35 +41,33 @@ def collector_paused() -> Iterator[None]:
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
-    """Derived axes by column name."""
+    """Return the derived axes by column name."""
     known = {**_set_axes(config), "levels": config.index_sizes}
-    return {name: _typed(name, derive(name, known.__getitem__)) for name in _STORED}
+    values = {name: derive(name, known.__getitem__) for name in _STORED}
+    return {name: int(value) if BY_NAME[name].type == "int64" else value for name, value in values.items()}
 
 
 def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
-    """Axes and derived axes of a run, by the results table's column names."""
+    """Return the axes and derived axes of a run by the results table's column names."""
     q, sizes = config.quantizer, config.index_sizes
-    # From the other columns one would take all indices to be of one size.
+    # The other columns suggest that all indices have one size; ``levels`` says so where they do not.
     uneven = "levels" in q.declared.options or sizes != (q.codebook_size,) * (q.groups * q.depth)
-    return {
-        **_set_axes(config),
-        "levels": levels_text(sizes) if uneven else None,
-        **derived(config),
-        "data": data_label,
-    }
+    levels = levels_text(sizes) if uneven else None
+    return {**_set_axes(config), "levels": levels, **derived(config), "data": data_label}
 
 
 def _set_axes(config: RunConfig) -> dict[str, Any]:
     return {name: _get(config, name) for name in SHORT_NAMES}
 
 
-def _typed(name: str, value: float) -> float:
-    return int(value) if BY_NAME[name].type == "int64" else value
+def value_of(config: RunConfig, key: str) -> Any:
+    """Return the value of ``section.key`` in a config."""
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 def _get(config: RunConfig, name: str) -> Any:
-    section, key = SHORT_NAMES[name].split(".")
-    return getattr(getattr(config, section), key)
+    return value_of(config, SHORT_NAMES[name])
 
 
 _STORED = tuple(axis.name for axis in DERIVED.values() if axis.stored)
@@ -78,7 +75,7 @@ _WHOLE = {name: key for name, key in SHORT_NAMES.items() if BY_NAME[name].type =
 
 
 def refuse_too_large(config: RunConfig) -> None:
-    """Raise UserError for a whole number that the results table cannot hold, before anything is trained with it."""
+    """Raise UserError for a whole number that the results table cannot hold."""
     found = {key: _get(config, name) for name, key in _WHOLE.items()}
     found["train.steps * train.batch_size"] = config.train.steps * config.train.batch_size
     for key, value in found.items():
@@ -87,7 +84,7 @@ def refuse_too_large(config: RunConfig) -> None:
 
 
 def other_axes(axes: dict[str, Any]) -> str:
-    """JSON of the axes that decide the result and are no columns of the results table."""
+    """Return, as JSON, the axes that decide the result but have no column in the results table."""
     keys = {config_key(name, "axes"): value for name, value in axes.items()}
     shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
     return json.dumps(shown, sort_keys=True)
@@ -99,11 +96,11 @@ class Cell:
 
     signature: str
     axes: dict[str, Any]
-    """The values that the sweep set, by the names used in the YAML."""
+    """Values that the sweep sets, by their names in the YAML."""
     config: RunConfig
     data_label: str
     image_bytes: int = 0
-    """Memory that its decoded images take at the most; 0 also where it is not known."""
+    """Most memory of its decoded images; 0 if unknown."""
 
     @cached_property
     def cost(self) -> Cost:
@@ -120,7 +117,7 @@ def title(axes: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """As in the YAML, but a drawn number to six digits."""
+    """Format a value as in the YAML, but with six digits."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_short, value))}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -136,22 +133,22 @@ class Plan:
     name: str
     cells: tuple[Cell, ...]
     dropped: tuple[LeftOut, ...] = ()
-    """Axes of the cells left out, with the constraint that did it."""
+    """Axes of each cell left out, with the constraint that excluded it."""
     merged: tuple[LeftOut, ...] = ()
-    """Axes of the cells that another one makes unnecessary, with its signature."""
+    """Axes of each duplicate, with the signature of the cell that it repeats."""
     data: tuple[Summary, ...] = ()
-    """Images of each data set, and what was left out of it; of a plan that was read back, none."""
+    """Images of each data set, with the files left out; empty for a plan that was read back."""
     missing: tuple[str, ...] = ()
-    """What is not on this machine and must be before the plan can be submitted: images, weights."""
+    """Images and weights that this machine lacks and a submission needs."""
     provisional: bool = False
-    """Signatures will change when the images (and weights that no hash is known of) are there."""
+    """Signatures will change once the images (and weights without a known hash) are present."""
     cluster: str = ""
-    """The cluster file that a plan is reckoned for, if none is named."""
+    """The cluster file of the estimates, if none is named."""
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (gsq.sweeps.costing.forecast.admit)."""
     search: Spec | None = None
-    """A search, whose cells are drawn while it runs; those of the plan are examples, the first from the middle."""
+    """A search, which draws its cells as it runs; the plan's cells are examples, the first from the middle."""
 
     @property
     def images(self) -> dict[str, Summary]:
@@ -160,11 +157,11 @@ class Plan:
 
     @property
     def broken_images(self) -> tuple[str, ...]:
-        """Names of the images that were left out because they are broken."""
+        """Names of the broken images, which are left out."""
         return tuple(shown(one.name) for data in self.data for one in data.left_out if one.kind == "broken")
 
     def cut(self, cells: int) -> Plan:
-        """The first ``cells`` cells only; of a search, so many trials."""
+        """Return a plan with the first ``cells`` cells only, or of a search with so many trials."""
         if self.search is not None and self.search.search is not None:
             shorter = replace(self.search.search, trials=min(cells, self.search.search.trials))
             return replace(self, search=replace(self.search, search=shorter))
@@ -173,22 +170,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Lacking:
-    """What finished runs lack of the evaluations that the cells of a plan ask for."""
+    """Evaluations that the cells of a plan ask for and finished runs lack."""
 
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Sizes of the images at which the final weights are still to be evaluated, by signature."""
+    """Image sizes at which the final weights are still to be evaluated, by signature."""
     cells: tuple[Cell, ...] = ()
-    """Those cells."""
+    """The cells of ``sizes``."""
     again: frozenset[str] = frozenset()
-    """Those of them that an earlier gsq evaluated alike: their rows would be of another protocol than the others'."""
+    """Cells that an earlier gsq evaluated, so that their rows have another protocol than the others."""
     earlier_steps: frozenset[str] = frozenset()
-    """Runs that were not evaluated as asked at earlier steps (evaluation.every), whose weights are gone."""
+    """Runs that lack evaluations at earlier steps (evaluation.every), whose weights are gone."""
     weightless: frozenset[str] = frozenset()
-    """Runs whose final weights are gone, too, so that their evaluations by other protocols are all that there is."""
+    """Runs whose final weights are gone, so that they keep only evaluations by other protocols."""
 
 
 class _Names:
-    """Values of the names in a constraint: the cell's own, else the base config's, else derived from these."""
+    """Value of each name in a constraint: the cell's own, else the base config's, else derived from these."""
 
     def __init__(self, override: Overrides, axes: dict[str, Any]) -> None:
         self.override, self.base, self.axes = override, override.base, axes
@@ -198,7 +195,7 @@ class _Names:
             value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
             return _get(self.base, name) if value is None else value
         if name in DERIVED:
-            # Computed from bare numbers, since a cell that the constraint drops may be no valid config.
+            # Derive from bare numbers, because a cell that the constraint drops may not be a valid config.
             return derive(name, self)
         if name == "levels":
             return self.axes.get("quantizer.levels") or self.base.quantizer.levels or None
@@ -209,7 +206,7 @@ class _Names:
 
 
 class CellMaker:
-    """Makes the cells of a sweep from their axis values; reads each data set's manifest once."""
+    """Make the cells of a sweep from their axis values, reading each data set's manifest once."""
 
     def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
         self.override, self.sign = Overrides(spec.base, spec.preset), Signer()
@@ -217,14 +214,14 @@ class CellMaker:
         self._decoded: dict[Any, int] = {}
         self.lenient = lenient
         self.missing: dict[str, None] = {}
-        """Why images could not be read; only where lenient, else it is an error."""
+        """Why images could not be read, if lenient; otherwise that is an error."""
         self.absent: list[str] = []
-        """Weights without a known hash that are not here; likewise."""
-        # Cost needs a valid config: what may drop an impossible cell is asked first.
+        """Absent weights without a known hash, if lenient."""
+        # Cost needs a valid config, so constraints that may drop an impossible cell come first.
         self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
 
     def __call__(self, axes: dict[str, Any]) -> Cell | str:
-        """The cell, or the constraint that leaves it out. Raises UserError for an invalid one."""
+        """Return the cell, or the constraint that leaves it out. Raises UserError for an invalid cell."""
         names = _Names(self.override, axes)
         broken = next((c.text for c in self.where if not c.holds(names)), None)
         if broken is not None:
@@ -256,10 +253,10 @@ class CellMaker:
 
 @collector_paused()
 def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
-    """Enumerate the cells of a sweep. Reads the data set's manifest, for the signatures.
+    """Enumerate the cells of a sweep. Signatures need the data set's manifest.
 
-    lenient: where images or weights are not on this machine, make a plan to look at all the same, and say so in it.
-    Raises UserError for an invalid cell that no constraint drops, or where nothing is left.
+    lenient: if this machine lacks images or weights, make a provisional plan to look at. Raises UserError for an
+    invalid cell that no constraint drops, and for an empty plan.
     """
     if spec.search is not None:
         return _search_plan(spec, lenient)
@@ -279,10 +276,14 @@ def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
         else:
             cells[cell.signature] = cell
     if not cells:
-        counts = Counter(constraint for _, constraint in dropped)
-        why = "; ".join(f"{n} by '{text}'" for text, n in counts.items()) or "it has no axes and no cases"
+        why = _reasons(dropped) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
     return _plan(spec, make, cells, dropped, merged)
+
+
+def _reasons(dropped: list[LeftOut], most: int | None = None) -> str:
+    counts = Counter(constraint for _, constraint in dropped)
+    return "; ".join(f"{count} by '{text}'" for text, count in counts.most_common(most))
 
 
 def _plan(
@@ -311,7 +312,7 @@ def _plan(
 
 
 def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
-    """Raise UserError where a module that cells evaluate with is not there or has errors: a run would find it late."""
+    """Raise UserError if a user's own features cannot be imported, which a run would find out only at its end."""
     for name in dict.fromkeys(cell.config.evaluation.features for cell in cells):
         if ":" in name:
             from gsq.pretrained.built_in import own_features
@@ -322,12 +323,12 @@ def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
                 raise UserError(f"sweep '{sweep}': {error}") from None
 
 
-# Draws that show what a search costs, and how many are made to find them.
+# Example cells of a search, and the most draws made to find allowed ones.
 EXAMPLES, DRAWS = 32, 2000
 
 
 def _search_plan(spec: Spec, lenient: bool) -> Plan:
-    """Examples of a search's cells: the middle of its space, where that is allowed, and random ones."""
+    """Plan a search by examples: the middle of its space, if allowed, and random draws."""
     assert spec.search is not None
     make = CellMaker(spec, lenient=lenient)
     cells: dict[str, Cell] = {}
@@ -346,8 +347,8 @@ def _search_plan(spec: Spec, lenient: bool) -> Plan:
         if len(cells) == EXAMPLES or (draw >= 4 * EXAMPLES and cells):
             break
     if not cells:
-        why = "; ".join(f"{n} by '{text}'" for text, n in Counter(text for _, text in dropped).most_common(3))
-        raise UserError(f"sweep '{spec.name}': search: nothing of the space is allowed: {DRAWS} draws broke {why}")
+        why = _reasons(dropped, 3)
+        raise UserError(f"sweep '{spec.name}': search: nothing in the space is allowed: {DRAWS} draws broke {why}")
     return _plan(spec, make, cells, dropped)
 
 

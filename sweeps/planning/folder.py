@@ -1,10 +1,9 @@
-"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, logs, and what other modules keep there.
+"""The sweep folder, ``$GSQ_RUNS/sweeps/<name>/``: the plan as submitted, logs, and files of other modules.
 
-The plan is one file for each submission that brought cells or changed them, ``plan-<n>-<digest>.jsonl``, written to
-another name, synced and renamed, and never changed. Two processes that write at once make two files (or the same one),
-so that none loses the other's cells, on shared file systems too and without a lock. The first line is a header with
-the config that the cells are written as differences from; then there is a line for each cell. Of several lines on one
-cell the one in the last file counts.
+Each submission that adds or changes cells writes one file, ``plan-<n>-<digest>.jsonl``, which never changes. Two
+processes that write at once make two files (or the same one), so that neither loses the other's cells, even on shared
+file systems and without a lock. The first line is a header with a base config; each other line is a cell, as its
+differences from the base. If several files have a cell, the last one counts.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gsq.config.overrides import Overrides, differences, from_dict, to_dict
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
-from gsq.records.attempt import read_json, write_json, write_text
+from gsq.files import read_json, write_json, write_text
 from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord, read_runs
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused
@@ -34,7 +33,7 @@ _PLAN_FILE = re.compile(r"plan-(\d+)-[0-9a-f]{12}\.jsonl")
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """Paths of one sweep below a runs folder, and what they hold."""
+    """Paths of one sweep below a runs folder, and their content."""
 
     runs: Path
     name: str
@@ -45,37 +44,37 @@ class SweepFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether it was ever submitted."""
+        """True once the sweep has been submitted."""
         return self.name in sweep_names(self.runs)
 
     @property
     def search(self) -> Path:
-        """What a search is, for its workers and for who looks at it; a grid has none."""
+        """Path of the search settings; absent for grids."""
         return self.path / "search.json"
 
     @property
     def search_id(self) -> str | None:
-        """What tells this search from all others; None where the sweep is none."""
+        """Id of this search; None for a grid."""
         return (read_json(self.search) or {}).get("id")
 
     def log(self, signature: str) -> Path:
-        """Standard output and error of the local workers of a cell, all attempts."""
+        """Path of the output of a cell's local workers, over all attempts."""
         return self.path / "logs" / f"{signature}.log"
 
     def plan_files(self) -> list[Path]:
-        """The files of the plan, oldest first."""
+        """Return the files of the plan, oldest first."""
         found = ((_PLAN_FILE.fullmatch(path.name), path) for path in self.path.glob("plan-*.jsonl"))
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def write_plan(self, plan: Plan) -> None:
-        """Add a plan's cells to those submitted before: editing the YAML never removes rows."""
+        """Add a plan's cells to the earlier ones; editing the YAML never removes rows."""
         self.path.mkdir(parents=True, exist_ok=True)
         if plan.estimates:
             recorded = (read_json(self.path / "estimates.json") or {"cells": {}})["cells"]
             write_json(self.path / "estimates.json", {"cells": {**recorded, **plan.estimates}})
         files = self.plan_files()
         known = {signature: line for file in files for signature, line in _lines(file)}
-        # One base for ever, so that lines can be compared.
+        # All files keep the first base, so that lines can be compared.
         bases = [_header(file)["base"] for file in files[:1]] or [to_dict(absolute(plan.cells[0].config))]
         base = from_dict(bases[0])
         lines = [(cell.signature, _line(cell, base)) for cell in plan.cells]
@@ -88,8 +87,7 @@ class SweepFolder:
 
     @collector_paused()
     def read_plan(self) -> Plan:
-        """Every cell ever submitted. Raises UserError for an unknown sweep, naming those that there are, and for a
-        file that cannot be read."""
+        """Return every cell ever submitted. Raises UserError for an unknown sweep or an unreadable file."""
         cells: dict[str, Cell] = {}
         for file in self._known_files():
             restore = _base(file).restore
@@ -98,14 +96,14 @@ class SweepFolder:
         return Plan(self.name, tuple(cells.values()))
 
     def read_cell(self, signature: str) -> Cell:
-        """One cell, found without reading the others. Raises UserError as ``read_plan``, and where it is not there."""
+        """Return one cell without reading the others. Raises UserError like ``read_plan``, and if it is not there."""
         for file in reversed(self._known_files()):
             if line := next(_lines(file, signature), None):
                 return _cell(file, line[1], _base(file).restore)
         raise UserError(f"no cell {signature} in the plan of sweep '{self.name}', {self.path}")
 
     def signatures(self) -> list[str]:
-        """Of every cell ever submitted. Raises UserError as ``read_plan``."""
+        """Return the signature of every cell ever submitted. Raises UserError like ``read_plan``."""
         return list(dict.fromkeys(signature for file in self._known_files() for signature, _ in _lines(file)))
 
     def _known_files(self) -> list[Path]:
@@ -120,19 +118,19 @@ class SweepFolder:
 
     @collector_paused()
     def records(self, signatures: Iterable[str]) -> dict[str, RunRecord]:
-        """What each run folder says."""
+        """Return the record of each run folder."""
         return read_runs(self.runs, signatures)
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """Jobs start in another folder."""
+    """Make the data path absolute, because jobs start in another folder."""
     if not config.data.path:
         return config
     path = str(Path(os.path.expandvars(config.data.path)).expanduser().absolute())
     return config if path == config.data.path else replace(config, data=replace(config.data, path=path))
 
 
-# What a line of a cell begins with, before its signature.
+# The beginning of a cell's line, before the signature.
 _START = b'{"signature": "'
 
 
@@ -149,7 +147,7 @@ def _line(cell: Cell, base: RunConfig) -> str:
 
 
 def _lines(file: Path, signature: str = "") -> Iterator[tuple[str, bytes]]:
-    """Signature and line of each cell in a file of a plan, or of the one cell. Raises UserError for another line."""
+    """Yield signature and line of each cell in a plan file, or of one cell. Raises UserError for any other line."""
     start = _START + signature.encode()
     first, last = len(_START), len(_START) + 12
     try:
@@ -165,7 +163,7 @@ def _lines(file: Path, signature: str = "") -> Iterator[tuple[str, bytes]]:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """Raises UserError where the first line is none, or of another version."""
+    """Read the first line. Raises UserError if it is not a header of this version."""
     try:
         with file.open("rb") as opened:
             header = json.loads(opened.readline())
@@ -199,22 +197,24 @@ def sweep_names(runs: Path) -> list[str]:
 
 
 def is_yaml(name: str) -> bool:
-    """Whether a sweep is named by its YAML file, or as one that ships with gsq (paper/fig4)."""
+    """Return whether ``name`` is a YAML file or a shipped sweep in a folder (paper/fig4)."""
     return name.endswith((".yaml", ".yml")) or "/" in name
 
 
-def sweep_folder(name: str, runs: Path | None = None) -> SweepFolder:
-    """A sweep by its name, or by its YAML file (its path, or the name of one that ships with gsq: paper/fig4)."""
-    if is_yaml(name):
+def sweep_folder(sweep: str | SweepFolder, runs: Path | None = None) -> SweepFolder:
+    """Return the folder of a sweep, given by its name, its YAML file, or its folder."""
+    if isinstance(sweep, SweepFolder):
+        return sweep
+    if is_yaml(sweep):
         from gsq.sweeps.spec.sweep import load_spec
 
-        name = load_spec(name).name
-    return SweepFolder(runs or runs_root(), name)
+        sweep = load_spec(sweep).name
+    return SweepFolder(runs or runs_root(), sweep)
 
 
 def read_asked(folder: SweepFolder) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Today's and the earlier protocol of each evaluation that a cell asked for when it was last submitted, by
-    signature; empty where an earlier gsq submitted it."""
+    """Return today's and the earlier protocol of each evaluation that a cell asked for when last submitted, by
+    signature; empty if an earlier gsq submitted it."""
     known = read_json(folder.path / ASKED_FILE)
     try:
         return {s: tuple((str(now), str(before)) for now, before in ones) for s, ones in known["cells"].items()}

@@ -1,7 +1,7 @@
 """Which evaluations the cells of a plan ask for, and which of them finished runs lack.
 
-The evaluation section of a config does not decide what a run is, so a run that is done stays done when it changes: it
-is evaluated as the sweep file says now, from its final weights. A run of another sweep may be such a run, too.
+A config's evaluation section is not part of a run's identity, so a finished run stays finished when it changes. Its
+final weights are then evaluated as the sweep file says now, also if another sweep trained it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import NamedTuple
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol_of
-from gsq.records.attempt import DONE, write_json
+from gsq.files import write_json
+from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, evaluated
 from gsq.records.read import RunRecord, newest_file
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
@@ -23,18 +24,17 @@ class Asked(NamedTuple):
     """One evaluation that a cell asks for."""
 
     size: int
-    """Of the images, pixels."""
+    """Height and width of the images [pixels]."""
     protocol: str
     earlier: str
-    """The protocol by which earlier versions of gsq made the same evaluation
-    (gsq.evaluation.protocol.Protocol.earlier)."""
+    """Protocol of the same evaluation in earlier versions of gsq (gsq.evaluation.protocol.Protocol.earlier)."""
 
 
 def asked(plan: Plan, cells: Iterable[Cell] | None = None) -> dict[str, tuple[Asked, ...]]:
-    """What cells of a plan ask for, by signature; by default all of them.
+    """Return what the cells of a plan, by default all, ask for, by signature.
 
-    Left out are cells whose evaluation cannot be named here: their images are not on this machine, there are too few,
-    or their own features cannot be built.
+    This skips cells whose protocol is unknown here: their images are absent or too few, or their own features cannot be
+    built.
     """
     known: dict[tuple[EvaluationConfig, DataConfig, str], tuple[Asked, ...]] = {}
     found = {}
@@ -58,10 +58,10 @@ def _asked(evaluation: EvaluationConfig, data: DataConfig, label: str, plan: Pla
 
 
 def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
-    """Compare what the cells ask for with the run folders, by the names of files alone.
+    """Compare what the cells ask for with the file names in the run folders.
 
-    coming: cells that are still to be trained, and are evaluated by that. A finished run that was evaluated alike by an
-    earlier version of gsq lacks nothing, unless others of the sweep are evaluated by today's: one table holds one.
+    coming: signatures still to be trained, which includes their evaluation. A finished run that an earlier gsq
+    evaluated lacks nothing, unless other cells of the sweep use today's protocol, since a table should hold only one.
     """
     done = [cell for cell in plan.cells if records[cell.signature].state == DONE]
     there = {cell.signature: evaluated(RunFolder.of(folder.runs, cell.signature)) for cell in done}
@@ -102,7 +102,7 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
 
 
 def _there(one: Asked, step: int, found: Collection[tuple[str, int]], in_use: Collection[str]) -> bool:
-    """Whether a run has this evaluation at a step, or one that stands for it."""
+    """Return whether a run has this evaluation at a step, or its earlier form."""
     return (one.protocol, step) in found or (one.protocol not in in_use and (one.earlier, step) in found)
 
 
@@ -113,8 +113,8 @@ def _has_weights(folder: SweepFolder, signature: str) -> bool:
 def _others_of_earlier_protocols(
     plan: Plan, folder: SweepFolder, in_use: Collection[str]
 ) -> Iterator[tuple[Cell, tuple[int, ...]]]:
-    """Finished cells of the sweep that the plan does not have (it repeats a few of them, say) and that an earlier gsq
-    evaluated as others are evaluated by today's protocol; and at which sizes."""
+    """Yield finished cells of the sweep that the plan lacks (it may repeat only a few) and that have an earlier form of
+    a protocol in use, with the image sizes to evaluate."""
     if not in_use or not folder.exists or set(folder.signatures()) <= {cell.signature for cell in plan.cells}:
         return
     mine = {cell.signature for cell in plan.cells}
@@ -134,8 +134,10 @@ def _others_of_earlier_protocols(
 
 
 def note_asked(plan: Plan, folder: SweepFolder) -> None:
-    """Keep in the sweep folder what the cells of a plan ask for, in place of what those of the last submission did:
-    tables and fits then prefer it. A plan that was read from the folder (a retry) changes nothing."""
+    """Record in the sweep folder what the cells of a plan ask for, which tables and fits then prefer.
+
+    A plan read from the folder (a retry) changes nothing.
+    """
     found = {signature: tuple((one.protocol, one.earlier) for one in ones) for signature, ones in asked(plan).items()}
     if found and found != read_asked(folder):
         write_json(folder.path / ASKED_FILE, {"cells": found})

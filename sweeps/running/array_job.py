@@ -1,4 +1,4 @@
-"""What a SLURM job array runs: one cell, or several that share the job."""
+"""The jobs of SLURM arrays: each trains one cell, or several that share the job, or evaluates a finished run."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ from gsq.sweeps.running.worker import (
 )
 
 
+def _claimed(path: Path) -> tuple[Entry, tuple[str, ...]] | None:
+    """The entry of a submission and the signatures of this task; None if the submission was revoked."""
+    from gsq.sweeps.state.journal import read_entry
+
+    entry = read_entry(path)
+    job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
+    if entry.open:
+        entry = entry.decide(job)
+    return (entry, entry.members(task)) if entry.job == job else None
+
+
+REVOKED = "this submission was revoked, and its cells were submitted again; nothing to do"
+
+
 @dataclass
 class ArrayJob:
     """The job of each task of a SLURM array. ``entry``: folder of the submission (gsq.sweeps.state.journal)."""
@@ -36,29 +50,24 @@ class ArrayJob:
     entry: str
 
     def __call__(self) -> str:
-        """Trains the task's cell, or its cells, each in a process of its own. Returns what became of them.
+        """Train the task's cell, or its cells in a process each. Returns what became of them.
 
         On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of the step with a checkpoint,
-        then hands over to submitit's own handler, which requeues the job.
+        then calls submitit's own handler, which requeues the job.
         """
         from gsq.sweeps.state.restarts import note_start
 
         path = Path(self.entry)
-        # Before what may take long.
+        # This comes before anything that may take long.
         note_start(path)
         from gsq.runs.stop import Busy, Stopped, StopRequest
         from gsq.sweeps.planning.folder import SweepFolder
         from gsq.sweeps.spec.states import CANCELLED
-        from gsq.sweeps.state.journal import read_entry
 
-        entry = read_entry(path)
-        job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
-        if entry.open:
-            entry = entry.decide(job)
-        if entry.job != job:
-            return say("this submission was taken back, and its cells submitted again; nothing to do")
+        if (claimed := _claimed(path)) is None:
+            return say(REVOKED)
+        entry, members = claimed
         folder = SweepFolder(path.parents[3], path.parents[1].name)
-        members = entry.members(task)
         first = entry.cells_per_job > 1 or _share_run()
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         stop = StopRequest()
@@ -72,18 +81,17 @@ class ArrayJob:
             return say(str(error))
         except Stopped as stopped:
             if stopped.reason == CANCELLED:
-                # The attempt has recorded it. What a preempted process raises would have its peers wait to be requeued.
+                # The attempt has recorded it. Raising, as for preemption, would make the peers wait to be requeued.
                 return say(f"{', '.join(members)} was cancelled")
             if not first:
-                # The first process requeues the job, which ends this one; an exit before that would end the job.
+                # The first process requeues the job, which ends this one. Exiting earlier would end the job.
                 time.sleep(60)
             elif callable(submitit_handler):
                 submitit_handler(signal.SIGUSR2, None)
             raise
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again; None where that is no use, since it has been
-        started again and again without a further step. The runs then end as a time-out."""
+        """Return the job for submitit to requeue; after restarts without progress record a time-out and return None."""
         from submitit.helpers import DelayedSubmission
 
         from gsq.sweeps.state.restarts import give_up, steps_of, worthwhile
@@ -103,28 +111,23 @@ class EvaluationJob:
     changes: dict[str, Any]
     """Fields of EvaluationConfig."""
     data: dict[str, Any] | None = None
-    """Fields of DataConfig, where the images lie now; by default where the run was trained on them."""
+    """Fields of DataConfig with the present place of the images, if they have moved since training."""
 
     def __call__(self) -> str:
-        """Evaluates the task's run. Returns what became of it; an evaluation that was cut off begins anew."""
+        """Evaluate the task's run. Returns what became of it; an interrupted evaluation starts over."""
         from gsq.records.folder import RunFolder
         from gsq.surroundings import forget_group
-        from gsq.sweeps.state.journal import read_entry
 
-        entry = read_entry(Path(self.entry))
-        job, task = os.environ["SLURM_ARRAY_JOB_ID"], int(os.environ["SLURM_ARRAY_TASK_ID"])
-        if entry.open:
-            entry = entry.decide(job)
-        if entry.job != job:
-            return say("this submission was taken back, and its runs submitted again; nothing to do")
+        if (claimed := _claimed(Path(self.entry))) is None:
+            return say(REVOKED)
+        entry, (signature,) = claimed
         forget_group()
         require_source(entry.source)
-        (signature,) = entry.members(task)
         results, problem = evaluate_run(RunFolder.of(Path(self.runs), signature).path, self.changes, self.data)
         return say(problem or f"{signature}: {len(results)} new evaluations")
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues: the same job again; None where it has been tried often enough."""
+        """Return the job for submitit to requeue, or None after enough restarts."""
         from submitit.helpers import DelayedSubmission
 
         from gsq.sweeps.state.journal import read_entry
@@ -136,7 +139,7 @@ class EvaluationJob:
 
 
 def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...], stop: StopRequest) -> str:
-    """Cells that share an allocation: a worker for each, with its share of the GPUs. Each records its own end."""
+    """Run cells that share an allocation, each in a worker with its share of the GPUs that records its own end."""
     from gsq.runs.stop import Stopped
     from gsq.surroundings import visible_gpus
     from gsq.sweeps.state.cancellation import marked
@@ -153,7 +156,7 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
                 worker.send_signal(number)
 
         stack.callback(tell, signal.SIGKILL)
-        # Whoever is meant knows it by the marker of its cell.
+        # The marker of its cell tells each worker whether it is meant.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, tell))
         for index, signature in enumerate(signatures):
             if signature in marked(folder):
@@ -167,7 +170,7 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
                 tell(signal.SIGUSR2)
             time.sleep(0.2)
     for signature, record in folder.records(workers).items():
-        # The job goes on whatever becomes of one of its workers, so that SLURM does not know it.
+        # The job continues without a dead worker, so SLURM does not notice its death.
         if workers[signature].returncode not in (0, STOPPED) and record.heartbeat == before[signature]:
             with suppress(OSError):
                 note_worker_death(folder, signature, workers[signature].returncode)
@@ -177,10 +180,10 @@ def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...]
 
 
 def _share_run() -> bool:
-    """Tell torch who the processes of this SLURM job are, where there are several; whether this is the first."""
+    """Tell torch about the other processes of this SLURM job. Returns whether this is the first."""
     from gsq.surroundings import forget_group
 
-    # sbatch has handed on what the submitting shell was left with.
+    # sbatch passes on variables that were left in the submitting shell.
     forget_group()
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return True
@@ -190,9 +193,9 @@ def _share_run() -> bool:
     environment = JobEnvironment()
     if environment.num_tasks == 1:
         return True
-    # A GPU is chosen by LOCAL_RANK, from all that the job was given.
+    # LOCAL_RANK chooses a GPU from all GPUs of the job.
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     if environment.num_nodes == 1:
-        # Also where a node cannot look up its own name.
+        # This works even if a node cannot resolve its own name.
         os.environ["MASTER_ADDR"] = "127.0.0.1"
     return environment.global_rank == 0

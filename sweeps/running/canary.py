@@ -1,13 +1,12 @@
 """Canaries: the largest cell of each resource class runs a few steps first, to measure memory and time.
 
-A canary is an ordinary run of a sweep named ``<sweep>-canary``. It keeps its checkpoint, from which the real cell, the
-same but for its number of steps, goes on.
+A canary is an ordinary run of a sweep named ``<sweep>-canary``. It keeps its checkpoint, from which the full cell
+continues.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,39 +20,37 @@ from gsq.sweeps.planning.cells import Cell, Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.submit import submit
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import slurm_jobs
 from gsq.sweeps.state.status import CellStatus, status
 
 STEPS = 50
 POLL_SECONDS = 2.0
 
-OnUpdate = Callable[[list[Action], dict[str, RunRecord]], None]
-
 
 @dataclass(frozen=True)
 class Canary:
-    """A canary before it runs: the cell that it stands for, and what was expected of that."""
+    """A canary before it runs, with the estimate for its cell."""
 
     cell: Cell
-    """Of the sweep."""
+    """The cell of the sweep that it represents."""
     short: Cell
-    """What runs."""
+    """The shortened cell, which runs."""
     members: int
-    """Cells of the resource class."""
+    """Number of cells in the resource class."""
     step_seconds: float
     expected: Estimate
 
 
 @dataclass(frozen=True)
 class Result:
-    """A canary afterwards."""
+    """A canary after it ran."""
 
     canary: Canary
     state: CellStatus
     record: RunRecord
     advice: str | None
-    """What to do where it ran out of memory or failed, also if it went on with a smaller micro-batch."""
+    """What to do if it failed or ran out of memory, even if a smaller micro-batch helped."""
 
     @property
     def failed(self) -> bool:
@@ -63,11 +60,11 @@ class Result:
 def choose(
     plan: Plan, cluster: Cluster | str = "local", *, runs: Path | None = None, retry: bool = False
 ) -> list[Canary]:
-    """One canary for each resource class of what would be submitted now: its largest cell, by memory, then by time.
+    """Choose a canary for each resource class of a submission: its largest cell, by memory, then by time.
 
-    A cell that has been timed by itself needs none. Raises UserError for an unknown cluster.
+    A cell that has been timed needs none. Raises UserError for an unknown cluster.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
@@ -75,7 +72,7 @@ def choose(
     actions = reconcile(signatures, records, slurm_jobs(folder), time.time(), resumed=resumed)
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
-    # Classes by arithmetic alone, so that the same command chooses the same canaries when some have been measured.
+    # Arithmetic alone gives the classes, so that measurements do not change the choice of the same command.
     classes = by_class(
         (c for c in plan.cells if c.signature in wanted), speed((), {}, cluster.device, gpu=cluster.gpu), cluster
     )
@@ -89,10 +86,10 @@ def choose(
 
 
 def shortened(cell: Cell) -> Cell:
-    """The first STEPS steps of a cell with as little evaluation as there can be; a cell with no more steps itself.
+    """Return a cell with the first STEPS steps and the least evaluation; a cell without more steps stays as it is.
 
-    A discriminator that would come later comes at once, for it is part of the memory and time that are to be measured;
-    the cell then cannot go on from its canary.
+    A later discriminator starts at once, because its memory and time must be measured too; the cell then cannot
+    continue from its canary.
     """
     config = cell.config
     if config.train.steps <= STEPS:
@@ -118,14 +115,14 @@ def run_canaries(
     runs: Path | None = None,
     retry: bool = False,
     chosen: list[Canary] | None = None,
-    on_update: OnUpdate = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
 ) -> list[Result]:
-    """Run the canaries of what a plan would submit and wait for them; what was measured feeds later estimates.
+    """Run the canaries of a submission and wait for them. Later estimates use their measurements.
 
-    Those that are finished are not run again, those that have failed are. chosen: from ``choose``. On SLURM
-    KeyboardInterrupt leaves the jobs alone, and the next call waits for them. Raises UserError as ``submit`` does.
+    Failed canaries run again, finished ones do not. chosen: from ``choose``. On SLURM KeyboardInterrupt leaves the jobs
+    alone, and the next call waits for them. Raises UserError like ``submit``.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     chosen = choose(plan, cluster, runs=runs, retry=retry) if chosen is None else chosen
     if not chosen:
         return []
@@ -140,11 +137,11 @@ def run_canaries(
 
 
 def canary_plan(plan: Plan, chosen: list[Canary]) -> Plan:
-    """What runs."""
+    """Return the plan of the canaries."""
     return Plan(f"{plan.name}-canary", tuple({c.short.signature: c.short for c in chosen}.values()))
 
 
-def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = lambda actions, records: None) -> None:
+def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = no_update) -> None:
     """Poll until no job of the plan is waiting or running on SLURM."""
     signatures = [cell.signature for cell in plan.cells]
     while True:
@@ -159,13 +156,13 @@ def wait(folder: SweepFolder, plan: Plan, on_update: OnUpdate = lambda actions, 
 def _result(canary: Canary, state: CellStatus, record: RunRecord, folder: SweepFolder) -> Result:
     smaller = smallest_micro_batch(RunFolder.of(folder.runs, record.signature))
     if state.failure == "out_of_memory":
-        # Where SLURM killed it, nobody has noted it yet.
+        # If SLURM killed it, the record does not have this yet.
         smaller = smaller or record.next_micro_batch
     fix = f"set: {{execution.micro_batch: {smaller}}} in the sweep's YAML (the losses are the same), or "
     advice = None
     if state.state != "failed":
         if smaller:
-            advice = f"ran out of memory at first, and went on with a smaller micro-batch: {fix}more memory"
+            advice = f"ran out of memory at first, and continued with a smaller micro-batch: {fix}more memory"
     elif state.failure == "out_of_memory":
         advice = f"ran out of memory: {fix if smaller else ''}memory_gb: more in the cluster file, or a larger device"
     else:

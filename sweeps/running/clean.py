@@ -1,4 +1,4 @@
-"""What can go from the runs folder: files that no reader needs any more."""
+"""Remove files from the runs folder that nothing reads any more."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, RUNNING, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE, RUNNING
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_run
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
 from gsq.sweeps.state.local import alive
 
-# Kinds, with what is said of them.
+# Kinds of removable files, with their descriptions.
 KINDS = {
     "checkpoints": "checkpoints of finished runs",
     "leftovers": "files of earlier attempts of finished runs that a later one has too",
@@ -28,20 +29,20 @@ KINDS = {
 }
 CHECKPOINT = re.compile(r"checkpoint-(\d{8})\.(?:pt|json)")
 SIGNATURE = re.compile(r"[0-9a-f]{12}")
-# Silence after which an attempt that cannot be looked at, on another machine, is taken for dead.
+# Silence after which an attempt on another machine counts as dead [s].
 DEAD_SECONDS = 86400.0
-# A file outside an attempt is written in an instant.
+# Age at which a half-written file outside an attempt counts as abandoned [s].
 PARTIAL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What can go, or went: files by kind, and how many bytes these were."""
+    """Removable or removed files by kind, with their bytes."""
 
     files: dict[str, list[Path]]
     bytes: dict[str, int]
     runs: tuple[str, ...]
-    """Signatures of the whole runs among them."""
+    """Signatures of whole runs among them."""
     removed: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,19 +53,17 @@ class Cleaning:
 def clean(
     sweep: str | None = None, *, orphans: bool = False, dry_run: bool = False, runs: Path | None = None
 ) -> Cleaning:
-    """Remove what no reader needs, from the runs of a sweep or from all below the runs folder.
+    """Remove unneeded files from the runs of a sweep, or from all runs.
 
-    That is: checkpoints of finished runs, but the last one of a run with execution.keep_checkpoint; weights and
-    samples of earlier attempts where a later one has them; half-written files of dead processes. Weights, curves,
-    evaluations, configs, samples and what an unfinished run resumes from stay, and a run with an attempt that may be
-    alive is left alone. orphans: whole runs, too, that no sweep's plan mentions (of gsq train, or of sweeps whose
-    folder was removed). dry_run: remove nothing.
-
-    Raises UserError for an unknown sweep, for a sweep with orphans, and where a plan cannot be read.
+    These are checkpoints of finished runs, except the last one with execution.keep_checkpoint; weights and samples of
+    earlier attempts that a later one has too; and half-written files of dead processes. Weights, curves, evaluations,
+    configs, samples and whatever an unfinished run resumes from are kept, and so is every run with an attempt that may
+    be alive. orphans: also remove whole runs that no plan mentions (of gsq train, or of removed sweeps). dry_run:
+    remove nothing. Raises UserError for an unknown sweep, for a sweep with orphans, and for an unreadable plan.
     """
     root = runs or runs_root()
     if sweep is not None and orphans:
-        raise UserError(f"--orphans looks at all sweeps: leave out '{sweep}', or leave out --orphans")
+        raise UserError(f"--orphans looks at all sweeps: leave out '{sweep}' or --orphans")
     if sweep is not None:
         folder = sweep_folder(sweep, root)
         run_folders, sweep_folders = [RunFolder.of(root, s) for s in folder.signatures()], [folder.path]
@@ -90,7 +89,7 @@ def clean(
             for path in files[kind]:
                 path.unlink(missing_ok=True)
         for signature in lone:
-            # It may have been started since.
+            # The run may have started since.
             if not _may_be_alive(run := RunFolder.of(root, signature)):
                 shutil.rmtree(run.path, ignore_errors=True)
     return Cleaning(files, sizes, tuple(sorted(lone)), not dry_run)
@@ -103,7 +102,7 @@ def _run_folders(root: Path) -> Iterator[RunFolder]:
 
 
 def _orphans(root: Path, run_folders: list[RunFolder]) -> set[str]:
-    """Runs that no plan mentions and none of whose attempts may be alive."""
+    """Runs that no plan mentions and that have no attempt that may be alive."""
     mentioned: set[str] = set()
     for name in sweep_names(root):
         try:
@@ -114,7 +113,7 @@ def _orphans(root: Path, run_folders: list[RunFolder]) -> set[str]:
 
 
 def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
-    """Kind and path of what can go from one run. kept: longer runs may start from its last checkpoint."""
+    """Yield kind and path of the removable files of a run. kept: longer runs may start from its last checkpoint."""
     attempts = run.attempt_folders()
     ended = [path for path in attempts if not _attempt_may_be_alive(path)]
     for path in (p for attempt in ended for p in attempt.rglob("*.partial")):
@@ -146,7 +145,7 @@ def _keeps_checkpoint(run: RunFolder) -> bool:
     try:
         return bool(run.read_config().get("execution", {}).get("keep_checkpoint"))
     except UserError:
-        return True  # Nobody knows.
+        return True  # Unknown, so keep it.
 
 
 def _may_be_alive(run: RunFolder) -> bool:

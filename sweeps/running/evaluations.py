@@ -1,4 +1,4 @@
-"""What became of the evaluations of finished cells."""
+"""The result of evaluating finished cells."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What a call of ``evaluate_sweep`` did."""
+    """Result of ``evaluate_sweep``."""
 
     sweep: str
     finished: int
-    """Finished runs."""
+    """Number of finished runs."""
     new: list[dict[str, Any]] = field(default_factory=list)
-    """Evaluations made here, by the results table's column names."""
+    """Evaluations made on this machine, by the results table's column names."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why not, by signature."""
+    """Why a run was not evaluated, by signature."""
     arrays: dict[str, list[str]] = field(default_factory=dict)
-    """Signatures by the SLURM id of the array that was submitted."""
+    """Signatures by the SLURM id of each submitted array."""
     waiting: int = 0
-    """Runs whose evaluation waits or runs on SLURM since an earlier call."""
+    """Runs whose evaluation an earlier call submitted and that has not ended."""
     ended: tuple[str, ...] = ()
-    """Runs whose earlier job ended without a result; they were submitted again."""
+    """Runs submitted again, because their earlier job ended without a result."""
     logs: Path | None = None

@@ -1,8 +1,7 @@
-"""Processes on this machine that evaluate finished runs, each one after the other: ``python -m
-gsq.sweeps.running.worker evaluate``.
+"""Processes on this machine that evaluate finished runs: ``python -m gsq.sweeps.running.worker evaluate``.
 
-They are started like the workers of the local queue rather than by multiprocessing, which would import the caller's
-main module again: a notebook, or a script without a guard. Requests and answers are lines of JSON.
+multiprocessing would import the caller's main module again, which may be a notebook or a script without a guard.
+Requests and answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gsq.sweeps.spec.cluster import local_gpus
 
 
 class Request(NamedTuple):
-    """One run to evaluate: the arguments of gsq.sweeps.running.worker.evaluate_run."""
+    """Arguments of gsq.sweeps.running.worker.evaluate_run for one run."""
 
     path: Path
     changes: dict[str, Any]
@@ -33,13 +32,13 @@ class Request(NamedTuple):
 
 
 class WorkerDied(Exception):
-    """A worker ended in the middle of an evaluation: how, in words."""
+    """A worker ended during an evaluation; the message says how."""
 
 
 class _Worker:
     def __init__(self, gpu: str) -> None:
-        # What the caller imports, the worker can: a user's own features, too. Threads of several workers on the same
-        # cores would slow each other down many times over.
+        # The worker can import what the caller can, such as a user's own features. Threads of several workers on the
+        # same cores would slow each other down many times over.
         variables = {
             **environment(imported_source(), os.pathsep.join(path for path in sys.path if path)),
             "OMP_NUM_THREADS": "1",
@@ -52,7 +51,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **variables},
-            # Ctrl-C is for the caller, who ends the workers.
+            # Ctrl-C reaches only the caller, which ends the workers.
             start_new_session=True,
         )
 
@@ -74,10 +73,10 @@ class _Worker:
 def evaluate_in_processes(
     requests: Mapping[str, Request], count: int
 ) -> Iterator[tuple[str, list[dict[str, Any]], str | None]]:
-    """The key of each request with its new evaluations and what went wrong, in the order in which they end.
+    """Yield the key of each request with its new evaluations and its problem, in the order of completion.
 
-    count: processes at a time, each with a core or a GPU of its own. Raises WorkerDied, and UserError as
-    gsq.runs.reevaluate.evaluate_finished does; then, and where the caller stops early, the processes are ended.
+    count: processes at a time, each with its own core or GPU. Raises WorkerDied, and UserError like
+    gsq.runs.reevaluate.evaluate_finished. The processes end with the generator.
     """
     gpus = local_gpus()
     workers: list[_Worker] = []
@@ -102,7 +101,7 @@ def evaluate_in_processes(
                 raise UserError(answer["error"])
             yield futures[future], answer["results"], answer["problem"]
     finally:
-        # A half-made evaluation leaves nothing behind.
+        # An interrupted evaluation leaves nothing behind.
         pool.shutdown(wait=False, cancel_futures=True)
         over.set()
         with starting:
@@ -110,6 +109,6 @@ def evaluate_in_processes(
                 worker.process.kill()
         pool.shutdown()
         for worker in workers:
-            # What was still to be written to it is lost with it.
+            # Unsent requests are lost with the worker.
             with suppress(BrokenPipeError):
                 worker.process.communicate()

@@ -1,8 +1,8 @@
-"""The local queue: as many worker processes as cores (or GPUs), one cell and one thread each.
+"""The local queue: as many worker processes as cores (or GPUs), with one cell and one thread each.
 
-Workers write to the run folders like any job; the queue reads those, so a driver that was killed and started
-again finds what its predecessor's workers did. Those that still run it adopts: it waits for them, and stops them with
-its own. Two drivers at the same time share the work of a sweep.
+The queue reads the run folders that its workers write. So a driver started after a kill finds what its predecessor's
+workers did, and adopts those still running: it waits for them, and stops them with its own. Two drivers at the same
+time share the work of a sweep.
 """
 
 from __future__ import annotations
@@ -21,42 +21,37 @@ from pathlib import Path
 from types import FrameType
 
 from gsq.records.read import RunRecord
+from gsq.runs.stop import handled
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.worker import STOPPED, start_worker
 from gsq.sweeps.spec.cluster import Cluster, local_gpus, local_workers
 from gsq.sweeps.state.cancellation import claim_signal, mark, marked, with_cancelled
 from gsq.sweeps.state.deaths import note_worker_death
 from gsq.sweeps.state.local import Worker, local_jobs, workers
-from gsq.sweeps.state.reconcile import Action, Job, reconcile
+from gsq.sweeps.state.reconcile import Action, Job, OnUpdate, no_update, reconcile
 
 POLL_SECONDS = 0.25
-# How often it looks through the processes of this machine, beside whenever it starts one.
+# Interval between looks at this machine's processes, besides one at each start of a worker [s].
 LOOK_SECONDS = 2.0
-# How long a worker may take to end its step, write a checkpoint and leave, before it is killed.
+# Time for a worker to end its step and write a checkpoint before it is killed [s].
 GRACE_SECONDS = 60.0
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP where the terminal is closed, end the block as Ctrl-C does. nohup's is left ignored."""
+    """Let SIGTERM and SIGHUP (a closed terminal) end the block like Ctrl-C, unless they are ignored, as by nohup."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) == signal.SIG_DFL]
+    with handled(numbers, stop):
         yield
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class LocalQueue:
-    """Runs the cells of a sweep on this machine until nothing more can be done for any of them."""
+    """Runs the cells of a sweep on this machine until no cell can make progress."""
 
     def __init__(
         self,
@@ -64,19 +59,15 @@ class LocalQueue:
         source: Path,
         signatures: list[str],
         cluster: Cluster,
-        on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+        on_update: OnUpdate = no_update,
         retry: bool = False,
         more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
     ) -> None:
-        """source: the copy of the source that workers run. retry: all failed cells are tried once again at the start.
-        more: asked again and again for further cells to run, given what is known of
-        those there are."""
-        self.folder, self.signatures, self.on_update = folder, signatures, on_update
-        self.source = source
-        self.slots = local_workers(cluster)
-        self.gpus = local_gpus()
-        self.environment = cluster.environment
-        self.more = more
+        """source: the source copy that workers run. retry: retry all failed cells once at the start. more: returns
+        further cells to run; it is called in every round."""
+        self.folder, self.signatures, self.source = folder, signatures, source
+        self.on_update, self.more = on_update, more
+        self.slots, self.gpus, self.environment = local_workers(cluster), local_gpus(), cluster.environment
         self.resumed_first = cluster.resumed("request" if retry else "submit")
         self.resumed = cluster.resumed("itself")
         self.search = folder.search_id
@@ -86,16 +77,19 @@ class LocalQueue:
         self.steps: dict[str, int] = {}
         self.started: set[str] = set()
         self.exits: dict[str, int] = {}
-        # The last sign of life in the run folder, of earlier attempts, when this driver started a worker.
+        # Last heartbeat of earlier attempts when this driver started a worker.
         self.before: dict[str, float] = {}
         self.found: dict[str, Worker] = {}
         self.looked = -LOOK_SECONDS
-        # Kept also when a cell is submitted again: then another queue runs it.
+        # Kept even if a cell is submitted again, because then another queue runs it.
         self.cancelled: set[str] = set()
 
     def run(self) -> list[Action]:
-        """Returns the last actions: finished and left cells. Ctrl-C, SIGTERM and a closed terminal stop the workers at
-        the end of their step, each with a checkpoint, and raise KeyboardInterrupt; after SIGKILL they go on."""
+        """Run the cells. Returns the last actions, of finished and left cells.
+
+        Ctrl-C, SIGTERM and closing the terminal stop the workers after their step, with a checkpoint, and raise
+        KeyboardInterrupt; after SIGKILL the workers continue.
+        """
         with _stopped_by_signals():
             try:
                 while True:
@@ -121,8 +115,8 @@ class LocalQueue:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other driver of the sweep on this machine looks and starts at the same time. On a file system without
-        locks two of them could start a cell twice, which costs time and nothing else."""
+        """Keep other drivers of the sweep on this machine from starting cells. Without file locks two drivers could
+        start a cell twice, which only wastes time."""
         with ExitStack() as stack:
             with suppress(OSError):
                 fcntl.flock(stack.enter_context((self.folder.path / "queue.lock").open("w")), fcntl.LOCK_EX)
@@ -148,19 +142,19 @@ class LocalQueue:
                 with suppress(OSError):
                     note_worker_death(self.folder, signature, code)
                     records |= self.folder.records([signature])
-        # Attempts that this driver did not start: workers of a predecessor or of another driver, alive or dead.
+        # Other attempts belong to workers of a predecessor or of another driver, alive or dead.
         others = self._others()
         jobs = {**local_jobs(records), **{s: Job("running", name=str(w.pid)) for s, w in others.items()}, **jobs}
         for signature in self.cancelled & set(others):
             self._ask_to_stop(signature, others[signature].pid)
         for signature in self.started - set(jobs):
             if records[signature].state is None:
-                # It could not be recorded: the disk is full.
+                # A full disk prevented a record.
                 code, log = self.exits.get(signature), self.folder.log(signature)
                 jobs[signature] = Job("gone", "lost", f"{signature} (exit code {code}, see {log})")
         records, jobs = with_cancelled(self.cancelled, records, jobs)
         now = time.time()
-        # What this driver has not touched yet is treated as on a new submission; later only what resumes by itself.
+        # Treat cells that this driver has not started like a new submission; later only resume what resumes itself.
         ask = partial(reconcile, self.signatures, records, jobs, now, search=self.search)
         first = ask(resumed=self.resumed_first)
         again = ask(resumed=self.resumed, fruitless=self.fruitless)
@@ -172,13 +166,13 @@ class LocalQueue:
         return actions, records
 
     def _others(self, fresh: bool = False) -> dict[str, Worker]:
-        """Workers of this sweep's cells that this driver did not start, as of now or of a moment ago."""
+        """Workers of this sweep's cells that this driver did not start; ``fresh``: as of now."""
         if fresh or time.monotonic() - self.looked > LOOK_SECONDS:
             self.found, self.looked = workers(self.folder.runs), time.monotonic()
         return {s: self.found[s] for s in self.signatures if s in self.found and s not in self.processes}
 
     def _ask_to_stop(self, signature: str, pid: int) -> None:
-        """Once, for a second signal would end the worker without a checkpoint."""
+        """Signal a worker once, because a second signal would end it without a checkpoint."""
         try:
             mark(self.folder, ())
             first = claim_signal(self.folder, signature, pid)
@@ -203,7 +197,7 @@ class LocalQueue:
         self.started.add(signature)
 
     def _stop(self) -> None:
-        """Our own workers, and those whose driver is dead: another driver's are its own."""
+        """Stop our own workers and those whose driver is dead."""
         adopted = {s: w.pid for s, w in self._others(fresh=True).items() if w.driver in (0, os.getpid())}
         for signature, process in self.processes.items():
             if process.poll() is None:

@@ -1,4 +1,4 @@
-"""Finished runs evaluated without training, on this machine's cores or GPUs or as SLURM arrays: by a further protocol
+"""Evaluate finished runs without training, on this machine or as SLURM arrays: by another protocol
 (``evaluate_sweep``), or as their sweep file says now (``evaluate_missing``)."""
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from gsq.sweeps.state import journal
 from gsq.sweeps.state.slurm import require_known, require_slurm, slurm_jobs
 from gsq.sweeps.state.status import survey
 
-# How often SLURM is asked what became of evaluations.
+# Interval between questions to SLURM about evaluations [s].
 POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class _Request:
-    """How a run is to be evaluated."""
+    """How to evaluate a run."""
 
     changes: dict[str, Any]
-    """Fields of EvaluationConfig, instead of those that the run was trained with."""
+    """Fields of EvaluationConfig that replace those of the training."""
     data: dict[str, Any] | None = None
-    """Fields of DataConfig: where its images lie now; None: where it was trained on them."""
+    """Fields of DataConfig with the present place of the images; None for that of the training."""
 
 
 OnResult = Callable[[int, dict[str, Any]], None]
@@ -47,7 +47,7 @@ OnResult = Callable[[int, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class _Jobs(SweepFolder):
-    """Where evaluations by one set of changes keep what was handed to SLURM, in the form of a sweep's own jobs."""
+    """A sweep folder's part for the SLURM jobs of evaluations with one set of changes."""
 
     key: str
 
@@ -64,22 +64,20 @@ def evaluate_sweep(
     runs: Path | None = None,
     on_result: OnResult = lambda number, result: None,
 ) -> Evaluations:
-    """Evaluate the finished runs of a sweep by another protocol, without training; each becomes a row of its table.
+    """Evaluate the finished runs of a sweep by another protocol, without training; each adds a row to its table.
 
-    changes: fields of EvaluationConfig that differ from those of the training. What was evaluated by that protocol
-    before is left out. local: blocks, as many processes as cores or GPUs; on_result is told each new evaluation and how
-    many runs are over. slurm: hands over an array for each class of resources and returns; a call while these wait or
-    run submits nothing twice. Raises UserError for an unknown sweep, where none of its cells is done, and for missing
-    weights.
+    changes: fields of EvaluationConfig that differ from those of the training. It skips existing evaluations by that
+    protocol. local: blocks, with as many processes as cores or GPUs; on_result receives the number of runs that have
+    ended and each new evaluation. slurm: submits an array for each resource class and returns; later calls submit no
+    job twice. Raises UserError for an unknown sweep, a sweep without a finished cell, and missing weights.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = sweep_folder(sweep, runs)
     found = survey(folder)
     finished = [signature for signature, state in found.states.items() if state.state == DONE]
     if not finished:
-        raise UserError(
-            f"sweep '{folder.name}': none of its {len(found.states)} cells is done (gsq status {folder.name})"
-        )
+        total = len(found.states)
+        raise UserError(f"sweep '{folder.name}': none of its {total} cells is done (gsq status {folder.name})")
     changes = dict(changes)
     todo: list[str] = []
     failed: dict[str, str] = {}
@@ -103,16 +101,14 @@ def evaluate_missing(
     runs: Path | None = None,
     on_result: OnResult = lambda n, result: None,
 ) -> Evaluations | None:
-    """Evaluate finished cells as the plan's sweep file says now, where they were not
-    (gsq.sweeps.planning.protocols.lacking).
+    """Make the evaluations that finished cells lack by the plan's sweep file (gsq.sweeps.planning.protocols.lacking).
 
-    Acts as ``evaluate_sweep`` does, on_result being told how many of these cells are over. Returns None where nothing
-    is missing. Raises UserError where the evaluation cannot be made here, for want of weights or of a module.
+    Acts like ``evaluate_sweep``; on_result counts these cells only. Returns None if nothing is missing. Raises
+    UserError if this machine lacks weights or a module.
     """
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
-    found = _missing(plan, folder)
-    if not found:
+    if not (found := _missing(plan, folder)):
         return None
     requests = {cell.signature: _request(cell) for cell in found}
     if cluster.kind == "local":
@@ -131,7 +127,7 @@ def evaluate_missing(
 
 
 def wait_for_evaluations(plan: Plan, *, runs: Path | None = None) -> dict[str, str]:
-    """Poll until no SLURM job evaluates a cell of the plan. Returns why, by signature, where one is still missing."""
+    """Wait until no SLURM job evaluates a cell of the plan. Returns why evaluations are missing, by signature."""
     folder = SweepFolder(runs or runs_root(), plan.name)
     while found := _missing(plan, folder):
         alive, logs = False, ""
@@ -141,7 +137,7 @@ def wait_for_evaluations(plan: Plan, *, runs: Path | None = None) -> dict[str, s
             alive |= any(states[c.signature].state != "gone" for c in cells if c.signature in states)
             logs = str(jobs.path / "submissions")
         if not alive:
-            # A job may have written its result since the folders were read.
+            # Read the folders again, because a job may have written its result since.
             left = _missing(plan, folder)
             return {
                 cell.signature: f"{cell.title}: its evaluation ended without a result; logs in {logs}" for cell in left
@@ -159,7 +155,7 @@ def _missing(plan: Plan, folder: SweepFolder) -> list[Cell]:
 
 
 def _request(cell: Cell) -> _Request:
-    # Jobs may start in another folder.
+    # Jobs may start in another folder, so make paths absolute.
     return _Request(asdict(cell.config.evaluation), asdict(absolute(cell.config).data))
 
 
@@ -178,7 +174,7 @@ def _jobs(folder: SweepFolder, request: _Request) -> _Jobs:
 def _evaluate_here(
     folder: SweepFolder, todo: Mapping[str, _Request], cluster: Cluster, on_result: OnResult, over: int = 0
 ) -> Evaluations:
-    """on_result is told each new evaluation and how many runs are over, counted from ``over``."""
+    """Evaluate on this machine. on_result counts the runs that have ended from ``over``."""
     new: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for signature, results, problem in _in_turn(folder, todo, cluster):
@@ -194,7 +190,7 @@ def _evaluate_here(
 def _in_turn(
     folder: SweepFolder, todo: Mapping[str, _Request], cluster: Cluster
 ) -> Iterator[tuple[str, list[dict[str, Any]], str | None]]:
-    """Signature, new evaluations and what went wrong, in the order in which they end."""
+    """Yield signature, new evaluations and the problem of each run, in the order of completion."""
     work = {s: Request(RunFolder.of(folder.runs, s).path, one.changes, one.data) for s, one in todo.items()}
     count = min(local_workers(cluster), len(todo))
     if count <= 1:
@@ -205,15 +201,15 @@ def _in_turn(
         yield from evaluate_in_processes(work, count)
     except WorkerDied as died:
         raise UserError(
-            f"sweep '{folder.name}': a worker {died}. What was evaluated is kept; the same "
-            "command goes on, with fewer at a time by a cluster file that says `workers: 1`"
+            f"sweep '{folder.name}': a worker {died}. Finished evaluations are kept, and the same command resumes; a "
+            "cluster file with `workers: 1` runs fewer at a time"
         ) from None
 
 
 def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: Cluster) -> Evaluations:
     check_path(folder.path)
     require_slurm()
-    # One process with at most one GPU measures a run.
+    # An evaluation needs one process with at most one GPU.
     share = max(1, cluster.processes_per_node * cluster.cells_per_job)
     cpus, gpus = max(1, cluster.cpus // share), min(1, cluster.gpus)
     cluster = replace(cluster, nodes=1, processes=0, cells_per_job=1, cpus=cpus, gpus=gpus)
@@ -221,7 +217,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
     source = take(folder)
     arrays: dict[str, list[str]] = {}
     while True:
-        # Before the journal is read: what is submitted after this has a number that is taken.
+        # Take the number before reading the journal, so that any later submission collides with it.
         number = max(journal.numbers(jobs), default=0) + 1
         settle(jobs, cluster)
         handed_over = slurm_jobs(jobs)
@@ -231,7 +227,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
         cells = [cell for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
-            # What a job asks for is what its training would: an evaluation is a part of that.
+            # A job requests the resources of the training, of which an evaluation is a part.
             Arrays(cells, rate, cluster, jobs, source).hand_over(
                 number,
                 lambda entry: EvaluationJob(str(entry.path), str(folder.runs), request.changes, request.data),

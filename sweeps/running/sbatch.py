@@ -1,4 +1,4 @@
-"""What sbatch is given and what it answers: the job script, its environment, and the words of a refusal."""
+"""The job script for sbatch, its environment, and sbatch's answers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from gsq.sweeps.state import journal
 from gsq.sweeps.state.commands import run
 from gsq.sweeps.state.local import DRIVER_VARIABLE
 
-# submitit takes any time-out of a short job for the last; how often a cell is tried is reconcile's decision.
+# submitit treats any time-out of a short job as the last one, but reconcile decides how often a cell is tried.
 MAX_TIMEOUTS = 1000
 
-# Which cluster, and on whose account: a user's own, although their names look like those that a job sets.
+# Variables of the user (which cluster and account) whose names look like those that a job sets.
 KEPT = (
     *("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_BITSTR_LEN", "SLURM_TIME_FORMAT"),
     *("SBATCH_ACCOUNT", "SBATCH_CLUSTERS", "SBATCH_QOS", "SBATCH_WCKEY"),
 )
-# Of a job's own GPUs and of its processes; every new job sets its own.
+# Variables of a job's own GPUs and processes, which every job sets itself.
 OF_A_JOB = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK")
 OF_A_JOB_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SUBMITIT_", "PMI_", "PMIX_")
-# sbatch's variables whose option has another name (man sbatch, input environment variables).
+# Variables of sbatch whose option has another name (man sbatch, input environment variables).
 OPTION_OF = {"ARRAY_INX": "array", "MEM_PER_NODE": "mem", "TIMELIMIT": "time", "NO_REQUEUE": "requeue"}
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# Variables of the user that a job needs where sbatch hands on none (--export=NONE).
+# Variables of the user that a job needs even with --export=NONE.
 HANDED_ON = ("GSQ_CACHE", "GSQ_WEIGHTS", "PYTHONHOME")
-# What a module may set for its own Python, and what breaks the one that gsq is installed for or makes it wait.
+# Variables that modules set for their own Python, and that break or block the one of gsq.
 OTHER_PYTHONS = ("PYTHONHOME", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE", "PYTHONINSPECT", "PYTHONSTARTUP")
 
-# Refusals that fewer tasks may not meet. The last is said of every limit of an account or a QOS.
+# Refusals that a smaller array may avoid. SLURM gives the last two for every limit of an account or QOS.
 _LIMIT = re.compile(
     r"Submit(?:Jobs?)?(?:PerUser|PerAccount)?Limit|MaxSubmit|submit(?:ted)? (?:job )?limit|MaxJobCount|array size"
     r"|Invalid job array|Job violates accounting/QOS policy|temporarily unable to accept",
@@ -46,7 +46,7 @@ _LIMIT = re.compile(
 
 
 class Refused(Exception):
-    """sbatch took no job. ``words``: all that it said; ``limit``: whether it may take a smaller array."""
+    """sbatch took no job. ``words``: its whole output. ``limit``: whether it may take a smaller array."""
 
     def __init__(self, words: str) -> None:
         super().__init__(words)
@@ -55,15 +55,15 @@ class Refused(Exception):
 
 
 def for_sbatch(variables: Mapping[str, str], script: str) -> dict[str, str]:
-    """The environment in which sbatch is run: the user's own, without what the surroundings set.
+    """Return the environment of sbatch: the user's own, without what the surroundings set.
 
-    Inside a job (SLURM_JOB_ID) it is without that job's variables, which sbatch would hand on. Everywhere it is without
-    those SBATCH_* that sbatch would prefer to an option that the script sets; the others are the user's defaults.
+    Inside a job (SLURM_JOB_ID) it lacks that job's variables, which sbatch would pass on. It always lacks the SBATCH_*
+    that would override an option of the script; the others are the user's defaults.
     """
     options = set(re.findall(r"^#SBATCH --([a-z0-9-]+)", script, re.MULTILINE))
     if options.intersection(MEMORY):
         options.update(MEMORY)
-    # Until the jobs have ended.
+    # sbatch would wait until the jobs have ended.
     options.add("wait")
 
     def stays(name: str) -> bool:
@@ -78,28 +78,28 @@ def for_sbatch(variables: Mapping[str, str], script: str) -> dict[str, str]:
 
 
 def said(output: str) -> str:
-    """All that a SLURM command printed, in one line, without its own name before each."""
+    """Return the output of a SLURM command in one line, without its name."""
     lines = (re.sub(r"^\w+: (?:error: |fatal: )?", "", line.strip()) for line in output.splitlines())
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
 
 
 def hand_over(entry: journal.Entry, known: Callable[[str], dict[str, str] | None]) -> str:
-    """Hand an entry to SLURM; returns the array's id.
+    """Submit an entry to SLURM. Returns the array's id.
 
-    known: asked for the ids of our jobs by their names, where sbatch gives none; None where nobody knows. Raises
-    Refused, Taken where another driver took the entry back, and UserError where it is not known whether there is a job.
+    known: returns the ids of our jobs by name, if sbatch gives none; None if unknown. Raises Refused, Taken if another
+    driver revoked the entry, and UserError if it is unknown whether there is a job.
     """
     script = entry.path / journal.SCRIPT
     clean = for_sbatch(os.environ, script.read_text())
     answer = run("sbatch", str(script), environment=clean)
     found = re.search(r"Submitted batch job (\d+)(?: on cluster (\S+))?", answer.output)
-    # An error may come after the controller has taken the job (its answer timed out).
+    # sbatch may fail after the controller has accepted the job, if its answer timed out.
     names = {} if found else known(entry.clusters)
     if names is None:
         words = answer.problem if answer.timed_out else f"sbatch: {said(answer.errors + answer.output)}"
         raise UserError(
             f"cluster '{entry.cluster}': {words}; and squeue does not answer, so it is not known whether SLURM has the "
-            "jobs. Run gsq submit again later: it finds out, and submits no cell twice"
+            "jobs. Run gsq submit again later; it finds out, and submits no cell twice"
         )
     settled = entry.decide(found[1], found[2] or "") if found else entry.decide(names.get(entry.name))
     if settled.job is not None:
@@ -110,7 +110,7 @@ def hand_over(entry: journal.Entry, known: Callable[[str], dict[str, str] | None
 
 
 def pickled(job: Any, minutes: int) -> bytes:
-    """What submitit loads on the node. job: called without arguments, and has submitit's ``checkpoint``."""
+    """Return the pickle that submitit loads on the node. job: a callable with submitit's ``checkpoint``."""
     from submitit.core.utils import DelayedSubmission
 
     delayed = DelayedSubmission(job)
@@ -120,41 +120,36 @@ def pickled(job: Any, minutes: int) -> bytes:
 
 def check_path(path: Path) -> None:
     """Raise UserError for a runs folder in which no job could start."""
-    for character, why in (
-        (
-            os.pathsep,
-            f"PYTHONPATH, by which workers find their copy of the source, separates folders by '{os.pathsep}'",
-        ),
-        ("\n", "a job script has a path on one line"),
-        *((pattern, "submitit writes a number of the job in its place") for pattern in ("%j", "%t", "%A", "%a")),
-        ("\\", "SLURM gives a backslash in the path of an output file a meaning of its own"),
-    ):
+    reasons = {
+        os.pathsep: f"PYTHONPATH, by which workers find their source copy, separates folders by '{os.pathsep}'",
+        "\n": "a job script needs a path on one line",
+        **dict.fromkeys(("%j", "%t", "%A", "%a"), "submitit replaces it with a number of the job"),
+        "\\": "SLURM gives a backslash in the path of an output file a special meaning",
+    }
+    for character, why in reasons.items():
         if character in str(path):
             raise UserError(f"$GSQ_RUNS: {str(path)!r} has a {character!r} in it: {why}; choose another folder")
 
 
 def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the user that the script sets by itself."""
+    """Return the variables of the user that the script sets."""
     return {name: variables[name] for name in HANDED_ON if name in variables}
 
 
 def job_script(
     entry: journal.Entry, cluster: Cluster, parallel: int, python: str, variables: Mapping[str, str] | None = None
 ) -> str:
-    """What sbatch is given: submitit's script for an array, as a pure function of these arguments.
-
-    variables: from ``handed_on``.
-    """
+    """Return submitit's script for an array, as a pure function of these arguments. variables: from ``handed_on``."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     tasks = -(-len(entry.signatures) // entry.cells_per_job)
-    options: dict[str, Any] = {key: getattr(cluster, key) or None for key in ("partition", "account", "qos")}
-    options |= {key: getattr(cluster, key) or None for key in ("constraint", "dependency")}
-    # submitit's own is refused where work is accounted by such keys.
+    keys = ("partition", "account", "qos", "constraint", "dependency")
+    options: dict[str, Any] = {key: getattr(cluster, key) or None for key in keys}
+    # Clusters that account by wckey refuse submitit's default.
     options |= {"wckey": None, **_memory(entry.memory_gb, cluster)}
     script: str = _make_sbatch_string(
         command=f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(entry.path))}",
-        # Of the output files, in whose names SLURM replaces %.
+        # SLURM replaces % in the names of output files.
         folder=str(entry.path).replace("%", "%%"),
         map_count=tasks,
         array_parallelism=parallel,
@@ -167,7 +162,7 @@ def job_script(
         stderr_to_stdout=True,
         signal_delay_s=min(cluster.signal_seconds, entry.minutes * 30),
         setup=_setup(entry, cluster, variables or {}),
-        # Also where the job was given no environment (--export=NONE). A process that fails takes its peers with it.
+        # This also works if the job got no environment (--export=NONE). A failed process ends its peers.
         srun_args=[
             "--export=ALL",
             *(["--kill-on-bad-exit=1"] if cluster.nodes * cluster.processes_per_node > 1 else []),
@@ -193,18 +188,18 @@ def _setup(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str])
     copy = environment(Path(entry.source), "")
     others = [name for name in OTHER_PYTHONS if name not in variables]
     return [
-        # gsq logs tells the starts of a job apart by this line, also of one that ends before Python starts.
+        # gsq logs separates the starts of a job by this line, even if the job ends before Python starts.
         'echo "--- gsq job started $(date "+%Y-%m-%d %H:%M:%S")"',
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
         *cluster.setup,
         f"unset {' '.join(others)}",
         *(f"export {name}={_in_double_quotes(value)}" for name, value in exports.items()),
-        # After the commands, since one of them (module load) may set PYTHONPATH, too. An empty entry would be the
-        # folder that the job starts in.
+        # This follows the setup commands, because module load may set PYTHONPATH too. An empty entry would mean the
+        # folder in which the job starts.
         f'export PYTHONPATH={shlex.quote(copy.pop("PYTHONPATH"))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         *(f'export {name}="{value}"' for name, value in copy.items()),
-        # submitit looks for a pickle by the job's id, which nobody knew when this was written. It replaces the link
-        # when it requeues the job; what a kill left of that would stop it the next time.
+        # submitit looks for a pickle by the job's id, which is unknown when the script is written. Requeueing replaces
+        # the link; leftovers of a killed attempt at that would block the next one.
         f'task={shlex.quote(str(entry.path))}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"',
         'rm -f "$task"*.save_tmp',
         f'[ -e "$task"_submitted.pkl ] || ln -s {journal.PICKLE} "$task"_submitted.pkl',
@@ -212,5 +207,5 @@ def _setup(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str])
 
 
 def _in_double_quotes(value: str) -> str:
-    """For the shell; variables of the job, such as $TMPDIR, are replaced."""
+    """Quote a value for the shell, which still expands variables such as $TMPDIR."""
     return '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'

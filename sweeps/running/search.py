@@ -1,9 +1,9 @@
 """Searches: the cells of a sweep are trials of an Optuna study, drawn while it runs.
 
-A trial is an ordinary run. The study (a journal in the sweep folder, or a database) says which trials there are; each
-holds, before its run is submitted, the run's signature and axis values. So whatever is killed, the next pass of a
-driver finds every trial's run: it tells the study of those that ended, fails those that no attempt brings further, and
-draws new ones. Workers only report intermediate evaluations and ask whether to go on.
+A trial is an ordinary run. The study (a journal in the sweep folder, or a database) lists the trials, and each has the
+signature and axis values of its run before that is submitted. So after any kill the next pass of a driver finds every
+run: it tells the study of those that ended, fails those that make no progress, and draws new ones. Workers only report
+intermediate evaluations and ask whether to continue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from gsq.sweeps.spec.search_space import METRICS
 from gsq.sweeps.spec.states import CANCELLED
 from gsq.sweeps.state.cancellation import clear, marked, with_cancelled
 from gsq.sweeps.state.local import alive, with_local_jobs
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import Action, OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import require_known, slurm_jobs
 from gsq.sweeps.state.study import JOURNAL, counted, create_study, explained, neutral, parallel_trials
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from gsq.sweeps.running.slurm_arrays import Submission
 
-# Draws in a row that a constraint leaves out before they are made at random, so that the space is not missed.
+# After so many excluded draws in a row the sampler is replaced by random draws.
 STUBBORN = 20
-# After which a trial without a run is taken for left behind by a driver on another machine.
+# Age at which a trial without a run counts as abandoned by a driver on another machine [s].
 ORPHAN_SECONDS = 60.0
 POLL_SECONDS = 5.0
 
@@ -56,12 +56,12 @@ def submit_search(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
     wait: bool = False,
 ) -> Submission:
-    """As ``submit``, for a search. local: blocks until the study has its trials. slurm: one pass, or with ``wait``
-    one whenever a job has ended, until the study has its trials. retry: failed trials are tried again, as new ones.
-    Raises UserError as ``submit`` does, and for a study that belongs to something else.
+    """Submit a search, like ``submit``. local: blocks until the study has its trials. slurm: makes one pass, or with
+    ``wait`` one whenever a job has ended, until the study has its trials. retry: retry failed trials as new ones.
+    Raises UserError like ``submit``, and for a study with another subject.
     """
     from gsq.sweeps.running.slurm_arrays import Submission, check
 
@@ -70,7 +70,7 @@ def submit_search(
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
     driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
-    with explained(driver.storage, "; the same command goes on from there"):
+    with explained(driver.storage, "; the same command resumes"):
         if cluster.kind == "slurm":
             return _submit_to_slurm(driver, cluster, retry, on_update, wait)
         source = take(folder)
@@ -80,7 +80,7 @@ def submit_search(
 
 
 def _failed_trials(actions: Sequence[Action]) -> list[Action]:
-    """Without the runs that diverged, which is a result of a search."""
+    """Leave out runs that diverged, which is a result of a search."""
     return [a for a in actions if not (a.kind == "leave" and a.cell.failure == "diverged")]
 
 
@@ -88,7 +88,7 @@ def _submit_to_slurm(
     driver: Driver,
     cluster: Cluster,
     retry: bool,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None],
+    on_update: OnUpdate,
     wait: bool,
 ) -> Submission:
     from gsq.sweeps.running.slurm_arrays import NotTaken, Submission, submit_cells
@@ -118,6 +118,9 @@ def _submit_to_slurm(
         """Trials that SLURM has now."""
         return sum(action.kind == "wait" for action in look())
 
+    def show() -> None:
+        on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
+
     while True:
         actions = look()
         while driver.advance(actions, {s: record for s, (_, record) in seen.items()}):
@@ -137,34 +140,32 @@ def _submit_to_slurm(
                 arrays |= refused.arrays
                 if not (wait and refused.limit and at_work()):
                     raise
-                # A limit on the number of jobs has room again when one of them has ended.
+                # A limit on the number of jobs has room again once one of them has ended.
                 jobs_now = at_work()
                 while at_work() >= jobs_now:
-                    on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
+                    show()
                     time.sleep(POLL_SECONDS)
                 # These have not been tried.
                 for signature in {cell.signature for cell in missing} - {s for a in arrays.values() for s in a}:
                     steps.pop(signature, None)
                 continue
-        # Later passes leave to the user what they alone may bring back.
+        # Later passes resume only what resumes by itself.
         resumed, retry = cluster.resumed("itself"), False
         while wait and (actions := look()):
-            on_update([a for a, _ in seen.values()], {s: record for s, (_, record) in seen.items()})
-            if any(a.kind != "wait" and a.cell.failure != CANCELLED for a in actions):
-                break
-            if all(a.kind != "wait" for a in actions):
+            show()
+            ended = [a for a in actions if a.kind != "wait"]
+            if any(a.cell.failure != CANCELLED for a in ended) or len(ended) == len(actions):
                 break
             time.sleep(POLL_SECONDS)
-        going_on = any(a.cell.failure != CANCELLED for a in actions)
-        if not wait or not going_on:
+        if not wait or all(a.cell.failure == CANCELLED for a in actions):
             return Submission(folder, _failed_trials([a for a, _ in seen.values()]), arrays)
 
 
 class Driver:
-    """What a pass does to the study of a search; several may do so at the same time."""
+    """A pass over the study of a search; several drivers may make one at the same time."""
 
     def __init__(self, folder: SweepFolder, plan: Plan, parallel: int, retry: bool = False) -> None:
-        """parallel: trials at the same time. retry: failed ones come back."""
+        """parallel: trials at the same time. retry: retry failed trials."""
         assert plan.search is not None and plan.search.search is not None
         self.folder, self.spec, self.search = folder, plan.search, plan.search.search
         self.parallel = parallel
@@ -184,11 +185,11 @@ class Driver:
             self._bring_back(retry)
 
     def advance(self, actions: Sequence[Action], records: dict[str, RunRecord]) -> list[str]:
-        """Tell the study of the trials whose runs have ended, and draw new ones; returns the signatures of these."""
+        """Tell the study which trials have ended, and draw new ones. Returns the signatures of the new ones."""
         by_signature = {action.cell.signature: action for action in actions}
         for number, signature in list(self.open.items()):
             action = by_signature.get(signature)
-            # A cancelled trial waits for the user, who submits the sweep again.
+            # A cancelled trial stays open until the user submits the sweep again.
             if action is None or action.kind in ("wait", "submit") or action.cell.failure == CANCELLED:
                 continue
             self._tell(number, self.cells[signature], action, records[signature])
@@ -204,7 +205,7 @@ class Driver:
         return [cell.signature for cell in drawn]
 
     def _take_up(self) -> None:
-        """The running trials: those of earlier drivers go on, but one whose driver died before it had a run."""
+        """Adopt the running trials of earlier drivers, and leave out those whose driver died before they had a run."""
         import optuna
 
         for trial in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
@@ -221,17 +222,17 @@ class Driver:
                 continue
             self.open[trial.number], self.cells[cell.signature] = cell.signature, cell
         if self.cells:
-            # The driver that drew them may have died before it wrote them down.
+            # The driver that drew them may have died before it wrote the plan.
             self.folder.write_plan(Plan(self.folder.name, tuple(self.cells.values())))
 
     def _bring_back(self, retry: bool) -> None:
-        """Failed trials come back, as new ones, where asked to or where their run has been finished since."""
+        """Enqueue failed trials as new ones, on ``retry`` or if their run has finished since."""
         trials = self.study.get_trials(deepcopy=False)
         for trial in counted(trials):
             if trial.state.name == "FAIL":
                 signature = trial.user_attrs["cell"]["signature"]
                 done = self.folder.records([signature])[signature].state == DONE
-                # A finished run that could not be told as complete would not be the next time either.
+                # A finished run that could not complete its trial would not do so next time either.
                 if (done and "measured" not in trial.user_attrs) or (retry and not done):
                     attributes = {"driver": _this_process(), "retries": trial.number}
                     self.study.enqueue_trial(trial.params, user_attrs=attributes)
@@ -256,12 +257,12 @@ class Driver:
         return self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING])
 
     def _draw(self) -> Cell:
-        """The next trial and its cell, tied to each other in the storage. Raises UserError where none is allowed."""
+        """Draw the next trial, with its cell in the storage. Raises UserError if none is allowed."""
         import optuna
 
         for attempt in range(DRAWS):
             if not self._waiting():
-                # A trial so made has its driver's name from the beginning, whatever dies when.
+                # An enqueued trial has its driver's name from the beginning, so a kill cannot orphan it.
                 self.study.enqueue_trial({}, user_attrs={"driver": _this_process()})
             number = next((trial.number for trial in self._waiting()), 0)
             search = self.search if attempt < STUBBORN else replace(self.search, sampler="random", sampler_options={})
@@ -276,7 +277,7 @@ class Driver:
                     self.open[trial.number], self.cells[cell.signature] = cell.signature, cell
                     return cell
             except optuna.exceptions.UpdateFinishedTrialError:
-                continue  # Another driver took us for dead.
+                continue  # Another driver considered us dead.
             except ValueError as error:
                 self._leave_out(trial.number, "error")
                 if "dynamic value space" not in str(error):
@@ -295,7 +296,7 @@ class Driver:
         )
 
     def _leave_out(self, number: int, why: str) -> None:
-        """Fail a trial that has no run; it does not count."""
+        """Fail a trial without a run, which does not count."""
         import optuna
 
         trial = self.study.get_trials(deepcopy=False)[number]
@@ -304,7 +305,7 @@ class Driver:
         self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
     def _look_at(self, trial: FrozenTrial) -> Trial:
-        """To write to a trial that was drawn before."""
+        """Open a drawn trial for writing."""
         from optuna.trial import Trial
 
         return Trial(self.neutral, trial._trial_id)
@@ -328,7 +329,7 @@ class Driver:
                     why = "" if values else "not measured at its last step under the study's protocol, or not finite"
                     self._look_at(trial).set_user_attr("measured", bool(values))
             elif action.cell.failure == "diverged" and len(self.search.objectives) == 1:
-                # Samplers learn nothing from a failure; that this is no place to be they should know.
+                # Samplers learn nothing from a failed trial, but they should learn to avoid this one.
                 state = TrialState.PRUNED
             if why:
                 self._look_at(trial).set_user_attr("ended", why)
@@ -337,7 +338,7 @@ class Driver:
             pass  # Another driver was quicker.
 
     def _evaluations(self, cell: Cell) -> list[dict[str, Any]]:
-        """Evaluations of a run under the study's protocol, by step; the first run that is told decides which."""
+        """Evaluations of a run under the study's protocol, by step. The first finished run sets the protocol."""
         found = list(read_evaluations(RunFolder.of(self.folder.runs, cell.signature)))
         wanted = cell.config.evaluation
         protocol = self.study.user_attrs.get("protocol")
@@ -352,7 +353,7 @@ class Driver:
         return sorted((e for e in found if e["protocol"] == protocol), key=lambda e: e["step"])
 
     def _report(self, trial: FrozenTrial, evaluations: list[dict[str, Any]]) -> None:
-        """What the worker of the run did not report: it was killed, or worked for another sweep."""
+        """Report what the worker did not, because it was killed or belongs to another sweep."""
         if self.search.objectives[0] not in METRICS or len(self.search.objectives) > 1:
             return
         missing = [e for e in evaluations if e["step"] not in trial.intermediate_values]

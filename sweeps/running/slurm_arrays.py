@@ -1,4 +1,4 @@
-"""Carry a plan out: on this machine, or as SLURM job arrays through submitit."""
+"""Submit the cells of a plan: to this machine's queue, or as SLURM job arrays through submitit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.state import journal
 from gsq.sweeps.state.cancellation import clear, marked, stopping, with_cancelled
 from gsq.sweeps.state.local import alive, with_local_jobs
-from gsq.sweeps.state.reconcile import Action, reconcile
+from gsq.sweeps.state.reconcile import Action, OnUpdate, no_update, reconcile
 from gsq.sweeps.state.slurm import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
 from gsq.words import counted
 
@@ -42,27 +42,27 @@ if TYPE_CHECKING:
     from gsq.sweeps.running.evaluations import Evaluations
 
 
-# How long a submission waits for another one that seems to be between its steps.
+# Time that a submission waits for another one that seems to be between its steps [s].
 DRIVER_SECONDS = 20.0
-# How long it waits for the jobs of cancelled cells to end, which then come back.
+# Time that it waits for the jobs of cancelled cells to end before it submits them again [s].
 STOP_SECONDS = 30.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a call of ``submit`` did."""
+    """Result of ``submit``."""
 
     folder: SweepFolder
     actions: list[Action]
     arrays: dict[str, list[str]]
-    """Signatures by the SLURM id of the array (or single job) that was submitted."""
+    """Signatures by the SLURM id of each submitted array or job."""
     evaluations: Evaluations | None = None
-    """Of finished cells that were not evaluated as the sweep file says now; None where none was missing."""
+    """Evaluations that finished cells lacked; None if nothing was missing."""
 
     @property
     def stopping(self) -> tuple[str, ...]:
-        """Signatures of cancelled cells that were not submitted, since their jobs have not ended yet."""
+        """Signatures of cancelled cells that were not submitted because their jobs have not ended yet."""
         return stopping(self.folder, self.actions)
 
 
@@ -73,9 +73,9 @@ def submit_cells(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
 ) -> Submission:
-    """Train what is missing of the cells of a plan, as ``submit`` does, and evaluate no finished cell again."""
+    """Train the missing cells of a plan like ``submit``, without evaluating finished cells."""
     from gsq.sweeps.planning.protocols import note_asked
 
     folder = SweepFolder(runs or runs_root(), plan.name)
@@ -91,7 +91,7 @@ def submit_cells(
     with explained_disk(folder):
         if cluster.kind == "local":
             clear(folder, [cell.signature for cell in plan.cells])
-            # The longest first, so that no worker is left with a long one at the end.
+            # Start with the longest, so that no worker has a long cell at the end.
             longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
             return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
         resumed = cluster.resumed("request" if retry else "submit")
@@ -100,20 +100,20 @@ def submit_cells(
 
 @contextmanager
 def explained_disk(folder: SweepFolder) -> Iterator[None]:
-    """Turn the error of a full disk into what to do about it."""
+    """Explain what to do about a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise UserError(
-            f"{folder.path}: {error.strerror}. Earlier submissions are unaffected. Make room (gsq clean) and run the "
-            "command again"
+            f"{folder.path}: {error.strerror}. Earlier submissions are unaffected. Free some space (gsq clean) and "
+            "run the command again"
         ) from None
 
 
 def check(plan: Plan, cluster: Cluster, folder: SweepFolder) -> None:
-    """Raise UserError where the plan's weights are missing, or the cluster or the runs folder cannot take its cells."""
+    """Raise UserError if weights are missing, or the cluster or the runs folder cannot take the cells."""
     check_path(folder.path)
     require_weights(*(cell.config for cell in plan.cells))
     for cell in plan.cells:
@@ -125,12 +125,12 @@ def check(plan: Plan, cluster: Cluster, folder: SweepFolder) -> None:
 def submit_missing(
     plan: Plan, cluster: Cluster, folder: SweepFolder, source: Path, resumed: Collection[str]
 ) -> tuple[list[Action], dict[str, list[str]]]:
-    """One array after the other, until no cell is missing. Whenever another driver was quicker, look again."""
+    """Submit arrays until no cell is missing, looking again whenever another driver was quicker."""
     arrays: dict[str, list[str]] = {}
     first: list[Action] | None = None
     deadline = time.monotonic() + STOP_SECONDS
     while True:
-        # Before the journal is read: what is submitted after this has a number that is taken.
+        # Take the number before reading the journal, so that any later submission collides with it.
         number = max(journal.numbers(folder), default=0) + 1
         settle(folder, cluster)
         actions, wanted, records = _missing(plan, folder, cluster, resumed)
@@ -150,9 +150,9 @@ def submit_missing(
 
 
 def settle(folder: SweepFolder, cluster: Cluster) -> None:
-    """Find out what became of submissions whose driver did not say: they are jobs, or are taken back.
+    """Decide submissions whose driver did not record their job: find the job, or revoke them.
 
-    A driver that seems to be at work is given a moment, so that its submission need not be made again.
+    A driver that seems to be at work gets a moment to finish.
     """
     deadline = time.monotonic() + DRIVER_SECONDS
     while open_entries := [entry for entry in journal.entries(folder) if entry.open]:
@@ -163,7 +163,7 @@ def settle(folder: SweepFolder, cluster: Cluster) -> None:
             names = jobs_by_name(clusters)
             if names is None:
                 raise UserError(
-                    f"cluster '{cluster.name}': squeue does not answer, so what waits is not known; try later"
+                    f"cluster '{cluster.name}': squeue does not answer, so pending jobs are unknown; retry later"
                 )
             for entry in open_entries:
                 if entry.clusters == clusters:
@@ -172,17 +172,17 @@ def settle(folder: SweepFolder, cluster: Cluster) -> None:
 
 def _driver_alive(entry: journal.Entry) -> bool:
     if entry.host != os.uname().nodename:
-        return True  # Nobody knows.
+        return True  # Unknown, so assume that it is.
     return entry.pid != os.getpid() and alive(entry.pid, entry.time)
 
 
 def _missing(
     plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str], note: bool = True
 ) -> tuple[list[Action], list[Cell], dict[str, RunRecord]]:
-    """What is to be done about each cell, those to submit, and what the run folders say."""
+    """Return the action for each cell, the cells to submit, and the records of the run folders."""
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
-    # A run on this machine's queue is alive, too.
+    # Runs in this machine's queue are alive, too.
     jobs = with_local_jobs(slurm_jobs(folder), records)
     known, jobs = with_cancelled(marked(folder), records, jobs)
     actions = reconcile(signatures, known, jobs, time.time(), resumed=resumed, search=folder.search_id)
@@ -190,7 +190,7 @@ def _missing(
     require_known(cluster.name, (jobs[signature] for signature in waiting if signature in jobs))
     wanted = {action.cell.signature for action in actions if action.kind == "submit"}
     for action in actions:
-        # The next attempt is to know it, when the scheduler may have forgotten.
+        # Record this for the next attempt, because the scheduler may forget it.
         if action.cell.failure == "out_of_memory" and records[action.cell.signature].state == RUNNING and note:
             note_killed(RunFolder.of(folder.runs, action.cell.signature), "out_of_memory")
     return actions, [cell for cell in plan.cells if cell.signature in wanted], records
@@ -198,25 +198,25 @@ def _missing(
 
 @dataclass(frozen=True)
 class Arrays:
-    """The job arrays of some cells: what each asks for, and how it is handed to sbatch."""
+    """The job arrays of some cells: their requests and submission."""
 
     cells: Sequence[Cell]
     rate: Speed
     cluster: Cluster
     folder: SweepFolder
     source: Path
-    """The copy of the source that the jobs run."""
+    """The source copy that the jobs run."""
 
     def _classes(self) -> tuple[dict[ResourceClass, list[Cell]], int]:
-        """Cells by what they ask for, and how many of them an array may have."""
+        """Group cells by resource class. Also returns how many cells an array can have."""
         largest = largest_array() * self.cluster.cells_per_job if self.cells else 1
         return by_class(self.cells, self.rate, self.cluster), largest
 
     def entry(self, number: int, resources: ResourceClass, members: Sequence[Cell]) -> tuple[journal.Entry, str]:
-        """The journal's entry of one array, and its job script."""
+        """Return the journal entry and the job script of one array."""
         entry = journal.Entry(
             path=journal.path_of(self.folder, number),
-            # Unique, also where two runs folders have a sweep of the same name.
+            # The name is unique even if two runs folders have a sweep of the same name.
             name=f"gsq-{self.folder.name}-{number}-{secrets.token_hex(4)}",
             cluster=self.cluster.name,
             source=str(self.source),
@@ -229,22 +229,22 @@ class Arrays:
             cells_per_job=self.cluster.cells_per_job,
             clusters=str(self.cluster.sbatch.get("clusters", "")),
         )
-        # The limit on jobs at the same time is one for the sweep; SLURM knows one for each array.
+        # The sweep has one limit on parallel jobs, but SLURM needs one for each array.
         parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
         return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ))
 
     def scripts(self, number: int) -> list[str]:
-        """The job scripts of all arrays, ``number`` that of the first, as sbatch gets them where it refuses none."""
+        """Return the job scripts of all arrays from ``number`` on, if sbatch refuses none."""
         classes, largest = self._classes()
         parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
         return [self.entry(number + i, *part)[1] for i, part in enumerate(parts)]
 
     def hand_over(self, number: int, job_of: Callable[[journal.Entry], Any], arrays: dict[str, list[str]]) -> None:
-        """Hand all over, ``number`` that of the first entry; signatures are added to ``arrays`` by the array's id.
+        """Submit all arrays as entries from ``number`` on, adding signatures to ``arrays`` by the array's id.
 
-        A class of resources that sbatch refuses does not keep back the others; where it may be for a limit on the
-        number of jobs, the array is halved until it is taken. Raises NotTaken at the end where cells are left, and
-        journal.Taken where another driver was quicker.
+        A refused resource class does not affect the others. If a limit on the number of jobs may be the reason, the
+        array is halved until sbatch takes it. Raises NotTaken at the end if cells are left, and journal.Taken if
+        another driver was quicker.
         """
         numbers = itertools.count(number)
         left: list[tuple[ResourceClass, int, Refused]] = []
@@ -269,8 +269,7 @@ class Arrays:
 
 
 class NotTaken(UserError):
-    """sbatch refused some of the cells; ``arrays`` are those that it took, ``limit`` whether only their number was at
-    fault."""
+    """sbatch refused some cells. ``arrays``: the accepted ones. ``limit``: only the number of jobs was the problem."""
 
     def __init__(
         self, cluster: str, cells: int, left: list[tuple[ResourceClass, int, Refused]], arrays: dict[str, list[str]]
@@ -292,9 +291,9 @@ class NotTaken(UserError):
 
 
 def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bool = False) -> list[str]:
-    """The job scripts that ``submit`` would hand to sbatch now, or the cells that it would run here. Writes nothing.
+    """Return the job scripts that ``submit`` would give to sbatch now, or the cells that it would run here.
 
-    Raises UserError as ``submit`` does.
+    Writes nothing. Raises UserError like ``submit``.
     """
     folder = SweepFolder(runs or runs_root(), plan.name)
     check(plan, cluster, folder)

@@ -1,7 +1,7 @@
-"""A copy of the source that a sweep is submitted with, which its jobs run: code that is edited later does not.
+"""The copy of the source that the jobs of a sweep run, so that later edits do not affect them.
 
-``<sweep folder>/source/<hash>/`` holds the package gsq with all three rooms, and COMMIT where it came from a git
-checkout. Works from a wheel, too.
+``<sweep folder>/source/<hash>/`` has the package gsq with all three rooms, and COMMIT if it came from a git checkout.
+It also works from a wheel.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import shutil
 from pathlib import Path
 
 import gsq
+from gsq.files import temporary
 from gsq.runs.provenance import commit
 from gsq.sweeps.planning.folder import SweepFolder
 
 
 def imported_source() -> Path:
-    """The folder of the package gsq that this process has imported."""
+    """Return the folder of the package gsq that this process has imported."""
     return Path(gsq.__file__).resolve().parents[1]
 
 
 def source_files(root: Path) -> list[Path]:
-    """The files of the package gsq below ``root``, relative to it, as a wheel has them: without the READMEs of rooms.
-    In a checkout two of its rooms are links to folders."""
+    """Return the files of the package gsq relative to ``root``, without the READMEs of rooms, like a wheel.
+
+    In a checkout two of the rooms are links to folders.
+    """
     return sorted(
         (Path(folder) / name).relative_to(root)
         for folder, _, names in os.walk(root / "gsq", followlinks=True)
@@ -33,7 +36,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def source_folder(folder: SweepFolder) -> Path:
-    """Where the copy of the source as it is now lies, or would lie."""
+    """Return the folder for a copy of the present source."""
     root = imported_source()
     hashed = hashlib.sha256()
     for name in source_files(root):
@@ -42,11 +45,11 @@ def source_folder(folder: SweepFolder) -> Path:
 
 
 def take(folder: SweepFolder) -> Path:
-    """The folder with the copy; it is made once for each state of the source. Raises OSError where it cannot be."""
+    """Copy the source, once for each state. Returns the folder. Raises OSError if that fails."""
     root, target = imported_source(), source_folder(folder)
     if target.is_dir():
         return target
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = temporary(target)
     try:
         for name in source_files(root):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +67,6 @@ def take(folder: SweepFolder) -> Path:
 
 
 def environment(source: Path, python_path: str) -> dict[str, str]:
-    """What makes a Python process import that copy, wherever it starts. python_path: what PYTHONPATH was."""
-    # Without the second, the folder that a process starts in would come first.
+    """Return the variables that make Python import that copy. python_path: the earlier PYTHONPATH."""
+    # Without PYTHONSAFEPATH, the folder in which a process starts would come first.
     return {"PYTHONPATH": f"{source}{os.pathsep}{python_path}".rstrip(os.pathsep), "PYTHONSAFEPATH": "1"}

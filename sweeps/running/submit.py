@@ -1,22 +1,17 @@
-"""Submission of a plan: to this machine's queue, to SLURM, or as a search."""
+"""Submit a plan: to this machine's queue, to SLURM, or as a search."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gsq.records.read import RunRecord
 from gsq.sweeps.costing.notes import check_images
 from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.spec.cluster import Cluster, load_cluster
-from gsq.sweeps.state.reconcile import Action
-
-if TYPE_CHECKING:
-    pass
-
 from gsq.sweeps.running.slurm_arrays import Submission, explained_disk, submit_cells
+from gsq.sweeps.spec.cluster import Cluster, load_cluster
+from gsq.sweeps.state.reconcile import OnUpdate, no_update
 
 
 def submit(
@@ -26,22 +21,21 @@ def submit(
     runs: Path | None = None,
     retry: bool = False,
     over_budget: bool = False,
-    on_update: Callable[[list[Action], dict[str, RunRecord]], None] = lambda actions, records: None,
+    on_update: OnUpdate = no_update,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda number, result: None,
 ) -> Submission:
-    """Run what is missing of a plan and nothing else.
+    """Run the missing cells of a plan, and nothing else.
 
-    Finished cells that were not evaluated as the sweep file says now are evaluated, without training
-    (gsq.sweeps.running.reevaluate.evaluate_missing, which on_evaluation goes to). local: blocks until every cell is
-    finished or given up; on_update is called several times a second. slurm: returns once the job arrays are handed
-    over. retry: try failed cells again that are not resumed by themselves. over_budget: do not ask what it will cost.
-    Raises UserError for missing weights, too few images to evaluate on, an unreachable cluster, a runs folder in which
-    no job can start or a plan that is over its budget, before anything is submitted; and NotTaken where sbatch refused
-    cells.
+    Finished cells are evaluated without training if they lack an evaluation of the sweep file
+    (gsq.sweeps.running.reevaluate.evaluate_missing, which receives on_evaluation). local: blocks until every cell is
+    finished or given up; on_update is called several times a second. slurm: returns once the job arrays are submitted.
+    retry: also retry failed cells that do not resume by themselves. over_budget: skip the check of the budget. Raises
+    UserError before submitting anything: for missing weights, too few images for an evaluation, an unreachable cluster,
+    an unusable runs folder, or an exceeded budget. Raises NotTaken if sbatch refused cells.
     """
     from gsq.sweeps.running.reevaluate import evaluate_missing
 
-    cluster = load_cluster(cluster) if isinstance(cluster, str) else cluster
+    cluster = load_cluster(cluster)
     check_images(plan, runs)
     if plan.search is not None:
         from gsq.sweeps.running.search import submit_search

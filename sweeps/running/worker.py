@@ -1,8 +1,7 @@
-"""What a worker runs: one cell, by paths. The only module of sweeps that imports training and evaluation.
+"""What a worker runs: one cell. Only this module of sweeps imports training and evaluation.
 
 ``ArrayJob`` goes to SLURM (pickled by submitit), ``python -m gsq.sweeps.running.worker`` is a worker of the local
-queue. They carry paths, never state: after a node failure SLURM starts the original pickle again, and it resumes from
-what is on disk.
+queue. Both carry paths and no state: after a node failure SLURM starts the original pickle, which resumes from disk.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ if TYPE_CHECKING:
 
 
 STARTED = time.time()
-# What a process is asked for that evaluates finished runs.
+# Argument of a process that evaluates finished runs.
 EVALUATE = "evaluate"
 
 
 def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) -> Path:
-    """Train and evaluate a cell; returns its run folder.
+    """Train and evaluate a cell. Returns its run folder.
 
-    Raises UserError where its images or weights have changed since it was planned, where other code than the
-    sweep's was imported, and (Busy) where another process trains it; else what ended the run.
+    Raises UserError if images or weights have changed since the plan, or if the imported code is not the sweep's; Busy
+    if another process trains the cell; or what ended the run.
     """
     from gsq.errors import UserError
     from gsq.runs.execute import execute
@@ -59,13 +58,13 @@ def require_source(source: str) -> None:
 
     if imported_source() != Path(source).resolve():
         raise UserError(
-            f"this job imported gsq from {imported_source()}, not the copy {source} that the sweep was "
-            "submitted with; does something in the job's setup change PYTHONPATH or PYTHONSAFEPATH?"
+            f"this job imported gsq from {imported_source()}, not from the sweep's copy {source}; does the job's setup "
+            "change PYTHONPATH or PYTHONSAFEPATH?"
         )
 
 
 def _pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], str | None]:
-    """Who may give the run up at an intermediate evaluation: its search, if the sweep is one."""
+    """Return the function that may prune the run at an intermediate evaluation, for its search if there is one."""
     if folder.search_id is None:
         return lambda evaluation: None
     from gsq.sweeps.state.study import pruner
@@ -74,9 +73,9 @@ def _pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], s
 
 
 def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:
-    """Whether an evaluation of a finished run is missing, and why not where its weights cannot be read.
+    """Return whether a finished run lacks an evaluation, and the problem if its weights cannot be read.
 
-    Raises UserError as gsq.runs.reevaluate.unevaluated does, for what is wrong with the evaluation itself.
+    Raises UserError like gsq.runs.reevaluate.unevaluated for a wrong evaluation.
     """
     from gsq.runs.reevaluate import DamagedRun, unevaluated
 
@@ -89,10 +88,10 @@ def unevaluated(path: Path, changes: dict[str, Any]) -> tuple[bool, str | None]:
 def evaluate_run(
     path: Path, changes: dict[str, Any], data: dict[str, Any] | None = None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """New evaluations of a finished run, and why there is none where its reconstructions are not finite or its weights
-    are gone. data: fields of the DataConfig that says where its images lie now.
+    """Return new evaluations of a finished run, or the problem: non-finite reconstructions or lost weights.
 
-    Raises UserError as gsq.runs.reevaluate.evaluate_finished does.
+    data: fields of the DataConfig with the present place of the images. Raises UserError like
+    gsq.runs.reevaluate.evaluate_finished.
     """
     from gsq.config.run import DataConfig
     from gsq.evaluation.evaluate import NonFiniteReconstruction
@@ -107,14 +106,16 @@ def evaluate_run(
 
 
 def evaluate_requests() -> int:
-    """``python -m gsq.sweeps.running.worker evaluate``: evaluates the run of each line of standard input, and answers
-    with a line (gsq.sweeps.running.evaluators). Whatever else is printed goes to standard error."""
+    """Evaluate the run of each line of standard input, and answer with a line (gsq.sweeps.running.evaluators).
+
+    All other output goes to standard error.
+    """
     import warnings
 
     from gsq.errors import UserError
     from gsq.evaluation.tally import SmallEvaluationWarning
 
-    # The plan has said it, and each row says it (rank_deficient).
+    # The plan has already warned of it, and each row says so (rank_deficient).
     warnings.simplefilter("ignore", SmallEvaluationWarning)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
@@ -135,8 +136,9 @@ def say(text: str) -> str:
 
 @contextmanager
 def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Iterator[None]:
-    """SIGTERM stops the cell at the end of a step, with a checkpoint, where a user has cancelled it. Any other
-    SIGTERM goes where it went before: on preemption SLURM sends one before SIGUSR2."""
+    """Let SIGTERM stop a cancelled cell at the end of a step, with a checkpoint. Any other SIGTERM acts as before, such
+    as the one that SLURM sends before SIGUSR2 on preemption."""
+    from gsq.runs.stop import handled
     from gsq.sweeps.spec.states import CANCELLED
     from gsq.sweeps.state.cancellation import marked
 
@@ -146,19 +148,17 @@ def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Itera
         elif callable(before):
             before(number, frame)
 
-    before = signal.signal(signal.SIGTERM, handle)
-    if signature in marked(folder):
-        stop.reason = CANCELLED
-    try:
+    before = signal.getsignal(signal.SIGTERM)
+    with handled((signal.SIGTERM,), handle):
+        if signature in marked(folder):
+            stop.reason = CANCELLED
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def start_worker(
     folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], shared: bool = False
 ) -> subprocess.Popen[bytes]:
-    """A process that runs one cell, with one thread unless ``variables`` say otherwise. It writes to the cell's log."""
+    """Start a process that runs one cell and writes to its log, with the given environment variables."""
     from gsq.surroundings import alone
     from gsq.sweeps.running.snapshot import environment
 
@@ -166,7 +166,7 @@ def start_worker(
     path.parent.mkdir(parents=True, exist_ok=True)
     job = [str(folder.runs), folder.name, str(source), signature, *(["shared"] if shared else [])]
     with path.open("ab") as log:
-        # Attempts share the file; gsq logs tells them apart by this line.
+        # Attempts share the file, and gsq logs separates them by this line.
         log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         log.flush()
         return subprocess.Popen(
@@ -175,20 +175,20 @@ def start_worker(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={
-                # A cell on its own, whatever the driver's shell was left with.
+                # The cell runs alone, whatever variables the driver's shell has.
                 **alone(os.environ),
                 "PYTHONUNBUFFERED": "1",
                 DRIVER_VARIABLE: str(os.getpid()),
                 **environment(Path(source), os.environ.get("PYTHONPATH", "")),
                 **variables,
             },
-            # Ctrl-C in the terminal reaches the driver alone, which then stops the workers in good order.
+            # Ctrl-C in the terminal reaches only the driver, which then stops the workers cleanly.
             start_new_session=True,
         )
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the job's first process dies, so that no worker of it runs on unseen."""
+    """Ask Linux for SIGTERM when the job's first process dies, so that no worker outlives it."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
@@ -196,19 +196,18 @@ def _die_with_parent() -> None:
     with suppress(OSError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    # It may have died before this was asked.
+    # The parent may have died before this request.
     if os.environ.get(DRIVER_VARIABLE, str(os.getppid())) != str(os.getppid()):
         sys.exit(1)
 
 
-# Exit code of a worker that stopped as asked.
+# Exit code of a worker that stopped on request.
 STOPPED = 3
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m gsq.sweeps.running.worker RUNS SWEEP SOURCE SIGNATURE [shared]``: a worker of the local queue, or
-    one of those that share a SLURM job. ``python -m gsq.sweeps.running.worker evaluate``: see
-    ``evaluate_requests``."""
+    """Run ``python -m gsq.sweeps.running.worker RUNS SWEEP SOURCE SIGNATURE [shared]``, a worker of the local queue or
+    of a shared SLURM job, or ``... evaluate`` (see ``evaluate_requests``)."""
     if arguments == [EVALUATE]:
         return evaluate_requests()
     runs, sweep, source, signature, *shared = arguments
@@ -216,13 +215,13 @@ def main(arguments: list[str]) -> int:
     if shared:
         _die_with_parent()
         return work(folder, source, signature, shared=True)
-    # The local queue's workers go on without their driver, and the next one adopts them by this record.
+    # The local queue's workers outlive their driver, and the next driver adopts them by this record.
     with recorded_worker(folder, signature):
         return work(folder, source, signature)
 
 
 def work(folder: SweepFolder, source: str, signature: str, shared: bool = False) -> int:
-    """Run one cell, and return the exit code of its process. shared: it is one of several in a SLURM job."""
+    """Run one cell and return the exit code of its process. shared: it is one of several in a SLURM job."""
     from gsq.errors import UserError
     from gsq.runs.stop import Stopped, StopRequest
     from gsq.sweeps.spec.states import CANCELLED
@@ -233,7 +232,7 @@ def work(folder: SweepFolder, source: str, signature: str, shared: bool = False)
         with ExitStack() as stack:
             if shared:
                 del reasons[signal.SIGTERM]
-                # What is not meant for this cell is nothing to it.
+                # Ignore signals that are not meant for this cell.
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 stack.enter_context(cancellable(folder, signature, stop))
             stack.enter_context(stop.on_signals(reasons))

@@ -1,22 +1,20 @@
 """The results table: one row for each (sweep, signature, step, protocol).
 
-A planned cell without an evaluation has one row too, with null metrics, so that what is missing stays
-visible. This module is the only thing that ``analysis`` imports from the other rooms; it imports neither
-pandas nor pyarrow until a table is built.
+A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Of the other rooms
+``analysis`` imports only this module, which loads pandas and pyarrow when a table is built.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gsq.config.axes import AXES
+from gsq.files import whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +27,7 @@ Role = Literal["key", "axis", "derived", "metric", "cost", "provenance", "protoc
 
 
 class SchemaError(ValueError):
-    """A results file that is not one of ours, or is of another schema version."""
+    """A file that is no results table of gsq's, or has another schema version."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ COLUMNS: tuple[Column, ...] = (
             "",
             "source, versions and device of gsq evaluate, as JSON; null where the run itself evaluated",
         ),
-        ("attempts", "int64", "attempts", "attempts that the run has had"),
+        ("attempts", "int64", "attempts", "number of attempts"),
         ("started_from", "string", "", "shorter run whose checkpoint it started from, which its cost leaves out"),
     ),
     *_columns(
@@ -132,7 +130,7 @@ LARGEST_INT = 2**63 - 1
 
 
 def fits(column: Column, value: object) -> bool:
-    """Whether the table can hold ``value`` in ``column``; null always, but in step and protocol of an evaluation."""
+    """Return whether ``column`` can hold ``value``. Every column of an evaluation but step and protocol can be null."""
     if value is None:
         return column.name not in ("step", "protocol")
     if column.type == "list<float64>":
@@ -148,7 +146,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# Where two tables must be equal bit for bit, it is these columns that must be.
+# The columns that must be equal bit for bit if two tables report the same science.
 SCIENCE_COLUMNS: tuple[str, ...] = (
     "signature",
     "step",
@@ -157,8 +155,8 @@ SCIENCE_COLUMNS: tuple[str, ...] = (
 )
 
 
-# By default pandas would read integers with nulls as floats and booleans with nulls as objects: others keep the types,
-# and so does pandas where the file says so (the format is that of pyarrow.Table.from_pandas).
+# By default pandas reads integers with nulls as floats and booleans with nulls as objects. This metadata, in the format
+# of pyarrow.Table.from_pandas, makes it keep the types.
 NULLABLE = {"int64": "Int64", "bool": "boolean"}
 _PANDAS = {
     "index_columns": [],
@@ -172,7 +170,7 @@ _PANDAS = {
 
 
 def arrow_schema() -> pa.Schema:
-    """The pyarrow schema, units and descriptions in the field metadata, version in the schema's."""
+    """Return the pyarrow schema, with units and descriptions in the field metadata and the version in the schema's."""
     import pyarrow as pa
 
     types = {
@@ -190,37 +188,33 @@ def arrow_schema() -> pa.Schema:
 
 
 def describe(path: Path | None = None) -> tuple[Column, ...]:
-    """Columns of the results table or, given a file, of that one as its field metadata says.
+    """Return the columns of the results table or, given a file, those that its field metadata describes.
 
-    Raises SchemaError where the file is not a Parquet file with a unit and a description of each column.
+    Raises SchemaError if the file is not a Parquet file with a unit and a description of each column.
     """
     if path is None:
         return COLUMNS
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
     columns = []
-    for field in schema:
+    for field in _read(pq.read_schema, path):
         about = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
         if not {"unit", "description", "role"} <= about.keys():
-            raise SchemaError(f"{path}: its column '{field.name}' has no description; it is not a table of gsq's")
+            raise SchemaError(f"{path}: its column '{field.name}' has no description; gsq did not write it")
         kind = "list<float64>" if pa.types.is_list(field.type) else str(field.type).replace("double", "float64")
         columns.append(Column(field.name, kind, about["unit"], about["role"], about["description"]))  # type: ignore[arg-type]
     return tuple(columns)
 
 
-# Rows made into columns at a time: the rest need not be in memory as rows.
+# Rows that are turned into columns at a time, which keeps the others out of memory.
 CHUNK = 10_000
 
 
 def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
-    """Write rows (column name to value; what is absent is null) to ``path``, atomically; two processes may at once.
+    """Write rows (column name to value; absent values are null) to ``path`` atomically, also from several processes.
 
-    Raises ValueError where two rows have the same key (sweep, signature, step, protocol).
+    Raises ValueError if two rows have the same key (sweep, signature, step, protocol).
     """
     import pyarrow as pa
 
@@ -240,46 +234,45 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
 
 
 def replace_table(table: pa.Table, path: Path) -> None:
-    """Write a table as Parquet at once and whole: readers see the old file or the new one."""
+    """Write a table as Parquet, whole or not at all."""
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
+    with whole(path) as partial:
         pq.write_table(table, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _read(read: Callable[[Path], Any], path: Path) -> Any:
+    import pyarrow as pa
+
+    try:
+        return read(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a results table as pandas, integers as Int64 and booleans as boolean, for they may be null.
+    """Read a results table as pandas, with nullable integers (Int64) and booleans (boolean).
 
-    Columns that came later than the file are null.
-
-    Raises SchemaError where the file is not a results table or is of another schema version.
+    Columns newer than the file are null. Raises SchemaError if the file is not a results table or has another schema
+    version.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SchemaError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    table = _read(pq.read_table, path)
     found = (table.schema.metadata or {}).get(b"gsq_schema_version", b"none").decode()
     if found != str(SCHEMA_VERSION):
         raise SchemaError(
             f"{path}: results table of schema version {found}; this gsq reads version {SCHEMA_VERSION}. "
             "Make it again from the run folders: gsq gather SWEEP"
         )
-    # Of the same version, but written before some columns came.
+    # A file of this version may still be older than some columns.
     for field in arrow_schema():
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     frame = table.to_pandas()
     for column in COLUMNS:
-        if column.type in NULLABLE:  # Files of before did not say so.
+        if column.type in NULLABLE:  # Older files lack the pandas metadata.
             frame[column.name] = frame[column.name].astype(NULLABLE[column.type])
     return frame

@@ -1,7 +1,4 @@
-"""Whether failure goes with an axis: exact tests over the runs that have ended.
-
-Imports nothing of gsq, so that analysis can ask the same of any table.
-"""
+"""Exact tests of whether failure depends on an axis, over the runs that have ended; analysis uses them on any table."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from typing import Any
 from gsq.words import counted
 
 LEVEL = 0.05
-# A numeric axis with more values is split at its median: a drawn number is another one in every cell.
+# A numeric axis with more values is split at its median, since a search draws a new number for every cell.
 MANY_VALUES = 8
 RESAMPLES = 99_999
 
 
 @dataclass(frozen=True)
 class AxisTest:
-    """Whether failure goes with one axis, over the cells that have ended (done or failed)."""
+    """Test of whether failure depends on one axis, over the cells that have ended (done or failed)."""
 
     axis: str
     p_value: float
@@ -31,19 +28,15 @@ class AxisTest:
     """Failed cells by value."""
     done: Mapping[str, int]
     group: str
-    """Where failures are most in excess: ``codebook_size=65536`` or, of an ordered axis, ``codebook_size>=16384``."""
+    """Values with the largest excess of failures: ``codebook_size=65536``, or ``codebook_size>=16384`` if ordered."""
     group_failed: int
     group_done: int
 
     @property
     def sentence(self) -> str:
-        """What it says of a law fitted to the rest, where failure goes with the axis."""
-        ended = self.group_failed + self.group_done
-        left = (
-            f"rests there on {self.group_done} of {counted(ended, 'cell')}"
-            if self.group_done
-            else f"says nothing about {self.group}"
-        )
+        """What a failure that depends on the axis means for a law fitted to the rest."""
+        ended = counted(self.group_failed + self.group_done, "cell")
+        left = f"rests there on {self.group_done} of {ended}" if self.group_done else f"says nothing about {self.group}"
         return (
             f"of {counted(sum(self.failed.values()), 'failed cell')} {self.group_failed} "
             f"{'has' if self.group_failed == 1 else 'have'} {self.group} "
@@ -51,21 +44,17 @@ class AxisTest:
         )
 
 
-def _ordered(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
 def goes_with(
     axis: str, values: list[Any], failed: list[bool], text: Callable[[Any], str] = lambda value: f"{value:g}"
 ) -> list[AxisTest]:
-    """The test of one axis over runs that have ended, without correction; none where it does not vary.
+    """Test one axis over runs that have ended, without correction. Returns an empty list if the axis does not vary.
 
-    From the hypergeometric distribution for two values, and for more by 99,999 tables drawn with the same margins (the
-    least p is then 1e-5, and a repeated call gives the same). text: how a value is written.
+    Two values use the hypergeometric distribution. More values use 99,999 tables drawn with the same margins, so the
+    smallest p is 1e-5; the seed is fixed. text: formats a value.
     """
     from scipy import stats
 
-    ordered = _ordered(values)
+    ordered = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if ordered and len(set(values)) > MANY_VALUES:
         middle = sorted(values)[len(values) // 2]
         names = [f"{axis}{'>=' if value >= middle else '<'}{text(middle)}" for value in values]
@@ -85,7 +74,7 @@ def goes_with(
     else:
         margins = stats.random_table([sum(row) for row in table], [sum(column) for column in zip(*table, strict=True)])
         drawn = margins.logpmf(margins.rvs(RESAMPLES, random_state=0))
-        # Tables that are as probable as the one seen count, rounding aside.
+        # Count the tables that are at most as probable as the observed one, up to rounding.
         p_value = float(1 + (drawn <= margins.logpmf(table) + 1e-9).sum()) / (RESAMPLES + 1)
 
     candidates = {group: [group] for group in groups}
@@ -94,7 +83,7 @@ def goes_with(
             candidates[groups[i].replace("=", ">=", 1)] = groups[i:]
             candidates[groups[i].replace("=", "<=", 1)] = groups[: i + 1]
     sums = {name: (sum(lost[g] for g in of), sum(total[g] for g in of)) for name, of in candidates.items()}
-    # The group whose failures chance explains least; of equals the first, which is a single value.
+    # Pick the group whose failures chance explains least; the first of equals is a single value.
     worst = min(sums, key=lambda name: stats.hypergeom.sf(sums[name][0] - 1, len(names), sum(failed), sums[name][1]))
     return [
         AxisTest(
@@ -111,7 +100,7 @@ def goes_with(
 
 
 def corrected(tests: list[AxisTest]) -> list[AxisTest]:
-    """With Holm's correction for their number, in the same order."""
+    """Apply Holm's correction for the number of tests, in the same order."""
     adjusted, least = {}, 0.0
     for rank, test in enumerate(sorted(tests, key=lambda test: test.p_value)):
         least = max(least, min(1.0, test.p_value * (len(tests) - rank)))

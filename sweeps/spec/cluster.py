@@ -1,4 +1,4 @@
-"""Cluster files: where jobs go and what they ask for, apart from the sweep."""
+"""Cluster files: where jobs go and what they request, independent of the sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gsq.sweeps.spec.shipped import configs_folder, find_file
 from gsq.sweeps.spec.states import RESUME, WHO, resumed_classes
 from gsq.sweeps.spec.written import as_written, minutes, option, variable, whole_number
 
-# Options of sbatch that gsq sets, and the key that does it where there is one.
+# sbatch options that gsq sets, with the key for each if there is one.
 SBATCH_KEYS = {
     **{key: key for key in ("partition", "account", "qos", "constraint", "dependency", "nodes")},
     "mem": "memory_gb",
@@ -30,9 +30,7 @@ SBATCH_KEYS = {
     "signal": "signal_seconds",
     **dict.fromkeys(("job-name", "output", "error", "open-mode", "wait", "parsable", "wrap"), ""),
 }
-
-
-# What memory is asked for of sbatch: all of a node's, or a share for each core or GPU, or nothing.
+# What a request for memory is for: a node, each core, each GPU, or nothing at all.
 MEMORY_PER = ("node", "cpu", "gpu", "none")
 # Keys that may be an expression of the cell's estimate.
 EXPRESSIONS = ("memory_gb", "minutes")
@@ -40,70 +38,67 @@ EXPRESSIONS = ("memory_gb", "minutes")
 
 @dataclass(frozen=True)
 class Cluster:
-    """One destination. ``Cluster()`` is this machine's queue."""
+    """A destination for jobs. ``Cluster()`` is this machine's queue."""
 
     kind: str = "local"
     """local (a queue on this machine) or slurm (through submitit)."""
     workers: int = 0
-    """local: runs at the same time; 0 for one a GPU, or one a core."""
+    """local: runs at the same time; 0 for one per GPU, or one per core."""
     partition: str = ""
     account: str = ""
     qos: str = ""
     constraint: str = ""
     dependency: str = ""
-    """What the jobs wait for, as sbatch knows it (afterok:1234)."""
+    """sbatch's dependency of the jobs (afterok:1234)."""
     nodes: int = 1
-    """Nodes a job."""
+    """Nodes per job."""
     gpus: int = 0
-    """GPUs a node."""
+    """GPUs per node."""
     gpu: str = DEFAULT_GPU
-    """Which GPU it is (a100, h100, ...), for estimates until runs have been measured."""
+    """GPU model (a100, h100, ...), for estimates until runs have been measured."""
     processes: int = 0
-    """Processes a node, which share each batch of a run; 0 for one a GPU."""
+    """Processes per node, which share each batch of a run; 0 for one per GPU."""
     cells_per_job: int = 1
-    """Runs that share one job, each with its part of the node's GPUs, where only whole nodes are given out."""
+    """Runs that share one job and the node's GPUs, for clusters that allocate only whole nodes."""
     cpus: int = 1
-    """CPU cores a node."""
+    """CPU cores per node."""
     memory_gb: int | str = 0
-    """Memory a node; 0 takes it from each cell's estimate, rounded up. Or an expression: memory_gb + 4."""
+    """Memory per node; 0 for each cell's estimate, rounded up. Or an expression: memory_gb + 4."""
     memory_per: str = "node"
-    """How sbatch is asked for it where a centre forbids --mem: node, cpu (--mem-per-cpu), gpu (--mem-per-gpu), none."""
+    """How to request it: node (--mem), cpu (--mem-per-cpu), gpu (--mem-per-gpu), or none if the centre forbids it."""
     minutes: int | str = 0
-    """Wall time a job; 0 takes it from each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); in
-    a file also hours:minutes:seconds and days-hours."""
+    """Wall time per job; 0 for each cell's estimate, rounded up. Or an expression: max(30, 3 * minutes); a file may
+    also have hours:minutes:seconds and days-hours."""
     signal_seconds: int = 90
-    """Seconds before the end of the wall time, at most half of it, when a job saves a checkpoint and is requeued."""
+    """Seconds before the end of the wall time (at most half of it) at which a job saves a checkpoint and requeues."""
     parallel: int = 256
-    """Jobs of a submission that run at the same time, shared out over its arrays."""
+    """Jobs of a submission that run at the same time, divided among its arrays."""
     resume: dict[str, str] = field(default_factory=dict)
-    """By failure class, where not as usual: who takes such runs up again, itself, submit or request."""
+    """Who resumes runs of a failure class, if not the default: itself, submit or request."""
     setup: tuple[str, ...] = ()
     """Shell commands before the job (module load ...)."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the job; variables of the job's own shell in them ($TMPDIR) are replaced."""
+    """Environment variables of the job; the job's shell expands variables in them ($TMPDIR)."""
     sbatch: dict[str, str | bool] = field(default_factory=dict)
-    """Further options of sbatch, by their long names; True for one without a value, False for one left out."""
+    """More sbatch options by their long names; True for one without a value, False to leave one out."""
     name: str = "local"
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))
         choose("gpu", self.gpu, GPU_PEAKS)
         choose("memory_per", self.memory_per, MEMORY_PER)
-        for key in ("workers", "gpus", "processes"):
-            positive(key, getattr(self, key), 0)
-        for key in EXPRESSIONS:
-            value = getattr(self, key)
-            if isinstance(value, str):
+        least = dict.fromkeys(("workers", "gpus", "processes", *EXPRESSIONS), 0)
+        least |= dict.fromkeys(("nodes", "cpus", "parallel", "cells_per_job", "signal_seconds"), 1)
+        for key, minimum in least.items():
+            if isinstance(value := getattr(self, key), str):
                 check_expression(value, key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
             else:
-                positive(key, value, 0)
-        for key in ("nodes", "cpus", "parallel", "cells_per_job", "signal_seconds"):
-            positive(key, getattr(self, key))
+                positive(key, value, minimum)
         if self.signal_seconds > 65535:
             raise UserError(f"signal_seconds: {self.signal_seconds}: SLURM takes at most 65535")
         if self.cells_per_job > 1 and (self.nodes > 1 or self.processes > 1):
             raise UserError(
-                f"cells_per_job: {self.cells_per_job}: runs that share a job have one process each on one node; leave "
+                f"cells_per_job: {self.cells_per_job}: runs that share a job have one process each, on one node; leave "
                 "out nodes and processes"
             )
         if self.cells_per_job > 1 and self.gpus % self.cells_per_job:
@@ -130,11 +125,11 @@ class Cluster:
         shares = [key for key in ("mem-per-cpu", "mem-per-gpu") if key in self.sbatch]
         if len(shares) > 1 or (shares and self.memory_per != "node"):
             raise UserError(
-                f"sbatch: {shares[0]}: memory is asked for once; leave out "
+                f"sbatch: {shares[0]}: memory is requested twice; leave out "
                 f"{shares[1] if len(shares) > 1 else 'memory_per: ' + self.memory_per}"
             )
         if self.memory_per == "gpu" and not self.gpus:
-            raise UserError("memory_per: gpu: the jobs ask for no GPU; use gpus, or memory_per: cpu")
+            raise UserError("memory_per: gpu: the jobs request no GPU; set gpus, or use memory_per: cpu")
 
     @property
     def processes_per_node(self) -> int:
@@ -142,8 +137,7 @@ class Cluster:
         return 1 if self.cells_per_job > 1 else self.processes or max(1, self.gpus)
 
     def resumed(self, who: str) -> frozenset[str]:
-        """Failure classes that come back by what ``who`` does: the queue itself, a submission, or one with --retry
-        ("request")."""
+        """Failure classes that ``who`` resumes: the queue ("itself"), gsq submit, or --retry ("request")."""
         return resumed_classes(who, RESUME | self.resume)
 
     @property
@@ -152,11 +146,13 @@ class Cluster:
         return "gpu" if self.gpus or (self.kind == "local" and local_gpus()) else "cpu"
 
 
-def load_cluster(name: str) -> Cluster:
-    """ "local", "slurm" (the cluster's defaults), or a cluster file by path or by name.
+def load_cluster(name: str | Cluster) -> Cluster:
+    """Return "local", "slurm" (the cluster's defaults), or a cluster file by path or by name; a Cluster as it is.
 
     Raises UserError, with every valid key and its default, for an unknown key or a wrong type.
     """
+    if isinstance(name, Cluster):
+        return name
     if name == "local":
         return Cluster()
     if name == "slurm":
@@ -204,7 +200,7 @@ def _default(f: Any) -> Any:
 
 
 def local_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to for one worker each: the GPUs of this machine that we may use."""
+    """Return the usable GPUs of this machine, each as the CUDA_VISIBLE_DEVICES of one worker."""
     visible = visible_gpus()
     if visible is not None:
         return visible
@@ -212,6 +208,6 @@ def local_gpus() -> list[str]:
 
 
 def local_workers(cluster: Cluster) -> int:
-    """Runs at the same time on this machine: one a GPU, else one a core that this process may use."""
+    """Return how many runs this machine runs at a time: one per GPU, else one per core of this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cluster.workers or len(local_gpus()) or cores

@@ -20,7 +20,7 @@ HELPERS = {
     "range": "{range: [a, b]} is a ... b with both ends (step: n)",
     "logspace": "{logspace: [a, b, n]} is n values from a to b at equal ratios",
 }
-# Names a constraint may use beside the short names of config keys: derived axes, and what gsq.config.flops counts.
+# Names that a constraint may use beside config keys: derived axes, and the counts of gsq.config.flops.
 DERIVED_NAMES = (*(axis.name for axis in DERIVED.values() if axis.stored), "parameters", "train_flops", "images")
 _ALLOWED_NODES = (
     ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub,
@@ -30,7 +30,7 @@ _ALLOWED_NODES = (
 
 
 def check_expression(text: str, where: str, names: Sequence[str], functions: Sequence[str] = ()) -> None:
-    """Raise UserError unless ``text`` is an expression of these names, numbers, operators and functions."""
+    """Raise UserError unless ``text`` consists of these names and functions, numbers and operators."""
     text = text.strip()
     try:
         tree = ast.parse(text, mode="eval")
@@ -40,11 +40,10 @@ def check_expression(text: str, where: str, names: Sequence[str], functions: Seq
         raise UserError(f"{where}: {text[:60]!r}: too deep, or not text that Python can read") from None
     called: set[ast.AST] = set()
     for node in ast.walk(tree):
-        # Operators have no place in the source; their names (BitXor) say enough.
+        # An operator has no position in the source, so it goes by its class name (BitXor).
         source = ast.get_source_segment(text, node) or type(node).__name__
         if isinstance(node, ast.Call):
-            known = isinstance(node.func, ast.Name) and node.func.id in functions and not node.keywords
-            if not known:
+            if not isinstance(node.func, ast.Name) or node.func.id not in functions or node.keywords:
                 hint = f"; functions are {', '.join(functions)}" if functions else ""
                 raise UserError(f"{where}: '{text}': '{source}' is a call, which is not allowed{hint}")
             called.add(node.func)
@@ -61,7 +60,7 @@ def check_expression(text: str, where: str, names: Sequence[str], functions: Seq
 
 @dataclass(frozen=True)
 class Constraint:
-    """One expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
+    """An expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
 
     text: str
 
@@ -76,11 +75,11 @@ class Constraint:
     def _evaluator(self) -> EvalWithCompoundTypes:
         from simpleeval import EvalWithCompoundTypes
 
-        # Lists are needed for "in"; functions, attributes and comprehensions were refused above.
+        # This class knows lists, which "in" needs; check_expression has refused calls, attributes and comprehensions.
         return EvalWithCompoundTypes(functions={})
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
-        """``value_of`` gives the value of a name. Raises UserError where the expression cannot be computed."""
+        """Evaluate with ``value_of``, which maps names to values. Raises UserError if that is not possible."""
         from simpleeval import InvalidExpression
 
         self._evaluator.names = lambda node: value_of(node.id)

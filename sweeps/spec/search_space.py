@@ -1,7 +1,7 @@
-"""``search:`` in a sweep YAML: what a search tries, with which of Optuna's samplers, towards what.
+"""``search:`` in a sweep YAML: the space, the objectives, and Optuna's sampler and pruner.
 
 search:
-  trials: 30                               # runs, those included that are pruned or fail
+  trials: 30                               # runs, including those that are pruned or fail
   objectives: [rfid]                       # or several: [rfid, bits_per_pixel]; each has its direction
   sampler: tpe                             # gp, cmaes, nsga2, qmc, random; with options: {tpe: {multivariate: true}}
   pruner: median                           # none, percentile, successive_halving, hyperband, threshold; likewise
@@ -15,7 +15,7 @@ search:
     groups: {choice: [1, 2, 4]}
     latent_dim: {int: [8, 64], step: 8}              # or log: true
 
-Optuna is imported only to check options, and where a study is opened.
+Optuna is imported only to check options and to open a study.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,27 +63,18 @@ PRUNERS = {
     "threshold": "ThresholdPruner",
 }
 Direction = Literal["minimize", "maximize"]
-# What can be searched for, and whether less or more of it is better. Metrics are those of the last evaluation.
+# Possible objectives with their direction. Metrics are those of the last evaluation.
 METRICS: dict[str, Direction] = {
     "rfid": "minimize",
-    "psnr_db": "maximize",
-    "ssim": "maximize",
-    "usage": "maximize",
-    "perplexity": "maximize",
+    **dict.fromkeys(("psnr_db", "ssim", "usage", "perplexity"), "maximize"),
 }
-COSTS: dict[str, Direction] = {
-    "device_seconds": "minimize",
-    "train_flops": "minimize",
-    "parameters": "minimize",
-    "bits_per_pixel": "minimize",
-    "bits_per_token": "minimize",
-}
-OBJECTIVES = {**METRICS, **COSTS}
+COSTS = ("device_seconds", "train_flops", "parameters", "bits_per_pixel", "bits_per_token")
+OBJECTIVES: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
 
 
 @dataclass(frozen=True)
 class Domain:
-    """The values that one parameter can take."""
+    """Values of one parameter."""
 
     kind: str
     values: tuple[Any, ...]
@@ -101,9 +92,9 @@ class Domain:
         return f"{low:g} to {high:g}{scale}" if self.kind != "int" else f"{low} to {high}, whole{scale}"
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """The value of a trial, drawn where it has none yet."""
+        """Return the value of a trial, drawing it if there is none yet."""
         if self.kind == "choice":
-            # Optuna keeps plain values only: a list goes by its text.
+            # Optuna stores plain values only, so a list goes by its text.
             labels = {json.dumps(v) if isinstance(v, list) else v: v for v in self.values}
             return labels[trial.suggest_categorical(name, list(labels))]
         low, high = self.values
@@ -112,7 +103,7 @@ class Domain:
         return trial.suggest_float(name, low, high, log=self.log)
 
     def at(self, share: float) -> Any:
-        """The value at a share, from 0 to less than 1, of the domain."""
+        """Return the value at a share of the domain, 0 <= share < 1."""
         if self.kind == "choice":
             return self.values[int(share * len(self.values))]
         low, high = self.values
@@ -128,7 +119,7 @@ Entry = Domain | tuple[Domain | float, ...]
 
 @dataclass(frozen=True)
 class Search:
-    """A search as it was written, validated."""
+    """A validated ``search:``."""
 
     space: dict[str, Entry]
     trials: int
@@ -143,36 +134,34 @@ class Search:
 
     @property
     def directions(self) -> list[Direction]:
-        """Of each objective."""
+        """Direction of each objective."""
         return [OBJECTIVES[name] for name in self.objectives]
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Axis values of a trial; its parameters are named as the keys of the space, ``key[0]`` for a part of one."""
+    def _values(self, value_of: Callable[[Domain, str], Any]) -> dict[str, Any]:
+        def part(name: str, entry: Domain | float) -> Any:
+            return value_of(entry, name) if isinstance(entry, Domain) else entry
+
         return {
-            name: entry.suggest(trial, name)
-            if isinstance(entry, Domain)
-            else [e.suggest(trial, f"{name}[{i}]") if isinstance(e, Domain) else e for i, e in enumerate(entry)]
+            name: [part(f"{name}[{i}]", one) for i, one in enumerate(entry)]
+            if isinstance(entry, tuple)
+            else part(name, entry)
             for name, entry in self.space.items()
         }
 
-    def _at(self, share: Any) -> dict[str, Any]:
-        return {
-            name: entry.at(share())
-            if isinstance(entry, Domain)
-            else [e.at(share()) if isinstance(e, Domain) else e for e in entry]
-            for name, entry in self.space.items()
-        }
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return the axis values of a trial, whose parameters have the keys of the space, or ``key[0]`` for a part."""
+        return self._values(lambda domain, name: domain.suggest(trial, name))
 
     def middle(self) -> dict[str, Any]:
-        """Axis values in the middle of the space."""
-        return self._at(lambda: 0.5)
+        """Return the axis values in the middle of the space."""
+        return self._values(lambda domain, name: domain.at(0.5))
 
     def draw(self, random: Random) -> dict[str, Any]:
-        """Axis values drawn at random, without a study."""
-        return self._at(random.random)
+        """Draw axis values at random, without a study."""
+        return self._values(lambda domain, name: domain.at(random.random()))
 
     def domains(self) -> dict[str, str]:
-        """The space by parameter, in words."""
+        """Describe the domain of each parameter."""
         words: dict[str, str] = {}
         for name, entry in self.space.items():
             if isinstance(entry, Domain):
@@ -182,19 +171,18 @@ class Search:
         return words
 
     def make_sampler(self, trial: int) -> optuna.samplers.BaseSampler:
-        """The sampler for the trial of that number. Its random numbers depend on the seed and the trial alone, so that
-        a search that was interrupted goes on as if it had not been."""
+        """Return the sampler for a trial. Its random numbers depend only on seed and trial, so an interrupted search
+        resumes as if nothing had happened."""
         import optuna
 
         of_trial = Random(f"{self.seed}/{trial}").randrange(2**31)
         options: dict[str, Any] = {"seed": of_trial, **self.sampler_options}
         if self.sampler == "tpe":
-            # Without it trials that run at the same time would be drawn alike.
+            # Without this, trials that run at the same time are drawn alike.
             options.setdefault("constant_liar", True)
         elif self.sampler == "qmc":
-            # One sequence for the whole study, whose place Optuna keeps.
-            options["seed"] = self.seed
-            options["independent_sampler"] = optuna.samplers.RandomSampler(seed=of_trial)
+            # The study shares one sequence, in which Optuna keeps its place.
+            options |= {"seed": self.seed, "independent_sampler": optuna.samplers.RandomSampler(seed=of_trial)}
         if self.sampler in ("gp", "cmaes", "qmc"):
             options.setdefault("warn_independent_sampling", False)
         with warnings.catch_warnings():
@@ -204,7 +192,7 @@ class Search:
         return sampler
 
     def make_pruner(self, steps: int, every: int) -> optuna.pruners.BasePruner:
-        """steps: of a whole run, evaluated every so many."""
+        """Return the pruner. steps: of a whole run; every: steps between evaluations."""
         import optuna
 
         options: dict[str, Any] = {}
@@ -220,7 +208,7 @@ class Search:
 
 
 def read_search(values: Any, base: RunConfig, where: str) -> Search:
-    """``search:`` as a Search. Raises UserError for anything that is not as the module's docstring shows."""
+    """Read ``search:``. Raises UserError for anything that differs from the module's docstring."""
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {values!r} is not a mapping with trials and space; see {', '.join(KEYS)}")
     for key in values:
@@ -259,7 +247,7 @@ def _number(value: Any, where: str, least: int) -> int:
 
 
 def _choice(value: Any, known: Mapping[str, str], where: str) -> tuple[str, dict[str, Any]]:
-    """A name, or {name: {option: value}}."""
+    """Read a name or {name: {option: value}}."""
     options: Any = {}
     if isinstance(value, Mapping) and len(value) == 1:
         value, options = next(iter(value.items()))
@@ -268,7 +256,7 @@ def _choice(value: Any, known: Mapping[str, str], where: str) -> tuple[str, dict
     if value not in known:
         hint = nearest(str(value), known)
         raise UserError(
-            f"{where}: {value!r} is not one of {', '.join(known)}{hint}; options go like {{NAME: {{a: 1}}}}"
+            f"{where}: {value!r} is not one of {', '.join(known)}{hint}; options are written as {{NAME: {{a: 1}}}}"
         )
     if not isinstance(options or {}, Mapping):
         raise UserError(f"{where}: {value}: {options!r} is not a mapping of options")
@@ -317,7 +305,7 @@ def _space(values: Any, base: RunConfig, where: str) -> dict[str, Entry]:
 
 
 def _domain(value: Any, wanted: type, where: str) -> Domain:
-    """wanted: the type of the config key."""
+    """Read one domain. wanted: the type of the config key."""
     kind = next((str(k) for k in value if k in DOMAINS), None) if isinstance(value, Mapping) else None
     allowed = {"int": {"int", "step", "log"}}.get(kind or "", {kind})
     if kind is None or set(value) - allowed:
@@ -351,7 +339,7 @@ def _domain(value: Any, wanted: type, where: str) -> Domain:
 
 
 def _check(search: Search, base: RunConfig, where: str) -> None:
-    """What goes together, and options, which Optuna knows best."""
+    """Raise UserError for parts that do not go together, and for options that Optuna refuses."""
     several = len(search.objectives) > 1
     if search.sampler == "cmaes" and several:
         raise UserError(f"{where}.sampler: cmaes has one objective, not {len(search.objectives)}; use tpe, gp or nsga2")
@@ -362,7 +350,7 @@ def _check(search: Search, base: RunConfig, where: str) -> None:
             raise UserError(f"{where}.pruner: {search.pruner} compares one objective, not {len(search.objectives)}")
         if search.objectives[0] not in METRICS:
             raise UserError(
-                f"{where}.pruner: {search.objectives[0]} is not measured on the way; objectives that are: "
+                f"{where}.pruner: {search.objectives[0]} is not measured during training; use one of "
                 f"{', '.join(METRICS)}"
             )
         if not 0 < base.evaluation.every < base.train.steps:
@@ -370,18 +358,20 @@ def _check(search: Search, base: RunConfig, where: str) -> None:
                 f"{where}.pruner: {search.pruner} acts at intermediate evaluations, and there are none: set "
                 f"evaluation.every to less than {base.train.steps} steps"
             )
-    if search.sampler_options:
-        _check_options(SAMPLERS[search.sampler], "samplers", search.sampler_options, f"{where}.sampler")
-    if search.pruner_options:
-        _check_options(PRUNERS[search.pruner], "pruners", search.pruner_options, f"{where}.pruner")
+    _check_options(SAMPLERS[search.sampler], "samplers", search.sampler_options, f"{where}.sampler")
+    _check_options(PRUNERS[search.pruner], "pruners", search.pruner_options, f"{where}.pruner")
     try:
-        search.make_sampler(0) if search.sampler_options else None
-        search.make_pruner(base.train.steps, base.evaluation.every) if search.pruner != "none" else None
+        if search.sampler_options:
+            search.make_sampler(0)
+        if search.pruner != "none":
+            search.make_pruner(base.train.steps, base.evaluation.every)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
 
 
 def _check_options(name: str, module: str, options: Mapping[str, Any], where: str) -> None:
+    if not options:
+        return
     import optuna
 
     known = inspect.signature(getattr(getattr(optuna, module), name)).parameters

@@ -9,9 +9,9 @@ from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING
 PLANNED, QUEUED, CANCELLED = "planned", "queued", "cancelled"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, PRUNED, FAILED)
 
-# Who takes a failed run up again, from its last checkpoint: the queue itself, the next submission (the user has made
-# room on the disk, or wants to go on after cancelling), or only who asks for it (--retry), for another attempt would
-# fail alike. But a run that is out of memory comes back as long as its micro-batch can be halved.
+# Who resumes a failed run from its last checkpoint: the queue itself; the next submission (after the user has freed
+# disk space or cancelled); or only a request (--retry), because another attempt would fail in the same way. A run that
+# is out of memory also resumes as long as its micro-batch can be halved.
 RESUME = {
     "preempted": "itself",
     "node_failure": "itself",
@@ -27,7 +27,7 @@ WHO = ("itself", "submit", "request")
 
 
 def resumed_classes(who: str, resume: Mapping[str, str] = RESUME) -> frozenset[str]:
-    """Failure classes that come back by what ``who`` does, or by less."""
+    """Failure classes that ``who`` resumes, including those that need less."""
     return frozenset(failure for failure, by in resume.items() if WHO.index(by) <= WHO.index(who))
 
 

@@ -14,8 +14,8 @@ cases:                             # single cells, beside the combinations
   - {groups: 8, latent_dim: 16}
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
-budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to be run
-plan_for: example-gpu              # the cluster file that gsq plan reckons with where --cluster names none
+budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to run
+plan_for: example-gpu              # the cluster file for the estimates of gsq plan without --cluster
 search: {...}                      # instead of axes, zip and cases: an Optuna study (sweeps/spec/search_space.py)
 """
 
@@ -41,19 +41,19 @@ KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on what is still to be run of a sweep, None for none. What is finished counts nothing."""
+    """Limits on what is still to run of a sweep, None for no limit. Finished cells count nothing."""
 
     device_hours: float | None = None
     hours: float | None = None
     """Wall time with the queue's parallelism."""
     disk_gb: float | None = None
-    """10^9 bytes of checkpoints and weights, at the most."""
+    """Most 10^9 bytes of checkpoints and weights."""
     cells: int | None = None
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A sweep as it was written, validated."""
+    """A validated sweep YAML."""
 
     name: str
     base: RunConfig
@@ -65,12 +65,12 @@ class Spec:
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
     preset: QuantizerConfig | None = None
-    """The quantizer of the preset that it is based on; the default one where that is a file."""
+    """The quantizer of the base preset; the default one if the base is a file."""
     plan_for: str = ""
-    """The cluster file that ``gsq plan`` reckons with where none is named; nothing is ever submitted to it."""
+    """The cluster file for the estimates of ``gsq plan`` without --cluster; nothing is ever submitted to it."""
 
     def candidates(self) -> Iterator[dict[str, Any]]:
-        """Axis values of every combination and every case, before constraints."""
+        """Yield the axis values of every combination and every case, before constraints."""
         groups = [[dict(zip(z, values, strict=True)) for values in zip(*z.values(), strict=True)] for z in self.zipped]
         if self.axes or groups or not self.cases:
             for values in product(*self.axes.values(), *groups):
@@ -82,9 +82,9 @@ class Spec:
 
 
 def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
-    """Read a sweep from a YAML file, from the name of one that ships with gsq, or from a mapping.
+    """Read a sweep from a YAML file, a shipped sweep's name, or a mapping.
 
-    Raises UserError for anything that is not as the module's docstring shows.
+    Raises UserError for anything that differs from the module's docstring.
     """
     if isinstance(source, Mapping):
         return build_spec(dict(source), Path(), "sweep")
@@ -95,7 +95,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
 
 
 def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
-    """A sweep from the content of its file. folder: where a relative base lies; where: what errors name."""
+    """Build a sweep from the content of its file. folder: of a relative base. where: what errors name."""
     for key in values:
         if key not in KEYS:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")
@@ -105,24 +105,16 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
             f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
         )
     begun = _base(values.get("base"), folder, where)
-    # What a file says of the quantizer somebody wrote, as in set; a preset's may stay with every kind.
+    # Quantizer keys in a base file count as written, as those in set do; a preset's keys fit every kind.
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
     axes = _axes(values.get("axes") or {}, f"{where}: axes")
-    zipped = values.get("zip") or []
-    zipped = [zipped] if isinstance(zipped, Mapping) else zipped
-    if not isinstance(zipped, list):
-        raise UserError(f"{where}: zip: {zipped!r} is not a mapping of axes, nor a list of such mappings")
-    groups = []
-    for group in zipped:
-        read = _axes(group, f"{where}: zip")
-        lengths = {name: len(v) for name, v in read.items()}
+    groups = [_axes(group, f"{where}: zip") for group in _listed(values, "zip", Mapping, where, "mappings of axes")]
+    for group in groups:
+        lengths = {name: len(v) for name, v in group.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
-        groups.append(read)
-    cases = values.get("cases") or []
-    if not isinstance(cases, list) or not all(isinstance(case, Mapping) for case in cases):
-        raise UserError(f"{where}: cases: must be a list of mappings such as {{groups: 8, latent_dim: 16}}")
+    cases = _listed(values, "cases", Mapping, where, "mappings such as {groups: 8, latent_dim: 16}")
     for case in cases:
         for key in case:
             config_key(str(key), f"{where}: cases")
@@ -132,20 +124,16 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
             if (full := config_key(key, where)) in seen:
                 raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
             seen.add(full)
-    texts = values.get("where") or []
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: where: must be an expression or a list of expressions, got {texts!r}")
+    texts = _listed(values, "where", str, where, "expressions")
     plan_for = values.get("plan_for") or ""
     if not isinstance(plan_for, str):
         raise UserError(f"{where}: plan_for: {plan_for!r} is not the name of a cluster file")
     search = None
     if values.get("search") is not None:
-        beside = [key for key in ("axes", "zip", "cases") if values.get(key)]
-        if beside:
+        if beside := [key for key in ("axes", "zip", "cases") if values.get(key)]:
             raise UserError(
-                f"{where}: search: beside {' and '.join(beside)}, whose cells would not compare in one study; "
-                "move the keys to search.space, or give each cell a sweep of its own (set)"
+                f"{where}: search: cannot be combined with {' and '.join(beside)}, whose cells do not compare in one "
+                "study; move the keys to search.space, or give each cell a sweep of its own (set)"
             )
         search = read_search(values["search"], base, f"{where}: search")
     return Spec(
@@ -163,14 +151,22 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     )
 
 
+def _listed(values: Mapping[str, Any], key: str, kind: type[Any], where: str, what: str) -> list[Any]:
+    """Return the list under ``key``, where one entry may stand alone, but for cases. Raises UserError for others."""
+    found = values.get(key) or []
+    listed = [found] if isinstance(found, kind) and key != "cases" else found
+    if not isinstance(listed, list) or not all(isinstance(one, kind) for one in listed):
+        raise UserError(f"{where}: {key}: must be a list of {what}, got {found!r}")
+    return listed
+
+
 def _budget(value: Any, where: str) -> Budget:
     valid = [f.name for f in fields(Budget)]
     if value is None:
         return Budget()
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: budget: {value!r} is not a mapping of limits; limits are {', '.join(valid)}")
-    unknown = [str(key) for key in value if key not in valid]
-    if unknown:
+    if unknown := [str(key) for key in value if key not in valid]:
         named = ", ".join(f"'{key}'{nearest(key, valid)}" for key in unknown)
         raise UserError(f"{where}: budget: unknown {named}; limits are {', '.join(valid)}")
     for key, limit in value.items():

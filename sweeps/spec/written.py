@@ -1,4 +1,4 @@
-"""Values of a YAML file as they are written there: YAML would read 3.10 as 3.1, on as true, and 16:30:00 as 59400."""
+"""Values of a YAML file as written. YAML itself reads 3.10 as 3.1, on as true, and 16:30:00 as 59400."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 from gsq.errors import UserError
 
-# In a plain scalar, with which an option is switched on or off.
+# Plain scalars that switch an option on or off.
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 NULL = ("", "~", "null", "Null", "NULL")
 
 
 class Plain(str):
-    """A scalar that stands in the file without quotes."""
+    """A scalar that the file has without quotes."""
 
 
 def as_written(path: Path) -> dict[str, Any]:
-    """The mapping of a YAML file, each scalar as its text (Plain where it is not quoted); lists and mappings at any
-    depth. The file has been read by gsq.config.overrides.read_yaml before, which reports its errors."""
+    """Read a YAML file with every scalar as its text (Plain if unquoted), at any depth.
+
+    gsq.config.overrides.read_yaml must have read the file before, because it reports errors.
+    """
     import yaml
 
     loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
@@ -40,10 +42,10 @@ def as_written(path: Path) -> dict[str, Any]:
 
 
 def option(key: str, text: Any, read: Any) -> str | bool:
-    """Value of an option of sbatch: True for one without a value, False for one that is left out.
+    """Return the value of an sbatch option: True for an option without a value, False to leave it out.
 
-    text: as it is written. read: as YAML reads it, which is the value where it is text (it may refer to another key).
-    Raises UserError for what cannot stand behind an option.
+    text: the value as written. read: as YAML reads it; text there is the value itself, which may refer to another key.
+    Raises UserError for a value that no option can have.
     """
     if isinstance(text, list):
         return ",".join(str(option(f"{key}[{i}]", t, r)) for i, (t, r) in enumerate(zip(text, read, strict=True)))
@@ -57,24 +59,24 @@ def option(key: str, text: Any, read: Any) -> str | bool:
         return False
     found = variable(key, text, read)
     if "\n" in found or "\r" in found:
-        raise UserError(f"{key}: {found!r}: an option of sbatch stands on one line")
+        raise UserError(f"{key}: {found!r}: an sbatch option must be on one line")
     return found
 
 
 def variable(key: str, text: Any, read: Any) -> str:
-    """Value of an environment variable. Raises UserError for a list or a mapping."""
+    """Return the value of an environment variable. Raises UserError for a list or a mapping."""
     if isinstance(text, list | dict):
-        raise UserError(f"{key}: {read!r} is not one value; write it as the variable should have it, in quotes")
+        raise UserError(f"{key}: {read!r} is not one value; write the variable's value in quotes")
     if isinstance(text, Plain) and text in NULL:
         return ""
     if isinstance(read, str):
         return read
-    # A reference to another key of the file has been replaced by its value.
+    # OmegaConf has replaced a reference to another key by its value.
     return str(read) if "${" in text else str(text)
 
 
 def whole_number(key: str, text: Any, read: Any) -> Any:
-    """``read``, where YAML took a number for one that nobody wrote. Raises UserError for 1:30 (90) and 010 (8)."""
+    """Return ``read``. Raises UserError for text that YAML turns into another number: 1:30 (90), 010 (8)."""
     if isinstance(read, int) and not isinstance(read, bool) and isinstance(text, Plain):
         plain = text.replace("_", "").lstrip("+-")
         if "${" not in text and (not plain.isdigit() or (plain.startswith("0") and plain != "0")):
@@ -86,9 +88,11 @@ _WALL_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?
 
 
 def minutes(key: str, text: Any, read: Any) -> Any:
-    """A wall time in minutes: a number, an expression, or hours:minutes:seconds and the forms with days that sbatch
-    knows (1-12, 1-12:30, 1-12:30:00), rounded up to whole minutes. Raises UserError for 24:00, which sbatch takes for
-    24 minutes and many for 24 hours."""
+    """Return a wall time in whole minutes, rounded up; expressions stay as they are.
+
+    Accepts a number, hours:minutes:seconds, and sbatch's forms with days (1-12, 1-12:30, 1-12:30:00). Raises UserError
+    for 24:00, which sbatch reads as 24 minutes and many people as 24 hours.
+    """
     written = str(text).strip() if isinstance(text, str) and "${" not in text else str(read)
     match = _WALL_TIME.fullmatch(written)
     if match is None or not ("-" in written or ":" in written):

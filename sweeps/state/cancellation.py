@@ -1,8 +1,8 @@
-"""Cells that a user has cancelled: a marker file for each in the sweep folder, until the cell is submitted again.
+"""Markers of cancelled cells in the sweep folder, which last until the cell is submitted again.
 
-The marker keeps a queue that runs from starting the cell, and tells a SLURM job that its SIGTERM means cancellation
-and not preemption. ``cancelled/<signature>`` is the marker; ``cancelled/<signature>.<pid>`` says that the worker of
-that process id was sent its signal, for a second one would end it without a checkpoint.
+``cancelled/<signature>`` keeps a running queue from starting the cell, and tells a SLURM job that its SIGTERM means
+cancellation and not preemption. ``cancelled/<signature>.<pid>`` records that the worker with that process id has its
+signal, because a second one would end it without a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ def _folder(folder: SweepFolder) -> Path:
 
 
 def mark(folder: SweepFolder, signatures: Iterable[str]) -> None:
-    """No queue starts these cells from now on."""
+    """Keep every queue from starting these cells."""
     _folder(folder).mkdir(parents=True, exist_ok=True)
     for signature in signatures:
         (_folder(folder) / signature).touch()
 
 
 def clear(folder: SweepFolder, signatures: Collection[str]) -> None:
-    """These cells are submitted again: forget that they were cancelled."""
+    """Forget that these cells were cancelled, because they are submitted again."""
     for path in list(_folder(folder).glob("*")):
         if path.name.partition(".")[0] in signatures:
             path.unlink(missing_ok=True)
 
 
 def marked(folder: SweepFolder) -> set[str]:
-    """Signatures of the cancelled cells."""
+    """Return the signatures of the cancelled cells."""
     return {path.name for path in _folder(folder).glob("*") if not path.suffix}
 
 
 def stopping(folder: SweepFolder, actions: Iterable[Action]) -> tuple[str, ...]:
-    """Signatures of cancelled cells whose job or worker has not ended yet."""
+    """Return the signatures of cancelled cells whose job or worker has not ended yet."""
     cancelled = marked(folder)
     return tuple(a.cell.signature for a in actions if a.kind == "wait" and a.cell.signature in cancelled)
 
 
 def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
-    """Whether the caller, and nobody else, is to send the worker its signal."""
+    """Return True to the only caller that should send the worker its signal."""
     try:
         (_folder(folder) / f"{signature}.{pid}").touch(exist_ok=False)
     except (FileExistsError, FileNotFoundError):
@@ -57,14 +57,14 @@ def claim_signal(folder: SweepFolder, signature: str, pid: int) -> bool:
 
 
 def resumes_by_itself(record: RunRecord) -> bool:
-    """Whether a queue on this machine tries a failed run again without being asked."""
+    """Return whether a queue on this machine retries a failed run by itself."""
     return record.state == FAILED and (record.failure in RESUMED or can_shrink(record, record.failure))
 
 
 def with_cancelled(
     cancelled: Collection[str], records: Mapping[str, RunRecord], jobs: Mapping[str, Job]
 ) -> tuple[dict[str, RunRecord], dict[str, Job]]:
-    """What reconcile is to be told: a cancelled cell that waited, also to be resumed, ended as cancelled."""
+    """Return records and jobs in which every cancelled cell that waited, or waited to be resumed, has ended."""
     records, jobs = dict(records), dict(jobs)
     for signature in set(cancelled) & set(records):
         record, job = records[signature], jobs.get(signature)

@@ -1,4 +1,4 @@
-"""Run SLURM's commands: every one has a time limit, and none is asked with the user's own filters and formats."""
+"""Run SLURM's commands with a time limit, and without the user's own filters and formats."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-# How long each command may take before it counts as silent; seconds.
+# Time limits of the commands [s].
 LIMITS = {"scontrol": 30.0, "squeue": 60.0, "sacct": 60.0, "scancel": 120.0, "sbatch": 90.0}
 DEFAULT_LIMIT = 60.0
-# A command reads options from variables with its own name; the user's would hide jobs or reorder columns.
+# The commands read options from such variables; the user's would hide jobs or reorder columns.
 OWN_VARIABLES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one command said."""
+    """The answer of one command."""
 
     command: str
-    """Its name."""
+    """Name of the command."""
     output: str = ""
     errors: str = ""
     code: int | None = None
-    """Exit code; None where the command was not found or did not end in time."""
+    """Exit code; None if the command was not found or did not end in time."""
     seconds: float | None = None
-    """The time limit that it reached; None where it ended."""
+    """The time limit that it reached; None if it ended."""
 
     @property
     def ok(self) -> bool:
@@ -39,12 +39,12 @@ class Answer:
 
     @property
     def lines(self) -> list[str]:
-        """Lines of the output; none unless the command succeeded."""
+        """Lines of the output; empty unless the command succeeded."""
         return self.output.splitlines() if self.ok else []
 
     @property
     def problem(self) -> str:
-        """Why there is no answer, with all the words of the command; empty where it succeeded."""
+        """Why there is no answer, with everything that the command printed; empty if it succeeded."""
         if self.ok:
             return ""
         if self.timed_out:
@@ -56,11 +56,10 @@ class Answer:
 
 
 def run(*words: str, seconds: float | None = None, environment: Mapping[str, str] | None = None) -> Answer:
-    """Run a command of SLURM to its end. Never raises for what the command does.
+    """Run a command of SLURM. Never raises for what the command does.
 
-    words: the command and its arguments. seconds: its time limit, by default that of LIMITS; a command that reaches
-    it is killed, with all that it started. environment: by default this process's own, without the variables that
-    change what the commands ask for or print.
+    words: the command and its arguments. seconds: the time limit, by default that of LIMITS, after which the command
+    and its children are killed. environment: by default ``clean_environment``.
     """
     name = words[0]
     limit = LIMITS.get(name, DEFAULT_LIMIT) if seconds is None else seconds
@@ -74,7 +73,7 @@ def run(*words: str, seconds: float | None = None, environment: Mapping[str, str
             env=variables,
             text=True,
             errors="replace",
-            # A site's command may be a script: a time-out must reach what that started, too.
+            # A site's command may be a script, whose children a time-out must kill too.
             start_new_session=True,
         )
     except OSError:
@@ -90,9 +89,9 @@ def run(*words: str, seconds: float | None = None, environment: Mapping[str, str
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's variables, without those that change what SLURM's commands ask for or print."""
+    """Return this process's variables, without those that change the questions or output of SLURM's commands."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(OWN_VARIABLES) and k != "SLURM_TIME_FORMAT"}
-    # Without a limit on the list of an array's tasks, which is cut at 64 characters otherwise.
+    # This lifts the limit on the list of an array's tasks, which SLURM cuts at 64 characters.
     return {**kept, "SLURM_BITSTR_LEN": "0"}
 
 
@@ -103,5 +102,5 @@ def _kill(process: subprocess.Popen[str]) -> None:
         if pipe is not None:
             pipe.close()
     with suppress(subprocess.TimeoutExpired):
-        # A process that hangs in the kernel cannot be killed; it is not waited for.
+        # A process that hangs in the kernel cannot be killed, so do not wait for it.
         process.wait(5)

@@ -1,4 +1,4 @@
-"""Why a job ended that left no word of its own in the run folder: its exit code, and the end of what it printed."""
+"""Why a job ended without a record in the run folder, from its exit code and the end of its log."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import errno
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from gsq.records.attempt import FAILED
 from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.folder import SweepFolder
 
-# How much of the end of a log is read, and how much of its last line is shown.
-TAIL_BYTES, LINE_LENGTH = 8192, 300
-# What Python says first in a job, through submitit.
+# Bytes read from the end of a log, and from its beginning; characters shown of its last line.
+TAIL_BYTES, HEAD_BYTES, LINE_LENGTH = 8192, 1 << 20, 300
+# The first line of Python in a job, through submitit.
 _BEGAN = re.compile(r"^submitit INFO ", re.MULTILINE)
-# What SLURM adds to the log of every job that fails; it says less than the line before it.
+# Lines that SLURM adds to the log of every failed job; they say less than the line before them.
 _ROUTINE = re.compile(
     r"^srun: error: \S+: tasks? [\d,-]+: |^srun: (Force Terminated|Terminating|Job step aborted|launch/)"
     r"|^slurmstepd: error: \*\*\* |^<no Python frame>|^Current thread 0x"
 )
-# Before each start of a local worker or of a job.
+# The line before each start of a local worker or job.
 _STARTED = re.compile(r"^--- gsq (?:worker|job) started .*$", re.MULTILINE)
 _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated|Hangup|Interrupt|User defined signal)",
@@ -33,9 +34,9 @@ _NODE_AWAY = re.compile(
     r"(?:Zero Bytes were transmitted|[Cc]ommunication connection failure|Socket timed out|Unable to contact slurmd)",
     re.MULTILINE,
 )
-# In place of an exit code, where only the controller has been heard, which tells none.
+# Stands in for the exit code if only the controller answers, which does not report it.
 FAILED_SOMEHOW = "failed"
-# Somebody else ended it, or told it to stop before it could listen. srun and the shell have their own ways to say so.
+# Signals that end a process from outside, and the exit codes by which srun and the shell report them.
 _KILLED_SIGNALS = tuple(
     int(number)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -43,13 +44,13 @@ _KILLED_SIGNALS = tuple(
 _KILLED_CODES = tuple(128 + number for number in _KILLED_SIGNALS)
 # The last line of a process that could not even write its status.
 _NO_ROOM = re.compile("|".join(re.escape(os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT)))
-# What SLURM says where it cannot open the log of a job.
+# SLURM's signal number if it cannot open the log of a job.
 _NO_LOG_SIGNAL = 53
 
 
 def killed_from_outside(exit_code: str, tail: str) -> bool:
-    """Whether an exit code of sacct (``code:signal``) means that the job was killed, or its node was away, rather than
-    that it failed."""
+    """Return whether an exit code of sacct (``code:signal``) means that the job was killed, or its node was away, and
+    that it did not fail by itself."""
     if _NODE_AWAY.search(_STARTED.split(tail)[-1]):
         return True
     code, number = _numbers(exit_code)
@@ -59,15 +60,15 @@ def killed_from_outside(exit_code: str, tail: str) -> bool:
 
 
 def _own_failure(log: Path | None) -> str:
-    """The class of a job that failed by itself: an error, unless it says that there was no room for a record of it."""
+    """Return the class of a job that failed by itself: ``error``, or ``disk_full`` if its last line says so."""
     return "disk_full" if _NO_ROOM.search(last_line(log)) else "error"
 
 
 def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
-    """Record for a worker of the local queue, which ended before it wrote anything, that its attempt failed.
+    """Record a failed attempt for a local worker that ended before it wrote anything.
 
-    code: its exit code, negative for a signal: a worker that was killed is lost, and any other an error. Raises OSError
-    where the run folder cannot be written.
+    code: its exit code, negative for a signal. A killed worker is lost, any other an error. Raises OSError if the run
+    folder cannot be written.
     """
     how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
     log = folder.log(signature)
@@ -80,11 +81,10 @@ def note_worker_death(folder: SweepFolder, signature: str, code: int) -> None:
 
 
 def failure_of(exit_code: str | None, log: Path | None) -> str:
-    """``error``, ``disk_full`` or ``lost``, for a job that ended without a word in its run folder.
+    """Return ``error``, ``disk_full`` or ``lost`` for a job that ended without a record in its run folder.
 
-    exit_code: as sacct prints it, or FAILED_SOMEHOW; None where nobody knows it. log: the file with what the job
-    printed. A job that failed by itself would fail again and is an error; a job that was killed, or of which nothing is
-    known, is lost.
+    exit_code: as sacct prints it, or FAILED_SOMEHOW; None if unknown. log: the job's output. A job that failed by
+    itself would fail again and is an error; a job that was killed, or of which nothing is known, is lost.
     """
     text = tail(log)
     if exit_code == FAILED_SOMEHOW:
@@ -92,21 +92,21 @@ def failure_of(exit_code: str | None, log: Path | None) -> str:
         return "lost" if outside else _own_failure(log)
     if exit_code is not None and _numbers(exit_code) != (0, 0):
         return "lost" if killed_from_outside(exit_code, text) else _own_failure(log)
-    # It ended well, or SLURM has forgotten how: then Python should at least have begun.
-    began = _BEGAN.search(_STARTED.split(_head(log))[-1]) or _ENDED_FROM_OUTSIDE.search(text)
+    # It ended well, or SLURM has forgotten how. Python should at least have started.
+    began = _BEGAN.search(_STARTED.split(_part(log, HEAD_BYTES, os.SEEK_SET))[-1]) or _ENDED_FROM_OUTSIDE.search(text)
     return "lost" if began or not text.strip() else _own_failure(log)
 
 
 def before_python(log: Path | None) -> bool:
-    """Whether a job's last start, of several, ended before Python began; False where its log does not tell."""
+    """Return whether the last of a job's starts ended before Python began; False if its log does not tell."""
     _, *starts = _STARTED.split(tail(log))
     return bool(starts) and _BEGAN.search(starts[-1]) is None
 
 
 def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:
-    """How it ended (`` with exit code 3``), and the last line of its log (``: module: command not found``).
+    """Return how a job ended (`` with exit code 3``) and the last line of its log (``: module: command not found``).
 
-    Each begins with what joins it to a sentence, and is empty where there is nothing to say.
+    Each part begins with what joins it to a sentence, and is empty if there is nothing to say.
     """
     how = ""
     code, number = _numbers(exit_code or "0:0")
@@ -119,8 +119,8 @@ def described(exit_code: str | None, log: Path | None) -> tuple[str, str]:
 
 
 def last_line(log: Path | None) -> str:
-    """The last line that says something of this job; what SLURM says of every such job where there is none."""
-    # A progress bar writes its line again and again.
+    """Return the last line that is specific to this job, else SLURM's routine line, else an empty string."""
+    # A progress bar overwrites its line.
     lines = _STARTED.split(tail(log))[-1].split("\n")
     lines = [line.rstrip("\r").rpartition("\r")[2].strip() for line in lines]
     lines = [line for line in lines if line]
@@ -129,26 +129,19 @@ def last_line(log: Path | None) -> str:
 
 
 def tail(log: Path | None) -> str:
-    """The end of a log; empty where there is none."""
-    try:
-        if log is None:
-            return ""
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
+    """Return the end of a log; empty if there is none."""
+    return _part(log, TAIL_BYTES, os.SEEK_END)
 
 
-def _head(log: Path | None) -> str:
-    """The whole log, but of a long one its beginning: enough to see whether Python began."""
-    try:
-        if log is None:
-            return ""
-        with log.open("rb") as file:
-            return file.read(1 << 20).decode(errors="replace")
-    except OSError:
-        return ""
+def _part(log: Path | None, count: int, whence: int) -> str:
+    """The first or last ``count`` bytes of a log; empty if there is none."""
+    with suppress(OSError):
+        if log is not None:
+            with log.open("rb") as file:
+                if whence == os.SEEK_END:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+                return file.read(count).decode(errors="replace")
+    return ""
 
 
 def _numbers(exit_code: str) -> tuple[int, int]:

@@ -1,15 +1,15 @@
-"""What was handed to SLURM: ``<sweep folder>/submissions/<n>/``, one folder for each job array.
+"""The journal of submissions to SLURM: ``<sweep folder>/submissions/<n>/``, one folder for each job array.
 
-Submitting is three steps that cannot be one: say what will be submitted, call sbatch, note the job's id. A driver may
-die between any two of them, sleep for an hour, or run beside another one, and yet each cell must have one job. So:
+A submission takes three steps: write down what will be submitted, call sbatch, note the job's id. A driver may die or
+sleep between any two of them, or run beside another one, and still each cell must have exactly one job. Therefore:
 
-- An entry appears whole, by the rename of a folder onto the next free number. Of two drivers that want the same
-  number, one gets it; the other looks at what there is now and decides again.
-- ``verdict.json`` says what became of it, and is written once, by whoever comes first: the driver with the job's id,
-  the job itself when it starts, or a later driver that found no such job and takes the entry back. A job that starts
-  after that ends at once. Neither clocks nor process ids decide anything; they only save waiting.
+- An entry appears whole, by renaming a folder to the next free number. If two drivers want the same number, one gets
+  it; the other reads the journal and decides again.
+- ``verdict.json`` says what became of the entry. It is written once, by whoever comes first: the driver with the job's
+  id, the job itself when it starts, or a later driver that found no such job and revokes the entry. A job that starts
+  after that ends at once. Clocks and process ids decide nothing; they only save waiting.
 
-Beside it lie the job script, the pickle that submitit loads, and what the jobs print.
+The folder also holds the job script, the pickle that submitit loads, and the output of the jobs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.records.attempt import write_json
+from gsq.files import temporary, write_json
 from gsq.sweeps.planning.folder import SweepFolder
 
 ENTRY, VERDICT, SCRIPT, PICKLE = "entry.json", "verdict.json", "script.sh", "job.pkl"
@@ -38,10 +38,10 @@ class Entry:
 
     path: Path
     name: str
-    """The jobs' name, which no other entry has."""
+    """Unique name of the jobs."""
     cluster: str
     source: str
-    """The copy of the source that the jobs run."""
+    """Path of the source copy that the jobs run."""
     minutes: int
     memory_gb: int
     time: float
@@ -50,35 +50,37 @@ class Entry:
     signatures: tuple[str, ...] = field(repr=False)
     cells_per_job: int = 1
     clusters: str = ""
-    """The cluster that sbatch named, or was told to choose from, where there are several (sbatch -M)."""
+    """The cluster that sbatch named, or the clusters that it could choose from (sbatch -M)."""
     job: str | None = None
-    """SLURM's id of the array; None where it is not known."""
+    """SLURM's id of the array; None if unknown."""
     revoked: bool = False
 
     @property
     def open(self) -> bool:
-        """Whether it is not known yet what became of it."""
+        """True as long as nobody has decided what became of the entry."""
         return self.job is None and not self.revoked
 
     @property
     def jobs(self) -> dict[str, str]:
-        """SLURM job by signature; empty where there is none, or none is known."""
+        """SLURM job by signature; empty if none is known."""
         if self.job is None:
             return {}
         return {s: f"{self.job}_{index // self.cells_per_job}" for index, s in enumerate(self.signatures)}
 
     def members(self, task: int) -> tuple[str, ...]:
-        """Signatures of the cells of one task of the array."""
+        """Return the signatures of one task of the array."""
         first = task * self.cells_per_job
         return self.signatures[first : first + self.cells_per_job]
 
     def decide(self, job: str | None, clusters: str = "") -> Entry:
-        """Say that the entry has become a job, or with None that it is taken back; returns what holds, which is the
-        first that was said. clusters: the cluster that has the job, where that is not the entry's."""
-        mine = self.path / f".{VERDICT}.{os.uname().nodename}.{os.getpid()}.partial"
+        """Record the entry's job, or None to revoke the entry. Returns the entry with the first such decision.
+
+        clusters: the cluster that has the job, if it is not the entry's.
+        """
+        mine = temporary(self.path / VERDICT)
         try:
-            write_json(mine, {"job": job, **({"clusters": clusters} if clusters else {})}, sync=True)
-            # Unlike a rename, a link never replaces what is there.
+            write_json(mine, {"job": job, **({"clusters": clusters} if clusters else {})})
+            # Unlike a rename, a link never replaces an existing file.
             os.link(mine, self.path / VERDICT)
         except FileExistsError:
             pass
@@ -88,7 +90,7 @@ class Entry:
 
 
 def read_entry(path: Path) -> Entry:
-    """An entry by its folder. Raises OSError where there is none, and UserError where its files are damaged."""
+    """Read an entry from its folder. Raises OSError if there is none, and UserError if its files are damaged."""
     try:
         values = json.loads((path / ENTRY).read_text())
         entry = Entry(path, **{**values, "signatures": tuple(values["signatures"])})
@@ -117,7 +119,7 @@ def _folder(sweep: SweepFolder) -> Path:
 
 
 def numbers(sweep: SweepFolder) -> list[int]:
-    """Numbers of the entries, oldest first."""
+    """Return the numbers of the entries, oldest first."""
     try:
         return sorted(int(name) for name in os.listdir(_folder(sweep)) if name.isdigit())
     except OSError:
@@ -125,31 +127,30 @@ def numbers(sweep: SweepFolder) -> list[int]:
 
 
 def path_of(sweep: SweepFolder, number: int) -> Path:
-    """Folder of an entry."""
+    """Return the folder of an entry."""
     return _folder(sweep) / f"{number:06d}"
 
 
 def entries(sweep: SweepFolder) -> Iterator[Entry]:
-    """All entries, oldest first."""
+    """Yield all entries, oldest first."""
     for number in numbers(sweep):
         yield read_entry(path_of(sweep, number))
 
 
 def log_path(entry: Entry, job: str) -> Path:
-    """Where a job of the entry prints; of the processes that share a run, the first. ``job``: ``12_3``."""
+    """Return the output file of a job (``12_3``), or of the first of several processes that share a run."""
     return entry.path / f"{job}_0_log.out"
 
 
 def add(entry: Entry, files: Mapping[str, bytes]) -> None:
-    """Put an entry and its files where ``entry.path`` says. Raises Taken where another one is there already."""
-    partial = entry.path.with_name(f".{entry.path.name}.{os.uname().nodename}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write an entry and its files to ``entry.path``. Raises Taken if another entry is there already."""
+    partial = temporary(entry.path)
     partial.mkdir(parents=True)
     try:
         values = {k: v for k, v in asdict(entry).items() if k not in ("path", "job", "revoked")}
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        write_json(partial / ENTRY, values, sync=True)
+        write_json(partial / ENTRY, values)
         partial.rename(entry.path)
     except OSError:
         if not entry.path.exists():

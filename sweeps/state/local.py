@@ -1,4 +1,4 @@
-"""Which runs are alive on this machine, by the processes that train them."""
+"""Which runs are alive on this machine, judged by their processes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gsq.records.attempt import RUNNING, process_start, write_json
+from gsq.files import write_json
+from gsq.records.attempt import RUNNING, process_start
 from gsq.records.read import RunRecord
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.reconcile import Job, SchedulerState
 
-# In the environment of a worker: the process id of the driver that started it.
+# Environment variable of a worker with the process id of its driver.
 DRIVER_VARIABLE = "GSQ_QUEUE_PID"
-# Below the sweep folder: a file for each worker that runs.
+# Folder in the sweep folder with a file for each running worker.
 WORKERS = "workers"
-# What `python -m` runs in a worker, now and before the rooms became one package.
+# Modules that `python -m` runs in a worker, today and before the rooms became one package.
 WORKER_MODULES = ("gsq.sweeps.running.worker", "sweeps.job")
 
 
 def alive(pid: int, heartbeat: float, pid_start: str = "") -> bool:
-    """Whether the process that wrote a heartbeat still runs; a later process of the same number is another one.
+    """Return whether the process that wrote a heartbeat still runs, and not a later one with its number.
 
-    pid_start: what process_start said of it then. Without, the heartbeat tells, unless the clock was set back.
+    pid_start: its process_start at that time. Without it the heartbeat decides, unless the clock was set back.
     """
     if pid_start:
         return process_start(pid) == pid_start
@@ -34,18 +35,18 @@ def alive(pid: int, heartbeat: float, pid_start: str = "") -> bool:
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
     except (OSError, ValueError, StopIteration):
         return False
-    # Field 22 of proc(5): start after boot in clock ticks. Boot time is in whole seconds, hence the margin.
+    # Field 22 of proc(5) is the start in clock ticks after boot. Boot time is in whole seconds, hence the margin.
     started = int(boot.split()[1]) + int(rest[18]) / os.sysconf("SC_CLK_TCK")
     return state != "Z" and started <= heartbeat + 2
 
 
 def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
-    """Running attempts whose process belongs to this machine: alive, or gone without having said so."""
+    """Return a job for each running attempt of this machine: running, or gone without a record of its end."""
     jobs: dict[str, Job] = {}
     if not Path("/proc/self").exists():
-        return jobs  # Not Linux: the heartbeat has to do.
+        return jobs  # Elsewhere than on Linux only the heartbeat tells.
     for signature, record in records.items():
-        # A SLURM node on this host (record.node) is for the scheduler to know.
+        # The scheduler knows about a SLURM node on this host (record.node).
         if record.state == RUNNING and record.host == os.uname().nodename and not record.node:
             running = alive(record.pid, record.heartbeat, record.pid_start)
             state: SchedulerState = "running" if running else "gone"
@@ -54,7 +55,7 @@ def local_jobs(records: Mapping[str, RunRecord]) -> dict[str, Job]:
 
 
 def with_local_jobs(on_slurm: Mapping[str, Job], records: Mapping[str, RunRecord]) -> dict[str, Job]:
-    """SLURM's jobs and this machine's: the one that may be alive counts. A run can have an attempt of each."""
+    """Merge SLURM's jobs with this machine's. If a run has both, the one that may be alive counts."""
     here = local_jobs(records)
     over = {s for s in here if here[s].state == "gone" and s in on_slurm and on_slurm[s].state != "gone"}
     return {**on_slurm, **{s: job for s, job in here.items() if s not in over}}
@@ -62,21 +63,21 @@ def with_local_jobs(on_slurm: Mapping[str, Job], records: Mapping[str, RunRecord
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker process on this machine, of whichever driver."""
+    """A worker process of any driver on this machine."""
 
     pid: int
     driver: int
-    """Process id of its driver; 0 where that is dead."""
+    """Process id of its driver; 0 if the driver is dead."""
     gpu: str
     """Its CUDA_VISIBLE_DEVICES."""
 
 
 @contextmanager
 def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
-    """Inside the block this process is known to every driver as the worker of a cell, by a file that it writes first:
-    ``<sweep folder>/workers/<host>/<signature>.<pid>.json``, with the process's start, its driver and its GPU.
+    """Announce this process to every driver as the worker of a cell while the block runs.
 
-    A process that cannot write it, because the disk is full, is still known by its command line.
+    It writes ``<sweep folder>/workers/<host>/<signature>.<pid>.json`` with its start, driver and GPU. If the disk is
+    full, drivers still know it by its command line.
     """
     path = folder.path / WORKERS / os.uname().nodename / f"{signature}.{os.getpid()}.json"
     value = {
@@ -88,7 +89,7 @@ def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
     }
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
+        write_json(path, value, sync=False)
     try:
         yield
     finally:
@@ -97,15 +98,12 @@ def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
 
 
 def workers(runs: Path) -> dict[str, Worker]:
-    """The local queues' workers for cells below ``runs``, by signature, also those that have written nothing else yet.
-
-    Empty where the system is not Linux.
-    """
+    """Return the local queues' workers for cells below ``runs``, by signature; none unless the system is Linux."""
     return {**_by_command_line(runs), **_by_record(runs)}
 
 
 def _by_record(runs: Path) -> dict[str, Worker]:
-    """Workers that wrote that they are one, and are alive. The file of one that was killed is removed."""
+    """Live workers with a record. Records of killed workers are removed."""
     found: dict[str, Worker] = {}
     for path in (runs / "sweeps").glob(f"*/{WORKERS}/{os.uname().nodename}/*.json"):
         try:
@@ -113,7 +111,7 @@ def _by_record(runs: Path) -> dict[str, Worker]:
             signature, pid, start = str(value["signature"]), int(value["pid"]), str(value["pid_start"])
             driver, gpu = str(value["driver"]), str(value["gpu"])
         except (OSError, ValueError, TypeError, KeyError):
-            continue  # It has just ended, or is no record.
+            continue  # The worker has just ended, or this is no record.
         if start and process_start(pid) == start:
             with suppress(OSError):
                 found[signature] = Worker(pid, _living_driver(pid, driver), gpu)
@@ -124,12 +122,11 @@ def _by_record(runs: Path) -> dict[str, Worker]:
 
 
 def _by_command_line(runs: Path) -> dict[str, Worker]:
-    """Workers that have written no record: gsq 0.1.0 before its rooms became one package did not, nor has one that
-    has only just started."""
+    """Workers without a record: those that have only just started, or that an early gsq 0.1.0 started."""
     found: dict[str, Worker] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            # As start_worker wrote it; those of a SLURM job have one word more.
+            # start_worker writes these words, and one more for a worker of a SLURM job.
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[1:-1]
             if len(words) != 6 or words[0] != "-m" or words[1] not in WORKER_MODULES or words[2] != str(runs):
                 continue
@@ -137,13 +134,12 @@ def _by_command_line(runs: Path) -> dict[str, Worker]:
             variables = {name: value for name, _, value in pairs}
             driver = _living_driver(int(entry.name), variables.get(DRIVER_VARIABLE, ""))
         except (OSError, IndexError):
-            continue  # It has just ended, or is another user's.
+            continue  # The process has just ended, or belongs to another user.
         found[words[5]] = Worker(int(entry.name), driver, variables.get("CUDA_VISIBLE_DEVICES", ""))
     return found
 
 
 def _living_driver(pid: int, driver: str) -> int:
-    """The driver that started a worker, if it lives: then it is the worker's parent still. Raises OSError where the
-    worker has ended."""
+    """The driver of a worker if it is still the parent, so alive; else 0. Raises OSError if the worker has ended."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return parent if driver == str(parent) else 0

@@ -1,4 +1,4 @@
-"""What a cell printed: the log of its local workers, or SLURM's output file of its jobs."""
+"""The output of a cell, from the log of its local workers or the output files of its SLURM jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from gsq.errors import UserError
-from gsq.records.attempt import DONE, FAILED, RUNNING, read_json
+from gsq.files import read_json
+from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
 from gsq.sweeps.spec.states import PLANNED, QUEUED
@@ -21,10 +22,10 @@ from gsq.sweeps.state.reconcile import STOPPED, shown_state
 from gsq.sweeps.state.selection import select_one
 from gsq.sweeps.state.status import CellStatus, status
 
-# The first line of each start: written by the local queue or by the job script; by submitit before those were.
+# The first line of each start, which the local queue or the job script writes; in older logs submitit does.
 START = re.compile(r"^--- gsq (?:worker|job) started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)$", re.MULTILINE)
 SUBMITIT_START = re.compile(r"^submitit INFO \((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\) - Starting with ", re.MULTILINE)
-# Of the training curve, so that a run in good health, which prints nothing, shows that it moves.
+# Lines of the training curve to show, because a healthy run prints nothing else.
 CURVE_LINES = 3
 CURVE = {
     "step": "step",
@@ -43,22 +44,22 @@ class Log:
     folder: SweepFolder
     cell: CellStatus
     attempt: int
-    """0 where the cell has not been tried."""
+    """0 if the cell has not been tried."""
     state: str
     failure: str | None
     message: str | None
     text: str
-    """What the attempt printed."""
+    """Output of the attempt."""
     curve: tuple[str, ...]
     """The last lines of its training curve."""
     traceback: str
-    """Empty where there is none, or where the text has it."""
+    """Empty if there is none, or if the text has it."""
     files: tuple[Path, ...]
-    """Log files of the cell, oldest first, whether they are there or not."""
+    """Log files of the cell, oldest first, which may not exist."""
 
     @property
     def headline(self) -> str:
-        """Which attempt, state, failure and message."""
+        """Attempt, state, failure and message in a line."""
         none = "a start without an attempt" if self.cell.attempts else "no attempt yet"
         which = f"attempt {self.attempt} of {self.cell.attempts}" if self.attempt else none
         state = shown_state(self.state, self.failure)
@@ -71,12 +72,12 @@ class Log:
 def read_log(
     sweep: str | SweepFolder, cell: str | Sequence[str], attempt: int | None = None, *, runs: Path | None = None
 ) -> Log:
-    """The log of one cell's newest attempt, or of another one by its number from 1.
+    """Read the log of a cell's newest attempt, or of the attempt with a number from 1.
 
-    cell: a selection of one cell; an empty one means the only cell that runs, or the only one there is.
-    Raises UserError for an unknown sweep, cell or attempt.
+    cell: a selection of one cell; an empty one means the only running cell, or the only cell. Raises UserError for an
+    unknown sweep, cell or attempt.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     words = [cell] if isinstance(cell, str) else cell
     found = status(folder)
     if not words and [one.state for one in found.cells].count(RUNNING) == 1:
@@ -89,68 +90,50 @@ def read_log(
         raise UserError(f"--attempt: {chosen.signature} has no attempt {attempt}; {there}")
     number = attempt or max(paths, default=0)
     starts = _starts(files)
-    if not number:
-        # What a worker said that died before it made an attempt.
-        text = starts[-1][1] if starts else ""
-        return Log(folder, chosen, 0, chosen.state, chosen.failure, chosen.message, text, (), "", files)
-    own = read_json(paths[number] / "status.json") or {}
-    newest = number == max(paths)
-    if attempt is None and starts and starts[-1][0] > float(own.get("heartbeat", 0)) + 1 and own.get("state") != DONE:
-        # A later start made no attempt: its words say why.
-        return Log(folder, chosen, 0, chosen.state, chosen.failure, chosen.message, starts[-1][1], (), "", files)
+    own = (read_json(paths[number] / "status.json") if number else None) or {}
+    ended = (chosen.state, chosen.failure, chosen.message)
+    later = bool(starts) and starts[-1][0] > float(own.get("heartbeat", 0)) + 1 and own.get("state") != DONE
+    if not number or (attempt is None and later):
+        # The last start made no attempt, so only its output says why.
+        return Log(folder, chosen, 0, *ended, starts[-1][1] if starts else "", (), "", files)
+    if number != max(paths):
+        ended = (own.get("state", RUNNING), own.get("failure"), own.get("message"))
     text = _of_attempt(starts, list(paths), number, float(own.get("started", 0)))
     traceback = ""
     with suppress(OSError):
         traceback = (paths[number] / "traceback.txt").read_text()
     lines = traceback.strip().splitlines()
-    return Log(
-        folder,
-        chosen,
-        number,
-        chosen.state if newest else own.get("state", "running"),
-        chosen.failure if newest else own.get("failure"),
-        chosen.message if newest else own.get("message"),
-        text,
-        _curve(paths[number], CURVE_LINES),
-        "" if lines and lines[-1] in text else traceback,
-        files,
-    )
+    traceback = "" if lines and lines[-1] in text else traceback
+    return Log(folder, chosen, number, *ended, text, _curve(paths[number], CURVE_LINES), traceback, files)
 
 
 def log_files(folder: SweepFolder, signature: str) -> tuple[Path, ...]:
-    """Where the workers of a cell write: one file for all on this machine, and one for each SLURM job."""
+    """Return the log files of a cell: one for all workers on this machine, and one for each SLURM job."""
     jobs = ((entry, entry.jobs.get(signature)) for entry in journal.entries(folder))
     return folder.log(signature), *(journal.log_path(entry, job) for entry, job in jobs if job)
 
 
 def _starts(files: Sequence[Path]) -> list[tuple[float, str]]:
-    """Each start of a worker, oldest first: seconds since the epoch, and what it printed."""
+    """Return time (seconds since the epoch) and output of each start of a worker, oldest first."""
     found = []
     for path in files:
         try:
-            text = path.read_text(errors="replace")
+            text, changed = path.read_text(errors="replace"), path.stat().st_mtime
         except OSError:
             continue
         matches = list(START.finditer(text)) or list(SUBMITIT_START.finditer(text))
-        # What stands before belongs to the first start: SLURM's own words, or those of a job that got no further.
+        # Earlier lines belong to the first start: SLURM's own, or those of a job that got no further.
         bounds = [0, *(match.start() for match in matches[1:]), len(text)]
-        times = [time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")) for match in matches] or [_changed(path)]
+        times = [time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")) for match in matches] or [changed]
         pieces = [text[start:end] for start, end in pairwise(bounds)]
         found += [(begun, piece) for begun, piece in zip(times, pieces, strict=True) if piece.strip()]
     return sorted(found, key=lambda start: start[0])
 
 
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _of_attempt(starts: list[tuple[float, str]], attempts: list[int], number: int, begun: float) -> str:
     if len(starts) == len(attempts):
         return starts[attempts.index(number)][1]
-    # Some start made no attempt, or some attempt was made elsewhere (gsq train): the last start before it is its own.
+    # A start made no attempt, or an attempt was made elsewhere (gsq train), so take the last start before it.
     before = [text for time_of_start, text in starts if time_of_start <= begun + 1]
     return before[-1] if before else ""
 
@@ -165,13 +148,13 @@ def _curve(attempt: Path, count: int | None = None) -> tuple[str, ...]:
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # Torn, or still being written.
+            continue  # The line is torn or still being written.
         shown.append(", ".join(f"{name} {value[key]:.4g}" for key, name in CURVE.items() if key in value))
     return tuple(shown)
 
 
 def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
-    """What the cell prints from now on, with its training curve, piece by piece; ends when the cell has ended."""
+    """Yield new output of the cell and lines of its training curve until the cell has ended."""
     signature = log.cell.signature
     run = RunFolder.of(log.folder.runs, signature)
     offsets = {path: path.stat().st_size for path in log.files if path.exists()}
@@ -196,5 +179,5 @@ def follow(log: Log, poll_seconds: float = 1.0) -> Iterator[str]:
             why += f": {found.message}" if state in (FAILED, STOPPED) else ""
             yield f"{signature} {state}{why}\n"
             return
-        # sacct is the cluster's, not ours alone.
+        # Other users share sacct.
         time.sleep(max(poll_seconds, 5.0) if journal.numbers(log.folder) else poll_seconds)

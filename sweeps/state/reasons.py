@@ -1,11 +1,11 @@
-"""Why a job waits, from SLURM's reason for it (squeue's %r): in words, and whether it goes away by itself."""
+"""Explain why a job waits, from SLURM's reason (squeue's %r), and whether the reason goes away by itself."""
 
 from __future__ import annotations
 
 import re
 
-# The first pattern that fits a reason, without spaces and underscores and in lower case, gives the words.
-# What keeps a job from ever starting, unless somebody changes the job, the partition or the limit:
+# The first pattern that matches a reason, in lower case without spaces and underscores, gives the words.
+# Reasons that last until somebody changes the job, the partition or the limit:
 _FOR_EVER = (
     (r"partitiondown", "the partition is down"),
     (r"partitioninactive", "the partition is inactive"),
@@ -23,9 +23,9 @@ _FOR_EVER = (
     (r".*per(job|node)(limit)?|.*maxwall.*|maxmemperlimit", "the job asks for more than a limit allows"),
     (r"(?!.*run).*minutes(limit)?|.*grpwall.*|(qos|association)timelimit", "the granted time is used up"),
 )
-# What keeps a job from starting as long as other jobs run:
+# Reasons that last as long as other jobs run:
 _UNTIL_OTHERS_END = ((r"(?!jobarraytask).*limit|(assoc|qos)grp.*|.*per(user|account)", "they use up what it allows"),)
-# What goes away by itself:
+# Reasons that go away by themselves:
 _FOR_NOW = (
     (r"jobarraytasklimit", "as many jobs run as `parallel` in the cluster file allows"),
     (r"reqnodenotavail.*|nodedown.*|nodesrequiredforjob.*", "nodes that it needs are down, drained or reserved"),
@@ -35,20 +35,17 @@ _FOR_NOW = (
 
 
 def waits_for_ever(reason: str | None) -> bool:
-    """Whether a waiting job will not start unless somebody changes something."""
+    """Return whether a waiting job will not start unless somebody changes something."""
     return reason is not None and _words(reason, _FOR_EVER) is not None
 
 
 def explained(reason: str | None) -> str | None:
-    """SLURM's reason with its meaning, ``will not start: PartitionDown (the partition is down)``; None without one."""
-    if reason is None:
-        return None
-    if words := _words(reason, _FOR_EVER):
-        return f"will not start: {reason} ({words})"
-    if words := _words(reason, _UNTIL_OTHERS_END):
-        return f"will not start until other jobs end: {reason} ({words})"
-    words = _words(reason, _FOR_NOW)
-    return f"{reason} ({words})" if words else reason
+    """Return a reason with its meaning: ``will not start: PartitionDown (the partition is down)``; None for none."""
+    kinds = {"will not start: ": _FOR_EVER, "will not start until other jobs end: ": _UNTIL_OTHERS_END, "": _FOR_NOW}
+    for start, table in kinds.items():
+        if reason is not None and (words := _words(reason, table)):
+            return f"{start}{reason} ({words})"
+    return reason
 
 
 def _words(reason: str, table: tuple[tuple[str, str], ...]) -> str | None:

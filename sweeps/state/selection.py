@@ -1,4 +1,4 @@
-"""Cells by signature, state, failure class or KEY=VALUE."""
+"""Select cells by signature, state, failure class or KEY=VALUE."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from gsq.config.overrides import config_key
 from gsq.errors import UserError, nearest
 from gsq.records.attempt import FAILURES
-from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.cells import Plan, value_of
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
 from gsq.sweeps.state.status import CellStatus, SweepStatus
 from gsq.words import counted
 
-# How many signatures an error names.
+# Most signatures in an error.
 NAMED = 8
 
 
 def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellStatus]:
-    """The cells that a selection names, in the plan's order; without words, all of them.
+    """Return the cells that a selection names, in the plan's order; without words, all of them.
 
-    Raises UserError, with what there is, for a word that is no state and fits no cell.
+    Raises UserError, listing what there is, for a word that is no state and fits no cell.
     """
     cells = {cell.signature: cell for cell in plan.cells}
     signatures: set[str] = set()
@@ -33,14 +33,14 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
         if "=" in word:
             name, _, text = word.partition("=")
             key = config_key(name, "selection")
-            chosen = {s for s, cell in cells.items() if _holds(_value(cell, key), text)}
+            chosen = {s for s, cell in cells.items() if _holds(value_of(cell.config, key), text)}
             if not chosen:
-                there = Counter(_text(_value(cell, key)) for cell in cells.values())
+                there = Counter(_text(value_of(cell.config, key)) for cell in cells.values())
                 listed = ", ".join(f"{value} ({counted(count, 'cell')})" for value, count in there.items())
                 raise UserError(f"selection: no cell of sweep '{plan.name}' has {word}; {name} is {listed}")
             values[key] |= chosen
         elif word in STATES or word in FAILURES:
-            # To a user a cell that waits for a worker is queued, whether a scheduler knows it or not.
+            # Users see a cell that waits for a worker as queued, whether or not a scheduler knows it.
             states |= {word, PLANNED} if word == QUEUED else {word}
         elif word == STOPPED:
             states.add(CANCELLED)
@@ -56,7 +56,7 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
 
 
 def select_one(plan: Plan, found: SweepStatus, words: Sequence[str]) -> CellStatus:
-    """The only cell that a selection names. Raises UserError where it names none or several."""
+    """Return the only cell that a selection names. Raises UserError if it names none or several."""
     chosen = select(plan, found, words)
     if len(chosen) == 1:
         return chosen[0]
@@ -66,11 +66,8 @@ def select_one(plan: Plan, found: SweepStatus, words: Sequence[str]) -> CellStat
         )
     listed = "; ".join(f"{cell.signature} {cell.title}" for cell in chosen[:NAMED])
     more = f"; and {len(chosen) - NAMED} more" if len(chosen) > NAMED else ""
-    raise UserError(
-        f"selection: '{' '.join(words)}' is {len(chosen)} cells of sweep '{plan.name}', name one: {listed}{more}"
-        if words
-        else f"name one of the {len(chosen)} cells of sweep '{plan.name}': {listed}{more}"
-    )
+    which = f"selection: '{' '.join(words)}' matches" if words else "name one of"
+    raise UserError(f"{which} {len(chosen)} cells of sweep '{plan.name}'; name one: {listed}{more}")
 
 
 def _signature(plan: Plan, found: SweepStatus, word: str) -> str:
@@ -79,7 +76,7 @@ def _signature(plan: Plan, found: SweepStatus, word: str) -> str:
         return fitting[0].signature
     if fitting and word:
         listed = "; ".join(f"{cell.signature} {cell.title}" for cell in fitting[:NAMED])
-        raise UserError(f"selection: {len(fitting)} cells begin with '{word}', give more of one: {listed}")
+        raise UserError(f"selection: {len(fitting)} cells begin with '{word}', give more characters of one: {listed}")
     names = [*STATES, *FAILURES, *(cell.signature for cell in plan.cells)]
     raise UserError(
         f"selection: '{word}' is no signature in sweep '{plan.name}', no state, failure class or KEY=VALUE"
@@ -101,11 +98,6 @@ def _what_is_there(plan: Plan, found: SweepStatus) -> str:
         + (f" and {len(plan.cells) - NAMED} more (gsq status --all)" if len(plan.cells) > NAMED else ""),
     ]
     return "there are " + "; ".join(parts)
-
-
-def _value(cell: Cell, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(cell.config, section), name)
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,6 @@
-"""What SLURM says of a sweep's jobs: one call of squeue and one of sacct for all of them.
+"""The state of a sweep's jobs, from one call of squeue and one of sacct for all of them.
 
-SLURM gives the numbers of jobs to other jobs again (they wrap around, a new database begins at 1), so a job is known
-by its number and its name together, and nothing is concluded or done from a number alone.
+SLURM reuses job numbers (they wrap around, and a new database begins at 1), so number and name together identify a job.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gsq.sweeps.state.commands import Answer, run
 from gsq.sweeps.state.deaths import FAILED_SOMEHOW
 from gsq.sweeps.state.reconcile import Job, SchedulerState
 
-# Everything else that SLURM prints means that the job is over.
+# Any other state means that the job is over.
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
 FAILURES = {
@@ -32,9 +31,9 @@ FAILURES = {
     "OUT_OF_MEMORY": "out_of_memory",
     "CANCELLED": "cancelled",
 }
-# After these SLURM itself starts a job again, which accounting hears of later than the controller.
+# After these states SLURM restarts a job itself, which accounting learns later than the controller.
 REQUEUED_AFTER = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
-# How long after its submission accounting may not have heard of a job; seconds.
+# Time after its submission in which accounting may not know a job [s].
 LAG_SECONDS = 600.0
 UNLISTED = "neither squeue nor sacct lists it"
 
@@ -56,12 +55,12 @@ def require_slurm() -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """A job as squeue or sacct lists it."""
+    """A job in the list of squeue or sacct."""
 
     word: str
-    """Its state."""
+    """SLURM's word for the state."""
     name: str
-    """The job's name; empty where the line ended before it."""
+    """Name of the job; empty if the line ends before it."""
     reason: str | None = None
     exit_code: str | None = None
     submit: str = ""
@@ -75,7 +74,7 @@ _Rows = dict[str, list[_Row]]
 
 
 def _of_squeue(lines: Iterable[str]) -> _Rows:
-    """Lines of ``%i|%T|%r|%j``, by job."""
+    """Parse lines of ``%i|%T|%r|%j``, by job."""
     rows: _Rows = defaultdict(list)
     for line in lines:
         job_id, _, rest = line.partition("|")
@@ -86,7 +85,7 @@ def _of_squeue(lines: Iterable[str]) -> _Rows:
 
 
 def _of_sacct(lines: Iterable[str]) -> _Rows:
-    """Lines of ``JobID,State,JobName,ExitCode,Submit``, by job, each job's in the order of submission."""
+    """Parse lines of ``JobID,State,JobName,ExitCode,Submit`` by job, each in the order of submission."""
     rows: _Rows = defaultdict(list)
     for line in lines:
         listed, _, rest = line.partition("|")
@@ -98,12 +97,12 @@ def _of_sacct(lines: Iterable[str]) -> _Rows:
 
 
 def _word(text: str) -> str:
-    """``CANCELLED`` of ``CANCELLED by 1000`` and of ``CANCELLED+``."""
+    """Return ``CANCELLED`` for ``CANCELLED by 1000`` and ``CANCELLED+``."""
     return text.split()[0].rstrip("+") if text.split() else ""
 
 
 def _expanded(job_id: str) -> list[str]:
-    """The tasks of an array that waits as one: ``7_1, 7_4, 7_6`` of ``7_[1,4-6:2%8]``; any other id alone."""
+    """Return the tasks of a pending array: ``7_1, 7_4, 7_6`` for ``7_[1,4-6:2%8]``; any other id alone."""
     match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", job_id)
     if match is None:
         return [job_id]
@@ -116,29 +115,29 @@ def _expanded(job_id: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Known:
-    """A job of ours: its number and what else tells it from others."""
+    """A job of ours: its number and what else identifies it."""
 
     job_id: str
     """``12_3`` or ``12``."""
     name: str = ""
-    """Empty where any job of the number is meant."""
+    """Empty for any job of that number."""
     submitted: float = 0.0
-    """Seconds since the epoch; 0 where that is long ago."""
+    """Seconds since the epoch; 0 for long ago."""
     clusters: str = ""
-    """The cluster that sbatch named, where there are several."""
+    """The cluster that sbatch named, if there are several."""
 
 
 def ask(job_ids: Iterable[str]) -> dict[str, Job]:
-    """State of each job, by its number alone: only for jobs that are known to be ours."""
+    """Return the state of each job by its number alone, for jobs that are known to be ours."""
     return {job.job_id: state for job, state in states(Known(job_id) for job_id in job_ids).items()}
 
 
 def states(jobs: Iterable[Known]) -> dict[Known, Job]:
-    """State of each job. A job of another name that has the same number is not taken for it.
+    """Return the state of each job, ignoring other jobs with the same number.
 
-    The controller (squeue) knows what waits and runs, and accounting (sacct) how the rest ended. "unknown" where
-    squeue does not answer and accounting has not heard of the job, or may not have heard that it was requeued; and
-    where neither lists a job that was submitted a moment ago.
+    The controller (squeue) knows what waits and runs, accounting (sacct) how the rest ended. A state is "unknown" if
+    squeue does not answer and accounting does not know the job, or may not know that it was requeued; and if neither
+    lists a job that was just submitted.
     """
     found: dict[Known, Job] = {}
     by_cluster: dict[str, list[Known]] = defaultdict(list)
@@ -146,11 +145,11 @@ def states(jobs: Iterable[Known]) -> dict[Known, Job]:
         by_cluster[job.clusters].append(job)
     for clusters, members in by_cluster.items():
         where = _at(clusters)
-        # What has just ended is listed, too, for a few minutes: accounting may not know it yet, or not exist.
+        # "-t all" also lists what ended minutes ago, since accounting may not know it yet, or may not exist.
         queue = run("squeue", *where, "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%j")
         parents = sorted({job.job_id.split("_")[0] for job in members})
-        # --array would expand what is still pending, but SLURM 22.05 does not know it. With --duplicates, since the
-        # newest job of a number need not be ours.
+        # SLURM 22.05 lacks --array, which would expand pending arrays. The newest job of a number may not be ours, so
+        # list --duplicates.
         options = ("-X", "-n", "-P", "--duplicates", "-o", "JobID,State,JobName,ExitCode,Submit")
         accounting = run("sacct", *where, *options, "-j", ",".join(parents))
         held, told, now = _of_squeue(queue.lines), _of_sacct(accounting.lines), time.time()
@@ -171,7 +170,7 @@ def _ours(job: Known, rows: Mapping[str, list[_Row]]) -> _Row | None:
 
 def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, accounting: Answer, now: float) -> Job:
     if held is not None and held.state != "gone":
-        # Accounting lags behind the controller: what that holds is not over.
+        # The controller still holds the job, so accounting is behind if it says otherwise.
         return Job(held.state, name=job.job_id, reason=held.reason if held.state == "pending" else None)
     over = told if told is not None and told.state == "gone" else held
     if over is not None and (held is not None or queue.ok or over.word not in REQUEUED_AFTER):
@@ -181,19 +180,18 @@ def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, acco
         return Job(told.state, name=job.job_id)
     if not queue.ok:
         return Job("unknown", name=job.job_id, reason=queue.problem)
-    # Without accounting there is nothing to wait for: the controller knows what waits and runs.
+    # The controller knows what waits and runs; without accounting there is nothing to wait for.
     if accounting.ok and now - job.submitted < LAG_SECONDS:
         return Job("unknown", name=job.job_id, reason=f"{UNLISTED} yet")
     return Job("gone", name=job.job_id)
 
 
 def require_known(cluster: str, jobs: Iterable[Job]) -> None:
-    """Raise UserError where nobody knows whether one of these jobs still waits or runs.
+    """Raise UserError if it is unknown whether one of these jobs still waits or runs.
 
-    jobs: of cells that are neither finished nor to be submitted; those that are need no answer of SLURM.
+    jobs: of the cells that are neither finished nor to be submitted.
     """
-    unknown = [job for job in jobs if job.state == "unknown"]
-    if not unknown:
+    if not (unknown := [job for job in jobs if job.state == "unknown"]):
         return
     names = sorted({job.name or "one that was being submitted" for job in unknown})
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
@@ -206,7 +204,7 @@ def require_known(cluster: str, jobs: Iterable[Job]) -> None:
 
 
 def largest_array() -> int:
-    """Tasks that one job array may have: the cluster's MaxArraySize, or SLURM's default where it does not say."""
+    """Return the most tasks of a job array: the cluster's MaxArraySize, or SLURM's default."""
     for line in run("scontrol", "show", "config").lines:
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize" and value.strip().isdigit():
@@ -215,9 +213,9 @@ def largest_array() -> int:
 
 
 def jobs_by_name(clusters: str = "") -> dict[str, str] | None:
-    """Ids of our jobs that wait or run, an array by its own id, by their names; None where squeue does not answer.
+    """Return the id of each of our pending or running arrays and jobs by name; None if squeue does not answer.
 
-    clusters: where they were submitted to, if not to the cluster of this machine.
+    clusters: the clusters to ask, if not this machine's.
     """
     answer = run("squeue", *_at(clusters), "--me", "-h", "-o", "%F|%j")
     if not answer.ok:
@@ -226,8 +224,10 @@ def jobs_by_name(clusters: str = "") -> dict[str, str] | None:
 
 
 def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
-    """The newest SLURM job of each cell, by signature. A submission whose driver is between two steps, or died
-    there, counts where SLURM knows its job, or where SLURM does not answer."""
+    """Return the newest SLURM job of each cell, by signature.
+
+    A submission whose driver is between two steps, or died there, counts if SLURM knows its job or does not answer.
+    """
     handed_over: dict[str, list[tuple[journal.Entry, str]]] = defaultdict(list)
     found: dict[Known, Job] = {}
     names: dict[str, dict[str, str] | None] = {}
@@ -238,7 +238,7 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
                 names[entry.clusters] = jobs_by_name(entry.clusters)
             known = names[entry.clusters]
             if known is None:
-                # It may have become jobs, whose numbers nobody has noted.
+                # It may have become jobs whose numbers nobody noted.
                 jobs = dict.fromkeys(entry.signatures, "")
                 found[_known(entry, "")] = Job("unknown", reason="squeue does not answer")
             else:
@@ -265,20 +265,19 @@ def _known(entry: journal.Entry, job_id: str) -> Known:
 
 
 def cancel_jobs(job_ids: Iterable[str], *options: str, name: str = "", clusters: str = "") -> None:
-    """Cancel jobs and array tasks, waiting or running, with one call of scancel. Raises UserError where it fails.
+    """Cancel pending and running jobs and array tasks with one call of scancel. Raises UserError if it fails.
 
-    name: only those that have this name; the number may have become another job's since it was asked for. clusters:
-    where they were submitted to, if not to the cluster of this machine.
+    name: cancel only jobs of this name, because a number may be another job's by now. clusters: the clusters that have
+    the jobs, if not this machine's.
     """
-    wanted = sorted(set(job_ids))
-    if not wanted:
+    if not (wanted := sorted(set(job_ids))):
         return
     answer = run("scancel", *_at(clusters), *options, *([f"--name={name}"] if name else []), *wanted)
     if answer.code is None and not answer.timed_out:
-        raise UserError("scancel not found on the PATH; cancel where the cluster's commands are")
+        raise UserError("scancel not found on the PATH; cancel on a machine with the cluster's commands")
     lines = [line for line in answer.errors.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()] or lines
-    # A job that has ended in the meantime is no failure.
+    # It is no failure if a job has ended in the meantime.
     ended = all("already completi" in line or "Invalid job id" in line for line in errors) and bool(errors)
     if answer.timed_out or (answer.code and not ended):
-        raise UserError(f"{answer.problem}; the jobs may go on, run the command again")
+        raise UserError(f"{answer.problem}; jobs may still run, so run the command again")

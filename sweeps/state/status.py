@@ -1,18 +1,20 @@
-"""State of a sweep, cell by cell."""
+"""State of a sweep, cell by cell, and of all sweeps."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsq.errors import UserError
 from gsq.records.attempt import RUNNING
+from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused, make_plan
-from gsq.sweeps.planning.folder import SweepFolder, is_yaml, sweep_folder
+from gsq.sweeps.planning.folder import SweepFolder, is_yaml, sweep_folder, sweep_names
 from gsq.sweeps.spec.states import PLANNED, QUEUED, STATES
 from gsq.sweeps.spec.sweep import load_spec
 from gsq.sweeps.state import journal, restarts
@@ -37,36 +39,36 @@ class CellStatus:
     step: int
     steps: int
     rfid: float | None
-    """Of the newest evaluation."""
+    """rFID of the newest evaluation."""
     images_per_second: float | None
     seconds_left: float | None
     attempts: int
     node: str
     job: str
     trials: tuple[int, ...] = ()
-    """Of a search: the trials whose run this is."""
+    """Trials of a search that share this run."""
     reason: str | None = None
-    """Why a queued cell waits, as SLURM says, in words; or why SLURM says nothing."""
+    """Why a queued cell waits, in words, or why SLURM does not say."""
     blocked: bool = False
-    """Whether a queued cell will not start unless somebody changes something."""
+    """True if a queued cell will not start unless somebody changes something."""
     restarts: int = 0
-    """How often SLURM has started its job again, of a cell that is queued or running."""
+    """How often SLURM has restarted the job of a queued or running cell."""
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """All cells of a sweep at one moment."""
+    """State of all cells of a sweep at one moment."""
 
     name: str
     cells: tuple[CellStatus, ...]
     local: bool = True
-    """Whether SLURM never had a job of the sweep."""
+    """True if SLURM never had a job of the sweep."""
     search: SearchStatus | None = None
-    """What the study of a search knows."""
+    """State of the study, for a search."""
     source: str = ""
-    """The YAML file that was asked for; empty where the sweep was asked for by its name."""
+    """The YAML file that named the sweep, if one did."""
     not_submitted: Mapping[str, str] = field(default_factory=dict)
-    """Cells that the YAML has by now and that were never submitted: signature to title."""
+    """Title by signature of cells in the YAML that were never submitted."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,12 +78,12 @@ class SweepStatus:
 
     @property
     def shown_counts(self) -> dict[str, int]:
-        """Cells by state as people are told it, those with none left out."""
+        """Cells by the state that people see, without states that no cell has."""
         return dict(Counter(shown_state(cell.state, cell.failure) for cell in self.cells))
 
     @property
     def ended(self) -> bool:
-        """Whether every cell has: nothing waits and nothing runs."""
+        """True once no cell is queued or running."""
         return all(cell.state not in (PLANNED, QUEUED, RUNNING) for cell in self.cells)
 
     @property
@@ -91,7 +93,7 @@ class SweepStatus:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Why cells wait, with how many do; those that will not start come first."""
+        """Reasons for waiting with the number of cells; those that will not start come first."""
         return waiting_reasons(self.cells)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,13 +108,13 @@ class SweepStatus:
 
 
 def waiting_reasons(cells: Iterable[CellStatus]) -> dict[str, int]:
-    """Reasons of the cells that wait, with how many have each; those that will not start come first."""
+    """Count the reasons of queued cells; those that will not start come first."""
     found = sorted((cell for cell in cells if cell.reason), key=lambda cell: not cell.blocked)
     return dict(Counter(str(cell.reason) for cell in found))
 
 
 def seconds_left(record: RunRecord, batch_size: int) -> float | None:
-    """Training time left, from the attempt's own rate; None before it has one."""
+    """Return the training time left at the attempt's own rate; None before it has one."""
     if not record.images_per_second:
         return None
     return (record.steps - record.step) * batch_size / record.images_per_second
@@ -148,7 +150,7 @@ def row(
 
 @dataclass(frozen=True)
 class Survey:
-    """What the plan, the run folders and the schedulers say of a sweep at one moment, by signature."""
+    """Plan, records, jobs and states of a sweep at one moment, by signature."""
 
     plan: Plan
     records: Mapping[str, RunRecord]
@@ -160,7 +162,7 @@ class Survey:
 def survey(folder: SweepFolder, on_slurm: Mapping[str, Job] | None = None) -> Survey:
     """Read the run folders, then ask SLURM once if the sweep has jobs there. Raises UserError for an unknown sweep.
 
-    on_slurm: the answer of slurm_jobs, where SLURM has just been asked.
+    on_slurm: a recent answer of slurm_jobs.
     """
     plan = folder.read_plan()
     records = folder.records([cell.signature for cell in plan.cells])
@@ -174,12 +176,12 @@ def survey(folder: SweepFolder, on_slurm: Mapping[str, Job] | None = None) -> Su
 def status(
     sweep: str | SweepFolder, runs: Path | None = None, *, on_slurm: Mapping[str, Job] | None = None
 ) -> SweepStatus:
-    """Read the run folders, then ask SLURM once if the sweep has jobs there.
+    """Return the state of a sweep from its run folders and, if it has jobs there, from SLURM.
 
-    sweep: its name, its YAML file or its folder; a YAML file is compared with what was submitted. on_slurm: as for
-    ``survey``. Raises UserError for an unknown sweep.
+    sweep: its name, YAML file or folder; a YAML file is compared with what was submitted. on_slurm: as for ``survey``.
+    Raises UserError for an unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     found = survey(folder, on_slurm)
     search = None
     if folder.search_id is not None:
@@ -188,24 +190,54 @@ def status(
         search = search_status(folder)
     trials = search.numbers if search else {}
     rows = tuple(
-        row(
-            cell,
-            found.states[cell.signature],
-            found.records[cell.signature],
-            found.jobs.get(cell.signature),
-            trials.get(cell.signature, ()),
-        )
+        row(cell, found.states[s], found.records[s], found.jobs.get(s), trials.get(s, ()))
         for cell in found.plan.cells
+        for s in [cell.signature]
     )
-    local = not journal.numbers(folder)
+    result = SweepStatus(found.plan.name, rows, not journal.numbers(folder), search)
     if not isinstance(sweep, str) or not is_yaml(sweep) or search is not None:
-        return SweepStatus(found.plan.name, rows, local, search)
-    return SweepStatus(found.plan.name, rows, local, search, sweep, _not_submitted(sweep, found.states))
+        return result
+    return replace(result, source=sweep, not_submitted=_not_submitted(sweep, found.states))
 
 
 def _not_submitted(sweep: str, submitted: Collection[str]) -> dict[str, str]:
-    """Cells of a YAML file without those that were submitted; empty where its images are not there to tell."""
+    """Return the cells of a YAML file that were not submitted; none if its images are absent."""
     plan = make_plan(load_spec(sweep), lenient=True)
     if plan.provisional or plan.search is not None:
         return {}
     return {cell.signature: cell.title for cell in plan.cells if cell.signature not in submitted}
+
+
+@dataclass(frozen=True)
+class SweepLine:
+    """One sweep in the list of all."""
+
+    name: str
+    submitted: float
+    """When cells were last submitted, seconds since the epoch."""
+    counts: dict[str, int]
+    """Cells by the state that people see, without states that no cell has."""
+    running: tuple[CellStatus, ...] = ()
+    problem: str = ""
+    """Why the plan cannot be read; nothing else is known then."""
+
+    def to_dict(self) -> dict[str, Any]:
+        running = [dict(vars(cell)) for cell in self.running]
+        return {"sweep": self.name, "counts": self.counts, "running": running, "problem": self.problem}
+
+
+def overview(runs: Path | None = None) -> tuple[SweepLine, ...]:
+    """Return every sweep below a runs folder (default ``$GSQ_RUNS``), the last submitted first."""
+    root = runs or runs_root()
+    lines = [_line(SweepFolder(root, name)) for name in sweep_names(root)]
+    return tuple(sorted(lines, key=lambda line: -line.submitted))
+
+
+def _line(folder: SweepFolder) -> SweepLine:
+    submitted = max(path.stat().st_mtime for path in folder.plan_files())
+    try:
+        found = status(folder)
+    except UserError as error:
+        return SweepLine(folder.name, submitted, {}, problem=str(error))
+    running = tuple(cell for cell in found.cells if cell.state == RUNNING)
+    return SweepLine(folder.name, submitted, found.shown_counts, running)

@@ -1,7 +1,7 @@
-"""The Optuna study of a search: where it is kept, how it is opened, and what it says.
+"""The Optuna study of a search: its storage, and its state.
 
-It is a journal in the sweep folder, or lies in a database under the sweep's name. ``search.json`` beside the plan holds
-the search as it was last submitted, for workers and for who looks at it, and an id that is also in the study.
+The study is a journal in the sweep folder, or is in a database under the sweep's name. ``search.json`` beside the plan
+has the search as last submitted, and an id that is also in the study.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError
-from gsq.records.attempt import read_json, write_json
+from gsq.files import read_json, write_json
 from gsq.runs.identity import identity
 from gsq.sweeps.planning.cells import Plan, title
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 JOURNAL = "study.journal"
-# Trials at the same time on SLURM where the search does not say: more would be drawn knowing little.
+# Default number of parallel trials on SLURM; more of them would be drawn with little knowledge.
 SLURM_PARALLEL = 8
 # Our words for the states of Optuna's trials.
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
@@ -42,7 +42,7 @@ STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """A trial that has a run."""
+    """A trial with a run."""
 
     number: int
     state: str
@@ -50,23 +50,23 @@ class TrialStatus:
     signature: str
     axes: dict[str, Any]
     values: tuple[float, ...]
-    """By objective; of a pruned trial, the last that was measured."""
+    """Value of each objective; of a pruned trial, the last measured one."""
     ended: str
     """Why it failed, or diverged."""
 
 
 @dataclass(frozen=True)
 class SearchStatus:
-    """What a study knows."""
+    """State of a study."""
 
     limit: int
-    """Trials that the search may take."""
+    """Most trials of the search."""
     objectives: tuple[str, ...]
     trials: tuple[TrialStatus, ...]
     best: tuple[int, ...]
-    """The best trial; of several objectives, those that no other is better than in all."""
+    """The best trial, or the Pareto front of several objectives."""
     left_out: dict[str, int]
-    """Draws that made no run, by the reason."""
+    """Draws without a run, by reason."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,7 +76,7 @@ class SearchStatus:
 
     @property
     def numbers(self) -> dict[str, tuple[int, ...]]:
-        """Trials by the signature of their run."""
+        """Trial numbers by the signature of their run."""
         found: dict[str, tuple[int, ...]] = {}
         for trial in self.trials:
             found[trial.signature] = (*found.get(trial.signature, ()), trial.number)
@@ -87,10 +87,10 @@ class SearchStatus:
 
 
 def search(sweep: str | Path, *, runs: Path | None = None) -> optuna.Study:
-    """The Optuna study of a search, for Optuna's own plots: by the sweep's name or YAML file, or from a journal file.
+    """Return the Optuna study of a search, for Optuna's plots, by the sweep's name, YAML file or journal file.
 
     Example: optuna.visualization.matplotlib.plot_slice(sweeps.search("search-optimizer"))
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     import optuna
 
@@ -108,7 +108,7 @@ def search(sweep: str | Path, *, runs: Path | None = None) -> optuna.Study:
 
 
 def search_status(folder: SweepFolder) -> SearchStatus | None:
-    """What the study of a sweep knows; None where the sweep is none."""
+    """Return the state of a sweep's study; None for a grid."""
     if folder.search_id is None:
         return None
     study, declared = _load(folder), _declared(folder)
@@ -135,17 +135,17 @@ def search_status(folder: SweepFolder) -> SearchStatus | None:
 
 
 def parallel_trials(plan: Plan, cluster: Cluster) -> int:
-    """Trials of a search at the same time."""
+    """Return how many trials of a search run at the same time."""
     assert plan.search is not None and plan.search.search is not None
     wanted = plan.search.search.parallel
     if cluster.kind == "local":
-        # A trial that would wait for a worker is better drawn when one is free, knowing more.
+        # Drawing a trial only when a worker is free lets it use more results.
         return min(wanted or local_workers(cluster), local_workers(cluster))
     return wanted or min(cluster.parallel, SLURM_PARALLEL)
 
 
 def describe(found: SearchStatus) -> list[str]:
-    """What ``gsq status`` says of a search: counts, and the best."""
+    """Return the lines of ``gsq status`` about a search: counts and the best trials."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
     lines = [f"search: {len(found.trials)} of {in_words(found.limit, 'trial')} ({counts or 'none yet'})"]
     lines += [f"{in_words(count, 'draw')} left out: {why}" for why, count in found.left_out.items()]
@@ -157,9 +157,9 @@ def describe(found: SearchStatus) -> list[str]:
 
 
 def pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], str | None]:
-    """For the worker of a trial: reports an intermediate evaluation, and returns the search's id where it says stop.
+    """Return a function for a trial's worker, which reports an evaluation and returns the search's id to prune the run.
 
-    A storage that does not answer stops no training.
+    Training continues if the storage does not answer.
     """
     declared = _declared(folder)
     if declared.pruner == "none":
@@ -177,27 +177,27 @@ def pruner(folder: SweepFolder, signature: str) -> Callable[[dict[str, Any]], st
             trial = optuna.trial.Trial(study, mine[0]._trial_id)
             trial.report(evaluation[declared.objectives[0]], evaluation["step"])
             return folder.search_id if trial.should_prune() else None
-        except Exception as error:  # whatever a database driver raises
-            print(f"search: not reported, training goes on: {type(error).__name__}: {error}", flush=True)
+        except Exception as error:  # a database driver may raise anything
+            print(f"search: not reported, training continues: {type(error).__name__}: {error}", flush=True)
             return None
 
     return ask
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that have a run, but for those that another one tries again."""
+    """Return the trials with a run, without those that another trial retries."""
     again = {trial.user_attrs["retries"] for trial in trials if "retries" in trial.user_attrs}
     return [trial for trial in trials if "cell" in trial.user_attrs and trial.number not in again]
 
 
 def _declared(folder: SweepFolder) -> Search:
-    """The search as it was last submitted, without its space."""
+    """The search as last submitted, without its space."""
     values = read_json(folder.search)["search"]
     return Search(**{**values, "space": {}, "objectives": tuple(values["objectives"])})
 
 
 def create_study(folder: SweepFolder, base: RunConfig, search: Search) -> optuna.Study:
-    """The study of a search, made where there is none. Raises UserError where it is about something else."""
+    """Open or create the study of a search. Raises UserError if the study has another subject."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -221,8 +221,8 @@ def create_study(folder: SweepFolder, base: RunConfig, search: Search) -> optuna
     }
     folder.path.mkdir(parents=True, exist_ok=True)
     if known is None:
-        # First, since a study without it would be a stranger's.
-        write_json(folder.search, document, sync=True)
+        # Write this first, because without it the study would seem to belong to another folder.
+        write_json(folder.search, document)
     storage = _open_storage(folder, search_storage)
     study = optuna.create_study(
         study_name=folder.name, storage=storage, directions=search.directions, load_if_exists=True
@@ -240,13 +240,13 @@ def create_study(folder: SweepFolder, base: RunConfig, search: Search) -> optuna
     for key, reason in changed.items():
         if (there or {}).get(key) != what[key]:
             raise UserError(f"sweep '{folder.name}': its study {reason}; give this search another name")
-    # What may change: trials, parallel, sampler, pruner, ranges.
-    write_json(folder.search, document, sync=True)
+    # Trials, parallel, sampler, pruner and ranges may change.
+    write_json(folder.search, document)
     return study
 
 
 def _load(folder: SweepFolder) -> optuna.Study:
-    """The study, to read and to report to: its sampler draws nothing."""
+    """Open the study to read and to report, with a sampler that draws nothing."""
     import optuna
 
     declared, document = _declared(folder), read_json(folder.search)
@@ -262,7 +262,7 @@ def _load(folder: SweepFolder) -> optuna.Study:
 
 
 def neutral(study: optuna.Study) -> optuna.Study:
-    """The same study with a sampler that does nothing when a trial is only looked at."""
+    """Return the same study with a sampler that draws nothing."""
     import optuna
 
     return optuna.load_study(
@@ -271,7 +271,7 @@ def neutral(study: optuna.Study) -> optuna.Study:
 
 
 def _absolute(url: str) -> str:
-    """Jobs start in another folder."""
+    """Make the path of an SQLite URL absolute, because jobs start in another folder."""
     scheme, _, path = url.partition(":///")
     if scheme.startswith("sqlite") and path and not path.startswith(("/", "$", "?")):
         return f"{scheme}:///{Path(path).absolute()}"
@@ -284,14 +284,14 @@ def _open_storage(folder: SweepFolder, url: str) -> optuna.storages.BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not url:
         return open_journal(folder.path / JOURNAL)
-    # The password may come from a variable, so that it is in no file.
+    # A variable may hold the password, so that no file has it.
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     return optuna.storages.RDBStorage(os.path.expandvars(url), engine_kwargs=options)
 
 
 @contextmanager
 def explained(storage: str, more: str = "") -> Iterator[None]:
-    """What a storage raises, as one sentence."""
+    """Turn what a storage raises into one sentence."""
     import optuna
 
     with warnings.catch_warnings():
@@ -300,7 +300,7 @@ def explained(storage: str, more: str = "") -> Iterator[None]:
             yield
         except Exception as error:
             of_database = type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy")
-            # Of a journal that is none; of a database whose client is not installed; of a study that is not there.
+            # These come from a damaged journal, a missing database client, or a missing study.
             known = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | ModuleNotFoundError)
             if not of_database and not known and "log format" not in str(error) and "Record does" not in str(error):
                 raise
@@ -309,7 +309,7 @@ def explained(storage: str, more: str = "") -> Iterator[None]:
 
 
 def _shown(storage: str) -> str:
-    """Without a password."""
+    """Hide the password of a storage."""
     scheme, found, rest = storage.partition("://")
     user, at, host = rest.rpartition("@")
     return f"{scheme}://{user.partition(':')[0]}@{host}" if found and at else storage

@@ -1,7 +1,7 @@
-"""The journal file of an Optuna study: opened with a lock that holds on shared file systems, and checked line by line.
+"""The journal file of an Optuna study, opened with a lock that works on shared file systems and checked line by line.
 
-A power loss can leave a block of zeros in it, and an editor or a full disk a spoilt line. Trials are numbered by their
-order in the file, so a line cannot simply be left out.
+A power loss can leave a block of zeros in it, and an editor or a full disk a damaged line. The order of lines numbers
+the trials, so none can be left out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def open_journal(path: Path) -> optuna.storages.JournalStorage:
-    """Optuna's journal, its lock a symbolic link, which is exclusive on every shared file system.
+    """Open Optuna's journal with a symbolic link as its lock, which is exclusive on every shared file system.
 
-    Raises UserError, with the line and a remedy, where the file is damaged.
+    Raises UserError, with the line and a remedy, if the file is damaged.
     """
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -30,7 +30,7 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
 
     class Journal(JournalFileBackend):
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
-            """A half line, of a writer that was killed or had no disk space, goes first: it would spoil the next."""
+            """Append after removing half a line of a killed writer, which would damage the next one."""
             if not _whole(path):
                 lock.acquire()
                 try:
@@ -47,7 +47,7 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
 
 
 def check_journal(path: Path) -> None:
-    """Raise UserError for the first damaged line of a journal; a last one without its end may still be written."""
+    """Raise UserError for the first damaged line of a journal, except an unfinished last one."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

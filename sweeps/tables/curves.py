@@ -1,4 +1,4 @@
-"""Training curves of a sweep's runs -> one Parquet file beside the results table."""
+"""Write the training curves of a sweep's runs to one Parquet file beside the results table."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ QUANTITIES = {
     "images_per_second": ("images/s", "training images a second since the line before"),
     "loader_wait_seconds": ("s", "time that a step waited for its images, mean since the line before"),
 }
-# Rows made into columns at a time.
+# Rows turned into columns at a time.
 CHUNK = 100_000
 
 
 def curves_path(table: Path) -> Path:
-    """Where the curves lie that belong to a results table."""
+    """Return the file of the curves that belong to a results table."""
     return table.with_name(f"{table.stem}-curves.parquet")
 
 
@@ -52,22 +52,22 @@ def curves_path(table: Path) -> Path:
 def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Path:
     """Write the training curves of a sweep, by default results/<sweep>-curves.parquet, and return its path.
 
-    One row for each logged step of each planned cell that has trained, ``signature`` and ``step`` first (they join it
-    with the results table), then a float64 column for each logged quantity, with unit and description in the field
-    metadata. Null is what a run did not log at that step, NaN what it did. Of steps that several attempts logged the
-    newest counts. The file is replaced at once and whole. Raises UserError for an unknown sweep, and where the file is
-    the results table of another one, named <sweep>-curves.
+    The table has a row for each logged step of each planned cell that has trained: ``signature`` and ``step``, which
+    join it with the results table, then a float64 column for each logged quantity, with unit and description in the
+    field metadata. Null means that a run did not log a value, NaN that it logged NaN. If several attempts logged a
+    step, the newest counts. The file is replaced whole. Raises UserError for an unknown sweep, and if the file is a
+    results table, of a sweep named <sweep>-curves.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     path = output or curves_path(RESULTS / f"{folder.name}.parquet")
     if problem := output_problem(path):
         raise UserError(f"training curves {path} {problem}")
     with suppress(OSError, pa.ArrowInvalid):
         if b"gsq_schema_version" in (pq.read_schema(path).metadata or {}):
-            raise UserError(f"{path}: is a results table, not to be replaced by training curves; name another file")
+            raise UserError(f"{path}: is a results table, which training curves must not replace; name another file")
     tables = [pa.table(columns) for columns in _chunks(folder)]
     table = pa.concat_tables(tables, promote_options="default")
     known = ["signature", "step", *(name for name in QUANTITIES if name in table.column_names)]
@@ -78,7 +78,7 @@ def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Pa
 
 
 def _chunks(folder: SweepFolder) -> Iterator[dict[str, Any]]:
-    """Columns of some of the runs at a time; the first has no rows."""
+    """Yield the columns of some runs at a time; the first chunk has no rows."""
     import pyarrow as pa
 
     signatures: list[str] = []
@@ -117,9 +117,6 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
         "signature": ("", "key", "identity of the run, as in the results table"),
         "step": ("steps", "key", "optimiser steps done"),
     }
-    unit, role, description = about.get(name) or (
-        QUANTITIES.get(name, ("", ""))[0],
-        "curve",
-        QUANTITIES.get(name, ("", "logged in training"))[1],
-    )
+    logged = QUANTITIES.get(name, ("", "logged in training"))
+    unit, role, description = about.get(name, (logged[0], "curve", logged[1]))
     return pa.field(name, kind, metadata={"unit": unit, "role": role, "description": description})

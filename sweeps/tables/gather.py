@@ -1,4 +1,4 @@
-"""Run folders -> results table."""
+"""Gather run folders into the results table."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import gsq
 from gsq.errors import UserError
+from gsq.files import read_json, write_json
 from gsq.outputs import output_problem
-from gsq.records.attempt import DONE, PRUNED, read_json, write_json
+from gsq.records.attempt import DONE, PRUNED
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_results, results_changed
 from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
@@ -28,7 +29,7 @@ from gsq.sweeps.tables.pooling import Comparison, Made, Run, compare, made_by, m
 from gsq.sweeps.tables.spending import Spent, failed_seconds, spent
 
 RESULTS = Path("results")
-# Within this time after a change a file may change again without another time of change.
+# A file may change again within this time [s] without a new modification time.
 SETTLED_SECONDS = 2.0
 
 
@@ -38,17 +39,17 @@ def _warn(text: str) -> None:
 
 @dataclass(frozen=True)
 class Gathered:
-    """A results table, and what is to be known beside it."""
+    """A results table, and what to know about it."""
 
     table: Path
     coverage: Coverage
-    """What became of the planned cells, and whether failure goes with an axis."""
+    """State of the planned cells, and whether failure depends on an axis."""
     problems: tuple[str, ...]
-    """Damaged runs, mixtures of code or devices, and failures that would bias a fit, a sentence each."""
+    """Sentences about damaged runs, mixtures of code or devices, and failures that would bias a fit."""
     spent: Spent
-    """Device time of each cell, failed attempts included."""
+    """Device time of each cell, including failed attempts."""
     comparisons: tuple[str, ...] = ()
-    """Where cells were repeated under other code, versions or devices: whether old and new may be pooled."""
+    """For repeats under other code, versions or devices: whether old and new can be pooled."""
 
 
 def gather(
@@ -59,11 +60,10 @@ def gather(
 ) -> Path:
     """Write the results table of a sweep, by default results/<sweep>.parquet, and return its path.
 
-    One row for each evaluation of each planned cell; a cell without one has a row of its own. A file of a run that
-    cannot be read is left out and named to ``warn`` (which writes to stderr), and so is it where runs were made by
-    different code or on different devices, or where failures go with an axis (see ``missing``). The table is replaced
-    at once and whole, also by several processes; where nothing has changed since it was written (``gathered.json`` in
-    the sweep folder says from what), it is left as it is. Raises UserError for an unknown sweep.
+    The table has a row for each evaluation of each planned cell, or one for a cell without any. ``warn`` (by default to
+    stderr) receives unreadable files, which are skipped, mixtures of code or devices, and failures that depend on an
+    axis (see ``missing``). The table is replaced whole, also by several processes, unless nothing has changed since it
+    was written, which ``gathered.json`` in the sweep folder tells. Raises UserError for an unknown sweep.
     """
     done = gathered(sweep, output, runs)
     for problem in done.problems:
@@ -73,8 +73,8 @@ def gather(
 
 @collector_paused()
 def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Gathered:
-    """As ``gather``, and says what it found rather than to warn of it."""
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    """Like ``gather``, but returns its findings instead of printing warnings."""
+    folder = sweep_folder(sweep, runs)
     path = output or RESULTS / f"{folder.name}.parquet"
     if problem := output_problem(path):
         raise UserError(f"results table {path} {problem}")
@@ -103,10 +103,10 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
             "coverage": became.to_dict(),
             "comparisons": [comparison.sentence for comparison in comparisons],
         }
-        # A note only saves time: a folder that cannot be written to does without.
+        # The note only saves time, so a read-only folder does without.
         with suppress(OSError):
             if begun - last_change / 1e9 > SETTLED_SECONDS:
-                write_json(note, known)
+                write_json(note, known, sync=False)
             else:
                 note.unlink(missing_ok=True)
     return Gathered(
@@ -123,7 +123,7 @@ def _noting(
 ) -> Iterator[dict[str, Any]]:
     shared: dict[Made, Made] = {}
     for row in rows:
-        # Thousands of runs have few distinct values.
+        # Share equal values, of which thousands of runs have few.
         made[row["signature"]] = shared.setdefault(found := made_by(row), found)
         if values is not None and row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
             values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
@@ -131,7 +131,7 @@ def _noting(
 
 
 def _identity(table: Path) -> list[Any] | None:
-    """What tells a file from another one that has replaced it."""
+    """Identify a file, so that a replacement is noticed."""
     try:
         stat = table.stat()
     except OSError:
@@ -140,9 +140,9 @@ def _identity(table: Path) -> list[Any] | None:
 
 
 def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
-    """Digest of all that decides the table, evaluations by the times of their change; and the last of these, in ns."""
+    """Return a digest of everything that decides the table, and the last change of an evaluation [ns]."""
     hashed, last = hashlib.sha256(), 0
-    # Costs and derived columns are computed by this code.
+    # The code decides costs and derived columns.
     code = sorted(path for room in (_SOURCE, _SOURCE / "sweeps") for path in room.rglob("*.py"))
     sizes = [(path.name, stat.st_size, stat.st_mtime_ns) for path in code for stat in [path.stat()]]
     hashed.update(repr((SCHEMA_VERSION, folder.name, sizes, [p.name for p in folder.plan_files()])).encode())
@@ -151,13 +151,8 @@ def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
     for signature, record in found.records.items():
         changed = results_changed(RunFolder.of(folder.runs, signature)) if record.attempts else ()
         last = max(last, *changed, 0)
-        facts = (
-            found.states[signature],
-            record.seconds,
-            record.failed_seconds,
-            record.peak_memory_bytes,
-            record.attempts,
-        )
+        spent_so_far = (record.seconds, record.failed_seconds, record.peak_memory_bytes, record.attempts)
+        facts = (found.states[signature], *spent_so_far)
         hashed.update(repr((facts, record.started_from, record.unreadable, changed)).encode())
     return hashed.hexdigest(), last
 
@@ -207,13 +202,13 @@ def _cell_rows(
         "started_from": record.started_from,
         **provenance,
         "versions": versions_text(environment.get("versions")),
-        # That it waits to be trained on, since another sweep gave it up, is for the queue to know.
+        # Only the queue needs to know that a run pruned by another sweep waits for more training.
         "state": PRUNED if record.state == PRUNED and state.state == PLANNED else state.state,
         "failure": state.failure,
         "message": state.message or damage,
     }
     there = {values["protocol"] for values in evaluations}
-    # The protocol that an earlier gsq had for the same evaluation stands for it where there is no other row.
+    # Without a row of today's protocol, the earlier protocol of the same evaluation stands for it.
     protocols = {now if now in there else before for now, before in asked}
     for values in evaluations or [{}]:
         yield {**common, **values, "asked": values["protocol"] in protocols if values and asked else None}

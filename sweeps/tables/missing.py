@@ -1,4 +1,4 @@
-"""What is missing from a sweep's results, and whether that goes with an axis."""
+"""What is missing from a sweep's results, and whether that depends on an axis."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.overrides import config_key
-from gsq.config.run import RunConfig
 from gsq.records.attempt import DONE, FAILED
-from gsq.sweeps.planning.cells import title
+from gsq.sweeps.planning.cells import title, value_of
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
 from gsq.sweeps.schema.failure_tests import LEVEL, AxisTest, corrected, goes_with
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, STATES
@@ -22,7 +21,7 @@ from gsq.words import counted
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of the cells of a sweep."""
+    """States of a sweep's cells, and tests of their failures."""
 
     sweep: str
     counts: Mapping[str, int]
@@ -30,7 +29,7 @@ class Coverage:
     failures: Mapping[str, int]
     """Failed cells by failure class."""
     axes: tuple[AxisTest, ...]
-    """Empty where nothing failed or nothing is done: then there is nothing to compare."""
+    """Empty if nothing failed or nothing is done."""
 
     @property
     def cells(self) -> int:
@@ -38,12 +37,12 @@ class Coverage:
 
     @property
     def biased(self) -> tuple[str, ...]:
-        """A sentence for each axis with which failure goes (adjusted p below 0.05)."""
+        """A sentence for each axis on which failure depends (adjusted p below 0.05)."""
         return tuple(test.sentence for test in self.axes if test.adjusted_p < LEVEL)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Counts for people and, where something failed without going with an axis, that it does not."""
+        """Counts in words, and a sentence if failures depend on no axis."""
         stopped = self.failures.get(CANCELLED, 0)
         parts = []
         for state in (DONE, FAILED, *(s for s in STATES if s not in (DONE, FAILED))):
@@ -57,7 +56,7 @@ class Coverage:
         lines = [f"{counted(self.cells, 'cell')} planned: {', '.join(parts)}"]
         if self.axes and not self.biased:
             least = min(self.axes, key=lambda test: test.adjusted_p)
-            lines.append(f"failure goes with no axis (exact tests; least p = {least.adjusted_p:.1g}, {least.axis})")
+            lines.append(f"failure depends on no axis (exact tests; least p = {least.adjusted_p:.1g}, {least.axis})")
         return tuple(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,25 +64,24 @@ class Coverage:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
-        """What to_dict wrote."""
+        """Read what to_dict wrote."""
         axes = tuple(AxisTest(**test) for test in values["axes"])
         return cls(values["sweep"], values["counts"], values["failures"], axes)
 
 
 def missing(sweep: str | SweepFolder, runs: Path | None = None) -> Coverage:
-    """Count the cells of a sweep by what became of them, and test whether failure goes with an axis.
+    """Count the cells of a sweep by state, and test whether failure depends on an axis.
 
-    sweep: its name, its YAML file or its folder. Each axis that varies over the ended cells is tested by Fisher's exact
-    test of value by failed or done: from the hypergeometric distribution for two values, and for more by 99,999 tables
-    drawn with the same margins (the least p is then 1e-5, and a repeated call gives the same). Several axes are
-    corrected for by Holm's method. Raises UserError for an unknown sweep.
+    sweep: its name, YAML file or folder. Fisher's exact test of value by failed or done is applied to each axis that
+    varies over the ended cells (see ``goes_with``), with Holm's correction for several axes. Raises UserError for an
+    unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     return coverage_of(folder.name, survey(folder))
 
 
 def coverage_of(name: str, found: Survey) -> Coverage:
-    """As ``missing``, of what is known already."""
+    """Like ``missing``, from a survey."""
     states = [found.states[cell.signature] for cell in found.plan.cells]
     counted = Counter(state.state for state in states)
     failures = Counter(state.failure or "error" for state in states if state.state == FAILED)
@@ -95,18 +93,14 @@ def coverage_of(name: str, found: Survey) -> Coverage:
     tests: list[AxisTest] = []
     if counted[FAILED] and counted[DONE]:
         failed = [has_failed for _, has_failed in ended]
-        # A cell of an earlier YAML may not have set what a later one varies.
+        # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
-            values = [cell.axes[axis] if axis in cell.axes else _configured(cell.config, axis) for cell, _ in ended]
+            key = config_key(axis, "axes")
+            values = [cell.axes.get(axis, value_of(cell.config, key)) for cell, _ in ended]
             tests += goes_with(axis, values, failed, _text)
     return Coverage(
         name, {state: counted[state] for state in STATES}, dict(failures.most_common()), tuple(corrected(tests))
     )
-
-
-def _configured(config: RunConfig, axis: str) -> Any:
-    section, key = config_key(axis, "axes").split(".")
-    return getattr(getattr(config, section), key)
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The pictures that runs leave: originals above reconstructions."""
+"""The pictures of runs, with originals above reconstructions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
 
 
 def sample_pictures(sweep: str | SweepFolder, runs: Path | None = None) -> dict[str, Path]:
-    """Signature to ``samples.png`` of each cell of a sweep that has been evaluated, of its newest evaluation.
+    """Return the newest ``samples.png`` of each evaluated cell of a sweep, by signature.
 
-    It holds the first images of the evaluation, the same for all cells with the same data and image size, above what
-    the cell made of them; ``analysis.compare_reconstructions`` puts those of several cells side by side. sweep: its
-    name, its YAML file or its folder. Raises UserError for an unknown sweep.
+    It has the first images of the evaluation above their reconstructions; cells with the same data and image size have
+    the same images, and ``analysis.compare_reconstructions`` puts several cells side by side. sweep: its name, YAML
+    file or folder. Raises UserError for an unknown sweep.
     """
-    folder = sweep if isinstance(sweep, SweepFolder) else sweep_folder(sweep, runs)
+    folder = sweep_folder(sweep, runs)
     found = {
         signature: newest_file(RunFolder.of(folder.runs, signature), "samples.png") for signature in folder.signatures()
     }

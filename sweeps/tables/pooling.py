@@ -1,7 +1,7 @@
-"""Whether runs made by different code, package versions or devices may stand in one fit.
+"""Whether one fit can use runs made by different code, package versions or devices.
 
-A few old cells are trained once more under what is there now (``repeat: 1`` in the YAML makes another run of the same
-science; ``gsq plan --anchors`` proposes which), and the pairs are compared.
+A few old cells are repeated under the present ones (``repeat: 1`` in the YAML makes another run of the same science;
+``gsq plan --anchors`` proposes which), and the pairs are compared.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from gsq.sweeps.planning.cells import Cell, make_plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.sweep import build_spec
 from gsq.sweeps.state.status import survey
+from gsq.words import counted
 
-# What tells how a run was made, by column of the results table, and what its values are called.
+# The columns that say how a run was made, and the plural of their values.
 MADE_BY = {"source": "versions of gsq's source", "versions": "sets of package versions", "device": "devices"}
-# A shift of rFID that moves no law by more than its own error; and the level of the intervals.
+# A shift of rFID small enough not to move a law by more than its error, and the level of the intervals.
 MARGIN, LEVEL = 0.05, 0.95
 ANCHORS = 4
 
@@ -41,21 +42,21 @@ Made = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one code (or device, or versions) against repeats of the same cells under another."""
+    """Comparison of runs under one code, device or version with repeats of the same cells under another."""
 
     old: Mapping[str, str]
-    """How the first runs were made: the columns of MADE_BY."""
+    """The columns of MADE_BY for the first runs."""
     new: Mapping[str, str]
     pairs: int
     shift: float
     """Mean of ln(rfid of the repeat / rfid of the first run)."""
     low: float
     high: float
-    """Its 95 % interval, Student's t; infinite where there is nothing to say how far two runs are apart by chance."""
+    """95 % interval of the shift (Student's t); infinite if nothing shows how far two runs differ by chance."""
     verdict: Verdict
-    """identical: the same to the last bit. poolable: the interval lies within 5 %. different: it does not hold 0."""
+    """identical: equal to the last bit. poolable: the interval is within 5 %. different: it excludes 0."""
     needed: int | None = None
-    """Where undecided: about how many pairs would decide it."""
+    """If undecided: about how many pairs would decide."""
 
     @property
     def sentence(self) -> str:
@@ -64,27 +65,27 @@ class Comparison:
             for column in MADE_BY
             if self.old[column] != self.new[column]
         )
-        cells = f"{self.pairs} cell{'s' * (self.pairs != 1)} repeated ({names})"
+        cells = f"{counted(self.pairs, 'cell')} repeated ({names})"
         if self.verdict == "identical":
-            return f"{cells}: the same to the last bit, so that they may be pooled"
+            return f"{cells}: identical to the last bit, so they can be pooled"
         low, high = (100 * math.expm1(x) if x < 1 else math.inf for x in (self.low, self.high))
         text = f"{cells}: rfid differs by {100 * math.expm1(self.shift):+.1f} % [{low:+.1f}, {high:+.1f}]"
         if self.verdict == "poolable":
-            return f"{text}, within {100 * MARGIN:g} %: they may be pooled"
+            return f"{text}, within {100 * MARGIN:g} %: they can be pooled"
         if self.verdict == "different":
-            return f"{text}: they may not be pooled; fit them apart, or train the old cells again"
+            return f"{text}: do not pool them; fit them separately, or train the old cells again"
         more = f"; about {self.needed} repeated cells would decide it" if self.needed else "; repeat more cells"
-        return f"{text}: whether they may be pooled is not decided{more}"
+        return f"{text}: it is undecided whether they can be pooled{more}"
 
 
 def _short(value: str) -> str:
-    """Versions are long JSON."""
+    """Shorten versions, which are long JSON."""
     return value if len(value) <= 40 else f"{value[:37]}..."
 
 
 @dataclass(frozen=True)
 class Run:
-    """What of one finished run is compared."""
+    """The part of a finished run that is compared."""
 
     cell: Cell
     made: Made
@@ -94,7 +95,7 @@ class Run:
 
     @property
     def science(self) -> tuple[Any, ...]:
-        """What a repeat has in common with its original, and, but for the seed, with other seeds."""
+        """What a repeat shares with its original."""
         return _science(self.cell.config)
 
 
@@ -108,8 +109,10 @@ def made_by(values: Mapping[str, Any]) -> Made:
 
 
 def compare(runs: Sequence[Run]) -> list[Comparison]:
-    """Each way of making a run against each other one that repeated some of its cells, by rfid at equal protocol and
-    step. How far two runs are apart by chance is learnt from the pairs and from seeds of one configuration alike."""
+    """Compare each way of making a run with each that repeated some of its cells, by rfid at equal protocol and step.
+
+    Pairs and seeds of one configuration both show how far two runs differ by chance.
+    """
     originals = {run.science: run for run in runs if not run.cell.config.train.repeat}
     pairs: dict[tuple[Made, Made], list[float]] = defaultdict(list)
     exact: Counter[tuple[Made, Made]] = Counter()
@@ -117,7 +120,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
         first = originals.get(run.science)
         if not run.cell.config.train.repeat or first is None or first.made == run.made:
             continue
-        # One number a pair: the last step, which both have.
+        # Each pair gives one number, at the last common step.
         shared = sorted(first.values.keys() & run.values.keys(), key=lambda key: (key[1], key[0]))
         if not shared:
             continue
@@ -129,7 +132,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def seed_noise(runs: Iterable[Run]) -> tuple[float, int]:
-    """Variance of ln rfid between seeds of one configuration, made alike, and its degrees of freedom."""
+    """Return the variance of ln rfid between seeds that are otherwise alike, and its degrees of freedom."""
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for run in runs:
         if run.values and not run.cell.config.train.repeat:
@@ -143,10 +146,10 @@ def seed_noise(runs: Iterable[Run]) -> tuple[float, int]:
 def _compared(old: Made, new: Made, logs: list[float], exact: bool, noise: float, freedom: int) -> Comparison:
     from scipy import stats
 
-    said = tuple(dict(zip(MADE_BY, made, strict=True)) for made in (old, new))
+    said = (dict(zip(MADE_BY, old, strict=True)), dict(zip(MADE_BY, new, strict=True)))
     count, shift = len(logs), fmean(logs)
     if exact:
-        return Comparison(said[0], said[1], count, 0.0, 0.0, 0.0, "identical")
+        return Comparison(*said, count, 0.0, 0.0, 0.0, "identical")
     degrees = count - 1 + freedom
     half, needed = math.inf, None
     if degrees:
@@ -156,15 +159,14 @@ def _compared(old: Made, new: Made, logs: list[float], exact: bool, noise: float
         room = MARGIN - abs(shift)
         needed = max(count + 1, math.ceil((t * spread / room) ** 2)) if room > 0 else None
     low, high = shift - half, shift + half
+    verdict: Verdict = "different" if low > 0 or high < 0 else "undecided"
     if max(abs(low), abs(high)) <= MARGIN:
-        return Comparison(said[0], said[1], count, shift, low, high, "poolable")
-    if low > 0 or high < 0:
-        return Comparison(said[0], said[1], count, shift, low, high, "different")
-    return Comparison(said[0], said[1], count, shift, low, high, "undecided", needed)
+        verdict = "poolable"
+    return Comparison(*said, count, shift, low, high, verdict, needed if verdict == "undecided" else None)
 
 
 def connected(made: Iterable[Made], comparisons: Iterable[Comparison]) -> bool:
-    """Whether all of these ways of making a run may be pooled, by a chain of comparisons that found so."""
+    """Return whether comparisons connect all of these ways of making a run as poolable."""
     groups = [{one} for one in dict.fromkeys(made)]
     for comparison in comparisons:
         if comparison.verdict in ("identical", "poolable"):
@@ -176,18 +178,17 @@ def connected(made: Iterable[Made], comparisons: Iterable[Comparison]) -> bool:
 
 
 def mixture(sweep: str, made: Iterable[Made], comparisons: Sequence[Comparison] = ()) -> list[str]:
-    """A sentence that says so where runs were made in several ways, with how many of each, unless comparisons found
-    that all of them may be pooled."""
+    """Return a sentence with counts if runs were made in several ways that comparisons did not find poolable."""
     runs = list(made)
     if comparisons and connected(runs, comparisons):
         return []
     parts = []
     for i, (column, words) in enumerate(MADE_BY.items()):
-        counted = Counter(run[i] for run in runs if run[i])
-        if len(counted) > 1:
-            # Versions are long, and their number says enough.
-            named = [f"{value}: {n}" if column != "versions" else str(n) for value, n in counted.most_common()]
-            parts.append(f"{len(counted)} {words} ({', '.join(named)} runs)")
+        counts = Counter(run[i] for run in runs if run[i])
+        if len(counts) > 1:
+            # Versions are long, so count them only.
+            named = [f"{value}: {n}" if column != "versions" else str(n) for value, n in counts.most_common()]
+            parts.append(f"{len(counts)} {words} ({', '.join(named)} runs)")
     if not parts:
         return []
     hint = "" if comparisons else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, which tells"
@@ -196,7 +197,7 @@ def mixture(sweep: str, made: Iterable[Made], comparisons: Sequence[Comparison] 
 
 
 def _finished(folder: SweepFolder) -> list[Run]:
-    """With their values left out."""
+    """Finished runs without their values."""
     found = survey(folder)
     runs = []
     for cell in found.plan.cells:
@@ -208,16 +209,16 @@ def _finished(folder: SweepFolder) -> list[Run]:
 
 
 def versions_text(versions: Mapping[str, str] | None) -> str | None:
-    """As the results table has them."""
+    """Return versions as the results table has them."""
     return json.dumps(versions, sort_keys=True) if versions else None
 
 
 def propose(folder: SweepFolder, device: str | None, count: int = ANCHORS) -> tuple[list[Run], int]:
-    """Cells to train once more under the code and versions of now, and how many were made otherwise.
+    """Propose cells to repeat under the present code and versions. Also returns how many were made otherwise.
 
-    ``count`` finished cells that nothing of now has repeated, spread over the axes that vary: the cheaper one of two
-    that are as far from those chosen before. device: the one they would be trained on, None where that is not known.
-    Raises UserError where nothing is finished, or all was made as it would be now.
+    Picks ``count`` finished cells without such a repeat, spread over the axes that vary; of two that are equally far
+    from the chosen ones, the cheaper. device: where they would be trained, None if unknown. Raises UserError if nothing
+    is finished, or everything was made in the present way.
     """
     runs = _finished(folder)
     if not runs:
@@ -235,14 +236,14 @@ def propose(folder: SweepFolder, device: str | None, count: int = ANCHORS) -> tu
             f"sweep '{folder.name}': all {len(runs)} finished cells were made by this code and these package "
             "versions; there is nothing to compare"
         )
-    # One seed of a configuration says as much as another.
+    # One seed of a configuration is as good as another.
     seen: dict[tuple[Any, ...], Run] = {}
     for run in others:
         if not run.cell.config.train.repeat and run.science not in repeated:
             seen.setdefault(_science(run.cell.config, 0), run)
     left = sorted(seen.values(), key=lambda run: run.cell.cost.train_flops)
     places = _places(left)
-    # The first in the middle of what it costs; then always the one farthest from all chosen.
+    # Start with the median cost; then always add the run farthest from all chosen ones.
     chosen = [len(left) // 2] if left else []
     while chosen and len(chosen) < min(count, len(left)):
         distance = [min(math.dist(places[i], places[j]) for j in chosen) for i in range(len(left))]
@@ -251,13 +252,13 @@ def propose(folder: SweepFolder, device: str | None, count: int = ANCHORS) -> tu
 
 
 def _places(runs: Sequence[Run]) -> list[tuple[float, ...]]:
-    """Of each run its rank along each axis that varies, from 0 to 1."""
+    """Rank of each run along each varying axis, from 0 to 1."""
     names = dict.fromkeys(name for run in runs for name in run.cell.axes if name not in ("seed", "repeat"))
     columns = []
     for name in names:
         values: list[Any] = [run.cell.axes.get(name) for run in runs]
         if not all(isinstance(value, int | float) for value in values):
-            # Lists, such as betas, and names have the order of their text.
+            # Lists, such as betas, and names are sorted by their text.
             values = [str(value) for value in values]
         levels = sorted(set(values))
         columns.append([levels.index(value) / max(1, len(levels) - 1) for value in values])
@@ -265,9 +266,9 @@ def _places(runs: Sequence[Run]) -> list[tuple[float, ...]]:
 
 
 def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, folder: Path) -> str:
-    """A sweep file that adds these repeats to the sweep, to lie in ``folder``.
+    """Return a sweep file for ``folder`` that adds these repeats to the sweep.
 
-    source: the sweep's own file. Raises UserError where that no longer gives these cells, or is a search's.
+    source: the sweep's own file. Raises UserError if it no longer gives these cells, or is a search.
     """
     import yaml
 
@@ -284,12 +285,10 @@ def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, 
     ]
     if changed:
         raise UserError(
-            f"{source}: gives other cells than when {', '.join(changed)} was trained (base or set have changed since), "
-            "and those would be no repeats; name the file as it was"
+            f"{source}: base or set have changed since {', '.join(changed)} was trained, so its cells would not be "
+            "repeats; name the file as it was"
         )
     if str(base).endswith((".yaml", ".yml")) and (source.parent / base).is_file():
         values["base"] = os.path.relpath(source.parent / base, folder)
-    head = (
-        f"# Finished cells of sweep '{sweep}' to be trained once more, to see whether old and new runs may be pooled.\n"
-    )
+    head = f"# Repeats finished cells of sweep '{sweep}', to see whether old and new runs can be pooled.\n"
     return head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)

@@ -1,4 +1,4 @@
-"""What the cells of a sweep have cost: device time, that of failed attempts included."""
+"""Device time of a sweep's cells, including failed attempts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from gsq.records.attempt import FAILED
 from gsq.records.read import RunRecord
 from gsq.sweeps.state.reconcile import CellState
+from gsq.words import counted
 
 HOUR = 3600.0
 UNITS = ((HOUR, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -17,28 +18,28 @@ UNITS = ((HOUR, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 @dataclass(frozen=True)
 class Spent:
-    """Device seconds by signature, of the cells that were tried. A run that two sweeps share counts in both."""
+    """Device seconds of the tried cells, by signature. A run that two sweeps share counts in both."""
 
     seconds: Mapping[str, float]
-    """Training, evaluation and start-up of all attempts, by their processes."""
+    """Training, evaluation and start-up of all attempts and processes."""
     failed: Mapping[str, float]
-    """Of these, those of attempts that failed or were stopped."""
+    """The part in attempts that failed or were stopped."""
 
     @property
     def line(self) -> str:
-        """In all, a cell, and in attempts that did not finish, for people; empty where nothing was tried."""
+        """Total, range per cell, and time in unfinished attempts, in words; empty if nothing was tried."""
         if not self.seconds:
             return ""
-        each, count = list(self.seconds.values()), len(self.seconds)
-        text = f"spent: {_device_time(sum(each))} on {count} cell{'s' * (count != 1)}"
-        if count > 1:
+        each = list(self.seconds.values())
+        text = f"spent: {_device_time(sum(each))} on {counted(len(each), 'cell')}"
+        if len(each) > 1:
             low, middle, high = (_time(value) for value in (min(each), statistics.median(each), max(each)))
             text += f" ({low if low == high else f'{low} to {high}'} a cell, median {middle})"
         lost = sum(self.failed.values())
         return text + (f", {_device_time(lost)} of it in attempts that failed or were stopped" if lost else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Device hours in all, in failed attempts, and of each cell."""
+        """Return device hours in total, in failed attempts, and of each cell."""
         return {
             "device_hours": sum(self.seconds.values()) / HOUR,
             "failed_hours": sum(self.failed.values()) / HOUR,
@@ -50,7 +51,7 @@ class Spent:
 
 
 def spent(records: Mapping[str, RunRecord], states: Mapping[str, CellState]) -> Spent:
-    """``states``: of the same signatures; they know of attempts that ended without saying so."""
+    """Return the device time of records. ``states`` of the same signatures show attempts that ended silently."""
     tried = {signature: record for signature, record in records.items() if record.attempts}
     return Spent(
         {signature: record.seconds for signature, record in tried.items()},
@@ -59,12 +60,12 @@ def spent(records: Mapping[str, RunRecord], states: Mapping[str, CellState]) -> 
 
 
 def failed_seconds(record: RunRecord, state: CellState) -> float:
-    """Device seconds of the attempts of a run that failed or were stopped."""
+    """Return the device seconds of a run's attempts that failed or were stopped."""
     return record.failed_seconds + (record.running_seconds if state.state == FAILED else 0.0)
 
 
 def _device_time(seconds: float) -> str:
-    """ "3.25 device hours", "12 device minutes", "40 device seconds"."""
+    """Format a time: 3.25 device hours, 12 device minutes, 40 device seconds."""
     return " device ".join(_time(seconds).split(" "))
 
 

@@ -109,3 +109,12 @@ def joint(paper: pd.DataFrame) -> pd.DataFrame:
     rows = rows.drop_duplicates(["downsample", "latent_dim", "groups", "codebook_size"]).reset_index(drop=True)
     assert len(rows) == 41
     return rows
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty pictures, where a test is about something else: drawing takes seconds."""
+    empty = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+    from gsq.analysis.reporting.report import Picture
+
+    monkeypatch.setattr("gsq.analysis.reporting.report._svg", lambda title, draw: Picture(title, "svg+xml", empty))

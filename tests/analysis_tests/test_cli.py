@@ -75,7 +75,7 @@ def test_each_kind_of_figure_is_drawn_or_says_what_it_needs(gsq) -> None:
         assert ("front.pdf" if kind == "pareto" else f"results/fig4like-{kind}.svg") in result.output
     for words, message in {
         ("--kind", "groups"): "groups takes one value",
-        ("--kind", "steps"): "every run was evaluated at one step only",
+        ("--kind", "steps"): "evaluation.every",
         ("--kind", "contours", "--law", "chinchilla"): "shows a fitted law, and there is none: none of the 6 cells",
         ("--kind", "pie"): "kinds: scaling, contours, groups, usage, collapse, pareto, steps, card",
         ("--kind", "pareto", "--reference"): "--reference belongs to --kind scaling, groups, usage; got --kind pareto",

@@ -208,7 +208,7 @@ def test_steps_have_a_line_for_each_setting_and_one_behind_it_for_each_seed(tabl
     figure = course_figure(frame)
     assert [axes.get_ylabel() for axes in figure.axes] == ["rFID", "codebook usage"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["G=1", "G=2"]
-    with pytest.raises(AnalysisError, match="evaluated at one step only"):
+    with pytest.raises(AnalysisError, match=r"evaluation\.every"):
         course_figure(frame[frame["step"] == 100])
     many = [
         tables.row((4, 16, 1, 64), signature=str(n), learning_rate=0.001 * n, step=step)
@@ -319,7 +319,7 @@ def test_the_front_holds_the_cells_that_none_beats(tables) -> None:
         pareto_panel(tables.load(rows), "lpips")
     near = tables.load([tables.row((4, 16, g, 64), train_flops=1e12 * (1 + 0.001 * g)) for g in (1, 2, 4)])
     assert [axes.get_xlabel() for axes in pareto_figure(near).axes] == ["bits per pixel"]
-    with pytest.raises(AnalysisError, match=r"train_flops varies by 0\.3% only"):
+    with pytest.raises(AnalysisError, match=r"train_flops .* 0\.3% .* 10%"):
         pareto_figure(near, ["train_flops"])
     with pytest.raises(AnalysisError, match="no cost varies"):
         pareto_figure(tables.load([tables.row((4, 16, 1, 64), seed) for seed in (0, 1)]))

@@ -78,7 +78,7 @@ def gsq(*words: str, folder: Path) -> float:
 
 def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
     """Median seconds by phase."""
-    from gsq.records.attempt import read_json
+    from gsq.files import read_json
     from gsq.records.folder import RunFolder
     from gsq.records.read import read_metrics
     from gsq.sweeps.planning.cells import make_plan

@@ -11,6 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_sets import SHARDS, shard_config, write_shard
+from pictures import picture
+from tiny_run import tiny
+
+from gsq import RunFolder, Tokenizer, train
+from gsq.config.run import DataConfig
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +50,39 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """24 images in nested folders, of all formats, and a file that is no image."""
+    root = tmp_path / "images"
+    for i in range(24):
+        place = root / ("deep/deeper" if i % 3 == 0 else "flat" if i % 3 == 1 else ".")
+        place.mkdir(parents=True, exist_ok=True)
+        picture(i).save(place / f"{i:02d}{('.jpg', '.png', '.webp', '.JPEG')[i % 4]}")
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture(params=SHARDS)
+def shards(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
+    """Three shards of four images, without a split in their names."""
+    for i in range(3):
+        write_shard(request.param, tmp_path / "shards" / f"part-{i:05d}-of-00003", range(4 * i, 4 * i + 4))
+    return shard_config(tmp_path / "shards", request.param)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run: f = 4, D = 4, G = 2, V = 32."""
+    return train(tiny(), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(run: RunFolder) -> Tokenizer:
+    return Tokenizer.from_pretrained(run.path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train(tiny(), tmp_path_factory.mktemp("done"))

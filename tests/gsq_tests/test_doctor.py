@@ -128,7 +128,7 @@ def test_weights_of_another_size_are_damaged(machine: Path) -> None:
 def test_imagenet_half_there(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGENET", str(machine / "imagenet"))
     (machine / "imagenet" / "train").mkdir(parents=True)
-    assert found("data", "ImageNet").state == "problem" and "has train alone" in found("data", "ImageNet").found
+    assert found("data", "ImageNet").state == "problem" and "has no val" in found("data", "ImageNet").found
     (machine / "imagenet" / "val").mkdir()
     assert found("data", "ImageNet").state == "ok"
 

@@ -1,86 +1,27 @@
-"""An evaluation: what it reuses, what it refuses, and how its work is shared."""
+"""An evaluation: its numbers, what it refuses, and how its work is shared."""
 
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import counting_features
 import numpy as np
 import pytest
 import torch
+from cheap_evaluation import MEANS, setting
 from test_distributed import finish, start
 from tiny_run import evaluations, files_below, status, tiny
 
 import gsq.evaluation.evaluate
-import gsq.evaluation.originals
 from gsq import UserError, evaluate, train
 from gsq.config.overrides import to_dict
-from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
-from gsq.data.sources import manifest
-from gsq.evaluation.evaluate import NonFiniteReconstruction, evaluate_all, protocol
-from gsq.evaluation.originals import Store
-from gsq.evaluation.protocol import FIRST_ARITHMETIC
+from gsq.evaluation.evaluate import NonFiniteReconstruction, evaluate_all
 from gsq.evaluation.tally import SmallEvaluationWarning, read_histogram
-from gsq.metrics.parts import FIRST_PARTS, PARTS
 from gsq.metrics.reconstruction import psnr_ceiling_db, psnr_db, to_uint8
 from gsq.models.autoencoder import Autoencoder
-
-MEANS = "counting_features:means"
-
-
-def setting(**changes: Any) -> tuple[Autoencoder, ImageSource, Any]:
-    """A tokenizer without training, images and an evaluation with features that cost nothing and count."""
-    config = tiny(**{"evaluation__features": MEANS, "evaluation__batch_size": 3, **changes})
-    torch.manual_seed(0)
-    counting_features.images_seen = 0
-    return Autoencoder(config), ImageSource(config.data), config.evaluation
-
-
-def test_the_first_protocols_keep_their_hash() -> None:
-    """Results in results/ were made under it: a field that is added has the value that they had, and stays out."""
-    config = tiny(evaluation__num_images=384)
-    now = protocol(config.evaluation, config.data, manifest(config.data))
-    assert now.earlier == replace(now, pixel_arithmetic=FIRST_ARITHMETIC).hash == "dd46299f57e9" != now.hash
-
-
-@pytest.mark.parametrize(("count", "parts"), [(2050, FIRST_PARTS), (2051, PARTS), (2059, PARTS)])
-def test_the_parts_of_the_inception_score_are_named_where_they_were_others(count: int, parts: str) -> None:
-    config = tiny(evaluation__num_images=count, evaluation__features="inception")
-    now = protocol(config.evaluation, config.data, manifest(config.data))
-    assert now.inception_score == parts
-    assert now.earlier == replace(now, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=FIRST_PARTS).hash
-
-
-@pytest.mark.parametrize(
-    ("changes", "count", "refused"),
-    [
-        ({}, 3, True),
-        ({}, 49, True),
-        ({}, 50, False),
-        ({"allow_small": True}, 3, False),
-        # Who asks for fewer than 50 means it.
-        ({"num_images": 8}, 3, False),
-        ({"num_images": 49}, 8, False),
-        ({"num_images": 50}, 49, True),
-    ],
-)
-def test_a_data_set_that_holds_out_a_handful_is_refused_unless_allowed(
-    changes: dict[str, Any], count: int, refused: bool
-) -> None:
-    evaluation = EvaluationConfig(**changes)
-    if not refused:
-        evaluation.check_images(count)
-        return
-    with pytest.raises(UserError, match=rf"num_images: {evaluation.num_images} .* {count}[, ].*allow_small: true"):
-        evaluation.check_images(count)
 
 
 class Same(Autoencoder):
@@ -102,169 +43,6 @@ def test_an_image_that_is_reconstructed_exactly_leaves_the_means_numbers() -> No
     others = [float(psnr_db(torch.zeros_like(image), image)) for image in truth[1::2, None]]
     assert result["psnr_db"] == pytest.approx((sum(others) + 4 * psnr_ceiling_db(3 * 32 * 32)) / 8, rel=1e-12)
     assert result["ssim"] < 1 and result["mse"] > 0
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"features": MEANS},
-        {"features": "inception", "allow_small": True},
-        {"lpips": "alex"},
-        {"reconstruction_dtype": "bfloat16"},
-        {"num_images": 9},
-    ],
-)
-def test_what_moves_a_metric_changes_the_protocol(change: dict[str, Any]) -> None:
-    configs = tiny(), tiny(**{f"evaluation__{name}": value for name, value in change.items()})
-    plain, other = (protocol(c.evaluation, c.data, manifest(c.data)).hash for c in configs)
-    assert plain != other
-
-
-def test_the_three_resizes_of_inception_are_protocols() -> None:
-    names = ("inception", "inception_pytorch_fid", "inception_clean_fid")
-    rules = [
-        protocol(c.evaluation, c.data, manifest(c.data))
-        for c in (tiny(evaluation__features=name, evaluation__allow_small=True) for name in names)
-    ]
-    assert len({r.hash for r in rules}) == 3 and len({r.features_sha256 for r in rules}) == 1
-    assert {r.feature_dim for r in rules} == {2048} and rules[0].feature_resize.endswith("(torch-fidelity)")
-
-
-def test_a_second_run_computes_no_feature_of_an_original(tmp_path: Path) -> None:
-    model, source, evaluation = setting()
-    alone = evaluate(model, source, evaluation)
-    # Two images find the number of features.
-    assert counting_features.images_seen == 2 + 8 + 8
-    counting_features.images_seen = 0
-    first = evaluate(model, source, evaluation, runs=tmp_path)
-    assert counting_features.images_seen == 2 + 8 + 8
-    counting_features.images_seen = 0
-    second = evaluate(model, source, evaluation, runs=tmp_path)
-    assert counting_features.images_seen == 2 + 8
-    assert alone == first == second
-    assert files_below(tmp_path) == [f"originals/{first['protocol']}.npz"]
-    # Another protocol has originals of its own.
-    counting_features.images_seen = 0
-    evaluate(model, source, setting(evaluation__num_images=9)[2], runs=tmp_path)
-    assert counting_features.images_seen == 2 + 9 + 9 and len(files_below(tmp_path)) == 2
-
-
-def test_runs_share_originals(tmp_path: Path) -> None:
-    """Whole runs, of a sweep or not: the second one reads what the first one left beside the run folders."""
-    config = {"steps": 2, "evaluation__features": MEANS, "loss__perceptual": "none", "discriminator__kind": "none"}
-    counting_features.images_seen = 0
-    train(tiny(**config), tmp_path)
-    first, counting_features.images_seen = counting_features.images_seen, 0
-    train(tiny(**config, seed=1), tmp_path)
-    # Before training two more are looked at: can it be evaluated?
-    assert (first, counting_features.images_seen) == (2 + 2 + 16, 2 + 2 + 8)
-
-
-def test_damaged_originals_are_computed_again(tmp_path: Path) -> None:
-    model, source, evaluation = setting()
-    wanted = evaluate(model, source, evaluation, runs=tmp_path)
-    (path,) = (tmp_path / "originals").iterdir()
-    whole = path.read_bytes()
-    for damage in (b"", b"PK\3\4 half", whole[: len(whole) // 2], whole[:200] + bytes(40) + whole[240:]):
-        path.write_bytes(damage)
-        assert evaluate(model, source, evaluation, runs=tmp_path) == wanted
-        assert path.read_bytes() == whole
-
-
-def rules_of(source: ImageSource, evaluation: Any) -> str:
-    return protocol(evaluation, source.config, source.manifest).hash
-
-
-def test_waits_for_a_run_that_computes_the_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at its own reconstructions meanwhile."""
-    monkeypatch.setattr(gsq.evaluation.evaluate, "PATIENCE", 0.01)
-    model, source, evaluation = setting()
-    other = Store(tmp_path, rules_of(source, evaluation))
-    wanted = evaluate(model, source, evaluation, runs=tmp_path)
-    done = other.load()
-    other.path.unlink()
-    assert done and other.claim() and not Store(tmp_path, rules_of(source, evaluation)).claim()
-    waited: list[int] = []
-
-    def tick(error: BaseException | None) -> None:
-        assert error is None
-        waited.append(counting_features.images_seen)
-        # Three batches of its own, then it waits.
-        if len(waited) == 6:
-            other.save(done)
-            other.release()
-
-    counting_features.images_seen = 0
-    assert evaluate(model, source, evaluation, runs=tmp_path, tick=tick) == wanted
-    assert waited[3:] == [2 + 8] * 3
-    assert files_below(tmp_path) == [f"originals/{wanted['protocol']}.npz"]
-
-
-@pytest.mark.parametrize("death", ["let go", "killed here", "silent elsewhere"])
-def test_goes_on_where_that_run_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str) -> None:
-    monkeypatch.setattr(gsq.evaluation.evaluate, "PATIENCE", 0.01)
-    monkeypatch.setattr(gsq.evaluation.originals, "STALE_SECONDS", 0.2)
-    model, source, evaluation = setting()
-    wanted = evaluate(model, source, evaluation)
-    other = Store(tmp_path, rules_of(source, evaluation))
-    assert other.claim()
-    if death == "killed here":
-        holder = json.loads(other.lock.read_text())
-        # The largest process number that Linux gives is 2^22.
-        other.lock.write_text(json.dumps({**holder, "pid": 2**22 + 1}))
-    elif death == "silent elsewhere":
-        other.lock.write_text(json.dumps({"host": "another machine", "pid": os.getpid()}))
-
-    def tick(error: BaseException | None) -> None:
-        if death == "let go":
-            other.release()
-
-    assert evaluate(model, source, evaluation, runs=tmp_path, tick=tick) == wanted
-    assert other.load() and not other.lock.exists()
-
-
-def test_a_lock_is_kept_by_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gsq.evaluation.originals, "STALE_SECONDS", 0.5)
-    holder, other = Store(tmp_path, "p"), Store(tmp_path, "p")
-    assert holder.claim()
-    holder.lock.write_text(json.dumps({"host": "another machine", "pid": 1}))
-    for _ in range(12):
-        time.sleep(0.1)
-        holder.refresh()
-        assert other.waiting() and not other.claim()
-
-
-def test_a_failed_evaluation_lets_go_of_the_lock(tmp_path: Path) -> None:
-    model, source, evaluation = setting()
-
-    def tick(error: BaseException | None) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, source, evaluation, runs=tmp_path, tick=tick)
-    assert files_below(tmp_path) == []
-
-
-def test_many_at_once_leave_one_whole_file(tmp_path: Path) -> None:
-    """Writers do not take turns: the lock only saves work."""
-    model, source, evaluation = setting()
-    wanted = evaluate(model, source, evaluation, runs=tmp_path)
-    store = Store(tmp_path, rules_of(source, evaluation))
-    done = store.load()
-    assert done
-    torn: list[str] = []
-
-    def read() -> None:
-        for _ in range(100):
-            if Store(tmp_path, store.path.stem).load() is None:
-                torn.append("torn")
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    while reader.is_alive():
-        store.save(done)
-    reader.join()
-    assert not torn and evaluate(model, source, evaluation, runs=tmp_path) == wanted
 
 
 # Resolutions.

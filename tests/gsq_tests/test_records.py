@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from gsq import UserError
-from gsq.records.attempt import STALE_SECONDS, Attempt, read_json, write_json, write_text
+from gsq.files import read_json, write_json
+from gsq.records.attempt import STALE_SECONDS, Attempt
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import (
     RunResults,
@@ -189,29 +190,6 @@ def test_status_is_replaced_at_once(folder: RunFolder) -> None:
         seen += 1
     writer.join()
     assert seen > 10 and [p.name for p in made.path.iterdir()] == ["status.json"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "value.json"
-    write_json(path, {"a": 1})
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"a": 2}, sync=True)
-    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_write_text_replaces(tmp_path: Path) -> None:
-    write_text(tmp_path / "a", "long text")
-    write_text(tmp_path / "a", "x", sync=True)
-    assert (tmp_path / "a").read_text() == "x"
-    assert read_json(tmp_path / "a") is None and read_json(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(

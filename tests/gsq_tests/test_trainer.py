@@ -1,9 +1,8 @@
-"""The training loop: it learns, it resumes to the bit, it refuses steps that are not finite."""
+"""The training step: it learns, and refuses steps that are not finite."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -12,31 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import curve, evaluations, status, tiny
+from tiny_run import status, tiny
+from tiny_trainer import equal, parameters, trainer
 from torch import Tensor, nn
 
 import gsq.training.trainer
-from gsq import RunConfig, RunFolder, train
-from gsq.config.schedule import OptimizerConfig
-from gsq.data.batches import ImageSource
-from gsq.records.read import newest_file, read_metrics
-from gsq.runs.stop import Stopped, StopRequest
+from gsq import RunFolder, train
+from gsq.records.read import read_metrics
 from gsq.training import checkpoint
-from gsq.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate, update_ema
 from gsq.training.trainer import PATIENCE, Diverged, Trainer
-
-
-def trainer(**changes: Any) -> Trainer:
-    config = tiny(**{"loss__perceptual": "none", **changes})
-    return Trainer(config, ImageSource(config.data))
-
-
-def parameters(module: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_loss_falls() -> None:
@@ -95,130 +78,6 @@ def test_bfloat16() -> None:
     assert all(p.dtype == torch.float32 for p in (*run.model.parameters(), *run.ema.parameters()))
     first = exact.step()
     assert lines[0]["mse"] == pytest.approx(first["mse"], rel=0.05) and lines[0] != first
-
-
-# Optimiser, averaged weights, clipping.
-
-
-def test_weight_decay_spares_codebook_norms_and_biases() -> None:
-    run = trainer(model__attention=True, model__blocks=2)
-    decayed, spared = run.optimizer.param_groups
-    names = {id(p): name for name, p in run.model.named_parameters()}
-    decayed_names = {names[id(p)] for p in decayed["params"]}
-    spared_names = {names[id(p)] for p in spared["params"]}
-    assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0
-    assert decayed_names | spared_names == set(names.values())
-    assert "quantizer.codebook" in spared_names
-    assert all(name.endswith(".weight") for name in decayed_names)
-    assert {name for name in names.values() if name.endswith(".bias")} <= spared_names
-    sizes = {name: p.ndim for name, p in run.model.named_parameters()}
-    assert {sizes[name] for name in decayed_names} == {2, 4}
-    assert run.optimizer_d is not None and len(run.optimizer_d.param_groups) == 2
-
-
-def test_decay_everything_is_the_papers() -> None:
-    run = trainer(optimizer__decay_everything=True)
-    (group,) = run.optimizer.param_groups
-    assert group["weight_decay"] == 0.05 and len(group["params"]) == len(list(run.model.parameters()))
-
-
-def test_optimizer_settings() -> None:
-    config = OptimizerConfig(learning_rate=3e-4, betas=(0.5, 0.9), eps=1e-6, weight_decay=0.1, warmup_steps=4)
-    optimizer = build_optimizer([nn.Linear(2, 2)], config)
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (3e-4, (0.5, 0.9), 1e-6, 0.1)
-
-
-def test_learning_rate() -> None:
-    """Over 8 steps, the first 4 warming up."""
-    shares = (0.25, 0.5, 0.75, 1, 1, 1, 1, 1)
-    config = OptimizerConfig(learning_rate=3e-4, warmup_steps=4)
-    optimizer = build_optimizer([nn.Linear(2, 2)], config)
-    rates = []
-    for step in range(8):
-        set_learning_rate(optimizer, config, step)
-        rates.append([group["lr"] / 3e-4 for group in optimizer.param_groups])
-    assert rates == [[pytest.approx(share, abs=1e-3)] * 2 for share in shares]
-
-
-@pytest.mark.parametrize(
-    ("schedule", "shares"),
-    [
-        ("linear", (0.5, 1, 1, 0.775, 0.55, 0.325, 0.1, 0.1)),
-        ("cosine", (0.5, 1, 1, 0.8682, 0.55, 0.2318, 0.1, 0.1)),
-        ("step", (0.5, 1, 1, 1, 1, 1, 0.1, 0.1)),
-    ],
-)
-def test_a_schedule_falls_after_the_warm_up_and_stays(schedule: str, shares: tuple[float, ...]) -> None:
-    config = OptimizerConfig(
-        learning_rate=1e-3, warmup_steps=2, schedule=schedule, decay_steps=4, final_learning_rate=1e-4
-    )
-    assert [learning_rate(config, step) / 1e-3 for step in range(8)] == pytest.approx(shares, abs=1e-4)
-
-
-def test_the_discriminator_may_have_its_own_betas() -> None:
-    run = trainer(optimizer__betas=[0.9, 0.95], optimizer__discriminator_betas=[0.5, 0.9])
-    assert run.optimizer_d is not None
-    betas = [optimizer.param_groups[0]["betas"] for optimizer in (run.optimizer, run.optimizer_d)]
-    assert betas == [(0.9, 0.95), (0.5, 0.9)]
-
-
-def test_the_learning_rate_of_a_step_is_used() -> None:
-    run = trainer(steps=4, optimizer__warmup_steps=4, optimizer__learning_rate=2e-3, loss__discriminator_start=0)
-    rates = []
-    for _ in range(4):
-        run.step()
-        assert run.optimizer_d is not None
-        rates.append((run.optimizer.param_groups[0]["lr"], run.optimizer_d.param_groups[1]["lr"]))
-    assert rates == [(pytest.approx(2e-3 * share),) * 2 for share in (0.25, 0.5, 0.75, 1)]
-
-
-@pytest.mark.parametrize(
-    ("step", "decay", "used"), [(0, 0.999, 0.1), (8, 0.999, 0.5), (10**6, 0.999, 0.999), (8, 0, 0)]
-)
-def test_averaging_formula(step: int, decay: float, used: float) -> None:
-    averaged, model = nn.Linear(3, 2), nn.Linear(3, 2)
-    wanted = [used * a + (1 - used) * b for a, b in zip(parameters(averaged), parameters(model), strict=True)]
-    update_ema([p.detach() for p in averaged.parameters()], [p.detach() for p in model.parameters()], decay, step)
-    torch.testing.assert_close(parameters(averaged), wanted)
-
-
-def test_averaged_weights_follow_the_model_codebook_included() -> None:
-    run = trainer(optimizer__ema_decay=0.5)
-    before = parameters(run.ema)
-    run.step()
-    wanted = [0.1 * a + 0.9 * b for a, b in zip(before, parameters(run.model), strict=True)]
-    torch.testing.assert_close(parameters(run.ema), wanted)
-    assert not equal(before[-1:], parameters(run.ema)[-1:])
-    assert not torch.equal(run.ema.quantizer.codebook, trainer().ema.quantizer.codebook)
-    assert not any(p.requires_grad for p in run.ema.parameters())
-
-
-def test_clipping() -> None:
-    layer = nn.Linear(4, 4)
-    for parameter in layer.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    assert clip_gradients(layer.parameters(), 0).item() == pytest.approx(20**0.5)
-    assert layer.weight.grad is not None and layer.weight.grad.eq(1).all()
-    assert clip_gradients(layer.parameters(), 2).item() == pytest.approx(20**0.5)
-    norm = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None]).norm()
-    assert norm.item() == pytest.approx(2, rel=1e-5)
-
-
-def test_gradients_are_clipped_apart() -> None:
-    run = trainer(optimizer__gradient_clip=1e-3)
-    norms: list[float] = []
-
-    def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        norms.append(torch.cat([g.flatten() for g in grads if g is not None]).norm().item())
-
-    assert run.optimizer_d is not None
-    run.optimizer.register_step_pre_hook(record)
-    run.optimizer_d.register_step_pre_hook(record)
-    line = run.step()
-    assert line["gradient_norm"] > 1e-3 and line["gradient_norm_d"] > 1e-3
-    assert norms == [pytest.approx(1e-3, rel=1e-2)] * 2
 
 
 def test_discriminator_start() -> None:
@@ -405,114 +264,3 @@ def test_patience_survives_an_interruption(monkeypatch: pytest.MonkeyPatch) -> N
         run.load_state(state)
     with pytest.raises(Diverged):
         run.step()
-
-
-# Resuming.
-
-RESUMED = {"steps": 8, "execution__checkpoint_every": 3, "evaluation__every": 4}
-
-
-def resumed_config() -> RunConfig:
-    return tiny(**RESUMED)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train(resumed_config(), tmp_path_factory.mktemp("undisturbed"))
-
-
-def interrupt(runs: Path, at: int, call: int = 1) -> RunFolder:
-    """Ask the run to stop at the ``call``-th call of on_step at step ``at``; the second comes from an evaluation."""
-    stop, seen = StopRequest(), []
-
-    def on_step(step: int) -> None:
-        seen.append(step)
-        if seen.count(at) == call:
-            stop.reason = "preempted"
-
-    with pytest.raises(Stopped, match="preempted"):
-        train(resumed_config(), runs, stop=stop, on_step=on_step)
-    (path,) = runs.glob("??/*")
-    folder = RunFolder(path)
-    found = status(folder)
-    assert (found["state"], found["failure"], found["step"]) == ("failed", "preempted", at)
-    return folder
-
-
-def same(found: RunFolder, wanted: RunFolder) -> None:
-    weights = [newest_file(folder, "model.safetensors") for folder in (found, wanted)]
-    assert weights[0] is not None and weights[1] is not None
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert [e["step"] for e in evaluations(found)] == [4, 8]
-    assert evaluations(found) == evaluations(wanted)
-    assert curve(found) == curve(wanted) and len(curve(found)) == 8
-
-
-def test_undisturbed_runs_repeat_to_the_bit(undisturbed: RunFolder, tmp_path: Path) -> None:
-    same(train(resumed_config(), tmp_path), undisturbed)
-
-
-@pytest.mark.parametrize("steps", [(1,), (3,), (4,), (2, 3, 7), (8,)])
-def test_resumed_runs_equal_undisturbed_ones(undisturbed: RunFolder, tmp_path: Path, steps: tuple[int, ...]) -> None:
-    for step in steps:
-        folder = interrupt(tmp_path, step)
-        newest = next(checkpoint.newest(folder.attempt_folders()))
-        assert newest.name == f"checkpoint-{step:08d}.pt"
-    same(train(resumed_config(), tmp_path), undisturbed)
-    assert len(folder.attempt_folders()) == len(steps) + 1
-
-
-@pytest.mark.parametrize("step", [4, 8])
-def test_interrupted_in_an_evaluation(undisturbed: RunFolder, tmp_path: Path, step: int) -> None:
-    """Stopped promises a checkpoint of the finished step there, too, though none is due at step 4."""
-    folder = interrupt(tmp_path, step, call=2)
-    assert next(checkpoint.newest(folder.attempt_folders())).name == f"checkpoint-{step:08d}.pt"
-    same(train(resumed_config(), tmp_path), undisturbed)
-
-
-@pytest.mark.parametrize("left", ["older", "damaged", "none"])
-def test_resumed_from_what_a_kill_left(undisturbed: RunFolder, tmp_path: Path, left: str) -> None:
-    folder = interrupt(tmp_path, 5)
-    (attempt,) = folder.attempt_folders()
-    newest = attempt / "checkpoint-00000005.pt"
-    if left == "damaged":
-        newest.write_bytes(newest.read_bytes()[:-100])
-    else:
-        newest.unlink()
-    if left == "none":
-        checkpoint.remove_all(attempt)
-    same(train(resumed_config(), tmp_path), undisturbed)
-
-
-EVERYTHING = {
-    "quantizer__codebook_update": "ema",
-    "loss__adaptive_weight": True,
-    "loss__lecam_weight": 0.1,
-    "loss__gradient_penalty_weight": 0.1,
-    "discriminator__augment": ["color", "translation", "cutout"],
-    "execution__micro_batch": 1,
-}
-
-
-@pytest.mark.parametrize("changes", [{}, EVERYTHING, {"quantizer": "rvq", "groups": 1, "quantizer__depth": 2}])
-def test_state_of_a_trainer_is_whole(changes: dict[str, Any]) -> None:
-    """A trainer loaded from a state goes on as the one that it came from, in every module and optimiser."""
-    a, b = trainer(**changes), trainer(**changes)
-    for _ in range(2):
-        a.step()
-    # As through a file: what state() gives are the live tensors.
-    b.load_state(copy.deepcopy(a.state()))
-    assert a.step() == b.step() and a.step() == b.step()
-    for name, part in a._parts().items():
-        if isinstance(part, nn.Module):
-            assert equal(parameters(part), parameters(b._parts()[name])), name  # type: ignore[arg-type]
-
-
-def test_threads_and_logging_are_no_science(undisturbed: RunFolder, tmp_path: Path) -> None:
-    config = resumed_config()
-    execution = dataclasses.replace(config.execution, log_every=5, checkpoint_every=100)
-    folder = train(dataclasses.replace(config, execution=execution), tmp_path)
-    assert folder.signature == undisturbed.signature
-    # The last step is always logged.
-    assert [line["step"] for line in read_metrics(folder)] == [5, 8]
-    assert evaluations(folder) == evaluations(undisturbed)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gsq import RunConfig, override, preset
+from gsq import RunConfig, RunFolder, override, preset
 from gsq.records.attempt import TIMINGS
-from gsq.records.folder import RunFolder
 from gsq.records.read import read_evaluations, read_metrics
 
 TINY: dict[str, Any] = {
@@ -52,3 +51,8 @@ def status(folder: RunFolder, attempt: int = -1) -> dict[str, Any]:
 
 def files_below(path: Path) -> list[str]:
     return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+
+
+def only_run(runs: Path) -> RunFolder:
+    (path,) = runs.glob("??/*")
+    return RunFolder(path)

@@ -178,7 +178,7 @@ def test_power_of_a_grid_before_its_first_run(gsq: Gsq) -> None:
     assert narrow == pytest.approx(wide / 2), "four times the seeds"
     assert one["power"][0]["coefficients"]["alpha"] == 0.5
     for words, message in (
-        (["--law", "saturating"], "--law says what to expect of a law: it goes with --power"),
+        (["--law", "saturating"], "--law works only with --power"),
         (["--power", "--coefficient", "alpha"], "'alpha' is not NAME=NUMBER"),
         (["--power", "--coefficient", "tau=1"], "no law has a parameter of this name"),
         (["--power", "--law", "paper_eq14"], "holds for groups = 1 only"),

@@ -30,7 +30,7 @@ REQUEUING = ("requeue", "node_failure")
 
 def find_outcomes(this: Round) -> None:
     """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
-    from gsq.records.attempt import read_json
+    from gsq.files import read_json
 
     every = [json.loads(path.read_text()) for path in sorted(this.orders.glob("orders/*/*.fired"))]
     told = _accounting(this.cluster, {fired["job"] for fired in every})
@@ -86,7 +86,8 @@ def _end_of_start(starts: list[tuple[float, str]], when: float) -> str:
 def check(this: Round) -> None:
     import pandas as pd
 
-    from gsq.records.attempt import TIMINGS, read_json
+    from gsq.files import read_json
+    from gsq.records.attempt import TIMINGS
     from gsq.records.folder import RunFolder
     from gsq.records.read import read_metrics, smallest_micro_batch
     from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table

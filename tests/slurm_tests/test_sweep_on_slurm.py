@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gsq.records.attempt import read_json
+from gsq.files import read_json
 from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 

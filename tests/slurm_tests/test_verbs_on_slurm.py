@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gsq.records.attempt import read_json
+from gsq.files import read_json
 from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import read_table
 

@@ -76,7 +76,8 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         environment: dict[str, Any] | None = None,
         **more: Any,
     ) -> RunFolder:
-        from gsq.records.attempt import Attempt, write_json
+        from gsq.files import write_json
+        from gsq.records.attempt import Attempt
 
         run = RunFolder.of(folder / "runs", cell.signature)
         attempt = run.new_attempt()
@@ -164,3 +165,61 @@ def scheduler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     found = Scheduler(folder / "scheduler")
     monkeypatch.setenv("PATH", f"{found.folder}:/usr/bin:/bin")
     return found
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def four(folder: Path, plan_of: Callable[..., Plan], write_run: Callable[..., RunFolder]) -> Plan:
+    """A sweep with a cell that is done, two that have failed and one that has not been tried."""
+    plan = plan_of(axes={"groups": [1, 2], "model.channels": [16, 32]})
+    SweepFolder(folder / "runs", plan.name).write_plan(plan)
+    a, b, c, _ = plan.cells
+    write_run(a, "done", 9)
+    write_run(b, "failed", 3, failure="out_of_memory", message="no memory")
+    write_run(c, "failed", 4, failure="cancelled", message="stopped as asked after step 4")
+    return plan
+
+
+@pytest.fixture
+def fake(folder: Path, write_run: Callable[..., RunFolder]) -> Callable[..., Any]:
+    """``fake(plan)``: a driver of a search whose runs are made by hand."""
+    from searches import Fake, plan_of
+
+    def make(plan: Plan | None = None, parallel: int = 2, **options: Any) -> Fake:
+        return Fake(write_run, plan or plan_of(), parallel, **options)
+
+    return make
+
+
+@pytest.fixture
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from slurm_answers import FakeSlurm
+
+    fake = FakeSlurm(folder / "fake-slurm")
+    monkeypatch.setenv("PATH", f"{fake.folder}:/usr/bin:/bin")
+    return fake
+
+
+@pytest.fixture
+def no_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "empty"))
+
+
+@pytest.fixture
+def controller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from controllers import Controller
+
+    found = Controller(folder / "fake")
+    monkeypatch.setenv("PATH", f"{folder / 'fake'}:/usr/bin:/bin")
+    return found
+
+
+@pytest.fixture
+def five(plan_of: Callable[..., Plan]) -> Plan:
+    """Of two classes of resources, so that there are two arrays, the first in two parts."""
+    return plan_of(cases=[*({"seed": seed} for seed in range(4)), {"seed": 4, "steps": 100000}])

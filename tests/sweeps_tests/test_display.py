@@ -18,9 +18,8 @@ from gsq.cli.wording import duration, end_time, size
 from gsq.records.read import RunRecord
 from gsq.sweeps.costing.forecast import forecast
 from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.state.listing import SweepLine
 from gsq.sweeps.state.reconcile import Action, CellState, Job, cell_state
-from gsq.sweeps.state.status import SweepStatus, row
+from gsq.sweeps.state.status import SweepLine, SweepStatus, row
 
 PlanOf = Callable[..., Plan]
 

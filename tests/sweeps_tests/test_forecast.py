@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from gsq.cli.main import app
 from gsq.cli.show_plan import print_forecast
 from gsq.errors import UserError
-from gsq.records.attempt import read_json
+from gsq.files import read_json
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.costing import forecast as forecasting
 from gsq.sweeps.costing.cost import estimate
@@ -125,7 +125,7 @@ def test_disk_while_running_and_after(plan_of: PlanOf, write_run: WriteRun) -> N
 
 def test_a_disk_that_is_too_small_is_said(plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(axes={"seed": [0, 1]})
-    assert "make room" not in shown(plan)
+    assert "gsq clean" not in shown(plan)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(forecasting.shutil, "disk_usage", lambda path: usage(2, 1, 1000))
     text = shown(plan)

@@ -78,7 +78,7 @@ def test_failures_all_over_bias_nothing(plan_of: PlanOf) -> None:
     # A whole seed, though: with four cells of sixteen that is no chance.
     assert len(found.biased) == 1 and "seed=0" in found.biased[0]
     found = judged(plan, lambda axes: "failed" if (axes["codebook_size"] == 16) == (axes["seed"] == 1) else "done")
-    assert not found.biased and found.lines[1].startswith("failure goes with no axis (exact tests; least p = ")
+    assert not found.biased and found.lines[1].startswith("failure depends on no axis (exact tests; least p = ")
 
 
 def test_cells_that_have_not_ended_are_counted_and_not_tested(plan_of: PlanOf) -> None:

@@ -109,18 +109,20 @@ def test_only_the_steps_that_remain_are_counted_where_a_shorter_run_is_gone_on_f
     short, longer = (plan_of(set={"steps": steps}, axes={"seed": [0]}) for steps in (600, 800))
     (done,), (cell,) = short.cells, longer.cells
     before = forecast(longer)
-    assert not any("goes on" in note for note in before.notes)
+    assert not any("from the checkpoint" in note for note in before.notes)
     run = write_run(done, "done", 600)
     lineage.add(run, done.config, manifest(done.config.data))
     # A name without its checkpoint is passed over.
     assert forecast(longer).left == before.left
     (run.attempt_folders()[0] / "checkpoint-00000600.json").write_text("{}")
     found = forecast(longer)
-    (note,) = [note for note in found.notes if "goes on" in note]
+    (note,) = [note for note in found.notes if "from the checkpoint" in note]
     assert "600 of 800" in note and "seed=0" in note
     whole = found.estimates[cell.signature].seconds
     assert 0.15 < found.left[cell.signature] / whole < 0.5 and whole == before.left[cell.signature]
     # Its own steps count for more, and another seed has another lineage.
     write_run(cell, "failed", 700, failure="timeout")
-    assert not any("goes on" in note for note in forecast(longer).notes)
-    assert not any("goes on" in note for note in forecast(plan_of(set={"steps": 800}, axes={"seed": [1]})).notes)
+    assert not any("from the checkpoint" in note for note in forecast(longer).notes)
+    assert not any(
+        "from the checkpoint" in note for note in forecast(plan_of(set={"steps": 800}, axes={"seed": [1]})).notes
+    )

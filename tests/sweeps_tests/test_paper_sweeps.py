@@ -133,7 +133,7 @@ def test_planning_needs_neither_images_nor_weights_and_says_so() -> None:
     assert "missing: data.path: $IMAGENET: $IMAGENET is not set" in words
     for weights in ("vgg16", "inception", "dinov2_vits14_reg"):
         assert f"missing: weights '{weights}'" in words
-    assert "cluster file example-gpu" in words and "signatures will be others" in words
+    assert "cluster file example-gpu" in words and "change the signatures" in words
     other = json.loads(CliRunner().invoke(app, ["plan", "paper/fig4", "--gpu", "h100", "--json"]).stdout)
     assert "989 TFLOP/s of one H100" in other["speed"]["basis"] and other["provisional"]
     assert other["forecast"]["device_seconds"] < 13_000_000 and len(other["missing"]) == 4

@@ -129,7 +129,7 @@ def test_a_changed_sweep_file_is_evaluated_without_training(folder: Path, monkey
     file = spec([1, 2], num_images=12, resolutions=[32, 64], every=1)
     to_run, to_evaluate, seconds = planned(file)
     assert (to_run, to_evaluate) == (0, 2) and seconds > 0
-    assert "2 cells finished before, to evaluate" in said("submit", file, "--dry-run")
+    assert "2 finished cells to evaluate" in said("submit", file, "--dry-run")
     told = said("submit", file)
     assert told.count("evaluated ") == 4 and "over 12 images of 64 pixels" in told
     assert planned(file) == (0, 0, 0) and "evaluated " not in said("submit", file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +86,7 @@ def test_an_evaluation_that_never_ends_in_time_is_not_started_for_ever(
 
 
 def test_a_disk_that_is_full_does_not_hide_it(entry: journal.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, values: object) -> None:
+    def full(*words: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(restarts, "write_json", full)

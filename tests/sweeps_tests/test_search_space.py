@@ -103,7 +103,7 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"pruner": "medium"}, ("search.pruner: 'medium'", "did you mean 'median'")),
     ({"pruner": "median"}, ("there are none", "set evaluation.every to less than 300 steps")),
     ({"pruner": "median", "objectives": ["rfid", "bits_per_pixel"]}, ("compares one objective, not 2",)),
-    ({"pruner": "median", "objectives": ["device_seconds"]}, ("device_seconds is not measured on the way",)),
+    ({"pruner": "median", "objectives": ["device_seconds"]}, ("device_seconds is not measured during training",)),
     ({"objectives": ["fid"]}, ("'fid' is not one of rfid", "did you mean 'rfid'")),
     ({"objectives": []}, ("search.objectives: []", ", ".join(OBJECTIVES))),
     ({"objectives": ["rfid", "rfid"]}, ("one is given twice",)),
@@ -145,7 +145,9 @@ def test_a_mistake_is_one_sentence_that_says_what_is_allowed(values: dict[str, A
 
 
 def test_axes_beside_a_search_are_refused() -> None:
-    with pytest.raises(UserError, match=r"search: beside axes and cases.*move the keys to search\.space"):
+    with pytest.raises(
+        UserError, match=r"search: cannot be combined with axes and cases.*move the keys to search\.space"
+    ):
         search_of(axes={"groups": [1, 2]}, cases=[{"groups": 4}])
 
 
