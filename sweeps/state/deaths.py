@@ -28,6 +28,12 @@ _ENDED_FROM_OUTSIDE = re.compile(
     r"^slurmstepd: error: \*\*\* (JOB|STEP)|^srun: error: .*: (Killed|Terminated|Hangup|Interrupt|User defined signal)",
     re.MULTILINE,
 )
+# srun could not reach the node's slurmd, which was just restarting, say.
+_NODE_AWAY = re.compile(
+    r"^srun: error: (?:Task|Application) launch .*"
+    r"(?:Zero Bytes were transmitted|[Cc]ommunication connection failure|Socket timed out|Unable to contact slurmd)",
+    re.MULTILINE,
+)
 # Stands in for the exit code if only the controller answers, which does not report it.
 FAILED_SOMEHOW = "failed"
 # Signals that end a process from outside, and the exit codes by which srun and the shell report them.
@@ -43,7 +49,10 @@ _NO_LOG_SIGNAL = 53
 
 
 def killed_from_outside(exit_code: str, tail: str) -> bool:
-    """Return whether an exit code of sacct (``code:signal``) means that the job was killed and did not fail."""
+    """Return whether an exit code of sacct (``code:signal``) means that the job was killed, or its node was away, and
+    that it did not fail by itself."""
+    if _NODE_AWAY.search(_STARTED.split(tail)[-1]):
+        return True
     code, number = _numbers(exit_code)
     if number in _KILLED_SIGNALS or code in _KILLED_CODES:
         return True
@@ -79,7 +88,8 @@ def failure_of(exit_code: str | None, log: Path | None) -> str:
     """
     text = tail(log)
     if exit_code == FAILED_SOMEHOW:
-        return "lost" if _ENDED_FROM_OUTSIDE.search(text) else _own_failure(log)
+        outside = _ENDED_FROM_OUTSIDE.search(text) or killed_from_outside("", text)
+        return "lost" if outside else _own_failure(log)
     if exit_code is not None and _numbers(exit_code) != (0, 0):
         return "lost" if killed_from_outside(exit_code, text) else _own_failure(log)
     # It ended well, or SLURM has forgotten how. Python should at least have started.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Collection
@@ -64,13 +63,13 @@ def find_outcomes(this: Round) -> None:
 
 
 def _accounting(cluster: Cluster, jobs: Collection[str]) -> dict[tuple[str, str], list[tuple[float, str]]]:
-    """Time and state of each start of a job, in order, by the job's number and name."""
+    """When each start of a job ended, in order, and how, by the job's number and name."""
     found: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
-    options = ("-D", "-X", "-n", "-P", "-o", "JobID,JobName,State,Start", "-j", ",".join(sorted(jobs)))
+    options = ("-D", "-X", "-n", "-P", "-o", "JobID,JobName,State,End", "-j", ",".join(sorted(jobs)))
     for line in cluster.output("sacct", *options).splitlines():
-        job, name, state, start = line.split("|")
-        with contextlib.suppress(ValueError):  # One that never started has none.
-            found[job, name].append((datetime.fromisoformat(start).timestamp(), state.split()[0]))
+        job, name, state, end = line.split("|")
+        ended = float("inf") if end == "Unknown" else datetime.fromisoformat(end).timestamp()
+        found[job, name].append((ended, state.split()[0]))
     return {key: sorted(starts) for key, starts in found.items()}
 
 
@@ -79,10 +78,9 @@ def _end_of_start(starts: list[tuple[float, str]], when: float) -> str:
 
     Whether its next start left a word of its own does not matter: a fault may have killed it as it began.
     """
-    (_, state), *later = [start for start in starts if start[0] <= when][-1:] + [s for s in starts if s[0] > when]
-    if later or state == "REQUEUED":
-        return "requeued"
-    return ENDS.get(state, "lost")
+    # Accounting counts in seconds.
+    state, *later = [state for ended, state in starts if ended >= int(when)]
+    return "requeued" if later or state == "REQUEUED" else ENDS.get(state, "lost")
 
 
 def check(this: Round) -> None:

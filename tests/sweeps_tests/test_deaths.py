@@ -17,6 +17,10 @@ from gsq.sweeps.state.deaths import FAILED_SOMEHOW, described, failure_of, last_
 BEGAN = "submitit INFO (2026-01-02 03:04:05,678) - Starting with JobEnvironment(job_id=5)\n"
 STARTED = "--- gsq job started 2026-01-02 03:04:05\n"
 EXITED = "srun: error: n1: task 0: Exited with exit code 1\n"
+AWAY = (
+    "srun: error: Task launch for StepId=26.0 failed on node n1: Zero Bytes were transmitted or received\n"
+    "srun: error: Application launch failed: Zero Bytes were transmitted or received\nsrun: Job step aborted\n"
+)
 KILLED = "srun: error: n1: task 0: Killed\n"
 
 
@@ -43,6 +47,11 @@ KILLED = "srun: error: n1: task 0: Killed\n"
         ("143:0", "", "lost"),
         ("9:0", BEGAN + KILLED, "lost"),
         ("15:0", "slurmstepd: error: *** STEP 5.0 ON n1 CANCELLED AT 2026-01-02T03:04:05 ***\n", "lost"),
+        # The node's slurmd died as srun launched the step.
+        ("13:0", AWAY, "lost"),
+        (FAILED_SOMEHOW, AWAY, "lost"),
+        ("3:0", f"{AWAY}{STARTED}no such module\n", "error"),
+        ("2:0", "srun: error: Application launch failed: Invalid argument\n", "error"),
         # Told to stop before it could listen, as on preemption.
         ("0:12", "", "lost"),
         ("140:0", "", "lost"),
