@@ -1,7 +1,10 @@
 """The search: starts by value, screening, polish, robust losses, large tables, and the functions of formulas."""
 
+import importlib.util
 import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from gsq.analysis import fit
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.intervals import profile, profiles
 from gsq.analysis.fitting.solver import Solution, gradients, rho, solve
+from gsq.analysis.laws.formula import read_formula
 from gsq.analysis.laws.named import get_law
 from gsq.analysis.tables.selecting import select
 
@@ -157,3 +161,35 @@ def test_rows_are_selected_by_a_condition() -> None:
     }.items():
         with pytest.raises(AnalysisError, match=message):
             select(table, text)
+
+
+def test_the_published_laws_are_formulas_with_a_box_for_each_parameter() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "scalebench_laws.py"
+    spec = importlib.util.spec_from_file_location("scalebench_laws", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scalebench_laws"] = module
+    spec.loader.exec_module(module)
+    laws = [(task, law) for task, found in module.LAWS.items() for law in found]
+    assert len(laws) == 65
+    columns = {
+        "lr_bsz": tuple("uvspUVSP"),
+        "domain_mixture": ("x", "q", *(f"{letter}{i}" for letter in "xyqo" for i in range(1, 6))),
+    }
+    for task, law in laws:
+        read = read_formula(law.formula, columns.get(task, tuple(module.COLUMNS[task])), law.box)
+        assert set(read.parameters) == set(law.box), law.formula
+        assert all(low < high for low, high in law.box.values())
+
+
+def test_a_published_law_of_repeated_data_is_found_in_its_box() -> None:
+    rng = np.random.default_rng(0)
+    sizes, tokens = (np.exp(rng.uniform(*np.log(ends), 80)) for ends in ((1e7, 4e9), (1e9, 3e11)))
+    unique = tokens / np.exp(rng.uniform(0, 4, 80))
+    exact = 2.5 + 4e3 * sizes**-0.55 + 1.2e4 * (tokens / (1 + tokens / (20 * unique))) ** -0.44
+    table = pd.DataFrame({"U": unique, "N": sizes, "D": tokens, "y": exact})
+    box = {"L": (-3, 8), "A": (1e-3, 1e11), "a": (0.05, 2.5), "B": (1e-3, 1e9), "b": (0.05, 2.5), "s": (1e-5, 1e7)}
+    law = "y = L + A*N^(-a) + B*(D/(1 + D/(s*U)))^(-b)"
+    found = fit(table, law, residuals="linear", intervals="none", bounds=box)
+    assert found.parameters["s"] == pytest.approx(20, rel=1e-3)
+    assert found.parameters["b"] == pytest.approx(0.44, rel=1e-4)

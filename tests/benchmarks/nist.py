@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from itertools import chain, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def solve(name: str, problem: Certified, start: dict[str, float] | None) -> dict
     }
 
 
-def markdown(document: dict) -> str:
+def markdown(document: dict[str, Any]) -> str:
     problems, ways = document["problems"], ("start 1", "start 2", "default")
     solved = {way: sum(one[way]["digits"] >= DIGITS for one in problems.values()) for way in ways}
     lines = [
@@ -163,7 +164,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, numpy {np.__version__}, "
         f"load average {os.getloadavg()[0]:.1f}"
     )
-    document: dict = {"machine": machine, "problems": {}}
+    document: dict[str, Any] = {"machine": machine, "problems": {}}
     for name in options.problems:
         problem = read(options.folder / f"{name}.dat")
         ways = {"start 1": problem.starts[0], "start 2": problem.starts[1], "default": None}

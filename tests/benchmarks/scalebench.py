@@ -21,6 +21,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,7 +147,7 @@ def ours(law: Law, pairs: list[Pair]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def measure(folder: Path, task: str, number: int, earlier: dict[str, dict]) -> dict[str, object]:
+def measure(folder: Path, task: str, number: int, earlier: dict[str, dict[str, Any]]) -> dict[str, object]:
     published = LAWS[task][number]
     pairs = pieces(folder, task, published)
     names = tuple(str(name) for name in pairs[0][0].columns)
@@ -176,7 +177,7 @@ def measure(folder: Path, task: str, number: int, earlier: dict[str, dict]) -> d
     return result
 
 
-def markdown(document: dict) -> str:
+def markdown(document: dict[str, Any]) -> str:
     laws = document["laws"]
     lines = [
         "# ScaleBench: 65 published laws on all training rows, and their R2 in the target region",
@@ -196,10 +197,8 @@ def markdown(document: dict) -> str:
         if len(here) < len(LAWS[task]):
             lines.append(f"| {task} | {len(here)} of {len(LAWS[task])} |" + " not measured |" * 9)
             continue
-        mean = [
-            np.mean([get(one) for one in here])
-            for get in (lambda o: o["peers"]["L-BFGS-B"]["r2"], lambda o: o["peer"]["r2"], lambda o: o["gsq"]["r2"])
-        ]
+        values = [(one["peers"]["L-BFGS-B"]["r2"], one["peer"]["r2"], one["gsq"]["r2"]) for one in here]
+        mean = np.mean(values, axis=0)
         worse = sum(one["excess"] > 1e-6 for one in here)
         better = sum(one["excess"] <= 1e-6 < one["gain"] for one in here)
         mine, theirs = (sum(one[who]["seconds"] for one in here) for who in ("gsq", "peer"))
@@ -237,7 +236,7 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, numpy {np.__version__}, "
         f"scipy {scipy.__version__}, load average {os.getloadavg()[0]:.1f}"
     )
-    document: dict = {"machine": machine, "laws": {}}
+    document: dict[str, Any] = {"machine": machine, "laws": {}}
     if options.update and out.with_suffix(".json").is_file():
         document["laws"] = json.loads(out.with_suffix(".json").read_text())["laws"]
     for task in options.tasks:
