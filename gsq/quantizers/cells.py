@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+# Variances that are a smaller share of the squared mean count as none.
+NARROWEST = 1e-10
+
 
 class Renewal(NamedTuple):
     """Rows to be replaced after a step."""
@@ -90,7 +93,10 @@ class Cells(nn.Module):
             starting = torch.full_like(self.usage, self.restart_below)
             self.usage.masked_fill_(moved, self.restart_below)
         if moved.any():
-            deviations = (squares / counts.clamp(min=1)[..., None] - means.square()).clamp(min=0).sqrt()
+            squared = means.square()
+            variances = squares / counts.clamp(min=1)[..., None] - squared
+            # Equal latents make equal rows, of which the first is chosen: rounding must not tell them apart.
+            deviations = torch.where(variances > NARROWEST * squared, variances, 0.0).sqrt()
             means = torch.where(moved[..., None], _drawn(counts, means, deviations, step), means)
         return Renewal(replaced, means.float(), starting)
 

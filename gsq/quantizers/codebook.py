@@ -106,11 +106,13 @@ class CodebookQuantizer(Quantizer):
     ) -> None:
         self.gradient, self.soft_temperature, self.soft_decay = gradient, soft_temperature, soft_decay
         clock = clock or soft_decay != 1
+        self.pending = False
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64) if clock else None)
 
     def follow(self, places: Tensor, vectors: Tensor) -> None:
         """Note vectors (..., d) and the places (...) of their rows for the update of the step, in training alone."""
         if self.training:
+            self.pending = True
             for part in (self.average, self.cells if self.cells is not None and self.cells.needed else None):
                 if part is not None:
                     part.add(places.flatten(), vectors.detach().reshape(-1, vectors.shape[-1]))
@@ -145,9 +147,11 @@ class CodebookQuantizer(Quantizer):
             if self.average is not None:
                 self.average.restart(renewal.replaced, rows, renewal.counts)
         if self.clock is not None:
-            self.clock += 1
+            self.clock += int(self.pending)
+        self.pending = False
 
     def discard_pending(self) -> None:
+        self.pending = False
         for part in (self.average, self.cells):
             if part is not None:
                 part.discard()

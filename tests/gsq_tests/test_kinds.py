@@ -106,7 +106,8 @@ def test_what_config_reads_is_what_the_file_declares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gqs", "'gsq'"), ("RVQ", "'rvq'"), ("rvg", "'rvq'"), ("turbovq", "gsq, vq, rvq, fsq, lfq, bsq")]
+    ("name", "words"),
+    [("gqs", "'gsq'"), ("RVQ", "'rvq'"), ("rvg", "'rvq'"), ("turbovq", "gsq, vq, rvq, fsq, lfq, bsq")],
 )
 def test_an_unknown_kind_is_refused_with_the_nearest(name: str, words: str) -> None:
     with pytest.raises(UserError) as raised:
@@ -316,7 +317,10 @@ def test_plans_know_an_added_kind_without_torch(with_toy: Path) -> None:
         (["quantizer=mappedvq", "groups=2"], ["quantizer.groups: 2", "use 1"]),
         (["quantizer=mappedvq", "quantizer.spread=-1"], ["quantizer.spread: -1.0", "above 0"]),
         (["quantizer.spread=2"], ["quantizer.spread: 2.0", "quantizer.kind gsq", "only for mappedvq"]),
-        (["quantizer=mappedvq", "quantizer.decoder_input=raw"], ["quantizer.decoder_input", "mappedvq", "only for gsq"]),
+        (
+            ["quantizer=mappedvq", "quantizer.decoder_input=raw"],
+            ["quantizer.decoder_input", "mappedvq", "only for gsq"],
+        ),
         (["quantizer=mappedvg"], ["'mappedvq'"]),
     ],
 )

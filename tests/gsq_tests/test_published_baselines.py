@@ -81,7 +81,9 @@ def test_a_codebook_for_each_group(published: Published, name: str, norm: str) -
     )
     set_rows(q, want["codebook"])
     for step in range(3):
-        out, _ = agree(q, {**want, **{key: want[key][step] for key in ("input", "indices", "latent", "latent_gradient")}})
+        out, _ = agree(
+            q, {**want, **{key: want[key][step] for key in ("input", "indices", "latent", "latent_gradient")}}
+        )
         q.update_codebook()
         close(out.loss, want["loss"][step])
         close(q.codebook, want["codebooks"][step])
