@@ -7,7 +7,6 @@ and ``intervals`` for the intervals.
 from __future__ import annotations
 
 import json
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
