@@ -1,3 +1,10 @@
+from .allocating.allocation import Allocation as Allocation
+from .allocating.allocation import BestPoint as BestPoint
+from .allocating.allocation import allocate as allocate
+from .checking.arms import Arms as Arms
+from .checking.arms import SharedTest as SharedTest
+from .checking.arms import Worth as Worth
+from .checking.arms import arms as arms
 from .checking.card import ReportCard as ReportCard
 from .checking.card import Trend as Trend
 from .checking.card import report_card as report_card
@@ -12,9 +19,15 @@ from .checking.extrapolation import extrapolate as extrapolate
 from .checking.held_out import Errors as Errors
 from .checking.held_out import HeldOut as HeldOut
 from .checking.held_out import held_out as held_out
+from .checking.nested import NestedTest as NestedTest
+from .checking.nested import nested_test as nested_test
 from .checking.predictions import SeedNoise as SeedNoise
 from .checking.predictions import check_predictions as check_predictions
 from .checking.predictions import seed_noise as seed_noise
+from .checking.rollout import Rollout as Rollout
+from .checking.rollout import rollout as rollout
+from .designing.budgets import BudgetReplay as BudgetReplay
+from .designing.budgets import replay_budgets as replay_budgets
 from .designing.choice import design as design
 from .designing.options import DesignOptions as DesignOptions
 from .designing.power import Power as Power
@@ -24,7 +37,10 @@ from .designing.replay import Replay as Replay
 from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
+from .designing.target import target_rows as target_rows
 from .errors import AnalysisError as AnalysisError
+from .figures.allocation import allocation_figure as allocation_figure
+from .figures.arms import arms_figure as arms_figure
 from .figures.card import card_figure as card_figure
 from .figures.contours import ContourPanel as ContourPanel
 from .figures.contours import contour_figure as contour_figure
@@ -58,6 +74,9 @@ from .figures.scatter import collapse_figure as collapse_figure
 from .figures.scatter import collapse_panels as collapse_panels
 from .figures.scatter import pareto_figure as pareto_figure
 from .figures.scatter import pareto_panel as pareto_panel
+from .fitting.derived import Derived as Derived
+from .fitting.effects import RandomEffects as RandomEffects
+from .fitting.effects import random_effects as random_effects
 from .fitting.fit import fit as fit
 from .fitting.fit import fit_by as fit_by
 from .fitting.options import Options as Options

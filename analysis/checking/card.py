@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
+from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, numbers, varying
@@ -44,6 +45,7 @@ class ReportCard:
     trends: tuple[Trend, ...]
     findings: tuple[str, ...]
     """What speaks against quoting it, in sentences."""
+    sensitivity: Sensitivity
 
     def text(self) -> str:
         """The card in lines."""
@@ -84,6 +86,7 @@ class ReportCard:
                 f"  {name}: a level left out {error(held.level_out[name])}; each from the smaller ones "
                 f"{error(held.window[name])}; the largest from the others {error(held.largest[name])}"
             )
+        lines += ["", "Sensitivity", f"  {self.sensitivity.text(fit.target)}"]
         if self.trends:
             parts = [f"{one.column} {one.correlation:+.2f} (p {one.p:.2g})" for one in self.trends]
             lines += ["", "Residuals against axes (rank correlation)", f"  {', '.join(parts)}"]
@@ -96,6 +99,7 @@ class ReportCard:
             "fit": self.fit.to_dict(),
             "held_out": self.held_out.to_dict(),
             "trends": jsonable({one.column: {"correlation": one.correlation, "p": one.p} for one in self.trends}),
+            "sensitivity": self.sensitivity.to_dict(),
             "findings": list(self.findings),
         }
 
@@ -109,7 +113,7 @@ def report_card(fit: Fit) -> ReportCard:
     varies."""
     held = held_out(fit)
     trends = residual_trends(fit)
-    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)))
+    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit))
 
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:

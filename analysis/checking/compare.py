@@ -13,7 +13,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.laws.named import LAWS, Law, get_law
+from gsq.analysis.laws.named import COMPARED, Law, get_law
 from gsq.analysis.tables.table import Array, Excluded, is_results
 
 
@@ -169,7 +169,7 @@ def _kinds(frame: pd.DataFrame, laws: Sequence[str | Law] | None) -> tuple[Kinds
     """The laws that the table can carry by the rows that they take, and why it cannot carry the others. Raises
     AnalysisError for laws asked for that take different rows or have different targets."""
     names = [str(name) for name in frame.columns]
-    chosen = [get_law(law, names) for law in (LAWS if laws is None else laws)]
+    chosen = [get_law(law, names) for law in (COMPARED if laws is None else laws)]
     if len({law.target for law in chosen}) > 1:
         raise AnalysisError(
             f"laws of different targets cannot be compared: {', '.join(sorted({x.target for x in chosen}))}"

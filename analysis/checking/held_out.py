@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.fitting.solver import refit
+from gsq.analysis.fitting.searching import refit
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, large_end, numbers, varying
 from gsq.config.axes import DERIVED, TOKENIZER
@@ -77,7 +77,7 @@ def held_out(fit: Fit) -> HeldOut:
         blocks += [(f"window {name}", values < level, values == level) for level in levels[1:]]
         blocks.append((f"largest {name}", values < levels[-1], values == levels[-1]))
     trained = np.array([block[1] for block in blocks], dtype=np.float64)
-    able = _carries(fit, trained)
+    able = carries(fit, trained)
     predicted = np.full(trained.shape, np.nan)
     if able.any():
         found = refit(
@@ -113,9 +113,9 @@ def held_out(fit: Fit) -> HeldOut:
     return HeldOut(errors("one"), each("level"), each("window"), each("largest"))
 
 
-def _carries(fit: Fit, trained: Array) -> Array:
+def carries(fit: Fit, trained: Array) -> Array:
     """Whether the rows of each mask (m, n) can tell the parameters apart, and leave a degree of freedom."""
-    columns = np.stack([numbers(fit.rows, name) for name in fit.law.columns], axis=1)
+    columns = fit.law.settings(fit.rows).T
     cell = np.unique(np.round(columns, 12), axis=0, return_inverse=True)[1].reshape(-1)
     slopes = fit.problem.form.both(fit.theta[None], fit.problem.data, fit.problem.centre)[1][:, 0].T
     slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)

@@ -15,24 +15,27 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.checking.compare import Comparison, aicc_weights
+from gsq.analysis.designing.greedy import greedy, without_idle, without_tail
 from gsq.analysis.designing.information import Cells, State
+from gsq.analysis.designing.optima import rival_optima
 from gsq.analysis.designing.options import DesignOptions
-from gsq.analysis.designing.proposal import Design, Expectation, Proposal
+from gsq.analysis.designing.proposal import Checkpoint, Design, Expectation, Proposal
 from gsq.analysis.designing.target import Target, cell_text, plain, read_target
+from gsq.analysis.designing.wanted import wanted_cells
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import changed
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import completed, numbers, varying, with_derived
 from gsq.config.axes import CONFIGURATION, DERIVED
+from gsq.words import counted
 
-NOTHING = 0.05  # by which the last runs must narrow the target together
-SETTLED = 1e-3  # weight of wrong laws that needs no further run
+_LITTLE = 0.05  # by which a tail of runs worth a remark narrows the target
 
 
 def design(
     fits: Fit | Comparison | Sequence[Fit],
     candidates: pd.DataFrame,
-    budget: float,
+    budget: float | Sequence[float],
     target: str | Target,
     *,
     options: DesignOptions | None = None,
@@ -44,7 +47,9 @@ def design(
     candidates: one row a cell, with the laws' columns (derived axes may follow from others) and a column of costs
     ("cost", if the options name none). A cell of the same configuration as measured rows is a further seed of it; the
     two are compared by the axes that both tables have or, where both have it, by a column ``configuration``.
-    target: see :func:`read_target`.
+    budget: what may be spent in all, or several budgets: each adds runs to those of the smaller ones, and
+    ``checkpoints`` says what is expected at each.
+    target: see :func:`read_target`; the rows of a table: :func:`target_rows`.
     options, changes: :class:`DesignOptions`, and values of its fields that differ: ``design(..., seeds=1)``.
 
     The criteria and their sources: :mod:`gsq.analysis.designing.information`. Raises AnalysisError for a target that
@@ -61,19 +66,31 @@ def design(
         rivals, weights = _with_parameter(rivals, wanted.parameter, notes), (1.0,)
     if wanted.kind == "discriminate" and sum(weight > 0 for weight in weights) < 2:
         raise AnalysisError("discriminate needs two laws or more that were fitted to these rows, with an AICc each")
-    if not 0 < budget < np.inf:
-        raise AnalysisError(f"budget must be a number above 0, got {budget:g}")
+    budgets = sorted({float(one) for one in ([budget] if isinstance(budget, int | float) else budget)})
+    if not budgets or not 0 < budgets[0] <= budgets[-1] < np.inf:
+        got = ", ".join(f"{one:g}" for one in budgets) or "none"
+        raise AnalysisError(f"budget must be a number above 0, got {got}")
+    if wanted.kind != "predict" and (options.criterion != "widest" or options.optima > 1):
+        raise AnalysisError(
+            f"criterion and optima are for predictions, and the target is {wanted.text}; take the target 'predict ...' "
+            "or leave them out"
+        )
     goal = until
     if until is not None and (wanted.kind == "noise" or (wanted.kind == "predict" and rivals[0].residuals == "log")):
         goal = float(np.log1p(until))
     cells = _cells(rivals, candidates, cost, options.seeds, notes)
-    state = State(rivals, weights, wanted, cells, options.noise, notes)
-    if wanted.kind == "predict" and len(rivals) > 1:
+    names, shares = tuple(one.law.name for one in rivals), tuple(weights)
+    if options.optima > 1:
+        rivals, weights = _with_optima(rivals, weights, wanted, cells, options.optima, notes)
+    state = State(rivals, weights, wanted, cells, options.noise, notes, options.criterion)
+    if wanted.kind == "predict" and len(rivals) > 1 and not state.average:
         notes += _disagreement(state)
     start = state.copy()
-    order, stopped = _greedy(state, cells, budget, goal)
+    order, ends, stopped = greedy(state, cells, budgets, goal, options.cost_exponent)
+    if options.enough is not None:
+        order, stopped = without_tail(start, state, order, options.enough, stopped)
     if goal is not None and order and state.value() <= goal:
-        order, state = _without_idle(start, cells, order, goal)
+        order, state = without_idle(start, cells, order, goal)
     if goal is not None and state.value() > goal:
         stopped += "; the target is not met"
     proposals, total, replay = [], 0.0, start.copy()
@@ -93,11 +110,18 @@ def design(
                 float(replay.value()),
             )
         )
+    idle = 0 if options.enough is not None else _tail([float(start.value()), *(one.expected for one in proposals)])
+    if idle:
+        notes.append(
+            f"the last {counted(idle, 'run')} would narrow it by less than "
+            f"{_LITTLE:.0%}; enough={_LITTLE} (--enough {_LITTLE}) leaves them out"
+        )
     best = state.rivals[0]
     return Design(
         target=wanted,
-        laws=tuple(one.law.name for one in rivals),
-        weights=tuple(weights),
+        laws=names,
+        weights=shares,
+        criterion=options.criterion,
         noise=float(np.sqrt(best.sigma2)) if best.noise_source else None,
         noise_source=state.noise_source,
         scatter=float(np.sqrt(best.tau2)),
@@ -105,7 +129,8 @@ def design(
         measures=rivals[0].target,
         confidence=rivals[0].confidence,
         unit=options.unit or cost.replace("_", " "),
-        budget=budget,
+        budget=budgets[-1],
+        checkpoints=_checkpoints(budgets, ends, proposals, float(start.value())),
         until=until,
         before=float(start.value()),
         after=float(state.value()),
@@ -160,10 +185,10 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
             f"the candidates have no column {cost!r} for what a run costs; name it (--cost COLUMN)"
             + (f": there is {', '.join(known)}" if known else ", or add one: every cell needs a cost")
         )
-    rows, read = fits[0].rows, [name for one in fits for name in one.law.columns]
+    rows, read = fits[0].rows, [name for one in fits for name in one.law.reads]
     wide = with_derived(completed(candidates, rows, read)).reset_index(drop=True)
     for one in fits:
-        missing = [name for name in one.law.columns if name not in wide]
+        missing = [name for name in one.law.reads if name not in wide]
         if missing:
             raise AnalysisError(
                 f"the candidates lack {' and '.join(missing)}, which {one.law.name} reads; they have "
@@ -204,7 +229,7 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
                 counts.append(0.0)
             of.setdefault(cell, []).append(position)
     new = [of[cell][0] for cell in range(len(first), len(counts))]
-    columns = list(dict.fromkeys(name for one in fits for name in one.law.columns))
+    columns = list(dict.fromkeys(name for one in fits for name in one.law.reads))
     frame = pd.concat([rows.iloc[first][columns], wide.iloc[new][columns]], ignore_index=True)
     total = len(counts)
     return Cells(
@@ -227,71 +252,35 @@ def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]
     return list(zip(*([plain(value) for value in frame[name]] for name in names), strict=True))
 
 
-def _greedy(state: State, cells: Cells, budget: float, until: float | None) -> tuple[list[int], str]:
-    """Configurations in the order in which to run them, and why it ends; ``state`` is taken there."""
-    order: list[int] = []
-    start, values = state.copy(), [state.value()]
-    left = budget * (1 + 1e-9)
-    while True:
-        if until is not None and values[-1] <= until and not state.is_open():
-            return order, "the target is met" if order else "the target is met already"
-        free = np.flatnonzero((cells.row >= 0) & (state.counts < cells.most))
-        affordable = free[cells.cost[free] <= left]
-        if not len(free):
-            stopped = "no candidate is left: every one has the runs that it may have (seeds)"
-            break
-        if not len(affordable):
-            if not order:
-                raise AnalysisError(
-                    f"a budget of {budget:g} affords none of {len(free)} candidates; the cheapest costs "
-                    f"{np.min(cells.cost[free]):.4g}"
-                )
-            stopped = "what is left of the budget affords no further run"
-            break
-        after = state.after(affordable)
-        with np.errstate(all="ignore"):
-            fall = np.log(values[-1]) - np.log(np.maximum(after, 1e-300))
-            # A first interval is worth more than any narrower one.
-            fall = np.where(np.isinf(values[-1]) & np.isfinite(after), 1e3, np.nan_to_num(fall))
-        if state.target.kind == "discriminate" and values[-1] < SETTLED:
-            stopped = "one law has all but the whole weight"
-            break
-        if fall.max() < 1e-9:
-            stopped = "no further run helps"
-            break
-        cell = int(affordable[np.argmax(fall / cells.cost[affordable])])
-        state.add(cell)
-        order.append(cell)
-        values.append(state.value())
-        left -= float(cells.cost[cell])
-    # The tail that hardly narrows it is not worth its cost.
-    enough = next(i for i, value in enumerate(values) if not value > values[-1] * (1 + NOTHING))
-    if enough < len(order):
-        order = order[:enough]
-        state.become(start)
-        for cell in order:
-            state.add(cell)
-        stopped = f"the rest of the budget would narrow it by less than {NOTHING:.0%}"
-    return order, stopped
+def _with_optima(
+    fits: Sequence[Fit], weights: Sequence[float], target: Target, cells: Cells, count: int, notes: list[str]
+) -> tuple[list[Fit], tuple[float, ...]]:
+    """The fits and their rivals at other minima, with the product of both weights."""
+    wanted = wanted_cells(fits, target, cells.frame)
+    found = [
+        (rival, weight * share)
+        for fit, weight in zip(fits, weights, strict=True)
+        for rival, share in rival_optima(fit, fit.law.values(wanted), count)
+    ]
+    if len(found) > len(fits):
+        notes.append(f"{len(found)} local minima of the fits count, weighted by fit")
+    return [rival for rival, _ in found], tuple(weight for _, weight in found)
 
 
-def _without_idle(start: State, cells: Cells, order: list[int], until: float) -> tuple[list[int], State]:
-    """``order`` without the runs, the dearest first, that are not needed to meet the target."""
+def _tail(values: Sequence[float]) -> int:
+    """How many of the last runs lower the last of ``values`` by less than a little."""
+    return len(values) - 1 - next(i for i, value in enumerate(values) if not value > values[-1] * (1 + _LITTLE))
 
-    def reached(chosen: Sequence[int]) -> State:
-        state = start.copy()
-        for cell in chosen:
-            state.add(cell)
-        return state
 
-    for cell in sorted(set(order), key=lambda c: -cells.cost[c]):
-        for _ in range(order.count(cell)):
-            last = len(order) - 1 - order[::-1].index(cell)
-            shorter = order[:last] + order[last + 1 :]
-            if reached(shorter).value() > until:
-                break
-            order = shorter
-    return order, reached(order)
+def _checkpoints(
+    budgets: Sequence[float], ends: Sequence[int], proposals: Sequence[Proposal], before: float
+) -> tuple[Checkpoint, ...]:
+    found = []
+    for budget, end in zip(budgets, ends, strict=True):
+        runs = min(end, len(proposals))
+        last = proposals[runs - 1] if runs else None
+        found.append(Checkpoint(budget, runs, last.total if last else 0.0, last.expected if last else before))
+    return tuple(found)
 
 
 def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
@@ -314,11 +303,10 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
     central = sum(w * one.wanted_value for w, one in zip(start.weights, start.rivals, strict=True))
     fit = first.fit
     log = fit.residuals == "log" and kind == "predict"
-    names = (
-        [start.target.parameter]
-        if kind == "parameter"
-        else [f"{fit.target} at {cell_text(cell)}" for cell in start.target.cells]
-    )
+    names = [start.target.parameter]
+    if start.wanted is not None:
+        cells = start.target.cells or start.wanted.to_dict("records")
+        names = [f"{fit.target} at {cell_text(cell)}" for cell in cells]  # type: ignore[arg-type]
     found = []
     for i in range(count):
         middle = float(np.asarray(central)[i])
@@ -361,7 +349,7 @@ def _disagreement(state: State) -> list[str]:
 
 def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
     """Columns that tell the candidates apart, and those that the laws read."""
-    read = [name for one in fits for name in one.law.columns]
+    read = [name for one in fits for name in one.law.reads]
     names = dict.fromkeys([*varying(candidates), *read])
     found = [name for name in names if name in candidates and not (name in DERIVED and len(names) > 1)]
     return [name for name in CONFIGURATION if name in found] + [n for n in found if n not in CONFIGURATION]

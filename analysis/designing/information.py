@@ -11,6 +11,8 @@ The value that falls, by target:
 - a parameter, or the prediction at cells: half of the expected interval, t sqrt(g' C g) with the slopes g of what is
   wanted and Student's t for (configurations - k) degrees of freedom, as the fit's own intervals have it; of several
   cells the widest, of several laws the root of the mean square by their AICc weights.
+- with the criterion "average", the root of the mean square of that over all cells (V- or I-optimality), to which what
+  the rivals, laws or local minima of a fit, disagree about adds: :mod:`gsq.analysis.designing.spread`.
 - the discrimination of laws: the AICc weight that wrong laws are expected to keep. If law i is right, a run at x adds
   g^2 / S to the chi-square against law j, with the gap g between their predictions, once j has followed the runs
   before, and the variance S = 1 / w + J' C J of j's prediction: the part of Box and Hill's criterion (Technometrics 9
@@ -22,19 +24,20 @@ The value that falls, by target:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.designing.options import Criterion
+from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.designing.target import Target, cell_text
+from gsq.analysis.designing.wanted import wanted_cells
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
-from gsq.analysis.tables.table import Array, Index, completed, numbers, with_derived
-from gsq.config.axes import CONFIGURATION, DERIVED, roots
+from gsq.analysis.tables.table import Array, Index
 
 RIDGE = 1e-6
 _WIDEST = 200  # target cells looked at for each step; the others are narrower already
@@ -140,9 +143,13 @@ class State:
         cells: Cells,
         noise: float | None,
         notes: list[str],
+        criterion: Criterion = "widest",
     ) -> None:
         self.target, self.cells = target, cells
-        wanted = _wanted(fits, target, cells) if target.kind == "predict" else None
+        self.average = criterion == "average" and target.kind == "predict"
+        wanted = wanted_cells(fits, target, cells.frame) if target.kind == "predict" else None
+        self.wanted = wanted
+        """The target cells of a prediction."""
         self.weights = np.array(weights) / sum(weights)
         self.rivals = [Rival(fit, target, cells, wanted) for fit in fits]
         for one in self.rivals:
@@ -171,6 +178,9 @@ class State:
         self.shift = [[np.zeros(other.k) for other in self.rivals] for _ in range(m)]
         """[i][j]: how far law j has moved to follow the new runs, were law i right."""
         self.chi2 = np.zeros((m, m))
+        self.apart = spread(self.weights, np.stack([one.wanted_value for one in self.rivals])) if self.average else 0.0
+        self.left = 1.0
+        """Mean spread between the rivals' predictions now, and the share of it that the new runs should leave."""
 
     def copy(self) -> State:
         other = object.__new__(State)
@@ -200,13 +210,38 @@ class State:
         ]
         if self.target.kind == "discriminate":
             return self._wrong_weight(self.chi2 + self._separation(cells, gained))
+        return np.asarray(np.sqrt(self._squares(cells, gained, fresh)))
+
+    def _squares(self, cells: Index, gained: Sequence[Array], fresh: Array) -> Array:
+        """The square of the value after one run of each of ``cells``, (cells,)."""
         configurations = int((self.counts > 0).sum())
+        top = np.arange(len(self.rivals[0].wanted)) if self.average else self._widest()
         square: Array | float = 0.0
-        top = self._widest()
         for one, covariance, w, weight in zip(self.rivals, self.covariances, gained, self.weights, strict=True):
             variance = variances_after(covariance, one.slopes[cells], w, one.wanted[top])
             square = square + weight * (self._t(configurations + fresh - one.k) ** 2)[:, None] * variance
-        return np.asarray(np.sqrt(square).max(axis=1))
+        square = np.asarray(square)
+        if not self.average:
+            return np.asarray(square.max(axis=1))
+        ts = np.stack([self._t(configurations + fresh - one.k) for one in self.rivals])
+        return np.asarray(square.mean(axis=1) + self.weights @ ts**2 * self._left_after(cells, gained) * self.apart)
+
+    def _left_after(self, cells: Index, gained: Sequence[Array]) -> Array:
+        """Share of the spread between the rivals that one run of each of ``cells`` is expected to leave, (cells,).
+
+        Of several runs each leaves the share that it would leave alone.
+        """
+        if not self.apart > 0:
+            return np.ones(len(cells))
+        value, variance, gain = [], [], []
+        for one, covariance, w in zip(self.rivals, self.covariances, gained, strict=True):
+            along = one.slopes[cells] @ covariance
+            variance.append(1 / np.maximum(w, 1e-300) + np.einsum("ck,ck->c", along, one.slopes[cells]))
+            value.append(one.value[cells])
+            gain.append(one.wanted @ along.T / variance[-1])
+        wanted = np.stack([one.wanted_value for one in self.rivals])
+        found = spread_after(self.weights, np.stack(value), np.stack(variance), wanted, np.stack(gain))
+        return self.left * np.where(gained[0] > 0, np.minimum(found / self.apart, 1), 1.0)
 
     def _widest(self) -> Index:
         """Target cells with the widest intervals."""
@@ -218,9 +253,13 @@ class State:
     def halves(self) -> Array:
         """Half of the interval of each thing wanted, (wanted,)."""
         square: Array | float = 0.0
+        middle = sum(w * one.wanted_value for w, one in zip(self.weights, self.rivals, strict=True))
         for one, covariance, weight in zip(self.rivals, self.covariances, self.weights, strict=True):
             t = self._t(np.array([int((self.counts > 0).sum()) - one.k]))[0]
-            square = square + weight * t**2 * np.einsum("tk,kl,tl->t", one.wanted, covariance, one.wanted)
+            variance = np.einsum("tk,kl,tl->t", one.wanted, covariance, one.wanted)
+            if self.apart > 0:
+                variance = variance + self.left * (one.wanted_value - middle) ** 2
+            square = square + weight * t**2 * variance
         return np.asarray(np.sqrt(square))
 
     def open(self) -> Array:
@@ -281,6 +320,8 @@ class State:
         ]
         if self.target.kind == "discriminate":
             self.chi2 = self.chi2 + self._separation(np.array([cell]), [np.array([w]) for w in gained])[0]
+        if self.apart > 0:
+            self.left = float(self._left_after(np.array([cell]), [np.array([w]) for w in gained])[0])
         for j, (one, w) in enumerate(zip(self.rivals, gained, strict=True)):
             along = self.covariances[j] @ one.slopes[cell]
             spread = 1 + w * one.slopes[cell] @ along
@@ -298,36 +339,6 @@ def variances_after(covariance: Array, slopes: Array, information: Array, wanted
     share = information / (1 + information * np.einsum("ck,ck->c", along, slopes))
     now = np.einsum("tk,kl,tl->t", wanted, covariance, wanted)
     return np.maximum(now - share[:, None] * (along @ wanted.T) ** 2, 0)
-
-
-def _wanted(fits: Sequence[Fit], target: Target, cells: Cells) -> pd.DataFrame:
-    """The target cells, with every column that a law reads."""
-    if not target.cells:
-        return cells.frame
-    given = sorted({name for cell in target.cells for name in cell})
-    known = {*map(str, fits[0].rows.columns), *DERIVED, *CONFIGURATION, *cells.frame}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 1)
-            raise AnalysisError(
-                f"target cell: there is no axis {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-            )
-    read = [name for one in fits for name in one.law.columns]
-    frame = with_derived(completed(pd.DataFrame([dict(cell) for cell in target.cells]), fits[0].rows, read))
-    for one in fits:
-        for name in one.law.columns:
-            if name not in frame or frame[name].isna().any():
-                raise AnalysisError(
-                    f"target cell {cell_text(target.cells[0])}: {one.law.name} reads {name}, which is not given; add "
-                    f"it ({name}=...)" + (f", or {' and '.join(roots(name))}" if name in DERIVED else "")
-                )
-        for name, only in one.law.holds_for.items():
-            value = only if only is not None else float(numbers(one.rows, name)[0]) if name in one.rows else None
-            if value is not None and name in frame and (numbers(frame, name) != value).any():
-                raise AnalysisError(
-                    f"target cell {cell_text(target.cells[0])}: {one.law.name} holds for {name} = {value:g} only"
-                )
-    return frame
 
 
 def _first_bad(value: Array, slopes: Array) -> int:

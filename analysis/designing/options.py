@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gsq.analysis.errors import AnalysisError
+
+Criterion = Literal["widest", "average"]
+CRITERIA: tuple[Criterion, ...] = ("widest", "average")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,39 @@ class DesignOptions:
             "help": "Column of the candidates that says what a run costs, in any unit above 0.",
         },
     )
+    criterion: Criterion = field(
+        default="widest",
+        metadata={
+            "metavar": "KIND",
+            "help": "Of predictions at several cells: narrow the widest interval, or their average (root mean square, "
+            "V- or I-optimal), to which what rival laws and optima disagree about adds.",
+        },
+    )
+    cost_exponent: float = field(
+        default=1.0,
+        metadata={
+            "metavar": "X",
+            "help": "A run is worth its gain over cost^X: 1 is gain for cost; below 1 fewer, dearer runs are chosen, "
+            "as for predictions far beyond the measured cells (0.5).",
+        },
+    )
+    optima: int = field(
+        default=1,
+        metadata={
+            "metavar": "N",
+            "min": 1,
+            "help": "Count up to N local minima of each law's fit as rivals, weighted by fit, where few cells leave "
+            "several.",
+        },
+    )
+    enough: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "SHARE",
+            "help": "Leave out the last runs where together they narrow the target by less than this share (0.05). "
+            "By default the whole budget is spent.",
+        },
+    )
     unit: str | None = field(
         default=None, metadata={"help": "Unit of the costs in what is printed; by default the column's name."}
     )
@@ -55,3 +92,13 @@ class DesignOptions:
             raise AnalysisError(f"noise is the standard deviation between seeds, above 0; got {self.noise:g}")
         if self.seeds < 1:
             raise AnalysisError(f"seeds, the runs of a configuration at the most, must be at least 1; got {self.seeds}")
+        if self.criterion not in CRITERIA:
+            raise AnalysisError(f"criterion must be {' or '.join(CRITERIA)}, got {self.criterion!r}")
+        if not 0 <= self.cost_exponent < math.inf:
+            raise AnalysisError(
+                f"cost_exponent must be 0 or more (1: gain for cost; 0: whatever it costs), got {self.cost_exponent:g}"
+            )
+        if self.optima < 1:
+            raise AnalysisError(f"optima, the local minima that count as rivals, must be at least 1; got {self.optima}")
+        if self.enough is not None and not 0 < self.enough < 1:
+            raise AnalysisError(f"enough is a share between 0 and 1 (0.05: 5 %); got {self.enough:g}")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.designing.options import Criterion
 from gsq.analysis.designing.target import Target, cell_text, interval_text
 from gsq.analysis.fitting.result import or_none
+from gsq.words import counted
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,18 @@ class Proposal:
     """Cost so far."""
     expected: float
     """The value of the target after it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a budget is expected to buy."""
+
+    budget: float
+    runs: int
+    """How many of the proposed runs, the first ones, it pays."""
+    cost: float
+    expected: float
+    """The value of the target after them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Design:
     laws: tuple[str, ...]
     weights: tuple[float, ...]
     """AICc weights of the laws."""
+    criterion: Criterion
     noise: float | None
     """Standard deviation between seeds, relative for log residuals; None where it is not known."""
     noise_source: str
@@ -61,6 +76,9 @@ class Design:
     unit: str
     """Of costs and of the budget."""
     budget: float
+    """The largest, where there are several."""
+    checkpoints: tuple[Checkpoint, ...]
+    """One for each budget."""
     until: float | None
     before: float
     """The value that falls; see the module: half an interval, or the weight of wrong laws."""
@@ -113,7 +131,8 @@ class Design:
         if self.target.kind == "discriminate":
             return "expected weight of wrong laws"
         what = self.measures if self.target.kind == "predict" else self.target.parameter or "seed noise"
-        return f"half of the {self.confidence:.0%} interval of {what}"
+        mean = ", root mean square" if self.criterion == "average" else ""
+        return f"half of the {self.confidence:.0%} interval of {what}{mean}"
 
     @property
     def curve(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -153,6 +172,12 @@ class Design:
         for one in self.expectations:
             now, then = (interval_text(pair) for pair in (one.before, one.after))
             lines.append(f"  {one.name} {one.central:.4g}, {level} now {now}, then {then}")
+        if len(self.checkpoints) > 1:
+            lines += [
+                f"  within {one.budget:.4g} {self.unit}: {counted(one.runs, 'run')}, {one.cost:.4g} in all, expected "
+                f"{self.show(one.expected, self.open_after)}"
+                for one in self.checkpoints
+            ]
         if self.proposals:
             rows = [["run", self.unit, "in all", "expected", "cell"]]
             for number, run in enumerate(self.proposals, 1):
@@ -173,10 +198,21 @@ class Design:
                 "kind": self.target.kind,
                 "parameter": self.target.parameter or None,
                 "cells": [dict(cell) for cell in self.target.cells],
+                "rows": None if self.target.rows is None else len(self.target.rows),
             },
+            "criterion": self.criterion,
             "laws": [{"law": name, "weight": w} for name, w in zip(self.laws, self.weights, strict=True)],
             "noise": {"between_seeds": self.noise, "source": self.noise_source, "about_the_law": self.scatter},
             "budget": self.budget,
+            "checkpoints": [
+                {
+                    "budget": one.budget,
+                    "runs": one.runs,
+                    "cost": one.cost,
+                    "expected": None if self.open_after else or_none(self.as_shown(one.expected)),
+                }
+                for one in self.checkpoints
+            ],
             "unit": self.unit,
             "until": self.until,
             "before": None if self.open_before else or_none(self.as_shown(self.before)),

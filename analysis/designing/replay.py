@@ -11,9 +11,9 @@ import pandas as pd
 from gsq.analysis.designing.information import RIDGE, variances_after
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_determined
-from gsq.analysis.fitting.options import Options
+from gsq.analysis.fitting.options import Options, Residuals
 from gsq.analysis.fitting.result import Fit, or_none
-from gsq.analysis.fitting.solver import refit
+from gsq.analysis.fitting.searching import refit
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Array, Index, numbers
 
@@ -22,8 +22,9 @@ from gsq.analysis.tables.table import Array, Index, numbers
 class Replay:
     """Errors of a law as its runs come in, in a designed order and in random ones.
 
-    An error is the largest relative deviation, over all rows, of the predictions so far from those of the fit to all
-    rows. Costs count from the start, whose rows every order shares.
+    An error is the largest deviation, over all rows, of the predictions so far from those of the fit to all rows:
+    relative, or with linear residuals over the range of those. Costs count from the start, whose rows every order
+    shares.
     """
 
     full: Fit
@@ -106,6 +107,7 @@ def replay(
     tolerance: float = 0.05,
     seed: int = 0,
     starts: int = 8,
+    residuals: Residuals = "log",
 ) -> Replay:
     """Run a finished study again from the rows ``start``: fit, choose the next row, add its value, and so on.
 
@@ -115,7 +117,9 @@ def replay(
 
     frame: finished runs, every one of which the law can use. cost: a column, or values above 0, (rows,). start:
     positions of rows. starts: of each refit of a random order, the fit before and random ones; the designed
-    order, on which all that follows depends, gets four times as many.
+    order, on which all that follows depends, gets four times as many. residuals: "log", whose errors are relative, or
+    "linear", whose errors are over the range of the full fit's predictions, for outcomes that may be 0 or negative. For
+    outcomes held out, or budgets, see :func:`analysis.replay_budgets`.
 
     Raises AnalysisError like :func:`analysis.fit`, for a row that cannot be used, or for costs that are missing.
     """
@@ -130,15 +134,16 @@ def replay(
     first = np.unique(np.asarray(start, dtype=np.int64))
     if not len(first) or first[0] < 0 or first[-1] >= len(rows) or len(first) >= len(rows):
         raise AnalysisError(f"start must be some, but not all, of the row numbers 0 to {len(rows) - 1}; got {start}")
-    full = fit_determined(rows, excluded, chosen, Options(bootstrap=0, seed=seed))
+    full = fit_determined(rows, excluded, chosen, Options(residuals=residuals, bootstrap=0, seed=seed))
     goal = full.problem.predict(full.theta[None])[0]
+    scale = np.abs(goal) if residuals == "log" else float(np.ptp(goal)) or 1.0
 
     def refitted(taken: Array, theta: Array, count: int, step: int) -> tuple[Array, Array]:
         """Parameters and errors of fits to the rows marked in ``taken`` (m, rows)."""
         weights, ranges = taken * full.weights, list(full.ranges)
         found = refit(full.problem, theta, weights, ranges, full.scales, count, [seed, 5, step])
         with np.errstate(all="ignore"):
-            error = np.abs(full.problem.predict(found.theta) / goal - 1).max(axis=1)
+            error = (np.abs(full.problem.predict(found.theta) - goal) / scale).max(axis=1)
         return found.theta, np.nan_to_num(error, nan=np.inf)
 
     others = np.setdiff1d(np.arange(len(rows)), first)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.words import counted
 
 _NUMBER = re.compile(r"\s*([+-]?\d+\.?\d*(?:[eE][+-]?\d+)?)\s*(?:(?:\*\*|\^)\s*(\d+))?\s*")
 
@@ -25,10 +26,14 @@ class Target:
     parameter: str = ""
     cells: tuple[Mapping[str, float], ...] = ()
     """Cells to predict; none: every measured and candidate configuration."""
+    rows: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+    """In place of ``cells``, a table of them: see :func:`target_rows`."""
 
     @property
     def text(self) -> str:
         """In words."""
+        if self.rows is not None:
+            return f"the prediction at {counted(len(self.rows), 'target row')}"
         if self.kind == "parameter":
             return f"the interval of {self.parameter}"
         if self.kind == "predict":
@@ -60,6 +65,15 @@ def read_target(text: str) -> Target:
         f"target {text!r} is none of: parameter=NAME; predict AXIS=NUMBER,... (or predict alone, for every cell); "
         "discriminate; noise"
     )
+
+
+def target_rows(frame: pd.DataFrame) -> Target:
+    """To predict every row of ``frame``, which has the columns that the laws read; others are ignored.
+
+    Raises AnalysisError for a table without a row."""
+    if frame.empty:
+        raise AnalysisError("the table of target rows has no row; each of its rows is a cell to predict")
+    return Target("predict", rows=frame.reset_index(drop=True))
 
 
 def plain(value: object) -> object:

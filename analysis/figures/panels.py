@@ -5,6 +5,7 @@ Tests and notebooks look at these frozen descriptions.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,11 +180,21 @@ def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.Data
         return panel
     grid = np.geomspace(low / 1.1, high * 1.1, 120)
     curves = [
-        _curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid}))
+        replace(_curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid} | levels)), law=named)
         for fit in fits
         if fit.law.columns == ("bits_per_pixel",)
+        for levels, named in _level_curves(fit)
     ]
     return replace(panel, curves=tuple(curves))
+
+
+def _level_curves(fit: Fit) -> list[tuple[dict[str, str], str]]:
+    """The levels of each curve of a law, {} where it has none, and the curve's name."""
+    found = []
+    for values in itertools.product(*fit.law.levels.values()):
+        levels = dict(zip(fit.law.levels, values, strict=True))
+        found.append((levels, ", ".join(f"{name} {value}" for name, value in levels.items()) or fit.law.name))
+    return found
 
 
 def axis_panel(

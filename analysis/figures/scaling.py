@@ -216,7 +216,7 @@ def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None, right_la
     for curve in panel.curves:
         axes.plot(curve.x, curve.central, _line_style(curve.law), color="black", linewidth=1.2, zorder=1.5)
         axes.fill_between(curve.x, curve.low, curve.high, color="black", alpha=0.12, linewidth=0, zorder=1)
-    axes.set_title("\n".join(curve.formula for curve in panel.curves), loc="left")
+    axes.set_title("\n".join(dict.fromkeys(curve.formula for curve in panel.curves)), loc="left")
     axes.set_ylabel(panel.y_label if y_label is None else y_label)
     if panel.metric == "usage" and not logarithmic:
         axes.set_ylim(0, 1.05)

@@ -15,9 +15,9 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
-from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profile, undetermined
+from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profiles, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
-from gsq.analysis.fitting.options import Intervals, Options, changed
+from gsq.analysis.fitting.options import SIDED, Intervals, Options, changed
 from gsq.analysis.fitting.refusing import check_values, read_weights
 from gsq.analysis.fitting.remarks import (
     bound_remarks,
@@ -27,13 +27,16 @@ from gsq.analysis.fitting.remarks import (
     search_remarks,
 )
 from gsq.analysis.fitting.result import Fit, confounded_text
-from gsq.analysis.fitting.solver import Problem, Solution, draw_starts, search
+from gsq.analysis.fitting.searching import draw_starts, leading, reached, screened, search
+from gsq.analysis.fitting.solver import Problem, Solution
 from gsq.analysis.laws.named import Bound, Law, get_law
+from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
     Array,
     Excluded,
     configuration_ids,
+    labels,
     numbers,
     require_columns,
     single,
@@ -43,7 +46,8 @@ from gsq.analysis.tables.table import (
 )
 from gsq.config.axes import CONFIGURATION, TOKENIZER, modifiers
 
-NUMBER = (int, float, np.number)
+SCREENED = 8  # starts drawn for each that is carried out: see searching.screened
+LARGE, SAMPLE, FINALISTS = 20_000, 4_000, 4  # rows of a large table, of the sample that is searched, and optima kept
 
 
 def fit(
@@ -109,9 +113,10 @@ def fit_by(
 @np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
 def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
     """:func:`fit` on rows that :func:`analysis.measured` returned."""
+    law = law.at_levels(rows)
     target, data = numbers(rows, law.target), law.values(rows)
     check_values(rows, law, target, data, options.residuals)
-    configurations = configuration_ids(rows, law.columns)
+    configurations = configuration_ids(rows, [*law.columns, *law.factors])
     cells = int(configurations.max()) + 1
     weights = read_weights(rows, options.weights)
     low, high = law.limits(target)
@@ -119,6 +124,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     ranges, scales = [law.starts.get(name) for name in law.parameters], _scales(rows, law)
     if options.loss != "least_squares":
         problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
+    problem = replace(problem, quantile=options.share)
     theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
     free = freedom(problem, theta)
     if free.count:
@@ -137,7 +143,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     count = int(units.max()) + 1
     left = count - rank
     draws = Draws(np.empty((0, len(theta))), 0, 0, 0)
-    if options.bootstrap and left > 0:
+    if options.bootstrap and left > 0 and options.kind != "none":
         draws = bootstrap(
             problem,
             theta,
@@ -150,32 +156,29 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             options.seed,
         )
     sampled = problem.form.natural(draws.theta, problem.centre)
-    ends = percentile_interval(sampled, options.confidence, (count, left))
+    ends = percentile_interval(sampled, options.confidence, (count, left), options.loss)
     by_bootstrap = {name: (float(ends[0][i]), float(ends[1][i])) for i, name in enumerate(law.parameters)}
     prediction = problem.predict(theta[None])[0]
     pure = pure_error(problem, weights, configurations)
     by_profile = dict.fromkeys(law.parameters, (np.nan, np.nan))
     # Without a scatter to measure (exact data) a profile has no width.
     room = np.zeros(1)
-    if options.loss == "least_squares" and left > 0:
+    if options.kind == "profile" and left > 0:
         room = interval_room(
             np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
         )
         found = Solution(theta[None], np.array([cost]), np.array([True]))
         together = {name for group in groups for name in group}
         for name, here in zip(law.parameters, map(float, natural), strict=True):
-            if name in together:
-                by_profile[name] = (-np.inf, np.inf)
-            elif room[0] > 0:
-                pair = profile(law, problem, found, weights, room, name)
-                by_profile[name] = (float(pair[0][0]), float(pair[1][0]))
-            else:
-                by_profile[name] = (here, here)
+            by_profile[name] = (-np.inf, np.inf) if name in together else (here, here)
+        if room[0] > 0:
+            apart = [name for name in law.parameters if name not in together]
+            by_profile |= profiles(law, problem, found, weights, room, apart)
     for kind_of in (by_profile, by_bootstrap):
         for i, name in enumerate(law.parameters):
             kind_of[name] = opened(kind_of[name], low[i], high[i])
     # Without a degree of freedom there are none.
-    kind: Intervals = options.kind if left > 0 else "bootstrap"
+    kind: Intervals = options.kind if left > 0 else "none"
     shown = by_profile if kind == "profile" else by_bootstrap
     ended = tuple(name for i, name in enumerate(law.parameters) if at_bound(theta[i], low[i], high[i]))
     reasons = undetermined(sampled, shown, _certain(law, groups, ended, natural))
@@ -217,11 +220,12 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             *bound_remarks(ended),
             *floor_remarks(law, problem, natural, prediction, shown, set(reasons)),
             *search_remarks(problem, options.starts, share, converged, bool(groups)),
-            *interval_remarks(draws.requested, draws.failed, kind == "bootstrap", cells, left),
+            *interval_remarks(draws.requested, draws.failed, options.kind, cells, left),
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),
-        best={name: float(numbers(best, name)[0]) for name in law.columns},
+        best={name: float(numbers(best, name)[0]) for name in law.columns}
+        | {name: str(labels(best, name)[0]) for name in law.factors},
         theta=theta,
         draws=draws.theta,
         problem=problem,
@@ -283,8 +287,11 @@ def _best(
     law: Law,
 ) -> tuple[Array, float, float, bool]:
     """Best theta over the random starts, its cost, the share of starts that reach it, and whether it has converged."""
-    start = draw_starts(problem, ranges, scales, weights[None], options.starts, [options.seed, 0])
-    found = search(problem, start, weights)
+    if len(weights) > LARGE:
+        found, share = _best_of_sample(problem, weights, ranges, scales, options)
+    else:
+        found = _search(problem, weights, ranges, scales, options)
+        share = float(reached(problem, found.cost, weights).mean())
     cost = found.cost
     if not np.isfinite(cost).any():
         raise AnalysisError(
@@ -292,11 +299,31 @@ def _best(
             f"{options.starts} starts; give the parameters ranges of starts near the answer (--start "
             f"{law.parameters[-1]}=LOW:HIGH), bounds (--bound), or more starts (--starts)"
         )
-    first = int(np.argmin(cost))
-    # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
-    scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
-    reached = cost <= cost[first] * (1 + 1e-6) + 1e-16 * scale
-    return found.theta[first], float(cost[first]), float(reached.mean()), bool(found.converged[first])
+    first = leading(problem, found, weights)
+    return found.theta[first], float(cost[first]), share, bool(found.converged[first])
+
+
+def _search(
+    problem: Problem, weights: Array, ranges: list[tuple[float, float] | None], scales: Array, options: Options
+) -> Solution:
+    start = draw_starts(problem, ranges, scales, weights[None], SCREENED * options.starts, [options.seed, 0])
+    return search(problem, screened(problem, start, weights, options.starts), weights)
+
+
+def _best_of_sample(
+    problem: Problem, weights: Array, ranges: list[tuple[float, float] | None], scales: Array, options: Options
+) -> tuple[Solution, float]:
+    """Large tables: the search goes over a sample of their rows, and its best few optima on over all."""
+    rows = np.sort(np.random.default_rng([options.seed, 3]).choice(len(weights), SAMPLE, replace=False))
+    part = replace(problem, data=problem.data[:, rows], target=problem.target[rows])
+    found = _search(part, weights[rows], ranges, scales, options)
+    order = np.argsort(found.cost, kind="stable")
+    apart = np.append(True, np.diff(found.cost[order]) > 1e-6 * found.cost[order][:-1])
+    chosen = order[apart & np.isfinite(found.cost[order])][:FINALISTS]
+    if not len(chosen):
+        return found, 0.0
+    theta = problem.form.internal(problem.form.natural(found.theta[chosen], part.centre), problem.centre)
+    return search(problem, theta, weights), float(reached(part, found.cost, weights[rows]).mean())
 
 
 def _scales(rows: pd.DataFrame, law: Law) -> Array:
@@ -318,7 +345,7 @@ def _delta(
     """The loss's delta where none is given: see :func:`fit`."""
     if options.delta is not None:
         return options.delta
-    if options.loss == "huber":
+    if options.loss in ("huber", *SIDED):
         return 1e-3 * (1.0 if options.residuals == "log" else float(np.median(np.abs(problem.target))))
     theta = _best(problem, weights, ranges, scales, options, law)[0]
     value = problem.predict(theta[None])[0]
@@ -329,7 +356,7 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    read = {*TOKENIZER, *law.columns, *(one for name in law.columns for one in modifiers(name))}
+    read = {*TOKENIZER, *law.columns, *law.factors, *(one for name in law.columns for one in modifiers(name))}
     others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")

@@ -58,6 +58,8 @@ def null_space(unit: Array) -> Array:
     """Orthonormal directions (r, k) along which ``unit`` (n, k), of unit columns, changes nothing."""
     if not np.isfinite(unit).all():
         return np.eye(unit.shape[1])
+    if len(unit) > unit.shape[1]:  # the same directions, without a matrix of rows by rows
+        unit = np.asarray(np.linalg.qr(unit, mode="r"))
     _, values, directions = np.linalg.svd(unit, full_matrices=True)
     values = np.append(values, np.zeros(len(directions) - len(values)))
     return np.asarray(directions[values <= RANK * max(1.0, float(values[0]))])

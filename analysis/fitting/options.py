@@ -12,9 +12,11 @@ from typing import Any, Literal, TypeVar, get_args
 from gsq.analysis.errors import AnalysisError
 
 Residuals = Literal["log", "linear"]
-Loss = Literal["least_squares", "huber", "cauchy"]
+Loss = Literal["least_squares", "huber", "cauchy", "quantile", "asymmetric"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
-Intervals = Literal["profile", "bootstrap"]
+SIDED: tuple[Loss, ...] = ("quantile", "asymmetric")
+"""Those that take targets above the law for less, or for more, than those below it."""
+Intervals = Literal["profile", "bootstrap", "none"]
 T = TypeVar("T")
 
 
@@ -40,14 +42,17 @@ class Options:
             "help": "log weighs relative errors (rFID spans decades), linear absolute ones, as the paper does.",
         },
     )
-    loss: Loss = field(default="least_squares", metadata={"metavar": "LOSS", "help": "least_squares, huber or cauchy."})
+    loss: Loss = field(
+        default="least_squares",
+        metadata={"metavar": "LOSS", "help": "least_squares, huber, cauchy, quantile or asymmetric."},
+    )
     delta: float | None = field(
         default=None,
         metadata={
             "metavar": "X",
-            "help": "Residual beyond which huber and cauchy leave squares. Default: 1e-3 for huber (times the median "
-            "target in linear residuals), as replications of Chinchilla use; for cauchy 2.385 robust standard "
-            "deviations of the least-squares residuals.",
+            "help": "Residual beyond which huber, cauchy and quantile leave squares. Default: 1e-3 for huber and "
+            "quantile (times the median target in linear residuals), as replications of Chinchilla use; for cauchy "
+            "2.385 robust standard deviations of the least-squares residuals.",
         },
     )
     weights: str | None = field(
@@ -95,7 +100,18 @@ class Options:
     )
     intervals: Intervals | None = field(
         default=None,
-        metadata={"metavar": "KIND", "help": "Intervals to show: profile (default for least_squares) or bootstrap."},
+        metadata={
+            "metavar": "KIND",
+            "help": "Intervals to show: profile (default for least_squares), bootstrap, or none, which is fast.",
+        },
+    )
+    quantile: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "SHARE",
+            "help": "Share of runs below the law, for the loss quantile; asymmetric weighs squares alike (expectiles). "
+            "Default: 0.1, because undertuned runs lie above the law alone.",
+        },
     )
 
     def __post_init__(self) -> None:
@@ -105,8 +121,14 @@ class Options:
             raise AnalysisError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.delta is not None and not 0 < self.delta < math.inf:
             raise AnalysisError(f"delta must be a positive number of residual units, got {self.delta}")
-        if self.delta is not None and self.loss == "least_squares":
-            raise AnalysisError("delta belongs to the losses huber and cauchy; least_squares has none")
+        if self.delta is not None and self.loss in ("least_squares", "asymmetric"):
+            raise AnalysisError(f"delta belongs to the losses huber, cauchy and quantile; {self.loss} has none")
+        if self.quantile is not None and self.loss not in SIDED:
+            raise AnalysisError(f"quantile belongs to the losses {' and '.join(SIDED)}; {self.loss} has none")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise AnalysisError(
+                f"quantile is the share of runs that lie below the law, between 0 and 1; got {self.quantile}"
+            )
         if self.bootstrap < 0:
             raise AnalysisError(f"bootstrap is a number of resamples, 0 for none; got {self.bootstrap}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
@@ -120,9 +142,14 @@ class Options:
         if self.noise is not None and not 0 < self.noise < math.inf:
             raise AnalysisError(f"noise is the standard deviation of a seed, above 0; got {self.noise}")
         if self.intervals not in (None, *get_args(Intervals)):
-            raise AnalysisError(f"intervals must be 'profile' or 'bootstrap', got {self.intervals!r}")
+            raise AnalysisError(f"intervals must be 'profile', 'bootstrap' or 'none', got {self.intervals!r}")
         if self.intervals == "profile" and self.loss != "least_squares":
             raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
+
+    @property
+    def share(self) -> float:
+        """The ``quantile`` of the sided losses, by default 0.1: the law of runs that are tuned well."""
+        return 0.1 if self.quantile is None else self.quantile
 
     @property
     def kind(self) -> Intervals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gsq.analysis.fitting.options import Intervals
 from gsq.analysis.fitting.result import confounded_text, interval_text
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.named import Law
@@ -65,10 +66,12 @@ def floor_remarks(
     """Whether the data reach the floors of a law; ``open_``: the parameters that they do not determine."""
     if not problem.form.exponents:
         return []
-    found, smallest = [], float(np.min(problem.target))
+    found = []
     for i in problem.form.constants:
         name, value = law.parameters[i], float(natural[i])
-        above = float(np.min(prediction)) - value
+        level = problem.form.levels.get(i)
+        here = np.ones(len(prediction), dtype=bool) if level is None else problem.data[level] > 0
+        smallest, above = float(np.min(problem.target[here])), float(np.min(prediction[here])) - value
         if smallest <= 0 or above < 0:  # no floor, or a ceiling
             continue
         shown = interval_text(intervals[name])
@@ -90,12 +93,14 @@ def floor_remarks(
     return found
 
 
-def interval_remarks(requested: int, failed: int, bootstrap: bool, cells: int, left: int) -> list[str]:
+def interval_remarks(requested: int, failed: int, kind: Intervals, cells: int, left: int) -> list[str]:
     """What the intervals rest on."""
-    found = []
+    found: list[str] = []
+    if kind == "none":
+        return found
     if left < 1:
         found.append("no intervals: the law has as many parameters as there are rows to tell them by")
-    elif bootstrap and requested == 0:
+    elif kind == "bootstrap" and requested == 0:
         found.append("no intervals: bootstrap = 0")
     elif cells < FEW_CONFIGURATIONS:
         found.append(f"intervals from {cells} configurations are rough")

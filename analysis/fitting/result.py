@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
@@ -102,8 +104,8 @@ class Fit:
     warnings: tuple[str, ...]
     protocol: str | None
     features: str | None
-    best: dict[str, float]
-    """The law's columns at the row with the smallest predicted target."""
+    best: dict[str, float | str]
+    """The law's columns, those of levels included, at the row with the smallest predicted target."""
     theta: Array = field(repr=False, compare=False)
     """Internal parameters, shape (k,)."""
     draws: Array = field(repr=False, compare=False)
@@ -171,10 +173,13 @@ class Fit:
         central = self.problem.predict(self.theta[None], data)[0]
         freedom = self.freedom
         kind = kind or self.interval_kind
-        if kind == "profile":
+        if kind == "none":
+            low = high = np.full_like(central, np.nan)
+        elif kind == "profile":
             low, high = delta_band(self.problem, self.theta, self.weights, self.room, data)
         else:
-            low, high = percentile_interval(self.problem.predict(self.draws, data), self.confidence, freedom)
+            sampled = self.problem.predict(self.draws, data)
+            low, high = percentile_interval(sampled, self.confidence, freedom, self.options.loss)
         if single_run:
             from scipy.stats import t
 
@@ -187,6 +192,32 @@ class Fit:
                 high = central + np.hypot(high - central, wide)
         return central, low, high
 
+    def derive(self, expression: str, quantity: Quantity | None = None) -> Derived:
+        """A quantity that follows from the parameters, with its intervals: ``fit.derive("b / (a + b)")``.
+
+        It may be well determined where no parameter is. ``quantity``: computes it from natural parameters, where it is
+        no expression; ``expression`` is then its name. Raises AnalysisError for what cannot be read, names that are no
+        parameters, and a quantity that is not finite at the fit.
+        """
+        compute = quantity or parameter_expression(expression, self.law)
+        centre = self.problem.centre
+        value = float(compute(self.problem.form.natural(self.theta[None], centre))[0])
+        if not np.isfinite(value):
+            raise AnalysisError(f"{expression} is not a finite number at the fitted parameters ({value:g})")
+        nothing = np.nan, np.nan
+        by_profile = nothing
+        if self.options.loss == "least_squares" and self.freedom[1] > 0:
+            by_profile = value, value
+            if self.room > 0:
+                by_profile = region_ends(self.problem, self.theta, self.weights, self.room, compute, self.draws)
+        by_bootstrap = nothing
+        if len(self.draws):
+            sampled = compute(self.problem.form.natural(self.draws, centre))
+            low, high = percentile_interval(sampled[~np.isnan(sampled)], self.confidence, self.freedom)
+            by_bootstrap = float(low), float(high)
+        shown = by_profile if self.interval_kind == "profile" else by_bootstrap
+        return Derived(expression, value, shown, by_profile, by_bootstrap)
+
     def formula(self) -> str:
         """The formula with its numbers; undetermined parameters stay letters."""
         numbers = {
@@ -194,12 +225,19 @@ class Fit:
             for name, value in self.parameters.items()
             if name not in self.undetermined
         }
+        for name, (base, column) in self.law.indexed.items():
+            each = {level: numbers.pop(f"{base}[{level}]", None) for level in self.law.levels[column]}
+            if None not in each.values():
+                numbers[name] = f"{{{', '.join(f'{level}: {value}' for level, value in each.items())}}}[{column}]"
         return f"{quoted(self.target)} = {with_numbers(split_target(self.law.formula)[1], numbers)}"
 
     def at_best(self) -> str:
         """The smallest predicted target among the rows, with its interval: what may be headlined of any fit."""
         central, low, high = (float(value[0]) for value in self.predict(self.best))
-        place = ", ".join(f"{name} = {value:g}" for name, value in self.best.items())
+        place = ", ".join(
+            f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:g}"
+            for name, value in self.best.items()
+        )
         return f"at {place}: {self.target} {central:.4g}" + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]")
 
     def quality(self) -> str:
@@ -245,6 +283,9 @@ class Fit:
             sides = [side for side, end in zip(("low", "high"), pair, strict=True) if np.isinf(end)]
             return {"low": or_none(pair[0]), "high": or_none(pair[1]), "open": sides}
 
+        def bound(end: float | str) -> float | str | None:
+            return end if isinstance(end, str) else or_none(end)
+
         rows = {
             name: {
                 "value": value,
@@ -264,6 +305,10 @@ class Fit:
             "formula": self.law.formula,
             "source": self.law.source,
             "target": self.target,
+            **({"levels": {name: list(levels) for name, levels in self.law.levels.items()}} if self.law.levels else {}),
+            "bounds": {name: [bound(end) for end in pair] for name, pair in self.law.bounds.items()},
+            "starts": {name: list(pair) for name, pair in self.law.starts.items()},
+            "options": asdict(self.options),
             "parameters": rows,
             "best": {"at": self.best, self.target: central, "low": or_none(low), "high": or_none(high)},
             "residuals": self.residuals,
@@ -300,7 +345,7 @@ class Fit:
         write_json(self.to_dict(), Path(path))
 
 
-KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configuration"}
+KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configuration", "none": "none"}
 
 
 def confounded_text(groups: tuple[tuple[str, ...], ...]) -> str:

@@ -9,24 +9,22 @@ Shapes: m problems, n rows, k parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from gsq.analysis.fitting.options import Loss, Residuals
-from gsq.analysis.fitting.starts import draw, habits
+from gsq.analysis.fitting.options import SIDED, Loss, Residuals
 from gsq.analysis.laws.form import Form
-from gsq.analysis.tables.table import Array, Index
+from gsq.analysis.tables.table import Array
 
 TOLERANCE = 1e-10
-_STEPS = 200
-_STEPS_ROBUST = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
-CARRIED = 8  # of the best starts that are still on their way after those steps, how many go on
-_STEPS_CARRIED = 4000
+STEPS = 200
+_STEPS_REWEIGHTED = 1000  # reweighted steps converge linearly where most residuals lie beyond delta
+_ROWS_OF_BLAS = 1000  # from so many rows on a product of matrices for each problem is faster
 _NO_EFFECT = 1e-26  # of the largest effect of a parameter, squared
-_MEMORY = 8_000_000  # problems times rows that refits keep at once
-_BATCH = 400_000  # problems times rows: what fits into a cache goes faster
+_BEYOND = 0.05  # share of the reweighted curvature that huber's rows beyond delta keep
+BATCH = 400_000  # problems times rows: what fits into a cache goes faster
 
 Bools = npt.NDArray[np.bool_]
 
@@ -46,7 +44,9 @@ class Problem:
     """Bounds of the internal parameters, (k,)."""
     loss: Loss = "least_squares"
     delta: float = 1.0
-    """Where Huber and Cauchy losses turn from squares, in units of the residual."""
+    """Where Huber, Cauchy and quantile losses turn from squares, in units of the residual."""
+    quantile: float = 0.5
+    """For the sided losses: the share of the weight that targets above the law have."""
 
     @property
     def centre(self) -> Array:
@@ -69,17 +69,23 @@ class Solution:
 
 
 def solve(
-    problem: Problem, start: Array, weights: Array, fixed: Bools | None = None, steps: int | None = None
+    problem: Problem,
+    start: Array,
+    weights: Array,
+    fixed: Bools | None = None,
+    steps: int | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Solution:
     """Minimise each problem from its start.
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
-    parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for robust losses.
+    parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for cauchy.
+    ``tolerance``: of the relative gain of a step, below which a problem is solved.
     """
-    steps = steps or (_STEPS if problem.loss == "least_squares" else _STEPS_ROBUST)
+    steps = steps or (_STEPS_REWEIGHTED if problem.loss == "cauchy" else STEPS)
     m, k = start.shape
     n = problem.data.shape[1]
-    size = max(1, _BATCH // max(1, n))
+    size = max(1, BATCH // max(1, n))
     parts = []
     for first in range(0, m, size):
         piece = slice(first, min(m, first + size))
@@ -94,37 +100,15 @@ def solve(
                     np.zeros(k, dtype=bool) if fixed is None else fixed if fixed.ndim == 1 else fixed[piece], (count, k)
                 ),
                 steps,
+                tolerance,
             )
         )
     theta, cost, converged = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Solution(theta, cost, converged.astype(bool))
 
 
-def search(problem: Problem, start: Array, weights: Array) -> Solution:
-    """Minimise one problem from each of its ``start`` (m, k), and carry on the best few that have not arrived.
-
-    A start that is still falling after the usual steps is no failure: in nested laws it is often the best of all.
-    """
-    found = solve(problem, start, weights)
-    order = np.argsort(found.cost)[:CARRIED]
-    late = order[~found.converged[order] & np.isfinite(found.cost[order])]
-    return _carry_on(problem, found, weights, late)
-
-
-def _carry_on(problem: Problem, found: Solution, weights: Array, which: Index) -> Solution:
-    """``found`` with the problems ``which`` taken further, from where they are."""
-    if not len(which):
-        return found
-    target = problem.target if problem.target.ndim == 1 else problem.target[which]
-    heavy = weights if weights.ndim == 1 else weights[which]
-    more = solve(replace(problem, target=target), found.theta[which], heavy, steps=_STEPS_CARRIED)
-    theta, cost, converged = found.theta.copy(), found.cost.copy(), found.converged.copy()
-    theta[which], cost[which], converged[which] = more.theta, more.cost, more.converged
-    return Solution(theta, cost, converged)
-
-
 def _solve(
-    problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools, steps: int
+    problem: Problem, start: Array, weights: Array, target: Array, fixed: Bools, steps: int, tolerance: float
 ) -> tuple[Array, Array, Bools]:
     low, high = problem.low, problem.high
     theta = np.where(fixed, start, np.clip(start, low, high))
@@ -166,7 +150,7 @@ def _solve(
             ratio = gained / np.maximum(2 * promised, 1e-300)
             slope = np.abs(np.where(held, 0, g)) / np.sqrt(np.maximum(sc, 1e-300) * np.maximum(c, 1e-300)[:, None])
             still = np.sqrt((sc * moved**2).sum(1)) <= 1e-12 * np.sqrt((sc * t**2).sum(1))
-        flat = (2 * np.abs(promised) <= TOLERANCE * c) & (gained <= TOLERANCE * c)
+        flat = (2 * np.abs(promised) <= tolerance * c) & (gained <= tolerance * c)
         end = flat | still | (slope.max(1) <= 1e-13) | (c <= nothing[active]) | held.all(1)
         stuck = damp > 1e16
         t[better], c[better] = trial[better], new_c[better]
@@ -185,6 +169,15 @@ def _solve(
     return theta, cost, converged
 
 
+def cost_of(problem: Problem, theta: Array, weights: Array) -> Array:
+    """The cost (m,) at theta (m, k); inf where there is none."""
+    with np.errstate(all="ignore"):
+        value = problem.predict(theta)
+        apart = np.log(value / problem.target) if problem.residuals == "log" else value - problem.target
+        cost = np.where(weights > 0, weights * rho(apart, problem.loss, problem.delta)[0], 0).sum(axis=1)
+    return np.where(np.isfinite(cost), cost, np.inf)
+
+
 def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tuple[Array, Array, Array]:
     """Cost (m,), half its gradient (m, k), and the Gauss-Newton matrix (m, k, k)."""
     value, slope = problem.form.both(theta, problem.data, problem.centre)
@@ -199,24 +192,59 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
         used = weights > 0
         bad = ~np.isfinite(residual) & used
         residual = np.where(used, residual, 0)
-        loss, factor = rho(residual, problem.loss, problem.delta)
+        loss, factor = rho(residual, problem.loss, problem.delta, problem.quantile)
+        bend = curvature(residual, problem, factor)
         cost = np.einsum("mn,mn->m", weights, loss)
         cost[bad.any(1)] = np.inf
-        factor = weights if factor is None else weights * factor
-        pulled = factor * residual
-        weighted = slope * factor
+        pulled = (weights if factor is None else weights * factor) * residual
+        weighted = slope * (weights if bend is None else weights * bend)
         gradient, hessian = np.empty((len(theta), k)), np.empty((len(theta), k, k))
-        for i in range(k):
-            gradient[:, i] = np.einsum("mn,mn->m", slope[i], pulled)
-            for j in range(i + 1):
-                hessian[:, i, j] = hessian[:, j, i] = np.einsum("mn,mn->m", weighted[i], slope[j])
+        if slope.shape[2] >= _ROWS_OF_BLAS:
+            gradient = np.matmul(slope.transpose(1, 0, 2), pulled[:, :, None])[:, :, 0]
+            hessian = np.matmul(weighted.transpose(1, 0, 2), slope.transpose(1, 2, 0))
+        else:  # one pass over the batch for each entry
+            for i in range(k):
+                gradient[:, i] = np.einsum("mn,mn->m", slope[i], pulled)
+                for j in range(i + 1):
+                    hessian[:, i, j] = hessian[:, j, i] = np.einsum("mn,mn->m", weighted[i], slope[j])
         broken = ~(np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
     cost[broken | ~np.isfinite(cost)] = np.inf
     return cost, gradient, hessian
 
 
-def rho(residual: Array, loss: Loss, delta: float) -> tuple[Array, Array | None]:
-    """The loss of each residual, its square near zero, and its reweighting factor (None: 1 everywhere)."""
+def gradients(problem: Problem, theta: Array, weights: Array) -> Array:
+    """What each row adds to half the gradient at theta (k,), and to the upper triangle of the Gauss-Newton matrix:
+    (k + k (k + 1) / 2, n)."""
+    value, slope = problem.form.both(theta[None], problem.data, problem.centre)
+    value, slope = value[0], slope[:, 0]
+    if problem.residuals == "log":
+        residual, slope = np.log(value / problem.target), slope / value
+    else:
+        residual = value - problem.target
+    factor = rho(residual, problem.loss, problem.delta, problem.quantile)[1]
+    bend = curvature(residual, problem, factor)
+    first = slope * (residual * weights if factor is None else residual * factor * weights)
+    heavy = slope * (weights if bend is None else weights * bend)
+    return np.stack([*first, *(heavy[i] * slope[j] for i, j in zip(*np.triu_indices(len(theta)), strict=True))])
+
+
+def newton(problem: Problem, theta: Array, gradient: Array, hessian: Array) -> Array:
+    """The step (m, k) from theta (k,) to where a quadratic cost is least; parameters at a bound stay."""
+    held = np.broadcast_to((theta <= problem.low) | (theta >= problem.high), gradient.shape)
+    scale = np.einsum("mii->mi", hessian)
+    return _step(hessian, gradient, scale, np.full(len(gradient), 1e-12), held)
+
+
+def rho(residual: Array, loss: Loss, delta: float, quantile: float = 0.5) -> tuple[Array, Array | None]:
+    """The loss of each residual (law - target), its square near zero, and its reweighting factor (None: 1 everywhere).
+
+    Of the sided losses, "asymmetric" is squares and "quantile" huber (its pinball is rounded within ``delta``), both
+    times 2 ``quantile`` where the target lies above the law and 2 (1 - ``quantile``) where it lies below.
+    """
+    if loss in SIDED:
+        value, factor = rho(residual, "huber" if loss == "quantile" else "least_squares", delta)
+        side = 2 * np.where(residual < 0, quantile, 1 - quantile)
+        return side * value, side if factor is None else side * factor
     if loss == "least_squares":
         return residual**2, None
     size = np.abs(residual)
@@ -227,6 +255,17 @@ def rho(residual: Array, loss: Loss, delta: float) -> tuple[Array, Array | None]
         )
     square = (residual / delta) ** 2
     return delta**2 * np.log1p(square), 1 / (1 + square)
+
+
+def curvature(residual: Array, problem: Problem, factor: Array | None) -> Array | None:
+    """By what the squares of slopes count in the curvature of the loss (None: 1): its second derivative for huber, and
+    a little beyond delta, where it has none; else the reweighting ``factor``.
+
+    With reweighting alone, huber with a small delta takes hundreds of steps that each go a part of the way.
+    """
+    if problem.loss != "huber" or factor is None:
+        return factor
+    return np.where(factor == 1, 1.0, _BEYOND * factor)
 
 
 def _step(hessian: Array, gradient: Array, scale: Array, damping: Array, held: Bools) -> Array:
@@ -256,127 +295,3 @@ def cholesky_solve(a: Array, b: Array) -> Array:
     for j in reversed(range(k)):
         x[:, j] = (x[:, j] - np.einsum("mi,mi->m", lower[:, j + 1 :, j], x[:, j + 1 :])) / lower[:, j, j]
     return x
-
-
-def draw_starts(
-    problem: Problem,
-    ranges: list[tuple[float, float] | None],
-    scales: Array,
-    weights: Array,
-    count: int,
-    seed: list[int],
-) -> Array:
-    """Random internal starts (m * count, k) for m rows of ``weights`` (m, n), ``count`` after ``count``.
-
-    Parameters that enter linearly are solved for, unless they have a range: then every second start takes them from it.
-    The others are drawn from ``ranges``, or where there is none (None) by :mod:`gsq.analysis.fitting.starts`, which
-    ``scales``, typical values of the columns, help.
-    """
-    form, rng = problem.form, np.random.default_rng(seed)
-    m = len(weights) * count
-    theta = np.zeros((m, form.count))
-    bent = [i for i in range(form.count) if i not in form.amplitudes]
-    known = habits(form, problem.data) if any(ranges[i] is None for i in bent) else {}
-    for i, pair in enumerate(ranges):
-        if pair is None and i in bent:
-            theta[:, i] = draw(known.get(i), scales, problem.low[i], problem.high[i], m, rng)
-        elif pair is not None:
-            low, high = pair
-            if low > 0 and high >= 100 * low:
-                theta[:, i] = np.exp(rng.uniform(np.log(low), np.log(high), m))
-            else:
-                theta[:, i] = rng.uniform(low, high, m)
-    given = [i for i in form.amplitudes if ranges[i] is not None]
-    inner = form.internal(theta, problem.centre) if given else theta
-    theta = np.clip(theta, problem.low, problem.high)
-    target = np.repeat(np.broadcast_to(problem.target, weights.shape), count, axis=0)
-    found = with_amplitudes(replace(problem, target=target), theta, np.repeat(weights, count, axis=0))
-    if given:
-        found[::2, given] = np.clip(inner, problem.low, problem.high)[::2, given]
-    return found
-
-
-def with_amplitudes(problem: Problem, theta: Array, weights: Array, kept: int | None = None) -> Array:
-    """``theta`` (m, k) with the amplitudes, but for parameter ``kept``, that suit its other parameters: linear least
-    squares (of relative errors for log residuals) for weights (n,) or (m, n), or a part of the target where that
-    leaves the bounds."""
-    form = problem.form
-    names = [i for i in form.amplitudes if i != kept]
-    if not names:
-        return theta
-    theta = theta.copy()
-    with np.errstate(all="ignore"):
-        basis, rest = form.basis(theta, problem.data, problem.centre)
-        if kept in form.amplitudes:
-            at = form.amplitudes.index(kept)
-            rest = rest + basis[at] * theta[:, kept, None]
-            basis = np.delete(basis, at, axis=0)
-        target = np.broadcast_to(problem.target, rest.shape)
-        heavy = np.broadcast_to(weights, rest.shape)
-        if problem.residuals == "log":
-            heavy = heavy / target**2
-        # Each row of the basis at unit scale first: it may be larger than a square of it can be.
-        most_of = np.maximum(np.nan_to_num(np.abs(basis), posinf=0).max(axis=2), 1e-300)
-        unit = basis / most_of[:, :, None]
-        gram = np.einsum("imn,jmn,mn->mij", unit, unit, heavy)
-        right = np.einsum("imn,mn,mn->mi", unit, target - rest, heavy)
-        size = np.sqrt(np.maximum(np.einsum("mii->mi", gram), 1e-300))
-        gram = gram / size[:, :, None] / size[:, None, :]
-        for i in range(len(names)):
-            gram[:, i, i] += 1e-9
-        solved = cholesky_solve(gram, right / size) / size / most_of.T
-        # A part of the target for each term: where the solution would be at a bound, or no logarithm exist.
-        share = np.mean(target, axis=1)[:, None] / len(names) / np.maximum(np.abs(basis).mean(axis=2).T, 1e-300)
-    least, most = problem.low[names], problem.high[names]
-    inside = np.isfinite(solved) & (solved > least) & (solved < most)
-    # Never at a bound: a term whose amplitude is zero says nothing of its other parameters.
-    spare = np.clip(np.where(np.isfinite(share), share, 1.0), least, most)
-    theta[:, names] = np.where(inside, solved, np.clip(0.1 * spare, least, most))
-    if problem.residuals == "log":
-        value = form.both(theta, problem.data, problem.centre)[0]
-        wrong = ~(value > 0).all(axis=1)
-        theta[np.ix_(np.flatnonzero(wrong), np.array(names))] = spare[wrong]
-    return np.where(np.arange(form.count) == kept, theta, np.clip(theta, problem.low, problem.high))
-
-
-def refit(
-    problem: Problem,
-    theta: Array,
-    weights: Array,
-    ranges: list[tuple[float, float] | None],
-    scales: Array,
-    starts: int,
-    seed: list[int],
-) -> Solution:
-    """Fit each row of ``weights`` (m, n) anew, from ``theta`` (k,) or (m, k) and from ``starts`` - 1 random starts;
-    the best."""
-    m, n = weights.shape
-    size = max(1, _MEMORY // (n * starts))
-    if m > size:  # large tables go in parts
-        parts = [
-            refit(
-                replace(problem, target=problem.target[i : i + size]) if problem.target.ndim == 2 else problem,
-                theta if theta.ndim == 1 else theta[i : i + size],
-                weights[i : i + size],
-                ranges,
-                scales,
-                starts,
-                [*seed, i],
-            )
-            for i in range(0, m, size)
-        ]
-        return Solution(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Solution)))
-    first = np.broadcast_to(theta, (m, problem.form.count))[:, None, :]
-    drawn = (
-        draw_starts(problem, ranges, scales, weights, starts - 1, seed)
-        if starts > 1
-        else np.empty((0, theta.shape[-1]))
-    )
-    start = np.concatenate([first, drawn.reshape(m, starts - 1, problem.form.count)], axis=1).reshape(m * starts, -1)
-    wide = problem
-    if problem.target.ndim == 2:
-        wide = replace(problem, target=np.repeat(problem.target, starts, axis=0))
-    found = solve(wide, start, np.repeat(weights, starts, axis=0))
-    pick = np.arange(m) * starts + np.argmin(found.cost.reshape(m, starts), axis=1)
-    best = Solution(found.theta[pick], found.cost[pick], found.converged[pick])
-    return _carry_on(problem, best, weights, np.flatnonzero(~best.converged & np.isfinite(best.cost)))

@@ -42,7 +42,8 @@ class Habit:
 def habits(form: Form, data: Array) -> dict[int, Habit]:
     """The habit of each parameter, by index, that the formula and ``data`` (q, n) tell something of."""
     walk = _Walk(form, data)
-    walk.visit(form.expression, None, 0)
+    for expression in form.one_level():
+        walk.visit(expression, None, 0)
     return walk.found
 
 

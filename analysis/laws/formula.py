@@ -27,7 +27,7 @@ from gsq.analysis.tables.columns import near_names, quoted
 if TYPE_CHECKING:
     pass
 
-from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, names_of, number_of, to_quote
+from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, index_of, names_of, number_of, to_quote
 from gsq.config.axes import DERIVED
 
 _LONGEST = 1000  # characters
@@ -43,8 +43,18 @@ class Formula:
     """The name left of "=", or None."""
     columns: tuple[str, ...]
     parameters: tuple[str, ...]
-    """Both in order of appearance."""
+    """Both in order of appearance; a parameter with a value for each level of a column as A[quantizer]."""
     tree: ast.expr
+    factors: tuple[str, ...] = ()
+    """Columns of levels, by which parameters are indexed."""
+
+    def expanded(self, levels: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+        """The parameters, each indexed one once for each of the ``levels`` of its column: A[gsq], A[simvq]."""
+        found: list[str] = []
+        for name in self.parameters:
+            index = index_of(name)
+            found += [name] if index is None else [f"{index[0]}[{level}]" for level in levels.get(index[1], ())]
+        return tuple(found)
 
 
 def read_formula(text: str, columns: Collection[str] = (), parameters: Collection[str] = ()) -> Formula:
@@ -52,12 +62,68 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
 
     A name in ``parameters`` is a parameter, else one in ``columns`` is a column; any other is a parameter where it
     looks like one: a letter or the name of a Greek letter, with an index or without (E, alpha, b2, beta_1). In
-    backticks stands the name of a column, whatever its letters. Raises AnalysisError for what is no formula, an unknown
-    name (with the nearest columns), a function that is not allowed, or names that can only be meant as columns.
+    backticks stands the name of a column, whatever its letters. A[quantizer] is a parameter with a value for each level
+    of the column quantizer, whose cells may be text; ``parameters`` has it as A, or as A[gsq] for one level.
+
+    Raises AnalysisError for what is no formula, an unknown name (with the nearest columns), a function that is not
+    allowed, or names that can only be meant as columns.
     """
+    target, right = split_target(text)
+    right, tree, names, names_in_quotes = _parsed(text, right, columns)
+    used, free = [], []
+    declared = {base for name in parameters for base in (name, *(index_of(name) or ())[:1])}
+    factors = _factors(names, text, columns, declared)
+    for name in names:
+        if name in factors:
+            free.append(name)
+        elif name in names_in_quotes:
+            if name not in columns:
+                raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
+            used.append(name)
+        elif name in parameters:
+            free.append(name)
+        elif name in columns:
+            used.append(name)
+        elif PARAMETER.fullmatch(name):
+            free.append(name)
+        else:
+            raise AnalysisError(_unknown(name, text, columns))
+    bases = {(index_of(name) or (name,))[0] for name in free}
+    missing = [name for name in parameters if name not in free and (index_of(name) or (name,))[0] not in bases]
+    if missing:
+        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
+    if not free:
+        raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
+    inside = list(dict.fromkeys(factors.values()))
+    _refuse_lost_columns(tree, text, [*used, *inside], [name for name in free if name not in parameters], columns)
+    return Formula(right, target, tuple(used), tuple(free), tree, tuple(inside))
+
+
+def read_expression(text: str, names: Collection[str], what: str) -> ast.expr:
+    """The tree of an expression over ``names`` alone, for :func:`gsq.analysis.laws.syntax.numeric`; ``what`` says in
+    errors what it is, such as "the cost".
+
+    Raises AnalysisError for what is no expression, an unknown name (with those that there are), or none at all.
+    """
+    if split_target(text)[0] is not None:
+        raise AnalysisError(f"{what} {text!r} is an expression without '='; write its right side alone")
+    try:
+        _, tree, found, _ = _parsed(text, text, names)
+    except AnalysisError as error:
+        if isinstance(error.__cause__, SyntaxError):
+            raise AnalysisError(f"{what} {text!r} cannot be read; write * for products and ^ for powers") from None
+        raise AnalysisError(f"{what}: {error}") from None
+    unknown = [name for name in found if name not in names]
+    if unknown or not found:
+        wrong = f"has no {unknown[0]!r}{_near(unknown[0], names)}" if unknown else "has no name in it"
+        raise AnalysisError(f"{what} {text!r} {wrong}; it can use {', '.join(map(quoted, names))}")
+    return tree
+
+
+def _parsed(text: str, right: str, columns: Collection[str]) -> tuple[str, ast.expr, list[str], list[str]]:
+    """The right side with ** for ^, its tree, its names, and those of them that stand in backticks."""
     if len(text) > _LONGEST:
         raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
-    target, right = split_target(text)
     names_in_quotes = [found[1] for found in QUOTED.finditer(right)]
     # Python reads names alone: those in quotes have one of their own until the tree is made.
     held = iter(range(len(names_in_quotes)))
@@ -81,27 +147,31 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
         raise AnalysisError(
             f"formula {text[:40]!r}... is nested too deeply or holds a character that is not text"
         ) from error
-    used, free = [], []
-    for name in names:
-        if name in names_in_quotes:
-            if name not in columns:
-                raise AnalysisError(f"formula {text!r}: the table has no column `{name}`{_near(name, columns)}")
-            used.append(name)
-        elif name in parameters:
-            free.append(name)
-        elif name in columns:
-            used.append(name)
-        elif PARAMETER.fullmatch(name):
-            free.append(name)
-        else:
-            raise AnalysisError(_unknown(name, text, columns))
-    missing = [name for name in parameters if name not in free]
-    if missing:
-        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
-    if not free:
-        raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
-    _refuse_lost_columns(tree, text, used, [name for name in free if name not in parameters], columns)
-    return Formula(right, target, tuple(used), tuple(free), tree)
+    return right, tree, names, names_in_quotes
+
+
+def _factors(names: Sequence[str], text: str, columns: Collection[str], declared: Collection[str]) -> dict[str, str]:
+    """The indexed ones of ``names``, each with the column of its levels. Raises AnalysisError where the index is no
+    column, what is indexed is no parameter, or a parameter has two indices, or an index here and none there."""
+    found = {name: index for name in names if (index := index_of(name))}
+    for name, (base, column) in found.items():
+        if column not in columns:
+            raise AnalysisError(
+                f"formula {text!r}: in {name} stands the name of a column whose values are the levels, and the table "
+                f"has no column {column!r}{_near(column, columns)}"
+            )
+        if base not in declared and (base in columns or not PARAMETER.fullmatch(base)):
+            raise AnalysisError(
+                f"formula {text!r}: {base!r} in {name} is no parameter; only a parameter, such as A, alpha or b2, has "
+                "a value for each level of a column"
+            )
+        others = [one for one in names if one != name and (index_of(one) or (one,))[0] == base]
+        if others:
+            raise AnalysisError(
+                f"formula {text!r} has both {name} and {others[0]}; give one of them another letter, because a "
+                "parameter has one index or none"
+            )
+    return {name: column for name, (_, column) in found.items()}
 
 
 def split_target(text: str) -> tuple[str | None, str]:
@@ -131,6 +201,11 @@ def with_target(text: str, target: str) -> str:
 def with_numbers(text: str, numbers: Mapping[str, str]) -> str:
     """The formula with these texts for parameters."""
     for name, number in numbers.items():
+        if index := index_of(name):
+            column = rf"`?{re.escape(index[1])}`?"
+            pattern = rf"(?<![\w.]){re.escape(index[0])}\s*\[\s*{column}\s*\]"
+            text = re.sub(pattern, number.replace("\\", r"\\"), text)
+            continue
         parts = re.split(r"(`[^`]*`)", text)
         parts[::2] = [re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", number, part) for part in parts[::2]]
         text = "".join(parts)

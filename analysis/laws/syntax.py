@@ -7,6 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
     pass
 
 
-FUNCTIONS = ("log", "ln", "log2", "log10", "exp", "sqrt", "min", "max", "abs")
+SEVERAL = ("min", "max", "logaddexp")
+"""Functions of two arguments or more."""
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lam|lambda_|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|"
     "chi|psi|omega"
 )
 PARAMETER = re.compile(rf"(?:[A-Za-z]|{_GREEK})_?\d*")
 QUOTED = re.compile(r"`([^`]+)`")
+_INDEXED = re.compile(r"(\w+)\[(.+)\]")
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -39,14 +42,29 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "log10": np.log10,
     "exp": np.exp,
     "sqrt": np.sqrt,
+    "min": np.minimum,
+    "max": np.maximum,
     "abs": np.abs,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "arctan": np.arctan,
+    "softplus": lambda x: np.logaddexp(0, x),
+    "logaddexp": np.logaddexp,
 }
+FUNCTIONS = tuple(NUMPY)
 
 
 def column_of(node: ast.expr) -> str:
     """The column that a name in a tree means."""
-    text = ast.unparse(node)
+    text = node.id if isinstance(node, ast.Name) else ast.unparse(node)
     return text[1:-1] if text[0] == "`" else text
+
+
+def index_of(name: str) -> tuple[str, str] | None:
+    """Letter and index of an indexed name, ("A", "quantizer") of "A[quantizer]"; None of any other name."""
+    found = _INDEXED.fullmatch(name)
+    return (found[1], found[2].strip("`")) if found else None
 
 
 def to_quote(text: str, columns: Collection[str]) -> str:
@@ -89,8 +107,8 @@ def names_of(tree: ast.expr, text: str) -> list[str]:
                     f"formula {text!r}: function {name!r} is not allowed; functions: {', '.join(FUNCTIONS)}"
                     + (f". For a product write {name} * (...)" if PARAMETER.fullmatch(name) else "")
                 )
-            if (name in ("min", "max") and len(node.args) < 2) or (name not in ("min", "max") and len(node.args) != 1):
-                wanted = "two arguments or more" if name in ("min", "max") else "one argument"
+            if len(node.args) < 2 if name in SEVERAL else len(node.args) != 1:
+                wanted = "two arguments or more" if name in SEVERAL else "one argument"
                 raise AnalysisError(f"formula {text!r}: {name} takes {wanted}, got {len(node.args)}")
             for argument in node.args:
                 visit(argument)
@@ -102,6 +120,13 @@ def names_of(tree: ast.expr, text: str) -> list[str]:
             if not re.fullmatch(r"[\w.]+", dotted):
                 raise AnalysisError(f"formula {text!r}: {dotted!r} is not allowed; write names, numbers and functions")
             found[dotted] = None
+        elif isinstance(node, ast.Subscript):
+            if not (isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Name | ast.Attribute)):
+                raise AnalysisError(
+                    f"formula {text!r}: {ast.unparse(node)!r} is not allowed; a parameter with a value for each level "
+                    "of a column is written A[quantizer]"
+                )
+            found[ast.unparse(node)] = None
         elif not (isinstance(node, ast.Constant) and type(node.value) in (int, float)):
             raise AnalysisError(
                 f"formula {text!r}: {ast.unparse(node)!r} is not allowed; write names, numbers, + - * / **, brackets "
@@ -127,12 +152,8 @@ def numeric(node: ast.expr) -> Callable[[Mapping[str, Any]], Any]:
         if isinstance(one, ast.Call):
             assert isinstance(one.func, ast.Name)
             arguments = [evaluate(argument, columns) for argument in one.args]
-            if one.func.id in ("min", "max"):
-                choose = np.minimum if one.func.id == "min" else np.maximum
-                result = arguments[0]
-                for other in arguments[1:]:
-                    result = choose(result, other)
-                return result
+            if one.func.id in SEVERAL:
+                return reduce(NUMPY[one.func.id], arguments)
             return NUMPY[one.func.id](*arguments)
         return columns[column_of(one)]
 

@@ -18,6 +18,8 @@ from gsq.sweeps.schema import columns as schema
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
+NUMBER = (int, float, np.number)
+
 _SIGNATURE = re.compile(r"[0-9a-f]{12}")
 # Names that formulas read without quotes.
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -124,6 +126,17 @@ def numbers(frame: pd.DataFrame, name: str) -> Array:
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError, OverflowError) as error:
         raise AnalysisError(_not_a_number(column, name)) from error
+
+
+def labels(frame: pd.DataFrame, name: str) -> npt.NDArray[np.object_]:
+    """Column ``name`` as text of shape (rows,), a number in its shortest form (4, not 4.0), null as "". Raises
+    AnalysisError where the column is missing."""
+    require_columns(frame, name)
+    texts = [
+        "" if pd.isna(one) else f"{one:.15g}" if isinstance(one, NUMBER) and not isinstance(one, bool) else str(one)
+        for one in frame[name]
+    ]
+    return np.array(texts, dtype=object)
 
 
 def _not_a_number(column: pd.Series, name: str) -> str:

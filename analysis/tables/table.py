@@ -22,6 +22,7 @@ from gsq.analysis.tables.columns import (
     Index,
     completed,
     is_results,
+    labels,
     moved,
     numbers,
     quoted,
@@ -43,6 +44,7 @@ __all__ = [
     "completed",
     "configuration_ids",
     "is_results",
+    "labels",
     "large_end",
     "load_reference",
     "load_results",
@@ -213,11 +215,14 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
 
 
-def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> tuple[pd.DataFrame, Excluded]:
+def measured(
+    frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = (), factors: Sequence[str] = ()
+) -> tuple[pd.DataFrame, Excluded]:
     """Select the rows that a fit uses, and count what is left out.
 
-    A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``;
-    of gsq's own tables those of state done that repeat no run under other code. Derived axes are added where they are
+    A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``,
+    which hold numbers, nor in ``factors``, which may hold text; of gsq's own tables those of state done that repeat no
+    run under other code. Derived axes are added where they are
     absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``). Raises AnalysisError
     where the table is empty, lacks a column or has two of one name, mixes evaluation protocols, or has no row with a
     value."""
@@ -235,7 +240,7 @@ def measured(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] =
             f"Select one: protocol={next(iter(counts))!r} in load_results, or --protocol on the command line"
         )
     cells = with_derived(rows_taken(frame, target, columns)).reset_index(drop=True)
-    reasons = _reasons(cells, target, columns)
+    reasons = _reasons(cells, target, columns, factors)
     left_out = Counter(reason for reason in reasons if reason)
     keep = np.array([not reason for reason in reasons])
     if not keep.any():
@@ -289,11 +294,12 @@ def _last_steps(frame: pd.DataFrame, target: str = "rfid") -> pd.DataFrame:
     return ordered[keep].drop(columns="_step").sort_index()
 
 
-def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str]) -> list[str]:
+def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str], factors: Sequence[str] = ()) -> list[str]:
     """Why each cell cannot be used, in words; "" for one that can."""
     own = is_results(cells)
     failures = cells["failure"].fillna("error") if own and "failure" in cells else ["error"] * len(cells)
     empty = {name: np.isnan(numbers(cells, name)) for name in columns}
+    empty |= {name: labels(cells, name) == "" for name in factors}
     repeats = numbers(cells, "repeat") if own and "repeat" in cells else np.zeros(len(cells))
     reasons = []
     for i, (state, failure, value) in enumerate(zip(states(cells), failures, numbers(cells, target), strict=True)):

@@ -14,10 +14,11 @@ from gsq.analysis.fitting.options import Options
 from gsq.cli.options import ClusterOption, JsonOption
 from gsq.cli.table_options import BoundOption, ProtocolOption
 from gsq.cli.taking import takes
+from gsq.errors import UserError
 
 
 @takes(Options, "residuals")
-@takes(DesignOptions, "until", "noise", "seeds", "cost")
+@takes(DesignOptions, "until", "noise", "seeds", "cost", "criterion", "cost_exponent", "optima", "enough")
 def design_command(
     tables: Annotated[
         list[str],
@@ -28,17 +29,22 @@ def design_command(
         ),
     ],
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--target",
             metavar="TARGET",
             help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
             "predict alone: everywhere. discriminate: which law is right. noise: that between seeds.",
         ),
-    ],
-    budget: Annotated[
-        float, typer.Option("--budget", metavar="COST", help="Device hours, or units of the --cost column.")
-    ],
+    ] = None,
+    target_rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--target-rows",
+            metavar="FILE",
+            help="In place of --target: predict every row of this table, which has the columns that the law reads.",
+        ),
+    ] = None,
     candidates: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +64,15 @@ def design_command(
         ),
     ] = None,
     *,
+    budget: Annotated[
+        list[float],
+        typer.Option(
+            "--budget",
+            metavar="COST",
+            help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
+            "printed.",
+        ),
+    ],
     options: DesignOptions,
     fitting: Options,
     bound: BoundOption = None,
@@ -79,8 +94,12 @@ def design_command(
     """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
     Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
-    one that narrows the target most for what it costs, until the target is met (--until), the budget is spent, or the
-    rest of it would hardly help. Prints the interval now and as expected after each run. Nothing is run or submitted.
+    one that narrows the target most for what it costs, until the budget is spent, the target is met (--until), or the
+    rest of the budget would hardly help (--enough). Prints the interval now and as expected after each run. Nothing is
+    run or submitted.
+
+    To extrapolate, put the cells that matter into a table and take its average variance (--target-rows --criterion
+    average), let dear runs count (--cost-exponent 0.5), and count rival minima of the fit (--optima 4).
 
     Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
     far a configuration lies off the law.
@@ -92,16 +111,26 @@ def design_command(
 
     Example: gsq design runs.csv --law "loss = E + A / N^a" --candidates cells.csv --cost flops --budget 1e20
     --target parameter=a
+
+    Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
+    --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design
     from gsq.analysis.designing.target import read_target
+    from gsq.analysis.designing.target import target_rows as target_of
+    from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
     from gsq.cli.table_options import require_outputs
 
     require_outputs({"--output": output}, {"--figure": figure})
-    wanted = read_target(target)
+    if target is not None and target_rows is None:
+        wanted = read_target(target)
+    elif target_rows is not None and target is None:
+        wanted = target_of(load_table(target_rows))
+    else:
+        raise UserError("name what to narrow with one of --target TARGET and --target-rows FILE")
     paths, source = designing.sources(tables, candidates)
     if output is not None:
         designing.require_kind(output, source, base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,21 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gsq.analysis.fitting.derived import Derived
     from gsq.analysis.fitting.result import Fit
     from gsq.analysis.laws.named import Bound, Law
 
 from gsq.analysis.fitting.options import Options
-from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
+from gsq.cli.questions import Questions
+from gsq.cli.table_options import (
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    TableArgument,
+    WhereOption,
+    require_outputs,
+    table_path,
+)
 from gsq.cli.taking import takes
 
 
@@ -38,12 +49,26 @@ def fit_command(
     ] = None,
     bound: BoundOption = None,
     start: Annotated[
-        list[str] | None, typer.Option("--start", metavar="NAME=LOW:HIGH", help="Range of a parameter's random starts.")
+        list[str] | None,
+        typer.Option(
+            "--start",
+            metavar="NAME=LOW:HIGH",
+            help="Range of a parameter's random starts; NAME=VALUE for one, and others near it.",
+        ),
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
     ] = None,
     protocol: ProtocolOption = None,
+    derive: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--derive",
+            metavar="EXPRESSION",
+            help='Something that follows from the parameters, with its interval, such as "b / (a + b)". Repeatable.',
+        ),
+    ] = None,
+    where: WhereOption = None,
     *,
     options: Options,
     card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
@@ -64,6 +89,32 @@ def fit_command(
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
     ] = False,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            metavar="COLUMN[=LEVEL]",
+            help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
+            "column is worth; the law indexes a parameter by it: A[quantizer]. --figure draws it.",
+        ),
+    ] = None,
+    random: Annotated[
+        str | None,
+        typer.Option("--random", metavar="COLUMN", help="With --arms: rows of one study go together."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="LAW",
+            help="Test the law against a simpler one on simulated tables, such as broken_power_law against "
+            "power_law_bpp.",
+        ),
+    ] = None,
+    rollout: Annotated[
+        str | None,
+        typer.Option("--rollout", metavar="COLUMN", help="Predict each size of this column from the smaller ones."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also save the fits as JSON.")] = None,
     laws: Annotated[
@@ -77,23 +128,31 @@ def fit_command(
 
     Example: gsq fit quickstart --output results/fits/quickstart.json
 
-    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card
+    Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card --derive "b / (a + b)"
+
+    Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, unquoted
 
     target = None if target is None else unquoted(target)
     path = table_path(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    document: dict[str, object] = {"table": table}
+    document: dict[str, object] = {"table": table, **({"by": by} if by else {})}
+    if derive and (compare or collapse or extrapolate):
+        raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
+    derived: list[list[Derived]] = []
     if collapse or extrapolate:
-        lines = _collapse_or_extrapolate(load_table(path, protocol), target or "rfid", collapse, document)
+        lines = _collapse_or_extrapolate(
+            select(load_table(path, protocol), where), target or "rfid", collapse, document
+        )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
-        frame = load_table(path, protocol)
+        frame = select(load_table(path, protocol), where)
         chosen = named_laws(frame, law, target, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
@@ -103,12 +162,22 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by
+            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
-        document |= {"fits": [one.to_dict() for one in fits], "not_fitted": reasons}
+        derived = _derived(fits, derive or [])
+        saved = [_with_derived(*pair) for pair in zip(fits, derived, strict=True)]
+        document |= {"fits": [one | ({"where": where} if where else {}) for one in saved], "not_fitted": reasons}
+    questions = Questions(arms, random, against, rollout)
+    drawing = questions.answer(fits, lines, document)
+    if figure is not None and drawing is not None:
+        from gsq.analysis.figures.style import saved_files
+
+        drawing(figure)
+        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+        figure = None
     cards = []
     if card or figure is not None:
         from gsq.analysis.checking.card import report_card
@@ -129,11 +198,34 @@ def fit_command(
         return
     for i, one in enumerate(fits if not compare else []):
         if card:
-            typer.echo(cards[i].text() + "\n")
+            found = [f"  {more.text()}" for more in derived[i]]
+            typer.echo("\n".join([cards[i].text(), *(["", "Derived"] if found else []), *found, ""]))
         else:
-            print_fit(one)
+            print_fit(one, derived[i])
     for line in lines:
         typer.echo(line)
+
+
+def _derived(fits: list[Fit], expressions: list[str]) -> list[list[Derived]]:
+    """For each fit the expressions whose names are its parameters. Raises AnalysisError for one that is none's."""
+    from gsq.analysis.errors import AnalysisError
+
+    found: list[list[Derived]] = [[] for _ in fits]
+    for text in expressions:
+        problems = []
+        for one, here in zip(fits, found, strict=True):
+            try:
+                here.append(one.derive(text))
+            except AnalysisError as error:
+                problems.append(str(error))
+        if len(problems) == len(fits):
+            raise AnalysisError(f"--derive: {problems[0]}")
+    return found
+
+
+def _with_derived(fit: Fit, derived: list[Derived]) -> dict[str, object]:
+    more = {one.name: one.to_dict() for one in derived}
+    return {**fit.to_dict(), **({"derived": more} if more else {})}
 
 
 def load_and_fit(
@@ -146,6 +238,7 @@ def load_and_fit(
     bounds: list[str] | None = None,
     starts: list[str] | None = None,
     by: str | None = None,
+    where: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
     """Load a table and fit laws to it; also returns why a law (or group) was not fitted.
 
@@ -156,10 +249,11 @@ def load_and_fit(
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
     from gsq.analysis.laws.named import DEFAULT_LAWS
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.table import load_table, measured
 
     options = options or Options()
-    frame = load_table(path, protocol)
+    frame = select(load_table(path, protocol), where)
     chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)
@@ -200,12 +294,14 @@ def named_laws(
         law = LAWS.get(one) or (get_law(one, names, limits, ranges) if len(laws) == 1 else get_law(one, names))
         law = replace(
             law,
-            bounds={**law.bounds, **{name: pair for name, pair in limits.items() if name in law.parameters}},
-            starts={**law.starts, **{name: pair for name, pair in ranges.items() if name in law.parameters}},
+            bounds={**law.bounds, **{name: pair for name, pair in limits.items() if law.takes(name)}},
+            starts={**law.starts, **{name: pair for name, pair in ranges.items() if law.takes(name)}},
         )
         found.append(get_law(law, target=target))
     known = {name for law in found for name in law.parameters}
-    for name in {*limits, *ranges} - known:
+    for name in {*limits, *ranges}:
+        if any(law.takes(name) for law in found):
+            continue
         raise AnalysisError(f"--bound or --start names {name!r}; parameters: {', '.join(sorted(known))}")
     return found
 
@@ -216,14 +312,19 @@ def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
 
     try:
         name, ends = text.split("=")
-        low, high = ends.split(":")
+        low, _, high = ends.partition(":")
+        if ":" not in ends and option == "--start":
+            high = low = str(float(ends))  # one start, by its value
+        elif ends.count(":") != 1:
+            raise ValueError(ends)
         pair: tuple[float, Bound] = (
             float(low or "-inf"),
             "min" if high == "min" and option == "--bound" else float(high or "inf"),
         )
     except ValueError as error:
-        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH, such as E=0: or alpha=0:4") from error
-    if pair[1] != "min" and not pair[0] < pair[1]:
+        value = " or NAME=VALUE" if option == "--start" else ""
+        raise AnalysisError(f"{option} {text!r} is not NAME=LOW:HIGH{value}, such as E=0: or alpha=0:4") from error
+    if pair[1] != "min" and not (pair[0] < pair[1] or (option == "--start" and pair[0] == pair[1])):
         raise AnalysisError(f"{option} {text!r}: the low end must be below the high one")
     if option == "--start" and not all(abs(float(end)) < float("inf") for end in pair):
         raise AnalysisError(f"{option} {text!r}: starts are drawn from a range, so both ends must be numbers")
@@ -251,7 +352,7 @@ def _collapse_or_extrapolate(
     return [curves.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), curves.text]
 
 
-def print_fit(one: Fit) -> None:
+def print_fit(one: Fit, derived: Sequence[Derived] = ()) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -267,7 +368,10 @@ def print_fit(one: Fit) -> None:
     for name, value in one.parameters.items():
         why = one.undetermined.get(name)
         note = f"not determined by these data ({why})" if why else ""
-        table.add_row(name, f"{value:.4g}", interval_text(one.intervals[name], " to "), note)
+        table.add_row(escape(name), f"{value:.4g}", interval_text(one.intervals[name], " to "), escape(note))
+    for more in derived:
+        note = f"not determined by these data ({more.why_not})" if more.why_not else ""
+        table.add_row(escape(more.name), f"{more.value:.4g}", interval_text(more.interval, " to "), note)
     console.print(table)
     console.print(one.quality(), highlight=False, style="dim")
     for warning in one.warnings:

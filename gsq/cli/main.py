@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from typing import Annotated
 
 import typer
 
+from gsq.cli.allocate import allocate_command
 from gsq.cli.cancel_retry import cancel_command, retry_command
+from gsq.cli.check import check_command, new_command
 from gsq.cli.clean import clean_command
 from gsq.cli.design import design_command
 from gsq.cli.doctor import doctor_command
@@ -83,6 +86,7 @@ app.command("retry")(retry_command)
 app.command("gather")(gather_command)
 app.command("clean")(clean_command)
 app.command("fit")(fit_command)
+app.command("allocate")(allocate_command)
 app.command("plot")(plot_command)
 app.command("report")(report_command)
 app.command("design")(design_command)
@@ -90,6 +94,8 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("reconstruct")(reconstruct_command)
 app.command("tokenize")(tokenize_command)
+app.command("new")(new_command)
+app.command("check")(check_command)
 app.command("doctor")(doctor_command)
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")
@@ -98,6 +104,8 @@ _reflow_help(app)
 
 def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with code 2, without a traceback."""
+    # A user's own parts (my_vq:MyVQ) may be here; last, so that the folder hides nothing.
+    sys.path.append(os.getcwd())
     try:
         app()
     except Exception as error:

@@ -35,6 +35,10 @@ ProtocolOption = Annotated[
         help="Evaluation protocol, where the table has several; a unique prefix is enough.",
     ),
 ]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", metavar="CONDITION", help='Fit these rows alone: "outlier == False", "step > 1000".'),
+]
 BoundOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig
+from gsq.config.parts import Options, is_path, load
 from gsq.config.run import RunConfig
 
 
@@ -23,6 +25,15 @@ class Count:
     frozen_macs: int = 0
     """Multiply-adds of a frozen network, which has no gradients of its own."""
     activations: int = 0
+
+    @classmethod
+    def own(cls, key: str, section: Any, first: tuple[Any, ...], shape: tuple[int, ...], function: str = "") -> Count:
+        """A part of a user's own, which is run for it."""
+        from gsq.config.own_flops import measured
+
+        name = getattr(section, key.split(".")[1])
+        parameters, macs, activations = measured(load(name, key), name, key, section.options, first, (shape,), function)
+        return cls(parameters, macs, 0, activations)
 
     def conv(self, inputs: int, outputs: int, kernel: int, pixels: int, *, bias: bool = True) -> None:
         """``pixels``: number of output pixels."""
@@ -66,6 +77,8 @@ class Count:
 
 @lru_cache(4096)
 def encoder(config: ModelConfig, image_size: int) -> Count:
+    if is_path(config.kind):
+        return Count.own("model.kind", config, (config,), (1, 3, image_size, image_size), "encoder")
     count, width, size = Count(), config.channels, image_size
     *depths, middle = config.encoder_depths
     count.conv(3, width, 3, size**2)
@@ -86,6 +99,9 @@ def encoder(config: ModelConfig, image_size: int) -> Count:
 
 @lru_cache(4096)
 def decoder(config: ModelConfig, image_size: int) -> Count:
+    if is_path(config.kind):
+        latent = (1, config.latent_dim, *[image_size // config.downsample] * 2)
+        return Count.own("model.kind", config, (config,), latent, "decoder")
     count, width, size = Count(), config.widths[-1], image_size // config.downsample
     *depths, middle = config.decoder_depths
 
@@ -134,6 +150,8 @@ def discriminator(config: RunConfig) -> Count:
 
 @lru_cache(4096)
 def _discriminator(d: DiscriminatorConfig, size: int) -> Count:
+    if is_path(d.kind):
+        return Count.own("discriminator.kind", d, (d, size), (1, 3, size, size))
     count, width = Count(), d.channels
     if d.kind == "patchgan":
         size //= 2
@@ -186,6 +204,17 @@ def perceptual_macs(config: RunConfig) -> int:
     }
     scaled = {"efficientnet_lite0": EFFICIENTNET_FOUR / 32**2, "lpips_vgg": 15_346_630_656 / 224**2}
     kind = config.loss.perceptual
+    if is_path(kind):
+        from gsq.config.own_flops import measured
+
+        image = (1, 3, config.data.image_size, config.data.image_size)
+        # Two images are compared; one forward pass is of one.
+        return (
+            measured(
+                load(kind, "loss.perceptual"), kind, "loss.perceptual", Options(config.loss.options), (), (image, image)
+            )[1]
+            // 2
+        )
     return fixed[kind] if kind in fixed else round(scaled.get(kind, 0) * pixels)
 
 
@@ -227,6 +256,15 @@ class Cost:
         return self.generator_flops + self.discriminator_flops + self.perceptual_flops + self.lookup_flops
 
 
+def _lookup_macs(config: RunConfig) -> int:
+    """Multiply-adds of the look-up of one latent position."""
+    quantizer, latent_dim = config.quantizer, config.model.latent_dim
+    kind = quantizer.declared
+    if is_path(quantizer.kind) and kind.lookup_macs is None:
+        return 0 if latent_dim == quantizer.groups else quantizer.groups * config.codebook_parameters
+    return kind.position_macs(quantizer, latent_dim)
+
+
 def cost(config: RunConfig) -> Cost:
     """Cost of a run. A backward pass counts as two forward passes."""
     size, batch, model = config.data.image_size, config.train.batch_size, config.model
@@ -256,10 +294,7 @@ def cost(config: RunConfig) -> Cost:
         * ((6 + 2 + passes) * disc.macs + (2 + 2 + passes) * disc.frozen_macs),
         # Both images forward, one backward to the image.
         perceptual_flops=2.0 * images * 3 * perceptual_macs(config),
-        lookup_flops=2.0
-        * (images + own)
-        * positions
-        * config.quantizer.declared.position_macs(config.quantizer, model.latent_dim),
+        lookup_flops=2.0 * (images + own) * positions * _lookup_macs(config),
         images=images,
         memory_bytes=stored + activations,
     )

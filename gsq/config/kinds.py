@@ -2,17 +2,22 @@
 
 The file of a quantizer, ``gsq/quantizers/<name>.py``, declares its kinds by a top-level statement,
 ``KINDS = (Kind(...), ...)``. Since importing that file would load torch, this module reads the statement alone and
-evaluates it with the names defined here. ``gsq.quantizers`` builds the class.
+evaluates it with the names defined here. ``gsq.quantizers`` builds the class. A quantizer of a user's own is imported
+instead, and can leave ``KINDS`` out.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from gsq.config.parts import is_path, load
+from gsq.errors import UserError
 
 QUANTIZERS = Path(__file__).parents[1] / "quantizers"
 # Messages and help name the kinds in this order, then others by name.
@@ -128,6 +133,26 @@ def kinds() -> dict[str, Kind]:
         if len(set(names)) < len(names):
             raise ValueError(f"two quantizers in {QUANTIZERS} declare the same name: {', '.join(names)}")
     return {kind.name: kind for kind in found}
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of a built-in name or, for package.module:Name, of a user's own. Raises UserError as ``parts.load``."""
+    return _own_kind(name, load(name, "quantizer.kind")) if is_path(name) else kinds()[name]
+
+
+@cache
+def _own_kind(name: str, cls: type) -> Kind:
+    module = sys.modules[name.partition(":")[0]]
+    stated = getattr(module, "KINDS", ())
+    if not isinstance(stated, tuple) or not all(isinstance(kind, Kind) for kind in stated):
+        raise UserError(f"quantizer.kind: '{name}': KINDS of its module must be a tuple of gsq.config.kinds.Kind")
+    found = [kind for kind in stated if kind.cls == name.partition(":")[2]]
+    if found and found[0].own:
+        raise UserError(
+            f"quantizer.kind: '{name}': options of your own belong into the dataclass Options of the class, not into "
+            f"Kind.own ({', '.join(option.name for option in found[0].own)})"
+        )
+    return replace(found[0] if found else Kind(name, cls.__name__, ()), name=name, module=module.__name__)
 
 
 def users_of(key: str) -> list[str]:

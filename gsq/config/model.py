@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from gsq.config.parts import Options, choose_or_own
 from gsq.errors import UserError, at_least, choose_each
 
 # Channel multipliers by downsampling factor: f = 8 and 16 from the paper (appendix B, fig. 3). The paper does not print
@@ -22,6 +24,9 @@ DEFAULT_MULTIPLIERS: dict[int, tuple[int, ...]] = {
 class ModelConfig:
     """Autoencoder (paper appendix B, fig. 6)."""
 
+    kind: str = field(default="autoencoder", metadata={"legacy": "autoencoder"})
+    """autoencoder (the paper's), or a pair of encoder and decoder of your own, package.module:Name, of which
+    `downsample` and `latent_dim` are the keys, and what stands in `options` (``gsq new model``)."""
     downsample: int = 8
     """f, image height over latent height: 2, 4, 8, 16 or 32."""
     latent_dim: int = 16
@@ -44,8 +49,12 @@ class ModelConfig:
     """Adaptive group norm in the decoder, conditioned on the quantized latent."""
     norm_groups: int = 32
     """Groups of each GroupNorm."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a model of your own (`kind: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", Options(self.options))
+        choose_or_own("model", self, kind=("autoencoder",))
         choose_each("model", self, downsample=DEFAULT_MULTIPLIERS, upsample=("nearest", "depth_to_space"))
         at_least("model", self, 1, "latent_dim", "channels", "blocks", "norm_groups")
         levels = int(math.log2(self.downsample)) + 1

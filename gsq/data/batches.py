@@ -66,7 +66,7 @@ class ImageSource:
     def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
         self.config = config
         self.manifest = files or manifest(config)
-        self.load = _load_one_of_few if self.manifest.few else load_image
+        self.load = self.manifest.load or (_load_one_of_few if self.manifest.few else load_image)
 
     def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
         """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +149,8 @@ class Manifest:
     """Unused files, with the reasons."""
     notes: tuple[str, ...] = ()
     """As in ``Summary``."""
+    load: Callable[[ImageFile], Any] | None = None
+    """Of a source of one's own whose images are no files: the RGB image (PIL) of an entry, the same at every call."""
 
     @property
     def label(self) -> str:

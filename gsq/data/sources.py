@@ -6,6 +6,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+from gsq.config.parts import is_path, load, options_of
 from gsq.config.run import DataConfig
 from gsq.data.manifest import ImageFile, Manifest, build_manifest
 from gsq.errors import UserError
@@ -28,6 +29,14 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
 def manifest(config: DataConfig) -> Manifest:
     """The manifest of ``config``'s data set. Raises UserError if it is empty, damaged or too small, and Missing if the
     whole folder is missing."""
+    if is_path(config.kind):
+        made = load(config.kind, "data.kind")(config, **options_of(config.kind, "data.kind", config.options))
+        if not isinstance(made, Manifest):
+            raise UserError(
+                f"data.kind: '{config.kind}' returned a {type(made).__name__}; a gsq.data.manifest.Manifest is needed "
+                "(build_manifest makes one)"
+            )
+        return made
     if config.kind == "photos":
         return _photos()
     if config.kind == "image_folder":

@@ -42,7 +42,7 @@ def stage(
     is called now and then, and can raise to stop; nothing is left half-written. Raises UserError for an image that has
     changed since the manifest was taken.
     """
-    if not folder or files.name == "photos":
+    if not folder or files.name == "photos" or files.load is not None:
         return files
     expanded = os.path.expanduser(os.path.expandvars(folder))
     if unknown := re.search(r"\$\{?\w+\}?", expanded):

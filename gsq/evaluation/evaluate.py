@@ -23,6 +23,7 @@ from torch import Tensor
 from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
 from gsq.evaluation.originals import Originals, Store
+from gsq.evaluation.own_metrics import OwnMetric, own_metrics
 from gsq.evaluation.protocol import Protocol, protocol
 from gsq.evaluation.tally import Tally, result_row, write_histogram
 from gsq.files import whole
@@ -82,12 +83,13 @@ def evaluate(
     features.network.to(device)
     rules = protocol(evaluation, source.config, source.manifest, features=features)
     lpips = LPIPS(evaluation.lpips).to(device) if evaluation.lpips != "none" else None
+    metrics = own_metrics(evaluation.metrics, device)
     store = Store(runs, rules.hash) if runs and group.first else None
     known = store.load() if store else None
     claimed = store is not None and known is None and store.claim()
     # While another run computes the originals, this one evaluates its reconstructions.
     with_originals = group.from_first(known is None and (store is None or claimed))
-    work = _Work(model, source, evaluation, rules, features, lpips, step, group, tick)
+    work = _Work(model, source, evaluation, rules, features, lpips, metrics, step, group, tick)
     try:
         with _full_precision():
             total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
@@ -105,7 +107,10 @@ def evaluate(
     assert known is not None
     if histograms is not None:
         histograms[rules.hash] = total.histogram.counts.numpy()
-    return result_row(rules, total, known)
+    row = result_row(rules, total, known)
+    if metrics:
+        row["metrics"] = {metric.column: total.sums[metric.column] / total.count for metric in metrics}
+    return row
 
 
 def evaluate_all(
@@ -163,6 +168,7 @@ class _Work:
     rules: Protocol
     features: FeatureExtractor
     lpips: LPIPS | None
+    metrics: tuple[OwnMetric, ...]
     step: int | None
     group: Group
     tick: Callable[[BaseException | None], None]
@@ -221,6 +227,8 @@ class _Work:
         tally.add("mse", (found_images.double() - true_images.double()).square().flatten(1).mean(1))
         if self.lpips:
             tally.add("lpips", self.lpips.distances(found_images, true_images))
+        for metric in self.metrics:
+            tally.add(metric.column, metric(found_images, true_images))
         if samples:
             save_samples(truth[:SAMPLES], found[:SAMPLES], samples)
 

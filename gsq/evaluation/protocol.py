@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 from typing import Protocol as Interface
 
+from gsq.config.parts import source_sha256
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
 from gsq.data.manifest import Manifest
@@ -59,6 +60,10 @@ class Protocol:
     """Network, and the first digits of its weights' sha256."""
     pixel_arithmetic: str = _added(FIRST_ARITHMETIC, ARITHMETIC)
     """Arithmetic of psnr_db and ssim."""
+    features_source: str = _added("")
+    """First digits of the source's hash, if the features are a user's own."""
+    metrics: tuple[str, ...] = field(default=(), metadata={"legacy": ()})
+    """A user's own metrics, each with the first digits of its source's hash."""
 
     @cached_property
     def hash(self) -> str:
@@ -77,7 +82,7 @@ class Protocol:
         of the inception score. They count as this evaluation if a sweep has no others.
         """
         parts = FIRST_PARTS if self.inception_score == PARTS else self.inception_score
-        return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts).hash
+        return replace(self, pixel_arithmetic=FIRST_ARITHMETIC, inception_score=parts, features_source="").hash
 
 
 class Features(Interface):
@@ -91,6 +96,8 @@ class Features(Interface):
     def dim(self) -> int: ...
     @property
     def resize(self) -> str: ...
+    @property
+    def source(self) -> str: ...
 
 
 def described(name: str, image_size: int) -> Features:
@@ -155,6 +162,8 @@ def protocol_of(
         feature_resize=features.resize,
         inception_score=score,
         lpips=lpips_label(evaluation.lpips),
+        features_source=features.source,
+        metrics=tuple(f"{name}@{source_sha256(name)[:12]}" for name in evaluation.metrics),
     )
 
 

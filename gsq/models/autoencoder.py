@@ -9,13 +9,14 @@ compares.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsq.config.model import ModelConfig
+from gsq.config.parts import is_path, load, options_of
 from gsq.config.run import RunConfig
 from gsq.quantizers import build_quantizer
 
@@ -170,15 +171,28 @@ class AutoencoderOutput(NamedTuple):
     """Scalar."""
 
 
+class Convolutional:
+    """model.kind "autoencoder". One of a user's own has the same two functions, which also take its options."""
+
+    encoder = Encoder
+    """ModelConfig -> module, (B, 3, H, W) in [-1, 1] -> (B, D, H / f, W / f)."""
+    decoder = Decoder
+    """ModelConfig -> module, (B, D, h, w) -> (B, 3, h f, w f)."""
+
+
 class Autoencoder(nn.Module):
     """Encoder, quantizer, decoder. Images (B, 3, H, W) in [-1, 1], H and W divisible by f."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.downsample = config.model.downsample
-        self.encoder = Encoder(config.model)
+        model, options = config.model, {}
+        kind: Any = Convolutional
+        if is_path(model.kind):
+            kind, options = load(model.kind, "model.kind"), options_of(model.kind, "model.kind", model.options)
+        self.encoder = kind.encoder(model, **options)
         self.quantizer = build_quantizer(config)
-        self.decoder = Decoder(config.model)
+        self.decoder = kind.decoder(model, **options)
 
     def forward(self, images: Tensor) -> AutoencoderOutput:
         quantized = self.quantizer(self.encoder(images))

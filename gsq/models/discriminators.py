@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gsq.config.objective import PROJECTED, DiscriminatorConfig
+from gsq.config.parts import is_path, load, options_of
 from gsq.errors import UserError
 from gsq.pretrained.efficientnet import EfficientNetLite0
 from gsq.pretrained.features import DINOv2
@@ -169,8 +170,13 @@ class ProjectedDiscriminator(nn.Module):
 def build_discriminator(config: DiscriminatorConfig, image_size: int) -> nn.Module | None:
     """The discriminator that ``config.kind`` names, for images of image_size x image_size; None for "none".
 
-    Raises UserError if the images are too small, or weights or the package that reads them are missing.
+    One of a user's own is called with config, image_size and its options. Raises UserError if the images are too small,
+    or weights or the package that reads them are missing.
     """
+    if is_path(config.kind):
+        key = "discriminator.kind"
+        own: nn.Module = load(config.kind, key)(config, image_size, **options_of(config.kind, key, config.options))
+        return own
     if config.kind == "patchgan":
         return PatchDiscriminator(config)
     if config.kind == "stylegan":

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gsq.config.parts import load, source_sha256
 from gsq.errors import UserError
-from gsq.pretrained.built_in import BuiltIn, own_features
+from gsq.pretrained.built_in import BuiltIn
 from gsq.pretrained.efficientnet import EfficientNetFeatures
 from gsq.pretrained.inception import InceptionFeatures
 from gsq.pretrained.weights import FEATURE_WEIGHTS
@@ -26,6 +27,8 @@ class FeatureExtractor:
     resize: str
     network: nn.Module
     """Inception returns logits beside the features."""
+    source: str = ""
+    """First digits of the hash of the source of a user's own."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, dim) in float32, and logits if the network has any. Raises UserError for another shape."""
@@ -52,7 +55,7 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
         built = EfficientNetFeatures() if name == EfficientNetFeatures.name else InceptionFeatures(name)
         known = BuiltIn(name)
         return FeatureExtractor(name, known.sha256, known.dim, known.resize, built)
-    network = own_features(name)()
+    network = load(name, "evaluation.features")()
     if not isinstance(network, nn.Module):
         raise UserError(
             f"evaluation.features: '{name}' returned a {type(network).__name__}; a function that returns a torch "
@@ -65,7 +68,7 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UserError(f"evaluation.features: '{name}' makes {shape} of two images; a (2, k) tensor is needed")
     sha256 = getattr(network, "sha256", None) or _state_sha256(network)
-    return FeatureExtractor(name, sha256, found.shape[1], "by the module", network)
+    return FeatureExtractor(name, sha256, found.shape[1], "by the module", network, source_sha256(name)[:12])
 
 
 def _state_sha256(network: nn.Module) -> str:

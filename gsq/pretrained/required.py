@@ -11,7 +11,7 @@ def training_weights(config: RunConfig) -> tuple[str, ...]:
     """Registered names of the weights that a run trains with: perceptual loss and discriminator."""
     kind = config.discriminator.kind
     projected = (PROJECTED[kind],) if kind in PROJECTED else ()
-    return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS[config.loss.perceptual], *projected)))
+    return tuple(dict.fromkeys((*PERCEPTUAL_WEIGHTS.get(config.loss.perceptual, ()), *projected)))
 
 
 def evaluation_weights(evaluation: EvaluationConfig) -> tuple[str, ...]:

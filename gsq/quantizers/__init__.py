@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from gsq.config.parts import is_path, load
 from gsq.config.run import RunConfig
+from gsq.errors import UserError
 from gsq.quantizers.base import NonFiniteLatent, Quantizer, QuantizerOutput
 from gsq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
 from gsq.quantizers.finite_scalar import FiniteScalarQuantizer
@@ -28,7 +30,18 @@ __all__ = [
 
 
 def build_quantizer(config: RunConfig) -> Quantizer:
-    """The quantizer that ``config.quantizer.kind`` names: its class, in the file that declares the kind."""
+    """The quantizer that ``config.quantizer.kind`` names: its class, in the file that declares the kind, or one of a
+    user's own."""
+    if is_path(config.quantizer.kind):
+        own = load(config.quantizer.kind, "quantizer.kind")
+        if not (isinstance(own, type) and issubclass(own, Quantizer)):
+            raise UserError(
+                f"quantizer.kind: '{config.quantizer.kind}' is no subclass of gsq.quantizers.Quantizer, which defines "
+                "what a quantizer is (gsq new quantizer FILE writes one to start from)"
+            )
+        built = own.build(config)
+        built.own = config.quantizer.kind
+        return built
     declared = config.quantizer.declared
     cls: type[Quantizer] = getattr(import_module(f"{__name__}.{declared.module}"), declared.cls)
     return cls.build(config)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from gsq.config.axes import bits
+from gsq.config.parts import is_path, options_of
 from gsq.config.run import RunConfig
+from gsq.errors import UserError
 from gsq.quantizers.lookup import nearest_rows, nearest_rows_expanded
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,6 +45,8 @@ class Quantizer(nn.Module):
     """Whether all indices select from the same rows."""
     undecayed: tuple[str, ...] = ("codebook",)
     """Names of parameters or modules that get no weight decay."""
+    own = ""
+    """Import path of a quantizer of a user's own, whose output is checked."""
 
     def __init__(self, latent_dim: int, groups: int, index_sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -50,17 +54,23 @@ class Quantizer(nn.Module):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        """The quantizer of a config: each argument of the constructor is the config's value of that name."""
+        """The quantizer of a config: each argument of the constructor is the config's value of that name or, of a
+        user's own class, an option that its dataclass ``Options`` declares."""
+        q = config.quantizer
         resolved: dict[str, Any] = {
             "latent_dim": config.model.latent_dim,
             "init": config.codebook_init,
             "lookup_norm": config.lookup_norm,
-            "levels": config.index_sizes,
+            "levels": config.index_sizes if not is_path(q.kind) else q.levels,
+            **(options_of(q.kind, "quantizer.kind", q.options) if is_path(q.kind) else {}),
         }
-        given: dict[str, Any] = {
-            name: resolved[name] if name in resolved else getattr(config.quantizer, name)
-            for name in inspect.signature(cls).parameters
-        }
+        names = inspect.signature(cls).parameters
+        if unknown := [name for name in names if name not in resolved and not hasattr(q, name)]:
+            raise UserError(
+                f"quantizer.kind: '{q.kind}' is built with '{unknown[0]}', which is neither a key of quantizer nor one "
+                "of its Options; add it to the dataclass Options, or define the class method build"
+            )
+        given: dict[str, Any] = {name: resolved[name] if name in resolved else getattr(q, name) for name in names}
         return cls(**given)
 
     @property
@@ -83,7 +93,32 @@ class Quantizer(nn.Module):
         if not latent.isfinite().all():
             raise NonFiniteLatent("latent holds NaN or infinity: the encoder has diverged; lower the learning rate")
         with torch.autocast(latent.device.type, enabled=False):
-            return self._quantize(latent.float())
+            output = self._quantize(latent.float())
+        if self.own:
+            self._check_output(latent, output)
+        return output
+
+    def _check_output(self, latent: Tensor, output: QuantizerOutput) -> None:
+        """Raise UserError where a quantizer of a user's own returns what the interface forbids."""
+        wanted = (len(latent), len(self.index_sizes), *latent.shape[2:])
+        limits = torch.tensor(self.index_sizes, device=latent.device).view(-1, 1, 1)
+        wrong = ""
+        if not isinstance(output, QuantizerOutput):
+            wrong = f"returned a {type(output).__name__}; a QuantizerOutput (latent, indices, loss) is needed"
+        elif output.latent.shape != latent.shape or output.latent.dtype != torch.float32:
+            found = f"{tuple(output.latent.shape)} {output.latent.dtype}"
+            wrong = f"returned a latent {found}; needed is {tuple(latent.shape)} torch.float32"
+        elif output.indices.shape != wanted or output.indices.dtype != torch.int64:
+            found = f"{tuple(output.indices.shape)} {output.indices.dtype}"
+            wrong = f"returned indices {found}; needed is {wanted} torch.int64"
+        elif bool(((output.indices < 0) | (output.indices >= limits)).any()):
+            wrong = f"returned indices out of range; index k must be in [0, {list(self.index_sizes)}[k])"
+        elif not output.latent.isfinite().all():
+            wrong = "returned a latent with NaN or infinity, of one without"
+        elif output.loss.shape != ():
+            wrong = f"returned a loss of shape {tuple(output.loss.shape)}; needed is a scalar"
+        if wrong:
+            raise UserError(f"quantizer.kind: '{self.own}' {wrong}")
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """(B, K, h, w) whole numbers -> (B, D, h, w) float32: the latent that ``forward`` returned, bit for bit.

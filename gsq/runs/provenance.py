@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gsq.config.parts import sources_text
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 
@@ -83,4 +84,6 @@ def environment(config: RunConfig, device: str, processes: int = 1) -> dict[str,
         "channels_last": config.execution.channels_last,
         "compile": config.execution.compile,
     }
+    if own := sources_text(config):
+        values["parts"] = own
     return {**values, "execution_signature": digest({k: v for k, v in values.items() if k != "commit"})}

@@ -5,14 +5,15 @@ Shapes: logits (B, ...), in the discriminator's number per image; images (B, 3, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.config.parts import is_path, load, options_of
 from gsq.errors import UserError
 from gsq.pretrained.efficientnet import EfficientNetLite0, ImageNetInput, resized
 from gsq.pretrained.features import VGG16, AlexNetFeatures, DINOv2, ResNet50, VGG16Features
@@ -199,12 +200,20 @@ class LogitLoss(nn.Module):
         return F.mse_loss(self.outputs(self.prepare(images)).float(), wanted.float())
 
 
-def build_perceptual_loss(kind: str, image_range: str = "signed") -> nn.Module | None:
+def build_perceptual_loss(
+    kind: str,
+    image_range: str = "signed",
+    options: Mapping[str, Any] = {},
+) -> nn.Module | None:
     """The frozen loss that ``loss.perceptual`` names, (images, targets) in [-1, 1] -> scalar; None for "none".
 
-    image_range: loss.perceptual_range; ``unit`` gives LPIPS images in [0, 1], like the GSQ authors' code. Raises
-    UserError if a weight file, or the package that reads it, is missing or not the published one.
+    options: loss.options, for one of a user's own. image_range: loss.perceptual_range; ``unit`` gives LPIPS images in
+    [0, 1], like the GSQ authors' code. Raises UserError if a weight file, or the package that reads it, is missing or
+    not the published one.
     """
+    if is_path(kind):
+        own: nn.Module = load(kind, "loss.perceptual")(**options_of(kind, "loss.perceptual", options))
+        return own.requires_grad_(False).eval()
     if kind == "efficientnet_lite0":
         return EfficientNetPerceptualLoss()
     if kind == "lpips_vgg":

@@ -67,7 +67,9 @@ class Trainer:
         if self.discriminator is not None:
             self.discriminator.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.perceptual = build_perceptual_loss(config.loss.perceptual, config.loss.perceptual_range)
+        self.perceptual = build_perceptual_loss(
+            config.loss.perceptual, config.loss.perceptual_range, config.loss.options
+        )
         if self.perceptual is not None:
             # Depthwise convolutions run up to twice as fast in this layout.
             self.perceptual.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,8 +78,8 @@ class Trainer:
         self.optimizer_d = None
         if self.discriminator is not None:
             self.optimizer_d = build_optimizer([self.discriminator], config.optimizer, discriminator=True)
-        # The decoder's output layer, at which the adaptive weight compares gradients.
-        self.last_layer = [m for m in self.model.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
+        # The weights of the decoder's output layer, at which the adaptive weight compares gradients.
+        self.last_layer = [p for p in self.model.decoder.parameters() if p.ndim > 1][-1]
         self.averaged, self.current = averaged_tensors(self.ema, self.model)
         self._prepare()
         self.step_count = 0

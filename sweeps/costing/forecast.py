@@ -22,7 +22,7 @@ from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start
 from gsq.sweeps.costing.cost import Estimate, Speed, estimate, evaluation_flops, speed
 from gsq.sweeps.costing.gpu_memory import memory_notes
-from gsq.sweeps.costing.notes import evaluation_notes, image_notes, start_notes
+from gsq.sweeps.costing.notes import evaluation_notes, image_notes, part_notes, start_notes
 from gsq.sweeps.costing.resource_class import ResourceClass, resource_class
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import SweepFolder
@@ -168,6 +168,7 @@ def forecast(
         evaluations=evaluations,
         notes=(
             *image_notes(plan),
+            *part_notes(plan, folder.parts()),
             *start_notes(todo, starts),
             *memory_notes(todo, rate, cluster),
             *evaluation_notes(lack, evaluations, rate.device),

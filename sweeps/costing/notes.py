@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from gsq.config.parts import named_parts, source_sha256
 from gsq.config.run import FEATURE_DIMS
 from gsq.data.manifest import Summary
 from gsq.errors import UserError
@@ -62,6 +63,28 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
             )
         found[text] = None
     return tuple(found)
+
+
+def part_notes(plan: Plan, submitted: Mapping[str, str]) -> tuple[str, ...]:
+    """Which parts of a user's own have changed since the sweep was last submitted, and what follows from that.
+
+    submitted: ``SweepFolder.parts`` of its folder.
+    """
+    named: dict[str, set[str]] = {}
+    for cell in plan.cells:
+        for key, names in named_parts(cell.config).items():
+            for name in names:
+                named.setdefault(name, set()).add(key)
+    changed = [
+        (name, submitted[name][:12], now[:12], any(not key.startswith("evaluation.") for key in keys))
+        for name, keys in named.items()
+        if name in submitted and (now := source_sha256(name)) != submitted[name]
+    ]
+    return tuple(
+        f"the source of {name} has changed since this sweep was submitted ({before} -> {now}): "
+        + ("cells with it are new runs" if trains else "finished cells are to be evaluated again, by a new protocol")
+        for name, before, now, trains in changed
+    )
 
 
 def start_notes(todo: Iterable[Cell], starts: Mapping[str, int]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -290,7 +290,6 @@ def _plan(
     spec: Spec, make: CellMaker, cells: dict[str, Cell], dropped: list[LeftOut], merged: list[LeftOut] | None = None
 ) -> Plan:
     found = tuple(cells.values())
-    _import_own_features(spec.name, found)
     missing = list(make.missing)
     for name in required_weights(*(cell.config for cell in found)) if make.lenient else ():
         try:
@@ -309,18 +308,6 @@ def _plan(
         budget=spec.budget,
         search=spec if spec.search is not None else None,
     )
-
-
-def _import_own_features(sweep: str, cells: Iterable[Cell]) -> None:
-    """Raise UserError if a user's own features cannot be imported, which a run would find out only at its end."""
-    for name in dict.fromkeys(cell.config.evaluation.features for cell in cells):
-        if ":" in name:
-            from gsq.pretrained.built_in import own_features
-
-            try:
-                own_features(name)
-            except UserError as error:
-                raise UserError(f"sweep '{sweep}': {error}") from None
 
 
 # Example cells of a search, and the most draws made to find allowed ones.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.overrides import Overrides, differences, from_dict, to_dict
+from gsq.config.parts import named_parts, search_also, source_sha256
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
@@ -28,6 +29,7 @@ from gsq.sweeps.planning.cells import Cell, Plan, collector_paused
 PLAN_VERSION = 1
 # The protocols that the cells ask for, as last submitted (gsq.sweeps.planning.protocols.note_asked).
 ASKED_FILE = "protocols.json"
+PARTS_FILE = "parts.json"
 _PLAN_FILE = re.compile(r"plan-(\d+)-[0-9a-f]{12}\.jsonl")
 
 
@@ -72,6 +74,8 @@ class SweepFolder:
         if plan.estimates:
             recorded = (read_json(self.path / "estimates.json") or {"cells": {}})["cells"]
             write_json(self.path / "estimates.json", {"cells": {**recorded, **plan.estimates}})
+        if own := {name for cell in plan.cells for names in named_parts(cell.config).values() for name in names}:
+            write_json(self.path / PARTS_FILE, self.parts() | {name: source_sha256(name) for name in sorted(own)})
         files = self.plan_files()
         known = {signature: line for file in files for signature, line in _lines(file)}
         # All files keep the first base, so that lines can be compared.
@@ -84,6 +88,11 @@ class SweepFolder:
         header = json.dumps({"name": self.name, "version": PLAN_VERSION, "base": bases[0]}) + "\n"
         number = int(_PLAN_FILE.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
         write_text(self.path / f"plan-{number:04d}-{digest([header, *new])}.jsonl", header + "".join(new), sync=True)
+
+    def parts(self) -> dict[str, str]:
+        """Parts of users' own that its cells have named, package.module:Name, with the hash of the source that each
+        was last submitted with."""
+        return dict(read_json(self.path / PARTS_FILE) or {})
 
     @collector_paused()
     def read_plan(self) -> Plan:
@@ -114,6 +123,10 @@ class SweepFolder:
                 f"no sweep '{self.name}' below {self.runs}{nearest(self.name, there)}; there are: "
                 f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one; $GSQ_RUNS names the folder)"
             )
+        if self.parts():
+            # Where they cannot be imported from where they were written, the copies that jobs run are.
+            for copy in sorted((self.path / "source").glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True):
+                search_also(copy)
         return files
 
     @collector_paused()

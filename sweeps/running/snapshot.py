@@ -1,7 +1,7 @@
 """The copy of the source that the jobs of a sweep run, so that later edits do not affect them.
 
-``<sweep folder>/source/<hash>/`` has the package gsq with all three rooms, and COMMIT if it came from a git checkout.
-It also works from a wheel.
+``<sweep folder>/source/<hash>/`` has the package gsq with all three rooms, a user's own parts, and COMMIT if it came
+from a git checkout. It also works from a wheel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import gsq
+from gsq.config.parts import source
 from gsq.files import temporary
 from gsq.runs.provenance import commit
 from gsq.sweeps.planning.folder import SweepFolder
@@ -35,25 +36,34 @@ def source_files(root: Path) -> list[Path]:
     )
 
 
+def _files(folder: SweepFolder) -> dict[Path, Path]:
+    """What the copy holds, by path in it: gsq, and the parts of a user's own that cells of the sweep name."""
+    root = imported_source()
+    found = {name: root / name for name in source_files(root)}
+    for part in folder.parts():
+        place, names = source(part)
+        found |= {name: place / name for name in names}
+    return found
+
+
 def source_folder(folder: SweepFolder) -> Path:
     """Return the folder for a copy of the present source."""
-    root = imported_source()
     hashed = hashlib.sha256()
-    for name in source_files(root):
-        hashed.update(name.as_posix().encode() + b"\0" + (root / name).read_bytes() + b"\0")
+    for name, path in _files(folder).items():
+        hashed.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return folder.path / "source" / hashed.hexdigest()[:12]
 
 
 def take(folder: SweepFolder) -> Path:
     """Copy the source, once for each state. Returns the folder. Raises OSError if that fails."""
-    root, target = imported_source(), source_folder(folder)
+    target = source_folder(folder)
     if target.is_dir():
         return target
     partial = temporary(target)
     try:
-        for name in source_files(root):
+        for name, path in _files(folder).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, partial / name)
+            shutil.copyfile(path, partial / name)
         if known := commit():
             (partial / "COMMIT").write_text(known)
         partial.rename(target)

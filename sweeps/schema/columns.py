@@ -100,6 +100,7 @@ COLUMNS: tuple[Column, ...] = (
         ("source", "string", "", "hash of the Python source of gsq that it was run with"),
         ("commit", "string", "", "git commit of the source, with + where the tree was modified; null without git"),
         ("versions", "string", "", "package versions as JSON"),
+        ("parts", "string", "", "parts of a user's own and the first digits of their sources' hashes, as JSON"),
         ("device", "string", "", "device name"),
         (
             "evaluated_by",
@@ -158,19 +159,24 @@ SCIENCE_COLUMNS: tuple[str, ...] = (
 # By default pandas reads integers with nulls as floats and booleans with nulls as objects. This metadata, in the format
 # of pyarrow.Table.from_pandas, makes it keep the types.
 NULLABLE = {"int64": "Int64", "bool": "boolean"}
-_PANDAS = {
-    "index_columns": [],
-    "column_indexes": [],
-    "columns": [
+
+
+def _nullable(columns: Iterable[Column]) -> list[dict[str, Any]]:
+    return [
         {"name": c.name, "field_name": c.name, "pandas_type": c.type, "numpy_type": NULLABLE[c.type], "metadata": None}
-        for c in COLUMNS
+        for c in columns
         if c.type in NULLABLE
-    ],
-}
+    ]
 
 
-def arrow_schema() -> pa.Schema:
-    """Return the pyarrow schema, with units and descriptions in the field metadata and the version in the schema's."""
+_PANDAS: dict[str, list[Any]] = {"index_columns": [], "column_indexes": [], "columns": _nullable(COLUMNS)}
+
+
+def arrow_schema(extra: Iterable[Column] = ()) -> pa.Schema:
+    """Return the pyarrow schema, with units and descriptions in the field metadata and the version in the schema's.
+
+    extra: columns of one table beside those of every table.
+    """
     import pyarrow as pa
 
     types = {
@@ -182,9 +188,10 @@ def arrow_schema() -> pa.Schema:
     }
     fields = [
         pa.field(c.name, types[c.type], metadata={"unit": c.unit, "role": c.role, "description": c.description})
-        for c in COLUMNS
+        for c in (*COLUMNS, *extra)
     ]
-    return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(_PANDAS)})
+    nullable = {**_PANDAS, "columns": [*_PANDAS["columns"], *_nullable(extra)]}
+    return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(nullable)})
 
 
 def describe(path: Path | None = None) -> tuple[Column, ...]:
@@ -211,26 +218,31 @@ def describe(path: Path | None = None) -> tuple[Column, ...]:
 CHUNK = 10_000
 
 
-def write_table(rows: Iterable[Mapping[str, object]], path: Path) -> None:
+def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None) -> None:
     """Write rows (column name to value; absent values are null) to ``path`` atomically, also from several processes.
+
+    extra: columns beside those of every table; ``rows`` can add to it while it is read.
 
     Raises ValueError if two rows have the same key (sweep, signature, step, protocol).
     """
     import pyarrow as pa
 
-    schema = arrow_schema()
+    extra = {} if extra is None else extra
     seen: set[tuple[object, ...]] = set()
-    remaining, tables = iter(rows), [schema.empty_table()]
+    remaining, tables = iter(rows), [arrow_schema().empty_table()]
     while chunk := list(islice(remaining, CHUNK)):
         for row in chunk:
-            if unknown := row.keys() - BY_NAME.keys():
+            if unknown := row.keys() - BY_NAME.keys() - extra.keys():
                 raise ValueError(f"columns {sorted(unknown)} are not in the schema")
             key = tuple(row.get(name) for name in KEY)
             if key in seen:
                 raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=True))}")
             seen.add(key)
-        tables.append(pa.table([[row.get(c.name) for row in chunk] for c in COLUMNS], schema=schema))
-    replace_table(pa.concat_tables(tables), path)
+        columns = (*COLUMNS, *extra.values())
+        schema = arrow_schema(extra.values())
+        tables.append(pa.table([[row.get(c.name) for row in chunk] for c in columns], schema=schema))
+    whole = pa.concat_tables(tables, promote_options="default")
+    replace_table(whole.cast(arrow_schema(extra.values())), path)
 
 
 def replace_table(table: pa.Table, path: Path) -> None:

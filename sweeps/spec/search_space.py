@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gsq.config.overrides import config_key
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS
-from gsq.config.values import check_type
+from gsq.config.types import check_type
 from gsq.errors import UserError, nearest
 
 if TYPE_CHECKING:

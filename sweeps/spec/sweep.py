@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.config.overrides import config_key, load_config, read_yaml
+from gsq.config.parts import search_also
 from gsq.config.presets import PRESETS, preset
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
@@ -91,6 +92,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
     path = find_file(str(source), configs_folder(), "sweep")
     values = read_yaml(path)
     values.setdefault("name", path.stem)
+    search_also(path.parent)
     return build_spec(values, path.parent, str(path))
 
 
@@ -198,7 +200,9 @@ def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfi
         if name in SECTIONS and isinstance(value, Mapping):
             nested.setdefault(str(name), {}).update(value)
         else:
-            section, key = config_key(str(name), where).split(".")
+            section, key = config_key(str(name), where).split(".", 1)
+            if key.startswith("options."):
+                key, value = "options", {**nested.get(section, {}).get("options", {}), key.split(".")[1]: value}
             nested.setdefault(section, {})[key] = value
     return load_config(nested, base, where, preset=chosen)
 

@@ -21,7 +21,7 @@ from gsq.records.folder import RunFolder
 from gsq.records.read import read_results, results_changed
 from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
-from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, fits, write_table
+from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, Column, fits, write_table
 from gsq.sweeps.spec.states import PLANNED
 from gsq.sweeps.state.status import Survey, survey
 from gsq.sweeps.tables.missing import Coverage, coverage_of
@@ -88,7 +88,9 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
         made: dict[str, Made] = {}
         values: dict[str, dict[tuple[str, int], float]] = {}
         repeats = any(cell.config.train.repeat for cell in found.plan.cells)
-        write_table(_noting(_rows(folder, found, problems.append), made, values if repeats else None), path)
+        extra: dict[str, Column] = {}
+        rows = _rows(folder, found, problems.append, extra)
+        write_table(_noting(rows, made, values if repeats else None), path, extra)
         comparisons: list[Comparison] = []
         if repeats:
             done = [cell for cell in found.plan.cells if found.states[cell.signature].state == DONE]
@@ -160,14 +162,32 @@ def _inputs(folder: SweepFolder, found: Survey) -> tuple[str, int]:
 _SOURCE = Path(gsq.__file__).resolve().parent
 
 
-def _rows(folder: SweepFolder, found: Survey, problem: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _rows(
+    folder: SweepFolder, found: Survey, problem: Callable[[str], None], extra: dict[str, Column]
+) -> Iterator[dict[str, Any]]:
+    """extra: is given the columns that these rows have beside those of every table."""
     asked = read_asked(folder)
     for cell in found.plan.cells:
-        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()))
+        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()), extra)
+
+
+def _own_metrics(metrics: object, extra: dict[str, Column]) -> dict[str, object]:
+    """Values of metrics of a user's own; one with the name of a column of every table is called ``own_<name>``."""
+    if not isinstance(metrics, dict):
+        return {}
+    named = {f"own_{name}" if name in BY_NAME else str(name): value for name, value in metrics.items()}
+    for name in named:
+        extra.setdefault(name, Column(name, "float64", "", "metric", "metric of a user's own, mean over images"))
+    return named
 
 
 def _cell_rows(
-    folder: SweepFolder, cell: Cell, found: Survey, problem: Callable[[str], None], asked: tuple[tuple[str, str], ...]
+    folder: SweepFolder,
+    cell: Cell,
+    found: Survey,
+    problem: Callable[[str], None],
+    asked: tuple[tuple[str, str], ...],
+    extra: dict[str, Column],
 ) -> Iterator[dict[str, Any]]:
     run = RunFolder.of(folder.runs, cell.signature)
     record, state = found.records[cell.signature], found.states[cell.signature]
@@ -175,14 +195,17 @@ def _cell_rows(
     environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
     for file, evaluation in results.evaluations.items():
         values = {name: value for name, value in evaluation.items() if name in BY_NAME}
-        wrong = [name for name, value in values.items() if not fits(BY_NAME[name], value)]
+        values |= _own_metrics(evaluation.get("metrics"), extra)
+        wrong = [name for name, value in values.items() if not fits(BY_NAME.get(name) or extra[name], value)]
         if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
             wrong = ["protocol or step"]
         if wrong:
             unreadable.append(f"{file} ({', '.join(wrong)})")
         else:
             evaluations.append(values)
-    provenance = {name: environment.get(name) for name in ("execution_signature", "source", "commit", "device")}
+    provenance = {
+        name: environment.get(name) for name in ("execution_signature", "source", "commit", "device", "parts")
+    }
     if wrong := [name for name, value in provenance.items() if not fits(BY_NAME[name], value)]:
         unreadable.append(f"env.json ({', '.join(wrong)})")
         provenance = {}

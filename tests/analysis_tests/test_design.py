@@ -143,7 +143,7 @@ def test_a_further_seed_is_worth_what_it_averages_out(misfit: float, again: bool
     dear = priced(pd.concat([FIRST.iloc[[0, -1]], GRID.drop(FIRST.index)])).assign(
         cost=[1.0, 1.0] + [3.0] * (len(GRID) - len(FIRST))
     )
-    found = design(one, dear, 30.0, "parameter=b", seeds=4)
+    found = design(one, dear, 30.0, "parameter=b", seeds=4, enough=0.05)
     seeds = [p for p in found.proposals if p.runs_before]
     assert bool(seeds) == again and found.noise is not None and "6 degrees of freedom" in found.noise_source
     assert max(p.runs_before for p in found.proposals) <= 3, "four at the most, those measured included"

@@ -8,9 +8,10 @@ import pytest
 from scipy.optimize import least_squares
 
 from gsq.analysis import LAWS, get_law
-from gsq.analysis.fitting import solver
+from gsq.analysis.fitting import searching
 from gsq.analysis.fitting.intervals import profile, resample
-from gsq.analysis.fitting.solver import Problem, cholesky_solve, draw_starts, refit, rho, solve
+from gsq.analysis.fitting.searching import draw_starts, refit
+from gsq.analysis.fitting.solver import Problem, cholesky_solve, rho, solve
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_large_tables_are_refitted_in_parts(problem: Problem, monkeypatch: pytes
     times = resample(np.arange(20), np.random.default_rng(0), 9)
     at = np.array([0.16, 2.8, 0.3, 0.2])
     whole = refit(problem, at, times, RANGES, np.ones(1), 8, [0])
-    monkeypatch.setattr(solver, "_MEMORY", 20 * 8 * 4)
+    monkeypatch.setattr(searching, "_MEMORY", 20 * 8 * 4)
     parts = refit(problem, at, times, RANGES, np.ones(1), 8, [0])
     np.testing.assert_allclose(parts.cost, whole.cost, rtol=1e-8)
     assert parts.converged.all()

@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.fitting.derived import parameter_expression, region_ends
 from gsq.analysis.fitting.fit import interval_room
 from gsq.analysis.fitting.identify import opened
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval, profile, resample
 from gsq.analysis.fitting.options import LOSSES, Loss
-from gsq.analysis.fitting.solver import Problem, refit, solve
+from gsq.analysis.fitting.searching import refit
+from gsq.analysis.fitting.solver import Problem, solve
 from gsq.analysis.laws.named import LAWS
 from gsq.analysis.tables.table import load_results, with_derived
 
@@ -47,6 +49,8 @@ class Study:
     """Name of the law, where it is not that of the design."""
     loss: Loss = "least_squares"
     outlier: bool = False
+    derived: tuple[str, ...] = ()
+    """Expressions over the parameters, whose intervals are looked at as well."""
 
 
 def studies() -> dict[str, Study]:
@@ -157,13 +161,32 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
         else:
             raw = np.full(count, np.nan), np.full(count, np.nan)
         ends = _opened(raw, low[i], high[i])
-        boot = np.array([_percentiles(sampled[j, :, i], n, k) for j in range(count)]).T
+        boot = np.array([_percentiles(sampled[j, :, i], n, k, study.loss) for j in range(count)]).T
         rows[parameter] = {
             "truth": natural[i],
             "median": float(np.median(estimates[:, i])),
             "profile": _covers(ends, natural[i]),
             "bootstrap": _covers(_opened((boot[0], boot[1]), low[i], high[i]), natural[i]),
             "open": float(np.mean(np.isinf(ends[0]) | np.isinf(ends[1]))),
+        }
+    for text in study.derived:
+        quantity = parameter_expression(text, law)
+        right = float(quantity(natural[None])[0])
+        pairs = np.array(
+            [
+                region_ends(
+                    replace(problem, target=targets[j]), found.theta[j], weights[j], room[j], quantity, drawn_theta[j]
+                )
+                for j in range(count)
+            ]
+        ).T
+        boot = np.array([_percentiles(quantity(sampled[j]), n, k) for j in range(count)]).T
+        rows[text] = {
+            "truth": right,
+            "median": float(np.median(quantity(estimates))),
+            "profile": _covers((pairs[0], pairs[1]), right),
+            "bootstrap": _covers((boot[0], boot[1]), right),
+            "open": float(np.mean(np.isinf(pairs).any(axis=0))),
         }
     where = with_derived(pd.DataFrame([study.target]))
     target = law.values(where)
@@ -175,7 +198,7 @@ def measure(name: str, study: Study, count: int, resamples: int) -> dict[str, ob
         ]
     )[:, :, 0].T
     predicted = plain.predict(drawn_theta.reshape(-1, k), target)[:, 0].reshape(count, resamples)
-    boot = np.array([_percentiles(one, n, k) for one in predicted]).T
+    boot = np.array([_percentiles(one, n, k, study.loss) for one in predicted]).T
     return {
         "rows": n,
         "loss": study.loss,
@@ -197,8 +220,8 @@ def _opened(ends: tuple[np.ndarray, np.ndarray], low: float, high: float) -> tup
     return np.array([one for one, _ in pairs]), np.array([one for _, one in pairs])
 
 
-def _percentiles(values: np.ndarray, n: int, k: int) -> tuple[float, float]:
-    low, high = percentile_interval(values[np.isfinite(values)], 0.95, (n, n - k))
+def _percentiles(values: np.ndarray, n: int, k: int, loss: Loss) -> tuple[float, float]:
+    low, high = percentile_interval(values[np.isfinite(values)], 0.95, (n, n - k), loss)
     return float(low), float(high)
 
 
@@ -244,6 +267,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--studies", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument(
+        "--update", action="store_true", help="put the rows of the LAWs named into the table that is there"
+    )
     parser.add_argument("laws", nargs="*")
     options = parser.parse_args()
     chosen = studies() | plateaus()
@@ -251,12 +277,12 @@ if __name__ == "__main__":
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread, numpy {np.__version__}, "
         f"load average {os.getloadavg()[0]:.0f}"
     )
-    results = {}
+    out = HERE / "results"
+    results = json.loads((out / "coverage.json").read_text())["laws"] if options.update else {}
     for name in options.laws or chosen:
         results[name] = measure(name, chosen[name], options.studies, options.resamples)
         print(name, json.dumps(results[name]), flush=True)
-        if not options.laws:
-            out = HERE / "results"
+        if not options.laws or options.update:
             document = {"studies": options.studies, "resamples": options.resamples, "machine": machine, "laws": results}
             (out / "coverage.json").write_text(json.dumps(document, indent=2) + "\n")
             (out / "coverage.md").write_text(markdown(results, options.studies, options.resamples, machine))

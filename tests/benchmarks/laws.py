@@ -27,7 +27,7 @@ from scipy.optimize import least_squares
 
 from gsq.analysis import LAWS, Options, fit, load_results
 from gsq.analysis.fitting.intervals import resample
-from gsq.analysis.fitting.solver import draw_starts, refit
+from gsq.analysis.fitting.searching import draw_starts, refit
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parents[1] / "results" / "reference" / "gsq_paper.parquet"

@@ -18,6 +18,7 @@ import pytest
 import gsq.config.signature
 from gsq import RunConfig, override, preset
 from gsq.config.overrides import to_dict
+from gsq.config.parts import Options
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS
 from gsq.config.signature import SCIENCE_SECTIONS, Signer, digest, science_dict, signature
@@ -121,6 +122,8 @@ CHANGES: dict[str, Any] = {
     "data.max_crop": 3.0,
     "data.flip": False,
     "data.validation_share": 0.2,
+    "model.kind": "gsq.templates.model:Mine",
+    **{f"{section}.options": Options(size=1) for section in ("model", "quantizer", "loss", "discriminator", "data")},
 }
 BASE = preset("cpu-tiny")
 # Where the images lie and how they are found there, which the fingerprint over them stands for.

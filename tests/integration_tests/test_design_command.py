@@ -122,6 +122,24 @@ def test_candidates_of_any_table(gsq: Gsq) -> None:
     assert both["before"] < found["before"]
 
 
+def test_target_rows_several_budgets_and_the_average(gsq: Gsq) -> None:
+    pd.DataFrame({"x": [128.0, 256.0], "loss": [0.1, 0.1], "note": ["a", "b"]}).to_csv("large.csv", index=False)
+    words = ["runs.csv", "--law", "loss = A * x^b", "--candidates", "cells.csv", "--cost", "hours", "--budget", "3"]
+    rows = [*words, "--target-rows", "large.csv", "--budget", "10"]
+    found = design(gsq, *rows, "--criterion", "average", "--cost-exponent", "0.4", "--optima", "2", "--seeds", "1")
+    assert found["target"]["rows"] == 2 and found["criterion"] == "average" and found["budget"] == 10
+    assert [one["budget"] for one in found["checkpoints"]] == [3, 10]
+    assert found["checkpoints"][0]["cost"] <= 3 < found["checkpoints"][1]["cost"] <= 10
+    assert found["before"] < design(gsq, *rows)["before"], "the widest interval is wider than their average"
+    shown = gsq("design", *rows)
+    assert "2 target rows" in shown.output and "within 3 hours:" in shown.output
+    for wrong in ([], ["--target", "noise", "--target-rows", "large.csv"]):
+        assert "--target TARGET and --target-rows FILE" in str(gsq("design", *words, *wrong).exception)
+    assert "none.csv" in str(gsq("design", *words, "--target-rows", "none.csv").exception)
+    refused = gsq("design", *rows, "--criterion", "best")
+    assert refused.exit_code == 2 and "widest" in refused.output
+
+
 def test_laws_are_told_apart(gsq: Gsq) -> None:
     found = design(gsq, "grid.yaml", "--target", "discriminate", "--budget", "1")
     assert len(found["laws"]) > 1 and sum(law["weight"] for law in found["laws"]) == pytest.approx(1)

@@ -18,10 +18,10 @@ NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 WINGS = {
     "gsq": (
         "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "runs",
-        "tokenizer", "cli",
+        "tokenizer", "templates", "cli",
     ),
     "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables"),
-    "analysis": ("tables", "laws", "fitting", "checking", "designing", "figures", "reporting"),
+    "analysis": ("tables", "laws", "fitting", "checking", "allocating", "designing", "figures", "reporting"),
 }  # fmt: skip
 # What analysis may use of the other rooms: none of it knows anything of runs.
 SHARED = ("gsq.sweeps.schema", "gsq.config.axes", "gsq.files", "gsq.words")

@@ -1,0 +1,152 @@
+"""What an allocation is asked under: the cost, which columns are free, held, or limited. Read and checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from gsq.analysis.allocating.optimum import Search
+from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.result import Fit
+from gsq.analysis.laws.formula import read_expression
+from gsq.analysis.laws.syntax import names_of, numeric
+from gsq.analysis.tables.table import Array, is_results, numbers, quoted, unquoted, with_derived
+
+_SIZES = ("N", "params", "parameters", "n_params", "num_params")
+_EXAMPLES = ("D", "tokens", "n_tokens", "num_tokens")
+_AROUND = 1e3  # times what was measured: as far as a free column without limits is searched
+_MOST_FREE = 4
+Limits = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A cost over columns, and what was measured of it."""
+
+    text: str
+    """The cost, as it was written."""
+    source: str
+    """Where it comes from, if the user did not name it; else ""."""
+    search: Search
+    measured: dict[str, tuple[float, float]]
+    """Least and largest measured value of each free column."""
+    given: frozenset[str]
+    """Free columns whose limits the user gave."""
+    costs: Array
+    """Of the fitted rows, (n,)."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        return self.search.free
+
+
+def default_cost(fit: Fit) -> tuple[str, str]:
+    """The cost where none was named, and where it comes from: 6 N D for parameters and tokens; what gsq's own runs cost
+    for parameters and images. Raises AnalysisError for a law of other columns."""
+    columns = fit.law.columns
+    size = [name for name in _SIZES if name in columns]
+    data = [name for name in _EXAMPLES if name in columns]
+    if len(size) == len(data) == 1:
+        return f"6 * {size[0]} * {data[0]}", "six FLOPs a parameter and token"
+    if {"parameters", "images_seen"} <= {*columns} and is_results(fit.rows) and "train_flops" in fit.rows:
+        each = numbers(fit.rows, "train_flops") / numbers(fit.rows, "parameters") / numbers(fit.rows, "images_seen")
+        each = each[np.isfinite(each)]
+        if len(each):
+            low, middle, high = np.quantile(each, [0, 0.5, 1])
+            return (
+                f"{middle:.4g} * parameters * images_seen",
+                f"the median of train_flops over parameters * images_seen, which is {low:.3g} to {high:.3g}",
+            )
+    raise AnalysisError(
+        f"{fit.law.name} reads {', '.join(columns)}, of which no cost is known: name it with --cost, such as "
+        f'--cost "6 * {quoted(columns[0])}' + (f' * {quoted(columns[1])}"' if len(columns) > 1 else '"')
+    )
+
+
+def read_constraint(
+    fit: Fit, cost: str | None, at: Mapping[str, float], within: Limits, largest: float | None
+) -> Constraint:
+    """The constraint on the columns of ``fit``'s law; ``largest``: the largest budget that will be asked for.
+
+    Raises AnalysisError for a cost that cannot be read, that none of the law's columns counts in, or that no value
+    changes, and for a column of either without a value.
+    """
+    text, source = (cost, "") if cost else default_cost(fit)
+    rows, law = with_derived(fit.rows), fit.law
+    at = {unquoted(name): float(value) for name, value in at.items()}
+    within = {unquoted(name): pair for name, pair in within.items()}
+    tree = read_expression(text, list(dict.fromkeys([*law.columns, *map(str, rows.columns)])), "the cost")
+    priced = names_of(tree, text)
+    free = tuple(name for name in law.columns if name in priced and name not in at)
+    for name in {*at, *within} - {*law.columns, *priced}:
+        raise AnalysisError(
+            f"{name!r} is in neither the law nor the cost; they read "
+            f"{', '.join(dict.fromkeys([*law.columns, *priced]))}"
+        )
+    if not free:
+        raise AnalysisError(
+            f"the cost {text!r} depends on none of the columns that {law.name} reads ({', '.join(law.columns)})"
+            + (" and that --at leaves free" if at else "")
+            + ": a budget limits nothing; name a cost over them (--cost)"
+        )
+    if len(free) > _MOST_FREE:
+        raise AnalysisError(
+            f"{len(free)} columns are free ({', '.join(free)}); at most {_MOST_FREE}: hold some with --at"
+        )
+    fixed = {**at, **{n: _held(rows, n, law.columns) for n in [*law.columns, *priced] if n not in free and n not in at}}
+    for name in set(within) - set(free):
+        raise AnalysisError(f"--within {name}: {name} is held at {fixed[name]:g}; limits are for {', '.join(free)}")
+    measured = {name: _range(rows, name) for name in free}
+    for name, (low, high) in measured.items():
+        if low == high:
+            raise AnalysisError(
+                f"{name} is {low:g} in all rows, so that {law.name} cannot say how much of it is best: add runs with "
+                f"other values, or hold it with --at {name}={low:g}"
+            )
+    evaluate = numeric(tree)
+    with np.errstate(all="ignore"):
+        costs = evaluate({**fixed, **{name: numbers(rows, name) for name in priced if name in rows}})
+        costs = np.broadcast_to(np.asarray(costs, dtype=np.float64), len(rows))
+    if not (np.isfinite(costs) & (costs > 0)).all():
+        raise AnalysisError(
+            f"the cost {text!r} must be a positive number; for a measured cell it is "
+            f"{costs[~(costs > 0) | ~np.isfinite(costs)][0]:g}"
+        )
+    more = max(1.0, (largest or 0) / float(costs.max()))
+    ends = [within.get(n, (measured[n][0] / _AROUND, measured[n][1] * _AROUND * more)) for n in free]
+    for name, (low, high) in zip(free, ends, strict=True):
+        if not 0 < low < high < np.inf:
+            raise AnalysisError(f"--within {name}={low:g}:{high:g}: limits are two numbers above 0, the smaller first")
+    # The cost gives the column that may vary the most; the others are searched.
+    wide = sorted(range(len(free)), key=lambda i: ends[i][1] / ends[i][0])
+    free, ends = tuple(free[i] for i in wide), [ends[i] for i in wide]
+    search = Search(law, evaluate, free, fixed, *(np.log([pair[side] for pair in ends]) for side in (0, 1)))
+    middle = np.array([[np.log(np.sqrt(low * high)) for low, high in (measured[name] for name in free)]])
+    for i, name in enumerate(free):
+        step = np.eye(len(free))[i] * 0.1
+        if not search.cost_at(middle + step)[0] > search.cost_at(middle - step)[0]:
+            raise AnalysisError(f"the cost {text!r} does not rise with {name}: a budget does not limit it")
+    return Constraint(text, source, search, measured, frozenset(within), np.asarray(costs))
+
+
+def _held(rows: pd.DataFrame, name: str, columns: tuple[str, ...]) -> float:
+    values = np.unique(numbers(rows, name))
+    if len(values) == 1 and np.isfinite(values[0]):
+        return float(values[0])
+    where = "law, but not in the cost" if name in columns else "cost, but not in the law"
+    raise AnalysisError(
+        f"{name} is in the {where}, so that the budget alone does not say how much of it is best, and the rows have "
+        f"several values of it ({values[0]:g} to {values[-1]:g}): hold it with --at {name}={values[-1]:g}"
+    )
+
+
+def _range(rows: pd.DataFrame, name: str) -> tuple[float, float]:
+    values = numbers(rows, name)
+    if not (values > 0).all():
+        raise AnalysisError(
+            f"{name} must be above 0 to be allocated, as it is searched in its logarithm; got {values.min():g}"
+        )
+    return float(values.min()), float(values.max())

@@ -1,0 +1,121 @@
+"""What parabolas through isoFLOP profiles say of the allocation, and how far they are off for the law itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gsq.analysis.tables.table import Array
+
+_GAP = 0.1  # of ln cost: rows within it are runs of one budget
+_FEWEST = 4  # sizes of a slice
+
+
+WHY = (
+    "A slice is symmetric about its minimum in logarithms only if all terms have the same exponent; otherwise the "
+    "vertex depends on how wide the slice is and where its middle lies"
+)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Runs of one budget."""
+
+    cost: float
+    rows: tuple[int, ...]
+    """Numbers of the rows."""
+
+
+@dataclass(frozen=True)
+class Parabolas:
+    """Approach 2 of Chinchilla (arXiv 2203.15556): the vertex of a parabola in ln ``column`` for each isoFLOP slice,
+    and a power law of the budget through the vertices."""
+
+    column: str
+    slices: tuple[Slice, ...]
+    vertices: tuple[tuple[float, float], ...]
+    """(cost, size) of the slices whose parabola has its vertex within the measured sizes."""
+    coefficients: tuple[tuple[float, ...], ...]
+    """Of each of these: target = c0 x^2 + c1 x + c2 with x = ln column."""
+    exponent: float
+    """Of the vertices against the cost."""
+    of_law: float
+    """The same of the fitted law's own values at the same points, which have no noise; NaN where it has no vertices."""
+
+    def text(self, exponent: float) -> str:
+        """What they say beside the law's ``exponent``."""
+        said = (
+            f"{len(self.vertices)} of {len(self.slices)} isoFLOP slices: {self.column} ~ budget^{self.exponent:.3f}, "
+            f"by the law {exponent:.3f}"
+        )
+        if not np.isfinite(self.of_law):
+            return said
+        return said + (
+            f"; through the law's own values at the same points {self.of_law:.3f}, a bias of "
+            f"{self.of_law - exponent:+.3f} without any noise"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "column": self.column,
+            "slices": len(self.slices),
+            "vertices": [list(pair) for pair in self.vertices],
+            "exponent": self.exponent,
+            "exponent_of_the_law_by_parabolas": self.of_law if np.isfinite(self.of_law) else None,
+        }
+
+
+def isoflop_slices(size: Array, cost: Array, label: Array | None = None) -> tuple[Slice, ...]:
+    """Rows (n,) with the same ``label``, or else of about one cost, that have four sizes or more.
+
+    Costs are about one where each is within a tenth of the next, and all are within two tenths.
+    """
+    key = np.log(cost) if label is None else label
+    order = np.argsort(key, kind="stable")
+    apart = np.diff(key[order]) > (_GAP if label is None else 0)
+    found = []
+    for part in np.split(order, np.flatnonzero(apart) + 1):
+        alike = label is not None or np.ptp(key[part]) <= 2 * _GAP
+        if alike and len(np.unique(size[part])) >= _FEWEST:
+            middle = float(np.exp(np.mean(np.log(cost[part]))))
+            found.append(Slice(middle, tuple(int(row) for row in np.sort(part))))
+    return tuple(found)
+
+
+def parabolas(
+    column: str, size: Array, cost: Array, target: Array, law: Array, label: Array | None = None
+) -> Parabolas | None:
+    """Parabolas through the isoFLOP slices of the rows: their ``size``, ``cost``, ``target``, the ``law`` there and the
+    ``label`` of their slice, (n,) each. None where fewer than two slices have a vertex within their sizes."""
+    slices = isoflop_slices(size, cost, label)
+    measured = _vertices(slices, size, target)
+    if len(measured) < 2:
+        return None
+    exact = _vertices(slices, size, law)
+    return Parabolas(
+        column,
+        slices,
+        tuple((at, vertex) for at, vertex, _ in measured),
+        tuple(found for _, _, found in measured),
+        _exponent(measured),
+        _exponent(exact) if len(exact) > 1 else np.nan,
+    )
+
+
+def _vertices(slices: tuple[Slice, ...], size: Array, target: Array) -> list[tuple[float, float, tuple[float, ...]]]:
+    found = []
+    for one in slices:
+        x, y = np.log(size[list(one.rows)]), target[list(one.rows)]
+        middle = float(x.mean())
+        bend, slope, height = np.polyfit(x - middle, y, 2)
+        vertex = middle - slope / (2 * bend) if bend > 0 else np.inf
+        if x.min() <= vertex <= x.max():
+            terms = bend, slope - 2 * bend * middle, height - slope * middle + bend * middle**2
+            found.append((one.cost, float(np.exp(vertex)), tuple(float(term) for term in terms)))
+    return found
+
+
+def _exponent(vertices: list[tuple[float, float, tuple[float, ...]]]) -> float:
+    cost, size = (np.log([one[i] for one in vertices]) for i in range(2))
+    return float(np.polyfit(cost, size, 1)[0])

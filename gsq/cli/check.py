@@ -1,0 +1,78 @@
+"""``gsq check`` and ``gsq new``: parts of a user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+KINDS = "quantizer, model, discriminator, loss, data, features, metric"
+
+
+def check_command(
+    part: Annotated[str, typer.Argument(metavar="PART", help="package.module:Name, of a module that Python finds.")],
+    role: Annotated[
+        str | None, typer.Option("--as", metavar="KIND", help=f"What it is, if its class does not say: {KINDS}.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of it; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")] = False,
+) -> None:
+    """Try a part of your own out: the checks that the built-in parts pass, and what goes wrong in words.
+
+    Shapes and types, gradients, decoding, half precision, saving and loading, and a few steps of training: twice, in
+    micro-batches, resumed, and with two processes. Ends with exit code 1 where a check fails.
+
+    Example: gsq new quantizer my_vq.py && gsq check my_vq:Mine
+
+    Example: gsq check my_metrics:Sharpness --as metric
+    """
+    from gsq.config.overrides import read_value
+    from gsq.errors import UserError, choose
+    from gsq.runs.part_checks import ROLES, check_part
+
+    if role is not None:
+        choose("--as", role, ROLES)
+    options = {}
+    for one in option or []:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise UserError(f"--option: '{one}' is not KEY=VALUE")
+        options[key] = read_value(key, value)
+    found = check_part(part, role, options)
+    failed = [check for check in found if not check.passed]
+    if as_json:
+        typer.echo(json.dumps({"part": part, "passed": not failed, "checks": [vars(check) for check in found]}))
+    else:
+        for check in found:
+            mark = "warning" if check.passed and check.message and check is not found[0] else "ok"
+            typer.echo(f"{mark if check.passed else 'FAILED':<8} {check.name}{_after(check.message)}")
+        typer.echo(
+            f"{len(failed)} of {len(found)} checks failed" if failed else f"{part} passes all {len(found)} checks"
+        )
+    raise typer.Exit(1 if failed else 0)
+
+
+def _after(message: str) -> str:
+    return f": {message}" if message else ""
+
+
+def new_command(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"{KINDS}.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Python file to write, such as my_vq.py.")],
+) -> None:
+    """Write a commented part of your own to start from, and a test of it beside it.
+
+    The file works as it is: gsq check tries it out, and a sweep takes it by its import path.
+
+    Example: gsq new quantizer my_vq.py
+    """
+    from gsq.templates.write import write_part
+
+    written, part, key = write_part(kind, file)
+    typer.echo(f"wrote {' and '.join(str(path) for path in written)}")
+    typer.echo(f"try it out: gsq check {part}{'' if kind in ('quantizer', 'model') else f' --as {kind}'}")
+    typer.echo(f"use it: in a sweep's YAML, set: {{{key}}}")
