@@ -48,6 +48,7 @@ LONGEST = 150
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Names that stand for the reader's own: a first sweep, what commands of the READMEs write, shards of a data set.
 EXAMPLES = (
+    "my_vq",
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
     *("train-00000-of-00010", "x-val-0001"),
 )
@@ -146,7 +147,7 @@ def test_sweeps_and_tables_that_ship_are_there(readme: str) -> None:
         if (
             words[:1] != ["gsq"]
             or len(words) < 3
-            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize")
+            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize", "new", "check")
         ):
             continue
         name = words[2]
@@ -234,7 +235,7 @@ def test_every_path_is_there(readme: str) -> None:
     shell = [word for block in blocks(text, "sh") for word in block.split()]
     for word in [*inline(text), *shell]:
         word = word.strip(",:")
-        if Path(word).stem in EXAMPLES or word.endswith(("-curves.parquet", "results/runs")):
+        if Path(word).stem.removeprefix("test_") in EXAMPLES or word.endswith(("-curves.parquet", "results/runs")):
             continue
         inside = re.match(r"(?:gsq|sweeps|analysis|results|notebooks|tests)/[\w./-]*$", word)
         if inside or re.fullmatch(r"[\w-]+\.(?:py|csv|parquet|journal|ipynb|txt)", word):
