@@ -50,8 +50,8 @@ def execute(
     """Train and evaluate one run below ``runs``. Resumes what earlier attempts left, and skips a run that is done.
 
     If torchrun or a SLURM job started several processes, all of them call this and share each batch; the first one
-    writes. A run that differs from a finished one only by more steps starts from the checkpoint that the other kept
-    (execution.keep_checkpoint), which gives the same result as training from the start.
+    writes. A run that equals another one up to a checkpoint that the other kept (gsq.runs.warm_start) starts from it,
+    which gives the same result as training from the start.
 
     started: seconds since the epoch at which the process began, so that start-up counts as device time. announce
     receives messages for the user: the run folder, files left out of the images, the shorter run that this one starts
@@ -126,11 +126,8 @@ def execute(
             (attempt.path / RESERVE).unlink(missing_ok=True)
             # The state before the clean-up: a run killed between the two wastes disk space, not a training.
             progress.write(DONE)
-            keep = config.execution.keep_checkpoint
-            if keep:
-                lineage.add(folder, config, files)
             for path in (*previous, attempt.path):
-                checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
+                checkpoint.remove_all(path, config.kept_steps)
         return folder
 
 
@@ -182,9 +179,10 @@ def _train_and_evaluate(
         device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
         write_json(attempt.path / "env.json", environment(config, device, group.size))
         start = checkpoint.hold(previous, attempt.path)
-        if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
-            start, progress.started_from = shorter
-            announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
+        lineage.add(folder, config, files)
+        if start is None and (other := lineage.start(folder, config, files)) is not None:
+            start, progress.started_from, why = other
+            announce(f"starts from the {why}")
     start = group.from_first(start)
     # A node can take longer than the processes wait for each other.
     meet = group.meeting() if config.execution.stage_data else None
