@@ -258,7 +258,7 @@ class RunConfig:
                 f"data.image_size of at least {2**halvings}, found {size}"
             )
 
-        if self.trunk_steps < self.optimizer.warmup_steps:
+        if self.optimizer.schedule == "wsd" and self.trunk_steps < self.optimizer.warmup_steps:
             raise UserError(
                 f"train.steps: {self.train.steps} with optimizer.decay_share {self.optimizer.decay_share} begin to "
                 f"decay after step {self.trunk_steps}, before the end of optimizer.warmup_steps "

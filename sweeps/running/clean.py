@@ -156,9 +156,9 @@ def _of_run(
     record = read_run(run)
     if record.state != DONE or len(ended) < len(attempts):
         return
-    last, branches = _keeps(run)
-    keep = kept | {record.steps} if last else kept
-    if not last and branches and (of_others := needed()) is not None:
+    always, branches = _keeps(run)
+    keep = kept | {record.steps} if always else kept
+    if not always and branches and (of_others := needed()) is not None:
         keep = {step for step in keep if step not in branches or (run.signature, step) in of_others}
     for attempt in attempts:
         for path in attempt.glob("checkpoint-*"):
