@@ -165,7 +165,6 @@ def _train_and_evaluate(
 ) -> None:
     import torch
 
-    from gsq.config.flops import cost
     from gsq.data.batches import ImageSource
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
@@ -179,10 +178,13 @@ def _train_and_evaluate(
         device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
         write_json(attempt.path / "env.json", environment(config, device, group.size))
         start = checkpoint.hold(previous, attempt.path)
-        lineage.add(folder, config, files)
+        if config.kept_steps:
+            lineage.add(folder, config, files)
         if start is None and (other := lineage.start(folder, config, files)) is not None:
-            start, progress.started_from, why = other
-            announce(f"starts from the {why}")
+            start, progress.started_from = other.path, other.name
+            announce(f"starts from the {other.description}")
+            for result in other.evaluations(config.evaluation.every):
+                _write_evaluation(attempt, config, result["step"], result)
     start = group.from_first(start)
     # A node can take longer than the processes wait for each other.
     meet = group.meeting() if config.execution.stage_data else None
@@ -212,10 +214,7 @@ def _train_and_evaluate(
         by: str | None = None
         if attempt is not None:
             for result in results:
-                result["step"] = step
-                result["images_seen"] = step * config.train.batch_size
-                result["train_flops"] = cost(config).train_flops * step / config.train.steps
-                attempt.write_evaluation(result["protocol"], step, result)
+                _write_evaluation(attempt, config, step, result)
             progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
             by = prune(results[0]) if step < config.train.steps else None
         if by := group.from_first(by):
@@ -228,6 +227,14 @@ def _train_and_evaluate(
             attempt.path / "model.safetensors",
         )
     evaluate_now(trainer)
+
+
+def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> None:
+    from gsq.config.flops import cost
+
+    flops = cost(config).train_flops * step / config.train.steps
+    seen = {"step": step, "images_seen": step * config.train.batch_size, "train_flops": flops}
+    attempt.write_evaluation(result["protocol"], step, {**result, **seen})
 
 
 def _tell_first(error: BaseException, place: Path, group: Group) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gsq.config.run import RunConfig
 from gsq.data.manifest import Manifest
 from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder
-from gsq.records.read import read_run
+from gsq.records.read import read_evaluations, read_run
 from gsq.runs.identity import identity
 
 
@@ -34,12 +35,11 @@ def _folder(run: RunFolder, config: RunConfig, fingerprint: str) -> Path:
 
 
 def add(run: RunFolder, config: RunConfig, files: Manifest) -> None:
-    """Register the checkpoints that a run keeps, before or after it writes them."""
-    if not config.kept_steps:
-        return
+    """Register the checkpoints that a run keeps, by default that at the end of its trunk, before or after it writes
+    them."""
     folder = _folder(run, config, files.fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
-    for step in config.kept_steps:
+    for step in config.kept_steps or (config.trunk_steps,):
         (folder / f"{step}-{run.signature}").touch()
 
 
@@ -66,15 +66,36 @@ def _registered(run: RunFolder, config: RunConfig, fingerprint: str) -> Iterator
     yield from ((step, signature) for step, signature in sorted(found, reverse=True) if step < config.train.steps)
 
 
-def start(run: RunFolder, config: RunConfig, files: Manifest) -> tuple[Path, str, str] | None:
-    """The latest checkpoint of another run from which this one can start, its name for the record, and what it is."""
+class Start(NamedTuple):
+    """A checkpoint of another run from which a run can start."""
+
+    path: Path
+    other: RunFolder
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.other.signature} at step {self.step}"
+
+    @property
+    def description(self) -> str:
+        record = read_run(self.other)
+        if record.state == DONE and record.steps == self.step:
+            return f"finished run {self.name}, which differs only by fewer steps"
+        return f"run {self.name}, up to which both are the same"
+
+    def evaluations(self, every: int) -> list[dict[str, Any]]:
+        """The other's evaluations before the checkpoint that a run with this evaluation.every would make, too."""
+        found = read_evaluations(self.other) if every else ()
+        return [result for result in found if result["step"] < self.step and result["step"] % every == 0]
+
+
+def start(run: RunFolder, config: RunConfig, files: Manifest) -> Start | None:
+    """The latest checkpoint of another run from which this one can start."""
     from gsq.training import checkpoint
 
     for step, signature in _registered(run, config, files.fingerprint):
         other = RunFolder.of(run.path.parent.parent, signature)
         if (path := checkpoint.of_step(other.attempt_folders(), step)) is not None:
-            name, record = f"{signature} at step {step}", read_run(other)
-            if record.state == DONE and record.steps == step:
-                return path, name, f"finished run {name}, which differs only by fewer steps"
-            return path, name, f"run {name}, up to which both are the same"
+            return Start(path, other, step)
     return None

@@ -110,6 +110,15 @@ def test_a_shorter_one_trains_only_its_decay(tmp_path: Path, other: dict[str, An
     assert curve(shared) == curve(alone)[branch:]
 
 
+def test_evaluations_on_the_way_are_those_of_a_run_alone(tmp_path: Path) -> None:
+    every = {"evaluation__every": 2}
+    longest = train(wsd(16, keep_at=(6,), **every), tmp_path)
+    shared, alone = train(wsd(8, **every), tmp_path), train(wsd(8, **every), tmp_path / "alone")
+    assert read_run(shared).started_from == f"{longest.signature} at step 6"
+    assert [result["step"] for result in evaluations(shared)] == [2, 4, 6, 8]
+    assert evaluations(shared) == evaluations(alone)
+
+
 def test_a_run_that_has_not_finished_is_enough(tmp_path: Path) -> None:
     def stop(step: int) -> None:
         if step == 9:
