@@ -221,6 +221,11 @@ class RunConfig:
                 f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
                 f"{latent_dim}"
             )
+        if not is_path(quantizer.kind) and self.group_dim < (least := quantizer.declared.least_group_dim):
+            raise UserError(
+                f"quantizer.groups: {groups} of model.latent_dim {latent_dim} have {self.group_dim} channel each, but "
+                f"{quantizer.kind} needs {least}; use at most {latent_dim // least} groups"
+            )
         if quantizer.levels and len(quantizer.levels) != latent_dim:
             raise UserError(
                 f"quantizer.levels: {list(quantizer.levels)} has {len(quantizer.levels)} entries, one for each of "
