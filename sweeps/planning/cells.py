@@ -15,6 +15,7 @@ from typing import Any
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.parts import option_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
 from gsq.data.listing import shown
@@ -24,6 +25,7 @@ from gsq.errors import Missing, UserError
 from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
 from gsq.runs.identity import identity
+from gsq.sweeps.planning.horizons import with_branches
 from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
 from gsq.sweeps.spec.sweep import Budget, Spec
 
@@ -61,8 +63,10 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config."""
-    section, name = key.split(".")
+    """Return the value of ``section.key`` in a config, or of a part's option ``section.options.key``."""
+    section, name = key.split(".", 1)
+    if name.startswith("options."):
+        return option_value(config, key)
     return getattr(getattr(config, section), name)
 
 
@@ -275,6 +279,8 @@ def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
             merged.append((axes, cell.signature))
         else:
             cells[cell.signature] = cell
+    for signature, config in with_branches(cells.values()):
+        cells[signature] = replace(cells[signature], config=config)
     if not cells:
         why = _reasons(dropped) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")
