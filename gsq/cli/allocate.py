@@ -79,7 +79,7 @@ def allocate_command(
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Save the result as JSON.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How to spend a budget: the best size and length of training by a fitted law, with intervals.
+    """Find the best model size and length of training for a budget, by a fitted law, with intervals.
 
     Over the columns that the law and the cost share (parameters or width, tokens, images or steps, bits), finds the
     least value of the law at that cost; --reach finds the least cost at that value. Prints each column's best value,

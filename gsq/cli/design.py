@@ -91,7 +91,7 @@ def design_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
+    """Choose what to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
     Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
     one that narrows the target most for what it costs, until the budget is spent, the target is met (--until), or the
