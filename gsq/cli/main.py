@@ -17,6 +17,7 @@ from gsq.cli.clean import clean_command
 from gsq.cli.design import design_command
 from gsq.cli.doctor import doctor_command
 from gsq.cli.evaluate import evaluate_command
+from gsq.cli.export import export_command
 from gsq.cli.fit import fit_command
 from gsq.cli.logs import logs_command
 from gsq.cli.options import line
@@ -89,6 +90,7 @@ app.command("fit")(fit_command)
 app.command("allocate")(allocate_command)
 app.command("plot")(plot_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
 app.command("design")(design_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
