@@ -26,6 +26,7 @@ from gsq.cli.plot import plot_command
 from gsq.cli.report import report_command
 from gsq.cli.results import gather_command, results_app
 from gsq.cli.run import run_command
+from gsq.cli.schema import schema_command
 from gsq.cli.status import status_command
 from gsq.cli.submit import submit_command
 from gsq.cli.tokenizer import reconstruct_command, tokenize_command
@@ -99,6 +100,7 @@ app.command("tokenize")(tokenize_command)
 app.command("new")(new_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)
+app.command("schema")(schema_command)
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")
 _reflow_help(app)
