@@ -19,6 +19,7 @@ from gsq.cli.doctor import doctor_command
 from gsq.cli.evaluate import evaluate_command
 from gsq.cli.export import export_command
 from gsq.cli.fit import fit_command
+from gsq.cli.init import init_command
 from gsq.cli.logs import logs_command
 from gsq.cli.options import line
 from gsq.cli.plan import plan_command
@@ -78,6 +79,7 @@ def _reflow_help(commands: typer.Typer) -> None:
 
 
 # In the order of --help.
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("plan")(plan_command)
 app.command("submit")(submit_command)

@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -121,7 +121,7 @@ def cluster_schema() -> Schema:
         "sbatch": {"propertyNames": names, "additionalProperties": several},
     }
     for one in fields(Cluster):
-        default = one.default_factory() if one.default is MISSING else one.default  # type: ignore[misc]
+        default = getattr(Cluster(), one.name)
         kind: Any = TYPES[type(default)]
         kind = [kind, "string"] if one.name in EXPRESSIONS else ["object", "null"] if kind == "object" else kind
         found = {"type": kind, **special.get(one.name, {}), "description": about.get(one.name, one.name)}
