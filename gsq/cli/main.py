@@ -14,6 +14,7 @@ from gsq.cli.allocate import allocate_command
 from gsq.cli.cancel_retry import cancel_command, retry_command
 from gsq.cli.check import check_command, new_command
 from gsq.cli.clean import clean_command
+from gsq.cli.data import data_command
 from gsq.cli.design import design_command
 from gsq.cli.doctor import doctor_command
 from gsq.cli.evaluate import evaluate_command
@@ -81,6 +82,7 @@ def _reflow_help(commands: typer.Typer) -> None:
 # In the order of --help.
 app.command("init")(init_command)
 app.command("run")(run_command)
+app.command("data")(data_command)
 app.command("plan")(plan_command)
 app.command("submit")(submit_command)
 app.command("status")(status_command)
