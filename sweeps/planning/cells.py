@@ -15,6 +15,7 @@ from typing import Any
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.parts import option_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
 from gsq.data.listing import shown
@@ -61,8 +62,10 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config."""
-    section, name = key.split(".")
+    """Return the value of ``section.key`` in a config, or of a part's option ``section.options.key``."""
+    section, name = key.split(".", 1)
+    if name.startswith("options."):
+        return option_value(config, key)
     return getattr(getattr(config, section), name)
 
 
