@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from gsq.cli.table_options import ProtocolOption, TableArgument, require_outputs, table_path
+from gsq.cli.table_options import ProtocolOption, TablesArgument, require_outputs, table_paths
 
 
 def export_command(
-    table: TableArgument,
+    table: TablesArgument,
     latex: Annotated[bool, typer.Option("--latex", help="Write LaTeX, with the rules of booktabs.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write CSV, in full precision.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown (the default).")] = False,
@@ -67,7 +67,8 @@ def export_command(
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.reporting.export import export_table
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table, unquoted
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import unquoted
     from gsq.files import write_text
 
     forms = [name for name, given in (("latex", latex), ("csv", csv), ("markdown", markdown)) if given]
@@ -80,7 +81,7 @@ def export_command(
             raise AnalysisError(f"--best {one!r} is not COLUMN=min, COLUMN=max or COLUMN=none")
         directions[unquoted(name)] = direction
     require_outputs({"--output": output}, {})
-    frame = select(load_table(table_path(table), protocol), where)
+    frame = select(load_tables(table_paths(table), protocol), where)
     names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
     exported = export_table(frame, names, keys, digits=digits, best=directions)
     text = exported.text(forms[0] if forms else "markdown")  # type: ignore[arg-type]

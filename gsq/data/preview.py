@@ -68,7 +68,7 @@ class Preview:
         counts, *remarks = self.summary.lines()
         lines = [
             counts,
-            f"sizes: {_pixels(smallest)} to {_pixels(largest)}; the shorter side has {np.median(short):.0f} in the median, "
+            f"sizes: {_pixels(smallest)} to {_pixels(largest)}; the median shorter side has {np.median(short):.0f}, "
             f"and fewer than a training image ({self.image_size}) in {below}",
             f"formats: {', '.join(f'{count:,} {name}' for name, count in self.formats.items())}",
             *remarks,
