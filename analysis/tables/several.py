@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.tables.table import is_results, load_table, select_protocol
+from gsq.analysis.tables.table import as_asked, is_results, load_table, protocol_counts, select_protocol
 
 
 def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.DataFrame:
@@ -18,8 +18,8 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
     the column ``sweep`` says whose a row is. Rows of other tables all count, and the column ``table`` has the name of
     each one's file, unless there is such a column. ``protocol``: keep its evaluations, in whichever tables have it.
 
-    Raises AnalysisError where a file is given twice, gsq's own tables are mixed with others, or two other tables have
-    no column in common.
+    Raises AnalysisError where a file is given twice, gsq's own tables are mixed with others or measured by different
+    protocols, or two other tables have no column in common.
     """
     files = [Path(path) for path in paths]
     if len(files) == 1:
@@ -42,11 +42,26 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
                     f"({', '.join(map(str, frames[0].columns[:8]))}); rename its columns"
                 )
         frames = [f if "table" in f else f.assign(table=path.stem) for path, f in zip(files, frames, strict=True)]
+    if own[0] and protocol is None:
+        _refuse_protocols(files, frames)
     together = _stacked(frames)
     if own[0]:
         key = [name for name in ("signature", "step", "protocol") if name in together]
         together = together[together["signature"].isna() | ~together.duplicated(key)].reset_index(drop=True)
     return together if protocol is None else select_protocol(together, protocol)
+
+
+def _refuse_protocols(files: Sequence[Path], frames: Sequence[pd.DataFrame]) -> None:
+    """Raise AnalysisError where no protocol is among those that every measured table asks for."""
+    counts = {path: protocol_counts(as_asked(frame)) for path, frame in zip(files, frames, strict=True)}
+    asked = {path: {*found} for path, found in counts.items() if found}
+    if asked and not set.intersection(*asked.values()):
+        listed = "; ".join(f"{path}: {', '.join(found)}" for path, found in asked.items())
+        raise AnalysisError(
+            f"the tables were measured by different protocols, whose rfid values cannot be compared: {listed}. "
+            "Evaluate one sweep as the other was (gsq evaluate) and gather it again, or select a protocol that both "
+            "have with --protocol"
+        )
 
 
 def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

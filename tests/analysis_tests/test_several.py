@@ -85,12 +85,15 @@ def test_what_does_not_go_together_is_refused(gsq, tables, tmp_path: Path) -> No
         {**one, "protocol": "other", "signature": f"f{i:011x}"} for i, one in enumerate(tables.noisy(tables.QUICKSTART))
     ]
     tables.write(Path("results/c.parquet"), other)
+    asked = [{**one, "signature": f"e{i:011x}", "asked": True} for i, one in enumerate(tables.noisy(tables.QUICKSTART))]
+    tables.write(Path("results/asked.parquet"), asked)
     for names, words in (
         (["a", "x.csv"], ("x.csv", "results/a.parquet")),
         (["x.csv", "y.csv"], ("y.csv", "size", "loss")),
         (["a", "results/a.parquet"], ("twice",)),
         (["a", "nowhere"], ("nowhere",)),
-        (["a", "c"], ("protocol", "other", "--protocol")),
+        (["a", "c"], ("results/a.parquet: p1a2b3", "results/c.parquet: other", "--protocol")),
+        (["asked", "c"], ("results/asked.parquet: p1a2b3", "results/c.parquet: other")),
     ):
         done = gsq("fit", *names)
         assert isinstance(done.exception, AnalysisError), names
