@@ -138,6 +138,12 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
             if (full := config_key(key, where)) in seen:
                 raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
             seen.add(full)
+    horizons = next((values for key, values in axes.items() if config_key(key, where) == "train.steps"), [])
+    if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
+        raise UserError(
+            f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
+            f"{sorted(set(horizons))}"
+        )
     texts = _listed(values, "where", str, where, "expressions")
     plan_for = values.get("plan_for") or ""
     if not isinstance(plan_for, str):
