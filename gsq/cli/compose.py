@@ -157,7 +157,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         line(console, failed_advice(folder.name, failures))
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
-        frame, fits, reasons = load_and_fit(table)
+        frame, fits, reasons = load_and_fit([table])
         console.print()
         for fit in fits:
             print_fit(fit)
