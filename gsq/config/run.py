@@ -252,6 +252,11 @@ class RunConfig:
             )
 
     @property
+    def program(self) -> str:
+        """Import path of a training program of a user's own (gsq.config.program); empty for gsq's own training."""
+        return ""
+
+    @property
     def group_dim(self) -> int:
         """d = D / G."""
         return self.model.latent_dim // self.quantizer.groups
