@@ -45,7 +45,15 @@ STOPPED_CODE = 3
 class Run:
     """What a program is given: where it logs, evaluates, saves and resumes, and whether it is to stop."""
 
-    def __init__(self, attempt: Attempt, config: ProgramConfig, stop: StopRequest, previous: list[Path]) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        config: ProgramConfig,
+        stop: StopRequest,
+        previous: list[Path],
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self._on_step = on_step
         self._attempt, self._config, self._stop, self._previous = attempt, config, stop, previous
         self._lock = threading.Lock()
         self._state_name = RUNNING
@@ -98,6 +106,7 @@ class Run:
         self._time_step(step)
         self.step, self.logged = step, True
         self._attempt.log_metrics(step, numbers)
+        self._on_step(step)
         if self._stop.reason is not None:
             # A program that looks at stop_requested has time to save.
             self._asked = self._asked or time.monotonic()
@@ -133,7 +142,8 @@ class Run:
             raise Stopped(self._stop.reason)
 
     def evaluate(self, step: int, **metrics: float) -> None:
-        """Record metrics at a step: a row of the results table, with a column for each.
+        """Record metrics at a step: a row of the results table, with a column for each. Evaluate before you save, or a
+        run that is stopped between the two lacks the evaluation.
 
         Raises UserError like ``log``, and for a metric with the name of a key or column of the sweep.
         """
@@ -240,10 +250,12 @@ def execute_program(
     stop: StopRequest | None = None,
     started: float | None = None,
     announce: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> RunFolder:
     """Run a program below ``runs``. Resumes from what earlier attempts saved, and skips a run that is done.
 
     started: seconds since the epoch at which the process began. announce receives warnings about the program.
+    on_step is called with each step that it logs.
 
     Raises the exception that ended it, with its failure class in status.json: Stopped on request, UserError for a
     program that does not return a dict of numbers. Before anything has begun, raises Busy if another process runs it.
@@ -261,7 +273,7 @@ def execute_program(
         attempt = folder.new_attempt()
         if started is not None:
             attempt = Attempt(attempt.path, attempt.number, started=started)
-        run = Run(attempt, config, stop, previous)
+        run = Run(attempt, config, stop, previous, on_step)
         run.status()
         reserve = attempt.path / RESERVE
         reserve.write_bytes(bytes(RESERVE_BYTES))

@@ -88,15 +88,10 @@ class Program:
 
     def config(self, axes: Mapping[str, Any]) -> ProgramConfig:
         """Return the config of a cell. Raises UserError for a formula that cannot be evaluated."""
-        keys = {
-            name: float(value) if name in self.floats and isinstance(value, int) else value
-            for name, value in {**self.keys, **axes}.items()
-        }
+        keys = {name: self._typed(name, value) for name, value in {**self.keys, **axes}.items()}
         columns: dict[str, Any] = {}
         for name, text in self.formulas.items():
-            columns[name] = _number(text, {**keys, **columns}, f"columns: {name}")
-            if name in BY_NAME and BY_NAME[name].type == "int64" and columns[name] == int(columns[name]):
-                columns[name] = int(columns[name])
+            columns[name] = self._typed(name, _number(text, {**keys, **columns}, f"columns: {name}"))
         counts = {name: float(_number(text, {**keys, **columns}, name)) for name, text in self.estimates.items()}
         for name, value in {**keys, **columns}.items():
             stored = column_value(tuple(value) if isinstance(value, list) else value)
@@ -107,6 +102,14 @@ class Program:
             if number <= 0:
                 raise UserError(f"{name}: '{self.estimates[name]}' is {number:g}, not above 0")
         return ProgramConfig.of(self.path, keys, columns=columns, units=self.units, **counts)
+
+    def _typed(self, name: str, value: Any) -> Any:
+        """Return a number in the type of its column: 8 or 8.0."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        if name in BY_NAME and BY_NAME[name].type == "int64":
+            return int(value) if value == int(value) else value
+        return float(value) if name in self.floats else value
 
 
 def _number(text: str, names: Mapping[str, Any], where: str) -> int | float:
@@ -188,7 +191,8 @@ def check_cells(program: Program, cells: Iterable[Mapping[str, Any]], where: str
 
 
 def own_columns(configs: Iterable[Any]) -> dict[str, Column]:
-    """Return the columns of a table for keys and derived columns of programs, beside those of every table.
+    """Return the columns of a table for keys and derived columns of programs, beside those of every table or in their
+    place, with their type.
 
     configs: of all cells; a RunConfig has none. Raises UserError for a key that had another type when it was submitted.
     """
@@ -197,14 +201,13 @@ def own_columns(configs: Iterable[Any]) -> dict[str, Column]:
     for config in configs:
         if isinstance(config, ProgramConfig):
             for name, value in config.values.items():
-                if name not in BY_NAME:
-                    found.setdefault(name, []).append(value)
-                    role = "axis" if name in config.keys else "derived"
-                    about[name] = role, config.units.get(name, "")
+                found.setdefault(name, []).append(value)
+                role = "axis" if name in config.keys else "derived"
+                about[name] = role, config.units.get(name, "")
     return {
         name: Column(
             name,
-            one_kind(name, values, "the sweep's cells, over all submissions"),  # type: ignore[arg-type]
+            BY_NAME[name].type if name in BY_NAME else one_kind(name, values, "cells of earlier submissions"),  # type: ignore[arg-type]
             about[name][1],
             about[name][0],  # type: ignore[arg-type]
             "free key of the program" if about[name][0] == "axis" else "derived from the free keys by formula",
