@@ -99,10 +99,8 @@ def refuse_too_large(config: RunConfig) -> None:
             raise UserError(f"{key}: {value} does not fit the results table; the largest whole number is {LARGEST_INT}")
 
 
-def other_axes(config: RunConfig, axes: dict[str, Any]) -> str:
+def other_axes(axes: dict[str, Any]) -> str:
     """Return, as JSON, the axes that decide the result but have no column in the results table."""
-    if config.program:
-        return "{}"
     keys = {config_key(name, "axes"): value for name, value in axes.items()}
     shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
     return json.dumps(shown, sort_keys=True)

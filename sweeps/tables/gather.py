@@ -226,7 +226,7 @@ def _cell_rows(
         "sweep": folder.name,
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
-        "other_axes": other_axes(cell.config, cell.axes),
+        "other_axes": "{}" if cell.config.program else other_axes(cell.axes),
         "parameters": cell.cost.parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,
