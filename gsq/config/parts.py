@@ -126,6 +126,22 @@ def options_of(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {option: getattr(made, option) for option in valid}
 
 
+def option_value(config: Any, key: str) -> Any:
+    """The value of an option by its dotted key, ``quantizer.options.temperature``, in a RunConfig.
+
+    Raises UserError where no part of a user's own stands there, or it has no such option.
+    """
+    section, _, option = key.split(".", 2)
+    taken = next(one for one in TAKEN if one.startswith(f"{section}."))
+    name = getattr(getattr(config, section), taken.split(".")[1])
+    if not is_path(name):
+        raise UserError(f"{key}: {taken} is '{name}', which has no options; name a part of your own ({PATH}) in set")
+    values = options_of(name, taken, getattr(config, section).options)
+    if option not in values:
+        raise UserError(f"{key}: {name} has no such option{nearest(option, values)}; it has {', '.join(values)}")
+    return values[option]
+
+
 def changed_options(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the part's defaults, which are left out of signatures."""
     defaults = options_of(name, key, {})

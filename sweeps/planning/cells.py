@@ -15,6 +15,7 @@ from typing import Any
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.parts import option_value
 from gsq.config.program import ProgramConfig, column_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
@@ -67,10 +68,13 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config, or of a program's key (see ``key_of``)."""
+    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's key
+    (see ``key_of``)."""
     if isinstance(config, ProgramConfig):
         return config.values.get(key)
-    section, name = key.split(".")
+    section, name = key.split(".", 1)
+    if name.startswith("options."):
+        return option_value(config, key)
     return getattr(getattr(config, section), name)
 
 
