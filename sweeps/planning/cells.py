@@ -68,8 +68,8 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's key
-    (see ``key_of``)."""
+    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's
+    key (see ``key_of``)."""
     if isinstance(config, ProgramConfig):
         return config.values.get(key)
     section, name = key.split(".", 1)
