@@ -59,7 +59,7 @@ def run_sweep(
     # Figures and fits run alone on the cores by then; several threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
-    console = Console()
+    console = Console(emoji=False)
     if output is not None:
         require_output("--output", output)
     plan = make(sweep, cells)

@@ -91,7 +91,7 @@ def print_plan(
 
     from gsq.cli import show_plan as display
 
-    console = Console()
+    console = Console(emoji=False)
     if plan.search is not None:
         display.print_search(console, plan, found)
     else:

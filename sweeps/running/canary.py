@@ -67,8 +67,8 @@ def choose(
     """
     if plan.cells and plan.cells[0].config.program:
         raise UserError(
-            f"--canary measures gsq's own training; {plan.cells[0].config.program} may be another with fewer steps: leave "
-            "it out, and run --cells 1 first"
+            f"--canary shortens gsq's own training, which {plan.cells[0].config.program} is not; leave it out, and run "
+            "one cell first (--cells 1), whose time the later estimates use"
         )
     cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
