@@ -40,8 +40,9 @@ _HASH = "__gsq_source_sha256__"
 class Options(dict[str, Any]):
     """Keys and values of a part's own; lists are held as tuples. Not to be changed, since configs are hashed."""
 
-    def __init__(self, values: Mapping[str, Any] = {}, **more: Any) -> None:
-        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in {**values, **more}.items()})
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **more: Any) -> None:
+        given = dict(values, **more)
+        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=str))

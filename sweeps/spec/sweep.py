@@ -128,6 +128,12 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
     axes, groups, cases = _grid(values, where, config_key)
+    horizons = next((values for key, values in axes.items() if config_key(key, where) == "train.steps"), [])
+    if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
+        raise UserError(
+            f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
+            f"{sorted(set(horizons))}"
+        )
     texts = _listed(values, "where", str, where, "expressions")
     search = None
     if values.get("search") is not None:
