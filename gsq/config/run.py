@@ -332,6 +332,11 @@ SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig
 
 def check_processes(config: RunConfig, processes: int) -> None:
     """Raise UserError if ``processes`` processes cannot share the run's batches."""
+    if config.program and processes > 1:
+        raise UserError(
+            f"program: {config.program} runs in one process, but the cluster file gives each run {processes}; write "
+            "nodes: 1 and processes: 1"
+        )
     batch, micro = config.train.batch_size, config.execution.micro_batch
     if batch % processes:
         raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")
