@@ -16,6 +16,7 @@ import gsq.runs.program as program
 from gsq import fingerprint
 from gsq.config.overrides import Overrides, differences, from_dict, to_dict
 from gsq.config.program import ProgramConfig
+from gsq.config.run import check_processes
 from gsq.errors import Missing, UserError
 from gsq.files import read_json
 from gsq.records.folder import RunFolder
@@ -176,6 +177,12 @@ def test_a_config_survives_plans_and_files() -> None:
     assert hash(made) == hash(from_dict(to_dict(made)))
     base = ProgramConfig.of("own_programs:train", {})
     assert Overrides(base).restore(json.loads(json.dumps(differences(made, base)))) == made
+
+
+def test_a_program_runs_in_one_process() -> None:
+    check_processes(config(), 1)
+    with pytest.raises(UserError, match=r"own_programs:train.*2.*processes: 1"):
+        check_processes(config(), 2)
 
 
 def test_identity_hashes_keys_source_and_declared_data(tmp_path: Path) -> None:
