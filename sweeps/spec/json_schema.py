@@ -26,6 +26,7 @@ from gsq.sweeps.spec import search_space, sweep
 from gsq.sweeps.spec.cluster import EXPRESSIONS, MEMORY_PER, SBATCH_KEYS, Cluster
 from gsq.sweeps.spec.expressions import HELPERS
 from gsq.sweeps.spec.gpus import GPU_PEAKS
+from gsq.sweeps.spec.programs import PROGRAM_KEYS
 from gsq.sweeps.spec.states import RESUME, WHO
 
 Schema = dict[str, Any]
@@ -119,7 +120,7 @@ def _of_program(described: dict[str, Schema]) -> Schema:
         "flops": number,
         "seconds": number,
     }
-    about = {key: properties[key] | {"description": text} for key, text in sweep.PROGRAM_KEYS.items()}
+    about = {key: properties[key] | {"description": text} for key, text in PROGRAM_KEYS.items()}
     shared = {key: described[key] for key in ("name", "description", "where", "budget", "plan_for")}
     several = {"anyOf": [free, {"type": "array", "items": free}]}
     base = {"type": ["object", "string", "null"]}
