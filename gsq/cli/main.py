@@ -123,7 +123,7 @@ def main() -> None:
         from rich.console import Console
         from rich.markup import escape
 
-        line(Console(stderr=True), f"[bold red]error:[/bold red] {escape(str(error))}")
+        line(Console(stderr=True, emoji=False), f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(code)
 
 

@@ -26,6 +26,7 @@ from gsq.sweeps.spec import search_space, sweep
 from gsq.sweeps.spec.cluster import EXPRESSIONS, MEMORY_PER, SBATCH_KEYS, Cluster
 from gsq.sweeps.spec.expressions import HELPERS
 from gsq.sweeps.spec.gpus import GPU_PEAKS
+from gsq.sweeps.spec.programs import PROGRAM_KEYS
 from gsq.sweeps.spec.states import RESUME, WHO
 
 Schema = dict[str, Any]
@@ -96,15 +97,35 @@ def sweep_schema() -> Schema:
         definitions[key] = value_of | about
         definitions[f"set {key}"] = about | {"anyOf": [one, REFERENCE]}
         definitions[f"axis of {key}"] = about | {"anyOf": [*alone, several, *_helpers(key)]}
+    described = {key: properties[key] | {"description": text} for key, text in sweep.KEYS.items() if key in properties}
     return {
         "$schema": DRAFT,
         "title": "Sweep file of gsq",
         "type": "object",
-        "required": ["base"],
-        "properties": {key: properties[key] | {"description": text} for key, text in sweep.KEYS.items()},
-        "additionalProperties": False,
+        "if": {"required": ["program"]},
+        "then": _of_program(described),
+        "else": {"required": ["base"], "properties": described, "additionalProperties": False},
         "definitions": definitions,
     }
+
+
+def _of_program(described: dict[str, Schema]) -> Schema:
+    """What a sweep file of a program of a user's own holds, whose keys are free."""
+    number = {"type": ["string", "number"]}
+    free: Schema = {"type": ["object", "null"]}
+    properties: dict[str, Schema] = {
+        "program": {"type": "string", "pattern": r"^[\w.]+:\w+$"},
+        "columns": free,
+        "units": free | {"additionalProperties": {"type": "string"}},
+        "flops": number,
+        "seconds": number,
+    }
+    about = {key: properties[key] | {"description": text} for key, text in PROGRAM_KEYS.items()}
+    shared = {key: described[key] for key in ("name", "description", "where", "budget", "plan_for")}
+    several = {"anyOf": [free, {"type": "array", "items": free}]}
+    base = {"type": ["object", "string", "null"]}
+    keys = {"base": base, "set": free, "axes": free, "zip": several, "cases": {"type": ["array", "null"]}}
+    return {"properties": {**shared, **keys, **about}, "additionalProperties": False}
 
 
 def cluster_schema() -> Schema:
