@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import Any
 
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
-from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.overrides import SHORT_NAMES, Overrides
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
 from gsq.data.listing import shown
@@ -24,7 +24,10 @@ from gsq.errors import Missing, UserError
 from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
 from gsq.runs.identity import identity
+from gsq.sweeps.planning.names import CellNames, value_of
 from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
+from gsq.sweeps.spec.derive import Derivation
+from gsq.sweeps.spec.expressions import COST_NAMES
 from gsq.sweeps.spec.sweep import Budget, Spec
 
 
@@ -60,12 +63,6 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
     return {name: _get(config, name) for name in SHORT_NAMES}
 
 
-def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config."""
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
-
-
 def _get(config: RunConfig, name: str) -> Any:
     return value_of(config, SHORT_NAMES[name])
 
@@ -83,10 +80,15 @@ def refuse_too_large(config: RunConfig) -> None:
             raise UserError(f"{key}: {value} does not fit the results table; the largest whole number is {LARGEST_INT}")
 
 
+def _recorded(key: str) -> bool:
+    """Whether an axis decides the result, or names it without being a config key, and has no column."""
+    return key not in SHORT_NAMES.values() and ("." not in key or key.split(".")[0] in SCIENCE_SECTIONS)
+
+
 def other_axes(axes: dict[str, Any]) -> str:
     """Return, as JSON, the axes that decide the result but have no column in the results table."""
-    keys = {config_key(name, "axes"): value for name, value in axes.items()}
-    shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
+    keys = {SHORT_NAMES.get(name, name): value for name, value in axes.items()}
+    shown = {k: v for k, v in keys.items() if _recorded(k)}
     return json.dumps(shown, sort_keys=True)
 
 
@@ -147,6 +149,8 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (gsq.sweeps.costing.forecast.admit)."""
+    derive: tuple[Derivation, ...] = ()
+    """Keys of the cells that follow by formula."""
     search: Spec | None = None
     """A search, which draws its cells as it runs; the plan's cells are examples, the first from the middle."""
 
@@ -184,27 +188,6 @@ class Lacking:
     """Runs whose final weights are gone, so that they keep only evaluations by other protocols."""
 
 
-class _Names:
-    """Value of each name in a constraint: the cell's own, else the base config's, else derived from these."""
-
-    def __init__(self, override: Overrides, axes: dict[str, Any]) -> None:
-        self.override, self.base, self.axes = override, override.base, axes
-
-    def __call__(self, name: str) -> Any:
-        if name in SHORT_NAMES:
-            value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
-            return _get(self.base, name) if value is None else value
-        if name in DERIVED:
-            # Derive from bare numbers, because a cell that the constraint drops may not be a valid config.
-            return derive(name, self)
-        if name == "levels":
-            return self.axes.get("quantizer.levels") or self.base.quantizer.levels or None
-        if name == "images":
-            return self("steps") * self("batch_size")
-        changed = self.override(self.axes)
-        return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
-
-
 class CellMaker:
     """Make the cells of a sweep from their axis values, reading each data set's manifest once."""
 
@@ -217,16 +200,24 @@ class CellMaker:
         """Why images could not be read, if lenient; otherwise that is an error."""
         self.absent: list[str] = []
         """Absent weights without a known hash, if lenient."""
-        # Cost needs a valid config, so constraints that may drop an impossible cell come first.
-        self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
+        self.derivations = {one.key: one for one in spec.derive}
+        self.recorded = spec.recorded
+        # Cost needs a valid config, and so may a formula: constraints that may drop an impossible cell come first.
+        late = {*COST_NAMES} - {"images"} | {name for one in spec.derive for name in (one.name, one.key)}
+        self.where = sorted(spec.where, key=lambda c: not late.isdisjoint(c.expression.used))
 
     def __call__(self, axes: dict[str, Any]) -> Cell | str:
         """Return the cell, or the constraint that leaves it out. Raises UserError for an invalid cell."""
-        names = _Names(self.override, axes)
+        names = CellNames(self.override, axes, self.derivations, self.recorded)
         broken = next((c.text for c in self.where if not c.holds(names)), None)
         if broken is not None:
             return broken
-        config = self.override(axes, "axes")
+        found = {one.name: names.derived(one) for one in self.derivations.values() if one.key not in names.keys}
+        try:
+            config = self.override({**names.keys, **found}, "axes")
+        except UserError as error:
+            raise UserError(f"{error}{_by_formula(found, self.derivations.values())}") from None
+        axes = {**axes, **found}
         if config.data not in self.manifests:
             self.manifests[config.data] = self._manifest(config)
         refuse_too_large(config)
@@ -249,6 +240,12 @@ class CellMaker:
                 raise
             self.missing[str(error)] = None
             return Manifest(config.data.kind, "absent", (), ())
+
+
+def _by_formula(found: Mapping[str, Any], derivations: Iterable[Derivation]) -> str:
+    """What was derived at a cell, for an error."""
+    words = [f"{one.text} is {found[one.name]!r}" for one in derivations if one.name in found]
+    return f" (derive: {'; '.join(words)})" if words else ""
 
 
 @collector_paused()
@@ -306,6 +303,7 @@ def _plan(
         provisional=bool(make.missing or make.absent),
         cluster=spec.plan_for,
         budget=spec.budget,
+        derive=spec.derive,
         search=spec if spec.search is not None else None,
     )
 

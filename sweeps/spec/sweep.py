@@ -12,6 +12,8 @@ zip:                               # axes that move together
   latent_dim: [8, 16]
 cases:                             # single cells, beside the combinations
   - {groups: 8, latent_dim: 16}
+derive:                            # keys by formula, rounded to what they take (sweeps/spec/derive.py)
+  learning_rate: "1e-3 * (batch_size / 8)^0.5"
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
 budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to run
@@ -21,7 +23,7 @@ search: {...}                      # instead of axes, zip and cases: an Optuna s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -33,11 +35,14 @@ from gsq.config.presets import PRESETS, preset
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
+from gsq.sweeps.spec.derive import Derivation, check_recorded, read_derive, recorded_names
 from gsq.sweeps.spec.expressions import HELPERS, Constraint
 from gsq.sweeps.spec.search_space import Search, read_search
 from gsq.sweeps.spec.shipped import configs_folder, find_file
 
-KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for")
+KEYS = (
+    "name", "description", "base", "set", "axes", "zip", "cases", "derive", "where", "budget", "search", "plan_for"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class Spec:
     """The quantizer of the base preset; the default one if the base is a file."""
     plan_for: str = ""
     """The cluster file for the estimates of ``gsq plan`` without --cluster; nothing is ever submitted to it."""
+
+    derive: tuple[Derivation, ...] = ()
+    """Keys by formula, each after all that it needs."""
+    recorded: tuple[str, ...] = ()
+    """Axes that are no config keys, which ``derive`` computes with."""
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Yield the axis values of every combination and every case, before constraints."""
@@ -110,8 +120,10 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     # Quantizer keys in a base file count as written, as those in set do; a preset's keys fit every kind.
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
-    axes = _axes(values.get("axes") or {}, f"{where}: axes")
-    groups = [_axes(group, f"{where}: zip") for group in _listed(values, "zip", Mapping, where, "mappings of axes")]
+    others = recorded_names(values.get("derive"))
+    axes = _axes(values.get("axes") or {}, f"{where}: axes", others)
+    zipped = _listed(values, "zip", Mapping, where, "mappings of axes")
+    groups = [_axes(group, f"{where}: zip", others) for group in zipped]
     for group in groups:
         lengths = {name: len(v) for name, v in group.items()}
         if len(set(lengths.values())) > 1:
@@ -119,13 +131,14 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     cases = _listed(values, "cases", Mapping, where, "mappings such as {groups: 8, latent_dim: 16}")
     for case in cases:
         for key in case:
-            config_key(str(key), f"{where}: cases")
+            _axis_key(str(key), f"{where}: cases", others, [case[key]])
     seen: set[str] = set()
     for part in (axes, *groups):
         for key in part:
-            if (full := config_key(key, where)) in seen:
+            if (full := _axis_key(key, where, others)) in seen:
                 raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
             seen.add(full)
+    recorded = tuple(dict.fromkeys(str(k) for part in (axes, *groups, *cases) for k in part if k in others))
     texts = _listed(values, "where", str, where, "expressions")
     plan_for = values.get("plan_for") or ""
     if not isinstance(plan_for, str):
@@ -138,15 +151,19 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 "study; move the keys to search.space, or give each cell a sweep of its own (set)"
             )
         search = read_search(values["search"], base, f"{where}: search")
+    fixed = seen | set(_set_keys(values.get("set") or {}, where))
+    fixed |= {config_key(name, where) for name in (search.space if search else ())}
     return Spec(
         search=search,
+        derive=read_derive(values.get("derive"), recorded, fixed, f"{where}: derive"),
+        recorded=recorded,
         name=name,
         base=base,
         preset=chosen,
         axes=axes,
         zipped=tuple(groups),
         cases=tuple({str(k): v for k, v in case.items()} for case in cases),
-        where=tuple(Constraint(text) for text in texts),
+        where=tuple(Constraint(text, recorded) for text in texts),
         description=str(values.get("description") or ""),
         budget=_budget(values.get("budget"), where),
         plan_for=plan_for,
@@ -207,16 +224,33 @@ def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfi
     return load_config(nested, base, where, preset=chosen)
 
 
-def _axes(values: Any, where: str) -> dict[str, list[Any]]:
+def _set_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
+    """The config keys that ``set`` gives."""
+    for name, value in values.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            yield from (f"{name}.{key}" for key in value)
+        else:
+            yield config_key(str(name), where)
+
+
+def _axis_key(name: str, where: str, others: Collection[str], values: Iterable[Any] = ()) -> str:
+    """The config key of an axis, or its name where it is one of ``others``."""
+    if name not in others:
+        return config_key(name, where)
+    check_recorded(name, values, where)
+    return name
+
+
+def _axes(values: Any, where: str, others: Collection[str]) -> dict[str, list[Any]]:
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {values!r} is not a mapping of axes to lists of values")
     axes = {}
     for name, given in values.items():
-        config_key(str(name), where)
         expanded = _expand(given, f"{where}: {name}") if isinstance(given, Mapping) else given
         expanded = expanded if isinstance(expanded, list) else [expanded]
         if not expanded:
             raise UserError(f"{where}: {name}: the list is empty")
+        _axis_key(str(name), where, others, expanded)
         axes[str(name)] = expanded
     return axes
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.config.overrides import config_key
+from gsq.config.overrides import SHORT_NAMES
 from gsq.records.attempt import DONE, FAILED
 from gsq.sweeps.planning.cells import title, value_of
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
@@ -95,8 +95,8 @@ def coverage_of(name: str, found: Survey) -> Coverage:
         failed = [has_failed for _, has_failed in ended]
         # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
-            key = config_key(axis, "axes")
-            values = [cell.axes.get(axis, value_of(cell.config, key)) for cell, _ in ended]
+            key = SHORT_NAMES.get(axis, axis)
+            values = [cell.axes.get(axis, value_of(cell.config, key) if "." in key else None) for cell, _ in ended]
             tests += goes_with(axis, values, failed, _text)
     return Coverage(
         name, {state: counted[state] for state in STATES}, dict(failures.most_common()), tuple(corrected(tests))
