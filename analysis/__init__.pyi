@@ -60,6 +60,7 @@ from .figures.panels import axis_panel as axis_panel
 from .figures.panels import rate_panel as rate_panel
 from .figures.panels import reference_rows as reference_rows
 from .figures.panels import step_panel as step_panel
+from .figures.plans import plan_figure as plan_figure
 from .figures.predictions import prediction_figure as prediction_figure
 from .figures.predictions import seed_figure as seed_figure
 from .figures.reconstructions import compare_reconstructions as compare_reconstructions

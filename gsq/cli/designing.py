@@ -155,7 +155,8 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
         rows = frame.drop_duplicates("signature")
         rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
         for _, row in rows.iterrows():
-            axes = {k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
+            axes = {k: v for k, v in _case(row).items() if "." in k or k in (*SHORT_NAMES, *spec.recorded)}
+            axes = {k: v for k, v in axes.items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
             try:
                 cell = make(axes)
             except UserError:
@@ -277,6 +278,8 @@ def _write_sweep(
         document["base"] = values["base"]
         if values.get("set"):
             document["set"] = values["set"]
+        if values.get("derive"):
+            document["derive"] = values["derive"]
     if document["base"].endswith((".yaml", ".yml")):
         beside = folder / document["base"]
         beside = beside if beside.is_file() else Path(document["base"])

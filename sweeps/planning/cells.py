@@ -151,6 +151,8 @@ class Plan:
     """Estimates to record when the plan is written, by signature (gsq.sweeps.costing.forecast.admit)."""
     derive: tuple[Derivation, ...] = ()
     """Keys of the cells that follow by formula."""
+    recorded: tuple[str, ...] = ()
+    """Axes of the cells that are no config keys."""
     search: Spec | None = None
     """A search, which draws its cells as it runs; the plan's cells are examples, the first from the middle."""
 
@@ -304,6 +306,7 @@ def _plan(
         cluster=spec.plan_for,
         budget=spec.budget,
         derive=spec.derive,
+        recorded=spec.recorded,
         search=spec if spec.search is not None else None,
     )
 

@@ -70,10 +70,11 @@ class CellNames:
         steps = int(value_of(self.override.base, one.key))
         for _ in range(TURNS):
             given = {**self.axes, **self.keys, one.key: steps}
-            last, steps = (
-                steps,
-                one.rounded(one.expression.value(CellNames(self.override, given, self.derivations, self.recorded))),
-            )
+            names, last = CellNames(self.override, given, self.derivations, self.recorded), steps
+            try:
+                steps = one.rounded(one.expression.value(names))
+            except UserError as error:
+                raise UserError(f"{error} (derive: {one.text} is {steps!r})") from None
             if abs(steps - last) <= 1:
                 break
         return steps

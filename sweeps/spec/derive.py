@@ -20,7 +20,6 @@ from typing import Any
 
 from gsq.config.axes import DERIVED, modifiers, roots
 from gsq.config.overrides import KEYS, SHORT_NAMES, config_key
-from gsq.config.signature import SCIENCE_SECTIONS
 from gsq.config.values import checked, key_types
 from gsq.errors import UserError
 from gsq.sweeps.schema.columns import BY_NAME
@@ -38,7 +37,7 @@ _COST_KEYS = {
     "flops_per_step": _RUN,
 }
 DIGITS = 6
-"""Significant digits of a derived number that is not whole: those that a plan shows."""
+"""Significant digits of a derived number that is not whole: which the powers of all machines agree in."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def check_recorded(name: str, values: Iterable[Any], where: str) -> None:
     if name in BY_NAME:
         raise UserError(f"{where}: '{name}' is a column of the results table and no config key; give it another name")
     for value in values:
-        if not isinstance(value, int | float | str):
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise UserError(f"{where}: {name}: {value!r} is not a number or a text, which derive can compute with")
 
 
@@ -141,8 +140,6 @@ def read_derive(values: Any, axes: Iterable[str], fixed: Iterable[str], where: s
         key = config_key(str(name), where)
         if not isinstance(text, str):
             raise UserError(f"{where}: {name}: {text!r} is not a formula in quotes; a fixed value belongs in set")
-        if key.split(".")[0] not in SCIENCE_SECTIONS:
-            raise UserError(f"{where}: '{name}' does not change what a run computes; give it in set")
         if key in found:
             raise UserError(f"{where}: '{name}' is given twice, under two names")
         if key in fixed:

@@ -236,7 +236,11 @@ def _set_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
 def _axis_key(name: str, where: str, others: Collection[str], values: Iterable[Any] = ()) -> str:
     """The config key of an axis, or its name where it is one of ``others``."""
     if name not in others:
-        return config_key(name, where)
+        try:
+            return config_key(name, where)
+        except UserError as error:
+            hint = f"; derive computes with {', '.join(sorted(others))}{nearest(name, others)}" if others else ""
+            raise UserError(f"{error}{hint}") from None
     check_recorded(name, values, where)
     return name
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from gsq.config.overrides import SHORT_NAMES
 from gsq.records.attempt import DONE, FAILED
-from gsq.sweeps.planning.cells import title, value_of
+from gsq.sweeps.planning.cells import title
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
+from gsq.sweeps.planning.names import value_of
 from gsq.sweeps.schema.failure_tests import LEVEL, AxisTest, corrected, goes_with
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
