@@ -103,7 +103,7 @@ def plan_command(
         from gsq.cli.table_options import require_outputs
 
         require_outputs({}, {"--figure": figure})
-    print_plan(sweep, cluster, gpu, cells, as_json, show_all, figure and partial(_draw, path=figure))
+    print_plan(sweep, cluster, gpu, cells, as_json, show_all, None if figure is None else partial(_draw, path=figure))
 
 
 def _draw(plan: Plan, path: Path) -> str:
