@@ -48,7 +48,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Names that stand for the reader's own: a first sweep, what commands of the READMEs write, shards of a data set.
 EXAMPLES = (
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
-    *("train-00000-of-00010", "x-val-0001", "isoflop"),
+    *("train-00000-of-00010", "x-val-0001", "isoflop", "rates"),
 )
 # Columns of the tables that laws of the READMEs are about.
 LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")
