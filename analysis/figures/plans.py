@@ -57,7 +57,9 @@ def compute_plan(frame: pd.DataFrame, budget: str | None = None) -> ComputePlan:
         asked = numbers(frame, budget)
         groups = [(one, np.flatnonzero(asked == one)) for one in np.unique(asked[np.isfinite(asked)])]
     else:
-        groups = sorted((one.cost, np.array(one.rows)) for one in isoflop_slices(size, flops))
+        slices = [(one.cost, np.array(one.rows)) for one in isoflop_slices(size, flops)]
+        # Cells that cost the same because they see the same images are no trade between size and images.
+        groups = sorted((c, r) for c, r in slices if np.ptp(np.log(images[r])) > 2 * np.ptp(np.log(flops[r])))
     lines, furthest = [], 0.0
     for cost, rows in groups:
         rows = rows[np.argsort(size[rows], kind="stable")]
@@ -101,7 +103,11 @@ def plan_figure(
     with style():
         figure = Figure(figsize=(width, 3.8), layout="constrained")
         draw_compute_plan(plan, figure.subplots())
-        said = "Lines of equal training FLOPs" if plan.lines else "No four cells of different sizes cost about the same"
+        said = (
+            "Lines of equal training FLOPs"
+            if plan.lines
+            else "No budget, and no four sizes that cost the same with different numbers of images"
+        )
         off = f"; cells are at most {100 * plan.furthest:.2g} % off them." if plan.lines else "."
         by = f" ({plan.budget})" if plan.budget else ""
         cells = "1 cell" if len(plan.images) == 1 else f"{len(plan.images)} cells"
