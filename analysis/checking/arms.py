@@ -15,7 +15,6 @@ import numpy as np
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.effects import RandomEffects, random_effects
 from gsq.analysis.fitting.fit import fit_rows
-from gsq.analysis.fitting.quantities import bootstrap_interval, profile_interval
 from gsq.analysis.fitting.result import Fit, confounded_text, interval_text, or_none
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.tables.left_out import Excluded
@@ -229,11 +228,11 @@ def _worth(fit: Fit, column: str, arm: str, reference: str, resource: str, effec
     ]
     constant = bool(np.isfinite(central) and np.allclose(elsewhere, central, rtol=0, atol=_SAME))
     quantity = partial(ask, at=middle)
-    profile, bootstrap = (
-        _exponential(profile_interval(fit, quantity)),
-        _exponential(bootstrap_interval(fit, quantity)),
-    )
-    interval = profile if fit.interval_kind == "profile" else bootstrap
+    interval = profile = bootstrap = _exponential((central, central))
+    if np.isfinite(central):
+        form, centre = fit.problem.form, fit.problem.centre
+        derived = fit.derive(f"{arm}/{reference}", lambda natural: quantity(form.internal(natural, centre)))
+        interval, profile, bootstrap = map(_exponential, (derived.interval, derived.profile, derived.bootstrap))
     if effects is not None:
         central, low, high = effects.interval(quantity, fit.confidence)
         interval = _exponential((low, high))

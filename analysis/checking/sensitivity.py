@@ -21,8 +21,8 @@ _SMALL = 0.2  # of the cells
 class Sensitivity:
     """What the prediction at the largest setting becomes when the fit is made otherwise."""
 
-    at: Mapping[str, float]
-    """The law's columns, each at its largest measured value."""
+    at: Mapping[str, float | str]
+    """The law's columns, each at its largest measured value, and the first level of each text column."""
     value: float
     """As fitted."""
     instead: Mapping[str, float]
@@ -30,7 +30,9 @@ class Sensitivity:
 
     def text(self, target: str) -> str:
         """One line."""
-        place = ", ".join(f"{name} = {value:.4g}" for name, value in self.at.items())
+        place = ", ".join(
+            f"{name} = {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in self.at.items()
+        )
         changes = ", ".join(
             f"{'cannot be refitted' if np.isnan(value) else f'{value:.4g}'} {change}"
             for change, value in self.instead.items()
@@ -50,7 +52,8 @@ def sensitivity(fit: Fit) -> Sensitivity:
     """Refit with each floor at 0 and at the upper end of its interval (or the smallest target, where that is open),
     without the smallest fifth of the cells, and with the Huber loss (for a Huber fit: least squares)."""
     columns = {name: large_end(name) * numbers(fit.rows, name) for name in fit.law.columns}
-    at = {name: large_end(name) * float(values.max()) for name, values in columns.items()}
+    at: dict[str, float | str] = {name: large_end(name) * float(values.max()) for name, values in columns.items()}
+    at |= {name: fit.law.levels[name][0] for name in fit.law.factors}
     found: dict[str, float] = {}
     for i in _floors(fit):
         name, (_, high) = fit.law.parameters[i], fit.intervals[fit.law.parameters[i]]
@@ -98,7 +101,7 @@ def _without_smallest(fit: Fit, columns: Array) -> Array:
 
 
 @np.errstate(all="ignore")
-def _refitted(fit: Fit, problem: Problem, weights: Array, at: Mapping[str, float]) -> float:
+def _refitted(fit: Fit, problem: Problem, weights: Array, at: Mapping[str, float | str]) -> float:
     found = refit(problem, fit.theta, weights[None], list(fit.ranges), fit.scales, _STARTS, [fit.options.seed, 4])
     other = replace(fit, problem=problem, theta=found.theta[0])
     value = float(other.predict(at)[0][0])

@@ -9,17 +9,20 @@ of freedom by Satterthwaite. Shapes: n rows, k parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.identify import slopes
-from gsq.analysis.fitting.quantities import Quantity, gradient
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.tables.table import Array, Index, labels, unquoted
 
+Quantity = Callable[[Array], Array]
+"""Internal parameters (m, k) to values (m,)."""
+_NUDGE = 1e-5  # relative step of the differences that derivatives of a quantity are taken from
 MOST_ROWS = 1500  # each update inverts a matrix of rows by rows
 _UPDATES = 400
 _ROUNDS = 8
@@ -144,3 +147,11 @@ def _restricted(error: Array, jacobian: Array, parts: list[Array], variances: Ar
             return np.asarray(new)
         variances = new
     return np.asarray(variances)
+
+
+@np.errstate(all="ignore")
+def gradient(quantity: Quantity, theta: Array) -> Array:
+    """Derivatives (k,) of ``quantity`` at ``theta`` (k,), by central differences."""
+    step = _NUDGE * np.maximum(np.abs(theta), 1e-3)
+    value = quantity(np.concatenate([theta + np.diag(step), theta - np.diag(step)]))
+    return np.asarray((value[: len(theta)] - value[len(theta) :]) / (2 * step))

@@ -6,6 +6,7 @@ and ``intervals`` for the intervals.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -359,6 +360,11 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
     read = {*TOKENIZER, law.target, *law.columns, *law.factors}
     read |= {one for name in law.columns for one in modifiers(name)}
     others = varying(rows, [name for name in CONFIGURATION if name not in read])
+    if "other_axes" in others:
+        # Its keys are columns of their own.
+        keys = {key for text in rows["other_axes"].dropna().unique() if text for key in json.loads(text)}
+        named = varying(rows, sorted(key for key in keys if key in rows and key not in read))
+        others = [name for name in others if name != "other_axes"] + named
     if others:
         warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
     if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():

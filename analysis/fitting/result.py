@@ -206,7 +206,7 @@ class Fit:
             raise AnalysisError(f"{expression} is not a finite number at the fitted parameters ({value:g})")
         nothing = np.nan, np.nan
         by_profile = nothing
-        if self.options.loss == "least_squares" and self.freedom[1] > 0:
+        if self.interval_kind == "profile" and self.freedom[1] > 0:
             by_profile = value, value
             if self.room > 0:
                 by_profile = region_ends(self.problem, self.theta, self.weights, self.room, compute, self.draws)

@@ -26,7 +26,7 @@ def clean_command(
 
     Removes the checkpoints of finished runs (except with execution.keep_checkpoint), copies in earlier attempts, and
     half-written files of dead processes. Keeps weights, curves, evaluations, configs and samples, whatever an
-    unfinished run resumes from, and every run that may be alive.
+    unfinished run resumes or starts from, and every run that may be alive.
 
     Example: gsq clean --dry-run
     """

@@ -39,8 +39,9 @@ _HASH = "__gsq_source_sha256__"
 class Options(dict[str, Any]):
     """Keys and values of a part's own; lists are held as tuples. Not to be changed, since configs are hashed."""
 
-    def __init__(self, values: Mapping[str, Any] = {}, **more: Any) -> None:
-        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in {**values, **more}.items()})
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **more: Any) -> None:
+        given = dict(values, **more)
+        super().__init__({str(k): tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=str))
@@ -123,6 +124,22 @@ def options_of(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{section}.options: {name} refuses {dict(given)}: {error}") from error
     return {option: getattr(made, option) for option in valid}
+
+
+def option_value(config: Any, key: str) -> Any:
+    """The value of an option by its dotted key, ``quantizer.options.temperature``, in a RunConfig.
+
+    Raises UserError where no part of a user's own stands there, or it has no such option.
+    """
+    section, _, option = key.split(".", 2)
+    taken = next(one for one in TAKEN if one.startswith(f"{section}."))
+    name = getattr(getattr(config, section), taken.split(".")[1])
+    if not is_path(name):
+        raise UserError(f"{key}: {taken} is '{name}', which has no options; name a part of your own ({PATH}) in set")
+    values = options_of(name, taken, getattr(config, section).options)
+    if option not in values:
+        raise UserError(f"{key}: {name} has no such option{nearest(option, values)}; it has {', '.join(values)}")
+    return values[option]
 
 
 def changed_options(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,11 @@ class ExecutionConfig:
     """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
     images are copied once for all processes and jobs of the node; empty: none."""
     keep_checkpoint: bool = False
-    """Keep the last checkpoint of a finished run, so that a run with more steps can start from it."""
+    """Keep the last checkpoint of a finished run (with the schedule wsd, the one before the decay), so that a run with
+    more steps can start from it."""
+    keep_at: tuple[int, ...] = ()
+    """Steps of further checkpoints to keep. A plan sets them where other cells' learning rates begin to decay (schedule
+    wsd), so that these cells can start from them."""
     log_every: int = 10
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
@@ -176,6 +180,9 @@ class ExecutionConfig:
         choose_each("execution", self, device=("auto", "cpu", "cuda"))
         at_least("execution", self, 0, "micro_batch", "data_workers")
         at_least("execution", self, 1, "threads", "log_every", "checkpoint_every")
+        object.__setattr__(self, "keep_at", tuple(self.keep_at))
+        for step in self.keep_at:
+            positive("execution.keep_at", step, 1)
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,11 @@ class RunConfig:
                 f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
                 f"{latent_dim}"
             )
+        if not is_path(quantizer.kind) and self.group_dim < (least := quantizer.declared.least_group_dim):
+            raise UserError(
+                f"quantizer.groups: {groups} of model.latent_dim {latent_dim} have {self.group_dim} channel each, but "
+                f"{quantizer.kind} needs {least}; use at most {latent_dim // least} groups"
+            )
         if quantizer.levels and len(quantizer.levels) != latent_dim:
             raise UserError(
                 f"quantizer.levels: {list(quantizer.levels)} has {len(quantizer.levels)} entries, one for each of "
@@ -250,6 +262,26 @@ class RunConfig:
                 f"discriminator.channel_multipliers: {halvings} of them halve the image as often, which needs a "
                 f"data.image_size of at least {2**halvings}, found {size}"
             )
+
+        if self.optimizer.schedule == "wsd" and self.trunk_steps < self.optimizer.warmup_steps:
+            raise UserError(
+                f"train.steps: {self.train.steps} with optimizer.decay_share {self.optimizer.decay_share} begin to "
+                f"decay after step {self.trunk_steps}, before the end of optimizer.warmup_steps "
+                f"{self.optimizer.warmup_steps}; use more steps, a shorter warm-up or a smaller decay_share"
+            )
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps that do not depend on how many follow: all, but with the schedule wsd those before the decay. Runs
+        that differ only in train.steps and in the decay of wsd are equal up to there."""
+        steps, optimizer = self.train.steps, self.optimizer
+        return steps if optimizer.schedule != "wsd" else steps - max(1, round(optimizer.decay_share * steps))
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """Steps whose checkpoints stay when the run is done, from which runs with more steps can start."""
+        last = (self.trunk_steps,) if self.execution.keep_checkpoint else ()
+        return tuple(sorted({*last, *(step for step in self.execution.keep_at if step <= self.trunk_steps)} - {0}))
 
     @property
     def group_dim(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gsq.errors import UserError, at_least, choose_each
 
@@ -23,8 +23,14 @@ class OptimizerConfig:
     """Steps over which the learning rate rises linearly."""
     schedule: str = field(default="constant", metadata={"legacy": "constant"})
     """After the warm-up: constant; linear or cosine (from learning_rate to final_learning_rate over decay_steps steps,
-    then constant); step (final_learning_rate after decay_steps steps)."""
+    then constant); step (final_learning_rate after decay_steps steps); wsd (constant, then a cool-down to
+    final_learning_rate over the last decay_share of train.steps)."""
     decay_steps: int = field(default=0, metadata={"legacy": 0})
+    decay_share: float = field(default=0.0, metadata={"legacy": 0.0})
+    """wsd: share of train.steps over which the learning rate decays, between 0 and 1 (0.1 to 0.2 is common; Haegele et
+    al. 2024, arXiv:2405.18392)."""
+    decay_shape: str = field(default="linear", metadata={"legacy": "linear"})
+    """wsd: linear or one_minus_sqrt (1 - sqrt(share of the cool-down that is done), of the same paper)."""
     final_learning_rate: float = field(default=0.0, metadata={"legacy": 0.0})
     gradient_clip: float = 2.0
     """Largest gradient norm, generator and discriminator separately; 0 for none."""
@@ -37,7 +43,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "discriminator_betas", tuple(self.discriminator_betas))
-        choose_each("optimizer", self, schedule=("constant", "linear", "cosine", "step"))
+        schedules, shapes = ("constant", "linear", "cosine", "step", "wsd"), ("linear", "one_minus_sqrt")
+        choose_each("optimizer", self, schedule=schedules, decay_shape=shapes)
         if not 0 < self.learning_rate <= 1:
             raise UserError(f"optimizer.learning_rate: {self.learning_rate} must be above 0 and at most 1")
         for key in ("betas", "discriminator_betas"):
@@ -49,14 +56,32 @@ class OptimizerConfig:
                 f"optimizer.final_learning_rate: {self.final_learning_rate} must be from 0 to optimizer.learning_rate "
                 f"{self.learning_rate}"
             )
-        if (self.schedule == "constant") != (self.decay_steps == 0):
+        if (self.schedule in ("constant", "wsd")) != (self.decay_steps == 0):
             raise UserError(
                 f"optimizer.decay_steps: {self.decay_steps} does not go with optimizer.schedule '{self.schedule}'; "
-                "linear, cosine and step need a number above 0, constant has 0"
+                "linear, cosine and step need a number above 0, constant and wsd (which has decay_share) have 0"
+            )
+        if self.schedule == "wsd" and not 0 < self.decay_share < 1:
+            raise UserError(
+                f"optimizer.decay_share: {self.decay_share} must be above 0 and below 1 for optimizer.schedule 'wsd'; "
+                "0.2 lets the learning rate decay over the last fifth of the steps (without a decay, use 'constant')"
+            )
+        if self.schedule != "wsd" and (self.decay_share, self.decay_shape) != (0, "linear"):
+            key = "decay_share" if self.decay_share else "decay_shape"
+            raise UserError(
+                f"optimizer.{key}: {getattr(self, key)} does not go with optimizer.schedule '{self.schedule}', which "
+                "ignores it; leave it out, or use the schedule 'wsd'"
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"optimizer.ema_decay: {self.ema_decay} must be in [0, 1)")
         at_least("optimizer", self, 0, "weight_decay", "eps", "warmup_steps", "gradient_clip", "decay_steps")
+
+    @property
+    def trunk(self) -> OptimizerConfig:
+        """The same before the decay of wsd, which is the constant schedule; itself for other schedules."""
+        if self.schedule != "wsd":
+            return self
+        return replace(self, schedule="constant", decay_share=0.0, decay_shape="linear", final_learning_rate=0.0)
 
 
 @dataclass(frozen=True)

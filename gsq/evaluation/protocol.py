@@ -62,7 +62,7 @@ class Protocol:
     """Arithmetic of psnr_db and ssim."""
     features_source: str = _added("")
     """First digits of the source's hash, if the features are a user's own."""
-    metrics: tuple[str, ...] = field(default=(), metadata={"legacy": ()})
+    metrics: str = _added("none")
     """A user's own metrics, each with the first digits of its source's hash."""
 
     @cached_property
@@ -163,7 +163,7 @@ def protocol_of(
         inception_score=score,
         lpips=lpips_label(evaluation.lpips),
         features_source=features.source,
-        metrics=tuple(f"{name}@{source_sha256(name)[:12]}" for name in evaluation.metrics),
+        metrics=" ".join(f"{name}@{source_sha256(name)[:12]}" for name in evaluation.metrics) or "none",
     )
 
 

@@ -54,7 +54,7 @@ class RunRecord:
     rfid: float | None = None
     """rFID of the newest evaluation."""
     started_from: str | None = None
-    """A shorter run whose checkpoint this one started from."""
+    """The run whose checkpoint this one started from, and its step."""
     next_micro_batch: int | None = None
     """The smaller micro-batch for the next attempt, should this one run out of memory."""
     unreadable: tuple[str, ...] = ()

@@ -50,8 +50,8 @@ def execute(
     """Train and evaluate one run below ``runs``. Resumes what earlier attempts left, and skips a run that is done.
 
     If torchrun or a SLURM job started several processes, all of them call this and share each batch; the first one
-    writes. A run that differs from a finished one only by more steps starts from the checkpoint that the other kept
-    (execution.keep_checkpoint), which gives the same result as training from the start.
+    writes. A run that equals another one up to a checkpoint that the other kept (gsq.runs.warm_start) starts from it,
+    which gives the same result as training from the start.
 
     started: seconds since the epoch at which the process began, so that start-up counts as device time. announce
     receives messages for the user: the run folder, files left out of the images, the shorter run that this one starts
@@ -126,11 +126,8 @@ def execute(
             (attempt.path / RESERVE).unlink(missing_ok=True)
             # The state before the clean-up: a run killed between the two wastes disk space, not a training.
             progress.write(DONE)
-            keep = config.execution.keep_checkpoint
-            if keep:
-                lineage.add(folder, config, files)
             for path in (*previous, attempt.path):
-                checkpoint.remove_all(path, keep=config.train.steps if keep and path == attempt.path else None)
+                checkpoint.remove_all(path, config.kept_steps)
         return folder
 
 
@@ -168,7 +165,6 @@ def _train_and_evaluate(
 ) -> None:
     import torch
 
-    from gsq.config.flops import cost
     from gsq.data.batches import ImageSource
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
@@ -182,9 +178,13 @@ def _train_and_evaluate(
         device = torch.cuda.get_device_name() if progress.device == "cuda" else "cpu"
         write_json(attempt.path / "env.json", environment(config, device, group.size))
         start = checkpoint.hold(previous, attempt.path)
-        if start is None and (shorter := lineage.shorter(folder, config, files)) is not None:
-            start, progress.started_from = shorter
-            announce(f"starts from the finished run {progress.started_from}, which differs only by fewer steps")
+        if config.kept_steps:
+            lineage.add(folder, config, files)
+        if start is None and (other := lineage.start(folder, config, files)) is not None:
+            start, progress.started_from = other.path, other.name
+            announce(f"starts from the {other.description}")
+            for result in other.evaluations(config.evaluation.every):
+                _write_evaluation(attempt, config, result["step"], result)
     start = group.from_first(start)
     # A node can take longer than the processes wait for each other.
     meet = group.meeting() if config.execution.stage_data else None
@@ -214,10 +214,7 @@ def _train_and_evaluate(
         by: str | None = None
         if attempt is not None:
             for result in results:
-                result["step"] = step
-                result["images_seen"] = step * config.train.batch_size
-                result["train_flops"] = cost(config).train_flops * step / config.train.steps
-                attempt.write_evaluation(result["protocol"], step, result)
+                _write_evaluation(attempt, config, step, result)
             progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
             by = prune(results[0]) if step < config.train.steps else None
         if by := group.from_first(by):
@@ -230,6 +227,14 @@ def _train_and_evaluate(
             attempt.path / "model.safetensors",
         )
     evaluate_now(trainer)
+
+
+def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> None:
+    from gsq.config.flops import cost
+
+    flops = cost(config).train_flops * step / config.train.steps
+    seen = {"step": step, "images_seen": step * config.train.batch_size, "train_flops": flops}
+    attempt.write_evaluation(result["protocol"], step, {**result, **seen})
 
 
 def _tell_first(error: BaseException, place: Path, group: Group) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,8 +43,9 @@ class _HashingFile:
         self.file.flush()
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``. A folder keeps its last two.
+def save(folder: Path, step: int, state: dict[str, Any], keep: Collection[int] = ()) -> Path:
+    """Write ``state`` (tensors and plain values) as the checkpoint of ``step``. A folder keeps its last two, and those
+    of the steps ``keep``.
 
     Raises OSError (ENOSPC on a full disk), leaving no partial file behind.
     """
@@ -66,7 +67,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         path.unlink(missing_ok=True)
         raise
     for old in sorted(_steps(folder))[:-KEEP]:
-        _remove(folder, old)
+        if old not in keep:
+            _remove(folder, old)
     # An attempt that resumed from it has made steps since.
     (folder / START).unlink(missing_ok=True)
     return path
@@ -104,31 +106,38 @@ def _remove_partial(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def remove_all(folder: Path, keep: int | None = None) -> None:
-    """Delete the checkpoints of a folder except that of step ``keep``, and leftovers of a killed writer."""
+def remove_all(folder: Path, keep: Collection[int] = ()) -> None:
+    """Delete the checkpoints of a folder except those of the steps ``keep``, and leftovers of a killed writer."""
     for step in list(_steps(folder)):
-        if step != keep:
+        if step not in keep:
             _remove(folder, step)
-    kept = f"checkpoint-{keep:08d}.pt" if keep is not None else None
+    kept = {f"checkpoint-{step:08d}.pt" for step in keep}
     _remove_partial(folder)
     for leftover in folder.glob("checkpoint-*.pt"):
-        if leftover.name != kept:
+        if leftover.name not in kept:
             leftover.unlink(missing_ok=True)
+
+
+def of_step(folders: Iterable[Path], step: int) -> Path | None:
+    """A checkpoint of that step with a valid checksum, from any attempt of a run."""
+    return next((path for folder in folders if _valid(path := folder / f"checkpoint-{step:08d}.pt")), None)
 
 
 def newest(folders: list[Path]) -> Iterator[Path]:
     """Yield the checkpoints of a run with a valid checksum, newest step first, over all attempts."""
     found = sorted(((step, i) for i, folder in enumerate(folders) for step in _steps(folder)), reverse=True)
     for step, i in found:
-        path = folders[i] / f"checkpoint-{step:08d}.pt"
-        try:
-            expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-            with path.open("rb") as file:
-                valid = hashlib.file_digest(file, "sha256").hexdigest() == expected
-        except (OSError, ValueError, KeyError):
-            continue
-        if valid:
+        if _valid(path := folders[i] / f"checkpoint-{step:08d}.pt"):
             yield path
+
+
+def _valid(path: Path) -> bool:
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+        with path.open("rb") as file:
+            return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

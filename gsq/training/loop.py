@@ -29,7 +29,7 @@ def train(
     config = trainer.config
     if start is not None:
         trainer.load_state(checkpoint.load(start, trainer.device))
-    steps, every = config.train.steps, config.evaluation.every
+    steps, every, keep = config.train.steps, config.evaluation.every, config.kept_steps
 
     def due(step: int) -> bool:
         return bool(every) and step % every == 0 and 0 < step < steps
@@ -57,7 +57,7 @@ def train(
                 evaluate(trainer)
         except BaseException:
             if attempt is not None:
-                checkpoint.save(attempt.path, step, trainer.state())
+                checkpoint.save(attempt.path, step, trainer.state(), keep)
             raise
-        if attempt is not None and (step % config.execution.checkpoint_every == 0 or step == steps):
-            checkpoint.save(attempt.path, step, trainer.state())
+        if attempt is not None and (step % config.execution.checkpoint_every == 0 or step == steps or step in keep):
+            checkpoint.save(attempt.path, step, trainer.state(), keep)

@@ -47,22 +47,30 @@ def _parameters(quantizer: Quantizer, name: str) -> list[nn.Parameter]:
     return [p for full, p in quantizer.named_parameters() if full == name or full.startswith(f"{name}.")]
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Learning rate of a step, counted from 0: a linear warm-up, then ``config.schedule``."""
+def learning_rate(config: OptimizerConfig, step: int, cooldown: tuple[int, int] = (0, 0)) -> float:
+    """Learning rate of a step, counted from 0: a linear warm-up, then ``config.schedule``.
+
+    cooldown: first step and number of steps of the decay of wsd; other schedules ignore it.
+    """
     first, last = config.learning_rate, config.final_learning_rate
     if config.warmup_steps and step + 1 < config.warmup_steps:
         return first * ((step + 1) / config.warmup_steps)
-    if config.schedule == "constant":
+    if config.schedule == "constant" or (config.schedule == "wsd" and step <= cooldown[0]):
         return first
+    if config.schedule == "wsd":
+        done = (step - cooldown[0]) / cooldown[1]
+        return last + (first - last) * (1 - (math.sqrt(done) if config.decay_shape == "one_minus_sqrt" else done))
     done = min(1.0, max(0, step - config.warmup_steps) / config.decay_steps)
     left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "step": float(done < 1)}[config.schedule]
     return last + (first - last) * left
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int) -> None:
-    """Set the learning rate of a step, counted from 0."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, cooldown: tuple[int, int] = (0, 0)
+) -> None:
+    """Set the ``learning_rate`` of a step."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = learning_rate(config, step, cooldown)
 
 
 def averaged_tensors(averaged: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -367,7 +367,9 @@ class Trainer:
         if not all(math.isfinite(value) for value in losses.values()):
             optimizer.zero_grad(set_to_none=True)
             return False
-        set_learning_rate(optimizer, self.config.optimizer, self.step_count)
+        trunk = self.config.trunk_steps
+        cooldown = trunk, self.config.train.steps - trunk
+        set_learning_rate(optimizer, self.config.optimizer, self.step_count, cooldown)
         optimizer.step()
         return True
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gsq.errors import Missing, UserError
@@ -22,10 +23,11 @@ from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start
 from gsq.sweeps.costing.cost import Estimate, Speed, estimate, evaluation_flops, speed
 from gsq.sweeps.costing.gpu_memory import memory_notes
-from gsq.sweeps.costing.notes import evaluation_notes, image_notes, part_notes, start_notes
+from gsq.sweeps.costing.notes import branch_notes, evaluation_notes, image_notes, part_notes, start_notes
 from gsq.sweeps.costing.resource_class import ResourceClass, resource_class
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.planning.horizons import branches, families
 from gsq.sweeps.spec.cluster import Cluster, load_cluster, local_workers
 from gsq.sweeps.spec.sweep import Budget
 from gsq.sweeps.state.reconcile import reconcile
@@ -151,6 +153,9 @@ def forecast(
     estimates = {cell.signature: estimate(cell, rate, device) for cell in plan.cells}
     starts = _starts(todo, folder, records)
     steps = {cell.signature: records[cell.signature].step or starts.get(cell.signature, 0) for cell in todo}
+    begun = {signature for signature in steps if records[signature].step}
+    branched = {s: branch.step for s, branch in branches(families(todo), steps, begun).items()}
+    steps |= branched
     left = {cell.signature: estimate(cell, rate, device, steps[cell.signature]).seconds for cell in todo}
     slots = local_workers(cluster) if cluster.kind == "local" else cluster.parallel * cluster.cells_per_job
     shared_by = cluster.nodes * cluster.processes_per_node
@@ -159,7 +164,7 @@ def forecast(
     wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
     wall += wall_seconds(evaluations.values(), slots)
     return Forecast(
-        **_common(plan, folder, records, todo, rate, cluster, slots, wall),
+        **_common(plan, folder, records, todo, rate, cluster, slots, wall, steps),
         cells=len(plan.cells),
         finished=sum(record.state == DONE for record in records.values()),
         untried=frozenset(s for s, record in records.items() if not record.attempts),
@@ -169,7 +174,8 @@ def forecast(
         notes=(
             *image_notes(plan),
             *part_notes(plan, folder.parts()),
-            *start_notes(todo, starts),
+            *start_notes(todo, {s: step for s, step in starts.items() if s not in branched}),
+            *branch_notes(todo, branched),
             *memory_notes(todo, rate, cluster),
             *evaluation_notes(lack, evaluations, rate.device),
         ),
@@ -185,9 +191,12 @@ def _common(
     cluster: Cluster,
     slots: int,
     wall: float,
+    steps: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the fields that grids and searches share. todo: the cells to run, ``slots`` at the same time."""
-    after = sum(weight_bytes(c) + (checkpoint_bytes(c) if c.config.execution.keep_checkpoint else 0) for c in todo)
+    """Return the fields that grids and searches share. todo: the cells to run, ``slots`` at the same time. steps: those
+    from which they start, by signature."""
+    kept = {id(c): sum(step > steps.get(c.signature, 0) for step in c.config.kept_steps) for c in todo}
+    after = sum(weight_bytes(c) + kept[id(c)] * checkpoint_bytes(c) for c in todo)
     return {
         "parallel": min(slots, len(todo)),
         "wall_seconds": wall,
@@ -203,7 +212,7 @@ def _common(
 
 
 def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, RunRecord]) -> dict[str, int]:
-    """Return the step from which each new cell starts, if a shorter run of it has finished."""
+    """Return the step from which each new cell starts, if another run keeps a checkpoint of it."""
     found: dict[str, int] = {}
     if not (folder.runs / "lineage").is_dir():
         return found

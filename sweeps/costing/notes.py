@@ -94,7 +94,21 @@ def start_notes(todo: Iterable[Cell], starts: Mapping[str, int]) -> tuple[str, .
         return ()
     what = f"{counted(len(starts), 'cell')} {'starts' if len(starts) == 1 else 'start'}"
     example = f"{first.title}: from step {starts[first.signature]:,} of {first.config.train.steps:,}"
-    return (f"{what} from the checkpoint of a finished run with fewer steps ({example})",)
+    return (f"{what} from the checkpoint of another run, which is the same up to there ({example})",)
+
+
+def branch_notes(todo: Iterable[Cell], branched: Mapping[str, int]) -> tuple[str, ...]:
+    """Return a sentence about horizons that start from a longer one of the plan. branched: their first steps, by
+    signature."""
+    found = [cell for cell in todo if cell.signature in branched]
+    if not found:
+        return ()
+    saved, steps = sum(branched.values()), sum(cell.config.train.steps for cell in found)
+    verb = "trains only its" if len(found) == 1 else "train only their"
+    return (
+        f"{counted(len(found), 'horizon')} {verb} decay, and the longest what comes before: {saved:,} of {steps:,} "
+        f"steps saved ({found[0].title}: from step {branched[found[0].signature]:,})",
+    )
 
 
 def evaluation_notes(lack: Lacking, seconds: Mapping[str, float], device: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from gsq.errors import Missing, UserError
 from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
 from gsq.runs.identity import identity
+from gsq.sweeps.planning.horizons import with_branches
 from gsq.sweeps.planning.names import CellNames, value_of
 from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
 from gsq.sweeps.spec.derive import Derivation
@@ -274,6 +275,8 @@ def make_plan(spec: Spec, *, lenient: bool = False) -> Plan:
             merged.append((axes, cell.signature))
         else:
             cells[cell.signature] = cell
+    for signature, config in with_branches(cells.values()):
+        cells[signature] = replace(cells[signature], config=config)
     if not cells:
         why = _reasons(dropped) or "it has no axes and no cases"
         raise UserError(f"sweep '{spec.name}': the plan is empty: all {len(dropped)} cells were left out, {why}")

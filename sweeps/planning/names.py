@@ -8,6 +8,7 @@ from typing import Any
 from gsq.config.axes import DERIVED, derive
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides
+from gsq.config.parts import option_value
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.sweeps.spec.derive import Derivation, behind_cost
@@ -18,8 +19,10 @@ TURNS = 60
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config."""
-    section, name = key.split(".")
+    """Return the value of ``section.key`` in a config, or of a part's option ``section.options.key``."""
+    section, name = key.split(".", 1)
+    if name.startswith("options."):
+        return option_value(config, key)
     return getattr(getattr(config, section), name)
 
 

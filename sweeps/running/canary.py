@@ -100,6 +100,7 @@ def shortened(cell: Cell) -> Cell:
     config = replace(
         config,
         loss=loss,
+        optimizer=config.optimizer.trunk,
         train=replace(config.train, steps=STEPS),
         evaluation=replace(config.evaluation, num_images=2, every=0, allow_small=True),
         execution=replace(config.execution, keep_checkpoint=True),

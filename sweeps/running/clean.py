@@ -7,8 +7,9 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gsq.files import read_json
 from gsq.records.attempt import DONE, RUNNING
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_run
+from gsq.runs.warm_start import planned_start
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
 from gsq.sweeps.state.local import alive
 
@@ -55,8 +57,9 @@ def clean(
 ) -> Cleaning:
     """Remove unneeded files from the runs of a sweep, or from all runs.
 
-    These are checkpoints of finished runs, except the last one with execution.keep_checkpoint; weights and samples of
-    earlier attempts that a later one has too; and half-written files of dead processes. Weights, curves, evaluations,
+    These are checkpoints of finished runs, except the last one with execution.keep_checkpoint, and those from which an
+    unfinished horizon of any sweep would start; weights and samples of earlier attempts that a later one has too; and
+    half-written files of dead processes. Weights, curves, evaluations,
     configs, samples and whatever an unfinished run resumes from are kept, and so is every run with an attempt that may
     be alive. orphans: also remove whole runs that no plan mentions (of gsq train, or of removed sweeps). dry_run:
     remove nothing. Raises UserError for an unknown sweep, for a sweep with orphans, and for an unreadable plan.
@@ -71,13 +74,18 @@ def clean(
         run_folders = list(_run_folders(root))
         sweep_folders = [path for path in (*(root / "sweeps").glob("*"), root / "originals") if path.is_dir()]
     found: dict[str, list[Path]] = defaultdict(list)
-    kept = {path.name.rpartition("-")[2] for path in (root / "lineage").glob("*/*-*")}
+    needed = cache(partial(_needed, root))
+    kept: dict[str, set[int]] = defaultdict(set)
+    for entry in (root / "lineage").glob("*/*-*"):
+        number, _, signature = entry.name.partition("-")
+        if number.isdigit():
+            kept[signature].add(int(number))
     lone = _orphans(root, run_folders) if orphans else set()
     for run in run_folders:
         if run.signature in lone:
             found["orphans"] += [path for path in run.path.rglob("*") if path.is_file()]
         else:
-            for kind, path in _of_run(run, run.signature in kept):
+            for kind, path in _of_run(run, kept[run.signature], needed):
                 found[kind].append(path)
     for path in (p for folder in sweep_folders for p in folder.glob(".*.partial")):
         if _age(path) > PARTIAL_SECONDS:
@@ -112,8 +120,32 @@ def _orphans(root: Path, run_folders: list[RunFolder]) -> set[str]:
     return {run.signature for run in run_folders if run.signature not in mentioned and not _may_be_alive(run)}
 
 
-def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
-    """Yield kind and path of the removable files of a run. kept: longer runs may start from its last checkpoint."""
+def _needed(root: Path) -> set[tuple[str, int]] | None:
+    """Return signature and step of each checkpoint from which an unfinished horizon would start; None if a plan cannot
+    be read."""
+    found = set()
+    try:
+        for name in sweep_names(root):
+            folder = SweepFolder(root, name)
+            cells = [cell for cell in folder.read_plan().cells if cell.config.optimizer.schedule == "wsd"]
+            records = folder.records(cell.signature for cell in cells)
+            for cell in cells:
+                run, fingerprint = RunFolder.of(root, cell.signature), cell.data_label.rpartition(":")[2]
+                if records[cell.signature].state != DONE and (start := planned_start(run, cell.config, fingerprint)):
+                    found.add((start[1], start[0]))
+    except UserError:
+        return None
+    return found
+
+
+def _of_run(
+    run: RunFolder, kept: set[int], needed: Callable[[], set[tuple[str, int]] | None]
+) -> Iterator[tuple[str, Path]]:
+    """Yield kind and path of the removable files of a run.
+
+    kept: steps of its checkpoints from which other runs may start. needed: returns what ``_needed`` does; this decides
+    about checkpoints that only the plan asked for.
+    """
     attempts = run.attempt_folders()
     ended = [path for path in attempts if not _attempt_may_be_alive(path)]
     for path in (p for attempt in ended for p in attempt.rglob("*.partial")):
@@ -124,11 +156,14 @@ def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
     record = read_run(run)
     if record.state != DONE or len(ended) < len(attempts):
         return
-    keep = record.steps if kept or _keeps_checkpoint(run) else None
+    always, branches = _keeps(run)
+    keep = kept | {record.steps} if always else kept
+    if not always and branches and (of_others := needed()) is not None:
+        keep = {step for step in keep if step not in branches or (run.signature, step) in of_others}
     for attempt in attempts:
         for path in attempt.glob("checkpoint-*"):
             match = CHECKPOINT.fullmatch(path.name)
-            if match and int(match[1]) != keep:
+            if match and int(match[1]) not in keep:
                 yield "checkpoints", path
     newest = {name: newest_file(run, name) for name in ("model.safetensors", "samples.png", "index_histogram.npz")}
     for attempt in attempts:
@@ -141,11 +176,13 @@ def _of_run(run: RunFolder, kept: bool) -> Iterator[tuple[str, Path]]:
                 yield "leftovers", attempt / name
 
 
-def _keeps_checkpoint(run: RunFolder) -> bool:
+def _keeps(run: RunFolder) -> tuple[bool, list[int]]:
+    """Return execution.keep_checkpoint and execution.keep_at of a run."""
     try:
-        return bool(run.read_config().get("execution", {}).get("keep_checkpoint"))
+        execution = run.read_config().get("execution", {})
+        return bool(execution.get("keep_checkpoint")), execution.get("keep_at", [])
     except UserError:
-        return True  # Unknown, so keep it.
+        return True, []  # Unknown, so keep all.
 
 
 def _may_be_alive(run: RunFolder) -> bool:

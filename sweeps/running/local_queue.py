@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from gsq.sweeps.spec.cluster import Cluster, local_gpus, local_workers
 from gsq.sweeps.state.cancellation import claim_signal, mark, marked, with_cancelled
 from gsq.sweeps.state.deaths import note_worker_death
 from gsq.sweeps.state.local import Worker, local_jobs, workers
-from gsq.sweeps.state.reconcile import Action, Job, OnUpdate, no_update, reconcile
+from gsq.sweeps.state.reconcile import Action, Job, OnUpdate, coming, no_update, reconcile
 
 POLL_SECONDS = 0.25
 # Interval between looks at this machine's processes, besides one at each start of a worker [s].
@@ -62,11 +62,13 @@ class LocalQueue:
         on_update: OnUpdate = no_update,
         retry: bool = False,
         more: Callable[[list[Action], dict[str, RunRecord]], list[str]] = lambda actions, records: [],
+        held: Callable[[set[str], dict[str, RunRecord]], Collection[str]] = lambda coming, records: (),
     ) -> None:
         """source: the source copy that workers run. retry: retry all failed cells once at the start. more: returns
-        further cells to run; it is called in every round."""
+        further cells to run; it is called in every round. held: returns which of the cells that are running or to run
+        should not start yet; it must not return all of those to run if none is running."""
         self.folder, self.signatures, self.source = folder, signatures, source
-        self.on_update, self.more = on_update, more
+        self.on_update, self.more, self.held = on_update, more, held
         self.slots, self.gpus, self.environment = local_workers(cluster), local_gpus(), cluster.environment
         self.resumed_first = cluster.resumed("request" if retry else "submit")
         self.resumed = cluster.resumed("itself")
@@ -102,8 +104,9 @@ class LocalQueue:
                         ready = [action.cell.signature for action in actions if action.kind == "submit"]
                         if ready and busy < self.slots:
                             others = self._others(fresh=True)
+                            later = {*others, *self.held(coming(actions), records)}
                             free = self.slots - busy - sum(signature in others for signature in ready)
-                            for signature in [s for s in ready if s not in others][: max(0, free)]:
+                            for signature in [s for s in ready if s not in later][: max(0, free)]:
                                 self.before[signature] = records[signature].heartbeat
                                 self._start(signature)
                     self.on_update(actions, records)

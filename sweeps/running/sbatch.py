@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,25 @@ def handed_on(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def job_script(
-    entry: journal.Entry, cluster: Cluster, parallel: int, python: str, variables: Mapping[str, str] | None = None
+    entry: journal.Entry,
+    cluster: Cluster,
+    parallel: int,
+    python: str,
+    variables: Mapping[str, str] | None = None,
+    after: Collection[str] = (),
 ) -> str:
-    """Return submitit's script for an array, as a pure function of these arguments. variables: from ``handed_on``."""
+    """Return submitit's script for an array, as a pure function of these arguments.
+
+    variables: from ``handed_on``. after: jobs that must have ended, whatever became of them, before it starts.
+    """
     from submitit.slurm.slurm import _make_sbatch_string
 
     tasks = -(-len(entry.signatures) // entry.cells_per_job)
     keys = ("partition", "account", "qos", "constraint", "dependency")
     options: dict[str, Any] = {key: getattr(cluster, key) or None for key in keys}
+    if after and not entry.clusters and "?" not in cluster.dependency:
+        # Jobs of another cluster cannot be waited for, nor beside alternatives (?).
+        options["dependency"] = ",".join(filter(None, (cluster.dependency, ":".join(("afterany", *sorted(after))))))
     # Clusters that account by wckey refuse submitit's default.
     options |= {"wckey": None, **_memory(entry.memory_gb, cluster)}
     script: str = _make_sbatch_string(

@@ -9,9 +9,10 @@ import secrets
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from gsq.sweeps.costing.forecast import admit, by_class
 from gsq.sweeps.costing.resource_class import ResourceClass
 from gsq.sweeps.planning.cells import Cell, Plan
 from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.planning.horizons import families, waiting
 from gsq.sweeps.running.array_job import ArrayJob
 from gsq.sweeps.running.local_queue import LocalQueue
 from gsq.sweeps.running.sbatch import Refused, check_path, hand_over, handed_on, job_script, pickled
@@ -34,7 +36,7 @@ from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.state import journal
 from gsq.sweeps.state.cancellation import clear, marked, stopping, with_cancelled
 from gsq.sweeps.state.local import alive, with_local_jobs
-from gsq.sweeps.state.reconcile import Action, OnUpdate, no_update, reconcile
+from gsq.sweeps.state.reconcile import Action, Job, OnUpdate, coming, no_update, reconcile
 from gsq.sweeps.state.slurm import jobs_by_name, largest_array, require_known, require_slurm, slurm_jobs
 from gsq.words import counted
 
@@ -93,7 +95,9 @@ def submit_cells(
             clear(folder, [cell.signature for cell in plan.cells])
             # Start with the longest, so that no worker has a long cell at the end.
             longest_first = [cell.signature for cell in sorted(plan.cells, key=lambda c: -c.cost.train_flops)]
-            return Submission(folder, LocalQueue(folder, source, longest_first, cluster, on_update, retry).run(), {})
+            held = partial(waiting, families(plan.cells), runs=folder.runs)
+            queue = LocalQueue(folder, source, longest_first, cluster, on_update, retry, held=held)
+            return Submission(folder, queue.run(), {})
         resumed = cluster.resumed("request" if retry else "submit")
         return Submission(folder, *submit_missing(plan, cluster, folder, source, resumed))
 
@@ -133,7 +137,7 @@ def submit_missing(
         # Take the number before reading the journal, so that any later submission collides with it.
         number = max(journal.numbers(folder), default=0) + 1
         settle(folder, cluster)
-        actions, wanted, records = _missing(plan, folder, cluster, resumed)
+        actions, wanted, records, jobs = _missing(plan, folder, cluster, resumed)
         if stopping(folder, actions) and time.monotonic() < deadline:
             time.sleep(1)
             continue
@@ -143,7 +147,9 @@ def submit_missing(
         clear(folder, {cell.signature for cell in wanted})
         try:
             rate = speed(plan.cells, records, cluster.device, folder, cluster.gpu)
-            Arrays(wanted, rate, cluster, folder, source).hand_over(number, lambda e: ArrayJob(str(e.path)), arrays)
+            hosts = waiting(families(plan.cells), coming(actions), records, runs=folder.runs)
+            all_of_them = Arrays(wanted, rate, cluster, folder, source, hosts, jobs)
+            all_of_them.hand_over(number, lambda entry: ArrayJob(str(entry.path)), arrays)
         except journal.Taken:
             continue
         return first, arrays
@@ -178,8 +184,8 @@ def _driver_alive(entry: journal.Entry) -> bool:
 
 def _missing(
     plan: Plan, folder: SweepFolder, cluster: Cluster, resumed: Collection[str], note: bool = True
-) -> tuple[list[Action], list[Cell], dict[str, RunRecord]]:
-    """Return the action for each cell, the cells to submit, and the records of the run folders."""
+) -> tuple[list[Action], list[Cell], dict[str, RunRecord], dict[str, Job]]:
+    """Return the action for each cell, the cells to submit, the records of the run folders, and the jobs."""
     signatures = [cell.signature for cell in plan.cells]
     records = folder.records(signatures)
     # Runs in this machine's queue are alive, too.
@@ -193,7 +199,7 @@ def _missing(
         # Record this for the next attempt, because the scheduler may forget it.
         if action.cell.failure == "out_of_memory" and records[action.cell.signature].state == RUNNING and note:
             note_killed(RunFolder.of(folder.runs, action.cell.signature), "out_of_memory")
-    return actions, [cell for cell in plan.cells if cell.signature in wanted], records
+    return actions, [cell for cell in plan.cells if cell.signature in wanted], records, jobs
 
 
 @dataclass(frozen=True)
@@ -206,14 +212,28 @@ class Arrays:
     folder: SweepFolder
     source: Path
     """The source copy that the jobs run."""
+    hosts: Mapping[str, str] = field(default_factory=dict)
+    """Longer cell to wait for, by signature (gsq.sweeps.planning.horizons.waiting)."""
+    jobs: Mapping[str, Job] = field(default_factory=dict)
+    """Jobs of cells that were submitted before."""
 
-    def _classes(self) -> tuple[dict[ResourceClass, list[Cell]], int]:
-        """Group cells by resource class. Also returns how many cells an array can have."""
+    def _classes(self) -> tuple[list[tuple[ResourceClass, list[Cell]]], int]:
+        """Group cells by resource class, and those that wait for others last. Also returns how many cells an array can
+        have."""
         largest = largest_array() * self.cluster.cells_per_job if self.cells else 1
-        return by_class(self.cells, self.rate, self.cluster), largest
+        rounds = ([cell for cell in self.cells if (cell.signature in self.hosts) == late] for late in (False, True))
+        return [pair for cells in rounds for pair in by_class(cells, self.rate, self.cluster).items()], largest
 
-    def entry(self, number: int, resources: ResourceClass, members: Sequence[Cell]) -> tuple[journal.Entry, str]:
-        """Return the journal entry and the job script of one array."""
+    def _awaited(self, members: Sequence[Cell], arrays: Mapping[str, Sequence[str]]) -> set[str]:
+        """Return the SLURM jobs of the cells that these wait for. arrays: those of this submission."""
+        hosts = {self.hosts[cell.signature] for cell in members if cell.signature in self.hosts}
+        earlier = {job.name for s in hosts if (job := self.jobs.get(s)) and job.array and job.state != "gone"}
+        return earlier | {array for array, signatures in arrays.items() if hosts.intersection(signatures)}
+
+    def entry(
+        self, number: int, resources: ResourceClass, members: Sequence[Cell], after: Collection[str] = ()
+    ) -> tuple[journal.Entry, str]:
+        """Return the journal entry and the job script of one array. after: jobs that it waits for."""
         entry = journal.Entry(
             path=journal.path_of(self.folder, number),
             # The name is unique even if two runs folders have a sweep of the same name.
@@ -231,13 +251,13 @@ class Arrays:
         )
         # The sweep has one limit on parallel jobs, but SLURM needs one for each array.
         parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
-        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ))
+        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ), after)
 
     def scripts(self, number: int) -> list[str]:
         """Return the job scripts of all arrays from ``number`` on, if sbatch refuses none."""
         classes, largest = self._classes()
-        parts = [(r, group[i : i + largest]) for r, group in classes.items() for i in range(0, len(group), largest)]
-        return [self.entry(number + i, *part)[1] for i, part in enumerate(parts)]
+        parts = [(r, group[i : i + largest]) for r, group in classes for i in range(0, len(group), largest)]
+        return [self.entry(number + i, *part, self._awaited(part[1], {}))[1] for i, part in enumerate(parts)]
 
     def hand_over(self, number: int, job_of: Callable[[journal.Entry], Any], arrays: dict[str, list[str]]) -> None:
         """Submit all arrays as entries from ``number`` on, adding signatures to ``arrays`` by the array's id.
@@ -249,9 +269,10 @@ class Arrays:
         numbers = itertools.count(number)
         left: list[tuple[ResourceClass, int, Refused]] = []
         classes, size = self._classes()
-        for resources, members in classes.items():
+        for resources, members in classes:
             while members:
-                entry, script = self.entry(next(numbers), resources, members[:size])
+                after = self._awaited(members[:size], arrays)
+                entry, script = self.entry(next(numbers), resources, members[:size], after)
                 job = pickled(job_of(entry), entry.minutes)
                 journal.add(entry, {journal.SCRIPT: script.encode(), journal.PICKLE: job})
                 try:
@@ -298,9 +319,10 @@ def dry_run(plan: Plan, cluster: Cluster, *, runs: Path | None = None, retry: bo
     folder = SweepFolder(runs or runs_root(), plan.name)
     check(plan, cluster, folder)
     resumed = cluster.resumed("request" if retry else "submit")
-    _, wanted, records = _missing(plan, folder, cluster, resumed, note=False)
+    actions, wanted, records, jobs = _missing(plan, folder, cluster, resumed, note=False)
     if cluster.kind == "local":
         return [f"{cell.signature} {cell.title}" for cell in wanted]
     number = max(journal.numbers(folder), default=0) + 1
     rate, source = speed(plan.cells, records, cluster.device, folder, cluster.gpu), source_folder(folder)
-    return Arrays(wanted, rate, cluster, folder, source).scripts(number)
+    hosts = waiting(families(plan.cells), coming(actions), records, runs=folder.runs)
+    return Arrays(wanted, rate, cluster, folder, source, hosts, jobs).scripts(number)

@@ -109,7 +109,7 @@ COLUMNS: tuple[Column, ...] = (
             "source, versions and device of gsq evaluate, as JSON; null where the run itself evaluated",
         ),
         ("attempts", "int64", "attempts", "number of attempts"),
-        ("started_from", "string", "", "shorter run whose checkpoint it started from, which its cost leaves out"),
+        ("started_from", "string", "", "run whose checkpoint it started from, which its cost leaves out"),
     ),
     *_columns(
         "state",

@@ -31,6 +31,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from gsq.config.overrides import config_key
+from gsq.config.parts import option_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS
 from gsq.config.types import check_type
@@ -284,13 +285,13 @@ def _space(values: Any, base: RunConfig, where: str) -> dict[str, Entry]:
     space: dict[str, Entry] = {}
     seen: set[str] = set()
     for name, given in values.items():
-        section, key = (full := config_key(str(name), where)).split(".")
+        section, key = (full := config_key(str(name), where)).split(".", 1)
         if section not in SCIENCE_SECTIONS:
             raise UserError(f"{where}: '{name}' does not change what a run computes, so there is nothing to search")
         if full in seen:
             raise UserError(f"{where}: '{name}' is given twice, under two names")
         seen.add(full)
-        current = getattr(getattr(base, section), key)
+        current = option_value(base, full) if key.startswith("options.") else getattr(getattr(base, section), key)
         place = f"{where}: {name}"
         if isinstance(current, tuple) and isinstance(given, list):
             if not given:

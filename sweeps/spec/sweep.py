@@ -29,7 +29,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gsq.config.overrides import config_key, load_config, read_yaml
+from gsq.config.overrides import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.config.parts import search_also
 from gsq.config.presets import PRESETS, preset
 from gsq.config.quantizer import QuantizerConfig
@@ -139,6 +139,12 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
             seen.add(full)
     recorded = tuple(dict.fromkeys(str(k) for part in (axes, *groups, *cases) for k in part if k in others))
+    horizons = next((values for key, values in axes.items() if SHORT_NAMES.get(key, key) == "train.steps"), [])
+    if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
+        raise UserError(
+            f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
+            f"{sorted(set(horizons))}"
+        )
     texts = _listed(values, "where", str, where, "expressions")
     plan_for = values.get("plan_for") or ""
     if not isinstance(plan_for, str):

@@ -71,6 +71,11 @@ class Action:
     cell: CellState
 
 
+def coming(actions: Iterable[Action]) -> set[str]:
+    """Return the signatures of the cells that are queued, running or to be submitted."""
+    return {action.cell.signature for action in actions if action.kind in ("submit", "wait")}
+
+
 OnUpdate = Callable[[list[Action], dict[str, RunRecord]], None]
 
 

@@ -21,7 +21,6 @@ from gsq.analysis import (
     report_card,
     rollout,
 )
-from gsq.analysis.fitting.quantities import profile_interval
 
 HEIGHTS = {"gsq": 0.13, "simvq": 0.2, "vq": 0.3}
 LAW = "rfid = A[quantizer] * bits_per_pixel^(-alpha)"
@@ -148,11 +147,6 @@ def test_the_profile_of_a_factor_is_that_of_the_factor_as_a_parameter(found: Fit
         one = next(one for one in arms(found, "quantizer", "vq").worths if one.arm == arm)
         assert one.factor == pytest.approx(own.parameters[name], rel=1e-5)
         assert one.profile == pytest.approx(own.profile_intervals[name], rel=1e-3)
-
-
-def test_the_profile_of_a_parameter_is_its_own_interval(found: Fit) -> None:
-    low, high = profile_interval(found, lambda theta: theta[:, 3])
-    assert (low, high) == pytest.approx(found.profile_intervals["alpha"], rel=1e-3)
 
 
 def test_exponents_that_differ_are_found_and_the_place_is_named() -> None:

@@ -114,8 +114,8 @@ def test_what_an_evaluation_lacks_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("GSQ_WEIGHTS", str(tmp_path / "weights"))
-    config = tiny(**{f"evaluation__{name}": value for name, value in evaluation.items()})
     with pytest.raises(UserError, match=r"'alexnet'.*are missing|'no_such_module:build' cannot be imported"):
+        config = tiny(**{f"evaluation__{name}": value for name, value in evaluation.items()})
         train(config, tmp_path / "runs", on_step=lambda step: pytest.fail("trained"))
 
 

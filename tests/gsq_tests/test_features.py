@@ -194,7 +194,7 @@ def test_features_by_import_path() -> None:
     ("name", "message"),
     [
         ("no_such.module:build", r"'no_such\.module:build' cannot be imported .*PYTHONPATH"),
-        ("counting_features:nothing", "is not a function there"),
+        ("counting_features:nothing", "no class or function 'nothing'"),
         ("counting_features:number", "returned a int"),
         ("counting_features:maps", r"makes \(2, 3, 32, 32\) of two images"),
     ],

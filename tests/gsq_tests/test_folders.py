@@ -207,7 +207,7 @@ def test_a_split_that_is_not_one_is_said(tmp_path: Path, folders: tuple[str, ...
     assert len(used(files)) == 12 * len(folders) and not files.left_out
     (note,) = files.notes
     assert all(f"{folder}/" in note for folder in folders) and "data.validation_share 0.3" in note
-    with pytest.raises(UserError, match=r"train/ and val/.*raise data\.validation_share"):
+    with pytest.raises(UserError, match=r"train and val.*raise data\.validation_share"):
         found(tmp_path, validation_share=1e-9)
 
 
@@ -235,7 +235,7 @@ def test_names_of_any_bytes(plain: Path) -> None:
     (plain / "train" / "two\nlines.png").unlink()
     victim = next(file for file in files.train if "caf" in file.name)
     victim.path.write_bytes(encoded(81))
-    with pytest.raises(UserError, match=r"caf\\xe9\.png: its content is not what"):
+    with pytest.raises(UserError, match=r"caf\\xe9\.png: .*sha256"):
         ImageSource(data("image_folder", plain), files).load(victim)
     victim.path.write_bytes(encoded(80))
     assert ImageSource(data("image_folder", plain)).train_batch(0, 0, range(30)).shape[0] == 30

@@ -13,7 +13,7 @@ import pytest
 
 from gsq.config.flops import cost
 from gsq.config.overrides import Overrides, differences, from_dict, load_config, override, to_dict
-from gsq.config.parts import changed_options, is_path, options_of, source, source_sha256, sources_text
+from gsq.config.parts import changed_options, is_path, option_value, options_of, source, source_sha256, sources_text
 from gsq.config.presets import preset
 from gsq.config.run import RunConfig
 from gsq.config.signature import signature
@@ -171,3 +171,12 @@ def test_costs_are_those_of_the_part() -> None:
     assert wider.generator_flops > 1.5 * found.generator_flops
     with pytest.raises(UserError, match=r"model.kind.*own_parts:WithOptions.encoder.*NotImplementedError"):
         cost(override(BASE, {"model.kind": "own_parts:WithOptions"}))
+
+
+def test_an_option_by_its_dotted_key() -> None:
+    config = override(BASE, {"quantizer.kind": QUANTIZER})
+    assert option_value(config, "quantizer.options.temperature") == 1.0
+    with pytest.raises(UserError, match=r"quantizer.options.heat.*temperature"):
+        option_value(config, "quantizer.options.heat")
+    with pytest.raises(UserError, match=r"quantizer.kind is 'gsq'.*package.module:Name"):
+        option_value(BASE, "quantizer.options.temperature")

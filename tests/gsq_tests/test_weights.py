@@ -380,7 +380,7 @@ def test_the_weights_verbs(server: Server, folder: Path) -> None:
         "verify", code=1
     )
     for words, message in (
-        (["fetch"], "or say --all"),
+        (["fetch"], "--all"),
         (["fetch", "vgg16", "--all"], "not both"),
         (["fetch", "vgg"], r"'vgg' is not known \(did you mean 'vgg16'\?\)"),
         (["fetch", "--all", "--from", server.url], "is one file, but several weights"),

@@ -36,6 +36,7 @@ from gsq.sweeps.spec import search_space, sweep
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
 from gsq.sweeps.spec.shipped import configs_folder, find_file
 from gsq.sweeps.spec.sweep import load_spec
+from gsq.templates.write import write_part
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READMES = sorted(
@@ -47,6 +48,8 @@ LONGEST = 150
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Names that stand for the reader's own: a first sweep, what commands of the READMEs write, shards of a data set.
 EXAMPLES = (
+    "my",
+    "my_vq",
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
     *("train-00000-of-00010", "x-val-0001", "isoflop", "rates"),
 )
@@ -145,7 +148,7 @@ def test_sweeps_and_tables_that_ship_are_there(readme: str) -> None:
         if (
             words[:1] != ["gsq"]
             or len(words) < 3
-            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize")
+            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize", "new", "check")
         ):
             continue
         name = words[2]
@@ -184,6 +187,8 @@ def test_every_name_of_python_in_a_sentence_is_there(readme: str) -> None:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_every_yaml_snippet_loads(readme: str, tmp_path: Path) -> None:
+    # What the pages tell the reader to write first.
+    write_part("quantizer", tmp_path / "my_vq.py")
     for number, block in enumerate(blocks(text_of(readme), "yaml")):
         file = tmp_path / f"snippet-{number}.yaml"
         file.write_text(block)
@@ -231,7 +236,7 @@ def test_every_path_is_there(readme: str) -> None:
     shell = [word for block in blocks(text, "sh") for word in block.split()]
     for word in [*inline(text), *shell]:
         word = word.strip(",:")
-        if Path(word).stem in EXAMPLES or word.endswith(("-curves.parquet", "results/runs")):
+        if Path(word).stem.removeprefix("test_") in EXAMPLES or word.endswith(("-curves.parquet", "results/runs")):
             continue
         inside = re.match(r"(?:gsq|sweeps|analysis|results|notebooks|tests)/[\w./-]*$", word)
         if inside or re.fullmatch(r"[\w-]+\.(?:py|csv|parquet|journal|ipynb|txt)", word):

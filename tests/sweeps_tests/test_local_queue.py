@@ -231,7 +231,7 @@ def test_a_killed_driver_and_an_interrupted_one(
     tell(second, signal.SIGINT, worker)
     told, _ = second.communicate(timeout=60)
     assert second.returncode == 130, told
-    assert "Traceback" not in told and "stopped" in told and "To go on" in told
+    assert "Traceback" not in told and "stopped" in told and f"gsq run {source}" in told.replace("\n", "")
     assert not alive(worker.pid)
     record = read_run(run)
     assert (record.state, record.failure, record.attempts) == ("failed", "cancelled", 1)

@@ -193,6 +193,6 @@ def test_a_worker_that_is_killed_is_named_and_leaves_no_process(folder: Path, mo
     assert started and not any(Path(f"/proc/{pid}").exists() for pid in started)
     # Another is refused in words, and what is printed beside the answers does no harm.
     (folder / "deadly.py").write_text("print('loud')\nbuild = 3\n")
-    with pytest.raises(UserError, match="is not a function there"):
+    with pytest.raises(UserError, match="no class or function 'build'"):
         list(evaluate_in_processes(requests, 2))
     assert not (run.path / "evaluations").exists()

@@ -163,3 +163,17 @@ def test_cmaes_says_which_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install cmaes"):
         search_of({"sampler": "cmaes"})
+
+
+def test_options_of_a_part_of_ones_own_can_be_searched() -> None:
+    values: dict[str, Any] = {
+        "name": "own",
+        "base": "cpu-tiny",
+        "set": {"quantizer.kind": "gsq.templates.quantizer:Mine"},
+    }
+    space = {"quantizer.options.temperature": {"uniform": [0.1, 2]}}
+    found = load_spec({**values, "search": {"trials": 2, "space": space}}).search
+    assert found is not None
+    assert set(found.space) == set(space)
+    with pytest.raises(UserError, match=r"quantizer.options.heat"):
+        load_spec({**values, "search": {"trials": 2, "space": {"quantizer.options.heat": {"uniform": [0, 1]}}}})
