@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from gsq.cli.main import app
 from gsq.errors import UserError
+from gsq.sweeps.costing.cost import Estimate
+from gsq.sweeps.costing.resource_class import ResourceExpression
 from gsq.sweeps.planning.cells import CellMaker, Plan, make_plan, other_axes
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.derive import Derivation
+from gsq.sweeps.spec.expressions import Constraint
 from gsq.sweeps.spec.sweep import load_spec
 
 PlanOf = Callable[..., Plan]
@@ -160,6 +163,11 @@ def test_gsq_plan_says_what_is_derived_and_draws_it(folder: Path) -> None:
     document = json.loads(CliRunner().invoke(app, ["plan", "iso.yaml", "--json"]).stdout)
     assert document["derived"][1] == {"key": "train.steps", "formula": STEPS, "rounded_to": "a whole number"}
     assert document["cells"][0]["axes"].keys() == {"flops_budget", "width", "steps", "learning_rate"}
+
+
+def test_a_power_is_a_power_in_every_file() -> None:
+    assert Constraint("groups^3 == 8").holds({"groups": 2}.__getitem__)
+    assert ResourceExpression("minutes", "minutes + 2^5").value(Estimate(60, 2**30), None) == 33
 
 
 def test_a_formula_names_what_it_is_rounded_to(plan_of: PlanOf) -> None:
