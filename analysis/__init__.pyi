@@ -21,6 +21,9 @@ from .checking.held_out import HeldOut as HeldOut
 from .checking.held_out import held_out as held_out
 from .checking.nested import NestedTest as NestedTest
 from .checking.nested import nested_test as nested_test
+from .checking.optimum import Optimum as Optimum
+from .checking.optimum import SizeOptimum as SizeOptimum
+from .checking.optimum import optimum as optimum
 from .checking.predictions import SeedNoise as SeedNoise
 from .checking.predictions import check_predictions as check_predictions
 from .checking.predictions import seed_noise as seed_noise
@@ -50,6 +53,7 @@ from .figures.curves import curve_figure as curve_figure
 from .figures.curves import step_figure as step_figure
 from .figures.designs import design_figure as design_figure
 from .figures.designs import replay_figure as replay_figure
+from .figures.optima import optimum_figure as optimum_figure
 from .figures.panels import Curve as Curve
 from .figures.panels import Overlay as Overlay
 from .figures.panels import Panel as Panel
@@ -60,6 +64,7 @@ from .figures.panels import axis_panel as axis_panel
 from .figures.panels import rate_panel as rate_panel
 from .figures.panels import reference_rows as reference_rows
 from .figures.panels import step_panel as step_panel
+from .figures.plans import plan_figure as plan_figure
 from .figures.predictions import prediction_figure as prediction_figure
 from .figures.predictions import seed_figure as seed_figure
 from .figures.reconstructions import compare_reconstructions as compare_reconstructions

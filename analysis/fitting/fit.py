@@ -357,7 +357,8 @@ def _delta(
 
 def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[str, ...]:
     warnings = [*([excluded.text] if excluded.text else []), *excluded.warnings]
-    read = {*TOKENIZER, *law.columns, *law.factors, *(one for name in law.columns for one in modifiers(name))}
+    read = {*TOKENIZER, law.target, *law.columns, *law.factors}
+    read |= {one for name in law.columns for one in modifiers(name)}
     others = varying(rows, [name for name in CONFIGURATION if name not in read])
     if "other_axes" in others:
         # Its keys are columns of their own.

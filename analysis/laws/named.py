@@ -199,6 +199,14 @@ LAWS: dict[str, Law] = {
             known=(*KNOWN, "weight_bits"),
             simpler="chinchilla",
         ),
+        Law(
+            "critical_batch",
+            "rfid = E + A * (step / (1 + B_c / batch_size))^(-a)",
+            "arXiv 1812.06162, equation 2.11: an rfid takes S (1 + B_c / batch_size) steps, S of them at a large batch",
+            bounds={"E": _POSITIVE, "A": _POSITIVE, "a": _POSITIVE, "B_c": _POSITIVE},
+            starts={"a": (0.05, 3), "B_c": (1, 1e4)},
+            simpler="step_power",
+        ),
     )
 }
 COMPARED = tuple(LAWS)[:10]

@@ -135,7 +135,8 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     from gsq.analysis.figures.scaling import scaling_figure
     from gsq.analysis.figures.style import saved_files
     from gsq.analysis.tables.table import as_asked, load_results, protocol_counts, results_table
-    from gsq.cli.fit import load_and_fit, print_fit
+    from gsq.cli.fit import load_and_fit
+    from gsq.cli.show_fit import print_fit
     from gsq.cli.wording import failed_advice
     from gsq.sweeps.spec.states import CANCELLED
     from gsq.sweeps.state.reconcile import STOPPED, shown_state

@@ -143,7 +143,8 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
         rows = frame.drop_duplicates("signature")
         rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
         for _, row in rows.iterrows():
-            axes = {k: v for k, v in _case(row).items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
+            axes = {k: v for k, v in _case(row).items() if "." in k or k in (*SHORT_NAMES, *spec.recorded)}
+            axes = {k: v for k, v in axes.items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
             try:
                 cell = make(axes)
             except UserError:
@@ -168,7 +169,7 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
 
 
 def _seed(config: RunConfig) -> int:
-    from gsq.sweeps.planning.cells import value_of
+    from gsq.sweeps.planning.names import value_of
 
     return int(value_of(config, "seed" if config.program else "train.seed") or 0)
 
@@ -274,7 +275,7 @@ def _write_sweep(
                 raise UserError(f"--output: {output} is the sweep of the candidates; write another file")
             values, folder = read_yaml(path), path.parent
         document["base"] = values.get("base")
-        document |= {key: values[key] for key in ("set", *PROGRAM_KEYS) if values.get(key)}
+        document |= {key: values[key] for key in ("set", "derive", *PROGRAM_KEYS) if values.get(key)}
     if isinstance(document["base"], str) and document["base"].endswith((".yaml", ".yml")):
         beside = folder / document["base"]
         beside = beside if beside.is_file() else Path(document["base"])

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gsq.analysis.laws.named import Bound, Law
 
 from gsq.analysis.fitting.options import Options
+from gsq.cli.optimum import print_optimum, words_of
 from gsq.cli.questions import Questions
+from gsq.cli.show_fit import print_fit
 from gsq.cli.table_options import (
     BoundOption,
     LawOption,
@@ -58,6 +60,14 @@ def fit_command(
     ] = None,
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
+    ] = None,
+    optimum: Annotated[
+        str | None,
+        typer.Option(
+            "--optimum",
+            metavar="COLUMN",
+            help="The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.",
+        ),
     ] = None,
     protocol: ProtocolOption = None,
     derive: Annotated[
@@ -132,6 +142,8 @@ def fit_command(
 
     Example: gsq fit groups widths --by sweep
 
+    Example: gsq fit rates --optimum learning_rate --by width batch_size --figure rates.png
+
     Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
     """
     from gsq.analysis.errors import AnalysisError
@@ -141,8 +153,26 @@ def fit_command(
     from gsq.analysis.tables.table import unquoted
 
     target = None if target is None else unquoted(target)
-    paths = table_paths(table)
+    paths = table_paths(table if optimum is None else table[:1])
     require_outputs({"--output": output}, {"--figure": figure})
+    more = table[1:] if optimum is not None and by else []
+    words = words_of(by, more)
+    if optimum is not None:
+        asked: dict[str, object] = {
+            "--law": law,
+            "--bound": bound,
+            "--start": start,
+            "--derive": derive,
+            "--arms": arms,
+        }
+        asked |= {"--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate, "--card": card}
+        if other := [name for name, value in {**asked, "--against": against, "--rollout": rollout}.items() if value]:
+            raise AnalysisError(f"--optimum fits a law of its own; leave out {' and '.join(other)}")
+        print_optimum(
+            paths[0], optimum, words, options,
+            target=target, protocol=protocol, where=where, figure=figure, output=output, as_json=as_json,
+        )  # fmt: skip
+        return
     document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
         raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
@@ -354,30 +384,3 @@ def _collapse_or_extrapolate(
         "rows": json.loads(curves.table.to_json(orient="records")),
     }
     return [curves.table.to_string(index=False, float_format=lambda value: f"{value:.4g}"), curves.text]
-
-
-def print_fit(one: Fit, derived: Sequence[Derived] = ()) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from gsq.analysis.fitting.result import interval_text
-
-    console = Console(emoji=False)
-    console.print(f"[bold]{escape(one.law.name)}[/bold]  {escape(one.formula())}", highlight=False)
-    console.print(escape(one.at_best()), highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("parameter", "value", f"{one.confidence:.0%} interval", ""):
-        table.add_column(name)
-    for name, value in one.parameters.items():
-        why = one.undetermined.get(name)
-        note = f"not determined by these data ({why})" if why else ""
-        table.add_row(escape(name), f"{value:.4g}", interval_text(one.intervals[name], " to "), escape(note))
-    for more in derived:
-        note = f"not determined by these data ({more.why_not})" if more.why_not else ""
-        table.add_row(escape(more.name), f"{more.value:.4g}", interval_text(more.interval, " to "), note)
-    console.print(table)
-    console.print(one.quality(), highlight=False, style="dim")
-    for warning in one.warnings:
-        console.print(f"[yellow]Warning:[/yellow] {escape(warning)}.", highlight=False)
-    console.print()

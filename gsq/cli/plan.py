@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +17,9 @@ from gsq.cli.options import (
     PlanClusterOption,
     SweepArgument,
 )
+
+if TYPE_CHECKING:
+    from gsq.sweeps.planning.cells import Plan
 
 NoiseOption = Annotated[
     float | None,
@@ -51,6 +56,10 @@ def plan_command(
         ),
     ] = None,
     anchors: AnchorsOption = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Draw parameters against images, along lines of equal compute."),
+    ] = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -67,9 +76,14 @@ def plan_command(
 
     Example: gsq plan quickstart
     Example: gsq plan paper/fig4 --gpu h100
+    Example: gsq plan isoflop.yaml --figure isoflop.png
     Example: gsq plan groups.yaml --power --law saturating --noise 0.03
     Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
     """
+    if figure is not None and (power or anchors is not None):
+        from gsq.errors import UserError
+
+        raise UserError("--figure draws the cells of a plan; leave out --power or --anchors")
     if power:
         from gsq.cli.power import expected_power
 
@@ -85,4 +99,19 @@ def plan_command(
     if anchors is not None:
         print_anchors(sweep, cluster or "local", cells, anchors, as_json)
         return
-    print_plan(sweep, cluster, gpu, cells, as_json, show_all)
+    if figure is not None:
+        from gsq.cli.table_options import require_outputs
+
+        require_outputs({}, {"--figure": figure})
+    print_plan(sweep, cluster, gpu, cells, as_json, show_all, None if figure is None else partial(_draw, path=figure))
+
+
+def _draw(plan: Plan, path: Path) -> str:
+    """Draw parameters against images of the cells; returns what was saved, in words."""
+    from gsq.analysis.figures.plans import plan_figure
+    from gsq.analysis.figures.style import saved_files
+    from gsq.cli.power import cells_frame
+    from gsq.cli.show_derived import budget_axis
+
+    plan_figure(cells_frame(plan), budget_axis(plan), path, plan.name)
+    return "Saved " + " and ".join(str(file) for file in saved_files(path)) + "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +42,19 @@ def live_view(console: Console, plan: Plan, target: Cluster) -> LiveView:
 
 
 def print_plan(
-    sweep: str, cluster: str | None, gpu: str | None, cells: int | None, as_json: bool, show_all: bool
+    sweep: str,
+    cluster: str | None,
+    gpu: str | None,
+    cells: int | None,
+    as_json: bool,
+    show_all: bool,
+    draw: Callable[[Plan], str] | None = None,
 ) -> None:
-    """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here."""
+    """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here.
+
+    draw: draws the plan, and returns what it saved.
+    """
+    from gsq.cli.show_derived import derived_document
     from gsq.sweeps.costing.forecast import by_class, forecast
     from gsq.sweeps.planning.cells import derived
     from gsq.sweeps.spec.cluster import load_cluster
@@ -53,6 +64,7 @@ def print_plan(
     if gpu is not None:
         target = replace(target, gpu=gpu, gpus=target.gpus or 1)
     found = forecast(plan, target)
+    saved = draw(plan) if draw is not None else ""
     if as_json:
         classes = by_class(plan.cells, found.speed, target)
         resources = {cell.signature: asdict(r) for r, members in classes.items() for cell in members}
@@ -73,6 +85,7 @@ def print_plan(
             "sweep": plan.name,
             "cells": rows,
             "dropped": [{"axes": axes, "where": text} for axes, text in plan.dropped],
+            "derived": derived_document(plan),
             "merged": [{"axes": axes, "signature": signature} for axes, signature in plan.merged],
             "data": [data.to_dict() for data in plan.data],
             "broken_images": plan.broken_images,
@@ -99,6 +112,8 @@ def print_plan(
     if plan.cluster and cluster is None:
         line(console, f"estimated for the cluster file {target.name}; --cluster names yours")
     display.print_missing(console, plan)
+    if saved:
+        line(console, saved)
 
 
 def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:

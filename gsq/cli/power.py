@@ -78,7 +78,7 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
     """
     import pandas as pd
 
-    from gsq.config.overrides import SHORT_NAMES, config_key
+    from gsq.config.overrides import SHORT_NAMES
     from gsq.sweeps.planning.cells import axis_columns
 
     if plan.search is not None:
@@ -87,7 +87,7 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
     numbers: dict[RunConfig, str] = {}
     for cell in plan.cells:
         axes = {} if cell.config.program else cell.axes
-        keys = {config_key(name, "axes"): value for name, value in axes.items()}
+        keys = {SHORT_NAMES.get(name, name): value for name, value in axes.items()}
         others = {key: value for key, value in keys.items() if key not in SHORT_NAMES.values()}
         rows.append(
             {

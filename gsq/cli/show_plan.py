@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gsq.sweeps.running.canary import Result
 
 from gsq.cli.options import line
+from gsq.cli.show_derived import derived_words
 from gsq.cli.tables import SPARE, fitting_table, head_of, plain_table
 from gsq.cli.wording import brief, compact, device_time, duration, end_time, millions, plain_value, size
 
@@ -64,6 +65,8 @@ def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None 
             console.print(f"  ... and {count - 4} more (--all shows them)", style="dim")
     for axes, signature in plan.merged:
         console.print(f"merged: {escape(title(axes))} is the same run as {signature}")
+    for words in derived_words(plan):
+        line(console, escape(words))
     print_data(console, plan)
     print_forecast(console, found)
 
@@ -149,6 +152,8 @@ def print_search(console: Console, plan: Plan, found: Forecast) -> None:
     for name, words in search.domains().items():
         table.add_row(name, words)
     console.print(table)
+    for words in derived_words(plan):
+        line(console, escape(words))
     goals = ", ".join(f"{way} {name}" for name, way in zip(search.objectives, search.directions, strict=True))
     pruned = f"; pruned by {search.pruner}" if search.pruner != "none" else ""
     line(console, f"{goals}, by {search.sampler}{pruned}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from gsq.errors import UserError
 from gsq.sweeps.costing.cost import MEMORY_MARGIN, TIME_MARGIN, Estimate
 from gsq.sweeps.planning.cells import Cell, axis_columns
-from gsq.sweeps.spec.expressions import check_expression
+from gsq.sweeps.spec.expressions import Expression
 from gsq.sweeps.spec.resources import RESOURCE_FUNCTIONS, RESOURCE_NAMES
 
 
@@ -48,7 +49,7 @@ class ResourceExpression:
     """A request as an expression of the cell: ``max(30, 3 * minutes)`` for minutes.
 
     It is checked when it is made, and evaluated by simpleeval, never by eval. Names are RESOURCE_NAMES; ``seconds``,
-    ``minutes`` and ``memory_gb`` are the estimate without margin. These, ``parameters`` and ``train_flops`` are rounded
+    ``minutes`` and ``memory_gb`` are the estimate without margin. These, ``parameters`` and the FLOPs are rounded
     up to a power of the square root of 2, so that cells share few classes.
     """
 
@@ -57,28 +58,34 @@ class ResourceExpression:
     text: str
 
     def __post_init__(self) -> None:
-        check_expression(self.text, self.key, RESOURCE_NAMES, tuple(RESOURCE_FUNCTIONS))
+        _ = self.expression
+
+    @cached_property
+    def expression(self) -> Expression:
+        return Expression(self.text, self.key, RESOURCE_NAMES, RESOURCE_FUNCTIONS)
 
     def value(self, wanted: Estimate, cell: Cell | None) -> int:
         """Return the value, rounded up to a whole number of at least 1. Raises UserError if that is not possible."""
-        from simpleeval import InvalidExpression, SimpleEval
-
         values = {"seconds": wanted.seconds, "minutes": wanted.seconds / 60, "memory_gb": wanted.memory_bytes / 2**30}
         if cell is not None:
-            values |= {"parameters": cell.cost.parameters, "train_flops": cell.cost.train_flops}
+            flops = cell.cost.train_flops
+            values |= {"parameters": cell.cost.parameters, "train_flops": flops}
+            values |= {"flops_per_step": flops / cell.config.train.steps}
         values = {name: _rounded_up(value) for name, value in values.items()}
         if cell is not None:
             values |= {"images": cell.cost.images, **axis_columns(cell.config, cell.data_label)}
+        if unknown := sorted(self.expression.used - set(values)):
+            raise UserError(f"{self.key}: '{self.text}': {', '.join(unknown)} is not known without a cell")
         try:
-            found = SimpleEval(functions=RESOURCE_FUNCTIONS, names=values).eval(self.text)
-            if isinstance(found, bool) or not isinstance(found, int | float):
-                raise TypeError(f"is {found!r}, not a number")
-            if not 0 < found < 1e9:
-                raise ValueError(f"is {found:g}, not a positive number below 1e9")
-            return math.ceil(found)
-        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
-            where = f" for cell {cell.title}" if cell else ""
-            raise UserError(f"{self.key}: '{self.text}'{where}: {str(error) or type(error).__name__}") from None
+            found = self.expression.value(values.__getitem__)
+        except UserError as error:
+            raise UserError(f"{error}{f' (cell {cell.title})' if cell else ''}") from None
+        where = f"{self.key}: '{self.text}'{f' for cell {cell.title}' if cell else ''}"
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise UserError(f"{where}: is {found!r}, not a number")
+        if not 0 < found < 1e9:
+            raise UserError(f"{where}: is {found:g}, not a positive number below 1e9")
+        return math.ceil(found)
 
 
 def _rounded_up(value: float) -> float:

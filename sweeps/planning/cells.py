@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +14,7 @@ from typing import Any
 
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
-from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
-from gsq.config.parts import option_value
+from gsq.config.overrides import SHORT_NAMES, Overrides
 from gsq.config.program import ProgramConfig, column_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
@@ -27,7 +26,10 @@ from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
 from gsq.runs.identity import declared_data, identity, program_identity
 from gsq.sweeps.planning.horizons import with_branches
+from gsq.sweeps.planning.names import CellNames, value_of
 from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
+from gsq.sweeps.spec.derive import Derivation
+from gsq.sweeps.spec.expressions import COST_NAMES
 from gsq.sweeps.spec.sweep import Budget, Spec
 
 
@@ -68,25 +70,6 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
     return {name: _get(config, name) for name in SHORT_NAMES}
 
 
-def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's
-    key (see ``key_of``)."""
-    if isinstance(config, ProgramConfig):
-        return config.values.get(key)
-    section, name = key.split(".", 1)
-    if name.startswith("options."):
-        return option_value(config, key)
-    return getattr(getattr(config, section), name)
-
-
-def key_of(config: RunConfig, name: str, where: str) -> str:
-    """Return the key of a short or dotted name in a config. Raises UserError if it has none of this name."""
-    if isinstance(config, ProgramConfig):
-        config.value(name, where)
-        return name
-    return config_key(name, where)
-
-
 def _get(config: RunConfig, name: str) -> Any:
     return value_of(config, SHORT_NAMES[name])
 
@@ -104,10 +87,15 @@ def refuse_too_large(config: RunConfig) -> None:
             raise UserError(f"{key}: {value} does not fit the results table; the largest whole number is {LARGEST_INT}")
 
 
+def _recorded(key: str) -> bool:
+    """Whether an axis decides the result, or names it without being a config key, and has no column."""
+    return key not in SHORT_NAMES.values() and ("." not in key or key.split(".")[0] in SCIENCE_SECTIONS)
+
+
 def other_axes(axes: dict[str, Any]) -> str:
     """Return, as JSON, the axes that decide the result but have no column in the results table."""
-    keys = {config_key(name, "axes"): value for name, value in axes.items()}
-    shown = {k: v for k, v in keys.items() if k.split(".")[0] in SCIENCE_SECTIONS and k not in SHORT_NAMES.values()}
+    keys = {SHORT_NAMES.get(name, name): value for name, value in axes.items()}
+    shown = {k: v for k, v in keys.items() if _recorded(k)}
     return json.dumps(shown, sort_keys=True)
 
 
@@ -168,6 +156,10 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     estimates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Estimates to record when the plan is written, by signature (gsq.sweeps.costing.forecast.admit)."""
+    derive: tuple[Derivation, ...] = ()
+    """Keys of the cells that follow by formula."""
+    recorded: tuple[str, ...] = ()
+    """Axes of the cells that are no config keys."""
     search: Spec | None = None
     """A search, which draws its cells as it runs; the plan's cells are examples, the first from the middle."""
 
@@ -205,27 +197,6 @@ class Lacking:
     """Runs whose final weights are gone, so that they keep only evaluations by other protocols."""
 
 
-class _Names:
-    """Value of each name in a constraint: the cell's own, else the base config's, else derived from these."""
-
-    def __init__(self, override: Overrides, axes: dict[str, Any]) -> None:
-        self.override, self.base, self.axes = override, override.base, axes
-
-    def __call__(self, name: str) -> Any:
-        if name in SHORT_NAMES:
-            value = self.axes.get(name, self.axes.get(SHORT_NAMES[name]))
-            return _get(self.base, name) if value is None else value
-        if name in DERIVED:
-            # Derive from bare numbers, because a cell that the constraint drops may not be a valid config.
-            return derive(name, self)
-        if name == "levels":
-            return self.axes.get("quantizer.levels") or self.base.quantizer.levels or None
-        if name == "images":
-            return self("steps") * self("batch_size")
-        changed = self.override(self.axes)
-        return cost(changed).parameters if name == "parameters" else cost(changed).train_flops
-
-
 class CellMaker:
     """Make the cells of a sweep from their axis values, reading each data set's manifest once."""
 
@@ -238,18 +209,26 @@ class CellMaker:
         """Why images could not be read, if lenient; otherwise that is an error."""
         self.absent: list[str] = []
         """Absent weights without a known hash, if lenient."""
-        # Cost needs a valid config, so constraints that may drop an impossible cell come first.
-        self.where = sorted(spec.where, key=lambda c: "parameters" in c.text or "train_flops" in c.text)
+        self.derivations = {one.key: one for one in spec.derive}
+        self.recorded = spec.recorded
+        # Cost needs a valid config, and so may a formula: constraints that may drop an impossible cell come first.
+        late = {*COST_NAMES} - {"images"} | {name for one in spec.derive for name in (one.name, one.key)}
+        self.where = sorted(spec.where, key=lambda c: not late.isdisjoint(c.expression.used))
 
     def __call__(self, axes: dict[str, Any]) -> Cell | str:
         """Return the cell, or the constraint that leaves it out. Raises UserError for an invalid cell."""
         if self.program is not None:
             return self._of_program(self.program.config(axes), axes)
-        names = _Names(self.override, axes)
+        names = CellNames(self.override, axes, self.derivations, self.recorded)
         broken = next((c.text for c in self.where if not c.holds(names)), None)
         if broken is not None:
             return broken
-        config = self.override(axes, "axes")
+        found = {one.name: names.derived(one) for one in self.derivations.values() if one.key not in names.keys}
+        try:
+            config = self.override({**names.keys, **found}, "axes")
+        except UserError as error:
+            raise UserError(f"{error}{_by_formula(found, self.derivations.values())}") from None
+        axes = {**axes, **found}
         if config.data not in self.manifests:
             self.manifests[config.data] = self._manifest(config)
         refuse_too_large(config)
@@ -279,6 +258,12 @@ class CellMaker:
                 raise
             self.missing[str(error)] = None
             return Manifest(config.data.kind, "absent", (), ())
+
+
+def _by_formula(found: Mapping[str, Any], derivations: Iterable[Derivation]) -> str:
+    """What was derived at a cell, for an error."""
+    words = [f"{one.text} is {found[one.name]!r}" for one in derivations if one.name in found]
+    return f" (derive: {'; '.join(words)})" if words else ""
 
 
 @collector_paused()
@@ -338,6 +323,8 @@ def _plan(
         provisional=bool(make.missing or make.absent),
         cluster=spec.plan_for,
         budget=spec.budget,
+        derive=spec.derive,
+        recorded=spec.recorded,
         search=spec if spec.search is not None else None,
     )
 

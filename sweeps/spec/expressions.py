@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ HELPERS = {
     "logspace": "{logspace: [a, b, n]} is n values from a to b at equal ratios",
 }
 # Names that a constraint may use beside config keys: derived axes, and the counts of gsq.config.flops.
-DERIVED_NAMES = (*(axis.name for axis in DERIVED.values() if axis.stored), "parameters", "train_flops", "images")
+COST_NAMES = ("parameters", "train_flops", "flops_per_step", "images")
+DERIVED_NAMES = (*(axis.name for axis in DERIVED.values() if axis.stored), *COST_NAMES)
 _ALLOWED_NODES = (
     ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Add, ast.Sub,
     ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
@@ -29,15 +31,27 @@ _ALLOWED_NODES = (
 )  # fmt: skip
 
 
-def check_expression(text: str, where: str, names: Sequence[str], functions: Sequence[str] = ()) -> None:
-    """Raise UserError unless ``text`` consists of these names and functions, numbers and operators."""
-    text = text.strip()
+class _DottedNames(ast.NodeTransformer):
+    """``train.seed`` as one name, where it is one of ``names``."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        dotted = f"{node.value.id}.{node.attr}" if isinstance(node.value, ast.Name) else ""
+        return ast.copy_location(ast.Name(dotted, ast.Load()), node) if dotted in self.names else node
+
+
+def check_expression(text: str, where: str, names: Sequence[str], functions: Sequence[str] = ()) -> ast.expr:
+    """The tree of ``text``, in which ^ is a power. Raises UserError unless it consists of these names (dotted
+    ones, too) and functions, numbers and operators."""
+    written, text = text, text.strip().replace("^", "**")
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = _DottedNames(names).visit(ast.parse(text, mode="eval"))
     except SyntaxError as error:
-        raise UserError(f"{where}: '{text}': {error.msg} (column {error.offset})") from None
+        raise UserError(f"{where}: '{written}': {error.msg} (column {error.offset})") from None
     except (ValueError, RecursionError, MemoryError):
-        raise UserError(f"{where}: {text[:60]!r}: too deep, or not text that Python can read") from None
+        raise UserError(f"{where}: {written[:60]!r}: too deep, or not text that Python can read") from None
     called: set[ast.AST] = set()
     for node in ast.walk(tree):
         # An operator has no position in the source, so it goes by its class name (BitXor).
@@ -45,47 +59,95 @@ def check_expression(text: str, where: str, names: Sequence[str], functions: Seq
         if isinstance(node, ast.Call):
             if not isinstance(node.func, ast.Name) or node.func.id not in functions or node.keywords:
                 hint = f"; functions are {', '.join(functions)}" if functions else ""
-                raise UserError(f"{where}: '{text}': '{source}' is a call, which is not allowed{hint}")
+                raise UserError(f"{where}: '{written}': '{source}' is a call, which is not allowed{hint}")
             called.add(node.func)
         elif not isinstance(node, _ALLOWED_NODES):
             raise UserError(
-                f"{where}: '{text}': '{source}' is not allowed; "
+                f"{where}: '{written}': '{source}' is not allowed; "
                 "use names, numbers, arithmetic, comparisons, in, and, or, not"
             )
         if isinstance(node, ast.Name) and node.id not in names and node not in called:
+            listed = ", ".join(name for name in names if "." not in name)
             raise UserError(
-                f"{where}: '{text}': unknown name '{node.id}'{nearest(node.id, names)}; names are {', '.join(names)}"
+                f"{where}: '{written}': unknown name '{node.id}'{nearest(node.id, names)}; names are {listed}"
             )
+    assert isinstance(tree, ast.Expression)
+    return tree.body
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "min": min, "max": max, "ceil": math.ceil, "floor": math.floor, "round": round,
+    "sqrt": math.sqrt, "log2": math.log2, "log": math.log, "exp": math.exp,
+}  # fmt: skip
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    from simpleeval import safe_power
+
+    if isinstance(base, int) and isinstance(exponent, int):
+        return safe_power(base, exponent)
+    return math.pow(base, exponent)
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression, checked when it is made and evaluated by simpleeval, never by eval."""
+
+    text: str
+    where: str
+    """What errors name."""
+    names: Sequence[str] = field(repr=False)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _ = self.tree
+
+    @cached_property
+    def tree(self) -> ast.expr:
+        return check_expression(self.text, self.where, self.names, tuple(self.functions))
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The names in it, without functions."""
+        return frozenset(node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)) - {*self.functions}
+
+    @cached_property
+    def _evaluator(self) -> EvalWithCompoundTypes:
+        from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
+
+        # This class knows lists, which "in" needs; check_expression has refused attributes and comprehensions.
+        return EvalWithCompoundTypes(operators={**DEFAULT_OPERATORS, ast.Pow: _power}, functions=dict(self.functions))
+
+    def value(self, value_of: Callable[[str], Any]) -> Any:
+        """Evaluate with ``value_of``, which maps names to values. Raises UserError if that is not possible."""
+        from simpleeval import InvalidExpression
+
+        evaluator = self._evaluator
+        # The value of a name may take other expressions, and through them this one for other values.
+        before, evaluator.names = evaluator.names, lambda node: value_of(node.id)
+        try:
+            return evaluator.eval(self.text, self.tree)
+        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
+            raise UserError(f"{self.where}: '{self.text}': {str(error) or type(error).__name__}") from None
+        finally:
+            evaluator.names = before
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """An expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
+    """An expression of ``where``."""
 
     text: str
     names: tuple[str, ...] = (*SHORT_NAMES, *DERIVED_NAMES)
     """What it may use."""
 
     def __post_init__(self) -> None:
-        check_expression(self.text, "where", self.names)
+        _ = self.expression
 
     @cached_property
-    def _tree(self) -> ast.stmt:
-        return ast.parse(self.text.strip()).body[0]
-
-    @cached_property
-    def _evaluator(self) -> EvalWithCompoundTypes:
-        from simpleeval import EvalWithCompoundTypes
-
-        # This class knows lists, which "in" needs; check_expression has refused calls, attributes and comprehensions.
-        return EvalWithCompoundTypes(functions={})
+    def expression(self) -> Expression:
+        return Expression(self.text, "where", self.names)
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Evaluate with ``value_of``, which maps names to values. Raises UserError if that is not possible."""
-        from simpleeval import InvalidExpression
-
-        self._evaluator.names = lambda node: value_of(node.id)
-        try:
-            return bool(self._evaluator.eval(self.text, self._tree))
-        except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
-            raise UserError(f"where: '{self.text}': {str(error) or type(error).__name__}") from None
+        return bool(self.expression.value(value_of))

@@ -57,7 +57,8 @@ def sweep_schema() -> Schema:
     axis, value, written = (
         {name: {"$ref": f"#/definitions/{kind}{_key(name)}"} for name in names} for kind in ("axis of ", "", "set ")
     )
-    axes = {"type": ["object", "null"], "properties": axis, **_options({})}
+    axes: Schema = {"type": ["object", "null"], "properties": axis}
+    known = axes | _options({})
     cell = {"type": "object", "properties": value, **_options({})}
     own = {
         name: {
@@ -83,6 +84,7 @@ def sweep_schema() -> Schema:
         "axes": axes,
         "zip": {"anyOf": [axes, {"type": "array", "items": axes}]},
         "cases": {"type": ["array", "null"], "items": cell},
+        "derive": {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number"]}},
         "where": expressions,
         "budget": {"type": ["object", "null"], "properties": budget, "additionalProperties": False},
         "search": _search(names),
@@ -104,7 +106,14 @@ def sweep_schema() -> Schema:
         "type": "object",
         "if": {"required": ["program"]},
         "then": _of_program(described),
-        "else": {"required": ["base"], "properties": described, "additionalProperties": False},
+        "else": {
+            "required": ["base"],
+            "properties": described,
+            "additionalProperties": False,
+            # Formulas can name axes that are no config keys.
+            "if": {"required": ["derive"]},
+            "else": {"properties": {"axes": known, "zip": {"anyOf": [known, {"type": "array", "items": known}]}}},
+        },
         "definitions": definitions,
     }
 

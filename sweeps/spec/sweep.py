@@ -12,6 +12,8 @@ zip:                               # axes that move together
   latent_dim: [8, 16]
 cases:                             # single cells, beside the combinations
   - {groups: 8, latent_dim: 16}
+derive:                            # keys by formula, rounded to what they take (sweeps/spec/derive.py)
+  learning_rate: "1e-3 * (batch_size / 8)^0.5"
 where:                             # cells for which one of these is false are left out
   - latent_dim % groups == 0 and bits_per_pixel <= 1
 budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to run
@@ -27,20 +29,21 @@ flops: 6 * width**2 * tokens       # expressions for the plan (seconds: too); wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gsq.config.overrides import config_key, load_config, read_yaml
+from gsq.config.overrides import SHORT_NAMES, config_key, load_config, read_yaml
 from gsq.config.parts import search_also
 from gsq.config.presets import PRESETS, preset
 from gsq.config.program import ProgramConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
-from gsq.sweeps.spec.expressions import HELPERS, Constraint
+from gsq.sweeps.spec.derive import Derivation, check_recorded, read_derive, recorded_names
+from gsq.sweeps.spec.expressions import DERIVED_NAMES, HELPERS, Constraint
 from gsq.sweeps.spec.programs import PROGRAM_KEYS, Program, check_cells, check_name, read_program
 from gsq.sweeps.spec.search_space import Search, read_search
 from gsq.sweeps.spec.shipped import configs_folder, find_file
@@ -53,6 +56,7 @@ KEYS = {
     "axes": "Every combination of these values is a cell: a list, one value, or a helper such as {log2: [6, 10]}.",
     "zip": "Axes that move together, each with as many values; one mapping, or a list of several.",
     "cases": "Single cells, beside the combinations: {groups: 8, latent_dim: 16}.",
+    "derive": "Config keys by formula over keys, costs and axes of your own: {steps: flops_budget / flops_per_step}.",
     "where": "Conditions over axes and derived axes; cells for which one is false are left out.",
     "budget": "Limits on what is still to run; above one of them gsq submit refuses.",
     "search": "An Optuna study in place of axes, zip and cases.",
@@ -92,6 +96,11 @@ class Spec:
     """The cluster file for the estimates of ``gsq plan`` without --cluster; nothing is ever submitted to it."""
     program: Program | None = None
     """A training program of a user's own, which makes the configs of the cells."""
+
+    derive: tuple[Derivation, ...] = ()
+    """Keys by formula, each after all that it needs."""
+    recorded: tuple[str, ...] = ()
+    """Axes that are no config keys, which ``derive`` computes with."""
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Yield the axis values of every combination and every case, before constraints."""
@@ -137,8 +146,16 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     # Quantizer keys in a base file count as written, as those in set do; a preset's keys fit every kind.
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
-    axes, groups, cases = _grid(values, where, config_key)
-    horizons = next((values for key, values in axes.items() if config_key(key, where) == "train.steps"), [])
+    others = recorded_names(values.get("derive"))
+    axes, groups, cases = _grid(values, where, lambda name, place: _axis_key(name, place, others))
+    for name, given in ((name, given) for part in (axes, *groups) for name, given in part.items() if name in others):
+        check_recorded(name, given, where)
+    for case in cases:
+        for name in others.intersection(case):
+            check_recorded(name, [case[name]], where)
+    seen = {_axis_key(name, where, others) for part in (axes, *groups) for name in part}
+    recorded = tuple(dict.fromkeys(str(k) for part in (axes, *groups, *cases) for k in part if k in others))
+    horizons = next((values for key, values in axes.items() if SHORT_NAMES.get(key, key) == "train.steps"), [])
     if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
         raise UserError(
             f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
@@ -153,15 +170,19 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 "study; move the keys to search.space, or give each cell a sweep of its own (set)"
             )
         search = read_search(values["search"], base, f"{where}: search")
+    fixed = seen | set(_set_keys(values.get("set") or {}, where))
+    fixed |= {config_key(name, where) for name in (search.space if search else ())}
     return Spec(
         search=search,
+        derive=read_derive(values.get("derive"), recorded, fixed, f"{where}: derive"),
+        recorded=recorded,
         name=name,
         base=base,
         preset=chosen,
         axes=axes,
         zipped=groups,
         cases=cases,
-        where=tuple(Constraint(text) for text in texts),
+        where=tuple(Constraint(text, (*SHORT_NAMES, *DERIVED_NAMES, *recorded)) for text in texts),
         description=str(values.get("description") or ""),
         budget=_budget(values.get("budget"), where),
         plan_for=_plan_for(values, where),
@@ -278,6 +299,26 @@ def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfi
                 key, value = "options", {**nested.get(section, {}).get("options", {}), key.split(".")[1]: value}
             nested.setdefault(section, {})[key] = value
     return load_config(nested, base, where, preset=chosen)
+
+
+def _set_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
+    """The config keys that ``set`` gives."""
+    for name, value in values.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            yield from (f"{name}.{key}" for key in value)
+        else:
+            yield config_key(str(name), where)
+
+
+def _axis_key(name: str, where: str, others: Collection[str]) -> str:
+    """The config key of an axis, or its name where it is one of ``others``."""
+    if name not in others:
+        try:
+            return config_key(name, where)
+        except UserError as error:
+            hint = f"; derive computes with {', '.join(sorted(others))}{nearest(name, others)}" if others else ""
+            raise UserError(f"{error}{hint}") from None
+    return name
 
 
 def _axes(values: Any, where: str, key_of: Callable[[str, str], str]) -> Axes:

@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from gsq.config.overrides import SHORT_NAMES
 from gsq.errors import UserError, nearest
 from gsq.records.attempt import FAILURES
-from gsq.sweeps.planning.cells import Plan, key_of, value_of
+from gsq.sweeps.planning.cells import Plan
+from gsq.sweeps.planning.names import key_of, value_of
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
 from gsq.sweeps.state.status import CellStatus, SweepStatus
@@ -31,10 +33,16 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
     for word in words:
         if "=" in word:
             name, _, text = word.partition("=")
-            key = key_of(plan.cells[0].config, name, "selection")
-            chosen = {s for s, cell in cells.items() if _holds(value_of(cell.config, key), text)}
+            # An axis may be no config key, if a sweep computes others from it.
+            own = "." not in name and name not in SHORT_NAMES and any(name in cell.axes for cell in plan.cells)
+            key = name if own else key_of(plan.cells[0].config, name, "selection")
+            found_at = {
+                s: c.axes[name] if own and name in c.axes else None if own else value_of(c.config, key)
+                for s, c in cells.items()
+            }
+            chosen = {s for s, value in found_at.items() if _holds(value, text)}
             if not chosen:
-                there = Counter(_text(value_of(cell.config, key)) for cell in cells.values())
+                there = Counter(_text(value) for value in found_at.values())
                 listed = ", ".join(f"{value} ({counted(count, 'cell')})" for value, count in there.items())
                 raise UserError(f"selection: no cell of sweep '{plan.name}' has {word}; {name} is {listed}")
             values[key] |= chosen

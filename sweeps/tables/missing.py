@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gsq.config.overrides import SHORT_NAMES
 from gsq.records.attempt import DONE, FAILED
-from gsq.sweeps.planning.cells import key_of, title, value_of
+from gsq.sweeps.planning.cells import title
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
+from gsq.sweeps.planning.names import value_of
 from gsq.sweeps.schema.failure_tests import LEVEL, AxisTest, corrected, goes_with
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
@@ -94,8 +96,13 @@ def coverage_of(name: str, found: Survey) -> Coverage:
         failed = [has_failed for _, has_failed in ended]
         # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
+            key = SHORT_NAMES.get(axis, axis)
             values = [
-                cell.axes[axis] if axis in cell.axes else value_of(cell.config, key_of(cell.config, axis, "axes"))
+                cell.axes[axis]
+                if axis in cell.axes
+                else value_of(cell.config, key)
+                if "." in key or cell.config.program
+                else None
                 for cell, _ in ended
             ]
             tests += goes_with(axis, values, failed, _text)

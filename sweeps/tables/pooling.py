@@ -280,6 +280,8 @@ def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, 
         raise UserError(f"{source}: a search draws its own cells; anchors are for a grid")
     base = written["base"]
     values = {"name": sweep, "base": base, "set": written.get("set") or {}}
+    if written.get("derive"):  # for axes that are no config keys; what a case gives itself goes before a formula
+        values["derive"] = written["derive"]
     values["cases"] = [{**run.cell.axes, "repeat": repeat} for run in anchors]
     changed = [
         run.cell.signature

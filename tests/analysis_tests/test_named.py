@@ -90,6 +90,10 @@ TRUTH: dict[str, tuple[pd.DataFrame, dict[str, float]]] = {
         ),
         {"E": 0.5, "A": 400.0, "a": 0.4, "gamma": 2.7, "B": 300.0, "b": 0.35},
     ),
+    "critical_batch": (
+        pd.DataFrame([{"step": s, "batch_size": b} for s in (100, 300, 1000, 3000) for b in (4, 16, 64, 256)]),
+        {"E": 0.4, "A": 30.0, "a": 0.5, "B_c": 40.0},
+    ),
     "step_approach": (pd.DataFrame({"step": np.arange(1, 13) * 1000}), {"E": 0.5, "A": 2.0, "tau": 3000.0}),
     "step_power": (pd.DataFrame({"step": np.arange(1, 13) * 1000}), {"E": 0.4, "A": 30.0, "a": 0.5}),
 }

@@ -51,7 +51,7 @@ EXAMPLES = (
     "my",
     "my_vq",
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
-    *("train-00000-of-00010", "x-val-0001", "pictures"),
+    *("train-00000-of-00010", "x-val-0001", "pictures", "isoflop", "rates"),
 )
 # Columns of the tables that laws of the READMEs are about.
 LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")

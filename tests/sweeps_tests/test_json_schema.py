@@ -159,3 +159,10 @@ def test_the_command_prints_a_schema_without_torch() -> None:
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == json.loads(json.dumps(CLUSTER))
+
+
+def test_formulas_can_name_axes_of_their_own() -> None:
+    axes = {"flops_budget": [1e12, 2e12], "width": [8, 16]}
+    document = {"base": "cpu-tiny", "axes": axes, "derive": {"steps": "flops_budget / flops_per_step"}}
+    assert not errors(SWEEP, document)
+    assert errors(SWEEP, {key: value for key, value in document.items() if key != "derive"})

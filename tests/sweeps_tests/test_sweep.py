@@ -232,7 +232,7 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("lambda in where", "where: 'lambda: groups'", ("where", "'lambda: groups'", "not allowed")),
     ("comprehension", "where: '[g for g in [1]]'", ("where", "'[g for g in [1]]'", "not allowed")),
     ("subscript", "where: '[1, 2][groups]'", ("where", "not allowed")),
-    ("odd operator", "where: groups ^ 2", ("where", "groups ^ 2", "'BitXor'", "not allowed")),
+    ("odd operator", "where: groups & 2", ("where", "groups & 2", "'BitAnd'", "not allowed")),
     ("assignment in where", "where: groups = 2", ("where", "groups = 2")),
     ("syntax of where", "where: groups ==", ("where", "groups ==", "column")),
     ("division by zero in where", "where: groups % 0 == 0", ("where", "groups % 0", "zero")),
