@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +24,10 @@ from gsq.cli.table_options import (
     BoundOption,
     LawOption,
     ProtocolOption,
-    TableArgument,
+    TablesArgument,
     WhereOption,
     require_outputs,
-    table_path,
+    table_paths,
 )
 from gsq.cli.taking import takes
 
@@ -43,10 +44,7 @@ def _list_laws(wanted: bool) -> None:
 
 @takes(Options)
 def fit_command(
-    table: TableArgument,
-    more: Annotated[
-        list[str] | None, typer.Argument(hidden=True, help="Further columns of --by, with --optimum.")
-    ] = None,
+    table: TablesArgument,
     law: LawOption = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="COLUMN", help="Predict this column instead of the law's own.")
@@ -142,6 +140,8 @@ def fit_command(
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card --derive "b / (a + b)"
 
+    Example: gsq fit groups widths --by sweep
+
     Example: gsq fit rates --optimum learning_rate --by width batch_size --figure rates.png
 
     Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
@@ -149,43 +149,37 @@ def fit_command(
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table, unquoted
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import unquoted
 
     target = None if target is None else unquoted(target)
-    path = table_path(table)
+    table, words = words_of(table, by) if optimum is not None else (table, [])
+    paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    words = words_of(by, more)
     if optimum is not None:
-        asked: dict[str, object] = {
-            "--law": law,
-            "--bound": bound,
-            "--start": start,
-            "--derive": derive,
-            "--arms": arms,
-        }
-        asked |= {"--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate, "--card": card}
-        if other := [name for name, value in {**asked, "--against": against, "--rollout": rollout}.items() if value]:
+        asked: dict[str, object] = {"--law": law, "--bound": bound, "--start": start, "--derive": derive}
+        asked |= {"--arms": arms, "--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate}
+        asked |= {"--card": card, "--against": against, "--rollout": rollout}
+        if other := [name for name, value in asked.items() if value]:
             raise AnalysisError(f"--optimum fits a law of its own; leave out {' and '.join(other)}")
         print_optimum(
-            path, optimum, words, options,
+            paths, optimum, words, options,
             target=target, protocol=protocol, where=where, figure=figure, output=output, as_json=as_json,
         )  # fmt: skip
         return
-    if more:
-        raise AnalysisError(f"--by {' '.join(words)}: several columns are for --optimum; a fit takes one")
-    document: dict[str, object] = {"table": table, **({"by": by} if by else {})}
+    document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
         raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
     derived: list[list[Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(
-            select(load_table(path, protocol), where), target or "rfid", collapse, document
+            select(load_tables(paths, protocol), where), target or "rfid", collapse, document
         )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
-        frame = select(load_table(path, protocol), where)
+        frame = select(load_tables(paths, protocol), where)
         chosen = named_laws(frame, law, target, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
@@ -195,7 +189,7 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
+            paths, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
@@ -262,7 +256,7 @@ def _with_derived(fit: Fit, derived: list[Derived]) -> dict[str, object]:
 
 
 def load_and_fit(
-    path: Path,
+    paths: Sequence[Path],
     laws: list[str] | None = None,
     protocol: str | None = None,
     *,
@@ -273,7 +267,7 @@ def load_and_fit(
     by: str | None = None,
     where: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
-    """Load a table and fit laws to it; also returns why a law (or group) was not fitted.
+    """Load tables, as one, and fit laws to it; also returns why a law (or group) was not fitted.
 
     ``laws``: names or formulas; None for the default ones that the table can carry.
     """
@@ -283,10 +277,11 @@ def load_and_fit(
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
     from gsq.analysis.laws.named import DEFAULT_LAWS
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table, measured
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import measured
 
     options = options or Options()
-    frame = select(load_table(path, protocol), where)
+    frame = select(load_tables(paths, protocol), where)
     chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)

@@ -17,7 +17,7 @@ def print_fit(one: Fit, derived: Sequence[Derived] = ()) -> None:
 
     from gsq.analysis.fitting.result import interval_text
 
-    console = Console()
+    console = Console(emoji=False)
     console.print(f"[bold]{escape(one.law.name)}[/bold]  {escape(one.formula())}", highlight=False)
     console.print(escape(one.at_best()), highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -9,6 +9,7 @@ from gsq.config.axes import DERIVED, derive
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides
 from gsq.config.parts import option_value
+from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.sweeps.spec.derive import Derivation, behind_cost
@@ -19,7 +20,10 @@ TURNS = 60
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config, or of a part's option ``section.options.key``."""
+    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's
+    key."""
+    if isinstance(config, ProgramConfig):
+        return config.values.get(key)
     section, name = key.split(".", 1)
     if name.startswith("options."):
         return option_value(config, key)

@@ -138,15 +138,15 @@ class Constraint:
     """An expression of ``where``."""
 
     text: str
-    others: tuple[str, ...] = ()
-    """Axes that are no config keys, which it may name."""
+    names: tuple[str, ...] = (*SHORT_NAMES, *DERIVED_NAMES)
+    """What it may use."""
 
     def __post_init__(self) -> None:
         _ = self.expression
 
     @cached_property
     def expression(self) -> Expression:
-        return Expression(self.text, "where", (*SHORT_NAMES, *DERIVED_NAMES, *self.others))
+        return Expression(self.text, "where", self.names)
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Evaluate with ``value_of``, which maps names to values. Raises UserError if that is not possible."""

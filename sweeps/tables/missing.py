@@ -96,8 +96,15 @@ def coverage_of(name: str, found: Survey) -> Coverage:
         failed = [has_failed for _, has_failed in ended]
         # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
-            key = SHORT_NAMES.get(axis, axis)
-            values = [cell.axes.get(axis, value_of(cell.config, key) if "." in key else None) for cell, _ in ended]
+            key = SHORT_NAMES.get(axis, axis)  # of a program, or without a dot, it is known where a cell names it
+            values = [
+                cell.axes[axis]
+                if axis in cell.axes
+                else value_of(cell.config, key)
+                if "." in key or cell.config.program
+                else None
+                for cell, _ in ended
+            ]
             tests += goes_with(axis, values, failed, _text)
     return Coverage(
         name, {state: counted[state] for state in STATES}, dict(failures.most_common()), tuple(corrected(tests))
