@@ -143,7 +143,9 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
         rows = frame.drop_duplicates("signature")
         rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
         for _, row in rows.iterrows():
-            axes = {k: v for k, v in _case(row).items() if "." in k or k in (*SHORT_NAMES, *spec.recorded)}
+            axes = _case(row)
+            if spec.program is None:  # an axis of another sweep that is no config key says nothing of the run
+                axes = {k: v for k, v in axes.items() if "." in k or k in (*SHORT_NAMES, *spec.recorded)}
             axes = {k: v for k, v in axes.items() if k not in SHORT_NAMES or v != _value(spec.base, k)}
             try:
                 cell = make(axes)

@@ -153,23 +153,17 @@ def fit_command(
     from gsq.analysis.tables.table import unquoted
 
     target = None if target is None else unquoted(target)
-    paths = table_paths(table if optimum is None else table[:1])
+    table, words = words_of(table, by) if optimum is not None else (table, [])
+    paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    more = table[1:] if optimum is not None and by else []
-    words = words_of(by, more)
     if optimum is not None:
-        asked: dict[str, object] = {
-            "--law": law,
-            "--bound": bound,
-            "--start": start,
-            "--derive": derive,
-            "--arms": arms,
-        }
-        asked |= {"--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate, "--card": card}
-        if other := [name for name, value in {**asked, "--against": against, "--rollout": rollout}.items() if value]:
+        asked: dict[str, object] = {"--law": law, "--bound": bound, "--start": start, "--derive": derive}
+        asked |= {"--arms": arms, "--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate}
+        asked |= {"--card": card, "--against": against, "--rollout": rollout}
+        if other := [name for name, value in asked.items() if value]:
             raise AnalysisError(f"--optimum fits a law of its own; leave out {' and '.join(other)}")
         print_optimum(
-            paths[0], optimum, words, options,
+            paths, optimum, words, options,
             target=target, protocol=protocol, where=where, figure=figure, output=output, as_json=as_json,
         )  # fmt: skip
         return

@@ -8,22 +8,22 @@ from pathlib import Path
 import typer
 
 from gsq.analysis.fitting.options import Options
+from gsq.cli.table_options import table_path
 
 
-def words_of(by: str | None, more: list[str] | None) -> list[str]:
-    """The columns of ``--by``, in one word or several ("width batch_size", "width,batch_size").
+def words_of(tables: list[str], by: str | None) -> tuple[list[str], list[str]]:
+    """The tables, and the columns of ``--by``, in one word or several ("width batch_size", "width,batch_size").
 
-    Raises AnalysisError for words that follow no --by.
+    An option takes one value, so further columns are among the tables: those after the first that are no files.
     """
-    from gsq.analysis.errors import AnalysisError
-
-    if more and by is None:
-        raise AnalysisError(f"{' '.join(more)}: one table is fitted at a time, and columns follow --by")
-    return [word for text in [by or "", *(more or [])] for word in text.replace(",", " ").split()]
+    first, *others = tables
+    more = [word for word in others if by is not None and not table_path(word).is_file()]
+    found = [word for text in [by or "", *more] for word in text.replace(",", " ").split()]
+    return [first, *(word for word in others if word not in more)], found
 
 
 def print_optimum(
-    path: Path,
+    paths: list[Path],
     column: str,
     by: list[str],
     options: Options,
@@ -39,12 +39,12 @@ def print_optimum(
     from gsq.analysis.checking.optimum import optimum
     from gsq.analysis.fitting.result import write_json
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table
+    from gsq.analysis.tables.several import load_tables
     from gsq.cli.show_fit import print_fit
 
-    frame = select(load_table(path, protocol), where)
+    frame = select(load_tables(paths, protocol), where)
     found = optimum(frame, column, by, target=target or "rfid", options=options)
-    document = {"table": str(path), **({"where": where} if where else {}), "optimum": found.to_dict()}
+    document = {"table": " ".join(map(str, paths)), **({"where": where} if where else {}), "optimum": found.to_dict()}
     saved = []
     if figure is not None:
         from gsq.analysis.figures.optima import optimum_figure

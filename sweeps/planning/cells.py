@@ -14,7 +14,7 @@ from typing import Any
 
 from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
-from gsq.config.overrides import SHORT_NAMES, Overrides
+from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
 from gsq.config.program import ProgramConfig, column_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
@@ -68,6 +68,14 @@ def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
 
 def _set_axes(config: RunConfig) -> dict[str, Any]:
     return {name: _get(config, name) for name in SHORT_NAMES}
+
+
+def key_of(config: RunConfig, name: str, where: str) -> str:
+    """Return the key of a short or dotted name in a config. Raises UserError if it has none of this name."""
+    if isinstance(config, ProgramConfig):
+        config.value(name, where)
+        return name
+    return config_key(name, where)
 
 
 def _get(config: RunConfig, name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gsq.config.axes import DERIVED, derive
 from gsq.config.flops import Cost, cost
-from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
+from gsq.config.overrides import SHORT_NAMES, Overrides
 from gsq.config.parts import option_value
 from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
@@ -21,21 +21,13 @@ TURNS = 60
 
 def value_of(config: RunConfig, key: str) -> Any:
     """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's
-    key (see ``key_of``)."""
+    key."""
     if isinstance(config, ProgramConfig):
         return config.values.get(key)
     section, name = key.split(".", 1)
     if name.startswith("options."):
         return option_value(config, key)
     return getattr(getattr(config, section), name)
-
-
-def key_of(config: RunConfig, name: str, where: str) -> str:
-    """Return the key of a short or dotted name in a config. Raises UserError if it has none of this name."""
-    if isinstance(config, ProgramConfig):
-        config.value(name, where)
-        return name
-    return config_key(name, where)
 
 
 class CellNames:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ KEYS = {
     "axes": "Every combination of these values is a cell: a list, one value, or a helper such as {log2: [6, 10]}.",
     "zip": "Axes that move together, each with as many values; one mapping, or a list of several.",
     "cases": "Single cells, beside the combinations: {groups: 8, latent_dim: 16}.",
-    "derive": "Config keys by formula over keys, costs and axes of your own: {steps: flops_budget / flops_per_step}.",
+    "derive": 'Keys by formula, from other keys, axes and costs: {steps: "flops_budget / flops_per_step"}.',
     "where": "Conditions over axes and derived axes; cells for which one is false are left out.",
     "budget": "Limits on what is still to run; above one of them gsq submit refuses.",
     "search": "An Optuna study in place of axes, zip and cases.",
@@ -147,14 +148,13 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
     others = recorded_names(values.get("derive"))
-    axes, groups, cases = _grid(values, where, lambda name, place: _axis_key(name, place, others))
-    for name, given in ((name, given) for part in (axes, *groups) for name, given in part.items() if name in others):
-        check_recorded(name, given, where)
-    for case in cases:
-        for name in others.intersection(case):
-            check_recorded(name, [case[name]], where)
-    seen = {_axis_key(name, where, others) for part in (axes, *groups) for name in part}
-    recorded = tuple(dict.fromkeys(str(k) for part in (axes, *groups, *cases) for k in part if k in others))
+    axes, groups, cases = _grid(values, where, partial(_axis_key, others=others))
+    recorded = tuple(dict.fromkeys(key for part in (axes, *groups, *cases) for key in part if key in others))
+    for part in (axes, *groups, *({key: [value] for key, value in case.items()} for case in cases)):
+        for key in part:
+            if key in recorded:
+                check_recorded(key, part[key], f"{where}: axes")
+    seen = {_axis_key(key, where, others) for part in (axes, *groups) for key in part}
     horizons = next((values for key, values in axes.items() if SHORT_NAMES.get(key, key) == "train.steps"), [])
     if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
         raise UserError(
@@ -191,6 +191,8 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
 
 def _of_program(values: dict[str, Any], folder: Path, where: str, name: str) -> Spec:
     """Build a sweep of a program of a user's own."""
+    if values.get("derive"):
+        raise UserError(f"{where}: derive: takes keys of gsq's own training; a program's columns have columns:")
     if values.get("search"):
         raise UserError(f"{where}: search: takes gsq's own training; with program: use axes, zip and cases")
     axes, zipped, cases = _grid(values, where, check_name)
@@ -312,13 +314,13 @@ def _set_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
 
 def _axis_key(name: str, where: str, others: Collection[str]) -> str:
     """The config key of an axis, or its name where it is one of ``others``."""
-    if name not in others:
-        try:
-            return config_key(name, where)
-        except UserError as error:
-            hint = f"; derive computes with {', '.join(sorted(others))}{nearest(name, others)}" if others else ""
-            raise UserError(f"{error}{hint}") from None
-    return name
+    if name in others:
+        return name
+    try:
+        return config_key(name, where)
+    except UserError as error:
+        hint = f"; derive computes with {', '.join(sorted(others))}{nearest(name, others)}" if others else ""
+        raise UserError(f"{error}{hint}") from None
 
 
 def _axes(values: Any, where: str, key_of: Callable[[str, str], str]) -> Axes:

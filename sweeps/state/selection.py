@@ -10,8 +10,8 @@ from typing import Any
 from gsq.config.overrides import SHORT_NAMES
 from gsq.errors import UserError, nearest
 from gsq.records.attempt import FAILURES
-from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.planning.names import key_of, value_of
+from gsq.sweeps.planning.cells import Plan, key_of
+from gsq.sweeps.planning.names import value_of
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
 from gsq.sweeps.state.status import CellStatus, SweepStatus
@@ -34,12 +34,11 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
         if "=" in word:
             name, _, text = word.partition("=")
             # An axis may be no config key, if a sweep computes others from it.
-            own = "." not in name and name not in SHORT_NAMES and any(name in cell.axes for cell in plan.cells)
+            program = bool(plan.cells[0].config.program)
+            own = not program and "." not in name and name not in SHORT_NAMES
+            own = own and any(name in cell.axes for cell in plan.cells)
             key = name if own else key_of(plan.cells[0].config, name, "selection")
-            found_at = {
-                s: c.axes[name] if own and name in c.axes else None if own else value_of(c.config, key)
-                for s, c in cells.items()
-            }
+            found_at = {s: c.axes.get(name) if own else value_of(c.config, key) for s, c in cells.items()}
             chosen = {s for s, value in found_at.items() if _holds(value, text)}
             if not chosen:
                 there = Counter(_text(value) for value in found_at.values())

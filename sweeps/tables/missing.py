@@ -96,7 +96,7 @@ def coverage_of(name: str, found: Survey) -> Coverage:
         failed = [has_failed for _, has_failed in ended]
         # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
-            key = SHORT_NAMES.get(axis, axis)
+            key = SHORT_NAMES.get(axis, axis)  # of a program, or without a dot, it is known where a cell names it
             values = [
                 cell.axes[axis]
                 if axis in cell.axes
