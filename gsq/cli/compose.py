@@ -59,7 +59,7 @@ def run_sweep(
     # Figures and fits run alone on the cores by then; several threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
-    console = Console()
+    console = Console(emoji=False)
     if output is not None:
         require_output("--output", output)
     plan = make(sweep, cells)
@@ -141,7 +141,8 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
 
     everything = load_results(table)
     frame = as_asked(everything)
-    shown = results_table(frame)
+    metrics = _program_metrics(plan, table)
+    shown = results_table(frame) if metrics is None else _of_program(frame, plan, metrics)
     _print_frame(console, shown, frame)
     if others := protocol_counts(everything).keys() - protocol_counts(frame).keys():
         console.print(f"the table also has rows of other protocols: {', '.join(sorted(others))}", style="dim")
@@ -155,9 +156,14 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         line(console, f"[red]{state}[/red] {escape(reason)}")
     if failures := {str(name) for name in failed["failure"].dropna()} - {CANCELLED}:
         line(console, failed_advice(folder.name, failures))
+    if metrics is not None:
+        line(console, f"\nresults table: [bold]{table}[/bold]")
+        if metrics:
+            line(console, f'fit a law: gsq fit {table} --law "{metrics[0]} = c * COLUMN^-a"')
+        return int(failed["signature"].nunique())
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
-        frame, fits, reasons = load_and_fit(table)
+        frame, fits, reasons = load_and_fit([table])
         console.print()
         for fit in fits:
             print_fit(fit)
@@ -174,6 +180,22 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     for what, path in written:
         line(console, f"{what}: [bold]{path}[/bold]")
     return int(failed["signature"].nunique())
+
+
+def _program_metrics(plan: Plan, table: Path) -> list[str] | None:
+    """Metrics of a program of a user's own in its table; None for gsq's own training."""
+    from gsq.sweeps.schema.columns import BY_NAME, describe
+
+    if not plan.cells[0].config.program:
+        return None
+    return [column.name for column in describe(table) if column.role == "metric" and column.name not in BY_NAME]
+
+
+def _of_program(frame: pd.DataFrame, plan: Plan, metrics: list[str]) -> pd.DataFrame:
+    """The last row of each cell: axes of the sweep, metrics, time and state."""
+    axes = dict.fromkeys(name for cell in plan.cells for name in cell.axes if name in frame)
+    last = frame.sort_values("step", na_position="first", kind="stable").drop_duplicates("signature", keep="last")
+    return last.sort_index()[[*axes, *metrics, "device_seconds", "state"]]
 
 
 FORMATS = {"device_seconds": ".0f", "psnr_db": ".2f", "usage": ".3f", "perplexity": ".1f"}

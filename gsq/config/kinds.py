@@ -21,9 +21,13 @@ from gsq.errors import UserError
 
 QUANTIZERS = Path(__file__).parents[1] / "quantizers"
 # Messages and help name the kinds in this order, then others by name.
-ORDER = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq")
+ORDER = ("gsq", "vq", "rvq", "fsq", "lfq", "bsq", "simvq", "ibq", "diveq")
+# How a codebook starts, and what becomes of rows that nothing chooses.
+ROWS = ("init", "codebook_decay", "restart_below", "kmeans_steps")
+# The gradient through a chosen row.
+GRADIENT = ("gradient", "soft_temperature", "soft_decay")
 # Options of a codebook and of the look-up in it.
-CODEBOOK = ("init", "lookup_norm", "lookup_precision", "commitment_weight", "codebook_update", "codebook_decay")
+CODEBOOK = (*ROWS, *GRADIENT, "lookup_norm", "lookup_precision", "commitment_weight", "codebook_update")
 
 
 # The section ``quantizer`` of a config: a QuantizerConfig, which is defined above this module.
@@ -46,9 +50,23 @@ def index_a_group(q: Section) -> tuple[int, ...]:
     return (q.codebook_size,) * q.groups
 
 
-def one_codebook(q: Section, latent_dim: int) -> int:
-    """V rows of d = D / G channels."""
-    return q.codebook_size * (latent_dim // q.groups)
+def grouped_rows(q: Section, latent_dim: int) -> int:
+    """V rows of d = D / G channels, for each group or for all together."""
+    return q.codebook_size * (latent_dim if q.codebooks == "per_group" else latent_dim // q.groups)
+
+
+def row_products(q: Section, latent_dim: int) -> int:
+    """Each group against V rows; nothing at d = 1, where a binary search finds the row."""
+    return 0 if latent_dim == q.groups else q.codebook_size * latent_dim
+
+
+def several_groups(q: Section) -> str:
+    """Check for a kind that can have a codebook for each group."""
+    if q.codebooks == "per_group" and q.groups == 1:
+        return (
+            "quantizer.codebooks: 'per_group' has no meaning for quantizer.groups 1, which has one codebook; use shared"
+        )
+    return ""
 
 
 def one_group(q: Section) -> str:
@@ -81,6 +99,8 @@ class Kind:
     """Keys that no other kind has."""
     per_channel: bool = False
     """Whether it quantizes each channel, so that groups must equal latent_dim."""
+    least_group_dim: int = 1
+    """Channels that a group needs at least."""
     init: str = "uniform"
     """Meaning of quantizer.init "auto"."""
     lookup_norm: str = "none"

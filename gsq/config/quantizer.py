@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -36,8 +36,9 @@ class QuantizerConfig:
 
     kind: str = "gsq"
     """gsq; vq (one group, no normalisation); rvq (residual VQ); fsq (finite scalar); lfq (look-up free); bsq (binary
-    spherical). fsq, lfq and bsq quantize each channel: groups = latent_dim, and codebook_size 2 for lfq and bsq. Or one
-    of your own, package.module:Name (``gsq new quantizer``)."""
+    spherical); simvq (frozen rows, seen through a learned map); ibq (gradients to all rows through their indices);
+    diveq (gradients through the distance to the row). fsq, lfq and bsq quantize each channel: groups = latent_dim, and
+    codebook_size 2 for lfq and bsq. Or one of your own, package.module:Name (``gsq new quantizer``)."""
     groups: int = 1
     """G; the latent's channels are split into G groups of d = D / G, which share one codebook."""
     codebook_size: int = 8192
@@ -48,10 +49,10 @@ class QuantizerConfig:
     """fsq: levels of each latent channel, the largest of them codebook_size; empty takes codebook_size for all."""
     init: str = "auto"
     """spherical (uniform on the unit sphere; uniform in [-1, 1] at d = 1), uniform (in [-1/V, 1/V]; in [-1, 1] at
-    d = 1) or auto: spherical for gsq, uniform for vq and rvq."""
+    d = 1) or auto: spherical for gsq, uniform for the others."""
     lookup_norm: str = "auto"
     """l2 or l1 (both sides normalised), clip (both clamped to [-1, 1]), none, or auto: l2 for gsq, but none at d = 1,
-    where the sphere is two points, and none for vq and rvq."""
+    where the sphere is two points, and none for the others."""
     lookup_precision: str = "exact"
     """exact, or float32 or bfloat16: |z|^2 + |c|^2 - 2 z.c in that type, which returns wrong rows; to study that."""
     decoder_input: str = "normalised"
@@ -63,9 +64,24 @@ class QuantizerConfig:
     codebook_update: str = "gradient"
     """gradient (through the quantizer loss) or ema (each row an average of the latents that chose it)."""
     codebook_decay: float = 0.99
-    """ema: decay of the averages."""
+    """Decay of the averages: of ema, and of the use of rows for restart_below."""
     entropy_weight: float = 0.0
-    """gsq, vq, lfq, bsq: weight of (entropy of an index - entropy of the batch's mean), which spreads use of codes."""
+    """gsq, vq, lfq, bsq, ibq: weight of (entropy of an index - entropy of the batch's mean), which spreads use of
+    codes."""
+    gradient: str = field(default="straight_through", metadata={"legacy": "straight_through"})
+    """gsq, vq, rvq, simvq: the gradient to the latent: straight_through; rotation (the rotation trick); or soft (of a
+    softmax over the rows; the decoder still receives the nearest row)."""
+    soft_temperature: float = field(default=1.0, metadata={"legacy": 1.0})
+    """gradient soft: of the softmax over negative squared distances, at the first step."""
+    soft_decay: float = field(default=1.0, metadata={"legacy": 1.0})
+    """gradient soft: factor of the temperature from one step to the next."""
+    codebooks: str = field(default="shared", metadata={"legacy": "shared"})
+    """gsq, simvq, ibq, diveq: shared by all groups, or per_group: one of V rows for each."""
+    restart_below: float = field(default=0.0, metadata={"legacy": 0.0})
+    """Replace a row that on average (codebook_decay) fewer latents a step choose, by one in a busy row's place; 0 never
+    does."""
+    kmeans_steps: int = field(default=0, metadata={"legacy": 0})
+    """First steps, after each of which every row becomes the mean of the batch's latents that chose it."""
     options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})
     """Keys of a quantizer of your own (`kind: package.module:Name`), as it declares them."""
 
@@ -77,12 +93,17 @@ class QuantizerConfig:
         choose_each("quantizer", self, lookup_norm=("auto", "l2", "l1", "clip", "none"))
         choose_each("quantizer", self, lookup_precision=("exact", "float32", "bfloat16"))
         choose_each("quantizer", self, decoder_input=("normalised", "raw"), loss_row=("normalised", "raw"))
-        choose_each("quantizer", self, codebook_update=("gradient", "ema"))
+        choose_each("quantizer", self, codebook_update=("gradient", "ema"), codebooks=("shared", "per_group"))
+        choose_each("quantizer", self, gradient=("straight_through", "rotation", "soft"))
         at_least("quantizer", self, 1, "groups", "depth")
         for key, size in (("codebook_size", self.codebook_size), *(("levels", level) for level in self.levels)):
             if size < 2:
                 raise UserError(f"quantizer.{key}: {size} carries no information; it must be at least 2")
-        at_least("quantizer", self, 0, "commitment_weight", "entropy_weight")
+        at_least("quantizer", self, 0, "commitment_weight", "entropy_weight", "restart_below", "kmeans_steps")
+        if not self.soft_temperature > 0:
+            raise UserError(f"quantizer.soft_temperature: {self.soft_temperature} must be above 0, such as 1")
+        if not 0 < self.soft_decay <= 1:
+            raise UserError(f"quantizer.soft_decay: {self.soft_decay} must be in (0, 1]; 1 keeps it")
         if not 0 <= self.codebook_decay < 1:
             raise UserError(f"quantizer.codebook_decay: {self.codebook_decay} must be in [0, 1)")
         if not is_path(self.kind):
@@ -121,19 +142,29 @@ def _ignored(quantizer: QuantizerConfig) -> list[str]:
     """Options that the kind does not use, but that differ from their defaults."""
     changed = [key for key, default in _DEFAULTS.items() if getattr(quantizer, key) != default]
     found = [key for key in changed if not quantizer.declared.uses(key)]
-    # Only an average uses a decay.
-    decay = "codebook_decay" in changed and quantizer.codebook_update != "ema"
-    return found + ["codebook_decay"] * (decay and "codebook_decay" not in found)
+    unused = [key for key, (used, _) in _SWITCHES.items() if key in changed and not used(quantizer)]
+    return [*found, *(key for key in unused if key not in found)]
+
+
+# Options that others switch on: whether they do, and why not.
+_SWITCHES: dict[str, tuple[Callable[[QuantizerConfig], bool], str]] = {
+    "codebook_decay": (
+        lambda q: q.codebook_update == "ema" or q.restart_below > 0,
+        "quantizer.codebook_update 'gradient' with quantizer.restart_below 0, only for ema",
+    ),
+    **{
+        key: (lambda q: q.gradient == "soft", "quantizer.gradient {gradient!r}, only for soft")
+        for key in ("soft_temperature", "soft_decay")
+    },
+}
 
 
 def _meaningless(quantizer: QuantizerConfig, key: str) -> UserError:
     default, users = _DEFAULTS[key], users_of(key)
     fix = f"leave it out, or set it to its default {_written(default)}"
     if quantizer.declared.uses(key):
-        return UserError(
-            f"quantizer.{key}: {getattr(quantizer, key)!r} has no meaning for quantizer.codebook_update "
-            f"'{quantizer.codebook_update}', only for ema; {fix}"
-        )
+        why = _SWITCHES[key][1].format(gradient=quantizer.gradient)
+        return UserError(f"quantizer.{key}: {getattr(quantizer, key)!r} has no meaning for {why}; {fix}")
     return UserError(
         f"quantizer.{key}: {_written(getattr(quantizer, key))} has no meaning for quantizer.kind {quantizer.kind}, "
         f"only for {', '.join(users)}; {fix}"

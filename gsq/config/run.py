@@ -221,6 +221,11 @@ class RunConfig:
                 f"quantizer.groups: {groups}, but {quantizer.kind} quantizes each channel: use model.latent_dim "
                 f"{latent_dim}"
             )
+        if not is_path(quantizer.kind) and self.group_dim < (least := quantizer.declared.least_group_dim):
+            raise UserError(
+                f"quantizer.groups: {groups} of model.latent_dim {latent_dim} have {self.group_dim} channel each, but "
+                f"{quantizer.kind} needs {least}; use at most {latent_dim // least} groups"
+            )
         if quantizer.levels and len(quantizer.levels) != latent_dim:
             raise UserError(
                 f"quantizer.levels: {list(quantizer.levels)} has {len(quantizer.levels)} entries, one for each of "
@@ -279,6 +284,11 @@ class RunConfig:
         return tuple(sorted({*last, *(step for step in self.execution.keep_at if step <= self.trunk_steps)} - {0}))
 
     @property
+    def program(self) -> str:
+        """Import path of a training program of a user's own (gsq.config.program); empty for gsq's own training."""
+        return ""
+
+    @property
     def group_dim(self) -> int:
         """d = D / G."""
         return self.model.latent_dim // self.quantizer.groups
@@ -322,6 +332,11 @@ SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig
 
 def check_processes(config: RunConfig, processes: int) -> None:
     """Raise UserError if ``processes`` processes cannot share the run's batches."""
+    if config.program and processes > 1:
+        raise UserError(
+            f"program: {config.program} runs in one process, but the cluster file gives each run {processes}; write "
+            "nodes: 1 and processes: 1"
+        )
     batch, micro = config.train.batch_size, config.execution.micro_batch
     if batch % processes:
         raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")

@@ -1,7 +1,8 @@
 """Codebook use from exact counts of indices.
 
 Shapes: B images, K indices of a latent position, L_k values of index k, h x w latent positions. Indices that share one
-codebook of V rows (GSQ) are pooled. Without a shared codebook (rvq, fsq, lfq, bsq), pairs of index and value count.
+codebook of V rows (GSQ) are pooled. Without a shared codebook (rvq, fsq, lfq, bsq, codebooks per_group), pairs of
+index and value count.
 """
 
 from __future__ import annotations

@@ -12,15 +12,21 @@ from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.quantizers.base import NonFiniteLatent, Quantizer, QuantizerOutput
 from gsq.quantizers.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from gsq.quantizers.diveq import DirectionalQuantizer
 from gsq.quantizers.finite_scalar import FiniteScalarQuantizer
+from gsq.quantizers.ibq import IndexBackpropagationQuantizer
 from gsq.quantizers.residual import ResidualQuantizer
+from gsq.quantizers.simvq import MappedQuantizer
 from gsq.quantizers.spherical import GroupedSphericalQuantizer
 
 __all__ = [
     "BinarySphericalQuantizer",
+    "DirectionalQuantizer",
     "FiniteScalarQuantizer",
     "GroupedSphericalQuantizer",
+    "IndexBackpropagationQuantizer",
     "LookupFreeQuantizer",
+    "MappedQuantizer",
     "NonFiniteLatent",
     "Quantizer",
     "QuantizerOutput",

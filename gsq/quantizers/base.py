@@ -1,7 +1,7 @@
-"""The interface of quantizers with its checks, the look-up, and codebooks that follow their latents.
+"""The interface of quantizers with its checks, and the look-up.
 
 Shapes: B images, D latent channels, K indices of a latent position, V codebook rows, d channels of a row,
-h x w latent positions.
+h x w latent positions. ``codebook`` has what quantizers with learned rows share.
 """
 
 from __future__ import annotations
@@ -185,82 +185,3 @@ def initial_rows(shape: tuple[int, ...], init: str) -> Tensor:
     if init == "uniform":
         return torch.empty(shape).uniform_(-1 / shape[-2], 1 / shape[-2])
     return nn.functional.normalize(torch.randn(shape), dim=-1)
-
-
-class MovingAverage(nn.Module):
-    """Decayed count and sum of the vectors that chose each row of (..., V, d) rows: the codebook's EMA update.
-
-    Like vector-quantize-pytorch's Codebook (checked against 1.32.0), but with one update per step instead of per
-    forward pass, so that micro-batches and processes only change the order of summation.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    pending_counts: Tensor
-    pending_sums: Tensor
-
-    EPS = 1e-5
-    """Constant of the Laplace smoothing."""
-
-    def __init__(self, rows: Tensor, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("counts", torch.ones(rows.shape[:-1]))
-        self.register_buffer("sums", rows.clone())
-        self.register_buffer("pending_counts", torch.zeros(rows.shape[:-1]), persistent=False)
-        self.register_buffer("pending_sums", torch.zeros_like(rows), persistent=False)
-
-    @torch.no_grad()
-    def add(self, indices: Tensor, vectors: Tensor, level: int = 0) -> None:
-        """Add vectors (..., d) with the indices (...) of the rows of one level that they chose."""
-        places = indices.flatten() + level * self.counts.shape[-1]
-        self.pending_counts.view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.float32))
-        self.pending_sums.view(-1, self.sums.shape[-1]).index_add_(0, places, vectors.reshape(len(places), -1))
-
-    def discard(self) -> None:
-        self.pending_counts.zero_()
-        self.pending_sums.zero_()
-
-    @torch.no_grad()
-    def update(self, all_reduce: Callable[[Tensor], None]) -> Tensor | None:
-        """Take in pending vectors and return the mean of each row, (..., V, d); None if nothing was pending."""
-        all_reduce(self.pending_counts)
-        all_reduce(self.pending_sums)
-        if not self.pending_counts.any():
-            return None
-        self.counts.lerp_(self.pending_counts, 1 - self.decay)
-        self.sums.lerp_(self.pending_sums, 1 - self.decay)
-        self.discard()
-        total = self.counts.sum(-1, keepdim=True)
-        # Laplace smoothing: no row is divided by zero, and the counts keep their total.
-        smoothed = (self.counts + self.EPS) / (total + self.counts.shape[-1] * self.EPS) * total
-        return self.sums / smoothed[..., None]
-
-
-class CodebookQuantizer(Quantizer):
-    """A quantizer with a ``codebook`` that either the optimiser or a moving average of the latents updates."""
-
-    codebook: Tensor
-    average: MovingAverage | None
-
-    def set_codebook(self, rows: Tensor, update: str, decay: float) -> None:
-        """Make ``rows`` a parameter (update "gradient"), or a buffer with a moving average ("ema")."""
-        self.average = MovingAverage(rows, decay) if update == "ema" else None
-        if self.average is not None:
-            self.register_buffer("codebook", rows)
-        else:
-            self.codebook = nn.Parameter(rows)
-
-    def _renewed(self, means: Tensor) -> Tensor:
-        """The rows that the means of the latents stand for."""
-        return means
-
-    @torch.no_grad()
-    def update_codebook(self, all_reduce: Callable[[Tensor], None] = lambda tensor: None) -> None:
-        means = None if self.average is None else self.average.update(all_reduce)
-        if means is not None:
-            self.codebook.copy_(self._renewed(means))
-
-    def discard_pending(self) -> None:
-        if self.average is not None:
-            self.average.discard()

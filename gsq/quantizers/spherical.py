@@ -5,24 +5,30 @@ Shapes: B images, D latent channels, G groups, d = D / G, V codebook rows, h x w
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gsq.config.kinds import CODEBOOK, Kind, one_codebook, one_group
-from gsq.quantizers.base import CodebookQuantizer, QuantizerOutput, initial_rows, look_up, straight_through
+from gsq.config.kinds import CODEBOOK, Kind, grouped_rows, one_group, row_products, several_groups
+from gsq.quantizers.base import QuantizerOutput, initial_rows, look_up, straight_through
+from gsq.quantizers.codebook import CodebookQuantizer
+from gsq.quantizers.gradients import logits_of
 
 KINDS = (
     Kind(
         "gsq",
         "GroupedSphericalQuantizer",
-        (*CODEBOOK, "decoder_input", "loss_row", "entropy_weight"),
+        (*CODEBOOK, "decoder_input", "loss_row", "entropy_weight", "codebooks"),
         init="spherical",
         lookup_norm="l2",
-        parameters=one_codebook,
+        parameters=grouped_rows,
+        lookup_macs=row_products,
+        check=several_groups,
     ),
-    Kind("vq", "GroupedSphericalQuantizer", (*CODEBOOK, "entropy_weight"), parameters=one_codebook, check=one_group),
+    Kind("vq", "GroupedSphericalQuantizer", (*CODEBOOK, "entropy_weight"), parameters=grouped_rows, check=one_group),
 )
 # Temperature of the softmax in the entropy loss, from MaskGIT's code (the GSQ paper gives none).
 ENTROPY_TEMPERATURE = 0.01
@@ -46,13 +52,17 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
 
     codebook_update "ema": ``update_codebook`` moves each row to the decayed average of the (compared) latents that
     chose it, normalised like them, and the loss is the commitment alone; checked against vector-quantize-pytorch 1.32.0
-    (Euclidean and cosine). Rows that nothing chooses are not replaced.
+    (Euclidean and cosine). ``restart_below`` replaces rows that nothing chooses.
+
+    codebooks "per_group": G codebooks, each of V rows, instead of one that the groups share; checked against
+    vector-quantize-pytorch 1.32.0 (separate_codebook_per_head).
 
     entropy_weight: weight of the auxiliary loss of the paper's table 2, (mean entropy of p - entropy of mean p) in nats
     with p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, in training mode only.
     """
 
-    shared_codebook = True
+    product = False
+    """Whether vectors are compared with rows by their product instead of their distance."""
 
     def __init__(
         self,
@@ -69,6 +79,12 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         codebook_update: str = "gradient",
         codebook_decay: float = 0.99,
         entropy_weight: float = 0.0,
+        gradient: str = "straight_through",
+        soft_temperature: float = 1.0,
+        soft_decay: float = 1.0,
+        restart_below: float = 0.0,
+        kmeans_steps: int = 0,
+        codebooks: str = "shared",
     ) -> None:
         super().__init__(latent_dim, groups, (codebook_size,) * groups)
         if latent_dim % groups:
@@ -76,10 +92,18 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         self.lookup_norm, self.lookup_precision = lookup_norm, lookup_precision
         self.decoder_input, self.loss_row = decoder_input, loss_row
         self.commitment_weight, self.entropy_weight = commitment_weight, entropy_weight
-        rows = initial_rows((codebook_size, latent_dim // groups), init)
+        self.shared_codebook = codebooks == "shared"
+        shape = (codebook_size, latent_dim // groups)
+        rows = initial_rows(shape if self.shared_codebook else (groups, *shape), init)
         # The average starts from rows as the look-up compares them.
         rows = self._compared(rows) if codebook_update == "ema" else rows
-        self.set_codebook(rows, codebook_update, codebook_decay)
+        self.set_codebook(rows, codebook_update, codebook_decay, restart_below, kmeans_steps)
+        self.set_gradient(gradient, soft_temperature, soft_decay)
+
+    @property
+    def rows(self) -> Tensor:
+        """(V, d), or (G, V, d) with a codebook for each group, before the normalisation of the look-up."""
+        return self.codebook
 
     def _compared(self, vectors: Tensor) -> Tensor:
         if self.lookup_norm == "clip":
@@ -96,49 +120,81 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         """(B, h, w, G, d) -> (B, D, h, w)."""
         return grouped.permute(0, 3, 4, 1, 2).flatten(1, 2).contiguous()
 
-    def _quantize(self, latent: Tensor) -> QuantizerOutput:
-        given = self._split(latent)
-        vectors, rows = self._compared(given), self._compared(self.codebook)
+    def _by_group(self, result: Callable[..., Tensor], vectors: Tensor, *tables: Tensor) -> Tensor:
+        """``result`` of vectors (..., G, d) and tables (V, d); of each group with its own of tables (G, V, d)."""
+        if self.shared_codebook:
+            return result(vectors, *tables)
+        groups = zip(vectors.unbind(-2), *tables, strict=True)
+        return torch.stack([result(*group) for group in groups], vectors.ndim - 2)
+
+    def _places(self, indices: Tensor) -> Tensor:
+        """(..., G): indices counted over all codebooks."""
+        if self.shared_codebook:
+            return indices
+        return indices + self.codebook_size * torch.arange(self.groups, device=indices.device)
+
+    def _chosen(self, indices: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(self._places(indices), table if self.shared_codebook else table.flatten(0, 1))
+
+    def _nearest(self, given: Tensor, vectors: Tensor, raw: Tensor, rows: Tensor) -> Tensor:
+        """(..., G): the row of each vector; ``given`` and ``raw`` are both sides before they are made comparable."""
         if self.lookup_norm == "l2":
             # The look-up normalises in float64, so it takes the vectors before normalisation.
-            indices = look_up(given, self.codebook, self.lookup_precision, normalise=True)
-        else:
-            indices = look_up(vectors, rows, self.lookup_precision)
-        target = F.embedding(indices, self.codebook if self.loss_row == "raw" else rows)
-        received = F.embedding(indices, self.codebook if self.decoder_input == "raw" else rows)
+            return self._by_group(lambda z, c: look_up(z, c, self.lookup_precision, normalise=True), given, raw)
+        return self._by_group(lambda z, c: look_up(z, c, self.lookup_precision), vectors, rows)
+
+    def _quantize(self, latent: Tensor) -> QuantizerOutput:
+        given, raw = self._split(latent), self.rows
+        vectors, rows = self._compared(given), self._compared(raw)
+        indices = self._nearest(given, vectors, raw, rows)
+        self.follow(self._places(indices), vectors)
+        target = self._chosen(indices, raw if self.loss_row == "raw" else rows)
+        values = raw if self.decoder_input == "raw" else rows
         carrier = given if self.lookup_norm == "clip" else vectors
-        # Eq. 5; the mean is over batch, positions, groups and channels, so d and G do not change the weight.
-        loss = self.commitment_weight * F.mse_loss(carrier, target.detach())
-        if self.average is None:
-            loss = F.mse_loss(target, vectors.detach()) + loss
-        elif self.training:
-            self.average.add(indices, vectors)
+        quantized = self._passed(self._chosen(indices, values), carrier, rows, values)
+        loss = self._loss(target, vectors, carrier, quantized)
         if self.entropy_weight and self.training:
-            loss = loss + self.entropy_weight * _entropy_loss(vectors.flatten(0, -2), rows)
-        quantized = self._join(straight_through(received, carrier))
-        return QuantizerOutput(quantized, indices.permute(0, 3, 1, 2).contiguous(), loss)
+            loss = loss + self.entropy_weight * self._entropy(vectors, rows)
+        return QuantizerOutput(self._join(quantized), indices.permute(0, 3, 1, 2).contiguous(), loss)
+
+    def _passed(self, received: Tensor, carrier: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        """(..., G, d): the received rows, with their gradient."""
+        if self.gradient != "soft" or self.shared_codebook:
+            return self.passed(received, carrier, rows, values)
+        groups = zip(received.unbind(-2), carrier.unbind(-2), rows, values, strict=True)
+        return torch.stack([self.passed(*group) for group in groups], -2)
+
+    def _loss(self, target: Tensor, vectors: Tensor, carrier: Tensor, quantized: Tensor) -> Tensor:
+        """Eq. 5; the mean is over batch, positions, groups and channels, so d and G do not change the weight."""
+        loss = self.commitment_weight * F.mse_loss(carrier, target.detach())
+        return loss if self.average is not None else F.mse_loss(target, vectors.detach()) + loss
+
+    def _entropy(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        if self.shared_codebook:
+            return _entropy_loss(vectors.flatten(0, -2), rows, product=self.product)
+        groups = zip(vectors.flatten(0, -3).unbind(1), rows, strict=True)
+        return torch.stack([_entropy_loss(z, c, product=self.product) for z, c in groups]).mean()
 
     def _decode(self, indices: Tensor) -> Tensor:
-        rows = self.codebook if self.decoder_input == "raw" else self._compared(self.codebook)
-        return self._join(F.embedding(indices.permute(0, 2, 3, 1), rows))
+        rows = self.rows if self.decoder_input == "raw" else self._compared(self.rows)
+        return self._join(self._chosen(indices.permute(0, 2, 3, 1), rows))
 
     def _renewed(self, means: Tensor) -> Tensor:
-        lost = (means.norm(dim=1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
+        lost = (means.norm(dim=-1, keepdim=True) < SHORTEST) & (self.lookup_norm in ("l2", "l1"))
         return torch.where(lost, self.codebook, self._compared(means))
 
 
-def _entropy_loss(vectors: Tensor, rows: Tensor) -> Tensor:
+def _entropy_loss(vectors: Tensor, rows: Tensor, *, product: bool = False) -> Tensor:
     """(N, d) and (V, d) -> scalar. Recomputes probabilities for the gradient, so that no N x V of them are kept."""
 
     def sums(part: Tensor) -> tuple[Tensor, Tensor]:
-        # |z|^2 is the same for all rows.
-        logits = (2 * part @ rows.T - rows.square().sum(1)) / ENTROPY_TEMPERATURE
-        log_p = logits.log_softmax(1)
+        log_p = logits_of(part, rows, ENTROPY_TEMPERATURE, product=product).log_softmax(1)
         p = log_p.exp()
         return p.sum(0), -(p * log_p).sum()
 
     parts = vectors.split(max(1, ENTROPY_VALUES // len(rows)))
     found = [checkpoint(sums, part, use_reentrant=False) for part in parts]
-    mean = torch.stack([p for p, _ in found]).sum(0) / len(vectors)
+    # The gradient of x log x is not a number at 0, the probability of a row that is far from all vectors.
+    mean = (torch.stack([p for p, _ in found]).sum(0) / len(vectors)).clamp(min=torch.finfo(rows.dtype).tiny)
     entropy = torch.stack([h for _, h in found]).sum() / len(vectors)
     return entropy + torch.special.xlogy(mean, mean).sum()

@@ -42,7 +42,59 @@ KINDS: dict[str, dict[str, Any]] = {
     "lfq_entropy": {"quantizer.kind": "lfq", "groups": 4, "codebook_size": 2, "quantizer.entropy_weight": 0.1},
     "bsq": {"quantizer.kind": "bsq", "groups": 4, "codebook_size": 2},
     "bsq_entropy": {"quantizer.kind": "bsq", "groups": 4, "codebook_size": 2, "quantizer.entropy_weight": 0.1},
+    "gsq_rotation": {"quantizer.gradient": "rotation"},
+    "gsq_soft": {"quantizer.gradient": "soft", "quantizer.soft_temperature": 0.3, "quantizer.soft_decay": 0.999},
+    "gsq_per_group": {"quantizer.codebooks": "per_group"},
+    "gsq_per_group_soft": {"quantizer.codebooks": "per_group", "quantizer.gradient": "soft"},
+    "gsq_per_group_ema": {"quantizer.codebooks": "per_group", "quantizer.codebook_update": "ema"},
+    "gsq_restart": {"quantizer.restart_below": 0.5, "quantizer.codebook_decay": 0.9},
+    "gsq_per_group_restart_ema": {
+        "quantizer.codebooks": "per_group",
+        "quantizer.codebook_update": "ema",
+        "quantizer.restart_below": 0.5,
+        "quantizer.codebook_decay": 0.9,
+    },
+    "vq_kmeans": {"quantizer.kind": "vq", "groups": 1, "quantizer.kmeans_steps": 3},
+    "vq_rotation": {"quantizer.kind": "vq", "groups": 1, "quantizer.gradient": "rotation"},
+    "vq_kmeans_restart_ema": {
+        "quantizer.kind": "vq",
+        "groups": 1,
+        "quantizer.codebook_update": "ema",
+        "quantizer.kmeans_steps": 2,
+        "quantizer.restart_below": 0.2,
+    },
+    "rvq_restart": {
+        "quantizer.kind": "rvq",
+        "groups": 1,
+        "quantizer.depth": 3,
+        "codebook_size": 8,
+        "quantizer.kmeans_steps": 1,
+        "quantizer.restart_below": 0.5,
+        "quantizer.gradient": "rotation",
+    },
+    "rvq_soft": {
+        "quantizer.kind": "rvq",
+        "groups": 1,
+        "quantizer.depth": 3,
+        "codebook_size": 8,
+        "quantizer.gradient": "soft",
+        "quantizer.soft_temperature": 0.1,
+    },
+    "simvq": {"quantizer.kind": "simvq"},
+    "simvq_rotation": {"quantizer.kind": "simvq", "groups": 1, "quantizer.gradient": "rotation"},
+    "simvq_per_group": {"quantizer.kind": "simvq", "quantizer.codebooks": "per_group"},
+    "ibq": {"quantizer.kind": "ibq", "groups": 1, "quantizer.entropy_weight": 0.05},
+    "ibq_restart": {
+        "quantizer.kind": "ibq",
+        "quantizer.codebooks": "per_group",
+        "quantizer.entropy_weight": 0.1,
+        "quantizer.restart_below": 0.5,
+    },
+    "diveq": {"quantizer.kind": "diveq", "quantizer.restart_below": 0.5, "quantizer.kmeans_steps": 1},
+    "diveq_per_group": {"quantizer.kind": "diveq", "quantizer.codebooks": "per_group"},
 }
+# Cases whose codebook ``update_codebook`` changes.
+FOLLOWING = [name for name in KINDS if name.endswith("ema") or "restart" in name or "kmeans" in name or name == "diveq"]
 
 
 def build(name: str, **changes: Any) -> Quantizer:

@@ -37,6 +37,9 @@ VALID: dict[str, dict[str, Any]] = {
     "fsq": {"groups": 16, "codebook_size": 5},
     "lfq": {"groups": 16, "codebook_size": 2},
     "bsq": {"groups": 16, "codebook_size": 2},
+    "simvq": {"groups": 4},
+    "ibq": {"groups": 4},
+    "diveq": {"groups": 4},
 }
 # Another value of each option than its default, and what makes it matter where its kind has it.
 OTHER: dict[str, dict[str, Any]] = {
@@ -51,19 +54,37 @@ OTHER: dict[str, dict[str, Any]] = {
     "quantizer.codebook_update": {"quantizer.codebook_update": "ema"},
     "quantizer.codebook_decay": {"quantizer.codebook_decay": 0.9, "quantizer.codebook_update": "ema"},
     "quantizer.entropy_weight": {"quantizer.entropy_weight": 0.1},
+    "quantizer.gradient": {"quantizer.gradient": "rotation"},
+    "quantizer.soft_temperature": {"quantizer.soft_temperature": 0.5, "quantizer.gradient": "soft"},
+    "quantizer.soft_decay": {"quantizer.soft_decay": 0.9, "quantizer.gradient": "soft"},
+    "quantizer.codebooks": {"quantizer.codebooks": "per_group"},
+    "quantizer.restart_below": {"quantizer.restart_below": 1.0},
+    "quantizer.kmeans_steps": {"quantizer.kmeans_steps": 2},
+    "quantizer.codebook_weight": {"quantizer.codebook_weight": 0.5},
+    "quantizer.direction_noise": {"quantizer.direction_noise": 0.001},
 }
+TABLES = ["gsq", "vq", "rvq"]
+TRAINED = [*TABLES, "ibq", "diveq"]
 USERS = {
     "depth": ["rvq"],
     "levels": ["fsq"],
-    "init": ["gsq", "vq", "rvq"],
-    "lookup_norm": ["gsq", "vq", "rvq"],
-    "lookup_precision": ["gsq", "vq", "rvq"],
+    "init": TRAINED,
+    "lookup_norm": TABLES,
+    "lookup_precision": [*TABLES, "simvq", "diveq"],
     "decoder_input": ["gsq"],
     "loss_row": ["gsq"],
-    "commitment_weight": ["gsq", "vq", "rvq", "lfq", "bsq"],
-    "codebook_update": ["gsq", "vq", "rvq"],
-    "codebook_decay": ["gsq", "vq", "rvq"],
-    "entropy_weight": ["gsq", "vq", "lfq", "bsq"],
+    "commitment_weight": [*TABLES, "lfq", "bsq", "simvq"],
+    "codebook_update": TABLES,
+    "codebook_decay": TRAINED,
+    "entropy_weight": ["gsq", "vq", "lfq", "bsq", "ibq"],
+    "gradient": [*TABLES, "simvq"],
+    "soft_temperature": [*TABLES, "simvq"],
+    "soft_decay": [*TABLES, "simvq"],
+    "codebooks": ["gsq", "simvq", "ibq", "diveq"],
+    "restart_below": TRAINED,
+    "kmeans_steps": TRAINED,
+    "codebook_weight": ["ibq"],
+    "direction_noise": ["diveq"],
 }
 
 
@@ -85,7 +106,8 @@ def test_what_config_reads_is_what_the_file_declares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gqs", "'gsq'"), ("RVQ", "'rvq'"), ("rvg", "'rvq'"), ("simvq", "gsq, vq, rvq, fsq, lfq, bsq")]
+    ("name", "words"),
+    [("gqs", "'gsq'"), ("RVQ", "'rvq'"), ("rvg", "'rvq'"), ("turbovq", "gsq, vq, rvq, fsq, lfq, bsq")],
 )
 def test_an_unknown_kind_is_refused_with_the_nearest(name: str, words: str) -> None:
     with pytest.raises(UserError) as raised:
@@ -104,6 +126,9 @@ def test_an_ignored_option_is_refused_wherever_it_is_written(key: str, name: str
     base, short = preset("cpu-tiny"), key.split(".")[1]
     changes = {"quantizer": name, **VALID[name], **OTHER[key]}
     if name in USERS[short]:
+        # codebook_decay needs ema or restarts, and these kinds have restarts alone.
+        if key == "quantizer.codebook_decay" and name in ("ibq", "diveq"):
+            changes = {**changes, "quantizer.codebook_update": "gradient", "quantizer.restart_below": 1.0}
         if not (key == "quantizer.lookup_norm" and name != "gsq"):
             assert override(base, changes).quantizer.kind == name
         return
@@ -197,18 +222,18 @@ from gsq.quantizers.base import Quantizer, QuantizerOutput, look_up, straight_th
 
 KINDS = (
     Kind(
-        "simvq",
-        "SimVQ",
+        "mappedvq",
+        "MappedVQ",
         ("commitment_weight",),
         own=(Option("spread", 1.0, lambda value: "" if value > 0 else "must be above 0"),),
         parameters=lambda q, latent_dim: latent_dim**2,
         lookup_macs=lambda q, latent_dim: q.codebook_size * latent_dim,
-        check=lambda q: "" if q.groups == 1 else f"quantizer.groups: {q.groups}, but simvq has one group; use 1",
+        check=lambda q: "" if q.groups == 1 else f"quantizer.groups: {q.groups}, but mappedvq has one group; use 1",
     ),
 )
 
 
-class SimVQ(Quantizer):
+class MappedVQ(Quantizer):
     shared_codebook = True
     undecayed = ("map",)
 
@@ -241,7 +266,7 @@ def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole package, and one file more."""
     folder = tmp_path_factory.mktemp("package")
     shutil.copytree(Path(gsq.__file__).parent, folder / "gsq", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "gsq/quantizers/simvq.py").write_text(TOY)
+    (folder / "gsq/quantizers/mappedvq.py").write_text(TOY)
     return folder
 
 
@@ -259,11 +284,11 @@ def test_one_file_adds_a_kind(with_toy: Path) -> None:
         "evaluation.batch_size=4",
         "image_size=16",
     ]
-    arguments = [part for setting in (*tiny, "quantizer=simvq", "quantizer.spread=0.5") for part in ("-s", setting)]
+    arguments = [part for setting in (*tiny, "quantizer=mappedvq", "quantizer.spread=0.5") for part in ("-s", setting)]
     done = ran(with_toy, "-m", "gsq.cli", "train", "cpu-tiny", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     written = yaml.safe_load(next((with_toy / "runs").glob("*/*/config.yaml")).read_text())
-    assert written["quantizer"]["kind"] == "simvq" and written["quantizer"]["spread"] == 0.5
+    assert written["quantizer"]["kind"] == "mappedvq" and written["quantizer"]["spread"] == 0.5
 
 
 def test_plans_know_an_added_kind_without_torch(with_toy: Path) -> None:
@@ -274,7 +299,7 @@ def test_plans_know_an_added_kind_without_torch(with_toy: Path) -> None:
         "from gsq.config.flops import cost\n"
         "from gsq.config.overrides import override\n"
         "from gsq.config.presets import preset\n"
-        "config = override(preset('cpu-tiny'), {'quantizer': 'simvq'})\n"
+        "config = override(preset('cpu-tiny'), {'quantizer': 'mappedvq'})\n"
         "plain = preset('cpu-tiny')\n"
         "print(config.codebook_parameters, config.index_sizes, cost(plain).parameters - cost(config).parameters)\n"
         "print(cost(plain).lookup_flops == cost(config).lookup_flops, 'torch' in sys.modules)\n"
@@ -289,11 +314,14 @@ def test_plans_know_an_added_kind_without_torch(with_toy: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["quantizer=simvq", "groups=2"], ["quantizer.groups: 2", "use 1"]),
-        (["quantizer=simvq", "quantizer.spread=-1"], ["quantizer.spread: -1.0", "above 0"]),
-        (["quantizer.spread=2"], ["quantizer.spread: 2.0", "quantizer.kind gsq", "only for simvq"]),
-        (["quantizer=simvq", "quantizer.decoder_input=raw"], ["quantizer.decoder_input", "simvq", "only for gsq"]),
-        (["quantizer=simvg"], ["'simvq'"]),
+        (["quantizer=mappedvq", "groups=2"], ["quantizer.groups: 2", "use 1"]),
+        (["quantizer=mappedvq", "quantizer.spread=-1"], ["quantizer.spread: -1.0", "above 0"]),
+        (["quantizer.spread=2"], ["quantizer.spread: 2.0", "quantizer.kind gsq", "only for mappedvq"]),
+        (
+            ["quantizer=mappedvq", "quantizer.decoder_input=raw"],
+            ["quantizer.decoder_input", "mappedvq", "only for gsq"],
+        ),
+        (["quantizer=mappedvg"], ["'mappedvq'"]),
     ],
 )
 def test_an_added_kind_is_checked_as_the_others(with_toy: Path, settings: list[str], words: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantizer_kinds import KINDS, build, close, latent, set_rows
+from quantizer_kinds import FOLLOWING, KINDS, build, close, latent, set_rows
 from tiny_run import tiny
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from gsq.quantizers import (
 )
 
 EMA = [name for name in KINDS if name.endswith("ema")]
+# Kinds without a loss of their own.
+NO_LOSS = ("fsq", "diveq")
 
 
 # What every kind must keep.
@@ -33,8 +35,9 @@ def test_agrees_with_the_config(name: str) -> None:
     q = build_quantizer(config)
     assert q.index_sizes == config.index_sizes and q.latent_dim == 4 and q.groups == config.quantizer.groups
     assert q.bits_per_token == config.bits_per_token and q.codebook_size == config.quantizer.codebook_size
-    assert q.shared_codebook == (config.quantizer.kind in ("gsq", "vq"))
-    codebook = getattr(q, "codebook", torch.zeros(0))
+    several = config.quantizer.codebooks == "per_group"
+    assert q.shared_codebook == (config.quantizer.kind in ("gsq", "vq", "simvq", "ibq", "diveq") and not several)
+    codebook = getattr(q, "map", getattr(q, "codebook", torch.zeros(0)))
     assert codebook.numel() == config.codebook_parameters
     learned = 0 if name in EMA else codebook.numel()
     assert sum(p.numel() for p in q.parameters()) == learned
@@ -88,7 +91,7 @@ def test_every_channel_of_the_latent_gets_a_gradient(name: str) -> None:
     out = q(z)
     (straight,) = torch.autograd.grad((out.latent * latent(9)).sum(), z, retain_graph=True)
     assert straight.isfinite().all() and (straight != 0).all()
-    if not name.startswith("fsq"):
+    if not name.startswith(NO_LOSS):
         (to_latent,) = torch.autograd.grad(out.loss, z)
         assert to_latent.isfinite().all() and (to_latent != 0).float().mean() > 0.9
 
@@ -204,7 +207,7 @@ def test_residual_levels_take_what_is_left() -> None:
 # Codebooks that follow their latents.
 
 
-@pytest.mark.parametrize("name", EMA)
+@pytest.mark.parametrize("name", FOLLOWING)
 def test_micro_batches_change_nothing(name: str) -> None:
     whole, parts = build(name), build(name)
     for step in range(3):
@@ -218,7 +221,7 @@ def test_micro_batches_change_nothing(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", EMA)
+@pytest.mark.parametrize("name", FOLLOWING)
 def test_processes_change_nothing(name: str) -> None:
     """Two halves, whose pending sums are added as all_reduce would."""
     whole, halves = build(name), [build(name), build(name)]
@@ -241,7 +244,7 @@ def test_processes_change_nothing(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", EMA)
+@pytest.mark.parametrize("name", FOLLOWING)
 def test_what_is_pending(name: str) -> None:
     q, z = build(name), latent()
     start = copy.deepcopy(q.state_dict())
