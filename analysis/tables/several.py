@@ -14,9 +14,10 @@ from gsq.analysis.tables.table import as_asked, is_results, load_table, protocol
 def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.DataFrame:
     """The rows of all tables, read by :func:`~gsq.analysis.tables.table.load_table`.
 
-    Of gsq's own tables an evaluation (signature, step, protocol) that several hold counts once, for the first of them;
-    the column ``sweep`` says whose a row is. Rows of other tables all count, and the column ``table`` has the name of
-    each one's file, unless there is such a column. ``protocol``: keep its evaluations, in whichever tables have it.
+    Of gsq's own tables an evaluation (signature, step, protocol) that several hold counts once, for the first of them,
+    and a run that has evaluations in one of them has no row without one from another; the column ``sweep`` says whose
+    a row is. Rows of other tables all count, and the column ``table`` has the name of each one's file, unless there is
+    such a column. ``protocol``: keep its evaluations, in whichever tables have it.
 
     Raises AnalysisError where a file is given twice, gsq's own tables are mixed with others or measured by different
     protocols, or two other tables have no column in common.
@@ -47,7 +48,12 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
     together = _stacked(frames)
     if own[0]:
         key = [name for name in ("signature", "step", "protocol") if name in together]
-        together = together[together["signature"].isna() | ~together.duplicated(key)].reset_index(drop=True)
+        again = together.duplicated(key)
+        if "step" in together:  # a run that one table knows as failed or planned, and another one as evaluated
+            again |= together["step"].isna() & together["signature"].isin(
+                together["signature"][together["step"].notna()]
+            )
+        together = together[together["signature"].isna() | ~again].reset_index(drop=True)
     return together if protocol is None else select_protocol(together, protocol)
 
 

@@ -10,11 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gsq.analysis import AnalysisError, load_results, load_tables, measured
+from gsq.analysis import AnalysisError, load_results, load_tables, make_report, measured
 from gsq.analysis.fitting.saved import read_saved
 from gsq.cli.export import export_command
 from gsq.cli.fit import fit_command
 from gsq.cli.plot import plot_command
+from gsq.cli.report import report_command
 
 
 @pytest.fixture
@@ -27,7 +28,12 @@ def gsq(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tables.write(Path("results/b.parquet"), [{**one, "sweep": "b"} for one in rows[5:]])
     tables.write(Path("results/all.parquet"), rows)
     app = typer.Typer()
-    for name, command in (("fit", fit_command), ("plot", plot_command), ("export", export_command)):
+    for name, command in (
+        ("fit", fit_command),
+        ("plot", plot_command),
+        ("export", export_command),
+        ("report", report_command),
+    ):
         app.command(name)(command)
     return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
 
@@ -69,6 +75,15 @@ def test_a_figure_and_an_export_of_two_tables(gsq) -> None:
         gsq("export", "a", "b", "--csv").stdout.splitlines()[1:]
         == gsq("export", "all", "--csv").stdout.splitlines()[1:]
     )
+
+
+def test_one_report_of_two_tables(gsq) -> None:
+    done = gsq("report", "a", "b")
+    assert done.exit_code == 0, done.output
+    page = Path("results/a-b-report.html").read_text()
+    assert "a-b" in page and "results/a.parquet, results/b.parquet" in done.output
+    report = make_report(load_tables(["results/a.parquet", "results/b.parquet"]), "a-b")
+    assert report.counts == {"done": len(load_results("results/all.parquet"))} and "sweep" in report.main
 
 
 def test_other_tables_count_every_row_and_keep_their_names(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from gsq.sweeps.planning.cells import plan
 from gsq.sweeps.spec import search_space, sweep
 from gsq.sweeps.spec.cluster import Cluster, load_cluster
 from gsq.sweeps.spec.json_schema import cluster_schema, sweep_schema
+from gsq.sweeps.spec.programs import PROGRAM_KEYS
 from gsq.sweeps.spec.shipped import configs_folder
 from gsq.sweeps.spec.sweep import load_spec
 
@@ -58,15 +59,22 @@ def test_the_schemas_are_valid_and_describe_every_key() -> None:
     for schema in (SWEEP, CLUSTER):
         jsonschema.Draft7Validator.check_schema(schema)
         json.dumps(schema)
-    assert SWEEP["properties"].keys() == {*sweep.KEYS} and all(
-        one["description"] for one in SWEEP["properties"].values()
-    )
-    assert SWEEP["properties"]["search"]["properties"].keys() == {*search_space.KEYS}
-    assert {*KEYS, *SHORT_NAMES} <= SWEEP["properties"]["set"]["properties"].keys()
+    own, program = SWEEP["else"]["properties"], SWEEP["then"]["properties"]
+    assert {*own, *program} == {*sweep.KEYS} and {*PROGRAM_KEYS}.isdisjoint(own)
+    assert all(one["description"] for one in (*own.values(), *(program[key] for key in PROGRAM_KEYS)))
+    assert own["search"]["properties"].keys() == {*search_space.KEYS}
+    assert {*KEYS, *SHORT_NAMES} <= own["set"]["properties"].keys()
     assert CLUSTER["properties"].keys() == {one.name for one in fields(Cluster)}
     assert all(len(one["description"]) > 9 for one in CLUSTER["properties"].values())
     assert all(SWEEP["definitions"][key]["description"] for key in KEYS)
     assert "shell" in SWEEP["definitions"]["set data.path"]["description"]
+
+
+def test_a_sweep_of_a_program_has_keys_of_its_own() -> None:
+    document = {"program": "my_train:train", "set": {"anything": 1}, "axes": {"width": [1, 2]}, "flops": "width * 2"}
+    assert not errors(SWEEP, document)
+    assert errors(SWEEP, document | {"program": "my_train"})
+    assert errors(SWEEP, document | {"derive": {}, "nonsense": 1})
 
 
 @pytest.mark.parametrize("document", [GOOD, SEARCH], ids=("grid", "search"))
