@@ -17,13 +17,16 @@ from controllers import SLURM, Controller
 from test_local_queue import TINY, has_checkpoint, science, wait_for
 
 from gsq import override, train
+from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder
 from gsq.records.read import RunRecord, read_run
+from gsq.runs.warm_start import add, trunk_digest
 from gsq.sweeps.costing.forecast import checkpoint_bytes, forecast, weight_bytes
 from gsq.sweeps.planning.cells import Plan, make_plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.planning.horizons import branches, families, waiting
+from gsq.sweeps.running.canary import STEPS, shortened
 from gsq.sweeps.running.clean import clean
 from gsq.sweeps.running.submit import submit
 from gsq.sweeps.spec.cluster import Cluster
@@ -137,9 +140,6 @@ def test_the_forecast_knows_what_horizons_share(folder: Path, write_run: WriteRu
 
 
 def test_clean_keeps_what_unfinished_horizons_start_from(folder: Path, write_run: WriteRun) -> None:
-    from gsq.data.sources import manifest
-    from gsq.runs.warm_start import add
-
     plan, runs = horizons(100, 200, 500), folder / "runs"
     SweepFolder(runs, plan.name).write_plan(plan)
     a, b, c = plan.cells
@@ -164,6 +164,13 @@ def test_clean_keeps_what_unfinished_horizons_start_from(folder: Path, write_run
     (run.path / "config.yaml").unlink()
     run.write_config({"execution": {"keep_checkpoint": True, "keep_at": [80, 160]}})
     assert removable() == set()
+
+
+def test_a_canary_is_the_beginning_of_the_trunk() -> None:
+    (cell,) = horizons(500, **{"optimizer.warmup_steps": 100, "loss.discriminator_start": 0}).cells
+    canary, fingerprint = shortened(cell), cell.data_label.rpartition(":")[2]
+    assert (canary.config.train.steps, canary.config.kept_steps) == (STEPS, (STEPS,))
+    assert trunk_digest(canary.config, fingerprint) == trunk_digest(cell.config, fingerprint)
 
 
 # SLURM
