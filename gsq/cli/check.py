@@ -8,20 +8,25 @@ from typing import Annotated
 
 import typer
 
-KINDS = "quantizer, model, discriminator, loss, data, features, metric"
+KINDS = "quantizer, model, discriminator, loss, data, features, metric, program"
 
 
 def check_command(
-    part: Annotated[str, typer.Argument(metavar="PART", help="package.module:Name, of a module that Python finds.")],
+    part: Annotated[
+        str, typer.Argument(metavar="PART", help="package.module:Name; the module is in this folder or on PYTHONPATH.")
+    ],
     role: Annotated[
-        str | None, typer.Option("--as", metavar="KIND", help=f"What it is, if its class does not say: {KINDS}.")
+        str | None, typer.Option("--as", metavar="KIND", help=f"Kind of part, if its class does not say: {KINDS}.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of it; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", metavar="KEY=VALUE", help="An option of the part, or a key of a program; repeatable."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")] = False,
 ) -> None:
-    """Try a part of your own out: the checks that the built-in parts pass, and what goes wrong in words.
+    """Check a part of your own (a quantizer, a loss, ...) as the built-in parts are checked, and say what is wrong.
 
     Shapes and types, gradients, decoding, half precision, saving and loading, and a few steps of training: twice, in
     micro-batches, resumed, and with two processes. Ends with exit code 1 where a check fails.
@@ -29,20 +34,26 @@ def check_command(
     Example: gsq new quantizer my_vq.py && gsq check my_vq:Mine
 
     Example: gsq check my_metrics:Sharpness --as metric
+
+    A training program of your own (gsq new program) runs to its end with the keys that you give, again, and stopped
+    half-way and resumed:
+
+    Example: gsq check my_train:train --as program -o text=README.md -o width=4 -o steps=8 -o seed=0
     """
     from gsq.config.overrides import read_value
     from gsq.errors import UserError, choose
     from gsq.runs.part_checks import ROLES, check_part
+    from gsq.runs.program_checks import check_program
 
     if role is not None:
-        choose("--as", role, ROLES)
+        choose("--as", role, [*ROLES, "program"])
     options = {}
     for one in option or []:
         key, equals, value = one.partition("=")
         if not equals:
             raise UserError(f"--option: '{one}' is not KEY=VALUE")
         options[key] = read_value(key, value)
-    found = check_part(part, role, options)
+    found = check_program(part, options) if role == "program" else check_part(part, role, options)
     failed = [check for check in found if not check.passed]
     if as_json:
         typer.echo(json.dumps({"part": part, "passed": not failed, "checks": [vars(check) for check in found]}))
@@ -61,12 +72,12 @@ def _after(message: str) -> str:
 
 
 def new_command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"{KINDS}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of part: {KINDS}.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Python file to write, such as my_vq.py.")],
 ) -> None:
-    """Write a commented part of your own to start from, and a test of it beside it.
+    """Write a commented Python file for a part of your own (a quantizer, a loss, ...), and a test beside it.
 
-    The file works as it is: gsq check tries it out, and a sweep takes it by its import path.
+    The file works as it is; edit it, run gsq check on it, and name it in a sweep by its import path.
 
     Example: gsq new quantizer my_vq.py
     """
@@ -74,5 +85,6 @@ def new_command(
 
     written, part, key = write_part(kind, file)
     typer.echo(f"wrote {' and '.join(str(path) for path in written)}")
-    typer.echo(f"try it out: gsq check {part}{'' if kind in ('quantizer', 'model') else f' --as {kind}'}")
-    typer.echo(f"use it: in a sweep's YAML, set: {{{key}}}")
+    keys = " -o KEY=VALUE for each of its keys" if kind == "program" else ""
+    typer.echo(f"try it out: gsq check {part}{'' if kind in ('quantizer', 'model') else f' --as {kind}'}{keys}")
+    typer.echo(f"use it: in a sweep's YAML, {key if kind == 'program' else f'set: {{{key}}}'}")

@@ -33,9 +33,10 @@ def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[s
     from gsq.data.sources import manifest
     from gsq.runs.identity import identity
 
-    sign, manifests = Signer(), {config: manifest(config) for config in {cell.config.data for cell in plan.cells}}
+    data = {cell.config.data for cell in plan.cells if not cell.config.program}
+    sign, manifests = Signer(), {config: manifest(config) for config in data}
     return {
-        first: [identity(with_seed(first, seed), manifests[first.data], sign) for seed in seeds]
+        first: [identity(with_seed(first, seed), manifests.get(first.data), sign) for seed in seeds]
         for first in dict.fromkeys(with_seed(cell.config, 0) for cell in plan.cells)
     }
 
@@ -74,19 +75,6 @@ def require_kind(output: Path, source: str, base: str | None) -> None:
             f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
             "preset or YAML file, or write a .csv"
         )
-
-
-def measured_rows(paths: list[Path], protocol: str | None) -> pd.DataFrame:
-    """The rows of all tables; a run that two sweeps share counts once."""
-    import pandas as pd
-
-    from gsq.analysis.tables.table import is_results, load_table
-
-    frame = pd.concat([load_table(path, protocol) for path in paths], ignore_index=True)
-    if len(paths) > 1 and is_results(frame):
-        key = [name for name in ("signature", "step", "protocol") if name in frame]
-        frame = frame[frame["signature"].isna() | ~frame.duplicated(key)].reset_index(drop=True)
-    return frame
 
 
 def candidate_cells(
@@ -148,7 +136,7 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
 
     spec = load_spec(_submitted(source) or source)
     plan = make_plan(spec)
-    if plan.search is None and "signature" in frame:
+    if plan.search is None and spec.program is None and "signature" in frame:
         # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
         make, known = CellMaker(replace(spec, where=())), {cell.signature for cell in plan.cells}
         extra: dict[str, Cell] = {}
@@ -166,7 +154,7 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
     found = forecast(replace(plan, search=None), cluster)
     hours = {signature: one.seconds / 3600 for signature, one in found.estimates.items()}
     cells = cells_frame(plan, hours)
-    cases = [(dict(cell.axes), cell.config.train.seed) for cell in plan.cells]
+    cases = [(dict(cell.axes), _seed(cell.config)) for cell in plan.cells]
     if "signature" in frame:
         seeds = sorted({int(s) for s in frame["seed"].dropna()}) if "seed" in frame else [0]
         signatures = _seed_signatures(plan, seeds)
@@ -177,6 +165,12 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
         }
         frame = frame.assign(configuration=[same.get(s, f"measured {s}") for s in frame["signature"]])
     return cells, cases, frame
+
+
+def _seed(config: RunConfig) -> int:
+    from gsq.sweeps.planning.cells import value_of
+
+    return int(value_of(config, "seed" if config.program else "train.seed") or 0)
 
 
 def _is_sweep(name: str) -> bool:
@@ -198,6 +192,10 @@ def _submitted(name: str) -> dict[str, Any] | None:
     if not folder.exists:
         return None
     configs = [cell.config for cell in folder.read_plan().cells]
+    if configs[0].program:
+        raise UserError(
+            f"sweep '{name}' runs {configs[0].program}; name its YAML file, which has the formulas of columns"
+        )
     nearest_preset = min(PRESETS, key=lambda one: len(differences(configs[0], preset(one))))
     return {
         "name": name,
@@ -262,6 +260,7 @@ def _write_sweep(
 
     from gsq.config.overrides import read_yaml
     from gsq.sweeps.planning.cells import make_plan
+    from gsq.sweeps.spec.programs import PROGRAM_KEYS
     from gsq.sweeps.spec.shipped import configs_folder, find_file
     from gsq.sweeps.spec.sweep import load_spec
 
@@ -274,10 +273,9 @@ def _write_sweep(
             if output.resolve() == path.resolve():
                 raise UserError(f"--output: {output} is the sweep of the candidates; write another file")
             values, folder = read_yaml(path), path.parent
-        document["base"] = values["base"]
-        if values.get("set"):
-            document["set"] = values["set"]
-    if document["base"].endswith((".yaml", ".yml")):
+        document["base"] = values.get("base")
+        document |= {key: values[key] for key in ("set", *PROGRAM_KEYS) if values.get(key)}
+    if isinstance(document["base"], str) and document["base"].endswith((".yaml", ".yml")):
         beside = folder / document["base"]
         beside = beside if beside.is_file() else Path(document["base"])
         document["base"] = os.path.relpath(beside, output.parent)

@@ -51,7 +51,7 @@ class LiveView:
         self.name, self.slots, self.device = plan.name, max(1, slots), device
         # Trials that a search has not ended yet; their cells appear while it runs.
         self.expected = _trials_left(plan)
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self.stops_cells = stops_cells
         self.before: Any = None
         self.live = (

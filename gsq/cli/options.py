@@ -98,7 +98,7 @@ def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
 
 def line(console: Console, text: str, style: str | None = None) -> None:
     """Print one line without highlighting numbers; only the terminal wraps it."""
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    console.print(text, style=style, highlight=False, soft_wrap=True, emoji=False)
 
 
 def on_terminal() -> bool:

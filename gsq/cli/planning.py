@@ -91,7 +91,7 @@ def print_plan(
 
     from gsq.cli import show_plan as display
 
-    console = Console()
+    console = Console(emoji=False)
     if plan.search is not None:
         display.print_search(console, plan, found)
     else:
@@ -123,6 +123,8 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     device = "cpu" if target.kind == "local" and not local_gpus() else None
     chosen, others = propose(folder, device, cells or ANCHORS)
     repeat = 1 + max(cell.config.train.repeat for cell in folder.read_plan().cells)
+    if chosen and chosen[0].cell.config.program:
+        raise UserError(f"--anchors: repeats gsq's own training; {chosen[0].cell.config.program} has no repeat")
     if not chosen:
         raise UserError(f"sweep '{folder.name}': all old cells have been repeated; gsq gather {folder.name} compares")
     records = folder.records([run.cell.signature for run in chosen])

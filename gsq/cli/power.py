@@ -86,7 +86,8 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
     rows = []
     numbers: dict[RunConfig, str] = {}
     for cell in plan.cells:
-        keys = {config_key(name, "axes"): value for name, value in cell.axes.items()}
+        axes = {} if cell.config.program else cell.axes
+        keys = {config_key(name, "axes"): value for name, value in axes.items()}
         others = {key: value for key, value in keys.items() if key not in SHORT_NAMES.values()}
         rows.append(
             {
@@ -96,7 +97,7 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
                 "configuration": numbers.setdefault(with_seed(cell.config, 0), f"cell {len(numbers)}"),
                 "step": cell.config.train.steps,
                 "images_seen": cell.cost.images,
-                "parameters": cell.cost.parameters,
+                **({"parameters": cell.cost.parameters} if cell.cost.parameters else {}),
                 "train_flops": cell.cost.train_flops,
                 **({"device_hours": hours[cell.signature]} if hours is not None else {}),
             }
@@ -105,6 +106,12 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """A config with another seed; of a program's run the key ``seed``, if it has one."""
     from dataclasses import replace
 
+    from gsq.config.parts import Options
+    from gsq.config.program import ProgramConfig
+
+    if isinstance(config, ProgramConfig):
+        return replace(config, keys=Options(config.keys, seed=seed)) if "seed" in config.keys else config
     return replace(config, train=replace(config.train, seed=seed))

@@ -28,7 +28,7 @@ def _plan_columns(plan: Plan, found: Forecast) -> dict[str, list[str]]:
     paper = {cell.signature: paper_parameters(cell.config) for cell in plan.cells}
     columns = {"signature": [cell.signature for cell in plan.cells]}
     columns |= {head_of(name): [plain_value(c.axes.get(name, "")) for c in plan.cells] for name in axes}
-    columns[head_of("bits_per_pixel")] = [f"{derived(c.config)['bits_per_pixel']:.3g}" for c in plan.cells]
+    columns |= _derived_columns(plan)
     if any(paper.values()):
         columns[head_of("parameters")] = [millions(c.cost.parameters) for c in plan.cells]
         columns["param. in paper"] = [millions(paper[c.signature]) for c in plan.cells]
@@ -40,6 +40,13 @@ def _plan_columns(plan: Plan, found: Forecast) -> dict[str, list[str]]:
     columns["time"] = [duration(w.seconds).replace(" min", "m").replace(" s", "s") for w in wanted]
     columns["memory"] = [size(w.memory_bytes).replace(" ", "") for w in wanted]
     return columns
+
+
+def _derived_columns(plan: Plan) -> dict[str, list[str]]:
+    """Bits per pixel, or of a program of a user's own what its sweep derives by formula."""
+    found = [derived(cell.config) for cell in plan.cells]
+    names = [n for n in found[0] if n != "parameters"] if plan.cells[0].config.program else ["bits_per_pixel"]
+    return {head_of(name): [f"{values[name]:.3g}" for values in found] for name in names}
 
 
 def print_plan(console: Console, plan: Plan, found: Forecast, limit: int | None = 60) -> None:

@@ -45,7 +45,7 @@ def status_command(
 
     limit = None if show_all else 60
     if not watch:
-        Console().print(status_renderable(found, limit))
+        Console(emoji=False).print(status_renderable(found, limit))
         return
     try:
         with Live(status_renderable(found, limit), refresh_per_second=2) as live:
@@ -72,4 +72,4 @@ def print_overview(as_json: bool) -> None:
 
         from gsq.cli.show_status import overview_renderable
 
-        Console().print(overview_renderable(found))
+        Console(emoji=False).print(overview_renderable(found))

@@ -67,7 +67,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     from gsq.sweeps.spec.cluster import load_cluster
 
     target = load_cluster(cluster)
-    console = Console()
+    console = Console(emoji=False)
     kept = "canaries keep running" if target.kind == "slurm" else "finished steps are kept"
     try:
         plan = admitted(console, plan, target, retry, over_budget, canary)

@@ -13,6 +13,7 @@ from typing import Any
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig
 from gsq.config.parts import Options, is_path, load
+from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 
 
@@ -227,6 +228,8 @@ ALEXNET_MACS = 655_566_528
 def evaluation_macs(config: RunConfig) -> int:
     """Multiply-adds to evaluate one validation image at every size of evaluation.resolutions: tokenizer, features of
     the reconstruction and LPIPS of the pair. Features given by import path count as EfficientNet-Lite0's."""
+    if config.program:
+        return 0
     e, total = config.evaluation, 0
     for size in e.resolutions or (config.data.image_size,):
         total += encoder(config.model, size).macs + decoder(config.model, size).macs
@@ -266,7 +269,11 @@ def _lookup_macs(config: RunConfig) -> int:
 
 
 def cost(config: RunConfig) -> Cost:
-    """Cost of a run. A backward pass counts as two forward passes."""
+    """Cost of a run. A backward pass counts as two forward passes. Of a user's own program what its sweep declares."""
+    if isinstance(config, ProgramConfig):
+        found = config.values.get("parameters")
+        parameters = int(found) if isinstance(found, int | float) else 0
+        return Cost(parameters, 0, config.flops, 0.0, 0.0, 0.0, 0, 16 * parameters)
     size, batch, model = config.data.image_size, config.train.batch_size, config.model
     e, d, disc = encoder(model, size), decoder(model, size), discriminator(config)
     positions = (size // model.downsample) ** 2

@@ -11,6 +11,7 @@ from typing import Any
 
 from gsq.config.axes import AXES
 from gsq.config.parts import Options, check_parts, named_parts
+from gsq.config.program import ProgramConfig
 from gsq.config.quantizer import QuantizerConfig, refuse_ignored
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.config.values import checked, key_types
@@ -130,6 +131,8 @@ class Overrides:
     def restore(self, changes: Mapping[str, Any]) -> RunConfig:
         """The config that ``differences`` described, exactly. Raises UserError for a value that is not allowed, and
         KeyError, ValueError or TypeError for anything but such a description."""
+        if "program" in changes:
+            return ProgramConfig.from_dict(changes)
         nested: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             section, key = _SPLIT[name]
@@ -175,7 +178,10 @@ def override(config: RunConfig, values: Mapping[str, Any], where: str = "config"
 
 
 def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
-    """Dotted keys and values from which ``Overrides(base).restore`` rebuilds ``config``; tuples as lists."""
+    """Dotted keys and values from which ``Overrides(base).restore`` rebuilds ``config``; tuples as lists. Of a
+    ProgramConfig all."""
+    if isinstance(config, ProgramConfig):
+        return config.to_dict()
     changed: dict[str, Any] = {}
     for section in SECTIONS:
         one, other = getattr(config, section), getattr(base, section)
@@ -258,6 +264,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested plain values, tuples as lists (what config.yaml holds)."""
+    if isinstance(config, ProgramConfig):
+        return config.to_dict()
     return {name: section_dict(getattr(config, name)) for name in SECTIONS}
 
 
@@ -282,6 +290,8 @@ def _names(section: Any) -> tuple[str, ...]:
 
 def from_dict(values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     """The inverse of ``to_dict``, without OmegaConf (for files that gsq wrote)."""
+    if "program" in values:
+        return ProgramConfig.from_dict(values)
     sections = {
         name: SECTIONS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in section.items()})
         for name, section in values.items()

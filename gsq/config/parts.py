@@ -32,6 +32,7 @@ TAKEN = {
     "evaluation.features": "a function that returns a torch module (B, 3, H, W) -> (B, k)",
     "evaluation.metrics": "a class or function that returns a callable (images, originals) -> (B,)",
 }
+PROGRAM = "a function train(config, run) that returns a dict of metrics"
 PATH = "package.module:Name"
 _HASH = "__gsq_source_sha256__"
 
@@ -86,7 +87,7 @@ def load(name: str, key: str) -> Any:
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(
             f"{key}: module {module_name} has no class or function '{attribute}'{nearest(attribute, names)}; needed is "
-            f"{TAKEN[key]}"
+            f"{TAKEN.get(key, PROGRAM)}"
         )
     return found
 
@@ -215,7 +216,9 @@ def source_sha256(name: str) -> str:
 
 
 def named_parts(config: Any) -> dict[str, tuple[str, ...]]:
-    """The parts of a user's own that a RunConfig names, by config key."""
+    """The parts of a user's own that a RunConfig names, by config key; of a ProgramConfig its program."""
+    if config.program:
+        return {"program": (config.program,)}
     found = {}
     for key in TAKEN:
         section, name = key.split(".")

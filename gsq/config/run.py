@@ -272,8 +272,8 @@ class RunConfig:
 
         if self.optimizer.schedule == "wsd" and self.trunk_steps < self.optimizer.warmup_steps:
             raise UserError(
-                f"train.steps: {self.train.steps} with optimizer.decay_share {self.optimizer.decay_share} begin to "
-                f"decay after step {self.trunk_steps}, before the end of optimizer.warmup_steps "
+                f"train.steps: {self.train.steps}: with optimizer.decay_share {self.optimizer.decay_share} the decay "
+                f"begins after step {self.trunk_steps}, before the end of optimizer.warmup_steps "
                 f"{self.optimizer.warmup_steps}; use more steps, a shorter warm-up or a smaller decay_share"
             )
 
@@ -289,6 +289,11 @@ class RunConfig:
         """Steps whose checkpoints stay when the run is done, from which runs with more steps can start."""
         last = (self.trunk_steps,) if self.execution.keep_checkpoint else ()
         return tuple(sorted({*last, *(step for step in self.execution.keep_at if step <= self.trunk_steps)} - {0}))
+
+    @property
+    def program(self) -> str:
+        """Import path of a training program of a user's own (gsq.config.program); empty for gsq's own training."""
+        return ""
 
     @property
     def group_dim(self) -> int:
@@ -334,6 +339,11 @@ SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig
 
 def check_processes(config: RunConfig, processes: int) -> None:
     """Raise UserError if ``processes`` processes cannot share the run's batches."""
+    if config.program and processes > 1:
+        raise UserError(
+            f"program: {config.program} runs in one process, but the cluster file gives each run {processes}; write "
+            "nodes: 1 and processes: 1"
+        )
     batch, micro = config.train.batch_size, config.execution.micro_batch
     if batch % processes:
         raise UserError(f"train.batch_size: {batch} images cannot be shared equally by {processes} processes")

@@ -244,7 +244,7 @@ def _tell_first(error: BaseException, place: Path, group: Group) -> None:
     if isinstance(error, PeerLost | PeerFailed | Stopped):
         return
     with suppress(OSError):
-        note_peer_error(place, group.rank, classify(error), _described(error))
+        note_peer_error(place, group.rank, classify(error), described(error))
         if not isinstance(error, UserError | KeyboardInterrupt):
             write_text(place / "traceback.txt", traceback.format_exc())
 
@@ -264,7 +264,7 @@ def _first_error(error: BaseException, place: Path) -> BaseException:
     return PeerFailed("lost", f"another process of the run was killed or is out of reach ({error})")
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if isinstance(error, PeerFailed) and lines:
         return lines[-1]
@@ -273,7 +273,7 @@ def _described(error: BaseException) -> str:
 
 def _record_failure(error: BaseException, attempt: Attempt, progress: Progress | None, config: RunConfig) -> None:
     failure = classify(error)
-    message = _described(error)
+    message = described(error)
     if isinstance(error, Stopped):
         message = f"stopped as asked after step {progress.step if progress else 0}"
     try:

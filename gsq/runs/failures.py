@@ -22,7 +22,7 @@ def classify(error: BaseException) -> str:
         return error.reason
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return "out_of_memory"
-    if isinstance(error, Diverged | NonFiniteLatent | NonFiniteReconstruction):
+    if isinstance(error, Diverged | NonFiniteLatent | NonFiniteReconstruction | FloatingPointError):
         return "diverged"
     # safetensors wraps the system's error in one of its own.
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from gsq.config.parts import load, source_sha256
+from gsq.config.program import ProgramConfig, plain
 from gsq.config.run import RunConfig
-from gsq.config.signature import signature
+from gsq.config.signature import digest, signature
 from gsq.data.manifest import Manifest
 from gsq.data.sources import manifest
-from gsq.errors import Missing
+from gsq.errors import Missing, UserError
 from gsq.pretrained.required import training_weights
 from gsq.pretrained.weights import weights_sha256
+
+# Raise it by hand when a change of gsq changes what programs compute.
+PROGRAM_VERSION = 1
 
 
 def identity(
@@ -24,6 +32,8 @@ def identity(
     Raises Missing if the run trains with weights that are not here and have no published hash. With ``absent``, adds
     their names to that list instead, and the signature is provisional.
     """
+    if isinstance(config, ProgramConfig):
+        return program_identity(config, declared_data(config))
     files = files or manifest(config.data)
     weights = {}
     for name in training_weights(config):
@@ -35,3 +45,46 @@ def identity(
             weights[name] = "absent"
             absent.append(name)
     return sign(config, files.fingerprint, weights)
+
+
+def declared_data(config: ProgramConfig) -> str:
+    """The fingerprint of the data that a program declares: its module's function ``data(config)``, which returns
+    ``gsq.fingerprint(path)``; empty if it declares none.
+
+    Raises UserError if the function fails or returns something else than a text.
+    """
+    load(config.program, "program")
+    declared = getattr(importlib.import_module(config.program.partition(":")[0]), "data", None)
+    if declared is None:
+        return ""
+    try:
+        found = declared(plain(config.keys))
+    except UserError as error:
+        raise UserError(f"program: data() of {config.program}: {error}") from error
+    except Exception as error:
+        raise UserError(f"program: data() of {config.program} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            f"program: data() of {config.program} returned {found!r}; it must return text: gsq.fingerprint(path)"
+        )
+    return found
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are one value."""
+    if isinstance(value, tuple):
+        return [_canonical(one) for one in value]
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+
+
+def program_identity(config: ProgramConfig, data: str) -> str:
+    """Signature of a run: hash of program, free keys, source and data. data: from ``declared_data``."""
+    return digest(
+        {
+            "program": config.program,
+            "keys": {name: _canonical(value) for name, value in config.keys.items()},
+            "source": source_sha256(config.program),
+            "data": data,
+            "program_version": PROGRAM_VERSION,
+        }
+    )

@@ -33,6 +33,8 @@ def read_finished(path: Path) -> tuple[RunConfig, Path]:
         values = folder.read_config()
     except UserError as error:
         raise DamagedRun(str(error)) from None
+    if values.get("program"):
+        raise UserError(f"{path}: is a run of {values['program']}, which evaluates itself (run.evaluate)")
     values.pop("data_label", None)
     weights = newest_file(folder, "model.safetensors")
     if weights is None:

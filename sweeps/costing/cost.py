@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from gsq.config.flops import evaluation_macs
 from gsq.config.overrides import from_dict
+from gsq.config.program import ProgramConfig
 from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE
@@ -84,15 +85,19 @@ def speed(
     folder: the sweep's, whose canaries count as its own runs. With fewer than ENOUGH_RUNS of its own, runs of other
     sweeps give the shape of the fit and its own runs the level. gpu: the assumed one of GPU_PEAKS.
     """
+    cells = list(cells)
     own = [Measured(cell, r) for cell in cells if (r := records.get(cell.signature)) and _timed(r, device)]
     if folder is not None:
         own += [m for m in _canaries(folder) if _timed(m.record, device)]
     others: list[Measured] = []
     name = ""
     if folder is not None and len(own) < ENOUGH_RUNS:
-        others, name = _other_runs(folder, device, {m.cell.signature for m in own})
+        program = next((cell.config.program for cell in cells), "")
+        others, name = _other_runs(folder, device, {m.cell.signature for m in own}, program)
     if not own and not others:
         rate, name = 1 / assumed_flops(device, gpu), gpu.upper() if device == "gpu" else device
+        if cells and cells[0].config.program:
+            return _declared(cells, rate, device, name)
         share = f"{ASSUMED_UTILISATION:.0%} of the {GPU_PEAKS[gpu] / 1e12:.0f} TFLOP/s of one {name}"
         basis = f"assumed, not measured: {share}" if device == "gpu" else f"assumed for a {device}"
         memory = (float(FRAMEWORK_BYTES[device]), 1.0)
@@ -106,6 +111,18 @@ def speed(
 def assumed_flops(device: str, gpu: str = DEFAULT_GPU) -> float:
     """Return the assumed FLOP/s of training on a device without measurements."""
     return ASSUMED_UTILISATION * GPU_PEAKS[gpu] if device == "gpu" else ASSUMED_CPU_FLOPS
+
+
+def _declared(cells: Sequence[Cell], rate: float, device: str, name: str) -> Speed:
+    """Return the speed of a program of a user's own before a run has been measured."""
+    configs = [cell.config for cell in cells if isinstance(cell.config, ProgramConfig)]
+    basis = "not measured, and neither seconds: nor flops: in the sweep file says; runs will tell"
+    if any(config.seconds for config in configs):
+        basis = "as seconds: in the sweep file declares"
+    elif any(config.flops for config in configs):
+        basis = f"from flops: in the sweep file, at an assumed {1 / rate:.2g} FLOP/s on a {name}; runs will correct it"
+    memory = (float(FRAMEWORK_BYTES[device]), 1.0)
+    return Speed((0.0, rate, rate), (0.0, 0.0), STARTUP_SECONDS[device], memory, basis, 0, name)
 
 
 def _timed(record: RunRecord, device: str) -> bool:
@@ -129,8 +146,11 @@ def _canaries(folder: SweepFolder) -> Iterator[Measured]:
             yield Measured(cell, read_run(RunFolder.of(folder.runs, cell.signature)))
 
 
-def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list[Measured], str]:
-    """Return timed runs on the device that has most of them, and its name. Hashed signatures make the first random."""
+def _other_runs(folder: SweepFolder, device: str, known: set[str], program: str) -> tuple[list[Measured], str]:
+    """Return timed runs on the device that has most of them, and its name. Hashed signatures make the first random.
+
+    program: only its runs count; empty for those of gsq's own training.
+    """
     found: dict[str, list[Measured]] = {}
     paths = (path for prefix in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) for path in sorted(prefix.iterdir()))
     for path in islice(paths, OPENED_RUNS):
@@ -141,6 +161,8 @@ def _other_runs(folder: SweepFolder, device: str, known: set[str]) -> tuple[list
         name = ((environment and read_json(environment)) or {}).get("device") or f"a {device}"
         try:
             values = run.read_config()
+            if values.get("program", "") != program:
+                continue
             label = values.pop("data_label", "")
             found.setdefault(name, []).append(Measured(Cell(path.name, {}, from_dict(values), label), record))
         except (UserError, TypeError, KeyError, AttributeError):
@@ -163,7 +185,9 @@ def _fitted(own: list[Measured], others: list[Measured], device: str, basis: str
 
     rows = [(1.0, dense, lookup, dense + lookup) for dense, lookup in map(_step_flops, runs)]
     seconds = [m.record.step_seconds or 0.0 for m in runs]
-    a, b, c, both = fit(rows, seconds, ((3,), (0, 3), (1, 2), (0, 1, 2)))
+    # A program of a user's own may not declare its FLOPs.
+    shapes = ((3,), (0, 3), (1, 2), (0, 1, 2)) if all(row[3] for row in rows) else ((0,),)
+    a, b, c, both = fit(rows, seconds, shapes)
     factor = level([a + b * row[1] + c * row[2] + both * row[3] for row in rows], seconds)
     step = (a * factor, (b + both) * factor, (c + both) * factor)
     # Until enough runs tell, assume a constant and the same speed per FLOP as in training.
@@ -295,6 +319,8 @@ def step_seconds(cell: Cell, rate: Speed) -> float:
     """Return the mean device seconds of a training step over the whole run."""
     constant, per_flop, per_lookup_flop = rate.step
     cost = cell.cost
+    if isinstance(cell.config, ProgramConfig) and cell.config.seconds:
+        return cell.config.seconds / cell.config.train.steps
     dense = cost.train_flops - cost.lookup_flops
     return constant + (per_flop * dense + per_lookup_flop * cost.lookup_flops) / cell.config.train.steps
 

@@ -218,7 +218,7 @@ def _starts(todo: Iterable[Cell], folder: SweepFolder, records: Mapping[str, Run
         return found
     for cell in todo:
         run = RunFolder.of(folder.runs, cell.signature)
-        if records[cell.signature].step:
+        if records[cell.signature].step or cell.config.program:
             continue
         # Absent weights without a known hash raise Missing; the signature is then provisional.
         with suppress(Missing):

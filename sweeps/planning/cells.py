@@ -16,6 +16,7 @@ from gsq.config.axes import DERIVED, derive, levels_text
 from gsq.config.flops import Cost, cost
 from gsq.config.overrides import SHORT_NAMES, Overrides, config_key
 from gsq.config.parts import option_value
+from gsq.config.program import ProgramConfig, column_value
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS, Signer
 from gsq.data.listing import shown
@@ -24,7 +25,7 @@ from gsq.data.sources import manifest
 from gsq.errors import Missing, UserError
 from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
-from gsq.runs.identity import identity
+from gsq.runs.identity import declared_data, identity, program_identity
 from gsq.sweeps.planning.horizons import with_branches
 from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
 from gsq.sweeps.spec.sweep import Budget, Spec
@@ -43,14 +44,19 @@ def collector_paused() -> Iterator[None]:
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
-    """Return the derived axes by column name."""
+    """Return the derived axes by column name; of a program's run its derived columns."""
+    if isinstance(config, ProgramConfig):
+        return dict(config.columns)
     known = {**_set_axes(config), "levels": config.index_sizes}
     values = {name: derive(name, known.__getitem__) for name in _STORED}
     return {name: int(value) if BY_NAME[name].type == "int64" else value for name, value in values.items()}
 
 
 def axis_columns(config: RunConfig, data_label: str) -> dict[str, Any]:
-    """Return the axes and derived axes of a run by the results table's column names."""
+    """Return the axes and derived axes of a run by the results table's column names; of a program's run its keys and
+    derived columns."""
+    if isinstance(config, ProgramConfig):
+        return {**{name: column_value(value) for name, value in config.values.items()}, "data": data_label}
     q, sizes = config.quantizer, config.index_sizes
     # The other columns suggest that all indices have one size; ``levels`` says so where they do not.
     uneven = "levels" in q.declared.options or sizes != (q.codebook_size,) * (q.groups * q.depth)
@@ -63,11 +69,22 @@ def _set_axes(config: RunConfig) -> dict[str, Any]:
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    """Return the value of ``section.key`` in a config, or of a part's option ``section.options.key``."""
+    """Return the value of ``section.key`` in a config, of a part's option ``section.options.key``, or of a program's
+    key (see ``key_of``)."""
+    if isinstance(config, ProgramConfig):
+        return config.values.get(key)
     section, name = key.split(".", 1)
     if name.startswith("options."):
         return option_value(config, key)
     return getattr(getattr(config, section), name)
+
+
+def key_of(config: RunConfig, name: str, where: str) -> str:
+    """Return the key of a short or dotted name in a config. Raises UserError if it has none of this name."""
+    if isinstance(config, ProgramConfig):
+        config.value(name, where)
+        return name
+    return config_key(name, where)
 
 
 def _get(config: RunConfig, name: str) -> Any:
@@ -213,7 +230,7 @@ class CellMaker:
     """Make the cells of a sweep from their axis values, reading each data set's manifest once."""
 
     def __init__(self, spec: Spec, *, lenient: bool = False) -> None:
-        self.override, self.sign = Overrides(spec.base, spec.preset), Signer()
+        self.override, self.sign, self.program = Overrides(spec.base, spec.preset), Signer(), spec.program
         self.manifests: dict[Any, Manifest] = {}
         self._decoded: dict[Any, int] = {}
         self.lenient = lenient
@@ -226,6 +243,8 @@ class CellMaker:
 
     def __call__(self, axes: dict[str, Any]) -> Cell | str:
         """Return the cell, or the constraint that leaves it out. Raises UserError for an invalid cell."""
+        if self.program is not None:
+            return self._of_program(self.program.config(axes), axes)
         names = _Names(self.override, axes)
         broken = next((c.text for c in self.where if not c.holds(names)), None)
         if broken is not None:
@@ -237,6 +256,13 @@ class CellMaker:
         files = self.manifests[config.data]
         signature = identity(config, files, self.sign, self.absent if self.lenient else None)
         return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files))
+
+    def _of_program(self, config: ProgramConfig, axes: dict[str, Any]) -> Cell | str:
+        broken = next((c.text for c in self.where if not c.holds(config.values.__getitem__)), None)
+        if broken is not None:
+            return broken
+        data = declared_data(config)
+        return Cell(program_identity(config, data), axes, config, f"data:{data[:12]}" if data else "none")
 
     def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
         """Cell.image_bytes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gsq.data.sources import manifest
+from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import RunRecord, smallest_micro_batch
 from gsq.runs.identity import identity
@@ -64,6 +65,11 @@ def choose(
 
     A cell that has been timed needs none. Raises UserError for an unknown cluster.
     """
+    if plan.cells and plan.cells[0].config.program:
+        raise UserError(
+            f"--canary shortens gsq's own training, which {plan.cells[0].config.program} is not; leave it out, and run "
+            "one cell first (--cells 1), whose time the later estimates use"
+        )
     cluster = load_cluster(cluster)
     folder = SweepFolder(runs or runs_root(), plan.name)
     signatures = [cell.signature for cell in plan.cells]

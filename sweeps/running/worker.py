@@ -37,17 +37,21 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
     Raises UserError if images or weights have changed since the plan, or if the imported code is not the sweep's; Busy
     if another process trains the cell; or what ended the run.
     """
+    from gsq.config.program import ProgramConfig
     from gsq.errors import UserError
     from gsq.runs.execute import execute
     from gsq.runs.identity import identity
+    from gsq.runs.program import execute_program
 
     require_source(source)
     found = identity(cell.config)
     if found != cell.signature:
         raise UserError(
-            f"cell {cell.signature} of sweep '{folder.name}' would now be {found}: its images, weights or gsq's "
-            "science version changed after it was planned; plan and submit it again"
+            f"cell {cell.signature} of sweep '{folder.name}' would now be {found}: its images, weights, program, "
+            "data or gsq's science version changed after it was planned; plan and submit it again"
         )
+    if isinstance(cell.config, ProgramConfig):
+        return execute_program(cell.config, folder.runs, cell.signature, stop=stop, started=STARTED).path
     prune = _pruner(folder, cell.signature)
     return execute(cell.config, folder.runs, stop=stop, started=STARTED, prune=prune).path
 

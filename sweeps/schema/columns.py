@@ -169,13 +169,16 @@ def _nullable(columns: Iterable[Column]) -> list[dict[str, Any]]:
     ]
 
 
-_PANDAS: dict[str, list[Any]] = {"index_columns": [], "column_indexes": [], "columns": _nullable(COLUMNS)}
+def _with(extra: Iterable[Column]) -> tuple[Column, ...]:
+    """Every column of a table; one in ``extra`` stands for that of its name, whose type it has."""
+    named = {**BY_NAME, **{column.name: column for column in extra}}
+    return tuple(named.values())
 
 
 def arrow_schema(extra: Iterable[Column] = ()) -> pa.Schema:
     """Return the pyarrow schema, with units and descriptions in the field metadata and the version in the schema's.
 
-    extra: columns of one table beside those of every table.
+    extra: columns of one table beside those of every table, or in their place.
     """
     import pyarrow as pa
 
@@ -188,9 +191,9 @@ def arrow_schema(extra: Iterable[Column] = ()) -> pa.Schema:
     }
     fields = [
         pa.field(c.name, types[c.type], metadata={"unit": c.unit, "role": c.role, "description": c.description})
-        for c in (*COLUMNS, *extra)
+        for c in _with(extra)
     ]
-    nullable = {**_PANDAS, "columns": [*_PANDAS["columns"], *_nullable(extra)]}
+    nullable = {"index_columns": [], "column_indexes": [], "columns": _nullable(_with(extra))}
     return pa.schema(fields, metadata={"gsq_schema_version": str(SCHEMA_VERSION), "pandas": json.dumps(nullable)})
 
 
@@ -238,7 +241,7 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
             if key in seen:
                 raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=True))}")
             seen.add(key)
-        columns = (*COLUMNS, *extra.values())
+        columns = _with(extra.values())
         schema = arrow_schema(extra.values())
         tables.append(pa.table([[row.get(c.name) for row in chunk] for c in columns], schema=schema))
     whole = pa.concat_tables(tables, promote_options="default")

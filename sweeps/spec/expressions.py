@@ -63,9 +63,11 @@ class Constraint:
     """An expression of ``where``, checked when it is read and evaluated by simpleeval, never by eval."""
 
     text: str
+    names: tuple[str, ...] = (*SHORT_NAMES, *DERIVED_NAMES)
+    """What it may use."""
 
     def __post_init__(self) -> None:
-        check_expression(self.text, "where", (*SHORT_NAMES, *DERIVED_NAMES))
+        check_expression(self.text, "where", self.names)
 
     @cached_property
     def _tree(self) -> ast.stmt:

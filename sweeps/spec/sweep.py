@@ -17,11 +17,17 @@ where:                             # cells for which one of these is false are l
 budget: {device_hours: 40, hours: 12, disk_gb: 100, cells: 200}   # limits on what is still to run
 plan_for: example-gpu              # the cluster file for the estimates of gsq plan without --cluster
 search: {...}                      # instead of axes, zip and cases: an Optuna study (sweeps/spec/search_space.py)
+
+program: my_train:train            # a training program of a user's own (gsq.runs.program); the keys are then free:
+base: {width: 64, steps: 200}      # a mapping, or a YAML file of one; set, axes, zip and cases take any key
+columns: {tokens: 16 * steps}      # columns of the table derived from keys by formula, for where and laws too
+units: {tokens: tokens, loss: nats}  # of keys, columns and metrics
+flops: 6 * width**2 * tokens       # expressions for the plan (seconds: too); without, it learns from finished runs
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
@@ -30,14 +36,29 @@ from typing import Any
 from gsq.config.overrides import config_key, load_config, read_yaml
 from gsq.config.parts import search_also
 from gsq.config.presets import PRESETS, preset
+from gsq.config.program import ProgramConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
 from gsq.sweeps.spec.expressions import HELPERS, Constraint
+from gsq.sweeps.spec.programs import PROGRAM_KEYS, Program, check_cells, check_name, read_program
 from gsq.sweeps.spec.search_space import Search, read_search
 from gsq.sweeps.spec.shipped import configs_folder, find_file
 
-KEYS = ("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for")
+KEYS = {
+    "name": "Names the sweep's folder and its table; by default the name of the file.",
+    "description": "A text for readers.",
+    "base": "A preset, or a YAML file of config sections, from which every cell starts.",
+    "set": "Overrides of the base for all cells: short names, dotted keys or sections.",
+    "axes": "Every combination of these values is a cell: a list, one value, or a helper such as {log2: [6, 10]}.",
+    "zip": "Axes that move together, each with as many values; one mapping, or a list of several.",
+    "cases": "Single cells, beside the combinations: {groups: 8, latent_dim: 16}.",
+    "where": "Conditions over axes and derived axes; cells for which one is false are left out.",
+    "budget": "Limits on what is still to run; above one of them gsq submit refuses.",
+    "search": "An Optuna study in place of axes, zip and cases.",
+    "plan_for": "The cluster file for the estimates of gsq plan without --cluster.",
+    **PROGRAM_KEYS,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,8 @@ class Spec:
     """The quantizer of the base preset; the default one if the base is a file."""
     plan_for: str = ""
     """The cluster file for the estimates of ``gsq plan`` without --cluster; nothing is ever submitted to it."""
+    program: Program | None = None
+    """A training program of a user's own, which makes the configs of the cells."""
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Yield the axis values of every combination and every case, before constraints."""
@@ -106,26 +129,15 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         raise UserError(
             f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
         )
+    if values.get("program") is not None:
+        return _of_program(values, folder, where, name)
+    if strange := [key for key in PROGRAM_KEYS if key in values]:
+        raise UserError(f"{where}: {strange[0]}: only a sweep with program: has it; name one, or remove it")
     begun = _base(values.get("base"), folder, where)
     # Quantizer keys in a base file count as written, as those in set do; a preset's keys fit every kind.
     chosen = begun.quantizer if values["base"] in PRESETS else QuantizerConfig()
     base = _overridden(begun, values.get("set") or {}, f"{where}: set", chosen)
-    axes = _axes(values.get("axes") or {}, f"{where}: axes")
-    groups = [_axes(group, f"{where}: zip") for group in _listed(values, "zip", Mapping, where, "mappings of axes")]
-    for group in groups:
-        lengths = {name: len(v) for name, v in group.items()}
-        if len(set(lengths.values())) > 1:
-            raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
-    cases = _listed(values, "cases", Mapping, where, "mappings such as {groups: 8, latent_dim: 16}")
-    for case in cases:
-        for key in case:
-            config_key(str(key), f"{where}: cases")
-    seen: set[str] = set()
-    for part in (axes, *groups):
-        for key in part:
-            if (full := config_key(key, where)) in seen:
-                raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
-            seen.add(full)
+    axes, groups, cases = _grid(values, where, config_key)
     horizons = next((values for key, values in axes.items() if config_key(key, where) == "train.steps"), [])
     if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
         raise UserError(
@@ -133,9 +145,6 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
             f"{sorted(set(horizons))}"
         )
     texts = _listed(values, "where", str, where, "expressions")
-    plan_for = values.get("plan_for") or ""
-    if not isinstance(plan_for, str):
-        raise UserError(f"{where}: plan_for: {plan_for!r} is not the name of a cluster file")
     search = None
     if values.get("search") is not None:
         if beside := [key for key in ("axes", "zip", "cases") if values.get(key)]:
@@ -150,13 +159,71 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         base=base,
         preset=chosen,
         axes=axes,
-        zipped=tuple(groups),
-        cases=tuple({str(k): v for k, v in case.items()} for case in cases),
+        zipped=groups,
+        cases=cases,
         where=tuple(Constraint(text) for text in texts),
         description=str(values.get("description") or ""),
         budget=_budget(values.get("budget"), where),
-        plan_for=plan_for,
+        plan_for=_plan_for(values, where),
     )
+
+
+def _of_program(values: dict[str, Any], folder: Path, where: str, name: str) -> Spec:
+    """Build a sweep of a program of a user's own."""
+    if values.get("search"):
+        raise UserError(f"{where}: search: takes gsq's own training; with program: use axes, zip and cases")
+    axes, zipped, cases = _grid(values, where, check_name)
+    groups = (axes, *zipped, *({key: [value] for key, value in case.items()} for case in cases))
+    program = read_program(values, folder, where, groups)
+    names = list(dict.fromkeys((*program.keys, *(key for group in groups for key in group), *program.formulas)))
+    found = Spec(
+        name=name,
+        base=ProgramConfig.of(program.path, program.keys),
+        axes=axes,
+        zipped=zipped,
+        cases=cases,
+        where=tuple(Constraint(text, tuple(names)) for text in _listed(values, "where", str, where, "expressions")),
+        description=str(values.get("description") or ""),
+        budget=_budget(values.get("budget"), where),
+        plan_for=_plan_for(values, where),
+        program=program,
+    )
+    check_cells(program, found.candidates(), where)
+    return found
+
+
+def _plan_for(values: Mapping[str, Any], where: str) -> str:
+    found = values.get("plan_for") or ""
+    if not isinstance(found, str):
+        raise UserError(f"{where}: plan_for: {found!r} is not the name of a cluster file")
+    return found
+
+
+Axes = dict[str, list[Any]]
+
+
+def _grid(
+    values: Mapping[str, Any], where: str, key_of: Callable[[str, str], str]
+) -> tuple[Axes, tuple[Axes, ...], tuple[dict[str, Any], ...]]:
+    """Return axes, zip and cases. key_of: the full key of a name, or UserError for one that is no key."""
+    axes = _axes(values.get("axes") or {}, f"{where}: axes", key_of)
+    listed = _listed(values, "zip", Mapping, where, "mappings of axes")
+    groups = [_axes(group, f"{where}: zip", key_of) for group in listed]
+    for group in groups:
+        lengths = {name: len(v) for name, v in group.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
+    cases = _listed(values, "cases", Mapping, where, "mappings such as {groups: 8, latent_dim: 16}")
+    for case in cases:
+        for key in case:
+            key_of(str(key), f"{where}: cases")
+    seen: set[str] = set()
+    for part in (axes, *groups):
+        for key in part:
+            if (full := key_of(key, where)) in seen:
+                raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
+            seen.add(full)
+    return axes, tuple(groups), tuple({str(k): v for k, v in case.items()} for case in cases)
 
 
 def _listed(values: Mapping[str, Any], key: str, kind: type[Any], where: str, what: str) -> list[Any]:
@@ -213,12 +280,12 @@ def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfi
     return load_config(nested, base, where, preset=chosen)
 
 
-def _axes(values: Any, where: str) -> dict[str, list[Any]]:
+def _axes(values: Any, where: str, key_of: Callable[[str, str], str]) -> Axes:
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {values!r} is not a mapping of axes to lists of values")
     axes = {}
     for name, given in values.items():
-        config_key(str(name), where)
+        key_of(str(name), where)
         expanded = _expand(given, f"{where}: {name}") if isinstance(given, Mapping) else given
         expanded = expanded if isinstance(expanded, list) else [expanded]
         if not expanded:

@@ -7,10 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from gsq.config.overrides import config_key
 from gsq.errors import UserError, nearest
 from gsq.records.attempt import FAILURES
-from gsq.sweeps.planning.cells import Plan, value_of
+from gsq.sweeps.planning.cells import Plan, key_of, value_of
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, STATES
 from gsq.sweeps.state.reconcile import STOPPED
 from gsq.sweeps.state.status import CellStatus, SweepStatus
@@ -32,7 +31,7 @@ def select(plan: Plan, found: SweepStatus, words: Sequence[str]) -> list[CellSta
     for word in words:
         if "=" in word:
             name, _, text = word.partition("=")
-            key = config_key(name, "selection")
+            key = key_of(plan.cells[0].config, name, "selection")
             chosen = {s for s, cell in cells.items() if _holds(value_of(cell.config, key), text)}
             if not chosen:
                 there = Counter(_text(value_of(cell.config, key)) for cell in cells.values())

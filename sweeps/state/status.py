@@ -134,7 +134,7 @@ def row(
         failure=state.failure,
         message=state.message,
         step=record.step,
-        steps=cell.config.train.steps,
+        steps=max(cell.config.train.steps, record.step),
         rfid=record.rfid,
         images_per_second=record.images_per_second if running else None,
         seconds_left=seconds_left(record, cell.config.train.batch_size) if running else None,

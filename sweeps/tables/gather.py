@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import gsq
+from gsq.config.program import ProgramConfig
+from gsq.config.run import RunConfig
 from gsq.errors import UserError
 from gsq.files import read_json, write_json
 from gsq.outputs import output_problem
@@ -22,6 +24,7 @@ from gsq.records.read import read_results, results_changed
 from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
 from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, Column, fits, write_table
+from gsq.sweeps.spec.programs import FREE, own_columns
 from gsq.sweeps.spec.states import PLANNED
 from gsq.sweeps.state.status import Survey, survey
 from gsq.sweeps.tables.missing import Coverage, coverage_of
@@ -88,7 +91,7 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
         made: dict[str, Made] = {}
         values: dict[str, dict[tuple[str, int], float]] = {}
         repeats = any(cell.config.train.repeat for cell in found.plan.cells)
-        extra: dict[str, Column] = {}
+        extra = own_columns(cell.config for cell in found.plan.cells)
         rows = _rows(folder, found, problems.append, extra)
         write_table(_noting(rows, made, values if repeats else None), path, extra)
         comparisons: list[Comparison] = []
@@ -171,13 +174,20 @@ def _rows(
         yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()), extra)
 
 
-def _own_metrics(metrics: object, extra: dict[str, Column]) -> dict[str, object]:
-    """Values of metrics of a user's own; one with the name of a column of every table is called ``own_<name>``."""
+def _own_metrics(metrics: object, extra: dict[str, Column], config: RunConfig) -> dict[str, object]:
+    """Values of metrics of a user's own, or of a program. One with the name of a column of every table is called
+    ``own_<name>``, unless a program may fill that column."""
     if not isinstance(metrics, dict):
         return {}
-    named = {f"own_{name}" if name in BY_NAME else str(name): value for name, value in metrics.items()}
-    for name in named:
-        extra.setdefault(name, Column(name, "float64", "", "metric", "metric of a user's own, mean over images"))
+    program = isinstance(config, ProgramConfig)
+    free, units = (FREE, config.units) if isinstance(config, ProgramConfig) else ((), {})
+    about = "metric of the program" if program else "metric of a user's own, mean over images"
+    named = {str(n) if n in free or n not in BY_NAME else f"own_{n}": v for n, v in metrics.items()}
+    for name, value in named.items():
+        if name not in BY_NAME:
+            extra.setdefault(name, Column(name, "float64", units.get(name, ""), "metric", about))
+        elif BY_NAME[name].type == "int64" and isinstance(value, float) and value == int(value):
+            named[name] = int(value)
     return named
 
 
@@ -195,7 +205,7 @@ def _cell_rows(
     environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
     for file, evaluation in results.evaluations.items():
         values = {name: value for name, value in evaluation.items() if name in BY_NAME}
-        values |= _own_metrics(evaluation.get("metrics"), extra)
+        values |= _own_metrics(evaluation.get("metrics"), extra, cell.config)
         wrong = [name for name, value in values.items() if not fits(BY_NAME.get(name) or extra[name], value)]
         if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
             wrong = ["protocol or step"]
@@ -216,8 +226,8 @@ def _cell_rows(
         "sweep": folder.name,
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
-        "other_axes": other_axes(cell.axes),
-        "parameters": cell.cost.parameters,
+        "other_axes": "{}" if cell.config.program else other_axes(cell.axes),
+        "parameters": cell.cost.parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gsq.config.overrides import config_key
 from gsq.records.attempt import DONE, FAILED
-from gsq.sweeps.planning.cells import title, value_of
+from gsq.sweeps.planning.cells import key_of, title, value_of
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
 from gsq.sweeps.schema.failure_tests import LEVEL, AxisTest, corrected, goes_with
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, STATES
@@ -95,8 +94,10 @@ def coverage_of(name: str, found: Survey) -> Coverage:
         failed = [has_failed for _, has_failed in ended]
         # Cells of an earlier YAML may not set an axis of a later one.
         for axis in dict.fromkeys(axis for cell, _ in ended for axis in cell.axes):
-            key = config_key(axis, "axes")
-            values = [cell.axes.get(axis, value_of(cell.config, key)) for cell, _ in ended]
+            values = [
+                cell.axes[axis] if axis in cell.axes else value_of(cell.config, key_of(cell.config, axis, "axes"))
+                for cell, _ in ended
+            ]
             tests += goes_with(axis, values, failed, _text)
     return Coverage(
         name, {state: counted[state] for state in STATES}, dict(failures.most_common()), tuple(corrected(tests))

@@ -17,6 +17,7 @@ from statistics import fmean, variance
 from typing import Any, Literal
 
 from gsq.config.overrides import read_yaml
+from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS
 from gsq.errors import UserError
@@ -100,6 +101,8 @@ class Run:
 
 
 def _science(config: RunConfig, seed: int | None = None) -> tuple[Any, ...]:
+    if isinstance(config, ProgramConfig):
+        return config.science(seed)
     train = replace(config.train, repeat=0, seed=config.train.seed if seed is None else seed)
     return tuple(train if name == "train" else getattr(config, name) for name in SCIENCE_SECTIONS)
 
