@@ -78,8 +78,8 @@ class QuantizerConfig:
     codebooks: str = field(default="shared", metadata={"legacy": "shared"})
     """gsq, simvq, ibq, diveq: shared by all groups, or per_group: one of V rows for each."""
     restart_below: float = field(default=0.0, metadata={"legacy": 0.0})
-    """Replace a row that on average (codebook_decay) fewer latents a step choose, by one in a busy row's place; 0 never
-    does."""
+    """Replace a row that on average (codebook_decay) fewer latents a step choose, by one near a busy row; 0 never does.
+    Rows that are used alike are chosen by batch x positions x groups / V latents a step, which it must not exceed."""
     kmeans_steps: int = field(default=0, metadata={"legacy": 0})
     """First steps, after each of which every row becomes the mean of the batch's latents that chose it."""
     options: dict[str, Any] = field(default_factory=Options, metadata={"legacy": Options()})

@@ -246,6 +246,13 @@ class RunConfig:
                 f"{micro}, so that the result would depend on it; use group, or micro_batch 0"
             )
         size, downsample = self.data.image_size, self.model.downsample
+        choosing = batch * (size // downsample) ** 2 * (1 if quantizer.codebooks == "per_group" else groups)
+        if quantizer.restart_below > choosing / quantizer.codebook_size:
+            raise UserError(
+                f"quantizer.restart_below: {quantizer.restart_below}, but if all rows are used alike, "
+                f"{choosing / quantizer.codebook_size:.3g} latents a step choose each ({choosing} of a batch among "
+                f"codebook_size {quantizer.codebook_size}), so that rows in use would count as dead; use less"
+            )
         sizes = (("data.image_size", size), *(("evaluation.resolutions", one) for one in self.evaluation.resolutions))
         for key, pixels in sizes:
             if pixels % downsample:

@@ -205,6 +205,9 @@ def test_ibq_takes_the_largest_product_the_first_of_equals() -> None:
         ({"quantizer.gradient": "soft", "quantizer.soft_decay": 1.5}, ["soft_decay: 1.5", "(0, 1]"]),
         ({"quantizer.gradient": "rotate"}, ["quantizer.gradient", "rotate", "rotation"]),
         ({"quantizer.restart_below": -1.0}, ["restart_below", "-1"]),
+        ({"quantizer.restart_below": 2.5}, ["restart_below: 2.5", "2 latents a step", "256", "use less"]),
+        ({"quantizer.restart_below": float("inf")}, ["restart_below: inf"]),
+        ({"quantizer.restart_below": float("nan")}, ["restart_below", "nan"]),
         ({"quantizer.codebooks": "per_group"}, ["codebooks: 'per_group'", "groups 1", "shared"]),
         (
             {"quantizer": "simvq", "quantizer.restart_below": 1.0},
