@@ -87,9 +87,12 @@ from .laws.named import LAWS as LAWS
 from .laws.named import Law as Law
 from .laws.named import get_law as get_law
 from .laws.named import paper_law_reason as paper_law_reason
+from .reporting.export import Export as Export
+from .reporting.export import export_table as export_table
 from .reporting.page import write_page as write_page
 from .reporting.report import Report as Report
 from .reporting.report import make_report as make_report
+from .tables.several import load_tables as load_tables
 from .tables.table import Excluded as Excluded
 from .tables.table import load_reference as load_reference
 from .tables.table import load_results as load_results

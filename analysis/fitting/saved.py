@@ -21,8 +21,8 @@ from gsq.analysis.tables.selecting import select
 _CHANGED = 1e-6  # relative, in the sum that was minimised
 
 
-def read_saved(path: str | Path) -> tuple[str, list[dict[str, Any]]]:
-    """The table as it was named, and the fits, of a file of ``gsq fit --output``.
+def read_saved(path: str | Path) -> tuple[str | list[str], list[dict[str, Any]]]:
+    """The table as it was named (a list of several), and the fits, of a file of ``gsq fit --output``.
 
     Raises AnalysisError where the file is no such file, or was saved by a version that did not keep how it was fitted.
     """
@@ -33,7 +33,7 @@ def read_saved(path: str | Path) -> tuple[str, list[dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise AnalysisError(f"{path}: cannot be read as a saved fit ({error})") from error
     found = document.get("fits") if isinstance(document, dict) else None
-    if not isinstance(found, list) or not found or not isinstance(document.get("table"), str):
+    if not isinstance(found, list) or not found or not isinstance(document.get("table"), str | list):
         raise AnalysisError(f"{path}: holds no fit of a table, as gsq fit --output saves them; {again}")
     if document.get("by"):
         raise AnalysisError(f"{path}: fits of parts of a table (--by {document['by']}) cannot be made again; {again}")

@@ -205,7 +205,7 @@ def _main_columns(table: pd.DataFrame) -> tuple[str, ...]:
     """Axes that vary, then metrics and costs; all of a small table."""
     if len(table.columns) <= 12:
         return tuple(str(name) for name in table)
-    names = [*varying(table), *varying(table, ("seed", "protocol", "resolution")), *_MAIN, *_LAST]
+    names = [*varying(table), *varying(table, ("sweep", "seed", "protocol", "resolution")), *_MAIN, *_LAST]
     keys = [str(name) for name in table if "." in str(name)]  # swept keys without a column of the schema
     names = [*(n for n in names if n != "other_axes" or not keys), *keys]
     axes = {column.name for column in schema.COLUMNS if column.role == "axis"} | set(keys)

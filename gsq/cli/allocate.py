@@ -15,6 +15,7 @@ from gsq.cli.table_options import (
     ProtocolOption,
     require_outputs,
     table_path,
+    table_paths,
 )
 from gsq.cli.taking import takes
 
@@ -79,7 +80,7 @@ def allocate_command(
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Save the result as JSON.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How to spend a budget: the best size and length of training by a fitted law, with intervals.
+    """Find the best model size and length of training for a budget, by a fitted law, with intervals.
 
     Over the columns that the law and the cost share (parameters or width, tokens, images or steps, bits), finds the
     least value of the law at that cost; --reach finds the least cost at that value. Prints each column's best value,
@@ -120,19 +121,19 @@ def _read_fit(name: str, law: str | None, bounds: list[str] | None, protocol: st
 
     if Path(name).suffix == ".json":
         from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
-        from gsq.analysis.tables.table import load_table
+        from gsq.analysis.tables.several import load_tables
 
         if bounds or options != Options():
             raise AnalysisError(f"{name} is a saved fit, which has its own options and bounds: fit its table again")
         table, fits = read_saved(name)
-        return fit_again(choose_saved(name, fits, law), load_table(table_path(table), protocol))
+        return fit_again(choose_saved(name, fits, law), load_tables(table_paths(table), protocol))
     if law is None:
         raise AnalysisError(
             f"{name} is a table: name the law to allocate by (--law), or give a fit saved by gsq fit --output"
         )
     from gsq.cli.fit import load_and_fit
 
-    _, fits_of_table, reasons = load_and_fit(table_path(name), [law], protocol, options=options, bounds=bounds)
+    _, fits_of_table, reasons = load_and_fit([table_path(name)], [law], protocol, options=options, bounds=bounds)
     if not fits_of_table:
         raise AnalysisError("; ".join(reasons.values()))
     return fits_of_table[0]

@@ -12,17 +12,21 @@ KINDS = "quantizer, model, discriminator, loss, data, features, metric, program"
 
 
 def check_command(
-    part: Annotated[str, typer.Argument(metavar="PART", help="package.module:Name, of a module that Python finds.")],
+    part: Annotated[
+        str, typer.Argument(metavar="PART", help="package.module:Name; the module is in this folder or on PYTHONPATH.")
+    ],
     role: Annotated[
-        str | None, typer.Option("--as", metavar="KIND", help=f"What it is, if its class does not say: {KINDS}.")
+        str | None, typer.Option("--as", metavar="KIND", help=f"Kind of part, if its class does not say: {KINDS}.")
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of it, or a key of a program; repeatable."),
+        typer.Option(
+            "--option", "-o", metavar="KEY=VALUE", help="An option of the part, or a key of a program; repeatable."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")] = False,
 ) -> None:
-    """Try a part of your own out: the checks that the built-in parts pass, and what goes wrong in words.
+    """Check a part of your own (a quantizer, a loss, ...) as the built-in parts are checked, and say what is wrong.
 
     Shapes and types, gradients, decoding, half precision, saving and loading, and a few steps of training: twice, in
     micro-batches, resumed, and with two processes. Ends with exit code 1 where a check fails.
@@ -68,12 +72,12 @@ def _after(message: str) -> str:
 
 
 def new_command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"{KINDS}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of part: {KINDS}.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Python file to write, such as my_vq.py.")],
 ) -> None:
-    """Write a commented part of your own to start from, and a test of it beside it.
+    """Write a commented Python file for a part of your own (a quantizer, a loss, ...), and a test beside it.
 
-    The file works as it is: gsq check tries it out, and a sweep takes it by its import path.
+    The file works as it is; edit it, run gsq check on it, and name it in a sweep by its import path.
 
     Example: gsq new quantizer my_vq.py
     """

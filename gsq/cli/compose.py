@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         return int(failed["signature"].nunique())
     written: list[tuple[str, Path]] = [("results table", table)]
     try:
-        frame, fits, reasons = load_and_fit(table)
+        frame, fits, reasons = load_and_fit([table])
         console.print()
         for fit in fits:
             print_fit(fit)
@@ -251,41 +252,54 @@ class Runs:
 
 
 def write_report(
-    sweep: str, output: Path | None = None, laws: list[str] | None = None, protocol: str | None = None
+    sweep: str,
+    output: Path | None = None,
+    laws: list[str] | None = None,
+    protocol: str | None = None,
+    also: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Write the report of a sweep or of a results table as one HTML page. Returns the paths of page and table.
 
     sweep: the name or YAML file of a submitted sweep, which is gathered first; or a results table, by its file or as
-    the NAME of results/NAME.parquet. output: the page, by default NAME-report.html beside the table. Raises UserError
-    if there is neither a sweep nor a table, and AnalysisError if the table cannot be read.
+    the NAME of results/NAME.parquet. also: further ones, which join its table (gsq.analysis.load_tables). output: the
+    page, by default NAME-report.html beside the (first) table. Raises UserError if there is neither a sweep nor a
+    table, and AnalysisError if a table cannot be read, or tables do not go together.
     """
     from gsq.analysis.reporting.page import write_page
     from gsq.analysis.reporting.report import make_report
-    from gsq.analysis.tables.table import load_table
+    from gsq.analysis.tables.several import load_tables
+
+    if output is not None:
+        require_output("--output", output)
+    found = [_table_of(one) for one in (sweep, *also)]
+    tables, notes = [table for table, _ in found], [note for _, several in found for note in several]
+    name = "-".join(table.stem for table in tables)
+    page = output or tables[0].with_name(f"{name}-report.html")
+    frame = load_tables(tables, protocol if also else None)
+    require_output("report", page)
+    report = make_report(frame, name, Runs(runs_root()), protocol=protocol, laws=laws, notes=notes)
+    return write_page(report, page), tables[0]
+
+
+def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
+    """The results table of a sweep, which is gathered, or a table as it is; and what gathering found wrong."""
     from gsq.cli.table_options import table_path
     from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
     from gsq.sweeps.tables.gather import gathered
 
-    if output is not None:
-        require_output("--output", output)
     root = runs_root()
-    notes: tuple[str, ...] = ()
     table = table_path(sweep)
     yaml = sweep.endswith((".yaml", ".yml"))
     if yaml or (not Path(sweep).is_file() and SweepFolder(root, sweep).exists):
         done = gathered(sweep_folder(sweep))
-        table, notes = done.table, done.problems
-    elif not table.is_file() and table.stem == sweep:
+        return done.table, tuple(done.problems)
+    if not table.is_file() and table.stem == sweep:
         there = sweep_names(root)
         raise UserError(
             f"no sweep '{sweep}' below {root}{nearest(sweep, there)}, and no table {table}; there are: "
             f"{', '.join(there) or 'none yet'} (gsq run or gsq submit makes one)"
         )
-    page = output or table.with_name(f"{table.stem}-report.html")
-    frame = load_table(table)
-    require_output("report", page)
-    report = make_report(frame, table.stem, Runs(root), protocol=protocol, laws=laws, notes=notes)
-    return write_page(report, page), table
+    return table, ()
 
 
 def run_command_line(

@@ -91,7 +91,7 @@ def design_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
+    """Choose what to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
     Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
     one that narrows the target most for what it costs, until the budget is spent, the target is met (--until), or the
@@ -119,6 +119,7 @@ def design_command(
     from gsq.analysis.designing.choice import design
     from gsq.analysis.designing.target import read_target
     from gsq.analysis.designing.target import target_rows as target_of
+    from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
@@ -134,7 +135,7 @@ def design_command(
     paths, source = designing.sources(tables, candidates)
     if output is not None:
         designing.require_kind(output, source, base)
-    frame = designing.measured_rows(paths, protocol)
+    frame = load_tables(paths, protocol)
     cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
     rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
     compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))

@@ -77,19 +77,6 @@ def require_kind(output: Path, source: str, base: str | None) -> None:
         )
 
 
-def measured_rows(paths: list[Path], protocol: str | None) -> pd.DataFrame:
-    """The rows of all tables; a run that two sweeps share counts once."""
-    import pandas as pd
-
-    from gsq.analysis.tables.table import is_results, load_table
-
-    frame = pd.concat([load_table(path, protocol) for path in paths], ignore_index=True)
-    if len(paths) > 1 and is_results(frame):
-        key = [name for name in ("signature", "step", "protocol") if name in frame]
-        frame = frame[frame["signature"].isna() | ~frame.duplicated(key)].reset_index(drop=True)
-    return frame
-
-
 def candidate_cells(
     source: str, frame: pd.DataFrame, options: DesignOptions, cluster: str
 ) -> tuple[pd.DataFrame, list[_Case] | None, pd.DataFrame, DesignOptions]:

@@ -22,10 +22,10 @@ from gsq.cli.table_options import (
     BoundOption,
     LawOption,
     ProtocolOption,
-    TableArgument,
+    TablesArgument,
     WhereOption,
     require_outputs,
-    table_path,
+    table_paths,
 )
 from gsq.cli.taking import takes
 
@@ -42,7 +42,7 @@ def _list_laws(wanted: bool) -> None:
 
 @takes(Options)
 def fit_command(
-    table: TableArgument,
+    table: TablesArgument,
     law: LawOption = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="COLUMN", help="Predict this column instead of the law's own.")
@@ -130,29 +130,32 @@ def fit_command(
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --card --derive "b / (a + b)"
 
+    Example: gsq fit groups widths --by sweep
+
     Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table, unquoted
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import unquoted
 
     target = None if target is None else unquoted(target)
-    path = table_path(table)
+    paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure})
-    document: dict[str, object] = {"table": table, **({"by": by} if by else {})}
+    document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
         raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
     derived: list[list[Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(
-            select(load_table(path, protocol), where), target or "rfid", collapse, document
+            select(load_tables(paths, protocol), where), target or "rfid", collapse, document
         )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
-        frame = select(load_table(path, protocol), where)
+        frame = select(load_tables(paths, protocol), where)
         chosen = named_laws(frame, law, target, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
@@ -162,7 +165,7 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            path, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
+            paths, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
@@ -229,7 +232,7 @@ def _with_derived(fit: Fit, derived: list[Derived]) -> dict[str, object]:
 
 
 def load_and_fit(
-    path: Path,
+    paths: Sequence[Path],
     laws: list[str] | None = None,
     protocol: str | None = None,
     *,
@@ -240,7 +243,7 @@ def load_and_fit(
     by: str | None = None,
     where: str | None = None,
 ) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
-    """Load a table and fit laws to it; also returns why a law (or group) was not fitted.
+    """Load tables, as one, and fit laws to it; also returns why a law (or group) was not fitted.
 
     ``laws``: names or formulas; None for the default ones that the table can carry.
     """
@@ -250,10 +253,11 @@ def load_and_fit(
     from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
     from gsq.analysis.laws.named import DEFAULT_LAWS
     from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.table import load_table, measured
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import measured
 
     options = options or Options()
-    frame = select(load_table(path, protocol), where)
+    frame = select(load_tables(paths, protocol), where)
     chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
         measured(frame, chosen[0].target)

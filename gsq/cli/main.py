@@ -14,10 +14,13 @@ from gsq.cli.allocate import allocate_command
 from gsq.cli.cancel_retry import cancel_command, retry_command
 from gsq.cli.check import check_command, new_command
 from gsq.cli.clean import clean_command
+from gsq.cli.data import data_command
 from gsq.cli.design import design_command
 from gsq.cli.doctor import doctor_command
 from gsq.cli.evaluate import evaluate_command
+from gsq.cli.export import export_command
 from gsq.cli.fit import fit_command
+from gsq.cli.init import init_command
 from gsq.cli.logs import logs_command
 from gsq.cli.options import line
 from gsq.cli.plan import plan_command
@@ -25,6 +28,7 @@ from gsq.cli.plot import plot_command
 from gsq.cli.report import report_command
 from gsq.cli.results import gather_command, results_app
 from gsq.cli.run import run_command
+from gsq.cli.schema import schema_command
 from gsq.cli.status import status_command
 from gsq.cli.submit import submit_command
 from gsq.cli.tokenizer import reconstruct_command, tokenize_command
@@ -76,7 +80,9 @@ def _reflow_help(commands: typer.Typer) -> None:
 
 
 # In the order of --help.
+app.command("init")(init_command)
 app.command("run")(run_command)
+app.command("data")(data_command)
 app.command("plan")(plan_command)
 app.command("submit")(submit_command)
 app.command("status")(status_command)
@@ -89,6 +95,7 @@ app.command("fit")(fit_command)
 app.command("allocate")(allocate_command)
 app.command("plot")(plot_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
 app.command("design")(design_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
@@ -97,6 +104,7 @@ app.command("tokenize")(tokenize_command)
 app.command("new")(new_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)
+app.command("schema")(schema_command)
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")
 _reflow_help(app)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
-from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TableArgument, require_outputs, table_path
+from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TablesArgument, require_outputs, table_paths
 from gsq.cli.taking import takes
 
 KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
@@ -24,7 +24,7 @@ WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 @takes(Options, "residuals", "bootstrap", "seed")
 def plot_command(
-    table: TableArgument,
+    table: TablesArgument,
     kind: Annotated[
         str, typer.Option("--kind", metavar="KIND", help=f"What to draw: {', '.join(KINDS)}. See above.")
     ] = "scaling",
@@ -86,7 +86,8 @@ def plot_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files
-    from gsq.analysis.tables.table import load_reference, load_table
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import load_reference
 
     if kind not in KINDS:
         raise AnalysisError(f"--kind {kind!r} is not a figure of gsq plot; kinds: {', '.join(KINDS)}")
@@ -98,17 +99,18 @@ def plot_command(
     ):
         if given and kind not in kinds:
             raise AnalysisError(f"{option} belongs to --kind {', '.join(kinds)}; got --kind {kind}")
-    path = table_path(table)
-    default = path.with_name(path.stem if kind == "scaling" else f"{path.stem}-{kind}")
+    paths = table_paths(table)
+    stem = "-".join(path.stem for path in paths)
+    default = paths[0].with_name(stem if kind == "scaling" else f"{stem}-{kind}")
     saved = output if output is not None else default
     # Beside the table there may be a folder of its name.
     require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
     if kind in WITH_LAWS:
-        frame, fits, reasons = load_and_fit(path, law, protocol, options=options, bounds=bound)
+        frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound)
     else:
-        frame = load_table(path, protocol)
+        frame = load_tables(paths, protocol)
     draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")

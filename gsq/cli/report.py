@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from gsq.cli.table_options import LawOption, ProtocolOption
+from gsq.cli.table_options import LawOption, ProtocolOption, table_paths
 
 
 def report_command(
     sweep: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SWEEP",
-            help="A submitted sweep, by name or YAML file, or a results table: FILE.parquet or its NAME.",
+            metavar="SWEEP...",
+            help="A submitted sweep, by name or YAML file, or a results table: FILE.parquet or its NAME. Several make "
+            "one page, on which a run that they share counts once.",
         ),
     ],
     law: LawOption = None,
@@ -35,6 +36,6 @@ def report_command(
     """
     from gsq.cli.compose import write_report
 
-    page, table = write_report(sweep, output, law, protocol)
-    typer.echo(f"results table: {table}")
+    page, table = write_report(sweep[0], output, law, protocol, sweep[1:])
+    typer.echo(f"results table: {', '.join(map(str, [table, *table_paths(sweep[1:])]))}")
     typer.echo(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB); open it in a browser")

@@ -17,6 +17,14 @@ TableArgument = Annotated[
         help="Any table (.parquet, .feather, .csv, .tsv, .txt, also .gz), or a sweep's name: results/NAME.parquet.",
     ),
 ]
+TablesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TABLE...",
+        help="Any tables (.parquet, .feather, .csv, .tsv, .txt, also .gz), or sweeps by name: results/NAME.parquet. "
+        "Several count as one: the column sweep tells them apart, and a run that they share counts once.",
+    ),
+]
 LawOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,3 +88,8 @@ def table_path(table: str) -> Path:
     if path.is_file() or len(path.parts) > 1 or (path.suffix and not of_name.is_file()):
         return path
     return of_name
+
+
+def table_paths(tables: str | list[str]) -> list[Path]:
+    """``table_path`` of each."""
+    return [table_path(one) for one in ([tables] if isinstance(tables, str) else tables)]

@@ -265,8 +265,8 @@ class RunConfig:
 
         if self.optimizer.schedule == "wsd" and self.trunk_steps < self.optimizer.warmup_steps:
             raise UserError(
-                f"train.steps: {self.train.steps} with optimizer.decay_share {self.optimizer.decay_share} begin to "
-                f"decay after step {self.trunk_steps}, before the end of optimizer.warmup_steps "
+                f"train.steps: {self.train.steps}: with optimizer.decay_share {self.optimizer.decay_share} the decay "
+                f"begins after step {self.trunk_steps}, before the end of optimizer.warmup_steps "
                 f"{self.optimizer.warmup_steps}; use more steps, a shorter warm-up or a smaller decay_share"
             )
 

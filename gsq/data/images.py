@@ -81,6 +81,21 @@ def measure(image: Path | bytes) -> tuple[int, int]:
     return size
 
 
+def miniature(image: bytes | Image.Image, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
+    """The image in grey at ``size`` (width, height), to compare it with others, and its own size as it is displayed.
+
+    Decodes a JPEG at a reduced scale. Raises BrokenImageError like ``decode``.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("L").resize(size, Image.Resampling.BOX), image.size
+    with _opened(image) as opened:
+        width, height = opened.size
+        opened.draft("RGB", (4 * size[0], 4 * size[1]))
+        rgb = _rgb(opened)
+        turned = (rgb.width > rgb.height) != (width > height) and rgb.width != rgb.height
+        return rgb.convert("L").resize(size, Image.Resampling.BOX), (height, width) if turned else (width, height)
+
+
 def size_of(image: Path | bytes) -> tuple[int, int]:
     """Width and height from the start of the file alone. Raises BrokenImageError if that is not usable."""
     with _opened(image) as opened:

@@ -26,6 +26,24 @@ PHOTOS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
+def folder_kind(folder: Path) -> str:
+    """The data.kind of a folder: image_folder if it holds images, else by its shards. Raises UserError if it holds
+    neither, or is no folder."""
+    from gsq.data.folders import find_images, nothing_found
+    from gsq.data.shard_files import SUFFIXES
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name a folder of images")
+    entries = find_images(folder)
+    if any(not entry.kind for entry in entries):
+        return "image_folder"
+    shards = {path.suffix.lower() for path in folder.rglob("*")}
+    for kind, suffixes in SUFFIXES.items():
+        if shards & {*suffixes}:
+            return kind
+    raise nothing_found(str(folder), entries)
+
+
 def manifest(config: DataConfig) -> Manifest:
     """The manifest of ``config``'s data set. Raises UserError if it is empty, damaged or too small, and Missing if the
     whole folder is missing."""

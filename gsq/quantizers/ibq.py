@@ -32,7 +32,9 @@ class IndexBackpropagationQuantizer(GroupedSphericalQuantizer):
     The decoder's gradient reaches the latent and all rows through p = softmax(z.c), and the chosen row directly. The
     loss is |q - z|^2 with those gradients, plus |sg(c) - z|^2, plus ``codebook_weight`` |c - sg(z)|^2, each a mean over
     channels. Products are computed in float64 and ties go to the lowest index. Values, loss, entropy term and gradients
-    are checked against the authors' code (github.com/TencentARC/SEED-Voken at b9a17ea). A step costs V products of each
+    are checked against the authors' code (github.com/TencentARC/SEED-Voken at b9a17ea). The largest product is always
+    that of a row on the convex hull of the codebook: groups of few channels leave most rows unused, also restarted
+    ones, and the authors train with the entropy term (weight 0.05). A step costs V products of each
     latent three times: forward, again for the gradient, and the gradient.
     """
 

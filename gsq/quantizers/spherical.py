@@ -194,7 +194,7 @@ def _entropy_loss(vectors: Tensor, rows: Tensor, *, product: bool = False) -> Te
 
     parts = vectors.split(max(1, ENTROPY_VALUES // len(rows)))
     found = [checkpoint(sums, part, use_reentrant=False) for part in parts]
-    # The gradient of x log x is not a number at 0, where the probabilities of a row that is far from all vectors vanish.
+    # The gradient of x log x is not a number at 0, the probability of a row that is far from all vectors.
     mean = (torch.stack([p for p, _ in found]).sum(0) / len(vectors)).clamp(min=torch.finfo(rows.dtype).tiny)
     entropy = torch.stack([h for _, h in found]).sum() / len(vectors)
     return entropy + torch.special.xlogy(mean, mean).sum()

@@ -45,9 +45,13 @@ class Cluster:
     workers: int = 0
     """local: runs at the same time; 0 for one per GPU, or one per core."""
     partition: str = ""
+    """sbatch's partition of the jobs; sinfo lists yours."""
     account: str = ""
+    """sbatch's account, on which the jobs are charged."""
     qos: str = ""
+    """sbatch's quality of service."""
     constraint: str = ""
+    """Features that the nodes must have (a100|h100)."""
     dependency: str = ""
     """sbatch's dependency of the jobs (afterok:1234)."""
     nodes: int = 1
@@ -82,6 +86,7 @@ class Cluster:
     sbatch: dict[str, str | bool] = field(default_factory=dict)
     """More sbatch options by their long names; True for one without a value, False to leave one out."""
     name: str = "local"
+    """What messages call the cluster; by default the name of its file."""
 
     def __post_init__(self) -> None:
         choose("kind", self.kind, ("local", "slurm"))

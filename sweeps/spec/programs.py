@@ -16,7 +16,13 @@ from gsq.sweeps.schema.columns import BY_NAME, Column, fits
 from gsq.sweeps.spec.expressions import check_expression
 
 # Keys of a sweep YAML that only a sweep with ``program`` has.
-PROGRAM_KEYS = ("program", "columns", "units", "flops", "seconds")
+PROGRAM_KEYS = {
+    "program": "A training program of your own, package.module:function; base, set and axes then have keys of its own.",
+    "columns": "Columns of the table by formula over the program's keys: {tokens: batch * length * steps}.",
+    "units": "Units of keys, columns and metrics, for the table.",
+    "flops": "FLOPs of a run, an expression over its keys, for the plan.",
+    "seconds": "Seconds of a run, an expression over its keys, for the plan.",
+}
 # Roles of the columns of every table that keys, columns and metrics may fill.
 FREE_ROLES = ("axis", "derived", "metric")
 FREE = (*(c.name for c in BY_NAME.values() if c.role in FREE_ROLES), "parameters", "images_seen")

@@ -40,7 +40,16 @@ from gsq.errors import UserError, nearest
 if TYPE_CHECKING:
     import optuna
 
-KEYS = ("trials", "objectives", "sampler", "pruner", "seed", "parallel", "storage", "space")
+KEYS = {
+    "trials": "Runs of the study, including those that are pruned or fail.",
+    "objectives": "What to optimise; each has its direction.",
+    "sampler": "Optuna's sampler by name, or with options: {tpe: {multivariate: true}}.",
+    "pruner": "Optuna's pruner, which ends bad runs at an intermediate evaluation; by name, or with options.",
+    "seed": "Seed of the sampler.",
+    "parallel": "Trials at the same time; 0: one a local worker, 8 on SLURM.",
+    "storage": "Empty for a journal in the sweep folder, or a database URL, in which $NAME is expanded.",
+    "space": "The domain of each config key that is searched: {log_uniform: [1e-4, 1e-2]}.",
+}
 DOMAINS = {
     "uniform": "{uniform: [a, b]} is a number from a to b",
     "log_uniform": "{log_uniform: [a, b]} is one on a logarithmic scale, 0 < a",

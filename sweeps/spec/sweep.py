@@ -45,10 +45,20 @@ from gsq.sweeps.spec.programs import PROGRAM_KEYS, Program, check_cells, check_n
 from gsq.sweeps.spec.search_space import Search, read_search
 from gsq.sweeps.spec.shipped import configs_folder, find_file
 
-KEYS = (
-    *("name", "description", "base", "set", "axes", "zip", "cases", "where", "budget", "search", "plan_for"),
-    *PROGRAM_KEYS,
-)
+KEYS = {
+    "name": "Names the sweep's folder and its table; by default the name of the file.",
+    "description": "A text for readers.",
+    "base": "A preset, or a YAML file of config sections, from which every cell starts.",
+    "set": "Overrides of the base for all cells: short names, dotted keys or sections.",
+    "axes": "Every combination of these values is a cell: a list, one value, or a helper such as {log2: [6, 10]}.",
+    "zip": "Axes that move together, each with as many values; one mapping, or a list of several.",
+    "cases": "Single cells, beside the combinations: {groups: 8, latent_dim: 16}.",
+    "where": "Conditions over axes and derived axes; cells for which one is false are left out.",
+    "budget": "Limits on what is still to run; above one of them gsq submit refuses.",
+    "search": "An Optuna study in place of axes, zip and cases.",
+    "plan_for": "The cluster file for the estimates of gsq plan without --cluster.",
+    **PROGRAM_KEYS,
+}
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "simvq": {"quantizer.kind": "simvq"},
     "simvq_rotation": {"quantizer.kind": "simvq", "groups": 1, "quantizer.gradient": "rotation"},
     "simvq_per_group": {"quantizer.kind": "simvq", "quantizer.codebooks": "per_group"},
-    "ibq": {"quantizer.kind": "ibq"},
+    "ibq": {"quantizer.kind": "ibq", "groups": 1, "quantizer.entropy_weight": 0.05},
     "ibq_restart": {
         "quantizer.kind": "ibq",
         "quantizer.codebooks": "per_group",

@@ -53,7 +53,9 @@ TRAINED: dict[str, dict[str, Any]] = {
         "quantizer": "vq", "groups": 1, "quantizer.codebook_update": "ema", "quantizer.restart_below": 0.99,
         "quantizer.kmeans_steps": 1, "quantizer.gradient": "rotation",
     },
-    "per_group": {"quantizer.codebooks": "per_group", "quantizer.codebook_update": "ema", "quantizer.restart_below": 1.0},
+    "per_group": {
+        "quantizer.codebooks": "per_group", "quantizer.codebook_update": "ema", "quantizer.restart_below": 1.0,
+    },
 }  # fmt: skip
 
 

@@ -109,14 +109,18 @@ def test_too_few_images_for_inception_are_refused_before_training(tmp_path: Path
         train(config, tmp_path / "runs", on_step=lambda step: pytest.fail("trained"))
 
 
+def train_with(evaluation: dict[str, Any], runs: Path) -> None:
+    config = tiny(**{f"evaluation__{name}": value for name, value in evaluation.items()})
+    train(config, runs, on_step=lambda step: pytest.fail("trained"))
+
+
 @pytest.mark.parametrize("evaluation", [{"lpips": "alex"}, {"features": "no_such_module:build"}])
 def test_what_an_evaluation_lacks_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("GSQ_WEIGHTS", str(tmp_path / "weights"))
     with pytest.raises(UserError, match=r"'alexnet'.*are missing|'no_such_module:build' cannot be imported"):
-        config = tiny(**{f"evaluation__{name}": value for name, value in evaluation.items()})
-        train(config, tmp_path / "runs", on_step=lambda step: pytest.fail("trained"))
+        train_with(evaluation, tmp_path / "runs")
 
 
 def test_few_images_are_warned_of_and_marked() -> None:

@@ -51,7 +51,7 @@ EXAMPLES = (
     "my",
     "my_vq",
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
-    *("train-00000-of-00010", "x-val-0001"),
+    *("train-00000-of-00010", "x-val-0001", "pictures"),
 )
 # Columns of the tables that laws of the READMEs are about.
 LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")
@@ -148,7 +148,7 @@ def test_sweeps_and_tables_that_ship_are_there(readme: str) -> None:
         if (
             words[:1] != ["gsq"]
             or len(words) < 3
-            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize", "new", "check")
+            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize", "new", "check", "schema")
         ):
             continue
         name = words[2]

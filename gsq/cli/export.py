@@ -1,0 +1,95 @@
+"""``gsq export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gsq.cli.table_options import ProtocolOption, TablesArgument, require_outputs, table_paths
+
+
+def export_command(
+    table: TablesArgument,
+    latex: Annotated[bool, typer.Option("--latex", help="Write LaTeX, with the rules of booktabs.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, in full precision.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown (the default).")] = False,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="COLUMN",
+            help="A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db, ssim, "
+            "lpips and usage, as far as measured. `gsq results describe` lists the columns.",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by",
+            metavar="COLUMN",
+            help="A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the "
+            "seed.",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="CONDITION", help='Export these rows alone: "groups >= 4".')
+    ] = None,
+    protocol: ProtocolOption = None,
+    best: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--best",
+            metavar="COLUMN=min|max|none",
+            help="Which value of a column is the best; gsq knows it for its own metrics. Repeatable.",
+        ),
+    ] = None,
+    digits: Annotated[
+        int,
+        typer.Option(
+            "--digits", metavar="N", min=1, max=15, help="Significant digits of a mean; more if the seeds allow."
+        ),
+    ] = 4,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write this file; default: print the table.")
+    ] = None,
+) -> None:
+    """Write a table for a paper: a row for each configuration, with mean and standard deviation over seeds.
+
+    The best value of each metric is bold, heads have units, and a line says what was averaged and by which protocol it
+    was measured. Cells without a value are left out, and a message names how many.
+
+    Example: gsq export groups --latex --column rfid --column psnr_db --output table.tex
+
+    Example: gsq export runs.csv --csv --by model --column loss --best loss=min
+    """
+    from gsq.analysis.errors import AnalysisError
+    from gsq.analysis.reporting.export import export_table
+    from gsq.analysis.tables.selecting import select
+    from gsq.analysis.tables.several import load_tables
+    from gsq.analysis.tables.table import unquoted
+    from gsq.files import write_text
+
+    forms = [name for name, given in (("latex", latex), ("csv", csv), ("markdown", markdown)) if given]
+    if len(forms) > 1:
+        raise AnalysisError(f"--{' and --'.join(forms)}: choose one format")
+    directions = {}
+    for one in best or []:
+        name, found, direction = one.rpartition("=")
+        if not found or direction not in ("min", "max", "none"):
+            raise AnalysisError(f"--best {one!r} is not COLUMN=min, COLUMN=max or COLUMN=none")
+        directions[unquoted(name)] = direction
+    require_outputs({"--output": output}, {})
+    frame = select(load_tables(table_paths(table), protocol), where)
+    names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
+    exported = export_table(frame, names, keys, digits=digits, best=directions)
+    text = exported.text(forms[0] if forms else "markdown")  # type: ignore[arg-type]
+    if exported.left_out:
+        typer.echo(f"Warning: {exported.left_out}.", err=True)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, text)
+    typer.echo(f"Saved {output}.")
