@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from gsq.config.overrides import read_yaml
 from gsq.config.parts import PATH, is_path, load
-from gsq.config.program import ProgramConfig, column_value
+from gsq.config.program import ProgramConfig, column_value, plain
 from gsq.errors import UserError
 from gsq.sweeps.schema.columns import BY_NAME, Column, fits
 from gsq.sweeps.spec.expressions import check_expression
@@ -194,6 +195,14 @@ def check_cells(program: Program, cells: Iterable[Mapping[str, Any]], where: str
     for one in names:
         if lacking := sorted(every - one):
             raise UserError(f"{where}: '{lacking[0]}' has a value in some cells only; give it one in set")
+
+
+def own_keys(config: Any) -> str:
+    """Return, as JSON, the keys of a program's run that no other table has, which tell configurations apart; empty for
+    a RunConfig."""
+    if not isinstance(config, ProgramConfig):
+        return ""
+    return json.dumps({n: value for n, value in plain(config.keys).items() if n not in BY_NAME}, sort_keys=True)
 
 
 def own_columns(configs: Iterable[Any]) -> dict[str, Column]:

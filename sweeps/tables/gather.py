@@ -24,7 +24,7 @@ from gsq.records.read import read_results, results_changed
 from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
 from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, Column, fits, write_table
-from gsq.sweeps.spec.programs import FREE, own_columns
+from gsq.sweeps.spec.programs import FREE, own_columns, own_keys
 from gsq.sweeps.spec.states import PLANNED
 from gsq.sweeps.state.status import Survey, survey
 from gsq.sweeps.tables.missing import Coverage, coverage_of
@@ -226,7 +226,7 @@ def _cell_rows(
         "sweep": folder.name,
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
-        "other_axes": "{}" if cell.config.program else other_axes(cell.axes),
+        "other_axes": own_keys(cell.config) or other_axes(cell.axes),
         "parameters": cell.cost.parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,

@@ -189,6 +189,7 @@ def test_every_name_of_python_in_a_sentence_is_there(readme: str) -> None:
 def test_every_yaml_snippet_loads(readme: str, tmp_path: Path) -> None:
     # What the pages tell the reader to write first.
     write_part("quantizer", tmp_path / "my_vq.py")
+    write_part("program", tmp_path / "my_train.py")
     for number, block in enumerate(blocks(text_of(readme), "yaml")):
         file = tmp_path / f"snippet-{number}.yaml"
         file.write_text(block)

@@ -157,6 +157,8 @@ def test_where_and_plans_know_keys_and_columns(folder: Path) -> None:
     table = read_table(gather(folder_of_plan))
     assert table["width"].tolist() == [4]
     assert table["state"].tolist() == ["planned"]
+    # Keys that no other table has tell configurations apart.
+    assert json.loads(table["other_axes"][0]) == {"text": "text.txt"}
 
 
 @pytest.mark.parametrize(
