@@ -1,4 +1,4 @@
-"""Printed tables, with heads broken only between words as far as possible."""
+"""Printed tables, whose heads are broken between words alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gsq.config.axes import AXES, SOFT
+from gsq.config.axes import AXES
 
-# If a table is wider than the terminal, heads are broken at spaces, and then also at SOFT.
 HEADS = {
     **{axis.name: axis.head for axis in AXES if axis.head},
-    "parameters": f"param{SOFT}eters",
-    "perplexity": f"perp{SOFT}lexity",
     "rfid": "rFID",
     "psnr_db": "PSNR dB",
     "device_seconds": "seconds",
@@ -25,15 +22,18 @@ SPARE = ("images", "train FLOPs", "memory", "param. in paper")
 
 
 def head_of(column: str) -> str:
-    """Return the head of a column, with the places where it may be broken."""
+    """Return the head of a column."""
     return HEADS.get(column, column.split(".")[-1].replace("_", " "))
 
 
+# In a table that is wider than the terminal even with broken heads.
+SYMBOLS = {head_of(axis.name): axis.symbol for axis in AXES if axis.symbol and axis.order}
+
+
 def broken_head(head: str, how: int) -> list[str]:
-    """Break a head: 0 keeps it whole, 1 breaks it into words, 2 into parts of words."""
+    """Break a head: 0 keeps it whole, 1 breaks it into words, 2 also after a slash and puts the symbol of an axis."""
     if how == 2:
-        head = head.replace(f"/{SOFT}", "/ ").replace(SOFT, "- ")
-    head = head.replace(SOFT, "")
+        head = SYMBOLS.get(head, head.replace("/", "/ "))
     return head.split(" ") if how else [head]
 
 
@@ -42,8 +42,8 @@ def fitting_table(
 ) -> Table:
     """Return a table of columns, by heads from ``head_of``, that fits the console.
 
-    It breaks heads and drops ``spare`` columns only as far as necessary, and breaks values only if even that is too
-    wide. left: columns aligned to the left.
+    It breaks heads, then writes D, G, V and f for the axes, then drops ``spare`` columns, only as far as necessary;
+    values are broken only if even that is too wide. left: columns aligned to the left.
     """
     for how, without in [(0, 0), (1, 0), *((2, count) for count in range(len(spare) + 1))]:
         kept = {head: values for head, values in columns.items() if head not in spare[:without]}
@@ -74,6 +74,7 @@ def _table(columns: Mapping[str, Sequence[str]], how: int, left: Sequence[str], 
             overflow="fold",
             min_width=least if fold else width,
             max_width=width,
+            no_wrap=fold and width == least,
         )
     for row_values in zip(*columns.values(), strict=True):
         table.add_row(*map(escape, row_values))

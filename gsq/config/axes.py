@@ -31,7 +31,7 @@ class Axis:
     label: str = ""
     """Its name along the axis of a figure."""
     head: str = ""
-    """Its head in a printed table, with a soft hyphen at each possible break."""
+    """Its head in a printed table, if not its name."""
     scale: Literal["linear", "powers of two"] = "linear"
     """How figures write its values: 1024 as a power of two, or in digits."""
     order: int = 0
@@ -74,7 +74,6 @@ def _tokens_per_image(
     return (len(levels) if levels else groups * depth) * (side * side)
 
 
-SOFT = "\u00ad"
 # The order is that of the table's columns.
 AXES: tuple[Axis, ...] = (
     Axis("quantizer", "axis", "string", "", "kind of quantizer", "quantizer.kind"),
@@ -92,14 +91,14 @@ AXES: tuple[Axis, ...] = (
     ),
     Axis(
         "codebook_size", "axis", "int64", "rows", "codebook rows V (fsq: the most levels of a channel)",
-        "quantizer.codebook_size", symbol="V", label="codebook size V", head=f"code{SOFT}book", scale="powers of two",
+        "quantizer.codebook_size", symbol="V", label="codebook size V", head="codebook", scale="powers of two",
         order=4, least=2, dearer=1,
     ),
     Axis("depth", "axis", "int64", "codebooks", "codebooks of a residual quantizer, else 1", "quantizer.depth"),
     Axis("levels", "axis", "string", "", "fsq: levels of each latent channel, such as 8x8x5, else null"),
     Axis(
         "downsample", "axis", "int64", "pixels", "image height over latent height, f", "model.downsample",
-        symbol="f", label="downsampling f", head=f"down{SOFT}sample", order=1, least=1, dearer=-1,
+        symbol="f", label="downsampling f", order=1, least=1, dearer=-1,
     ),
     Axis(
         "width", "axis", "int64", "channels", "channels of the first level of the autoencoder", "model.channels",
@@ -128,7 +127,7 @@ AXES: tuple[Axis, ...] = (
     ),
     Axis(
         "bits_per_pixel", "derived", "float64", "bits/pixel", "bits_per_token / f^2",
-        label="bits per pixel", head=f"bits/{SOFT}pixel", dearer=1,
+        label="bits per pixel", head="bits/pixel", dearer=1,
         needs=("bits_per_token", "downsample"), formula=lambda bits, f: bits / (f * f),
     ),
     Axis(
