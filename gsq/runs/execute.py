@@ -213,8 +213,7 @@ def _train_and_evaluate(
         )
         by: str | None = None
         if attempt is not None:
-            for result in results:
-                _write_evaluation(attempt, config, step, result)
+            results = [_write_evaluation(attempt, config, step, result) for result in results]
             progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
             by = prune(results[0]) if step < config.train.steps else None
         if by := group.from_first(by):
@@ -229,12 +228,14 @@ def _train_and_evaluate(
     evaluate_now(trainer)
 
 
-def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> None:
+def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> dict[str, Any]:
+    """Write an evaluation with what was spent up to its step, and return that."""
     from gsq.config.flops import cost
 
     flops = cost(config).train_flops * step / config.train.steps
-    seen = {"step": step, "images_seen": step * config.train.batch_size, "train_flops": flops}
-    attempt.write_evaluation(result["protocol"], step, {**result, **seen})
+    row = {**result, "step": step, "images_seen": step * config.train.batch_size, "train_flops": flops}
+    attempt.write_evaluation(result["protocol"], step, row)
+    return row
 
 
 def _tell_first(error: BaseException, place: Path, group: Group) -> None:
