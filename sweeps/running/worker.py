@@ -41,7 +41,6 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
     from gsq.errors import UserError
     from gsq.runs.execute import execute
     from gsq.runs.identity import identity
-    from gsq.runs.program import execute_program
 
     require_source(source)
     found = identity(cell.config)
@@ -51,6 +50,8 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
             "data or gsq's science version changed after it was planned; plan and submit it again"
         )
     if isinstance(cell.config, ProgramConfig):
+        from gsq.runs.program import execute_program
+
         return execute_program(cell.config, folder.runs, cell.signature, stop=stop, started=STARTED).path
     prune = _pruner(folder, cell.signature)
     return execute(cell.config, folder.runs, stop=stop, started=STARTED, prune=prune).path

@@ -17,7 +17,7 @@ from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 from gsq.templates.write import KINDS, write_part
 
-STEPS = 60
+STEPS = 300
 SWEEP = """\
 name: own
 base: cpu-tiny
@@ -71,7 +71,7 @@ def test_own_parts_go_through_a_kill_and_a_requeue(slurm: Any, tmp_path: Path) -
         (there / f"my_{kind}.py").write_text("raise RuntimeError('a job must not import this')\n")
 
     def running() -> list[dict[str, Any]]:
-        return [c for c in cells(there) if c["state"] == "running" and 6 <= c["step"] <= STEPS - 20]
+        return [c for c in cells(there) if c["state"] == "running" and 6 <= c["step"] <= STEPS - 60]
 
     killed = slurm.wait(running, 120, every=0.1)[0]
     first = RunFolder.of(there / "runs", killed["signature"]).path / "attempts" / "1" / "status.json"
