@@ -30,11 +30,13 @@ lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versio
 	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
 
-# Left out: what takes long and trains rather than calls libraries, and figures that name matplotlib's version.
+# Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
+# and figures that name matplotlib's version.
 LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_discriminators.py \
 	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_tokenize.py tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
-	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
+	sweeps_tests/test_own_parts sweeps_tests/test_programs sweeps_tests/test_horizons sweeps_tests/test_json_schema \
+	sweeps_tests/test_starting analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 
 $(LOWEST)/.installed: pyproject.toml .ci/constraints-lowest.txt
 	@echo "installing the lowest versions into $(LOWEST) (a minute or two)"
