@@ -124,12 +124,22 @@ def saved(fit: analysis.Fit, tmp_path: Path) -> Path:
     return path
 
 
+def assert_alike(one: object, other: object) -> None:
+    """Equal, but for the last digits of numbers, in which older libraries differ from call to call."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_alike(one[key], other[key])
+    elif isinstance(one, float) and isinstance(other, float):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-12)
+    else:
+        assert one == other
+
+
 def test_a_saved_fit_is_made_again_with_the_same_numbers(fit: analysis.Fit, saved: Path) -> None:
     table, fits = read_saved(saved)
     again = fit_again(choose_saved(saved, fits, None), analysis.load_table(saved.parent / table))
-    assert again.parameters == pytest.approx(fit.parameters, rel=1e-6)
-    assert again.intervals["a"] == pytest.approx(fit.intervals["a"], rel=1e-4)
-    assert again.to_dict().keys() == fit.to_dict().keys()
+    assert_alike(again.to_dict(), fit.to_dict())
     assert again.law.bounds == fit.law.bounds and again.options == fit.options
 
 
