@@ -130,6 +130,8 @@ def assert_alike(one: object, other: object) -> None:
         assert one.keys() == other.keys()
         for key in one:
             assert_alike(one[key], other[key])
+    elif isinstance(one, list) and isinstance(other, list):
+        assert_alike(dict(enumerate(one)), dict(enumerate(other)))
     elif isinstance(one, float) and isinstance(other, float):
         assert one == pytest.approx(other, rel=1e-6, abs=1e-12)
     else:
