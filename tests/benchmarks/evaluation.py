@@ -27,6 +27,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from lookup import processor, version
+from networks import seeded_networks
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -34,11 +35,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gsq_tests"))
-import gsq.evaluation.evaluate
 import gsq.pretrained.extractor
-import gsq.pretrained.features
-import gsq.pretrained.inception
 from gsq import override, preset
 from gsq.data.batches import ImageSource
 from gsq.evaluation.evaluate import evaluate
@@ -48,31 +45,6 @@ from gsq.models.autoencoder import Autoencoder
 from gsq.training.losses import LPIPS
 
 SIZE = 64
-
-
-def seeded_networks() -> None:
-    """Random weights where published files would be needed."""
-    from seeded_weights import seeded_weights
-
-    import gsq.training.losses
-
-    def vgg_state() -> dict[str, Tensor]:
-        shapes: dict[str, list[int]] = {}
-        index, inputs = 0, 3
-        for level in gsq.pretrained.features.VGG16Features.LAYERS:
-            for outputs in level:
-                shapes |= {f"features.{index}.weight": [outputs, inputs, 3, 3], f"features.{index}.bias": [outputs]}
-                index, inputs = index + 2, outputs
-            index += 1
-        return seeded_weights(shapes)
-
-    original = gsq.training.losses.verified_weights
-    gsq.training.losses.verified_weights = lambda name: name if name == "vgg16" else original(name)
-    load = torch.load
-    gsq.training.losses.torch.load = lambda path, **more: vgg_state() if path == "vgg16" else load(path, **more)
-    with np.load(Path(gsq.__file__).parents[1] / "tests/gsq_tests/fixtures/inception.npz") as arrays:
-        shapes = json.loads(str(arrays["shapes"]))
-    gsq.pretrained.inception.InceptionV3.pretrained = classmethod(lambda cls: cls(seeded_weights(shapes)))
 
 
 def parts(images: int, features: str, size: int = SIZE) -> tuple[Autoencoder, ImageSource, Any]:
