@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsq.quantizers import lookup_gpu, lookup_index, lookup_range
+from gsq.quantizers import lookup_index, lookup_range
 from gsq.quantizers.full_precision import full_precision
 from gsq.quantizers.lookup_index import Search
 
@@ -128,8 +128,13 @@ def _general(rows: Tensor, count: int, normalise: bool = False) -> Search:
     size, dim = rows.shape
     if rows.device.type == "cpu" and size >= TREE_ROWS.get(dim, size + 1) and count >= TREE_QUERIES:
         return _preparing(_tree(rows), normalise)
-    if rows.device.type == "cuda" and lookup_gpu.available():
-        return _preparing(_chain(_fused(rows), functools.partial(_float64, rows)), normalise)
+    if rows.device.type == "cuda":
+        # Imports Triton, which a CPU does without.
+        from gsq.quantizers import lookup_gpu
+
+        if lookup_gpu.available():
+            fused = _fused(rows, lookup_gpu.best_two)
+            return _preparing(_chain(fused, functools.partial(_float64, rows)), normalise)
     return _float32(rows, normalise)
 
 
@@ -370,13 +375,15 @@ def _decided(
     return index.scatter_reduce_(0, query[first], row[first], "amin")
 
 
-def _fused(rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _fused(
+    rows: Tensor, best_two: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The best two scores of each query from the kernel: where they differ by more than the error, the best is it."""
     scaled = _Scaled(rows, torch.float32)
 
     def search(z: Tensor) -> tuple[Tensor, Tensor]:
         w, error = scaled.queries(z)
-        best, index, second = lookup_gpu.best_two(w, scaled.rows)
+        best, index, second = best_two(w, scaled.rows)
         return index, (best - error <= second).nonzero()[:, 0]
 
     return search
