@@ -339,6 +339,14 @@ def _tiles(rows: Tensor, dtype: torch.dtype, normalise: bool = False) -> Callabl
     return search
 
 
+def _shared(query: Tensor, count: int) -> Tensor:
+    """Positions of the queries (of 0 to ``count`` - 1) that occur more than once."""
+    if query.device.type != "cpu":
+        return (query.bincount(minlength=count) > 1)[query].nonzero()[:, 0]
+    numbers = query.numpy()
+    return torch.from_numpy(np.flatnonzero(np.bincount(numbers, minlength=count)[numbers] > 1))
+
+
 def _decided(
     z: Tensor, prepared: Callable[[Tensor], Tensor], blocks: Tensor, number: Tensor, query: Tensor, single: bool
 ) -> Tensor:
@@ -354,12 +362,15 @@ def _decided(
         index[query] = number
         if single:
             return index
-        several = query.bincount(minlength=n)[query] > 1
+        several = _shared(query, n)
         number, query = number[several], query[several]
-        index[query] = count
-    opened, place = torch.unique(query, return_inverse=True) if block == 1 else (slice(None), query)
+        # From here on, only the queries that several rows are left to.
+        opened, place = torch.unique(query, return_inverse=True)
+        z, n = z[opened], len(opened)
+    else:
+        place = query
     # Prepare each query once: beside other queries it might be rounded differently.
-    z = prepared(z[opened])
+    z = prepared(z)
     distance = torch.empty(len(query), dtype=torch.float64, device=z.device)
     row = torch.empty(len(query), dtype=torch.int64, device=z.device)
     step = max(1, _larger(TILE, z.device) // (dim * block))
@@ -370,9 +381,14 @@ def _decided(
         distance[chunk], row[chunk] = gaps.min(1)
     row += number * block
     least = torch.full((n,), math.inf, dtype=torch.float64, device=z.device)
-    least.scatter_reduce_(0, query, distance, "amin")
-    first = distance == least[query]
-    return index.scatter_reduce_(0, query[first], row[first], "amin")
+    least.scatter_reduce_(0, place, distance, "amin")
+    first = distance == least[place]
+    best = torch.full((n,), count * block, dtype=torch.int64, device=z.device)
+    best.scatter_reduce_(0, place[first], row[first], "amin")
+    if block > 1:
+        return best
+    index[opened] = best
+    return index
 
 
 def _fused(
