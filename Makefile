@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PYTHON ?= python3
 
-.PHONY: help install quickstart test lowest faults figures dist installed coverage lint types format clean
+.PHONY: help install quickstart test lowest faults figures gpu dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -51,6 +51,9 @@ faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own 
 figures: install  ## the README's figures, from the committed tables
 	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
 	$(BIN)/python results/photos-scaling/figure.py
+
+gpu: install  ## measure speed, memory and exactness on one GPU in ten minutes (tests/benchmarks/results/gpu.md)
+	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
 
 dist: install  ## wheel and sdist in dist/, checked
 	$(BIN)/python tests/release.py build

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit, interval_text, or_none
@@ -185,10 +187,9 @@ def _named(by: tuple[str, ...], key: object) -> dict[str, float | str]:
 
 
 def _quantile(confidence: float, free: float) -> float:
-    from scipy.stats import norm, t
 
     share = (1 + confidence) / 2
-    return float(norm.ppf(share) if np.isinf(free) else t.ppf(share, free) if free else np.nan)
+    return float(ndtri(share) if np.isinf(free) else t_quantile(share, free) if free else np.nan)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import (
     Array,
     measured,
@@ -162,6 +163,7 @@ def _overlay(
     return Overlay(label, protocol_text(theirs), protocol_text(rows), series)
 
 
+@remembered
 def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
     """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
     axis that varies), and the curves of the laws in bits_per_pixel alone.
@@ -200,6 +202,7 @@ def _level_curves(fit: Fit) -> list[tuple[dict[str, str], str]]:
     return found
 
 
+@remembered
 def axis_panel(
     frame: pd.DataFrame,
     column: str,
@@ -299,7 +302,7 @@ def _series(
     distinct = np.unique(x)
     means = [float(y[x == value].mean()) for value in distinct]
     curves = []
-    if len(distinct) > 1:
+    if len(distinct) > 1 and fits:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
         row = moved(part.iloc[[0] * len(grid)], **{column: grid})
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]

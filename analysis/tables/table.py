@@ -33,6 +33,7 @@ from gsq.analysis.tables.columns import (
     with_derived,
 )
 from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end
+from gsq.analysis.tables.remembering import remembered
 from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
 
@@ -215,6 +216,7 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
 
 
+@remembered
 def measured(
     frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = (), factors: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, Excluded]:
