@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from gsq.records.attempt import process_start
 from gsq.records.read import RunRecord
 from gsq.runs.stop import handled
 from gsq.sweeps.planning.folder import SweepFolder
@@ -213,6 +214,7 @@ class LocalQueue:
     def _stop(self) -> None:
         """Stop our own workers and those whose driver is dead."""
         adopted = {s: w.pid for s, w in self._others(fresh=True).items() if w.driver in (0, os.getpid())}
+        starts = {pid: process_start(pid) for pid in adopted.values()}
         for signature, process in self.processes.items():
             if process.poll() is None:
                 self._ask_to_stop(signature, process.pid)
@@ -225,7 +227,8 @@ class LocalQueue:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-        while adopted.items() & {s: w.pid for s, w in self._others(fresh=True).items()}.items():
+        # A worker removes its record shortly before it ends.
+        while any(start and process_start(pid) == start for pid, start in starts.items()):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)
