@@ -105,6 +105,7 @@ def _work(request: dict[str, Any], announce: int, parent: int) -> int:
         os.dup2(opened, standard)
     os.close(null)
     os.close(log)
+    sys.argv = [worker.__file__, *request["words"]]
     os.environ.update(request["variables"])
     if request["shared"]:
         os.environ[DRIVER_VARIABLE] = str(parent)
