@@ -54,12 +54,12 @@ class Workers:
 
     def ready(self, signature: str, variables: Mapping[str, str]) -> bool:
         """Return whether ``start`` would not wait for a parent's imports, which this begins."""
-        return self._parent(signature, variables).ready(0)
+        return self._parent(signature, variables).settled(0)
 
     def start(self, signature: str, variables: Mapping[str, str]) -> Process:
         """Start the worker of a cell, which writes to the cell's log. Waits until its parent is ready."""
         parent = self._parent(signature, variables)
-        if parent.ready(None):
+        if parent.settled() and parent.usable:
             open_log(self.folder, signature).close()
             own = {name: variables[name] for name in OF_A_WORKER if name in variables}
             words = worker_words(self.folder, self.source, signature, self.shared)
@@ -96,7 +96,8 @@ class _Parent:
     """A warm parent, from the side of its driver."""
 
     def __init__(self, kind: str, environment: Mapping[str, str], usable: bool) -> None:
-        self._ready: bool | None = None if usable else False
+        self.usable: bool | None = None if usable else False
+        """Whether workers can be forked from it; None while it imports."""
         self._process: subprocess.Popen[bytes] | None = None
         if usable:
             self._process = subprocess.Popen(
@@ -106,29 +107,29 @@ class _Parent:
                 # What keeps it from starting keeps a worker from it too, which says so in the cell's log.
                 stderr=subprocess.DEVNULL,
                 env=environment,
+                # Nothing is left in a buffer for a parent that has died.
+                bufsize=0,
                 start_new_session=True,
             )
 
     @property
     def died(self) -> bool:
-        """Whether it was ready once and has ended since."""
-        return bool(self._ready) and self._process is not None and self._process.poll() is not None
+        """Whether it was usable once and has ended since."""
+        return bool(self.usable) and self._process is not None and self._process.poll() is not None
 
-    def ready(self, seconds: float | None) -> bool:
-        """Return whether a worker can be started now, waiting at most so long for it; None: as long as it takes."""
-        if self._ready is None and self._process is not None and self._process.stdout is not None:
+    def settled(self, seconds: float | None = None) -> bool:
+        """Return whether its imports are over, after at most so many seconds; None: wait for their end."""
+        if self.usable is None and self._process is not None and self._process.stdout is not None:
             if not select.select([self._process.stdout], [], [], seconds)[0]:
                 return False
-            self._ready = self._process.stdout.readline().decode().strip() == READY
-        # Without a parent, workers start alone at any time.
-        return True if seconds == 0 else bool(self._ready)
+            self.usable = self._process.stdout.readline().decode().strip() == READY
+        return True
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer; None if the parent has died."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
             found = json.loads(self._process.stdout.readline())
         except (OSError, ValueError):
             return None
@@ -143,6 +144,8 @@ class _Parent:
     def close(self) -> None:
         if self._process is None:
             return
+        if self.usable is None:
+            self._process.kill()  # It is still importing.
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 if pipe is not None:
