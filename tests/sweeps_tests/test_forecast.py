@@ -88,8 +88,6 @@ def test_parallelism_and_shared_runs_shorten_the_wall_time_not_the_device_time(p
     assert forecast(plan, Cluster(kind="slurm", parallel=999)).parallel == 8
 
 
-@pytest.mark.parametrize("quantizer", ["gsq", "rvq", "fsq"])
-@pytest.mark.parametrize("discriminator", ["patchgan", "stylegan", "efficientnet_lite0", "none"])
 def test_cells_in_turn_wait_for_each_other(plan_of: PlanOf) -> None:
     plan = plan_of(axes={"seed": {"range": [0, 7]}})
     each = forecast(plan, Cluster(kind="slurm", parallel=8))
@@ -103,6 +101,8 @@ def test_cells_in_turn_wait_for_each_other(plan_of: PlanOf) -> None:
     assert "4 cells in turn" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("quantizer", ["gsq", "rvq", "fsq"])
+@pytest.mark.parametrize("discriminator", ["patchgan", "stylegan", "efficientnet_lite0", "none"])
 def test_disk_is_what_checkpoints_and_weights_take(
     plan_of: PlanOf, folder: Path, quantizer: str, discriminator: str
 ) -> None:
