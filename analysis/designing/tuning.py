@@ -2,7 +2,8 @@
 
 First the sizes whose grid does not bracket their optimum; then, run by run, the size whose optimum is known worst.
 There the value is the one that narrows the optimum most (c-optimal for the vertex: Chaloner and Larntz,
-1989), among those within one step of the grid around the optimum, where a quadratic can be believed.
+1989), among those within one step of the grid around the optimum, where a quadratic can be believed, and apart from
+those that were run: the same config again is the same run.
 """
 
 from __future__ import annotations
@@ -45,18 +46,21 @@ class NextValues:
     column: str
     target: str
     runs: tuple[NextValue, ...]
+    warnings: tuple[str, ...] = ()
+    """Those of the optima."""
 
     def text(self) -> str:
         """A line for each run, with its reason."""
         lines = [f"next {self.column}, for its best value by {self.target}"]
         for one in self.runs:
-            then = f"; then {one.expected_error:.0%}" if np.isfinite(one.expected_error) else ""
+            then = f"; then {_percent(one.expected_error)}" if np.isfinite(one.expected_error) else ""
             lines.append(f"  {one.name + ': ' if one.name else ''}{one.value:.3g}  ({one.reason}{then})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  warning: {one}" for one in self.warnings)])
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {"column": self.column, "target": self.target, "runs": [one.to_dict() for one in self.runs]}
+        runs = [one.to_dict() for one in self.runs]
+        return {"column": self.column, "target": self.target, "runs": runs, "warnings": list(self.warnings)}
 
     def cases(self) -> list[Mapping[str, float | str | int]]:
         """The columns of each run, as a sweep or a table has them."""
@@ -78,7 +82,7 @@ def next_values(found: Optimum, runs: int | None = None) -> NextValues:
         place = max(range(len(known)), key=lambda i: known[i].error)
         run, known[place] = known[place].narrowed()
         chosen.append(run)
-    return NextValues(found.column, found.target, tuple(chosen))
+    return NextValues(found.column, found.target, tuple(chosen), found.warnings)
 
 
 def _plain(value: float | str) -> float | str | int:
@@ -87,6 +91,10 @@ def _plain(value: float | str) -> float | str | int:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _step(values: Array) -> float:
@@ -132,12 +140,13 @@ class _Known:
         """The value that narrows the optimum most, and what is known once it has been run."""
         grid, step = np.unique(self.values), _step(self.size.values)
         low, high = max(grid[0], self.size.value / np.exp(step)), min(grid[-1], self.size.value * np.exp(step))
-        tried = [_rounded(value) for value in np.geomspace(low, high, 41)]
-        value = min(tried, key=lambda one: self._error(np.append(self.values, one)))
+        every = [_rounded(value) for value in np.geomspace(low, high, 41)]
+        apart = [one for one in every if np.abs(np.log(one / self.values)).min() > step / 10]
+        value = min(apart or every, key=lambda one: self._error(np.append(self.values, one)))
         after = _Known(self.size, np.append(self.values, value), self.scatter)
         if np.isfinite(self.scatter):
             ends = f" [{self.size.ends}]" if len(self.values) == len(self.size.values) and self.size.ends else ""
-            reason = f"the optimum {self.size.value:.3g}{ends} is known worst, to {self.error:.0%}"
+            reason = f"the optimum {self.size.value:.3g}{ends} is known worst, to {_percent(self.error)}"
             errors = self.error, after.error
         else:
             reason, errors = "three values a size leave no scatter to measure, so no interval", (np.nan, np.nan)

@@ -62,6 +62,8 @@ def test_further_runs_go_where_they_help_most_then() -> None:
     errors = [one.error for one in many.runs]
     assert errors == sorted(errors, reverse=True)
     assert len({tuple(one.size.items()) for one in many.runs}) > 1
+    configs = [(*one.size.values(), one.value) for one in many.runs]
+    assert len(set(configs)) == 12 and not {value for *_, value in configs} & {*RATES}
     assert len(next_values(found, 1).runs) == 1
 
 
@@ -93,6 +95,11 @@ def test_without_a_scatter_a_fourth_value_is_proposed() -> None:
     assert "no scatter" in run.reason and run.to_dict()["expected_error"] is None
     with pytest.raises(AnalysisError, match="runs must be at least 1"):
         next_values(found, 0)
+
+
+def test_warnings_of_the_optima_are_said() -> None:
+    proposed = next_values(optimum(study(0.05), by=["width"], target="loss"), 3)
+    assert any("batch_size" in one for one in proposed.warnings) and "batch_size" in proposed.text()
 
 
 # The command
