@@ -33,11 +33,13 @@ def card_of(text: str) -> tuple[dict[str, Any], str]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelHub]:
     constants = pytest.importorskip("huggingface_hub").constants
+    from huggingface_hub import file_download
+
     with model_hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        for module in (constants, file_download):  # older clients have a copy there
+            template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH"):
             monkeypatch.setattr(constants, name, str(tmp_path / "cache" / name))
         # Newer clients upload large files by a protocol of their own if they can, older ones by LFS alone.
