@@ -210,7 +210,7 @@ def test_images_reach_the_transformers_resized_and_normalised() -> None:
         make(spy)(images.float() / 127.5 - 1)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     back = (seen[0][0] * deviation[:, None, None] + mean[:, None, None]) * 255
-    np.testing.assert_allclose(back.numpy(), pillow, atol=1.01)
+    np.testing.assert_allclose(back.numpy(), pillow, atol=1.5)
     assert seen[1].shape == (1, 3, 336, 336)
 
 
