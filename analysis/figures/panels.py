@@ -161,8 +161,8 @@ def _overlay(
     except AnalysisError:
         return None
     if is_published(reference):
-        size, papers = single(theirs, "resolution"), theirs["address"].nunique()
-        label = f"published: {len(theirs)} models of {papers} sources at {int(size)} pixels"
+        papers = theirs["address"].nunique()
+        label = f"published: {len(theirs)} models of {papers} sources at {theirs['resolution'].iloc[0]} pixels"
         return Overlay(label, "each by its source's protocol", protocol_text(rows), series)
     names = list(dict.fromkeys(theirs["sweep"].dropna())) if "sweep" in theirs else []
     paper = "protocol" in theirs and theirs["protocol"].astype(str).str.startswith("gsq-paper").all()

@@ -48,13 +48,8 @@ def load_published() -> pd.DataFrame:
 
 def is_published(frame: pd.DataFrame) -> bool:
     """Whether every row is a number that a paper prints."""
-    return "protocol" in frame and len(frame) > 0 and frame["protocol"].astype(str).str.startswith(PREFIX).all()
-
-
-def without_protocol(frame: pd.DataFrame) -> list[str]:
-    """The models, each once, of whose protocol the source says nothing."""
-    unknown = frame[frame["protocol_known"].isna()] if "protocol_known" in frame else frame
-    return [str(name) for name in dict.fromkeys(unknown["model"])] if "model" in frame else []
+    known = frame.get("protocol", [])
+    return len(known) > 0 and all(str(protocol).startswith(PREFIX) for protocol in known)
 
 
 def published_rows(path: Path) -> list[dict[str, Any]]:

@@ -57,13 +57,15 @@ def evaluate_models(
         raise UserError(f"--output: {output} {problem}")
     source, evaluation = _measure(protocol, Path(data) if data else None, changes)
     rows: Rows = []
+    total = 0
     # Load every model before the first is measured, so that a wrong line costs nothing.
     for title, measure in [_prepared(entry, source, evaluation) for entry in entries]:
-        for row in measure():
-            rows.append({"sweep": output.stem, **row})
-            if not as_json:
+        found = [{"sweep": output.stem, **row} for row in measure()]
+        total = add_rows(output, found)
+        rows += found
+        if not as_json:
+            for row in found:
                 _show(title, row)
-    total = add_rows(output, rows)
     if as_json:
         print_json([{k: v for k, v in row.items() if k != "protocol_fields"} for row in rows])
     else:

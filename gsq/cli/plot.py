@@ -93,7 +93,8 @@ def plot_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files
-    from gsq.analysis.tables.published import load_published, without_protocol
+    from gsq.analysis.tables.left_out import protocol_warnings
+    from gsq.analysis.tables.published import load_published
     from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import load_reference
 
@@ -124,10 +125,8 @@ def plot_command(
         frame = load_tables(paths, protocol)
     theirs = load_published() if published else load_reference() if reference else None
     draw(kind, frame, fits, reasons, saved, x or [], y or [], theirs)
-    if published and theirs is not None and (unknown := without_protocol(theirs)):
-        typer.echo(
-            f"Warning: the sources state no protocol for {len(unknown)} published models: {', '.join(unknown[:4])}, ..."
-        )
+    for warning in protocol_warnings(theirs) if theirs is not None else ():
+        typer.echo(f"Warning: {warning}.")
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
         for warning in one.warnings:

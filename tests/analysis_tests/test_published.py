@@ -20,7 +20,8 @@ from gsq.analysis import (
     rate_panel,
     reference_rows,
 )
-from gsq.analysis.tables.published import COLUMNS, EXTRA, is_published, published_rows, without_protocol
+from gsq.analysis.tables.left_out import without_protocol
+from gsq.analysis.tables.published import COLUMNS, EXTRA, is_published, published_rows
 from gsq.sweeps.schema.columns import write_table
 
 HERE = Path(__file__).parents[2] / "results" / "reference"
@@ -53,6 +54,8 @@ def test_models_without_a_known_protocol_are_named() -> None:
     frame = load_published()
     unknown = without_protocol(frame)
     assert "IBQ" in unknown and "SimVQ" not in unknown
+    ibq = fit(frame[frame["model"] == "IBQ"], "rfid = c * codebook_size^(-a)", bootstrap=0)
+    assert any("IBQ" in warning for warning in ibq.warnings)
     assert set(unknown) == set(frame.loc[frame["protocol_known"].isna(), "model"])
 
 

@@ -17,9 +17,12 @@ from random_features import random
 from seeded_weights import seeded_images, seeded_weights
 from tiny_run import tiny
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import gsq.pretrained.distances
 from gsq import UserError, evaluate
+from gsq.config.flops import DISTANCE_MACS
 from gsq.config.run import DISTANCES, DataConfig, EvaluationConfig
 from gsq.data.batches import ImageSource
 from gsq.data.sources import manifest
@@ -29,7 +32,7 @@ from gsq.metrics.cmmd import cmmd
 from gsq.metrics.manifold import precision_recall
 from gsq.metrics.reconstruction import from_uint8, to_uint8
 from gsq.pretrained.inception import InceptionFeatures, InceptionV3
-from gsq.pretrained.vit import VisionTransformer, clip_features, clip_state, dinov2_features
+from gsq.pretrained.vit import CLIP, DINOV2, VisionTransformer, clip_features, clip_state, dinov2_features
 from gsq.pretrained.weights import DISTANCE_WEIGHTS
 
 INCEPTION = Path(__file__).parent / "fixtures" / "inception.npz"
@@ -189,6 +192,13 @@ def _clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 rest = rest.replace(ours, theirs)
             made[f"{layer}{rest}"] = value
     return made
+
+
+def test_plans_count_the_transformers_multiply_adds() -> None:
+    for name, sizes, pixels in (("fd_dinov2", DINOV2, 224), ("cmmd", CLIP, 336)):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            VisionTransformer(**sizes)(torch.zeros(1, 3, pixels, pixels))
+        assert counter.get_total_flops() == 2 * DISTANCE_MACS[name]
 
 
 def test_images_reach_the_transformers_resized_and_normalised() -> None:
