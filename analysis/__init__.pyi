@@ -100,6 +100,7 @@ from .reporting.export import export_table as export_table
 from .reporting.page import write_page as write_page
 from .reporting.report import Report as Report
 from .reporting.report import make_report as make_report
+from .tables.published import load_published as load_published
 from .tables.several import load_tables as load_tables
 from .tables.table import Excluded as Excluded
 from .tables.table import load_reference as load_reference

@@ -32,7 +32,7 @@ from gsq.analysis.tables.columns import (
     varying,
     with_derived,
 )
-from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end
+from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end, protocol_warnings
 from gsq.analysis.tables.remembering import remembered
 from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
@@ -250,7 +250,8 @@ def measured(
         hint = ". See gsq status SWEEP for the reasons; when runs have finished, gather again"
         raise AnalysisError(f"none of the {len(cells)} cells has a value: {listed}{hint if is_results(cells) else ''}")
     failed = np.array([reason.startswith("failed") for reason in reasons])
-    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), failure_warnings(cells, keep, failed))
+    warnings = (*failure_warnings(cells, keep, failed), *protocol_warnings(cells[keep]))
+    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
     return cells[keep].reset_index(drop=True), excluded
 
 

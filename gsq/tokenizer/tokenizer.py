@@ -24,6 +24,7 @@ from gsq.errors import UserError, choose
 from gsq.files import read_json, temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
+from gsq.pretrained.state import load_exactly
 from gsq.records.folder import RunFolder, runs_root
 from gsq.runs.reevaluate import read_finished
 from gsq.tokenizer.card import CARD_FILE, origin_of_run, require_license, write_card
@@ -83,7 +84,7 @@ class Tokenizer:
         # Initialising a model must not disturb the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             model = Autoencoder(config)
-        _load_state(model, state, str(path))
+        load_exactly(model, state, str(path))
         return cls(config, model, device, str(path), origin)
 
     def save_pretrained(self, path: str | Path, *, license: str | None = None, license_link: str | None = None) -> Path:
@@ -319,25 +320,3 @@ def _read_saved(folder: Path, value: Mapping[str, Any]) -> _Read:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load_state(model: Autoencoder, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly these tensors. Raises UserError, which names some, if names or shapes differ."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    shapes = [f"{n} {found[n]} for {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", sorted(wanted.keys() - found.keys())),
-            ("unexpected", sorted(found.keys() - wanted.keys())),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{where}: the weights are of another architecture than the config: {'; '.join(problems)}")
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{where}: weights that are not finite numbers: {', '.join(broken[:3])}")
-    model.load_state_dict(dict(state))
