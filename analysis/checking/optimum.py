@@ -50,6 +50,8 @@ class SizeOptimum:
     """Column, (rows,)."""
     targets: Array
     """Target, (rows,)."""
+    largest: bool
+    """Whether the largest target is the best, not the least."""
 
     @property
     def name(self) -> str:
@@ -276,7 +278,7 @@ def _size(
     curve = (bend, slope - 2 * bend * middle, height - slope * middle + bend * middle**2)
     return SizeOptimum(
         size, len(values), value, ends, error, best, reason, further,
-        (sign * float(curve[0]), sign * float(curve[1]), sign * float(curve[2])), values, targets,
+        (sign * float(curve[0]), sign * float(curve[1]), sign * float(curve[2])), values, targets, target in LARGEST,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The results table: one row for each (sweep, signature, step, protocol).
 
-A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Of the other rooms
+A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Among the other rooms
 ``analysis`` imports only this module, which loads pandas and pyarrow when a table is built.
 """
 
@@ -50,7 +50,12 @@ COLUMNS: tuple[Column, ...] = (
         "key",
         ("sweep", "string", "", "name of the sweep"),
         ("signature", "string", "", "identity of the run: 12 hex digits over its science config"),
-        ("step", "int64", "steps", "optimiser step of the evaluated weights; null without an evaluation"),
+        (
+            "step",
+            "int64",
+            "steps",
+            "optimiser step of the evaluated weights; null without an evaluation, or if trained elsewhere",
+        ),
     ),
     *_columns(
         "protocol",
@@ -71,6 +76,11 @@ COLUMNS: tuple[Column, ...] = (
         "metric",
         ("rfid", "float64", "", "Frechet distance of reconstructions to originals in `features`"),
         ("kid", "float64", "", "kernel inception distance in `features`, unbiased (it may be negative)"),
+        ("fd_dinov2", "float64", "", "Frechet distance in DINOv2 ViT-L/14 features; null where not measured"),
+        ("sfid", "float64", "", "Frechet distance in spatial Inception features; null where not measured"),
+        ("cmmd", "float64", "", "squared discrepancy of CLIP embeddings, times 1000; null where not measured"),
+        ("precision", "float64", "share", "reconstructions in the originals' manifold, k = 3; null where not measured"),
+        ("recall", "float64", "share", "originals in the reconstructions' manifold, k = 3; null where not measured"),
         ("inception_score", "float64", "", "inception score of the reconstructions; null where not measured"),
         ("lpips", "float64", "", "learned perceptual distance; null where not measured"),
         ("psnr_db", "float64", "dB", "peak signal-to-noise ratio on uint8, mean over images"),
