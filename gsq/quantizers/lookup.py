@@ -339,14 +339,6 @@ def _tiles(rows: Tensor, dtype: torch.dtype, normalise: bool = False) -> Callabl
     return search
 
 
-def _shared(query: Tensor, count: int) -> Tensor:
-    """Positions of the queries (of 0 to ``count`` - 1) that occur more than once."""
-    if query.device.type != "cpu":
-        return (query.bincount(minlength=count) > 1)[query].nonzero()[:, 0]
-    numbers = query.numpy()
-    return torch.from_numpy(np.flatnonzero(np.bincount(numbers, minlength=count)[numbers] > 1))
-
-
 def _decided(
     z: Tensor, prepared: Callable[[Tensor], Tensor], blocks: Tensor, number: Tensor, query: Tensor, single: bool
 ) -> Tensor:
@@ -362,7 +354,7 @@ def _decided(
         index[query] = number
         if single:
             return index
-        several = _shared(query, n)
+        several = lookup_index.shared(query, n)
         number, query = number[several], query[several]
         # From here on, only the queries that several rows are left to.
         opened, place = torch.unique(query, return_inverse=True)

@@ -37,6 +37,14 @@ def _merged(order: Tensor, differs: Tensor) -> tuple[Tensor, Tensor]:
     return starts, torch.full_like(starts, len(order)).scatter_reduce_(0, run, order, "amin")
 
 
+def shared(query: Tensor, count: int) -> Tensor:
+    """Positions of the queries (of 0 to ``count`` - 1) that occur more than once."""
+    if query.device.type != "cpu":
+        return (query.bincount(minlength=count) > 1)[query].nonzero()[:, 0]
+    numbers = query.numpy()
+    return torch.from_numpy(np.flatnonzero(np.bincount(numbers, minlength=count)[numbers] > 1))
+
+
 def distinct(rows: Tensor) -> Tensor:
     """Ascending indices of the rows that equal no row before them."""
     # The hash of bits: sums of floats would depend on where in a vector register a row falls.
