@@ -26,7 +26,7 @@ from gsq.data.listing import shown, utf8
 from gsq.data.manifest import LeftOut
 from gsq.errors import UserError, positive
 from gsq.files import leftovers, read_json, whole, write_json
-from gsq.tokenizer.inputs import centre_square, crop_to_multiple, pixels, require_tile, tiles_for
+from gsq.tokenizer.inputs import centre_square, crop_to_multiple, images_at_once, pixels, require_tile, tiles_for
 from gsq.tokenizer.memory import without_gaps
 from gsq.tokenizer.reconstructions import make_folder, mendable
 from gsq.tokenizer.tiles import Tiles
@@ -298,12 +298,14 @@ class _ShardMaker:
         self.on_images(1)
 
     def _flush(self, batch: list[tuple[str, str, Tensor]]) -> None:
-        large = batch[0][2][0].numel() > BATCH_PIXELS
+        pixels_of_one = batch[0][2][0].numel()
+        at_once = min(len(batch), images_at_once(self.tokenizer, pixels_of_one))
+        images = torch.stack([image for _, _, image in batch])
         with (
             mendable(shown(batch[0][0]), "use a smaller --batch-size, or --size"),
-            without_gaps() if large else nullcontext(),
+            without_gaps() if at_once * pixels_of_one > BATCH_PIXELS else nullcontext(),
         ):
-            indices = self.tokenizer.encode(torch.stack([image for _, _, image in batch]))
+            indices = torch.cat([self.tokenizer.encode(part) for part in images.split(at_once)])
         for (name, sha256, image), found in zip(batch, indices, strict=True):
             self._add(name, sha256, image, found)
         self.on_images(len(batch))

@@ -71,8 +71,7 @@ def tiles_for(tokenizer: Tokenizer, data: bytes, size: int | None = None, tile: 
     BrokenImageError for an image that does not fit into memory, before taking any.
     """
     width, height = size_of(data)
-    free = available_bytes()
-    on_device = free if tokenizer.device.type == "cpu" else available_bytes(tokenizer.device)
+    free, on_device = available_bytes(), available_bytes(tokenizer.device)
     encoded = size * size if size else width * height
     _require(width, height, width * height * DECODING_BYTES, free)
     if tile is not None and encoded > tile * tile:
@@ -87,6 +86,11 @@ def tiles_for(tokenizer: Tokenizer, data: bytes, size: int | None = None, tile: 
         hint = "; --tile N encodes such images in tiles of N pixels, each on its own, which gives another result"
         _require(width, height, working_bytes(tokenizer, encoded), on_device, hint)
     return tiles
+
+
+def images_at_once(tokenizer: Tokenizer, pixels: int) -> int:
+    """How many images of ``pixels`` pixels fit into memory together, at least one."""
+    return max(1, available_bytes(tokenizer.device) // working_bytes(tokenizer, pixels))
 
 
 def _require(width: int, height: int, needed: int, there: int, hint: str = "") -> None:

@@ -40,7 +40,7 @@ class Tiles:
     """Whether the result is that of the whole image, up to rounding."""
 
     def parts(self, height: int, width: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-        """For each tile of h x w positions: rows and columns that are computed, and those that are kept."""
+        """Yield the rows and columns that are computed, and those that are kept, of each tile of h x w positions."""
         for top in range(0, height, self.core):
             for left in range(0, width, self.core):
                 kept = (slice(top, min(top + self.core, height)), slice(left, min(left + self.core, width)))

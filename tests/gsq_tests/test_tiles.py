@@ -142,6 +142,26 @@ def test_the_built_in_model_is_cut_only_if_asked_for(run: RunFolder, tokenizer: 
         assert f"--tile: {bad} is below f = 4" in refused(*command[:-1], bad)
 
 
+def test_a_batch_is_encoded_in_parts_where_memory_is_short(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(5):
+        draw(tmp_path / "photos" / f"{i}.png", 64, 64, seed=i)
+    whole = tokenize_folder(tokenizer, tmp_path / "photos", tmp_path / "whole", size=64)
+    sizes: list[int] = []
+    encode = tokenizer.encode
+
+    def counting(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(tokenizer, "encode", counting)
+    limit(monkeypatch, 2 * working_bytes(tokenizer, 64 * 64))
+    parts = tokenize_folder(tokenizer, tmp_path / "photos", tmp_path / "parts", size=64)
+    assert sizes == [2, 2, 1] and whole.images == parts.images == 5
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "parts"), pd.read_parquet(tmp_path / "whole"))
+
+
 def test_a_picture_whose_decoding_does_not_fit_is_refused_with_tiles_too(
     local: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
