@@ -36,7 +36,7 @@ class Worth:
     factor: float
     """Infinite or NaN where the reference gets there with no amount of it."""
     interval: tuple[float, float]
-    """Of the kind that the fit shows, or by random effects; infinite or 0 where it is open."""
+    """The interval that the fit shows, or the one by random effects; an open end is 0 or infinite."""
     profile: tuple[float, float]
     bootstrap: tuple[float, float]
     at: dict[str, float]
@@ -62,7 +62,7 @@ class SharedTest:
     parameters: tuple[str, ...]
     statistic: float
     freedom: tuple[int, int]
-    """Of numerator and denominator: configurations count, not seeds."""
+    """Degrees of freedom of numerator and denominator, which count configurations, not seeds."""
     p: float
 
     @property

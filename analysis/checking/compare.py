@@ -233,7 +233,7 @@ class Candidate:
 
 
 def _which(law: Law, rows: pd.DataFrame) -> str:
-    """Which of the rows of a results table a law takes, in words; "" for another table, of which it takes all."""
+    """Which rows of a results table a law uses, in words; "" for another table, whose rows it all uses."""
     if not is_results(rows):
         return ""
     return "every evaluation" if law.of_steps else "the last row of each run"

@@ -24,7 +24,7 @@ class Sensitivity:
     at: Mapping[str, float | str]
     """The law's columns, each at its largest measured value, and the first level of each text column."""
     value: float
-    """As fitted."""
+    """The prediction of the fit itself."""
     instead: Mapping[str, float]
     """What is changed, in words, to the prediction then; NaN where it cannot be refitted."""
 

@@ -59,7 +59,7 @@ class Cells:
 
 
 class Rival:
-    """A law as linear around its fit, over the configurations and, of a prediction, over the target cells.
+    """A law as linear around its fit, over the configurations and, for a prediction, over the target cells.
 
     Slopes are divided by their size over all configurations, so that one prior suits every parameter.
     """
@@ -123,12 +123,12 @@ class Rival:
             raise AnalysisError(f"the rows lie on {fit.law.name} exactly; give the noise between seeds (noise)")
 
     def information(self, counts: Array) -> Array:
-        """Of configurations with so many runs: 1 / (tau^2 + sigma^2 / n)."""
+        """What configurations with so many runs tell, 1 / (tau^2 + sigma^2 / n); 0 without a run."""
         return np.where(counts > 0, 1 / (self.tau2 + self.sigma2 / np.maximum(counts, 1)), 0.0)
 
     @property
     def prior(self) -> float:
-        """Of each parameter, at the scale of one run of every configuration."""
+        """Prior precision of each parameter, where one run of every configuration has precision 1."""
         return RIDGE / (self.sigma2 + self.tau2)
 
 
@@ -198,7 +198,7 @@ class State:
         return float(self.after(np.array([-1]))[0])
 
     def after(self, which: Index) -> Array:
-        """The value after one more run of each configuration in ``which``, (which,); of -1: as it is."""
+        """The value after one more run of each configuration in ``which``, (which,); -1 stands for no run."""
         none = which < 0
         cells = np.where(none, 0, which)
         fresh = np.where(none, 0, self.counts[cells] == 0)

@@ -120,8 +120,11 @@ class Panel:
 
 
 def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
-    """The rows of a reference table to draw beside one's own: of the protocol that has the most, those without a config
-    key that has no column, one for each setting (the first). Raises AnalysisError like :func:`measured`."""
+    """The rows of a reference table to draw beside one's own, one for each setting (the first).
+
+    Takes the protocol with the most rows, and only rows whose config keys all have columns. Raises AnalysisError like
+    :func:`measured`.
+    """
     counts = protocol_counts(frame, metric)
     if len(counts) > 1:
         name = "protocol" if "protocol" in frame else "features"

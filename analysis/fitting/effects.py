@@ -34,7 +34,7 @@ class RandomEffects:
     """A law fitted by generalised least squares, and the spreads that its weights follow from."""
 
     spreads: dict[str, float]
-    """Standard deviations, relative for log residuals: of the random columns, of "configuration" where the rows hold
+    """Standard deviations (relative for log residuals) of the random columns, of "configuration" where the rows hold
     replicates, and of "run", what is left of a single row."""
     theta: Array
     """Internal parameters, (k,)."""

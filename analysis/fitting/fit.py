@@ -268,7 +268,7 @@ def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Op
 
 
 def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
-    """By how much the sum of squares may rise within a profile interval, (m,).
+    """The rise of the sum of squares up to which a profile interval reaches, (m,).
 
     The F quantile with 1 and cells - k degrees of freedom times the scatter of the configurations about the law:
     ``cost`` without ``pure``, the scatter of seeds about their mean, over cells - k.

@@ -71,7 +71,7 @@ class Fit:
     """Parameters that the rows cannot tell apart, and (alone) those that nothing in the rows depends on. Predictions at
     settings like those measured hold all the same; of the parameters the smallest that fit are given."""
     room: float
-    """By how much the cost may rise within the profile intervals and their bands."""
+    """The rise of the cost up to which the profile intervals and their bands reach."""
     at_bound: tuple[str, ...]
     """Parameters that ended at a bound."""
     residuals: Residuals

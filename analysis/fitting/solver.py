@@ -80,7 +80,7 @@ def solve(
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
     parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for cauchy.
-    ``tolerance``: of the relative gain of a step, below which a problem is solved.
+    ``tolerance``: a problem is solved once a step gains less than this share of its cost.
     """
     steps = steps or (_STEPS_REWEIGHTED if problem.loss == "cauchy" else STEPS)
     m, k = start.shape

@@ -93,7 +93,7 @@ def limit_bytes(execution: ExecutionConfig) -> int:
 def memory_bytes(files: Manifest, execution: ExecutionConfig) -> int:
     """Largest memory [bytes] that decoded images take in a run; 0 if the images' sizes are not known."""
     if 0 < wanted_bytes(files) <= limit_bytes(execution):
-        return min(files.total_bytes, max(MAPPED_BYTES, files.largest_bytes))
+        return min(files.total_bytes, MAPPED_BYTES)
     return files.decoded_bytes(execution.data_workers)
 
 

@@ -153,12 +153,12 @@ class Manifest:
     left_out: tuple[LeftOut, ...] = ()
     """Unused files, with the reasons."""
     notes: tuple[str, ...] = ()
-    """As in ``Summary``."""
+    """Remarks about the files; see ``Summary``."""
     load: Callable[[ImageFile], Any] | None = None
-    """Of a source of one's own whose images are no files, or of decoded images on disk: the image (PIL, mode RGB or
-    RGBX) of an entry, the same at every call."""
+    """Returns an entry's image (PIL, mode RGB or RGBX), the same at every call; for a user's own source without image
+    files, and for decoded images on disk."""
     store: Any = None
-    """Where decoded and resized images lie on disk (gsq.data.decoded.Store)."""
+    """The place on disk of decoded and resized images (gsq.data.decoded.Store)."""
 
     @property
     def label(self) -> str:

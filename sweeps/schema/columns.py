@@ -1,6 +1,6 @@
 """The results table: one row for each (sweep, signature, step, protocol).
 
-A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Of the other rooms
+A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Among the other rooms
 ``analysis`` imports only this module, which loads pandas and pyarrow when a table is built.
 """
 

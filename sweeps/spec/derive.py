@@ -45,7 +45,7 @@ class Derivation:
     """One key, and its formula."""
 
     name: str
-    """As the YAML has it."""
+    """The key as the YAML spells it."""
     key: str
     expression: Expression
 

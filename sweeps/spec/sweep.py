@@ -130,7 +130,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
 
 
 def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
-    """Build a sweep from the content of its file. folder: of a relative base. where: what errors name."""
+    """Build a sweep from the content of its file. folder: that of a relative base. where: named in errors."""
     for key in values:
         if key not in KEYS:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")
