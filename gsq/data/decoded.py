@@ -11,6 +11,7 @@ and tell files in use from others.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import mmap
@@ -51,6 +52,8 @@ BLOCK, OPEN, ROWS = 64, 8, 256
 # Only images that have at least so many times the pixels of the resized ones are kept resized.
 LARGER = 4
 SUFFIX = ".pixels"
+# Errors of file systems without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def images_folder() -> Path:
@@ -195,17 +198,26 @@ class Store:
         if (found := _open(path)) is not None:
             return found
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / f"{self.name}.lock", self.tick):
-            if (found := _open(path)) is not None:
-                return found
-            if (why := self._no_room(size)) is not None:
-                self._say(why)
-                return None
-            for old in leftovers(path):  # The caller holds the lock, so nobody writes to them.
-                old.unlink(missing_ok=True)
-            with whole(path) as partial, partial.open("wb") as out:
-                index = json.dumps(write(out)).encode()
-                out.write(index + len(index).to_bytes(8, "little"))
+        try:
+            with locked(self.folder / f"{self.name}.lock", self.tick):
+                for old in leftovers(path):  # Nobody writes to them while this process holds the lock.
+                    old.unlink(missing_ok=True)
+                return self._made(path, size, write)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return self._made(path, size, write)
+
+    def _made(self, path: Path, size: int, write: Callable[[IO[bytes]], Any]) -> Mapped | None:
+        """The file, made unless another process has just done so."""
+        if (found := _open(path)) is not None:
+            return found
+        if (why := self._no_room(size)) is not None:
+            self._say(why)
+            return None
+        with whole(path) as partial, partial.open("wb") as out:
+            index = json.dumps(write(out)).encode()
+            out.write(index + len(index).to_bytes(8, "little"))
         return _open(path)
 
     def _say(self, why: str) -> None:

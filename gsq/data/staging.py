@@ -87,7 +87,7 @@ def _layout(files: Manifest) -> list[tuple[ImageFile, int]]:
 
 @contextmanager
 def locked(path: Path, tick: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock ``path`` on this machine's disk; without locks in the file system, hold nothing."""
+    """Hold the lock ``path``. Raises OSError where the file system has no locks."""
     with path.open("a") as file:
         while True:
             try:

@@ -76,6 +76,12 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **own}
 
 
+def started(command: list[str], checkout: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    # Python puts the working folder before PYTHONPATH.
+    more: dict[str, Any] = {"env": environment(checkout, folder), "cwd": folder, "stdout": subprocess.PIPE}
+    return subprocess.run(command, check=True, text=True, **more)
+
+
 def planned(checkout: Path, folder: Path, values: dict[str, Any]) -> dict[str, float]:
     """Bytes that gsq plan expects for a cell, and the seconds of the plan, the first look at the images included."""
     sweep = folder / "sweep.yaml"
@@ -83,14 +89,14 @@ def planned(checkout: Path, folder: Path, values: dict[str, Any]) -> dict[str, f
     sweep.write_text("\n".join(("name: images", "base: cpu-tiny", "set:", *lines, "axes: {seed: [0]}")) + "\n")
     command = [sys.executable, "-m", "gsq.cli", "plan", str(sweep), "--json"]
     begun = time.perf_counter()
-    ran = subprocess.run(command, env=environment(checkout, folder), check=True, stdout=subprocess.PIPE, text=True)
+    ran = started(command, checkout, folder)
     seconds = time.perf_counter() - begun
     return {"memory": json.loads(ran.stdout)["forecast"]["memory_bytes"], "seconds": seconds}
 
 
 def cell(checkout: Path, folder: Path, values: dict[str, Any], seed: int) -> dict[str, float]:
     command = [sys.executable, "-c", CELL, str(folder / "runs"), json.dumps({**values, "seed": seed})]
-    ran = subprocess.run(command, env=environment(checkout, folder), check=True, stdout=subprocess.PIPE, text=True)
+    ran = started(command, checkout, folder)
     found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
@@ -176,13 +182,12 @@ def main() -> None:
         folder = Path(name)
         pictures = (args.pictures or folder / "pictures").resolve()
         make_pictures(pictures)
-        if args.rounds:
-            result["now"] = measured(ROOT, pictures, folder / "now", args.steps, args.rounds)
-        if args.before:
-            result["before"] = measured(args.before.resolve(), pictures, folder / "before", args.steps, 0)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "images_cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.output / "images_cpu.md").write_text(table(result))
+        args.output.mkdir(parents=True, exist_ok=True)
+        for commit, checkout, rounds in (("now", ROOT, args.rounds), ("before", args.before, 0)):
+            if checkout is not None:
+                result[commit] = measured(checkout.resolve(), pictures, folder / commit, args.steps, rounds)
+                (args.output / "images_cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+                (args.output / "images_cpu.md").write_text(table(result))
     print(table(result))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -166,6 +167,26 @@ def test_where_they_cannot_be_kept_each_process_decodes_and_says_why(
     files, said = kept(images, dataclasses.replace(ON, stage_data=str(tmp_path / "file" / "below")))
     assert files.load is None and len(said) == 1 and str(tmp_path / "file") in said[0]
     assert ImageSource(images, files).train_batch(0, 0, range(2)).shape == (2, 3, 16, 16)
+
+
+def test_without_locks_they_are_kept_all_the_same(images: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(decoded.fcntl, "flock", flock)
+    files, said = kept(images)
+    assert not said and files.store is not None and len(pixels_files()) == 1
+
+
+def test_a_file_that_is_damaged_is_made_again(images: DataConfig) -> None:
+    first, _ = kept(images)
+    wanted = ImageSource(images, first).train_batch(0, 0, range(4))
+    (path,) = decoded.images_folder().glob("*.pixels")
+    for content in (b"", b"short", path.read_bytes()[:-20]):
+        path.unlink()
+        path.write_bytes(content)
+        files, said = kept(images)
+        assert not said and torch.equal(ImageSource(images, files).train_batch(0, 0, range(4)), wanted)
 
 
 def test_room_is_made_by_removing_what_no_process_uses(images: DataConfig, tmp_path: Path) -> None:
