@@ -50,6 +50,11 @@ class Local:
         )
 
 
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean((2, 3), keepdim=True)
+
+
 @pytest.fixture
 def local() -> Tokenizer:
     made = fresh(tiny())
@@ -65,8 +70,11 @@ def limit(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 def test_how_far_a_model_sees_is_found_by_trying(local: Tokenizer, tokenizer: Tokenizer) -> None:
     assert reach_of(local) == 2
-    # Group norm sees everything.
+    # Group norm sees everything, and so does a mean over all positions, which only a trial tells.
     assert reach_of(tokenizer) is None
+    other = fresh(tiny())
+    other.model.encoder, other.model.decoder = nn.Sequential(local.model.encoder, Mean()), local.model.decoder
+    assert reach_of(other) is None
     assert tiles_of(local, 64, any_result=False) == Tiles(12, 2, True)
     assert tiles_of(local, 20, any_result=False) is None
     assert tiles_of(tokenizer, 64, any_result=False) is None
