@@ -131,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{machine['processor']}, {machine['cores']} cores, load average before {machine['load']:.1f}; torch "
         f"{machine['torch']}, Pillow {machine['pillow']}. cpu-tiny, {result['steps']} steps, {COUNT} photographs; "
-        f"medians of {result['rounds']} cells. The ratio is that of processor time to the next cell on small pictures. "
+        f"medians of {result['rounds']} cells. The ratio is that of processor time to the same cell on small pictures. "
         "Memory is the largest resident one.",
         "",
         "| commit | pictures | cell | processor s | ratio | wall s | memory MB | plan MB |",
