@@ -35,6 +35,7 @@ from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.designing.target import Target, cell_text
 from gsq.analysis.designing.wanted import wanted_cells
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import chi2_quantile, t_quantile
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, Index
@@ -279,18 +280,16 @@ class State:
         return bool(self.open()[np.argmax(self.halves())])
 
     def _t(self, freedom: Array) -> Array:
-        from scipy.stats import t
 
-        return np.asarray(t.ppf((1 + self.confidence) / 2, np.maximum(freedom, 1)))
+        return np.asarray(t_quantile((1 + self.confidence) / 2, np.maximum(freedom, 1)))
 
     def _noise_width(self, more: Array) -> Array:
         """Half of the interval of ln sigma with ``more`` degrees of freedom, infinite without any."""
-        from scipy.stats import chi2
 
         freedom = np.maximum(self.counts - 1, 0).sum() + more
         tail = (1 - self.confidence) / 2
         with np.errstate(all="ignore"):
-            width = np.log(chi2.ppf(1 - tail, freedom) / chi2.ppf(tail, freedom)) / 4
+            width = np.log(chi2_quantile(1 - tail, freedom) / chi2_quantile(tail, freedom)) / 4
         return np.asarray(np.where(freedom > 0, width, np.inf))
 
     def _separation(self, cells: Index, gained: Sequence[Array]) -> Array:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.identify import slopes
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.solver import Bools
@@ -47,14 +48,13 @@ class RandomEffects:
 
     def interval(self, quantity: Quantity, confidence: float) -> tuple[float, float, float]:
         """The value of ``quantity`` and its t interval: (value, low, high)."""
-        from scipy.stats import t
 
         value, slope = float(quantity(self.theta[None])[0]), gradient(quantity, self.theta)
         variance = float(slope @ self.covariance @ slope)
         change = np.einsum("i,vij,j->v", slope, self._shares, slope)
         noise = float(change @ self._uncertainty @ change)
         freedom = max(1.0, 2 * variance**2 / noise) if noise > 0 else np.inf
-        half = float(t.ppf((1 + confidence) / 2, freedom)) * np.sqrt(variance)
+        half = float(t_quantile((1 + confidence) / 2, freedom)) * np.sqrt(variance)
         return value, value - half, value + half
 
     @property

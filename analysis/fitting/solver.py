@@ -286,12 +286,19 @@ def cholesky_solve(a: Array, b: Array) -> Array:
     lower = np.zeros_like(a)
     x = np.empty_like(b)
     for j in range(k):
-        pivot = a[:, j, j] - np.einsum("mi,mi->m", lower[:, j, :j], lower[:, j, :j])
+        pivot = a[:, j, j] - _dots(lower[:, j, :j], lower[:, j, :j])
         lower[:, j, j] = np.sqrt(np.maximum(pivot, 1e-16))
         for i in range(j + 1, k):
-            inner = np.einsum("mi,mi->m", lower[:, i, :j], lower[:, j, :j])
+            inner = _dots(lower[:, i, :j], lower[:, j, :j])
             lower[:, i, j] = (a[:, i, j] - inner) / lower[:, j, j]
-        x[:, j] = (b[:, j] - np.einsum("mi,mi->m", lower[:, j, :j], x[:, :j])) / lower[:, j, j]
+        x[:, j] = (b[:, j] - _dots(lower[:, j, :j], x[:, :j])) / lower[:, j, j]
     for j in reversed(range(k)):
-        x[:, j] = (x[:, j] - np.einsum("mi,mi->m", lower[:, j + 1 :, j], x[:, j + 1 :])) / lower[:, j, j]
+        x[:, j] = (x[:, j] - _dots(lower[:, j + 1 :, j], x[:, j + 1 :])) / lower[:, j, j]
     return x
+
+
+def _dots(a: Array, b: Array) -> Array | float:
+    """Dot products of the rows of a and b (m, r). Most are of no or one entry, where einsum would only cost time."""
+    if a.shape[1] > 1:
+        return np.asarray(np.einsum("mi,mi->m", a, b))
+    return np.asarray(a[:, 0] * b[:, 0]) if a.shape[1] else 0.0

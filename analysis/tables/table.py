@@ -32,7 +32,8 @@ from gsq.analysis.tables.columns import (
     varying,
     with_derived,
 )
-from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end
+from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end, protocol_warnings
+from gsq.analysis.tables.remembering import remembered
 from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
 
@@ -215,6 +216,7 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
 
 
+@remembered
 def measured(
     frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = (), factors: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, Excluded]:
@@ -248,7 +250,8 @@ def measured(
         hint = ". See gsq status SWEEP for the reasons; when runs have finished, gather again"
         raise AnalysisError(f"none of the {len(cells)} cells has a value: {listed}{hint if is_results(cells) else ''}")
     failed = np.array([reason.startswith("failed") for reason in reasons])
-    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), failure_warnings(cells, keep, failed))
+    warnings = (*failure_warnings(cells, keep, failed), *protocol_warnings(cells[keep]))
+    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
     return cells[keep].reset_index(drop=True), excluded
 
 

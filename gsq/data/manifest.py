@@ -190,6 +190,28 @@ class Manifest:
         """Whether a process keeps the decoded images, since all of them together fit into KEPT_BYTES."""
         return self.total_bytes <= KEPT_BYTES
 
+    def below(self, folder: str) -> Manifest:
+        """The manifest with the validation images below ``folder`` alone; itself for an empty one.
+
+        folder: path below the data set's root or, for short, below the split (a class of ImageNet). Raises UserError if
+        no image lies there, or in several places.
+        """
+        if not (wanted := folder.strip("/")):
+            return self
+        inside = {f: f.name.rpartition(f"{wanted}/")[0] for f in self.validation if f"/{wanted}/" in f"/{f.name}"}
+        places = sorted(set(inside.values()))
+        if not places:
+            names = dict.fromkeys(f.name.rpartition("/")[0] for f in self.validation)
+            there = ", ".join(f"'{name}'" for name in [*filter(None, names)][:4]) or "no folder"
+            raise UserError(
+                f"evaluation.folder: '{folder}' holds none of the {len(self.validation)} validation images; they lie "
+                f"in {there}{', ...' if len(names) > 4 else ''}"
+            )
+        if len(places) > 1:
+            listed = ", ".join(f"{place}{wanted}" for place in places[:3])
+            raise UserError(f"evaluation.folder: '{folder}' is in several places ({listed}); name one of them")
+        return replace(self, validation=tuple(inside))
+
     def summary(self) -> Summary:
         """The manifest in numbers."""
         counts = len(self.train), len(self.validation)
