@@ -106,14 +106,13 @@ class ImageSource:
         return _crop(image, left, top, side, size, False)
 
     def _centre(self, i: int) -> Image.Image:
+        file, kept = self.manifest.validation[i], None
         if self.manifest.store is not None:
-            kept: Image.Image | None = self.manifest.store.resized(i, self.config.image_size, self._centre_square)
-            if kept is not None:
-                return kept
-        return self._centre_square(i)
+            kept = self.manifest.store.resized(file, self.config.image_size, self._centre_square)
+        return kept or self._centre_square(file)
 
-    def _centre_square(self, i: int) -> Image.Image:
-        image = self.load(self.manifest.validation[i])
+    def _centre_square(self, file: ImageFile) -> Image.Image:
+        image = self.load(file)
         side = float(min(image.size))
         left, top = (image.width - side) / 2, (image.height - side) / 2
         return _crop(image, left, top, side, self.config.image_size, False)

@@ -176,6 +176,7 @@ class Store:
         self.name = f"gsq-{files.fingerprint}-{digest({'decoders': decoders})}"
         self.mapped: dict[str, Mapped | None] = {}
         self.said = False
+        self.numbers = {file.sha256: number for number, file in enumerate(files.validation)}
         self.lock = threading.Lock()
 
     def file(self, what: str, size: int, write: Callable[[IO[bytes]], Any]) -> Mapped | None:
@@ -270,19 +271,21 @@ class Store:
             for first in range(0, len(images), at_once):
                 yield from pool.map(load_image, images[first : first + at_once])
 
-    def resized(self, number: int, size: int, make: Callable[[int], Image.Image]) -> Image.Image | None:
-        """Validation image ``number`` as ``make`` resizes it to ``size`` x ``size`` RGB pixels; None if it is not kept.
-        The whole block of it is made at a time."""
+    def resized(self, file: ImageFile, size: int, make: Callable[[ImageFile], Image.Image]) -> Image.Image | None:
+        """A validation image as ``make`` resizes it to ``size`` x ``size`` RGB pixels; None if it is not kept.
+
+        The whole block of it is made at a time, whichever of the images the caller evaluates (Manifest.below)."""
         images = len(self.files.train) + len(self.files.validation)
         if self.files.total_bytes < LARGER * images * PIXEL_BYTES * size * size:
             return None
+        number = self.numbers[file.sha256]
         first = number // BLOCK * BLOCK
         numbers = range(first, min(first + BLOCK, len(self.files.validation)))
         bytes_each = 3 * size * size
 
         def write(out: IO[bytes]) -> list[int]:
             for i in numbers:
-                out.write(make(i).tobytes())
+                out.write(make(self.files.validation[i]).tobytes())
                 self.tick()
             return [*numbers]
 

@@ -69,6 +69,10 @@ def test_every_crop_is_the_same_bit_for_bit(images: DataConfig, size: int) -> No
     assert not said and files.store is not None and count > 2
     assert torch.equal(source.train_batch(0, 0, range(40)), plain.train_batch(0, 0, range(40)))
     assert torch.equal(source.validation_batch(0, count), plain.validation_batch(0, count))
+    # An evaluation of a part of the images takes its own from the same block.
+    part = dataclasses.replace(files, validation=files.validation[1:3])
+    plain = ImageSource(config, dataclasses.replace(plain.manifest, validation=plain.manifest.validation[1:3]))
+    assert torch.equal(ImageSource(config, part).validation_batch(0, 2), plain.validation_batch(0, 2))
     # Only what has been made much smaller is kept resized, too.
     assert [("centre" in name) for name in pixels_files()] == ([True, False] if size < 40 else [False])
 
