@@ -227,7 +227,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
         cells = [cell for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
-            # A job requests the resources of the training, of which an evaluation is a part.
+            # Training ends with an evaluation, so the resources of the training are enough.
             Arrays(cells, rate, cluster, jobs, source).hand_over(
                 number,
                 lambda entry: EvaluationJob(str(entry.path), str(folder.runs), request.changes, request.data),

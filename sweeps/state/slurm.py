@@ -190,7 +190,7 @@ def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, acco
 def require_known(cluster: str, jobs: Iterable[Job]) -> None:
     """Raise UserError if it is unknown whether one of these jobs still waits or runs.
 
-    jobs: of the cells that are neither finished nor to be submitted.
+    jobs: those of cells that are neither finished nor to be submitted.
     """
     if not (unknown := [job for job in jobs if job.state == "unknown"]):
         return
