@@ -82,6 +82,18 @@ def design_command(
         str | None,
         typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
     ] = None,
+    replay_budgets: Annotated[
+        bool,
+        typer.Option(
+            "--replay-budgets",
+            help="Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares of "
+            "its cost, and --target-rows, with outcomes, score the predictions at each.",
+        ),
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="COLUMN", help="With --replay-budgets: each value of it is a study of its own."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
@@ -114,6 +126,9 @@ def design_command(
 
     Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
     --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
+
+    Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --cost flops --target-rows large.csv
+    --replay-budgets --budget 0.05 --budget 0.1
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design
@@ -123,9 +138,20 @@ def design_command(
     from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
-    from gsq.cli.table_options import require_outputs
+    from gsq.cli.table_options import require_outputs, table_path
 
     require_outputs({"--output": output}, {"--figure": figure})
+    if replay_budgets or by is not None:
+        unused = {"--target": target, "--candidates": candidates, "--output": output, "--figure": figure}
+        named = [option for option, value in unused.items() if value is not None]
+        if named or not replay_budgets or target_rows is None or options.cost is None or not law:
+            problem = f"leave out {' and '.join(named)}" if named else "it needs --law, --cost COLUMN and --target-rows"
+            raise UserError(f"--by belongs to --replay-budgets; {problem}" if by else f"--replay-budgets: {problem}")
+        frame, far = load_tables([table_path(one) for one in tables], protocol), load_table(target_rows)
+        pool_laws = named_laws(frame, law, (), bound, None) or []
+        replayed = designing.replayed(frame, pool_laws, far, budget, by, options, fitting.residuals)
+        typer.echo(json.dumps(replayed.to_dict(), indent=1) if as_json else replayed.text())
+        return
     if target is not None and target_rows is None:
         wanted = read_target(target)
     elif target_rows is not None and target is None:
@@ -137,7 +163,7 @@ def design_command(
         designing.require_kind(output, source, base)
     frame = load_tables(paths, protocol)
     cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
-    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
+    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), (), bound, None)
     compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
     for name, reason in compared.not_fitted.items() if law else ():
         typer.echo(f"Not fitted: {name}: {reason}.", err=True)
