@@ -12,6 +12,7 @@ import numpy as np
 
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
+from gsq.analysis.fitting.distributions import spearman
 from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
@@ -126,8 +127,6 @@ def report_card(fit: Fit) -> ReportCard:
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:
     """Residuals against each axis of the table that varies and each column of the law; of several outputs those of
     each."""
-    from scipy.stats import spearmanr
-
     names = [name for name in dict.fromkeys([*_AXES, *fit.law.columns, *_OTHERS]) if name in fit.rows]
     error = fit.errors()
     found = []
@@ -137,10 +136,8 @@ def residual_trends(fit: Fit) -> tuple[Trend, ...]:
             known = np.isfinite(x) & (labels(fit.rows, OUT) == output if output else True)
             if known.sum() < 3 or np.ptp(x[known]) == 0 or np.ptp(error[known]) == 0:
                 continue
-            result, what = spearmanr(x[known], error[known]), f"{name} ({output})" if output else name
-            found.append(
-                Trend(what, _floats(x[known]), _floats(error[known]), float(result.statistic), float(result.pvalue))
-            )
+            what = f"{name} ({output})" if output else name
+            found.append(Trend(what, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
     return tuple(found)
 
 

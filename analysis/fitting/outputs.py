@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.identify import slopes, unit_columns
 from gsq.analysis.fitting.options import Intervals
 from gsq.analysis.fitting.solver import Problem, solve
@@ -83,8 +84,6 @@ def output_remarks(law: Law, rows: pd.DataFrame, runs: Index, error: Array, kind
     """Outputs whose errors (n,) go together over the ``runs`` (n,): profile intervals take them to be independent."""
     if not law.outputs or kind != "profile":
         return []
-    from scipy.stats import pearsonr
-
     table = pd.DataFrame({"run": runs, OUT: labels(rows, OUT), "error": error})
     wide = table.groupby(["run", OUT])["error"].mean().unstack()
     found = []
@@ -92,10 +91,11 @@ def output_remarks(law: Law, rows: pd.DataFrame, runs: Index, error: Array, kind
         both = wide[[one, other]].dropna()
         if len(both) < 4 or both.std().min() == 0:
             continue
-        together = pearsonr(both[one], both[other])
-        if abs(together.statistic) > _TOGETHER and together.pvalue < _SURE:
+        together = float(np.corrcoef(both[one], both[other])[0, 1])
+        size = abs(together) * np.sqrt((len(both) - 2) / max(1 - together**2, 1e-12))  # Student's t
+        if abs(together) > _TOGETHER and size > t_quantile(1 - _SURE / 2, len(both) - 2):
             found.append(
-                f"the errors of {one} and {other} go together (correlation {together.statistic:+.2f}), so that profile "
+                f"the errors of {one} and {other} go together (correlation {together:+.2f}), so that profile "
                 "intervals of what they share are too narrow: take those of the bootstrap, which keeps the outputs of "
                 "a run together (--intervals bootstrap)"
             )
