@@ -236,6 +236,7 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ((f"{MODELS}:brighter", "--protocol", "cpu-tiny", "-o", "to=1"), "failed with options.*to"),
         ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--range", "low"), "--range: 'low'"),
         (("quickstart", "--channels", "bgr"), "--channels: is for models"),
+        ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--cluster", "slurm"), "--cluster: slurm"),
         (("models.yaml",), "'modle' is no key"),
         (("axes.yaml", "--protocol", "x.yaml"), "sweeps image_size"),
     ],
