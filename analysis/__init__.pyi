@@ -41,6 +41,9 @@ from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
 from .designing.target import target_rows as target_rows
+from .designing.tuning import NextValue as NextValue
+from .designing.tuning import NextValues as NextValues
+from .designing.tuning import next_values as next_values
 from .errors import AnalysisError as AnalysisError
 from .figures.allocation import allocation_figure as allocation_figure
 from .figures.arms import arms_figure as arms_figure

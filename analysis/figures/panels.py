@@ -16,6 +16,7 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.published import is_published
+from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import (
     Array,
     measured,
@@ -121,10 +122,11 @@ class Panel:
 
 
 def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
-    """The rows of a reference table to draw beside one's own: of the protocol that has the most (of published numbers:
-    of the resolution), those without a config key that has no column, one for each setting (the first).
+    """The rows of a reference table to draw beside one's own, one for each setting (the first).
 
-    Raises AnalysisError like :func:`measured`."""
+    Takes the protocol with the most rows (of published numbers: the resolution), and only rows whose config keys all
+    have columns. Raises AnalysisError like :func:`measured`.
+    """
     published = is_published(frame)
     if published:
         # Each source has a protocol of its own, and no heights are compared; but sizes are not mixed.
@@ -178,6 +180,7 @@ def _having(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return rows[rows[column].notna()].reset_index(drop=True)
 
 
+@remembered
 def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
     """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
     axis that varies), and the curves of the laws in bits_per_pixel alone.
@@ -215,6 +218,7 @@ def _level_curves(fit: Fit) -> list[tuple[dict[str, str], str]]:
     return found
 
 
+@remembered
 def axis_panel(
     frame: pd.DataFrame,
     column: str,
@@ -313,7 +317,7 @@ def _series(
     distinct = np.unique(x)
     means = [float(y[x == value].mean()) for value in distinct]
     curves = []
-    if len(distinct) > 1:
+    if len(distinct) > 1 and fits:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
         row = moved(part.iloc[[0] * len(grid)], **{column: grid})
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]

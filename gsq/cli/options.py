@@ -33,7 +33,7 @@ ClusterOption = Annotated[
 ]
 CellsOption = Annotated[
     int | None,
-    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan; of a search, N trials."),
+    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells, or N trials of a search."),
 ]
 PlanClusterOption = Annotated[
     str | None,

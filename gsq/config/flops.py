@@ -281,7 +281,7 @@ def _lookup_macs(config: RunConfig) -> int:
 
 
 def cost(config: RunConfig) -> Cost:
-    """Cost of a run. A backward pass counts as two forward passes. Of a user's own program what its sweep declares."""
+    """Cost of a run. A backward pass counts as two forward passes. A program declares its own cost."""
     if isinstance(config, ProgramConfig):
         found = config.values.get("parameters")
         parameters = int(found) if isinstance(found, int | float) else 0

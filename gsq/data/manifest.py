@@ -148,9 +148,9 @@ class Manifest:
     left_out: tuple[LeftOut, ...] = ()
     """Unused files, with the reasons."""
     notes: tuple[str, ...] = ()
-    """As in ``Summary``."""
+    """Remarks about the files; see ``Summary``."""
     load: Callable[[ImageFile], Any] | None = None
-    """Of a source of one's own whose images are no files: the RGB image (PIL) of an entry, the same at every call."""
+    """Returns an entry's RGB image (PIL), the same at every call; for a user's own source without image files."""
 
     @property
     def label(self) -> str:

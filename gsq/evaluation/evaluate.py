@@ -23,6 +23,7 @@ from torch import Tensor
 from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
 from gsq.evaluation.foreign import Model
+from gsq.evaluation.lpips_maps import KeptMaps
 from gsq.evaluation.originals import Originals, Store
 from gsq.evaluation.own_metrics import OwnMetric, own_metrics
 from gsq.evaluation.protocol import Protocol, protocol
@@ -88,22 +89,29 @@ def evaluate(
     metrics = own_metrics(evaluation.metrics, device)
     store = Store(runs, rules.hash) if runs and group.first else None
     known = store.load() if store else None
-    claimed = store is not None and known is None and store.claim()
+    maps = _kept_maps(store, lpips, rules, group, device)
+    claimed = store is not None and (known is None or (maps is not None and not maps.known)) and store.claim()
     # While another run computes the originals, this one evaluates its reconstructions.
     with_originals = group.from_first(known is None and (store is None or claimed))
-    work = _Work(model, source, evaluation, rules, extractors, lpips, metrics, step, group, tick)
+    work = _Work(model, source, evaluation, rules, extractors, lpips, metrics, step, group, tick, maps)
     try:
         with _full_precision():
+            if maps and claimed and not maps.known:
+                maps.begin()
             total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
             if not with_originals:
                 known = _originals_of_others(work, store, known)
         if total is None:
             return {}
+        if maps:
+            maps.end(True)
         if with_originals:
             known = total.originals()
             if store:
                 store.save(known)
     finally:
+        if maps:
+            maps.end(False)
         if claimed and store:
             store.release()
     assert known is not None
@@ -113,6 +121,16 @@ def evaluate(
     if metrics:
         row["metrics"] = {metric.column: total.sums[metric.column] / total.count for metric in metrics}
     return row
+
+
+def _kept_maps(
+    store: Store | None, lpips: LPIPS | None, rules: Protocol, group: Group, device: torch.device
+) -> KeptMaps | None:
+    """The originals' maps for LPIPS below the runs folder, where they save time and are not too many."""
+    if store is None or lpips is None or group.size > 1 or device.type != "cpu":
+        return None
+    maps = KeptMaps(store.path.with_suffix(".lpips"), lpips, rules.num_images, rules.image_size)
+    return maps if maps.small else None
 
 
 def evaluate_all(
@@ -174,6 +192,7 @@ class _Work:
     step: int | None
     group: Group
     tick: Callable[[BaseException | None], None]
+    maps: KeptMaps | None = None
 
     def run(
         self, *, reconstructions: bool, originals: bool, store: Store | None, samples: Path | None = None
@@ -232,11 +251,20 @@ class _Work:
         tally.add("ssim", ssim(found, truth))
         tally.add("mse", (found_images.double() - true_images.double()).square().flatten(1).mean(1))
         if self.lpips:
-            tally.add("lpips", self.lpips.distances(found_images, true_images))
+            tally.add("lpips", self.lpips.distances(found_images, self.true_maps(self.lpips, true_images, first)))
         for metric in self.metrics:
             tally.add(metric.column, metric(found_images, true_images))
         if samples:
             save_samples(truth[:SAMPLES], found[:SAMPLES], samples)
+
+    def true_maps(self, lpips: LPIPS, images: Tensor, first: int) -> list[Tensor]:
+        """LPIPS's maps of the originals first, first + 1, ..."""
+        found = self.maps.load(first, first + len(images)) if self.maps and self.maps.known else None
+        if found is None:
+            found = lpips.maps(images)
+            if self.maps:
+                self.maps.add(found)
+        return found
 
     def reconstruct(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Images and indices. Raises NonFiniteReconstruction."""

@@ -128,7 +128,7 @@ def _noting(
 ) -> Iterator[dict[str, Any]]:
     shared: dict[Made, Made] = {}
     for row in rows:
-        # Share equal values, of which thousands of runs have few.
+        # Share equal values: thousands of runs have few distinct ones.
         made[row["signature"]] = shared.setdefault(found := made_by(row), found)
         if values is not None and row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
             values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
