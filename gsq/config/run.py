@@ -75,6 +75,8 @@ FEATURE_DIMS = {
 DISTANCES = ("fd_dinov2", "sfid", "cmmd", "precision_recall")
 
 
+# Of precision and recall (gsq.metrics.manifold).
+NEIGHBOURS = 3
 # Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50
 
@@ -142,6 +144,11 @@ class EvaluationConfig:
     def check_images(self, count: int) -> None:
         """Raise UserError if ``count`` images are too few for an rfid: fewer than FEWEST_IMAGES although num_images
         asks for more, or no more than Inception has features."""
+        if "precision_recall" in self.distances and count <= NEIGHBOURS:
+            raise UserError(
+                f"evaluation.distances: precision_recall needs more than {NEIGHBOURS} images, one for each neighbour; "
+                f"there are {count}"
+            )
         if self.allow_small:
             return
         dim = FEATURE_DIMS.get(self.features, 0)
