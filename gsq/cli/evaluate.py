@@ -142,6 +142,10 @@ def evaluate_command(
         "--output": output,
     }  # fmt: skip
     if is_path(run) or is_models_file(run):
+        if cluster != "local":
+            from gsq.errors import UserError
+
+            raise UserError(f"--cluster: {cluster}, but models are evaluated on this machine; leave it out")
         convention = {"range": value_range and _numbers(value_range), "channels": channels}
         evaluate_models(
             run,
