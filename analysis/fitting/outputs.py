@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,6 @@ from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.outputs import OUT, scales
 from gsq.analysis.tables.table import Array, Index, labels
 from gsq.words import counted
-
-if TYPE_CHECKING:
-    from gsq.analysis.fitting.result import Fit
 
 _ROUNDS = 20  # of the weights, and of the law with them
 _TOGETHER, _SURE = 0.3, 0.01  # correlation of the errors of two outputs, and its p-value, that are pointed out
@@ -45,8 +42,9 @@ class Output:
 
 
 @np.errstate(all="ignore")
-def by_output(fit: Fit) -> dict[str, Output]:
-    """Size and errors of each of the several outputs of a fit; empty where there is one."""
+def by_output(fit: Any) -> dict[str, Output]:
+    """Size and errors of each of the several outputs of a :class:`gsq.analysis.Fit`, whose module imports this one;
+    empty where there is one."""
     value, names = fit.problem.predict(fit.theta[None])[0], labels(fit.rows, OUT) if fit.law.outputs else None
     error, log_error = fit.problem.target - value, np.log(fit.problem.target) - np.log(value)
     found = {}
