@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.running.slurm_arrays import Submission
     from gsq.sweeps.spec.cluster import Cluster
+    from gsq.sweeps.spec.container import Tracking
 
 
 def run_sweep(
@@ -55,6 +56,7 @@ def run_sweep(
     from gsq.sweeps.running.submit import submit
     from gsq.sweeps.spec.cluster import load_cluster
     from gsq.sweeps.tables.gather import RESULTS, gather
+    from gsq.sweeps.tracking.tracker import require_package
 
     unevaluated: dict[str, str] = {}
     # Figures and fits run alone on the cores by then; several threads would only wait for each other.
@@ -66,6 +68,8 @@ def run_sweep(
     plan = make(sweep, cells)
     require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     target = load_cluster(cluster)
+    if target.tracker is not None:
+        require_package(target.tracker.to)
     for data in plan.data:
         if data.left_out:
             counts = ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in data.counts().items())
@@ -95,8 +99,26 @@ def run_sweep(
         print_trials(console, submission.folder)
         line(console, f"results table: [bold]{table}[/bold]")
         failed = sum(action.kind == "leave" for action in submission.actions)
+    if target.tracker is not None:
+        _track(console, submission.folder, target.tracker)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
+
+
+def _track(console: Console, folder: SweepFolder, tracker: Tracking) -> None:
+    """Send the runs to the tracker of the cluster file; say what keeps them from it, since the runs themselves are
+    done."""
+    from rich.markup import escape
+
+    from gsq.cli.track import sentence
+    from gsq.sweeps.tracking.mirror import track
+
+    try:
+        line(
+            console, escape(sentence(track(folder, tracker.to, at=tracker.at or None, project=tracker.project or None)))
+        )
+    except UserError as error:
+        line(console, f"[yellow]warning:[/yellow] not sent: {escape(str(error))}")
 
 
 def _wait_for_slurm(

@@ -32,6 +32,7 @@ from gsq.cli.schema import schema_command
 from gsq.cli.status import status_command
 from gsq.cli.submit import submit_command
 from gsq.cli.tokenizer import reconstruct_command, tokenize_command
+from gsq.cli.track import track_command
 from gsq.cli.train import train_command
 from gsq.cli.weights import weights_app
 
@@ -90,6 +91,7 @@ app.command("logs")(logs_command)
 app.command("cancel")(cancel_command)
 app.command("retry")(retry_command)
 app.command("gather")(gather_command)
+app.command("track")(track_command)
 app.command("clean")(clean_command)
 app.command("fit")(fit_command)
 app.command("allocate")(allocate_command)

@@ -20,7 +20,7 @@ WINGS = {
         "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "runs",
         "tokenizer", "templates", "cli",
     ),
-    "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables"),
+    "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables", "tracking"),
     "analysis": ("tables", "laws", "fitting", "checking", "allocating", "designing", "figures", "reporting"),
 }  # fmt: skip
 # What analysis may use of the other rooms: none of it knows anything of runs.
