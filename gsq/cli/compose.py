@@ -40,6 +40,7 @@ def run_sweep(
     command: str,
     over_budget: bool = False,
     canary: bool = False,
+    micro_batch: str | None = None,
 ) -> int:
     """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 if cells failed, 130 on Ctrl-C.
 
@@ -65,9 +66,9 @@ def run_sweep(
     console = Console(emoji=False)
     if output is not None:
         require_output("--output", output)
-    plan = make(sweep, cells)
-    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     target = load_cluster(cluster)
+    plan = make(sweep, cells, micro_batch=micro_batch, cluster=target)
+    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     if target.tracker is not None:
         require_package(target.tracker.to)
     for data in plan.data:
@@ -326,7 +327,14 @@ def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def run_command_line(
-    sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, over_budget: bool, canary: bool
+    sweep: str,
+    cluster: str,
+    cells: int | None,
+    retry: bool,
+    output: Path | None,
+    over_budget: bool,
+    canary: bool,
+    micro_batch: str | None = None,
 ) -> None:
     """Run ``gsq run`` and exit with its code."""
     # Repeat the command as typed, without the script's folder if that is on the PATH.
@@ -337,6 +345,6 @@ def run_command_line(
     else:
         program = [os.path.relpath(sys.argv[0])]
     command = shlex.join([*program, *sys.argv[1:]])
-    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary)
+    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary, micro_batch)
     if code:
         raise typer.Exit(code)

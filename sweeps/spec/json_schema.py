@@ -154,13 +154,14 @@ def cluster_schema() -> Schema:
     }
     chosen_within = {"runtime": RUNTIMES, "to": TRACKERS}
     for name, cls in SECTIONS.items():
-        first, *_ = names_of = [one.name for one in fields(cls)]
-        within = {one: {"type": "string", "description": docstrings(cls)[one]} for one in names_of}
-        for one in within:
-            within[one] |= {"enum": list(chosen_within[one])} if one in chosen_within else {}
-            within[one] |= {"type": ["string", "array"], "items": {"type": "string"}} if one == "binds" else {}
-        whole = _mapping(within, [first])
-        properties[name] = {"anyOf": [within[first], whole, {"type": "null"}], "description": about[name]}
+        keys = [one.name for one in fields(cls)]
+        within: dict[str, Schema] = {key: {"type": "string", "description": docstrings(cls)[key]} for key in keys}  # type: ignore[arg-type]
+        for key in within.keys() & chosen_within.keys():
+            within[key]["enum"] = list(chosen_within[key])
+        if "binds" in within:
+            within["binds"] |= {"type": ["string", "array"], "items": {"type": "string"}}
+        whole = _mapping(within, keys[:1])
+        properties[name] = {"anyOf": [within[keys[0]], whole, {"type": "null"}], "description": about[name]}
     for one in (one for one in fields(Cluster) if one.name not in SECTIONS):
         default = getattr(Cluster(), one.name)
         kind: Any = TYPES[type(default)]
