@@ -19,6 +19,7 @@ from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, completed, quoted
 from gsq.files import write_text
+from gsq.html import html_table
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -275,6 +276,15 @@ class Fit:
             lines.append(f"  {self.target} in {self.features or 'unnamed features'}, protocol {self.protocol}")
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The parameters with their intervals as a table, for notebooks."""
+        rows = (
+            (name, f"{value:.4g}", interval_text(self.intervals[name], " to "), self.undetermined.get(name, ""))
+            for name, value in self.parameters.items()
+        )
+        columns = ("parameter", "value", f"{self.confidence:.0%} interval", "not determined")
+        return html_table(f"{self.law.name}: {self.formula()}", columns, rows, (self.quality(), *self.warnings))
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers, strings, lists and dicts; NaN and open ends become None. The draws are left out."""
