@@ -41,7 +41,7 @@ def test_a_fit_and_its_card_are_tables() -> None:
     frame = load_results(Path(__file__).resolve().parents[2] / "results" / "quickstart.parquet")
     found = fit(frame, "power_law_bpp")
     assert "<td>alpha</td>" in found._repr_html_() and f"{found.parameters['alpha']:.4g}" in found._repr_html_()
-    card = report_card(frame, "power_law_bpp")
+    card = report_card(found)
     assert "Findings" in card._repr_html_() and card.fit._repr_html_() in card._repr_html_()
 
 
