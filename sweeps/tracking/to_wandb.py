@@ -18,6 +18,8 @@ from gsq.sweeps.tracking.tracker import folder_of, gone
 # The log format of LevelDB, in which wandb keeps all that it was told: blocks of records, each with a head of checksum,
 # length and type (1 whole, 2 first, 3 middle, 4 last part).
 BLOCK, HEAD, FILE_HEAD = 32768, 7, 7
+# Longest wait for the file of a closed run [s].
+WRITE_SECONDS = 10.0
 
 
 class WeightsAndBiases:
@@ -58,11 +60,23 @@ class WeightsAndBiases:
 
     def end(self, run: str, contents: Contents) -> None:
         if run in self._open:
-            self._open.pop(run).finish(exit_code=0 if contents.state == DONE else 1)
+            self._finish(run, 0 if contents.state == DONE else 1)
 
     def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].finish()
+        for run in list(self._open):
+            self._finish(run, None)
+
+    def _finish(self, run: str, code: int | None) -> None:
+        """Close a run, and wait until its file says so: wandb returns while another process still writes it."""
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        self._open.pop(run).finish(exit_code=code)
+        deadline = time.monotonic() + WRITE_SECONDS
+        while time.monotonic() < deadline:
+            logs = _logs(self.at, run)
+            if logs and any(Record.FromString(data).HasField("exit") for data in records(logs[-1])):
+                return
+            time.sleep(0.05)
 
     def _run(self, run: str, contents: Contents) -> Any:
         import wandb
