@@ -39,8 +39,8 @@ def main() -> None:
         # Flush and exit quietly: the last line of a job's log is what gsq status shows.
         sys.stdout.flush()
         sys.exit(
-            "container: gsq cannot run in {}: {} ({}); pip install gsq in the image, or name its Python (container: "
-            "{{image: ..., python: ...}})".format(image, "; ".join(problems), sys.executable)
+            "container: {}: gsq cannot run in {}; pip install gsq there, or name another Python with container.python "
+            "(now {})".format("; ".join(problems), image, sys.executable)
         )
     sys.argv = ["submitit.core._submit", entry]
     runpy.run_module("submitit.core._submit", run_name="__main__", alter_sys=True)
