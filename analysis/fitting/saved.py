@@ -22,7 +22,7 @@ _CHANGED = 1e-6  # relative, in the sum that was minimised
 
 
 def read_saved(path: str | Path) -> tuple[str | list[str], list[dict[str, Any]]]:
-    """The table as it was named (a list of several), and the fits, of a file of ``gsq fit --output``.
+    """Read a file of ``gsq fit --output``: the table as it was named (or a list of several), and the fits.
 
     Raises AnalysisError where the file is no such file, or was saved by a version that did not keep how it was fitted.
     """
@@ -60,6 +60,7 @@ def fit_again(saved: Mapping[str, Any], frame: pd.DataFrame) -> Fit:
         [str(name) for name in frame.columns],
         {name: (_end(low, -np.inf), _end(high, np.inf)) for name, (low, high) in saved["bounds"].items()},
         {name: (float(low), float(high)) for name, (low, high) in saved["starts"].items()},
+        list(saved["outputs"]) if saved.get("outputs") else None,
     )
     law = replace(law, name=saved["law"], source=saved["source"], holds_for=named.holds_for if named else {})
     known = {one.name for one in fields(Options)}

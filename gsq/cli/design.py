@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from gsq.analysis.fitting.options import Options
 from gsq.cli.options import ClusterOption, JsonOption
 from gsq.cli.table_options import BoundOption, ProtocolOption
 from gsq.cli.taking import takes
+from gsq.cli.tuning import print_next_values, require_budget
 from gsq.errors import UserError
 
 
@@ -34,7 +35,26 @@ def design_command(
             "--target",
             metavar="TARGET",
             help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
-            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds.",
+            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With --optimum: "
+            "the column that should be best (default rfid).",
+        ),
+    ] = None,
+    optimum: Annotated[
+        str | None,
+        typer.Option(
+            "--optimum",
+            metavar="COLUMN",
+            help="Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in place of "
+            "cells: where its best value is not bracketed yet, or known worst.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="COLUMN",
+            help="With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its "
+            "own.",
         ),
     ] = None,
     target_rows: Annotated[
@@ -65,14 +85,14 @@ def design_command(
     ] = None,
     *,
     budget: Annotated[
-        list[float],
+        list[float] | None,
         typer.Option(
             "--budget",
             metavar="COST",
             help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
-            "printed.",
+            "printed. With --optimum: how many runs.",
         ),
-    ],
+    ] = None,
     options: DesignOptions,
     fitting: Options,
     bound: BoundOption = None,
@@ -82,6 +102,14 @@ def design_command(
         str | None,
         typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
     ] = None,
+    replay_budgets: Annotated[
+        bool,
+        typer.Option(
+            "--replay-budgets",
+            help="Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares of "
+            "its cost, and --target-rows, with outcomes, score the predictions at each.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
@@ -114,6 +142,11 @@ def design_command(
 
     Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
     --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
+
+    Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --cost flops --target-rows large.csv
+    --replay-budgets --budget 0.05 --budget 0.1
+
+    Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design
@@ -123,9 +156,44 @@ def design_command(
     from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
-    from gsq.cli.table_options import require_outputs
+    from gsq.cli.table_options import require_outputs, table_path
 
     require_outputs({"--output": output}, {"--figure": figure})
+    if replay_budgets:
+        unused = {
+            "--target": target,
+            "--optimum": optimum,
+            "--candidates": candidates,
+            "--output": output,
+            "--figure": figure,
+        }
+        named = [option for option, value in unused.items() if value is not None]
+        if named or target_rows is None or options.cost is None or not law:
+            problem = f"leave out {' and '.join(named)}" if named else "it needs --law, --cost COLUMN and --target-rows"
+            raise UserError(f"--replay-budgets: {problem}")
+        frame, far = load_tables([table_path(one) for one in tables], protocol), load_table(target_rows)
+        pool_laws = named_laws(frame, law, (), bound, None) or []
+        replayed = designing.replayed(frame, pool_laws, far, require_budget(budget), by, options, fitting.residuals)
+        typer.echo(json.dumps(replayed.to_dict(), indent=1) if as_json else replayed.text())
+        return
+    if optimum is not None:
+        others: dict[str, object] = {"--target-rows": target_rows, "--candidates": candidates, "--law": law}
+        others |= {"--bound": bound, "--figure": figure, "--cluster": cluster != "local"}
+        plain = DesignOptions(noise=options.noise)
+        others |= {
+            f"--{one.name.replace('_', '-')}": getattr(options, one.name) != getattr(plain, one.name)
+            for one in fields(options)
+        }
+        print_next_values(
+            tables, optimum, by, replace(fitting, noise=options.noise),
+            target=target, runs=budget, protocol=protocol, base=base, output=output, as_json=as_json, others=others,
+        )  # fmt: skip
+        return
+    if by is not None:
+        raise UserError(
+            "--by: names the sizes of --optimum, or the studies of --replay-budgets; add one of them, or leave it out"
+        )
+    budgets = require_budget(budget)
     if target is not None and target_rows is None:
         wanted = read_target(target)
     elif target_rows is not None and target is None:
@@ -137,11 +205,11 @@ def design_command(
         designing.require_kind(output, source, base)
     frame = load_tables(paths, protocol)
     cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
-    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
+    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), (), bound, None)
     compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
     for name, reason in compared.not_fitted.items() if law else ():
         typer.echo(f"Not fitted: {name}: {reason}.", err=True)
-    found = design(compared, cells, budget, wanted, options=options)
+    found = design(compared, cells, budgets, wanted, options=options)
     chosen = designing.axes_of(found, cells, cases, frame)
     lines = [found.text()]
     if output is not None:

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from gsq.config.run import RunConfig
 
-from gsq.cli.options import MicroBatchOption, line
+from gsq.cli.options import MicroBatchOption, key_values, line
 
 
 def train_command(
@@ -32,17 +32,11 @@ def train_command(
     """
     import yaml
 
-    from gsq.config.overrides import read_value, to_dict
-    from gsq.errors import UserError
+    from gsq.config.overrides import to_dict
     from gsq.sweeps.planning.cells import refuse_too_large
     from gsq.sweeps.spec.sweep import load_spec
 
-    values = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set: '{setting}' is not KEY=VALUE")
-        values[key] = read_value(key, value)
+    values = key_values(settings, "--set")
     config = load_spec({"name": "train", "base": base, "set": values}).base
     if micro_batch is not None:
         config = _fitted(config, micro_batch)

@@ -16,7 +16,7 @@ from gsq.config.objective import DiscriminatorConfig, LossConfig
 from gsq.config.parts import PATH, Options, choose_or_own, is_path, load
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
-from gsq.errors import UserError, at_least, choose_each, positive
+from gsq.errors import UserError, at_least, choose, choose_each, positive
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ FEATURE_DIMS = {
 }
 
 
+# What evaluation.distances can name.
+DISTANCES = ("fd_dinov2", "sfid", "cmmd", "precision_recall")
+
+
+# Of precision and recall (gsq.metrics.manifold).
+NEIGHBOURS = 3
 # Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50
 
@@ -92,6 +98,11 @@ class EvaluationConfig:
     """Metrics of your own, package.module:Name each: what it returns is called with reconstructions and originals,
     (B, 3, H, W) in [-1, 1], and returns a value for each image; the mean is a column of the table (``gsq new
     metric``)."""
+    distances: tuple[str, ...] = ()
+    """Measure these too, beside rfid: fd_dinov2, sfid, cmmd (weights to be provided; columns of the same names), and
+    precision_recall (columns precision and recall, in `features`)."""
+    folder: str = ""
+    """Compare only the held-out images below this folder, such as a class: n01440764, or val/n01440764."""
     lpips: str = "none"
     """Measure LPIPS too: vgg or alex (weights to be provided), or none."""
     reconstruction_dtype: str = "float32"
@@ -106,10 +117,15 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
         object.__setattr__(self, "metrics", tuple(self.metrics))
+        object.__setattr__(self, "distances", tuple(self.distances))
         choose_or_own("evaluation", self, features=FEATURE_DIMS)
         for name in self.metrics:
             if not is_path(name):
                 raise UserError(f"evaluation.metrics: {name!r} is not a metric; write {PATH}")
+        for name in self.distances:
+            choose("evaluation.distances", name, DISTANCES)
+        if len(set(self.distances)) != len(self.distances):
+            raise UserError(f"evaluation.distances: {list(self.distances)} names one twice")
         choose_each("evaluation", self, lpips=("none", "vgg", "alex"), reconstruction_dtype=("float32", "bfloat16"))
         at_least("evaluation", self, 2, "num_images")
         at_least("evaluation", self, 1, "batch_size")
@@ -128,6 +144,11 @@ class EvaluationConfig:
     def check_images(self, count: int) -> None:
         """Raise UserError if ``count`` images are too few for an rfid: fewer than FEWEST_IMAGES although num_images
         asks for more, or no more than Inception has features."""
+        if "precision_recall" in self.distances and count <= NEIGHBOURS:
+            raise UserError(
+                f"evaluation.distances: precision_recall needs more than {NEIGHBOURS} images, one for each neighbour; "
+                f"there are {count}"
+            )
         if self.allow_small:
             return
         dim = FEATURE_DIMS.get(self.features, 0)
@@ -166,6 +187,9 @@ class ExecutionConfig:
     stage_data: str = ""
     """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
     images are copied once for all processes and jobs of the node; empty: none."""
+    image_cache_gb: float = 8.0
+    """Most gigabytes of decoded images on a machine's disk, shared by all its processes; 0: none. They lie below
+    stage_data, or else $GSQ_CACHE (default ~/.cache/gsq)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run (with the schedule wsd, the one before the decay), so that a run with
     more steps can start from it."""
@@ -178,7 +202,7 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         choose_each("execution", self, device=("auto", "cpu", "cuda"))
-        at_least("execution", self, 0, "micro_batch", "data_workers")
+        at_least("execution", self, 0, "micro_batch", "data_workers", "image_cache_gb")
         at_least("execution", self, 1, "threads", "log_every", "checkpoint_every")
         object.__setattr__(self, "keep_at", tuple(self.keep_at))
         for step in self.keep_at:

@@ -166,6 +166,7 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data.batches import ImageSource
+    from gsq.data.decoded import kept_on_disk, wanted_bytes
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.evaluation.protocol import check
@@ -187,7 +188,8 @@ def _train_and_evaluate(
                 _write_evaluation(attempt, config, result["step"], result)
     start = group.from_first(start)
     # A node can take longer than the processes wait for each other.
-    meet = group.meeting() if config.execution.stage_data else None
+    meet = group.meeting() if config.execution.stage_data or wanted_bytes(files) else None
+    files = kept_on_disk(files, config.execution, tick=progress.staging)
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     if meet is not None:
         meet(progress.staging)
@@ -252,11 +254,13 @@ def _tell_first(error: BaseException, place: Path, group: Group) -> None:
 
 def _first_error(error: BaseException, place: Path) -> BaseException:
     """The cause of the end of a run. If this process has lost another one: the error that the other recorded, or
-    PeerFailed as lost if it was killed. Any other error is its own cause."""
+    PeerFailed as lost if it was killed. Any other error is its own cause, except one of CUDA, by which NCCL can tell of
+    a lost process, if another process has recorded its error before."""
     from gsq.training.distributed import PeerLost
 
     if not isinstance(error, PeerLost):
-        return error
+        told = read_peer_error(place) if isinstance(error, RuntimeError) and classify(error) == "error" else None
+        return error if told is None else PeerFailed(*told)
     deadline = time.monotonic() + PEER_SECONDS
     while (told := read_peer_error(place)) is None and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -47,7 +47,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
-    """Return the derived axes by column name; of a program's run its derived columns."""
+    """Return the derived axes by column name, or the derived columns of a program's run."""
     if isinstance(config, ProgramConfig):
         return dict(config.columns)
     known = {**_set_axes(config), "levels": config.index_sizes}
@@ -273,9 +273,11 @@ class CellMaker:
 
     def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
         """Cell.image_bytes."""
-        key = config.data, config.execution.data_workers
+        from gsq.data.decoded import memory_bytes
+
+        key = config.data, config.execution.data_workers, config.execution.image_cache_gb
         if key not in self._decoded:
-            self._decoded[key] = files.decoded_bytes(config.execution.data_workers)
+            self._decoded[key] = memory_bytes(files, config.execution)
         return self._decoded[key]
 
     def _manifest(self, config: RunConfig) -> Manifest:

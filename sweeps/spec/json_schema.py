@@ -23,7 +23,7 @@ from gsq.config.run import SECTIONS as CONFIG_SECTIONS
 from gsq.config.values import key_types
 from gsq.errors import UserError
 from gsq.sweeps.spec import search_space, sweep
-from gsq.sweeps.spec.cluster import EXPRESSIONS, MEMORY_PER, SBATCH_KEYS, SECTIONS, Cluster
+from gsq.sweeps.spec.cluster import AUTO, MEMORY_PER, SBATCH_KEYS, SECTIONS, WORDED, Cluster
 from gsq.sweeps.spec.container import RUNTIMES, TRACKERS
 from gsq.sweeps.spec.expressions import HELPERS
 from gsq.sweeps.spec.gpus import GPU_PEAKS
@@ -151,6 +151,7 @@ def cluster_schema() -> Schema:
         "resume": {"properties": {name: {"enum": list(WHO)} for name in RESUME}, "additionalProperties": False},
         "environment": {"additionalProperties": scalar},
         "sbatch": {"propertyNames": names, "additionalProperties": several},
+        "cells_in_turn": {"pattern": f"^{AUTO}$"},
     }
     chosen_within = {"runtime": RUNTIMES, "to": TRACKERS}
     for name, cls in SECTIONS.items():
@@ -165,7 +166,7 @@ def cluster_schema() -> Schema:
     for one in (one for one in fields(Cluster) if one.name not in SECTIONS):
         default = getattr(Cluster(), one.name)
         kind: Any = TYPES[type(default)]
-        kind = [kind, "string"] if one.name in EXPRESSIONS else ["object", "null"] if kind == "object" else kind
+        kind = [kind, "string"] if one.name in WORDED else ["object", "null"] if kind == "object" else kind
         found = {"type": kind, **special.get(one.name, {}), "description": about.get(one.name, one.name)}
         if one.name in chosen:
             found["enum"] = list(chosen[one.name])
