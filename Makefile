@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PYTHON ?= python3
 
-.PHONY: help install quickstart test lowest faults figures gpu dist installed coverage lint types format clean
+.PHONY: help install quickstart test trackio lowest faults figures gpu dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +26,14 @@ test: install  ## run the tests (SLURM's are skipped, with the reason, where the
 	@# Those on SLURM share one small cluster, so one after the other. Exit code 5: ARGS selected none.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm $(ARGS) || [ $$? -eq 5 ]
 
+trackio: install  ## test gsq track with Trackio, beside .venv, since it needs an older Pillow (about a minute)
+	$(PYTHON) -m venv .venv-trackio
+	@# Everything but Trackio and its own needs comes from .venv.
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		>"$$(.venv-trackio/bin/python -c 'import site; print(site.getsitepackages()[0])')/above.pth"
+	.venv-trackio/bin/python -m pip install -qq --disable-pip-version-check 'trackio==0.43.0'
+	OMP_NUM_THREADS=1 .venv-trackio/bin/python -m pytest tests/sweeps_tests/test_tracking.py -k trackio
+
 lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versions that pyproject.toml allows
 	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
@@ -37,7 +45,8 @@ LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_dis
 	tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	sweeps_tests/test_own_parts sweeps_tests/test_programs sweeps_tests/test_horizons sweeps_tests/test_json_schema \
-	sweeps_tests/test_starting analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
+	sweeps_tests/test_starting sweeps_tests/test_tracking sweeps_tests/test_containers \
+	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 
 $(LOWEST)/.installed: pyproject.toml .ci/constraints-lowest.txt
 	@echo "installing the lowest versions into $(LOWEST) (a minute or two)"
@@ -80,4 +89,4 @@ format: install  ## reformat and mend what ruff can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and caches, keep results
-	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .coverage* build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) .venv-trackio .pytest_cache .mypy_cache .ruff_cache .coverage* build dist *.egg-info

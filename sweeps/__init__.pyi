@@ -32,3 +32,5 @@ from .tables.gather import gather as gather
 from .tables.missing import Coverage as Coverage
 from .tables.missing import missing as missing
 from .tables.pictures import sample_pictures as sample_pictures
+from .tracking.mirror import Tracked as Tracked
+from .tracking.mirror import track as track

@@ -19,6 +19,7 @@ from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import Array, labels, numbers, varying
 from gsq.config.axes import TOKENIZER
+from gsq.html import html_table
 
 _AXES = (*TOKENIZER, "depth", "group_dim", "bits_per_pixel", "bits_per_dimension")
 _OTHERS = ("image_size", "width", "learning_rate", "batch_size", "steps", "step", "seed")
@@ -49,6 +50,11 @@ class ReportCard:
     findings: tuple[str, ...]
     """What speaks against quoting it, in sentences."""
     sensitivity: Sensitivity
+
+    def _repr_html_(self) -> str:
+        """The fit and what speaks against it, for notebooks."""
+        findings = [(one,) for one in self.findings or ("nothing speaks against it",)]
+        return self.fit._repr_html_() + html_table("Findings", ("",), findings)
 
     def text(self) -> str:
         """The card in lines."""

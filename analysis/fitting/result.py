@@ -23,6 +23,7 @@ from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import Array, Index, completed, labels, quoted
 from gsq.files import write_text
+from gsq.html import html_table
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -287,6 +288,11 @@ class Fit:
             lines.append(f"  {self.target} in {self.features or 'unnamed features'}, protocol {self.protocol}")
         lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = ((n, f"{v:.4g}", interval_text(self.intervals[n], " to ")) for n, v in self.parameters.items())
+        notes = (f"intervals of {self.confidence:.0%}; {self.quality()}", *self.warnings)
+        return html_table(f"{self.law.name}: {self.formula()}", ("parameter", "value", "interval"), rows, notes)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: numbers, strings, lists and dicts; NaN and open ends become None. The draws are left out."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.running.slurm_arrays import Submission
     from gsq.sweeps.spec.cluster import Cluster
+    from gsq.sweeps.spec.container import Tracking
 
 
 def run_sweep(
@@ -39,6 +40,7 @@ def run_sweep(
     command: str,
     over_budget: bool = False,
     canary: bool = False,
+    micro_batch: str | None = None,
 ) -> int:
     """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 if cells failed, 130 on Ctrl-C.
 
@@ -55,6 +57,7 @@ def run_sweep(
     from gsq.sweeps.running.submit import submit
     from gsq.sweeps.spec.cluster import load_cluster
     from gsq.sweeps.tables.gather import RESULTS, gather
+    from gsq.sweeps.tracking.tracker import require_package
 
     unevaluated: dict[str, str] = {}
     # Figures and fits run alone on the cores by then; several threads would only wait for each other.
@@ -63,9 +66,11 @@ def run_sweep(
     console = Console(emoji=False)
     if output is not None:
         require_output("--output", output)
-    plan = make(sweep, cells)
-    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
     target = load_cluster(cluster)
+    plan = make(sweep, cells, micro_batch=micro_batch, cluster=target)
+    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
+    if target.tracker is not None:
+        require_package(target.tracker.to)
     for data in plan.data:
         if data.left_out:
             counts = ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in data.counts().items())
@@ -95,8 +100,26 @@ def run_sweep(
         print_trials(console, submission.folder)
         line(console, f"results table: [bold]{table}[/bold]")
         failed = sum(action.kind == "leave" for action in submission.actions)
+    if target.tracker is not None:
+        _track(console, submission.folder, target.tracker)
     console.print(f"{duration(time.monotonic() - begun)} in all", style="dim")
     return 1 if failed else 0
+
+
+def _track(console: Console, folder: SweepFolder, tracker: Tracking) -> None:
+    """Send the runs to the tracker of the cluster file; say what keeps them from it, since the runs themselves are
+    done."""
+    from rich.markup import escape
+
+    from gsq.cli.track import sentence
+    from gsq.sweeps.tracking.mirror import track
+
+    try:
+        line(
+            console, escape(sentence(track(folder, tracker.to, at=tracker.at or None, project=tracker.project or None)))
+        )
+    except UserError as error:
+        line(console, f"[yellow]warning:[/yellow] not sent: {escape(str(error))}")
 
 
 def _wait_for_slurm(
@@ -304,7 +327,14 @@ def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def run_command_line(
-    sweep: str, cluster: str, cells: int | None, retry: bool, output: Path | None, over_budget: bool, canary: bool
+    sweep: str,
+    cluster: str,
+    cells: int | None,
+    retry: bool,
+    output: Path | None,
+    over_budget: bool,
+    canary: bool,
+    micro_batch: str | None = None,
 ) -> None:
     """Run ``gsq run`` and exit with its code."""
     # Repeat the command as typed, without the script's folder if that is on the PATH.
@@ -315,6 +345,6 @@ def run_command_line(
     else:
         program = [os.path.relpath(sys.argv[0])]
     command = shlex.join([*program, *sys.argv[1:]])
-    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary)
+    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary, micro_batch)
     if code:
         raise typer.Exit(code)

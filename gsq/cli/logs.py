@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.completion import complete_cells
 from gsq.cli.options import JsonOption, MaybeNameArgument, print_json
 from gsq.cli.status import print_overview
 
@@ -16,6 +17,7 @@ def logs_command(
         list[str] | None,
         typer.Argument(
             metavar="CELL",
+            autocompletion=complete_cells,
             help="A signature or its beginning, or another selection of one cell; default: the only cell that runs.",
         ),
     ] = None,

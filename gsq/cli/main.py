@@ -32,14 +32,15 @@ from gsq.cli.run import run_command
 from gsq.cli.schema import schema_command
 from gsq.cli.status import status_command
 from gsq.cli.submit import submit_command
+from gsq.cli.sweeps import sweeps_app
 from gsq.cli.tokenizer import reconstruct_command, tokenize_command
+from gsq.cli.track import track_command
 from gsq.cli.train import train_command
 from gsq.cli.weights import weights_app
 
 app = typer.Typer(
     name="gsq",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -91,6 +92,7 @@ app.command("logs")(logs_command)
 app.command("cancel")(cancel_command)
 app.command("retry")(retry_command)
 app.command("gather")(gather_command)
+app.command("track")(track_command)
 app.command("clean")(clean_command)
 app.command("fit")(fit_command)
 app.command("allocate")(allocate_command)
@@ -107,6 +109,7 @@ app.command("new")(new_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)
+app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")
 _reflow_help(app)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsq.cli.completion import complete_cells, complete_names, complete_sweeps
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
 if TYPE_CHECKING:
@@ -19,13 +20,21 @@ SweepArgument = Annotated[
     str,
     typer.Argument(
         metavar="SWEEP",
+        autocompletion=complete_sweeps,
         help=f"Sweep YAML, or the name of one that ships with gsq: {', '.join(shipped_files(configs_folder()))}.",
     ),
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a submitted sweep, or its YAML file.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", autocompletion=complete_names, help="Name of a submitted sweep, or its YAML file."),
+]
 MaybeNameArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[SWEEP]", help="Name of a submitted sweep, or its YAML file; without it, all are listed."),
+    typer.Argument(
+        metavar="[SWEEP]",
+        autocompletion=complete_names,
+        help="Name of a submitted sweep, or its YAML file; without it, all are listed.",
+    ),
 ]
 ClusterOption = Annotated[
     str,
@@ -70,11 +79,21 @@ CanaryOption = Annotated[
         help="First run the largest cell of each resource class for 50 steps, to measure its memory and time.",
     ),
 ]
+MicroBatchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--micro-batch",
+        metavar="N|auto",
+        help="Images of one pass on one device, with the same result: a number, or auto for the largest that each "
+        "cell's GPU holds by the estimate.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SelectionArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SELECTION",
+        autocompletion=complete_cells,
         help="Signatures or their beginnings, states or failure classes (running, failed, out_of_memory, ...), "
         "KEY=VALUE (groups=4). Words of one kind are alternatives; different kinds must all match.",
     ),

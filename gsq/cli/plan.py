@@ -14,6 +14,7 @@ from gsq.cli.options import (
     CellsOption,
     GpuOption,
     JsonOption,
+    MicroBatchOption,
     PlanClusterOption,
     SweepArgument,
 )
@@ -33,6 +34,7 @@ def plan_command(
     sweep: SweepArgument,
     cluster: PlanClusterOption = None,
     gpu: GpuOption = None,
+    micro_batch: MicroBatchOption = None,
     cells: CellsOption = None,
     power: Annotated[
         bool,
@@ -103,7 +105,8 @@ def plan_command(
         from gsq.cli.table_options import require_outputs
 
         require_outputs({}, {"--figure": figure})
-    print_plan(sweep, cluster, gpu, cells, as_json, show_all, None if figure is None else partial(_draw, path=figure))
+    draw = None if figure is None else partial(_draw, path=figure)
+    print_plan(sweep, cluster, gpu, cells, as_json, show_all, draw, micro_batch)
 
 
 def _draw(plan: Plan, path: Path) -> str:

@@ -22,12 +22,25 @@ from gsq.cli.options import line, print_json
 from gsq.words import counted
 
 
-def make(source: str, cells: int | None, *, lenient: bool = False) -> Plan:
+def make(
+    source: str,
+    cells: int | None,
+    *,
+    lenient: bool = False,
+    micro_batch: str | None = None,
+    cluster: Cluster | None = None,
+) -> Plan:
+    """Return the plan of a sweep. micro_batch: of ``--micro-batch``, which may ask for the memory of ``cluster``."""
     from gsq.sweeps.planning.cells import make_plan
     from gsq.sweeps.spec.sweep import load_spec
 
     plan = make_plan(load_spec(source), lenient=lenient)
-    return plan if cells is None else plan.cut(cells)
+    plan = plan if cells is None else plan.cut(cells)
+    if micro_batch is None or cluster is None:
+        return plan
+    from gsq.sweeps.costing.gpu_memory import with_micro_batch
+
+    return with_micro_batch(plan, micro_batch, cluster)
 
 
 def live_view(console: Console, plan: Plan, target: Cluster) -> LiveView:
@@ -49,6 +62,7 @@ def print_plan(
     as_json: bool,
     show_all: bool,
     draw: Callable[[Plan], str] | None = None,
+    micro_batch: str | None = None,
 ) -> None:
     """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here.
 
@@ -63,6 +77,10 @@ def print_plan(
     target = load_cluster(cluster or plan.cluster or "local")
     if gpu is not None:
         target = replace(target, gpu=gpu, gpus=target.gpus or 1)
+    if micro_batch is not None:
+        from gsq.sweeps.costing.gpu_memory import with_micro_batch
+
+        plan = with_micro_batch(plan, micro_batch, target)
     found = forecast(plan, target)
     saved = draw(plan) if draw is not None else ""
     if as_json:

@@ -11,6 +11,7 @@ from gsq.cli.options import (
     CanaryOption,
     CellsOption,
     ClusterOption,
+    MicroBatchOption,
     OverBudgetOption,
     RetryOption,
     SweepArgument,
@@ -24,6 +25,7 @@ def run_command(
     retry: RetryOption = False,
     over_budget: OverBudgetOption = False,
     canary: CanaryOption = False,
+    micro_batch: MicroBatchOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
     ] = None,
@@ -37,4 +39,4 @@ def run_command(
     """
     from gsq.cli.compose import run_command_line
 
-    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary)
+    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary, micro_batch)

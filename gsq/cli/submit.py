@@ -20,6 +20,7 @@ from gsq.cli.options import (
     CanaryOption,
     CellsOption,
     ClusterOption,
+    MicroBatchOption,
     OverBudgetOption,
     RetryOption,
     SweepArgument,
@@ -135,6 +136,7 @@ def submit_command(
     retry: RetryOption = False,
     over_budget: OverBudgetOption = False,
     canary: CanaryOption = False,
+    micro_batch: MicroBatchOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
     ] = False,
@@ -149,11 +151,12 @@ def submit_command(
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
     """
-    plan = make(sweep, cells)
+    from gsq.sweeps.spec.cluster import load_cluster
+
+    plan = make(sweep, cells, micro_batch=micro_batch, cluster=load_cluster(cluster))
     if dry_run:
         from gsq.sweeps.costing.forecast import forecast
         from gsq.sweeps.running.slurm_arrays import dry_run as preview
-        from gsq.sweeps.spec.cluster import load_cluster
 
         if plan.search is not None:
             typer.echo("A search draws its cells when it runs. This is the job of a cell in the middle of its space:")

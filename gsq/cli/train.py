@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gsq.cli.options import key_values, line
+if TYPE_CHECKING:
+    from gsq.config.run import RunConfig
+
+from gsq.cli.options import MicroBatchOption, key_values, line
 
 
 def train_command(
@@ -18,6 +21,7 @@ def train_command(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, for instance -s groups=4; repeatable."),
     ] = None,
+    micro_batch: MicroBatchOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
     ] = False,
@@ -34,6 +38,8 @@ def train_command(
 
     values = key_values(settings, "--set")
     config = load_spec({"name": "train", "base": base, "set": values}).base
+    if micro_batch is not None:
+        config = _fitted(config, micro_batch)
     from gsq.pretrained.required import require_weights
     from gsq.runs.identity import identity
 
@@ -44,6 +50,16 @@ def train_command(
         return
     require_weights(config)
     raise typer.Exit(_train(config))
+
+
+def _fitted(config: RunConfig, micro_batch: str) -> RunConfig:
+    """The config with the micro-batch of ``--micro-batch``; auto fits the GPU of this machine."""
+    from gsq.sweeps.costing.gpu_memory import with_micro_batch
+    from gsq.sweeps.planning.cells import Cell, Plan
+    from gsq.sweeps.spec.cluster import Cluster
+
+    plan = Plan("train", (Cell("", {}, config, ""),))
+    return with_micro_batch(plan, micro_batch, Cluster()).cells[0].config
 
 
 def _train(config: object) -> int:

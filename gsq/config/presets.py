@@ -22,6 +22,12 @@
 | authors-vae-128           | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
 | authors-gan-128           | 128   | 8  | 8  | 128   | 1 2 2 4     | 2      | no        | 256   | 80,000  |           |
 | authors-gan-256           | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 512   | 50,000  |           |
+| gpu24-64                  | 64    | 4  | 16 | 64    | 1 2 2       | 2      | no        | 128   | 100,000 |           |
+| gpu24-128                 | 128   | 8  | 16 | 64    | 1 2 2 4     | 2      | no        | 128   | 100,000 |           |
+| gpu24-256                 | 256   | 8  | 16 | 64    | 1 2 2 4     | 2      | no        | 128   | 100,000 |           |
+| gpu80-64                  | 64    | 4  | 16 | 128   | 1 2 2       | 2      | no        | 256   | 100,000 |           |
+| gpu80-128                 | 128   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
+| gpu80-256                 | 256   | 8  | 16 | 128   | 1 2 2 4     | 2      | no        | 256   | 100,000 |           |
 
 cpu-*: learning rate 1e-3, perceptual loss efficientnet_lite0, PatchGAN (16 channels, 2 layers; 32, 2). paper-f*: 2e-4,
 lpips_vgg, PatchGAN (64, 3), V = 262,144, depth-to-space, bfloat16. The paper's scaling runs use the DINO discriminator
@@ -33,6 +39,11 @@ the folder that $IMAGENET names, with its images below train/ and val/; rFID is 
 images, with LPIPS. Not in the paper: the crops (its authors' code resizes each image and takes the centre; here it is
 the largest square, at a random place), flips (none in that code), and the network of the LPIPS metric. micro_batch
 fits a GPU of 40 GB.
+
+gpu24-*, gpu80-*: for one GPU of 24 or 80 GB, trained as the authors train, with G = 4 groups, V = 1024, lpips_vgg and a
+PatchGAN (64, 3) that joins after a fifth of the steps. Their data is ImageNet in the folder that $IMAGENET names
+(data.path), evaluated like paper-gan-256. micro_batch fits the GPU by gsq's estimate; their hours and memory are not
+measured.
 
 authors-*: the paper-* preset of the same name, trained as the authors' public code trains where the paper is silent
 (AUTHORS below; gsq/README.md compares the authors, the paper and gsq). The sweeps in sweeps/configs/paper/ start from
@@ -111,6 +122,16 @@ def _as_the_authors(base: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _one_gpu(image_size: int, channels: int, batch_size: int, micro_batch: int, steps: int = 100_000) -> dict[str, Any]:
+    """A model for one GPU, trained as the authors train, on ImageNet at this size."""
+    base = _paper_table(image_size, steps, batch_size, micro_batch)
+    base["model"] = {"downsample": 4 if image_size == 64 else 8, "latent_dim": 16, "channels": channels}
+    base["quantizer"] = {"groups": 4, "codebook_size": 1024}
+    base["optimizer"] = {"learning_rate": 2e-4, "decay_everything": True}
+    base["loss"] = {"perceptual": "lpips_vgg", "discriminator_start": steps // 5}
+    return _as_the_authors(base | {"discriminator": {}})
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu-tiny": {
         "model": {"downsample": 4, "latent_dim": 16, "channels": 16, "blocks": 1, "norm_groups": 8},
@@ -185,6 +206,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS |= {
     name.replace("paper-", "authors-"): _as_the_authors(PRESETS[name])
     for name in ("paper-f8", "paper-f16", "paper-f32", "paper-vae-128", "paper-gan-128", "paper-gan-256")
+}
+PRESETS |= {
+    "gpu24-64": _one_gpu(64, 64, 128, 0),
+    "gpu24-128": _one_gpu(128, 64, 128, 0),
+    "gpu24-256": _one_gpu(256, 64, 128, 32),
+    "gpu80-64": _one_gpu(64, 128, 256, 0),
+    "gpu80-128": _one_gpu(128, 128, 256, 128),
+    "gpu80-256": _one_gpu(256, 128, 256, 64),
 }
 
 # Parameters that the paper prints, in millions (GSQ, arXiv 2412.02632, fig. 3; results/reference). They are those of

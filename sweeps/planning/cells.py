@@ -22,6 +22,7 @@ from gsq.data.listing import shown
 from gsq.data.manifest import Manifest, Summary
 from gsq.data.sources import manifest
 from gsq.errors import Missing, UserError
+from gsq.html import html_table
 from gsq.pretrained.required import required_weights
 from gsq.pretrained.weights import find_weights
 from gsq.runs.identity import declared_data, identity, program_identity
@@ -170,6 +171,25 @@ class Plan:
     """Axes of the cells that are no config keys."""
     search: Spec | None = None
     """A search, which draws its cells as it runs; the plan's cells are examples, the first from the middle."""
+
+    def _repr_html_(self) -> str:
+        """The cells as a table, for notebooks."""
+        axes = list(dict.fromkeys(name for cell in self.cells for name in cell.axes))
+        rows = (
+            (
+                c.signature,
+                *(c.axes.get(name, "") for name in axes),
+                f"{c.cost.parameters:,}",
+                f"{c.cost.train_flops:.3g}",
+            )
+            for c in self.cells
+        )
+        notes = (
+            *(f"missing: {text}" for text in self.missing),
+            *([f"{len(self.dropped)} left out by where"] * bool(self.dropped)),
+        )
+        columns = ("signature", *axes, "parameters", "training FLOPs")
+        return html_table(f"{self.name}: {len(self.cells)} cells", columns, rows, notes)
 
     @property
     def images(self) -> dict[str, Summary]:

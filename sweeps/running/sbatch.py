@@ -12,6 +12,7 @@ from typing import Any
 
 from gsq.errors import UserError
 from gsq.surroundings import alone
+from gsq.sweeps.running.container import in_container, in_double_quotes, pyxis_options
 from gsq.sweeps.running.snapshot import environment
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.state import journal
@@ -143,10 +144,12 @@ def job_script(
     python: str,
     variables: Mapping[str, str] | None = None,
     after: Collection[str] = (),
+    images: Collection[str] = (),
 ) -> str:
     """Return submitit's script for an array, as a pure function of these arguments.
 
-    variables: from ``handed_on``. after: jobs that must have ended, whatever became of them, before it starts.
+    variables: from ``handed_on``. after: jobs that must have ended, whatever became of them, before it starts. images:
+    folders that a container must show besides the runs.
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -158,8 +161,13 @@ def job_script(
         options["dependency"] = ",".join(filter(None, (cluster.dependency, ":".join(("afterany", *sorted(after))))))
     # Clusters that account by wckey refuse submitit's default.
     options |= {"wckey": None, **_memory(entry.memory_gb, cluster)}
+    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(entry.path))}"
+    container = []
+    if cluster.container is not None:
+        command = in_container(entry, cluster, variables or {}, images)
+        container = pyxis_options(entry, cluster, variables or {}, images)
     script: str = _make_sbatch_string(
-        command=f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(entry.path))}",
+        command=command,
         # SLURM replaces % in the names of output files.
         folder=str(entry.path).replace("%", "%%"),
         map_count=tasks,
@@ -177,6 +185,7 @@ def job_script(
         srun_args=[
             "--export=ALL",
             *(["--kill-on-bad-exit=1"] if cluster.nodes * cluster.processes_per_node > 1 else []),
+            *container,
         ],
         additional_parameters={name: value for name, value in cluster.sbatch.items() if value is not False},
         **options,
@@ -206,7 +215,7 @@ def _setup(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str])
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
         *cluster.setup,
         f"unset {' '.join(others)}",
-        *(f"export {name}={_in_double_quotes(value)}" for name, value in exports.items()),
+        *(f"export {name}={in_double_quotes(value)}" for name, value in exports.items()),
         # This follows the setup commands, because module load may set PYTHONPATH too. An empty entry would mean the
         # folder in which the job starts.
         f'export PYTHONPATH={shlex.quote(copy.pop("PYTHONPATH"))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
@@ -217,8 +226,3 @@ def _setup(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str])
         'rm -f "$task"*.save_tmp',
         f'[ -e "$task"_submitted.pkl ] || ln -s {journal.PICKLE} "$task"_submitted.pkl',
     ]
-
-
-def _in_double_quotes(value: str) -> str:
-    """Quote a value for the shell, which still expands variables such as $TMPDIR."""
-    return '"' + re.sub(r'(["`\\])', r"\\\1", value) + '"'

@@ -26,7 +26,7 @@ from gsq.sweeps.costing.cost import Speed, speed
 from gsq.sweeps.costing.forecast import admit, by_class
 from gsq.sweeps.costing.resource_class import ResourceClass
 from gsq.sweeps.planning.cells import Cell, Plan
-from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.planning.folder import SweepFolder, absolute
 from gsq.sweeps.planning.horizons import families, waiting
 from gsq.sweeps.running.array_job import ArrayJob
 from gsq.sweeps.running.local_queue import LocalQueue
@@ -256,7 +256,8 @@ class Arrays:
         )
         # The sweep has one limit on parallel jobs, but SLURM needs one for each array.
         parallel = max(1, self.cluster.parallel * len(members) // len(self.cells))
-        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ), after)
+        images = sorted({path for cell in members if (path := absolute(cell.config).data.path)})
+        return entry, job_script(entry, self.cluster, parallel, sys.executable, handed_on(os.environ), after, images)
 
     def scripts(self, number: int) -> list[str]:
         """Return the job scripts of all arrays from ``number`` on, if sbatch refuses none."""

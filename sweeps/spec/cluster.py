@@ -11,6 +11,7 @@ from typing import Any
 from gsq.config.overrides import read_yaml
 from gsq.errors import UserError, choose, nearest, positive
 from gsq.surroundings import visible_gpus
+from gsq.sweeps.spec.container import Container, Tracking, read_section
 from gsq.sweeps.spec.expressions import check_expression
 from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
 from gsq.sweeps.spec.resources import RESOURCE_FUNCTIONS, RESOURCE_NAMES
@@ -37,6 +38,8 @@ AUTO = "auto"
 # Keys that may be an expression of the cell's estimate, and those that may be text.
 EXPRESSIONS = ("memory_gb", "minutes")
 WORDED = (*EXPRESSIONS, "cells_in_turn")
+# Keys with keys of their own.
+SECTIONS: dict[str, type[Container] | type[Tracking]] = {"container": Container, "tracker": Tracking}
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class Cluster:
     """Environment variables of the job; the job's shell expands variables in them ($TMPDIR)."""
     sbatch: dict[str, str | bool] = field(default_factory=dict)
     """More sbatch options by their long names; True for one without a value, False to leave one out."""
+    container: Container | None = None
+    """slurm: the image in which jobs run, a name or {image: ..., runtime: pyxis, binds: [/data]}."""
+    tracker: Tracking | None = None
+    """Where gsq run sends the runs when it is done: tensorboard, wandb, mlflow, trackio, or {to: mlflow, at: ...}."""
     name: str = "local"
     """What messages call the cluster; by default the name of its file."""
 
@@ -121,6 +128,11 @@ class Cluster:
             choose("resume", failure, RESUME)
             choose(f"resume: {failure}", who, WHO)
         self._check_sbatch()
+        if self.kind == "local" and self.container:
+            raise UserError(
+                "container: the queue on this machine runs no containers; start gsq inside the image instead, or write "
+                "kind: slurm"
+            )
         if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.shares):
             raise UserError(
                 "processes, nodes, cells_per_job and cells_in_turn: the queue on this machine gives each run one "
@@ -211,7 +223,9 @@ def _build(values: dict[str, Any], written: dict[str, Any]) -> Cluster:
             listed = ", ".join(f"{name} ({_default(f)!r})" for name, f in valid.items())
             raise UserError(f"unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
         default, text = _default(valid[key]), written.get(key, value)
-        if isinstance(default, tuple):
+        if key in SECTIONS:
+            values[key] = read_section(key, SECTIONS[key], value)
+        elif isinstance(default, tuple):
             if isinstance(value, str):
                 value = [value]
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):

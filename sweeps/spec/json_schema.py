@@ -19,11 +19,12 @@ from gsq.config.axes import AXES
 from gsq.config.overrides import KEYS, SHORT_NAMES
 from gsq.config.parts import PATH
 from gsq.config.presets import PRESETS
-from gsq.config.run import SECTIONS
+from gsq.config.run import SECTIONS as CONFIG_SECTIONS
 from gsq.config.values import key_types
 from gsq.errors import UserError
 from gsq.sweeps.spec import search_space, sweep
-from gsq.sweeps.spec.cluster import AUTO, MEMORY_PER, SBATCH_KEYS, WORDED, Cluster
+from gsq.sweeps.spec.cluster import AUTO, MEMORY_PER, SBATCH_KEYS, SECTIONS, WORDED, Cluster
+from gsq.sweeps.spec.container import RUNTIMES, TRACKERS
 from gsq.sweeps.spec.expressions import HELPERS
 from gsq.sweeps.spec.gpus import GPU_PEAKS
 from gsq.sweeps.spec.programs import PROGRAM_KEYS
@@ -67,7 +68,7 @@ def sweep_schema() -> Schema:
             "properties": {one.name: written[f"{name}.{one.name}"] for one in fields(section)},
             "additionalProperties": False,
         }
-        for name, section in SECTIONS.items()
+        for name, section in CONFIG_SECTIONS.items()
     }
     expressions = {"type": ["string", "null", "array"], "items": {"type": "string"}}
     limits = docstrings(sweep.Budget)
@@ -139,7 +140,8 @@ def _of_program(described: dict[str, Schema]) -> Schema:
 
 def cluster_schema() -> Schema:
     """The schema of a cluster file. Raises nothing; imports no torch."""
-    about, properties = docstrings(Cluster), {}
+    about = docstrings(Cluster)
+    properties: dict[str, Schema] = {}
     chosen: dict[str, Iterable[str]] = {"kind": ("local", "slurm"), "gpu": GPU_PEAKS, "memory_per": MEMORY_PER}
     scalar = {"type": ["string", "number", "boolean", "null"]}
     several = {"anyOf": [scalar, {"type": "array", "items": scalar}]}
@@ -151,7 +153,17 @@ def cluster_schema() -> Schema:
         "sbatch": {"propertyNames": names, "additionalProperties": several},
         "cells_in_turn": {"pattern": f"^{AUTO}$"},
     }
-    for one in fields(Cluster):
+    chosen_within = {"runtime": RUNTIMES, "to": TRACKERS}
+    for name, cls in SECTIONS.items():
+        keys = [one.name for one in fields(cls)]
+        within: dict[str, Schema] = {key: {"type": "string", "description": docstrings(cls)[key]} for key in keys}  # type: ignore[arg-type]
+        for key in within.keys() & chosen_within.keys():
+            within[key]["enum"] = list(chosen_within[key])
+        if "binds" in within:
+            within["binds"] |= {"type": ["string", "array"], "items": {"type": "string"}}
+        whole = _mapping(within, keys[:1])
+        properties[name] = {"anyOf": [within[keys[0]], whole, {"type": "null"}], "description": about[name]}
+    for one in (one for one in fields(Cluster) if one.name not in SECTIONS):
         default = getattr(Cluster(), one.name)
         kind: Any = TYPES[type(default)]
         kind = [kind, "string"] if one.name in WORDED else ["object", "null"] if kind == "object" else kind
@@ -186,7 +198,7 @@ def _description(key: str) -> str:
     """The docstring of a config key, after what the axis is that it stands for."""
     section, name = key.split(".")
     axis = [one.description for one in AXES if one.key == key]
-    return ". ".join([*axis, *filter(None, [docstrings(SECTIONS[section]).get(name, "")])]) or key
+    return ". ".join([*axis, *filter(None, [docstrings(CONFIG_SECTIONS[section]).get(name, "")])]) or key
 
 
 def _of_key(key: str) -> Schema:
@@ -200,7 +212,7 @@ def _of_key(key: str) -> Schema:
         own = PATH in words
         enum: Schema = {"enum": [word for word in words if word != PATH]}
         return {"anyOf": [enum, OWN]} if own else enum
-    if wanted in (int, float) and (least := _least(SECTIONS[section], name)) is not None:
+    if wanted in (int, float) and (least := _least(CONFIG_SECTIONS[section], name)) is not None:
         found["minimum"] = least
     return found
 
@@ -216,7 +228,7 @@ def _refusal(cls: type, name: str, value: Any) -> str:
 
 def _words(section: str, name: str) -> list[str]:
     """The words that a key takes, from the section's own refusal of another one; empty if it takes any text."""
-    found = re.search(r"choose one of (.*)$", _refusal(SECTIONS[section], name, "?"))
+    found = re.search(r"choose one of (.*)$", _refusal(CONFIG_SECTIONS[section], name, "?"))
     return found[1].split(", ") if found else []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.errors import UserError
+from gsq.html import html_table
 from gsq.records.attempt import RUNNING
 from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord
@@ -96,6 +97,23 @@ class SweepStatus:
         """Reasons for waiting with the number of cells; those that will not start come first."""
         return waiting_reasons(self.cells)
 
+    def _repr_html_(self) -> str:
+        """The cells as a table, for notebooks."""
+        counts = ", ".join(f"{count} {state}" for state, count in self.shown_counts.items())
+        rows = (
+            (
+                c.signature,
+                c.title,
+                shown_state(c.state, c.failure),
+                f"{c.step}/{c.steps}",
+                _number(c.rfid),
+                c.message or "",
+            )
+            for c in self.cells
+        )
+        columns = ("signature", "cell", "state", "step", "rFID", "message")
+        return html_table(f"{self.name}: {counts}", columns, rows)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "sweep": self.name,
@@ -105,6 +123,10 @@ class SweepStatus:
             **({"not_submitted": dict(self.not_submitted)} if self.source else {}),
             **({"search": self.search.to_dict()} if self.search else {}),
         }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def waiting_reasons(cells: Iterable[CellStatus]) -> dict[str, int]:

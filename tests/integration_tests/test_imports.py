@@ -20,11 +20,11 @@ WINGS = {
         "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "runs",
         "tokenizer", "peers", "templates", "cli",
     ),
-    "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables"),
+    "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables", "tracking"),
     "analysis": ("tables", "laws", "fitting", "checking", "allocating", "designing", "figures", "reporting"),
 }  # fmt: skip
 # What analysis may use of the other rooms: none of it knows anything of runs.
-SHARED = ("gsq.sweeps.schema", "gsq.config.axes", "gsq.files", "gsq.words")
+SHARED = ("gsq.sweeps.schema", "gsq.config.axes", "gsq.files", "gsq.html", "gsq.words")
 # What of sweeps runs or evaluates a cell, and so may import what trains.
 WORKERS = ("gsq.sweeps.running.worker", "gsq.sweeps.running.array_job")
 LONGEST = 400

@@ -150,7 +150,7 @@ def test_sweeps_and_tables_that_ship_are_there(readme: str) -> None:
             words[:1] != ["gsq"]
             or len(words) < 3
             or words[1]
-            in ("weights", "results", "train", "reconstruct", "tokenize", "publish", "new", "check", "schema")
+            in ("weights", "results", "sweeps", "train", "reconstruct", "tokenize", "publish", "new", "check", "schema")
         ):
             continue
         name = words[2]

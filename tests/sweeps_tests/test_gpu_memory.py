@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 
 from gsq.config.flops import cost
+from gsq.config.presets import PRESETS, preset
+from gsq.errors import UserError
 from gsq.sweeps import forecast
-from gsq.sweeps.costing.gpu_memory import memory_notes
-from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.costing.cost import speed
+from gsq.sweeps.costing.gpu_memory import ROOM, memory_notes, needed_bytes, with_micro_batch
+from gsq.sweeps.planning.cells import Cell, Plan, make_plan
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.gpus import GPU_MEMORY_GB, GPU_PEAKS
 from gsq.sweeps.spec.sweep import load_spec
@@ -82,3 +85,41 @@ def test_a_local_gpu_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     for size, fits in ((24 << 30, False), (512 << 30, True), (None, True)):
         monkeypatch.setattr("gsq.sweeps.costing.gpu_memory.local_gpu_bytes", lambda size=size: size)
         assert bool(memory_notes(paper().cells, found.speed, Cluster())) is not fits
+
+
+RTX = Cluster(kind="slurm", gpus=1, gpu="rtx4090", name="small")
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits_and_keeps_the_signature() -> None:
+    plan = paper()
+    fitted = with_micro_batch(plan, "auto", RTX)
+    assert told(plan, RTX) and not told(fitted, RTX)
+    for before, after in zip(plan.cells, fitted.cells, strict=True):
+        micro, room = after.config.execution.micro_batch, ROOM * (GPU_MEMORY_GB["rtx4090"] << 30)
+        assert after.signature == before.signature and needed(before, micro) <= room < needed(before, 2 * micro)
+    huge = Cluster(kind="slurm", gpus=1, gpu="b200", name="huge")
+    tiny = make_plan(load_spec({"name": "t", "base": "cpu-tiny"}))
+    assert with_micro_batch(tiny, "auto", huge).cells == tiny.cells
+
+
+@pytest.mark.parametrize(
+    ("text", "cluster", "words"),
+    [
+        ("auto", Cluster(), "'local' has none"),
+        ("many", RTX, "'many' is neither"),
+        ("0", RTX, "'0' is neither"),
+        ("3", RTX, "does not divide"),
+    ],
+)
+def test_a_wrong_micro_batch_is_named(text: str, cluster: Cluster, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsq.sweeps.costing.gpu_memory.local_gpus", list)
+    with pytest.raises(UserError, match=words):
+        with_micro_batch(paper(), text, cluster)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("gpu")])
+def test_a_preset_for_one_gpu_fits_it_by_the_estimate_and_names_its_data(name: str) -> None:
+    config = preset(name)
+    limit = int(name[3:5]) << 30
+    assert needed_bytes(config, speed([], {}, "gpu")) <= ROOM * limit
+    assert config.data.path == "$IMAGENET" and config.data.image_size == int(name[6:])

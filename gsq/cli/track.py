@@ -1,0 +1,78 @@
+"""``gsq track``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gsq.cli.options import JsonOption, NameArgument, print_json
+from gsq.words import counted
+
+if TYPE_CHECKING:
+    from gsq.sweeps.tracking.mirror import Tracked
+
+
+def track_command(
+    sweep: NameArgument,
+    to: Annotated[str, typer.Option("--to", metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio.")],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="PLACE",
+            help="Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else "
+            "results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.",
+        ),
+    ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option("--project", metavar="NAME", help="What the tracker calls the sweep; default: its name."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every few seconds until all cells have ended.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send runs once more that were sent before and removed there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Mirror the runs of a sweep to an experiment tracker: training curves, evaluations, samples, configs.
+
+    Start it on a login node, while the sweep runs or later: it reads the run folders and changes nothing in them, so
+    that compute nodes need no network. A second call sends only what the tracker does not have. Each run is named by
+    its signature, numbers by train/ or by evaluation/ and their protocol. A cluster file with tracker: wandb does this
+    at the end of gsq run.
+
+    Each tracker needs its package: pip install 'gsq\\[wandb]'. Weights & Biases without a network: WANDB_MODE=offline.
+
+    Example: gsq track groups --to tensorboard --watch
+
+    Example: gsq track groups --to mlflow --at http://localhost:5000
+    """
+    from gsq.sweeps.tracking.mirror import track
+
+    told = [""]
+
+    def tell(found: Tracked) -> None:
+        if not as_json and (text := sentence(found)) != told[-1]:
+            told.append(text)
+            typer.echo(text)
+
+    try:
+        found = track(sweep, to, at=at, project=project, watch=watch, again=again, on_update=tell)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command sends the rest", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(found.to_dict())
+
+
+def sentence(found: Tracked) -> str:
+    """What a call has sent, in words."""
+    sent = [counted(count, *WORDS[kind]) for kind, count in found.points.items() if count]
+    words = f"sent {', '.join(sent)}" if sent else "nothing new to send"
+    return f"{words}; {counted(found.runs, 'run')} of project '{found.project}' in {found.to} at {found.at}"
+
+
+WORDS = {"train": ("step of curves", "steps of curves"), "evaluations": ("evaluation",), "samples": ("picture",)}

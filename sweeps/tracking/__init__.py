@@ -1,0 +1,1 @@
+"""Runs mirrored to experiment trackers: TensorBoard, Weights & Biases, MLflow, Trackio."""
