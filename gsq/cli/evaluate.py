@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # What the evaluation of a run prints, where it was measured.
 PRINTED = (
     *("features", "num_images", "resolution", "rank_deficient", "rfid", "kid", "inception_score", "lpips", "psnr_db"),
-    *("ssim", "usage", "perplexity", "protocol"),
+    *("ssim", "usage", "perplexity", "effective_bits", "prior_bits_per_token", "prior_bits_per_pixel", "gfid"),
+    *("gfid_samples", "probe_converged", "probe_overfits", "probe_protocol", "protocol"),
 )
 
 RunArgument = Annotated[
@@ -55,6 +56,17 @@ def evaluate_command(
         bool,
         typer.Option("--allow-small", help="Allow an rfid over few images: under 2,049 (Inception) or 50."),
     ] = False,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe",
+            metavar="SIZE",
+            help="Train a small generator on the indices, too (tiny, small, base): prior bits and gFID.",
+        ),
+    ] = None,
+    probe_steps: Annotated[
+        int | None, typer.Option("--probe-steps", metavar="N", min=1, help="Steps of the probe; default: its size's.")
+    ] = None,
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
@@ -67,10 +79,12 @@ def evaluate_command(
 
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
     Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
+    Example: gsq evaluate quickstart --probe tiny
     """
     import dataclasses
 
     given = {"num_images": num_images, "features": features, "resolutions": tuple(resolution or ()), "lpips": lpips}
+    given |= {"probe": probe, "probe_steps": probe_steps}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
     if allow_small:
         changes["allow_small"] = True
@@ -78,6 +92,7 @@ def evaluate_command(
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     from gsq.evaluation.evaluate import evaluate_all
+    from gsq.probe.protocol import probe_protocol
     from gsq.runs.reevaluate import load_finished
 
     config, source, model = load_finished(Path(run))
@@ -86,7 +101,12 @@ def evaluate_command(
     dataclasses.replace(config, evaluation=wanted)
     for line in source.manifest.summary().remarks():
         typer.echo(line, err=True)
+    probe_protocol(wanted, config.data, source.manifest)
     results = evaluate_all(model, source, wanted)
+    if wanted.probe != "none":
+        from gsq.probe.measure import probe as measure
+
+        results = [result | measure(model, source, wanted, result) for result in results]
     if as_json:
         print_json(results[0] if len(results) == 1 else results)
         return
@@ -94,8 +114,8 @@ def evaluate_command(
         if i:
             typer.echo()
         for name in PRINTED:
-            if result[name] is not None:
-                typer.echo(f"{name:<16}{result[name]}")
+            if result.get(name) is not None:
+                typer.echo(f"{name:<21}{result[name]}")
 
 
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
@@ -103,9 +123,10 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
+            probed = f"gFID {result['gfid']:.4g}, {result['prior_bits_per_pixel']:.4g} prior bits/pixel, "
             typer.echo(
-                f"{over}: {result['signature']} rFID {result['rfid']:.4g} in {result['features']}, "
-                f"{result['num_images']} images of {result['resolution']} pixels"
+                f"{over}: {result['signature']} {probed if 'gfid' in result else ''}rFID {result['rfid']:.4g} in "
+                f"{result['features']}, {result['num_images']} images of {result['resolution']} pixels"
             )
 
     done = evaluate_sweep(name, changes, cluster, on_result=show)

@@ -26,7 +26,7 @@ from gsq.data.sources import manifest
 from gsq.errors import UserError
 
 # Stream numbers of the counter-based generators.
-TRAIN_STREAM, VALIDATION_STREAM = 0, 1
+TRAIN_STREAM, VALIDATION_STREAM, FIXED_TRAIN_STREAM = 0, 1, 2
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
@@ -105,11 +105,17 @@ class ImageSource:
         photos: image i is a fixed crop, drawn like a training crop from the held-out scenes, not flipped.
         Other data: the centre square of image i.
         """
-        size, files = self.config.image_size, self.manifest.validation
+        return self.fixed_batch("validation", first, count)
+
+    def fixed_batch(self, part: str, first: int, count: int, flip: bool = False) -> Tensor:
+        """``validation_batch`` of either part of the split, "train" or "validation"; ``flip`` mirrors every image."""
+        size = self.config.image_size
+        files = self.manifest.validation if part == "validation" else self.manifest.train
+        stream = VALIDATION_STREAM if part == "validation" else FIXED_TRAIN_STREAM
         images = []
         for i in range(first, first + count):
             if self.config.kind == "photos":
-                random = np.random.Generator(np.random.Philox(key=[0, VALIDATION_STREAM], counter=[0, 0, 0, i]))
+                random = np.random.Generator(np.random.Philox(key=[0, stream], counter=[0, 0, 0, i]))
                 image, side = self.load(files[i % len(files)]), 0.0
                 side = min(size * self.config.max_crop ** random.random(), *image.size)
                 left, top = random.random() * (image.width - side), random.random() * (image.height - side)
@@ -117,7 +123,7 @@ class ImageSource:
                 image = self.load(files[i])
                 side = float(min(image.size))
                 left, top = (image.width - side) / 2, (image.height - side) / 2
-            images.append(_crop(image, left, top, side, size, False))
+            images.append(_crop(image, left, top, side, size, flip))
         return to_tensor(images)
 
 

@@ -77,8 +77,7 @@ def evaluate(
     group = group or Group()
     model.eval()
     device = next(model.parameters()).device
-    if image_size is not None and image_size != source.config.image_size:
-        source = ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+    source = source_of_size(source, image_size)
     features = feature_extractor(evaluation.features, source.config.image_size)
     features.network.to(device)
     rules = protocol(evaluation, source.config, source.manifest, features=features)
@@ -91,7 +90,7 @@ def evaluate(
     with_originals = group.from_first(known is None and (store is None or claimed))
     work = _Work(model, source, evaluation, rules, features, lpips, metrics, step, group, tick)
     try:
-        with _full_precision():
+        with full_precision():
             total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
             if not with_originals:
                 known = _originals_of_others(work, store, known)
@@ -146,8 +145,15 @@ def evaluate_all(
     return results
 
 
+def source_of_size(source: ImageSource, image_size: int | None) -> ImageSource:
+    """The same images at another size; ``source`` itself where this is its own or None."""
+    if image_size is None or image_size == source.config.image_size:
+        return source
+    return ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+
+
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Turn off TF32, which a GPU would otherwise use for float32 convolutions."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -17,7 +17,7 @@ NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 # Each wing may import those before it. What lies beside the wings of a room, such as errors.py, comes first.
 WINGS = {
     "gsq": (
-        "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "runs",
+        "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "probe", "runs",
         "tokenizer", "templates", "cli",
     ),
     "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables"),
