@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gsq.analysis.checking.generation import Generation, generation
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
+from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, numbers, varying
@@ -46,6 +49,8 @@ class ReportCard:
     findings: tuple[str, ...]
     """What speaks against quoting it, in sentences."""
     sensitivity: Sensitivity
+    generation: Generation | None = None
+    """What generation probes say of the same cells; None without any, or with several protocols."""
 
     def text(self) -> str:
         """The card in lines."""
@@ -87,6 +92,8 @@ class ReportCard:
                 f"{error(held.window[name])}; the largest from the others {error(held.largest[name])}"
             )
         lines += ["", "Sensitivity", f"  {self.sensitivity.text(fit.target)}"]
+        if self.generation is not None:
+            lines += ["", "Generation", *(f"  {line}" for line in self.generation.lines)]
         if self.trends:
             parts = [f"{one.column} {one.correlation:+.2f} (p {one.p:.2g})" for one in self.trends]
             lines += ["", "Residuals against axes (rank correlation)", f"  {', '.join(parts)}"]
@@ -101,6 +108,7 @@ class ReportCard:
             "trends": jsonable({one.column: {"correlation": one.correlation, "p": one.p} for one in self.trends}),
             "sensitivity": self.sensitivity.to_dict(),
             "findings": list(self.findings),
+            **({"generation": self.generation.to_dict()} if self.generation is not None else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -113,7 +121,10 @@ def report_card(fit: Fit) -> ReportCard:
     varies."""
     held = held_out(fit)
     trends = residual_trends(fit)
-    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit))
+    probed = None
+    with suppress(AnalysisError):
+        probed = generation(fit.rows)
+    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit), probed)
 
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:

@@ -18,7 +18,7 @@ from gsq.cli.fit import load_and_fit
 from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TablesArgument, require_outputs, table_paths
 from gsq.cli.taking import takes
 
-KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
+KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "tradeoff", "steps", "card")
 WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 
@@ -75,6 +75,8 @@ def plot_command(
     collapse: rFID against bits per pixel (or --x) with one line through all cells, and what it misses. Needs two axes.
 
     pareto: the cells that none beats both in rFID and in bits, and in rFID and in training compute (or --x).
+
+    tradeoff: rFID and gFID against prior bits per pixel, with the front. Needs probes (gsq evaluate --probe).
 
     steps: rFID and usage (or --y) over training. Needs evaluations at several steps (evaluation.every).
 
@@ -139,6 +141,7 @@ def draw(
     from gsq.analysis.figures import scaling as figures
     from gsq.analysis.figures.card import card_figure
     from gsq.analysis.figures.curves import course_figure
+    from gsq.analysis.figures.tradeoff import tradeoff_figure
     from gsq.analysis.tables.table import unquoted
 
     if kind in ("contours", "card") and not fits:
@@ -154,6 +157,7 @@ def draw(
         "usage": lambda: figures.usage_figure(frame, path, reference),
         "collapse": lambda: scatter.collapse_figure(frame, xs, path),
         "pareto": lambda: scatter.pareto_figure(frame, xs, path),
+        "tradeoff": lambda: tradeoff_figure(frame, path),
         "steps": lambda: course_figure(frame, ys, path),
         "card": lambda: card_figure(report_card(fits[0]), path),
     }

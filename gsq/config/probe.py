@@ -19,6 +19,10 @@ SELECTION = 0.1
 FEWEST = 100
 # Most samples of a gfid, and images that one pass of sampling makes together.
 MOST_SAMPLES, SAMPLE_BATCH = 10_000, 128
+# Cost of a sample in forward passes: one position at a time is slower than all at once.
+SAMPLING = 3
+# Training crops of photos, and most training images of any data, where evaluation.probe_images is 0.
+PHOTO_CROPS, MOST_IMAGES = 1024, 50_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ def packs(index_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         else:
             found.append([size])
     return tuple(map(tuple, found))
+
+
+def probe_images(asked: int, photos: bool, there: int) -> int:
+    """Training images of a probe. asked: evaluation.probe_images; there: images of the data set, 0 if not known."""
+    return asked or PHOTO_CROPS if photos else min(asked or MOST_IMAGES, there or MOST_IMAGES)
 
 
 def code_sizes(index_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -6,14 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
-from gsq.config.probe import CURVE, FEWEST, MOST_SAMPLES, PACKED, SELECTION, SIZES, ProbeSize
+from gsq.config.probe import CURVE, FEWEST, MOST_SAMPLES, PACKED, SELECTION, SIZES, ProbeSize, probe_images
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
 from gsq.data.manifest import Manifest
 from gsq.errors import UserError
-
-# Training crops of photos, and most training images of any data, where evaluation.probe_images is 0.
-PHOTO_CROPS, MOST_IMAGES = 1024, 50_000
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,6 @@ def probe_size(evaluation: EvaluationConfig) -> ProbeSize:
     return dataclasses.replace(size, steps=evaluation.probe_steps or size.steps)
 
 
-def train_images(evaluation: EvaluationConfig, data: DataConfig, there: int) -> int:
-    """Training images of a probe where the data set has ``there``."""
-    if data.kind == "photos":
-        return evaluation.probe_images or PHOTO_CROPS
-    return min(evaluation.probe_images or MOST_IMAGES, there)
-
-
 def probe_protocol(
     evaluation: EvaluationConfig, data: DataConfig, files: Manifest, image_size: int | None = None
 ) -> ProbeProtocol | None:
@@ -83,7 +73,7 @@ def probe_protocol_of(
     """Like ``probe_protocol``, but the data set is given by its label and numbers of images."""
     if evaluation.probe == "none":
         return None
-    size, count = probe_size(evaluation), train_images(evaluation, data, train)
+    size, count = probe_size(evaluation), probe_images(evaluation.probe_images, data.kind == "photos", train)
     if count < FEWEST:
         raise UserError(
             f"evaluation.probe: {count} training images are too few for a probe, which needs at least {FEWEST}; use a "

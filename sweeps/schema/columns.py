@@ -156,6 +156,10 @@ COLUMNS: tuple[Column, ...] = (
     ),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
+PROBED: tuple[str, ...] = tuple(
+    name for name in BY_NAME if name.startswith(("prior_", "gfid", "probe")) and name != "probe_protocol"
+)
+"""Columns of generation probes, of which only those of one probe_protocol may be compared."""
 
 LARGEST_INT = 2**63 - 1
 
