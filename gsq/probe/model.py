@@ -143,7 +143,7 @@ class Prior(nn.Module):
         self.bias = nn.Parameter(torch.zeros(sum(sizes)))
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and name != "weight":
-                scale = 1.0 if name == "embedding.weight" else 0.02 if "place" in name else parameter.shape[1] ** -0.5
+                scale = 1.0 if name in ("embedding.weight", "place", "code_place") else parameter.shape[1] ** -0.5
                 nn.init.normal_(parameter, std=scale)
             if name.endswith(("out.weight", "down.weight")) and "blocks" in name:
                 # Each block starts as its skip connection.
