@@ -44,15 +44,15 @@ class Generation:
         least = int(np.argmin(self.gfid))
         rate = self.prior_bits_per_pixel
         found = [
-            f"probe {self.probe}: {min(rate):.3g} to {max(rate):.3g} prior bits per pixel over "
+            f"Probe {self.probe}: {min(rate):.3g} to {max(rate):.3g} prior bits per pixel over "
             f"{counted(len(self.cells), 'cell')}; the least gFID is {self.gfid[least]:.4g}, at {self.cells[least]} "
             f"({rate[least]:.3g} prior bits per pixel, rFID {self.rfid[least]:.4g})",
-            f"rFID and gFID order {len(self.disagree)} of {counted(self.pairs, 'pair')} of cells differently (rank "
-            f"correlation {self.correlation:+.2f})",
+            f"The orders by rFID and by gFID differ in {len(self.disagree)} of {counted(self.pairs, 'pair')} of cells "
+            f"(rank correlation {self.correlation:+.2f})",
         ]
         if self.disagree:
             better, other = self.disagree[0]
-            found.append(f"most so {better} (lower rFID) and {other} (lower gFID)")
+            found.append(f"Most so {better} (lower rFID) and {other} (lower gFID)")
         if self.converged < len(self.cells):
             found.append(f"{len(self.cells) - self.converged} of the probes had not levelled off (probe_converged)")
         if self.overfit:
@@ -61,7 +61,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        return ". ".join(line[:1].upper() + line[1:] for line in self.lines) + "."
+        return ". ".join(self.lines) + "."
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""

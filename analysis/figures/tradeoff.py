@@ -32,7 +32,7 @@ def tradeoff_figure(frame: pd.DataFrame, path: str | Path | None = None) -> Figu
         figure = Figure(figsize=(width, 4.9), layout="constrained")
         grid = figure.subplots(1, 2, squeeze=False)[0]
         legend_outside(figure, marks.handles(), width)
-        notes = [*(f"{line[:1].upper()}{line[1:]}." for line in found.lines)]
+        notes = [*(f"{line}." for line in found.lines)]
         caption(
             figure,
             ["Large points and steps: the front.", *notes, f"\n{excluded.text}." if excluded.text else ""],

@@ -218,7 +218,7 @@ LAWS: dict[str, Law] = {
             "tradeoff",
             "gfid = g * exp(k * log(prior_bits_per_pixel / b)^2)",
             "quadratic in log bits: the least gfid, g, is at b prior bits per pixel",
-            bounds={"g": _POSITIVE, "k": _POSITIVE, "b": _POSITIVE},
+            bounds={"g": _POSITIVE, "k": _POSITIVE, "b": (1e-3, 1e3)},
             starts={"k": (0.01, 1), "b": (0.05, 10)},
         ),
     )

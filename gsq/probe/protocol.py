@@ -83,7 +83,7 @@ def probe_protocol_of(
     return ProbeProtocol(
         size=evaluation.probe,
         architecture=f"{size.layers} blocks of {size.width}, {size.heads} heads; codes: {size.code_layers} of "
-        f"{size.code_width}, {size.code_heads} heads; biases start at log frequencies",
+        f"{size.code_width}, {size.code_heads} heads; places of unit variance, biases start at log frequencies",
         steps=size.steps,
         positions=size.positions,
         optimizer=f"AdamW {size.learning_rate:g}, betas 0.9 0.95, decay {size.weight_decay:g}, clip 1, warm-up "
