@@ -25,7 +25,7 @@ from gsq.pretrained.extractor import FeatureExtractor, feature_extractor
 from gsq.probe.fitting import WATCHED, Fitted, bits_a_position, bits_each, fit, split
 from gsq.probe.model import Prior
 from gsq.probe.protocol import ProbeProtocol, probe_protocol, probe_size
-from gsq.probe.tokens import fields, pack, unpack
+from gsq.probe.tokens import fields, pack, unpack, weights_digest
 from gsq.training.distributed import Group
 
 Tick = Callable[[BaseException | None], None]
@@ -51,7 +51,7 @@ def probe(
 
     model: float32 weights in evaluation mode. row: what ``gsq.evaluation.evaluate.evaluate`` returned, with its
     protocol, resolution, rfid and effective_bits; needed on the first process only. runs: folder of runs that share the
-    originals' features. kept: folder of these weights' tokens and of checkpoints, from which an interrupted probe goes
+    originals' features. kept: folder of tokens and of checkpoints, from which an interrupted probe goes
     on. group, tick: see ``evaluate``. Only the first process returns a result.
 
     Raises UserError for too few images, held-out images that are training images, and unequal numbers of indices;
@@ -83,7 +83,7 @@ def probe(
             trained_on, selection = split(train[:, :, varies], mirrored[:, :, varies], evaluation.probe_seed)
             prior.start_from_counts(trained_on)
             prior.to(device)
-            checkpoint = kept / f"{protocol}-{rules.hash}.pt" if kept else None
+            checkpoint = kept / f"{protocol}-{rules.hash}-{weights_digest(model)}.pt" if kept else None
             watched = held_out[:, :, varies]
             options: dict[str, Any] = {"checkpoint": checkpoint, "group": group, "tick": tick}
             fitted = fit(prior, trained_on, selection, watched, evaluation.probe_seed, **options)

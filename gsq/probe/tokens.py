@@ -5,6 +5,7 @@ Shapes: N images, K indices of a latent position in a field of h x w, C codes of
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,15 @@ def unpack(codes: Tensor, sizes: Sequence[int], height: int) -> Tensor:
     return torch.stack(found, 1).unflatten(2, (height, -1))
 
 
+def weights_digest(model: Autoencoder) -> str:
+    """12 hex digits over the weights of a tokenizer."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
 def fields(
     model: Autoencoder,
     source: ImageSource,
@@ -72,14 +82,21 @@ def fields(
     group: Group | None = None,
     tick: Tick = lambda error: None,
 ) -> Fields:
-    """Encode training and held-out images, or read them from the folder ``kept`` of the tokenizer's weights, where
-    probes of every size share them. The processes of ``group`` share the work; all of them get the result.
+    """Encode training and held-out images, or read them from the folder ``kept``, where probes of every size share
+    those of the same weights. The processes of ``group`` share the work; all of them get the result.
 
     Raises NonFiniteReconstruction where a latent is not finite, and UserError where images have different numbers of
     indices.
     """
     group = group or Group()
-    about = [rules.data, rules.image_size, rules.train_images, rules.held_out_images, rules.augmentation]
+    about = [
+        weights_digest(model),
+        rules.data,
+        rules.image_size,
+        rules.train_images,
+        rules.held_out_images,
+        rules.augmentation,
+    ]
     path = kept / f"tokens-{digest(about)}.pt" if kept else None
     known = group.from_first(_load(path) if path and group.first else None)
     if known is None:
