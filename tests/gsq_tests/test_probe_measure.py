@@ -11,7 +11,7 @@ import torch
 from cheap_evaluation import setting
 from torch import Tensor
 
-from gsq.config.probe import FEWEST, ProbeSize
+from gsq.config.probe import FEWEST, SIZES, ProbeSize
 from gsq.data.manifest import Manifest
 from gsq.errors import UserError
 from gsq.evaluation.evaluate import NonFiniteReconstruction, evaluate
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:rfid over")
 @pytest.fixture(autouse=True)
 def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     size = ProbeSize(16, 1, 1, 8, 1, 1, positions=64, steps=8, learning_rate=0.01)
-    monkeypatch.setitem(__import__("gsq.config.probe").config.probe.SIZES, "tiny", size)
+    monkeypatch.setitem(SIZES, "tiny", size)
 
 
 def asked(**changes: Any) -> tuple[Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_probes_become_columns_of_the_evaluations_own_row(folder: Path, monkeypa
     (runs[0].probes / f"{found[0]}-{found[1]:08d}-{found[2]}.json").unlink()
     assert [cell.signature for cell in lacking(cells, folder_of, records, ()).cells] == [runs[0].signature]
     words = ["evaluate", "small", "--json"]
-    assert len(__import__("json").loads(CliRunner().invoke(app, words).stdout)["new"]) == 1
+    assert len(json.loads(CliRunner().invoke(app, words).stdout)["new"]) == 1
     assert not (runs[0].path / "evaluations").exists()
     again = read_table(gather("small"))
     assert list(again["gfid"]) == list(frame["gfid"])
@@ -80,7 +81,7 @@ def test_the_plan_names_the_cost_of_probes_and_refuses_too_few_images(folder: Pa
 
 
 def test_a_search_for_gfid_needs_a_probe() -> None:
-    search = {"space": {"groups": [1, 2]}, "objectives": ["gfid"], "trials": 2}
+    search = {"space": {"groups": {"choice": [1, 2]}}, "objectives": ["gfid"], "trials": 2}
     spec = {"name": "found", "base": "cpu-tiny", "set": TINY, "search": search}
     with pytest.raises(UserError, match=r"objectives: gfid .*evaluation.probe is none"):
         load_spec(spec)
