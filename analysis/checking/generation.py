@@ -89,7 +89,9 @@ def generation(frame: pd.DataFrame) -> Generation:
     return Generation(
         f"{rows['probe'].iloc[0]} ({rows['probe_protocol'].iloc[0]})",
         tuple(cells),
-        *(tuple(map(float, values)) for values in (rate, rfid, gfid)),
+        tuple(rate.tolist()),
+        tuple(rfid.tolist()),
+        tuple(gfid.tolist()),
         int(rows["probe_converged"].fillna(False).astype(bool).sum()),
         int(rows["probe_overfits"].fillna(False).astype(bool).sum()),
         correlation,

@@ -356,7 +356,7 @@ class Driver:
 
     def _probe(self, cell: Cell, probes: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
         """The probe of a run's last step under the study's probe protocol, which the first finished run sets."""
-        protocol, last = self.study.user_attrs.get("protocol"), cell.config.train.steps
+        protocol, last = str(self.study.user_attrs.get("protocol")), cell.config.train.steps
         wanted = self.study.user_attrs.get("probe_protocol")
         asked = cell.config.evaluation.probe
         found = [one for one in probes.get((protocol, last), []) if one["probe"] == asked]

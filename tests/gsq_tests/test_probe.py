@@ -29,11 +29,17 @@ def fitted(source: Source, size: ProbeSize, values: int, codes: int, positions: 
     return prior, bits_each(prior, held_out) / positions
 
 
-@pytest.mark.parametrize("name", ["independent", "coupled"])
-def test_the_code_length_is_the_entropy_of_the_source(name: str) -> None:
-    source = SOURCES[name](16, 2, 8)
-    size = ProbeSize(32, 1, 1, 32, 1, 1, positions=256, steps=120, learning_rate=0.01)
-    _, bits = fitted(source, size, 16, 2, 8)
+SMALL = ProbeSize(32, 1, 1, 32, 1, 1, positions=256, steps=120, learning_rate=0.01)
+DEEP = ProbeSize(64, 2, 2, 32, 1, 1, positions=256, steps=300, learning_rate=0.004)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "codes", "size"),
+    [("independent", 16, 2, SMALL), ("coupled", 16, 2, SMALL), ("markov", 8, 1, DEEP), ("copied", 16, 1, DEEP)],
+)
+def test_the_code_length_is_the_entropy_of_the_source(name: str, values: int, codes: int, size: ProbeSize) -> None:
+    source = SOURCES[name](values, codes, 8)
+    _, bits = fitted(source, size, values, codes, 8)
     noise = float(bits.std()) / math.sqrt(len(bits))
     assert float(bits.mean()) <= 1.02 * source.bits + 3 * noise
     assert float(bits.mean()) >= source.bits - 3 * noise
