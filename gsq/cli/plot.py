@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
-from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TablesArgument, require_outputs, table_paths
+from gsq.cli.table_options import (
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    TablesArgument,
+    WhereOption,
+    require_outputs,
+    table_paths,
+)
 from gsq.cli.taking import takes
 
 KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "tradeoff", "steps", "card")
@@ -31,6 +39,7 @@ def plot_command(
     law: LawOption = None,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
+    where: WhereOption = None,
     *,
     options: Options,
     x: Annotated[
@@ -88,6 +97,7 @@ def plot_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import load_reference
 
@@ -110,9 +120,9 @@ def plot_command(
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
     if kind in WITH_LAWS:
-        frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound)
+        frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound, where=where)
     else:
-        frame = load_tables(paths, protocol)
+        frame = select(load_tables(paths, protocol), where)
     draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
