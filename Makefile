@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PYTHON ?= python3
 
-.PHONY: help install quickstart test lowest faults figures dist installed coverage lint types format clean
+.PHONY: help install quickstart test lowest faults figures gpu dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,7 +33,8 @@ lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versio
 # Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
 # and figures that name matplotlib's version.
 LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_discriminators.py \
-	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_tokenize.py tests/integration_tests/test_versions.py \
+	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_tokenize.py tests/gsq_tests/test_publishing.py \
+	tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	sweeps_tests/test_own_parts sweeps_tests/test_programs sweeps_tests/test_horizons sweeps_tests/test_json_schema \
 	sweeps_tests/test_starting analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
@@ -51,6 +52,9 @@ faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own 
 figures: install  ## the README's figures, from the committed tables
 	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
 	$(BIN)/python results/photos-scaling/figure.py
+
+gpu: install  ## measure speed, memory and exactness on one GPU in ten minutes (tests/benchmarks/results/gpu.md)
+	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
 
 dist: install  ## wheel and sdist in dist/, checked
 	$(BIN)/python tests/release.py build

@@ -43,6 +43,9 @@ from .designing.replay import replay as replay
 from .designing.target import Target as Target
 from .designing.target import read_target as read_target
 from .designing.target import target_rows as target_rows
+from .designing.tuning import NextValue as NextValue
+from .designing.tuning import NextValues as NextValues
+from .designing.tuning import next_values as next_values
 from .errors import AnalysisError as AnalysisError
 from .figures.allocation import allocation_figure as allocation_figure
 from .figures.arms import arms_figure as arms_figure
@@ -100,6 +103,7 @@ from .reporting.export import export_table as export_table
 from .reporting.page import write_page as write_page
 from .reporting.report import Report as Report
 from .reporting.report import make_report as make_report
+from .tables.published import load_published as load_published
 from .tables.several import load_tables as load_tables
 from .tables.table import Excluded as Excluded
 from .tables.table import load_reference as load_reference

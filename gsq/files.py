@@ -21,7 +21,7 @@ def temporary(path: Path) -> Path:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Temporary files of ``path`` that are there: of processes that write it now, or were killed while they did."""
+    """Temporary files of ``path``, left by processes that are writing it or were killed while writing."""
     start = f".{path.name}."
     return [one for one in path.parent.glob(".*.partial") if one.name.startswith(start)]
 

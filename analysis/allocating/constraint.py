@@ -36,7 +36,7 @@ class Constraint:
     given: frozenset[str]
     """Free columns whose limits the user gave."""
     costs: Array
-    """Of the fitted rows, (n,)."""
+    """Cost of each fitted row, (n,)."""
 
     @property
     def free(self) -> tuple[str, ...]:

@@ -37,9 +37,9 @@ class Parabolas:
     vertices: tuple[tuple[float, float], ...]
     """(cost, size) of the slices whose parabola has its vertex within the measured sizes."""
     coefficients: tuple[tuple[float, ...], ...]
-    """Of each of these: target = c0 x^2 + c1 x + c2 with x = ln column."""
+    """(c0, c1, c2) of each of these parabolas: target = c0 x^2 + c1 x + c2 with x = ln column."""
     exponent: float
-    """Of the vertices against the cost."""
+    """Exponent of the power law through the vertices against the cost."""
     of_law: float
     """The same of the fitted law's own values at the same points, which have no noise; NaN where it has no vertices."""
 

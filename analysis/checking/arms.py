@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import f_above
 from gsq.analysis.fitting.effects import RandomEffects, random_effects
 from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.result import Fit, confounded_text, interval_text, or_none
@@ -36,7 +37,7 @@ class Worth:
     factor: float
     """Infinite or NaN where the reference gets there with no amount of it."""
     interval: tuple[float, float]
-    """Of the kind that the fit shows, or by random effects; infinite or 0 where it is open."""
+    """The interval that the fit shows, or the one by random effects; an open end is 0 or infinite."""
     profile: tuple[float, float]
     bootstrap: tuple[float, float]
     at: dict[str, float]
@@ -62,7 +63,7 @@ class SharedTest:
     parameters: tuple[str, ...]
     statistic: float
     freedom: tuple[int, int]
-    """Of numerator and denominator: configurations count, not seeds."""
+    """Degrees of freedom of numerator and denominator, which count configurations, not seeds."""
     p: float
 
     @property
@@ -275,12 +276,11 @@ def _shared(fit: Fit, column: str) -> tuple[SharedTest | None, str]:
     left, more = cells - ranks[1], ranks[1] - ranks[0]
     if left < 1 or more < 1:
         return None, f"not tested: {cells} configurations leave no degree of freedom beside an exponent for each arm"
-    from scipy.stats import f
 
     scale = max(costs[1] - pure, 0.0) / left
     statistic = max(costs[0] - costs[1], 0.0) / more / scale if scale > 0 else np.nan
     names = tuple(dict.fromkeys([*common, *(split[name] for name in own)]))
-    return SharedTest(names, statistic, (more, left), float(f.sf(statistic, more, left))), ""
+    return SharedTest(names, statistic, (more, left), float(f_above(statistic, more, left))), ""
 
 
 def _pure(fit: Fit) -> float:

@@ -15,6 +15,7 @@ from gsq.analysis.checking.generation import Generation, generation
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import spearman
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, numbers, varying
@@ -129,8 +130,6 @@ def report_card(fit: Fit) -> ReportCard:
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:
     """Residuals against each axis of the table that varies and each column of the law."""
-    from scipy.stats import spearmanr
-
     names = [name for name in dict.fromkeys([*_AXES, *fit.law.columns, *_OTHERS]) if name in fit.rows]
     error = fit.errors()
     found = []
@@ -139,10 +138,7 @@ def residual_trends(fit: Fit) -> tuple[Trend, ...]:
         known = np.isfinite(x)
         if known.sum() < 3 or np.ptp(error) == 0:
             continue
-        result = spearmanr(x[known], error[known])
-        found.append(
-            Trend(name, _floats(x[known]), _floats(error[known]), float(result.statistic), float(result.pvalue))
-        )
+        found.append(Trend(name, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
     return tuple(found)
 
 

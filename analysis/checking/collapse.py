@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import f_above, t_quantile
 from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
@@ -119,9 +120,7 @@ def collapse(
         left = len(rows) - extra - 2
         p = np.nan
         if left > 0 and extra > 0 and rss_full > 0:
-            from scipy.stats import f
-
-            p = float(f.sf((rss - rss_full) / extra / (rss_full / left), extra, left))
+            p = float(f_above((rss - rss_full) / extra / (rss_full / left), extra, left))
         blocks = [(values != level, values == level) for values in levels.values() for level in np.unique(values)]
         rank = np.linalg.matrix_rank(free)
         blocks = [one for one in blocks if np.linalg.matrix_rank(free[one[0]]) == rank]
@@ -170,13 +169,12 @@ def _blocks(design: Array, goal: Array, blocks: list[tuple[Bools, Bools]]) -> fl
 
 
 def _exponents(design: Array, goal: Array, names: list[str]) -> dict[str, tuple[float, float]]:
-    from scipy.stats import t
 
     left = len(goal) - design.shape[1]
     if left < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         return {}
     found = np.linalg.lstsq(design, goal)[0]
     scatter = np.sum((goal - design @ found) ** 2) / left
-    half = t.ppf(0.975, left) * np.sqrt(scatter * np.diag(np.linalg.inv(design.T @ design)))
+    half = t_quantile(0.975, left) * np.sqrt(scatter * np.diag(np.linalg.inv(design.T @ design)))
     shown = [f"log2({name})" if name == "codebook_size" else name for name in names]
     return {name: (float(found[i + 1]), float(half[i + 1])) for i, name in enumerate(shown)}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gsq.analysis.checking.held_out import HeldOut, held_out
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
@@ -69,7 +70,6 @@ class Comparison:
             raise AnalysisError(
                 "no law has an AICc, so there is nothing to average by: too few rows, or not least squares"
             )
-        from scipy.stats import t
 
         share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
         middle, low, high = (
@@ -82,7 +82,7 @@ class Comparison:
             middle, low, high = np.log(middle), np.log(low), np.log(high)
         central = np.asarray((share * middle).sum(axis=0))
         freedom = max(1, min(fit.freedom[1] for fit, _ in parts))
-        apart = (t.ppf((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
+        apart = (t_quantile((1 + self.fits[0].confidence) / 2, freedom) * (middle - central)) ** 2
         below, above = (np.sqrt((share * ((end - middle) ** 2 + apart)).sum(axis=0)) for end in (low, high))
         band = central, central - below, central + above
         return (np.exp(band[0]), np.exp(band[1]), np.exp(band[2])) if log else band
@@ -233,7 +233,7 @@ class Candidate:
 
 
 def _which(law: Law, rows: pd.DataFrame) -> str:
-    """Which of the rows of a results table a law takes, in words; "" for another table, of which it takes all."""
+    """Which rows of a results table a law uses, in words; "" for another table, whose rows it all uses."""
     if not is_results(rows):
         return ""
     return "every evaluation" if law.of_steps else "the last row of each run"

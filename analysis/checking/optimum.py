@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit, interval_text, or_none
@@ -48,6 +50,8 @@ class SizeOptimum:
     """Column, (rows,)."""
     targets: Array
     """Target, (rows,)."""
+    largest: bool
+    """Whether the largest target is the best, not the least."""
 
     @property
     def name(self) -> str:
@@ -185,10 +189,9 @@ def _named(by: tuple[str, ...], key: object) -> dict[str, float | str]:
 
 
 def _quantile(confidence: float, free: float) -> float:
-    from scipy.stats import norm, t
 
     share = (1 + confidence) / 2
-    return float(norm.ppf(share) if np.isinf(free) else t.ppf(share, free) if free else np.nan)
+    return float(ndtri(share) if np.isinf(free) else t_quantile(share, free) if free else np.nan)
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ def _size(
     curve = (bend, slope - 2 * bend * middle, height - slope * middle + bend * middle**2)
     return SizeOptimum(
         size, len(values), value, ends, error, best, reason, further,
-        (sign * float(curve[0]), sign * float(curve[1]), sign * float(curve[2])), values, targets,
+        (sign * float(curve[0]), sign * float(curve[1]), sign * float(curve[2])), values, targets, target in LARGEST,
     )  # fmt: skip
 
 

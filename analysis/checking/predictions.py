@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import chi2_quantile, t_quantile
 from gsq.analysis.tables.table import configuration_ids, measured, numbers, require_columns
 
 
@@ -46,7 +47,6 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
 
     Raises AnalysisError where no configuration has two seeds, or a target is not positive.
     """
-    from scipy.stats import chi2, t
 
     rows, _ = measured(frame, target)
     value = numbers(rows, target)
@@ -63,9 +63,9 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
         raise AnalysisError("no configuration has several seeds, so their scatter is unknown; add seeds to the sweep")
     squares = float(np.sum((log - mean[cell]) ** 2))
     sd = np.sqrt(squares / freedom)
-    low, high = (np.sqrt(squares / chi2.ppf(p, freedom)) for p in ((1 + confidence) / 2, (1 - confidence) / 2))
+    low, high = (np.sqrt(squares / chi2_quantile(p, freedom)) for p in ((1 + confidence) / 2, (1 - confidence) / 2))
     i, j = np.triu_indices(len(count), 1)
-    limit = t.ppf((1 + confidence) / 2, freedom) * sd * np.sqrt(1 / count[i] + 1 / count[j])
+    limit = t_quantile((1 + confidence) / 2, freedom) * sd * np.sqrt(1 / count[i] + 1 / count[j])
     resolved = float(np.mean(np.abs(mean[i] - mean[j]) > limit)) if len(i) else np.nan
     spread = float(mean.std(ddof=1)) if len(mean) > 1 else np.nan
     return SeedNoise(float(sd), float(low), float(high), freedom, int((count > 1).sum()), spread, resolved)

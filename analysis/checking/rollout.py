@@ -14,7 +14,7 @@ from gsq.analysis.fitting.result import Fit, or_none
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import large_end, numbers, require_columns, unquoted, with_derived
 
-_MOST = 24  # sizes: of more, as many groups of neighbours
+_MOST = 24  # More sizes are pooled into this many groups of neighbours.
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Rollout:
 def rollout(fit: Fit, column: str) -> Rollout:
     """Fit the law of ``fit`` to the rows of the smallest sizes of ``column``, predict the next size, and so on.
 
-    Small is what needs less memory and time, so small codebooks and large downsampling. Of more than 24 sizes,
-    neighbours go together. Options are those of the fit, without a bootstrap where intervals are profiles. Raises
+    Small is what needs less memory and time, so small codebooks and large downsampling. Above 24 sizes,
+    neighbours are grouped. Options are those of the fit, without a bootstrap where intervals are profiles. Raises
     AnalysisError where the column is missing or constant, or no size can be predicted.
     """
     column = unquoted(column)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gsq.analysis.checking.held_out import carries
+from gsq.analysis.fitting.distributions import ranks
 from gsq.analysis.fitting.result import Fit, or_none
 from gsq.analysis.fitting.searching import refit
 from gsq.analysis.fitting.solver import Problem
@@ -24,7 +25,7 @@ class Sensitivity:
     at: Mapping[str, float | str]
     """The law's columns, each at its largest measured value, and the first level of each text column."""
     value: float
-    """As fitted."""
+    """The prediction of the fit itself."""
     instead: Mapping[str, float]
     """What is changed, in words, to the prediction then; NaN where it cannot be refitted."""
 
@@ -92,9 +93,7 @@ def _pinned(problem: Problem, index: int, value: float) -> Problem:
 
 def _without_smallest(fit: Fit, columns: Array) -> Array:
     """1 for the rows that stay, (n,): the cells but for the fifth with the lowest mean rank over the columns (c, n)."""
-    from scipy.stats import rankdata
-
-    size = rankdata(columns, axis=1).mean(axis=0)
+    size = ranks(columns, axis=1).mean(axis=0)
     cells = np.array([size[fit.configurations == cell].mean() for cell in range(fit.n_configurations)])
     order = np.argsort(cells, kind="stable")[: max(1, int(_SMALL * len(cells)))]
     return np.where(np.isin(fit.configurations, order), 0.0, 1.0)

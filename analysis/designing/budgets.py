@@ -35,7 +35,7 @@ class BudgetReplay:
     """One row a run: group, run, row (its first one in the pool), cost, spent; the first ones are those given."""
 
     def r2(self, budget: float) -> float:
-        """Of all held-out rows together, 1 - squared errors over squared deviations from the mean outcome."""
+        """1 - squared errors over squared deviations from the mean outcome, over all held-out rows together."""
         return r_squared(self.truth, self.predictions[self.budgets.index(budget)])
 
     def text(self) -> str:

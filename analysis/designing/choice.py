@@ -318,7 +318,7 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
             elif log:
                 pairs.append((float(np.exp(middle - half)), float(np.exp(middle + half))))
             elif kind == "parameter" and _is_size(fit, start.target.parameter) and middle > 0:
-                # Of what is positive, as of its logarithm.
+                # A positive quantity gets the interval of its logarithm.
                 pairs.append((middle * float(np.exp(-half / middle)), middle * float(np.exp(half / middle))))
             else:
                 pairs.append((middle - half, middle + half))

@@ -35,6 +35,7 @@ from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.designing.target import Target, cell_text
 from gsq.analysis.designing.wanted import wanted_cells
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import chi2_quantile, t_quantile
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, Index
@@ -59,7 +60,7 @@ class Cells:
 
 
 class Rival:
-    """A law as linear around its fit, over the configurations and, of a prediction, over the target cells.
+    """A law as linear around its fit, over the configurations and, for a prediction, over the target cells.
 
     Slopes are divided by their size over all configurations, so that one prior suits every parameter.
     """
@@ -123,12 +124,12 @@ class Rival:
             raise AnalysisError(f"the rows lie on {fit.law.name} exactly; give the noise between seeds (noise)")
 
     def information(self, counts: Array) -> Array:
-        """Of configurations with so many runs: 1 / (tau^2 + sigma^2 / n)."""
+        """What configurations with so many runs tell, 1 / (tau^2 + sigma^2 / n); 0 without a run."""
         return np.where(counts > 0, 1 / (self.tau2 + self.sigma2 / np.maximum(counts, 1)), 0.0)
 
     @property
     def prior(self) -> float:
-        """Of each parameter, at the scale of one run of every configuration."""
+        """Prior precision of each parameter, where one run of every configuration has precision 1."""
         return RIDGE / (self.sigma2 + self.tau2)
 
 
@@ -198,7 +199,7 @@ class State:
         return float(self.after(np.array([-1]))[0])
 
     def after(self, which: Index) -> Array:
-        """The value after one more run of each configuration in ``which``, (which,); of -1: as it is."""
+        """The value after one more run of each configuration in ``which``, (which,); -1 stands for no run."""
         none = which < 0
         cells = np.where(none, 0, which)
         fresh = np.where(none, 0, self.counts[cells] == 0)
@@ -279,18 +280,16 @@ class State:
         return bool(self.open()[np.argmax(self.halves())])
 
     def _t(self, freedom: Array) -> Array:
-        from scipy.stats import t
 
-        return np.asarray(t.ppf((1 + self.confidence) / 2, np.maximum(freedom, 1)))
+        return np.asarray(t_quantile((1 + self.confidence) / 2, np.maximum(freedom, 1)))
 
     def _noise_width(self, more: Array) -> Array:
         """Half of the interval of ln sigma with ``more`` degrees of freedom, infinite without any."""
-        from scipy.stats import chi2
 
         freedom = np.maximum(self.counts - 1, 0).sum() + more
         tail = (1 - self.confidence) / 2
         with np.errstate(all="ignore"):
-            width = np.log(chi2.ppf(1 - tail, freedom) / chi2.ppf(tail, freedom)) / 4
+            width = np.log(chi2_quantile(1 - tail, freedom) / chi2_quantile(tail, freedom)) / 4
         return np.asarray(np.where(freedom > 0, width, np.inf))
 
     def _separation(self, cells: Index, gained: Sequence[Array]) -> Array:

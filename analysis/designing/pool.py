@@ -56,7 +56,7 @@ class Rival:
     wanted_slopes: Array = field(default_factory=lambda: np.empty(0))
     covariance: Array = field(default_factory=lambda: np.empty(0))
     square: float = 0.0
-    """Of the scatter about the law."""
+    """Variance of the scatter about the law."""
 
 
 class Part:
@@ -73,7 +73,7 @@ class Part:
     ) -> None:
         self.laws, self.how = laws, how
         self.rows = [np.flatnonzero(runs == run) for run in range(count)]
-        """Of each run."""
+        """Rows of each run."""
         self.target = numbers(pool, laws[0].target)
         self.data = [law.values(pool) for law in laws]
         self.far = [law.values(held_out) for law in laws]
@@ -174,7 +174,7 @@ class Part:
             rival.covariance = np.linalg.pinv(information * unit[:, None] * unit, hermitian=True) * unit[:, None] * unit
 
     def gains(self, runs: Index) -> Array:
-        """By how much one of ``runs`` lowers the sum of the variances at the held-out rows, (runs,)."""
+        """The fall of the sum of the variances at the held-out rows after each of ``runs``, (runs,)."""
         width = max(len(self.rows[run]) for run in runs)
         which = np.array([[*self.rows[run], *[-1] * (width - len(self.rows[run]))] for run in runs])
         used = which >= 0
@@ -214,7 +214,7 @@ class Part:
             rival.weight /= total
 
     def predictions(self, average: bool) -> Array:
-        """Of the held-out rows: the median of the rivals by weight, or the best one's.
+        """Predict the held-out rows, by the weighted median of the rivals or by the best one alone.
 
         Where rows leave a law undetermined, some of its minima predict values far from anything seen; they must not
         decide.

@@ -15,6 +15,7 @@ import pandas as pd
 
 from gsq.analysis.designing.target import interval_text
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.result import or_none
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import configuration_ids, with_derived
@@ -92,7 +93,6 @@ def power(
     The intervals assume that the law is right and the noise is all there is: where it is not, expect wider ones. Raises
     AnalysisError for a grid that cannot carry the law, or parameters without a coefficient.
     """
-    from scipy.stats import t
 
     chosen = get_law(law, [str(name) for name in cells.columns])
     given = dict(coefficients or {})
@@ -129,7 +129,7 @@ def power(
     inverse = (vectors[:, ~lost] / eigenvalues[~lost]) @ vectors[:, ~lost].T
     blind = (vectors[:, lost] ** 2).sum(axis=1) > 1e-6  # in a direction that no run sees
     configurations = int(configuration_ids(frame, chosen.columns).max()) + 1
-    quantile = t.ppf((1 + confidence) / 2, configurations - len(theta))
+    quantile = t_quantile((1 + confidence) / 2, configurations - len(theta))
     with np.errstate(all="ignore"):
         half = np.where(blind | (size == 0), np.inf, quantile * noise * np.sqrt(np.diag(inverse)) / size)
     intervals = {}

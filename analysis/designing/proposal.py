@@ -74,7 +74,7 @@ class Design:
     """The column that the laws predict."""
     confidence: float
     unit: str
-    """Of costs and of the budget."""
+    """Unit of the costs and of the budget."""
     budget: float
     """The largest, where there are several."""
     checkpoints: tuple[Checkpoint, ...]
@@ -87,7 +87,7 @@ class Design:
     """Whether the runs so far leave the target undetermined, so that ``before`` says nothing but that it is large."""
     open_after: bool
     expectations: tuple[Expectation, ...]
-    """Of the parameter, of each target cell (where there are at most eight), or of the seed noise."""
+    """What to expect of the parameter, of each target cell (of at most eight), or of the seed noise."""
     proposals: tuple[Proposal, ...]
     stopped: str
     """Why there are no more."""

@@ -39,7 +39,7 @@ class Replay:
     error: Array
     """The error then, (steps + 1,)."""
     random_cost: Array
-    """Of the random orders, (orders, steps + 1)."""
+    """Cost so far of each random order, (orders, steps + 1)."""
     random_error: Array
     tolerance: float
 

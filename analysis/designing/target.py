@@ -77,7 +77,7 @@ def target_rows(frame: pd.DataFrame) -> Target:
 
 
 def plain(value: object) -> object:
-    """Of a cell of a table, a number or text."""
+    """A cell of a table as a plain number or text."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | float | np.integer | np.floating):

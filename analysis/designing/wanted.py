@@ -48,7 +48,7 @@ def wanted_cells(fits: Sequence[Fit], target: Target, measured_and_candidates: p
 
 
 def _target_rows(fits: Sequence[Fit], given: pd.DataFrame) -> pd.DataFrame:
-    """The columns that the laws read, of a table of target rows."""
+    """Select the columns that the laws read from a table of target rows."""
     names = list(dict.fromkeys(name for one in fits for name in one.law.reads))
     frame = with_derived(completed(given, fits[0].rows, names))
     for name in names:

@@ -35,6 +35,7 @@ from gsq.analysis.figures.style import (
     style,
 )
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import Array, moved, numbers, require_columns, varying
 from gsq.config.axes import BY_NAME, DERIVED, PANELS, roots
 
@@ -62,6 +63,7 @@ class ContourPanel:
     logarithmic: tuple[bool, bool]
 
 
+@remembered
 def contour_panels(fit: Fit, x: str | None = None, y: str | None = None, size: int = 80) -> tuple[ContourPanel, ...]:
     """Predict the law of ``fit`` over two axes that it depends on (default: those in which the most cells differ), one
     panel for each setting of the other axes, at most four, those with the most measured cells.
@@ -222,8 +224,8 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
         ]
         figure.legend(handles=marks, loc="outside upper center", ncols=3)
         caption(figure, [f"{fit.law.name}: {fit.formula()}.", f"\n{fit.excluded}." if fit.excluded else ""], width)
-        for panel, axes, lines in drawn:
-            label_contours(panel, axes, lines)
+        for number, (panel, axes, lines) in enumerate(drawn):
+            label_contours(panel, axes, lines, settled=number > 0)
         return save(figure, path)
 
 
@@ -259,11 +261,13 @@ def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequ
 _AROUND = ((0, 6, "center"), (0, -13, "center"), (7, -3, "left"), (-7, -3, "right"), (6, 6, "left"), (-6, 6, "right"))
 
 
-def label_contours(panel: ContourPanel, axes: Axes, lines: QuadContourSet | None) -> None:
+def label_contours(panel: ContourPanel, axes: Axes, lines: QuadContourSet | None, settled: bool = False) -> None:
     """Write the measured values beside their points, and the level of each line where it hides no other label; where
-    there is no such place, none is written. Call it when nothing of the figure moves any more."""
+    there is no such place, none is written. Call it when nothing of the figure moves any more. ``settled``: as for
+    :func:`style.place_labels`."""
     points = [(x, y) for x, y, _ in panel.points]
-    taken = place_labels(axes, points, [short_number(mean) for *_, mean in panel.points], points, _AROUND)
+    texts = [short_number(mean) for *_, mean in panel.points]
+    taken = place_labels(axes, points, texts, points, _AROUND, settled)
     if lines is None:
         return
     marks = axes.transData.transform(np.array(points))

@@ -15,6 +15,8 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.published import is_published
+from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import (
     Array,
     measured,
@@ -120,8 +122,15 @@ class Panel:
 
 
 def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
-    """The rows of a reference table to draw beside one's own: of the protocol that has the most, those without a config
-    key that has no column, one for each setting (the first). Raises AnalysisError like :func:`measured`."""
+    """The rows of a reference table to draw beside one's own, one for each setting (the first).
+
+    Takes the protocol with the most rows (of published numbers: the resolution), and only rows whose config keys all
+    have columns. Raises AnalysisError like :func:`measured`.
+    """
+    published = is_published(frame)
+    if published:
+        # Each source has a protocol of its own, and no heights are compared; but sizes are not mixed.
+        frame = frame[frame["resolution"] == frame["resolution"].mode().iloc[0]].assign(protocol="several")
     counts = protocol_counts(frame, metric)
     if len(counts) > 1:
         name = "protocol" if "protocol" in frame else "features"
@@ -129,7 +138,7 @@ def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
     rows, _ = measured(frame, metric)
     if "other_axes" in rows and rows["other_axes"].isna().any():
         rows = rows[rows["other_axes"].isna()]
-    axes = [name for name in (*TOKENIZER, "depth", "levels") if name in rows]
+    axes = [name for name in (*TOKENIZER, "depth", "levels", *(["model"] if published else [])) if name in rows]
     return rows.drop_duplicates(axes).reset_index(drop=True) if axes else rows
 
 
@@ -153,23 +162,35 @@ def _overlay(
         series = panel(theirs).series
     except AnalysisError:
         return None
+    if is_published(reference):
+        papers = theirs["address"].nunique()
+        label = f"published: {len(theirs)} models of {papers} sources at {theirs['resolution'].iloc[0]} pixels"
+        return Overlay(label, "each by its source's protocol", protocol_text(rows), series)
     names = list(dict.fromkeys(theirs["sweep"].dropna())) if "sweep" in theirs else []
     paper = "protocol" in theirs and theirs["protocol"].astype(str).str.startswith("gsq-paper").all()
     label = f"{'paper' if paper else 'reference'}: {', '.join(names)}" if names else "reference"
     return Overlay(label, protocol_text(theirs), protocol_text(rows), series)
 
 
+def _having(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows with a value: models trained elsewhere may have none."""
+    require_columns(rows, column)
+    if rows[column].isna().all():
+        raise AnalysisError(f"no measured row has a {column}: nothing to plot")
+    return rows[rows[column].notna()].reset_index(drop=True)
+
+
+@remembered
 def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
     """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
     axis that varies), and the curves of the laws in bits_per_pixel alone.
 
     ``reference``: another table, whose :func:`reference_rows` become the overlay. Raises AnalysisError like
     :func:`measured`."""
-    rows, _ = measured(frame)
-    require_columns(rows, "bits_per_pixel")
+    rows = _having(measured(frame)[0], "bits_per_pixel")
     by = next(iter(varying(rows, TOKENIZER)), None)
     series = []
-    for value, part in rows.groupby(by, sort=True) if by else [("", rows)]:
+    for value, part in rows.groupby(by, sort=True, dropna=False) if by else [("", rows)]:
         fixed = {by: plain(value)} if by else {}
         series.append(_series(part, "bits_per_pixel", fixed, ()))
     rate = numbers(rows, "bits_per_pixel")
@@ -197,6 +218,7 @@ def _level_curves(fit: Fit) -> list[tuple[dict[str, str], str]]:
     return found
 
 
+@remembered
 def axis_panel(
     frame: pd.DataFrame,
     column: str,
@@ -212,8 +234,7 @@ def axis_panel(
     """
     if column not in (*PANELS, "group_dim"):
         raise AnalysisError(f"no panel for {column!r}; columns: {', '.join(PANELS)}, group_dim")
-    rows, _ = measured(frame, metric)
-    require_columns(rows, column)
+    rows = _having(measured(frame, metric)[0], column)
     if rows[column].nunique() < 2:
         raise AnalysisError(f"{column} takes one value in the measured rows ({rows[column].iloc[0]}): nothing to plot")
     others = [name for name in varying(rows) if name != column and not (column == "group_dim" and name == "groups")]
@@ -296,7 +317,7 @@ def _series(
     distinct = np.unique(x)
     means = [float(y[x == value].mean()) for value in distinct]
     curves = []
-    if len(distinct) > 1:
+    if len(distinct) > 1 and fits:
         grid = np.geomspace(distinct[0], distinct[-1], 60)
         row = moved(part.iloc[[0] * len(grid)], **{column: grid})
         curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]

@@ -95,7 +95,7 @@ def draw_compute_plan(plan: ComputePlan, axes: Axes) -> None:
 def plan_figure(
     frame: pd.DataFrame, budget: str | None = None, path: str | Path | None = None, name: str = "plan"
 ) -> Figure:
-    """The figure of :func:`compute_plan`, saved if ``path`` is given. name: of the sweep, for the caption.
+    """The figure of :func:`compute_plan`, saved if ``path`` is given. name: the sweep, for the caption.
 
     Raises AnalysisError as :func:`compute_plan` does.
     """

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.tables.table import configuration_ids, measured, numbers
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | No
     and have a bar that, by :func:`seed_noise`, holds 95 % of single runs. ``path``: as for
     :func:`analysis.scaling_figure`."""
     from matplotlib.figure import Figure
-    from scipy.stats import t
 
     from gsq.analysis.figures.panels import LABELS
     from gsq.analysis.figures.style import COLOURS, GREY, log_axis, save, style
@@ -33,7 +33,7 @@ def seed_figure(frame: pd.DataFrame, target: str = "rfid", path: str | Path | No
     mean = np.exp(np.bincount(cell, np.log(value)) / np.bincount(cell))
     rank = np.argsort(np.argsort(mean))
     several = np.bincount(cell) > 1
-    half = np.exp(t.ppf(0.975, noise.freedom) * noise.log_sd)
+    half = np.exp(t_quantile(0.975, noise.freedom) * noise.log_sd)
     with style():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()

@@ -31,6 +31,7 @@ from gsq.analysis.figures.style import (
     set_ticks,
     style,
 )
+from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, require_columns, varying
 from gsq.config.axes import TOKENIZER
 from gsq.sweeps.schema import columns as schema
@@ -85,6 +86,7 @@ class ParetoPanel:
         return tuple(sorted((x, y) for x, y, best in zip(self.x, self.y, self.front, strict=True) if best))
 
 
+@remembered
 def collapse_panels(
     frame: pd.DataFrame, derived: Sequence[str] | None = None, target: str = "rfid"
 ) -> tuple[CollapsePanel, ...]:
@@ -211,6 +213,7 @@ def _spreads(values: Array) -> bool:
     return bool(known.min() <= 0 or known.max() >= (1 + LEAST_SPREAD) * known.min())
 
 
+@remembered
 def pareto_panels(frame: pd.DataFrame, costs: Sequence[str] | None = None) -> tuple[ParetoPanel, ...]:
     """:func:`pareto_panel` for each of ``costs``: default bits_per_pixel, and the first of train_flops, device_seconds,
     parameters and images_seen that the table has and that varies by 10 % or more. Raises AnalysisError like it."""
@@ -247,8 +250,8 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
         caption(figure, [*notes, f"\n{excluded.text}." if excluded.text else ""], width)
         for panel, axes in zip(panels, grid, strict=True):
             draw_pareto(panel, axes, marks)
-        for panel, axes in zip(panels, grid, strict=True):
-            label_front(panel, axes)
+        for number, (panel, axes) in enumerate(zip(panels, grid, strict=True)):
+            label_front(panel, axes, settled=number > 0)
         return save(figure, path)
 
 
@@ -271,9 +274,10 @@ def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:
     axes.spines["left"].set_color(DARK)
 
 
-def label_front(panel: ParetoPanel, axes: Axes) -> None:
-    """Name the cells of the front where there is room for it; call it when nothing of the figure moves any more."""
+def label_front(panel: ParetoPanel, axes: Axes, settled: bool = False) -> None:
+    """Name the cells of the front where there is room for it; call it when nothing of the figure moves any more.
+    ``settled``: as for :func:`style.place_labels`."""
     named = [(x, y, text) for x, y, best, text in zip(panel.x, panel.y, panel.front, panel.labels, strict=True) if best]
     named = sorted(named)[:: max(1, -(-len(named) // _MOST_LABELS))]
     every = list(zip(panel.x, panel.y, strict=True))
-    place_labels(axes, [(x, y) for x, y, _ in named], [text for *_, text in named], every)
+    place_labels(axes, [(x, y) for x, y, _ in named], [text for *_, text in named], every, settled=settled)

@@ -10,13 +10,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -66,9 +68,26 @@ def save_picture(figure: Figure, path: str | Path | None) -> Figure:
 
 def _save(figure: Figure, file: Path, kind: str, dpi: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-    with whole(file, sync=False) as partial:
-        figure.savefig(partial, format=kind, dpi=dpi, metadata=metadata)
+    with whole(file, sync=False) as partial, partial.open("wb") as out:
+        write(figure, out, kind, dpi)
+
+
+def write(figure: Figure, file: IO[bytes], kind: str, dpi: float | None = None) -> None:
+    """Write svg, png or pdf; ``dpi``: the figure's own if absent. The file is that of ``savefig``, which draws a figure
+    twice: once to lay it out, although drawing does that."""
+    if kind == "pdf":
+        figure.savefig(file, format=kind, dpi=dpi or "figure", metadata={"CreationDate": None})
+        return
+    canvas, own = figure.canvas, figure.dpi
+    try:
+        figure.dpi = dpi or own
+        if kind == "svg":
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        else:
+            FigureCanvasAgg(figure).print_png(file)
+    finally:
+        figure.dpi = own
+        figure.set_canvas(canvas)
 
 
 def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
@@ -220,16 +239,19 @@ def place_labels(
     labels: Sequence[str],
     others: Sequence[tuple[float, float]],
     places: Sequence[tuple[float, float, str]] = _PLACES,
+    settled: bool = False,
 ) -> list[Bbox]:
     """Write each label beside its point where it hides neither another one nor any of the ``others``; where no place is
     free, none is written. ``places``: offsets in points and alignment, the best first. Returns the boxes of the labels,
-    in pixels. Call it last: it looks at the axes as they are.
+    in pixels. Call it last: it looks at the axes as they are. ``settled``: labels were placed in other axes of this
+    figure just before, so that it need not be laid out again.
     """
     figure = axes.figure
     while figure is not None and figure.figure is not figure:  # get_figure(root=True) of matplotlib 3.10
         figure = figure.figure
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()
+    if not settled:
+        figure.draw_without_rendering()
     marks = axes.transData.transform(np.array(others)) if len(others) else np.zeros((0, 2))
     taken: list[Bbox] = []
     for (x, y), label in zip(points, labels, strict=True):

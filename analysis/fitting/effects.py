@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.identify import slopes
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.solver import Bools
@@ -34,7 +35,7 @@ class RandomEffects:
     """A law fitted by generalised least squares, and the spreads that its weights follow from."""
 
     spreads: dict[str, float]
-    """Standard deviations, relative for log residuals: of the random columns, of "configuration" where the rows hold
+    """Standard deviations (relative for log residuals) of the random columns, of "configuration" where the rows hold
     replicates, and of "run", what is left of a single row."""
     theta: Array
     """Internal parameters, (k,)."""
@@ -47,14 +48,13 @@ class RandomEffects:
 
     def interval(self, quantity: Quantity, confidence: float) -> tuple[float, float, float]:
         """The value of ``quantity`` and its t interval: (value, low, high)."""
-        from scipy.stats import t
 
         value, slope = float(quantity(self.theta[None])[0]), gradient(quantity, self.theta)
         variance = float(slope @ self.covariance @ slope)
         change = np.einsum("i,vij,j->v", slope, self._shares, slope)
         noise = float(change @ self._uncertainty @ change)
         freedom = max(1.0, 2 * variance**2 / noise) if noise > 0 else np.inf
-        half = float(t.ppf((1 + confidence) / 2, freedom)) * np.sqrt(variance)
+        half = float(t_quantile((1 + confidence) / 2, freedom)) * np.sqrt(variance)
         return value, value - half, value + half
 
     @property

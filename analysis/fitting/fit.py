@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting.distributions import f_quantile, spearman
 from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_norm, opened
 from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profiles, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
@@ -268,15 +269,13 @@ def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Op
 
 
 def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
-    """By how much the sum of squares may rise within a profile interval, (m,).
+    """The rise of the sum of squares up to which a profile interval reaches, (m,).
 
     The F quantile with 1 and cells - k degrees of freedom times the scatter of the configurations about the law:
     ``cost`` without ``pure``, the scatter of seeds about their mean, over cells - k.
     """
-    from scipy.stats import f
-
     left = cells - parameters
-    return np.asarray(np.maximum(cost - pure, 0) / left * f.ppf(confidence, 1, left))
+    return np.asarray(np.maximum(cost - pure, 0) / left * f_quantile(confidence, 1, left))
 
 
 def _best(
@@ -375,6 +374,4 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
 def _spearman(rows: pd.DataFrame, target: str) -> float | None:
     if "bits_per_pixel" not in rows or rows["bits_per_pixel"].nunique() < 2 or rows[target].nunique() < 2:
         return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(numbers(rows, "bits_per_pixel"), numbers(rows, target)).statistic)
+    return spearman(numbers(rows, "bits_per_pixel"), numbers(rows, target))[0]

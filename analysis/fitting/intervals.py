@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
+from gsq.analysis.fitting.distributions import ranks, t_quantile
 from gsq.analysis.fitting.identify import null_space, slopes, unit_columns
 from gsq.analysis.fitting.options import Loss
 from gsq.analysis.fitting.searching import refit, with_amplitudes
@@ -147,10 +149,8 @@ def percentile_interval(
         return nothing, nothing
     tail = (1 - confidence) / 2
     if free is not None and free[1] > 0:
-        from scipy.stats import norm, t
-
-        edge = t.ppf(tail, free[1]) if loss == "least_squares" else norm.ppf(tail)
-        tail = float(norm.cdf(edge * np.sqrt(free[0] / free[1])))
+        edge = t_quantile(tail, free[1]) if loss == "least_squares" else ndtri(tail)
+        tail = float(ndtr(edge * np.sqrt(free[0] / free[1])))
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     return low, high
 
@@ -330,13 +330,11 @@ def undetermined(
     found = {name: why for name, pair in intervals.items() if (why := _too_wide(*pair))} | dict(certain or {})
     if not found or len(names) < 2 or len(values) < 3:
         return found
-    from scipy.stats import rankdata
-
     with np.errstate(invalid="ignore"):  # a parameter that never moves has no correlation
-        ranks = np.corrcoef(rankdata(values, axis=0).T)
+        tied_by = np.corrcoef(ranks(values, axis=0).T)
     for _ in names:  # repeated, because a parameter found in one pass can pull in another in the next
         for i, name in enumerate(names):
-            tied = [other for j, other in enumerate(names) if other in found and abs(ranks[i, j]) > LOCKED]
+            tied = [other for j, other in enumerate(names) if other in found and abs(tied_by[i, j]) > LOCKED]
             if name not in found and tied:
                 found[name] = f"it moves with {tied[0]}"
     return {name: found[name] for name in names if name in found}

@@ -13,6 +13,7 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
+from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.formula import split_target, with_numbers
@@ -71,7 +72,7 @@ class Fit:
     """Parameters that the rows cannot tell apart, and (alone) those that nothing in the rows depends on. Predictions at
     settings like those measured hold all the same; of the parameters the smallest that fit are given."""
     room: float
-    """By how much the cost may rise within the profile intervals and their bands."""
+    """The rise of the cost up to which the profile intervals and their bands reach."""
     at_bound: tuple[str, ...]
     """Parameters that ended at a bound."""
     residuals: Residuals
@@ -181,9 +182,7 @@ class Fit:
             sampled = self.problem.predict(self.draws, data)
             low, high = percentile_interval(sampled, self.confidence, freedom, self.options.loss)
         if single_run:
-            from scipy.stats import t
-
-            wide = t.ppf((1 + self.confidence) / 2, max(1, freedom[1])) * self.scatter
+            wide = t_quantile((1 + self.confidence) / 2, max(1, freedom[1])) * self.scatter
             if self.residuals == "log":
                 low = central * np.exp(-np.hypot(np.log(central / low), wide))
                 high = central * np.exp(np.hypot(np.log(high / central), wide))

@@ -22,7 +22,7 @@ _CHANGED = 1e-6  # relative, in the sum that was minimised
 
 
 def read_saved(path: str | Path) -> tuple[str | list[str], list[dict[str, Any]]]:
-    """The table as it was named (a list of several), and the fits, of a file of ``gsq fit --output``.
+    """Read a file of ``gsq fit --output``: the table as it was named (or a list of several), and the fits.
 
     Raises AnalysisError where the file is no such file, or was saved by a version that did not keep how it was fitted.
     """

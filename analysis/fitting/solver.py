@@ -80,7 +80,7 @@ def solve(
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
     parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for cauchy.
-    ``tolerance``: of the relative gain of a step, below which a problem is solved.
+    ``tolerance``: a problem is solved once a step gains less than this share of its cost.
     """
     steps = steps or (_STEPS_REWEIGHTED if problem.loss == "cauchy" else STEPS)
     m, k = start.shape
@@ -286,12 +286,19 @@ def cholesky_solve(a: Array, b: Array) -> Array:
     lower = np.zeros_like(a)
     x = np.empty_like(b)
     for j in range(k):
-        pivot = a[:, j, j] - np.einsum("mi,mi->m", lower[:, j, :j], lower[:, j, :j])
+        pivot = a[:, j, j] - _dots(lower[:, j, :j], lower[:, j, :j])
         lower[:, j, j] = np.sqrt(np.maximum(pivot, 1e-16))
         for i in range(j + 1, k):
-            inner = np.einsum("mi,mi->m", lower[:, i, :j], lower[:, j, :j])
+            inner = _dots(lower[:, i, :j], lower[:, j, :j])
             lower[:, i, j] = (a[:, i, j] - inner) / lower[:, j, j]
-        x[:, j] = (b[:, j] - np.einsum("mi,mi->m", lower[:, j, :j], x[:, :j])) / lower[:, j, j]
+        x[:, j] = (b[:, j] - _dots(lower[:, j, :j], x[:, :j])) / lower[:, j, j]
     for j in reversed(range(k)):
-        x[:, j] = (x[:, j] - np.einsum("mi,mi->m", lower[:, j + 1 :, j], x[:, j + 1 :])) / lower[:, j, j]
+        x[:, j] = (x[:, j] - _dots(lower[:, j + 1 :, j], x[:, j + 1 :])) / lower[:, j, j]
     return x
+
+
+def _dots(a: Array, b: Array) -> Array | float:
+    """Dot products of the rows of a and b (m, r). Most are of no or one entry, where einsum would only cost time."""
+    if a.shape[1] > 1:
+        return np.asarray(np.einsum("mi,mi->m", a, b))
+    return np.asarray(a[:, 0] * b[:, 0]) if a.shape[1] else 0.0

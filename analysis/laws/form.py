@@ -182,7 +182,7 @@ def _centred(
         slopes = [exponent.diff(symbol) for symbol in symbols]
         if any(slope != 0 for slope in slopes) and not any(slope.free_symbols & set(symbols) for slope in slopes):
             still = exponent.subs(dict.fromkeys(symbols, 0))
-            # One exponential of differences: of the data alone it might overflow.
+            # Take one exponential of differences, since that of the data alone might overflow.
             moved = sum(
                 slope * (one - at) for slope, one, at in zip(slopes, symbols, centre, strict=True) if slope != 0
             )

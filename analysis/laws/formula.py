@@ -38,7 +38,7 @@ class Formula:
     """A formula that was read: its tree, and which of its names are columns and which parameters."""
 
     text: str
-    """As it was written, without the target."""
+    """The right side as the user wrote it."""
     target: str | None
     """The name left of "=", or None."""
     columns: tuple[str, ...]

@@ -224,6 +224,6 @@ LAWS: dict[str, Law] = {
     )
 }
 COMPARED = tuple(LAWS)[:10]
-"""Those that a comparison takes where none is named: of the others, each is for a question of its own."""
+"""Laws that a comparison fits by default; each of the others answers a question of its own."""
 DEFAULT_LAWS = ("power_law_bpp", "paper_eq14")
 """Those that ``gsq fit`` tries where none is named."""

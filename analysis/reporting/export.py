@@ -49,7 +49,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class ExportColumn:
-    """One column. Of a column of keys ``spread`` is empty and ``text`` has what is printed."""
+    """One column. A column of keys has its printed values in ``text`` and no ``spread``."""
 
     name: str
     unit: str

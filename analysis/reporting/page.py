@@ -188,7 +188,7 @@ def text_of(value: object, name: str = "") -> str:
 
 
 def exact_text(value: object) -> str:
-    """A value to sort and to filter by: of a number, all its digits."""
+    """A value to sort and filter by; a number with all its digits."""
     if isinstance(value, float | np.floating):
         return "" if _missing(value) else repr(float(value))
     return text_of(value)

@@ -30,7 +30,7 @@ from gsq.analysis.figures.card import card_figure
 from gsq.analysis.figures.contours import contour_figure
 from gsq.analysis.figures.curves import course_figure, curve_figure
 from gsq.analysis.figures.panels import plain, settings
-from gsq.analysis.figures.style import style
+from gsq.analysis.figures.style import style, write
 from gsq.analysis.figures.tradeoff import tradeoff_figure
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
@@ -38,6 +38,7 @@ from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import DEFAULT_LAWS, Law, get_law
 from gsq.analysis.reporting import findings
 from gsq.analysis.reporting.provenance import mixtures, provenance
+from gsq.analysis.tables.remembering import remembering
 from gsq.analysis.tables.spending import cell_states, spent_by_cell, spent_by_state
 from gsq.analysis.tables.table import (
     as_asked,
@@ -154,6 +155,19 @@ def make_report(
     most rows; ``laws``: names or formulas, by default those of ``gsq fit``; ``notes``: warnings that are known already.
     Raises AnalysisError where the table is empty or ``protocol`` is none of its.
     """
+    with remembering():
+        return _made(frame, name, files, protocol, laws, options or Options(), notes)
+
+
+def _made(
+    frame: pd.DataFrame,
+    name: str,
+    files: RunFiles | None,
+    protocol: str | None,
+    laws: Sequence[str | Law] | None,
+    options: Options,
+    notes: Sequence[str],
+) -> Report:
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
     warnings = list(notes)
@@ -169,7 +183,6 @@ def make_report(
             f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
             "(--protocol takes another)"
         )
-    options = options or Options()
     fits, not_fitted, excluded = _fit(chosen, laws, options)
     warnings += [excluded] if excluded else []
     for fit in fits:
@@ -308,7 +321,7 @@ def _svg(title: str, draw: Callable[[], Figure]) -> Picture:
     """Draw a figure as SVG with letters as shapes, so that the page looks the same whatever fonts are installed."""
     file, figure = io.BytesIO(), draw()
     with style(), mpl.rc_context({"svg.fonttype": "path"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        write(figure, file, "svg")
     return Picture(title, "svg+xml", file.getvalue())
 
 

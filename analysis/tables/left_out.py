@@ -52,6 +52,21 @@ def failure_warnings(
     return _failures_by_axis(cells, keep, failed) or _large_end_warning(cells, keep, failed)
 
 
+def without_protocol(frame: pd.DataFrame) -> list[str]:
+    """The models of published numbers, each once, of whose protocol the source says nothing."""
+    if not {"protocol_known", "model"} <= {*frame.columns}:
+        return []
+    return [str(name) for name in dict.fromkeys(frame.loc[frame["protocol_known"].isna(), "model"])]
+
+
+def protocol_warnings(frame: pd.DataFrame) -> tuple[str, ...]:
+    """A warning that names published numbers without a protocol."""
+    if not (models := without_protocol(frame)):
+        return ()
+    more = f" and {len(models) - 4} more" if len(models) > 4 else ""
+    return (f"the source states no protocol for {', '.join(models[:4])}{more}: nobody can measure the same again",)
+
+
 def _failures_by_axis(
     cells: pd.DataFrame, keep: npt.NDArray[np.bool_], failed: npt.NDArray[np.bool_]
 ) -> tuple[str, ...]:

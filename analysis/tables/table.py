@@ -32,7 +32,8 @@ from gsq.analysis.tables.columns import (
     varying,
     with_derived,
 )
-from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end
+from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, large_end, protocol_warnings
+from gsq.analysis.tables.remembering import remembered
 from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
 
@@ -215,6 +216,7 @@ def protocol_counts(frame: pd.DataFrame, target: str = "rfid") -> dict[str, int]
     return {str(key): int(count) for key, count in names.fillna("(none)").value_counts().items()}
 
 
+@remembered
 def measured(
     frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = (), factors: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, Excluded]:
@@ -223,7 +225,7 @@ def measured(
     A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``,
     which hold numbers, nor in ``factors``, which may hold text; of gsq's own tables those of state done that repeat no
     run under other code. Derived axes are added where they are
-    absent. Of several protocols the one that the sweep's file asks for is taken (``as_asked``). Raises AnalysisError
+    absent. Among several protocols, the one that the sweep's file asks for is used (``as_asked``). Raises AnalysisError
     where the table is empty, lacks a column or has two of one name, mixes evaluation protocols, or has no row with a
     value."""
     if frame.empty:
@@ -249,7 +251,8 @@ def measured(
         hint = ". See gsq status SWEEP for the reasons; when runs have finished, gather again"
         raise AnalysisError(f"none of the {len(cells)} cells has a value: {listed}{hint if is_results(cells) else ''}")
     failed = np.array([reason.startswith("failed") for reason in reasons])
-    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), failure_warnings(cells, keep, failed))
+    warnings = (*failure_warnings(cells, keep, failed), *protocol_warnings(cells[keep]))
+    excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
     return cells[keep].reset_index(drop=True), excluded
 
 
@@ -272,8 +275,8 @@ def _one_probe(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def rows_taken(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows that a law with these ``columns`` is about: of gsq's own tables the last evaluated step of each run, or
-    every evaluation where the law reads ``step``; of any other table every row.
+    """The rows that a law with these ``columns`` is about: in gsq's own tables the last evaluated step of each run, or
+    every evaluation where the law reads ``step``; in any other table every row.
 
     Fits, comparisons, reports, cards, figures and designs all call this function.
     """
@@ -288,7 +291,7 @@ def rows_taken(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str]
 
 
 def states(frame: pd.DataFrame) -> list[str]:
-    """The state of each row; of a table that is not gsq's, every row is done."""
+    """The state of each row; every row of a table that is not gsq's is done."""
     if "state" not in frame or not is_results(frame):
         return ["done"] * len(frame)
     return [str(state) for state in frame["state"].fillna("done")]

@@ -67,7 +67,7 @@ def allocate_command(
     ] = None,
     law: Annotated[
         str | None,
-        typer.Option("--law", metavar="LAW", help="A named law or a formula; of a saved file, the fit of this law."),
+        typer.Option("--law", metavar="LAW", help="A named law or a formula; for a saved file: which fit."),
     ] = None,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.options import key_values
+
 KINDS = "quantizer, model, discriminator, loss, data, features, metric, program"
 
 
@@ -40,19 +42,13 @@ def check_command(
 
     Example: gsq check my_train:train --as program -o text=README.md -o width=4 -o steps=8 -o seed=0
     """
-    from gsq.config.overrides import read_value
-    from gsq.errors import UserError, choose
+    from gsq.errors import choose
     from gsq.runs.part_checks import ROLES, check_part
     from gsq.runs.program_checks import check_program
 
     if role is not None:
         choose("--as", role, [*ROLES, "program"])
-    options = {}
-    for one in option or []:
-        key, equals, value = one.partition("=")
-        if not equals:
-            raise UserError(f"--option: '{one}' is not KEY=VALUE")
-        options[key] = read_value(key, value)
+    options = key_values(option, "--option")
     found = check_program(part, options) if role == "program" else check_part(part, role, options)
     failed = [check for check in found if not check.passed]
     if as_json:

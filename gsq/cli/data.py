@@ -27,7 +27,7 @@ def data_command(
     ] = None,
     most: Annotated[
         int,
-        typer.Option("--most", metavar="N", min=2, help="Images that are opened and compared, of a larger data set."),
+        typer.Option("--most", metavar="N", min=2, help="Open and compare at most N images of a larger data set."),
     ] = 20_000,
     as_json: JsonOption = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from gsq.analysis.fitting.options import Options
 from gsq.cli.options import ClusterOption, JsonOption
 from gsq.cli.table_options import BoundOption, ProtocolOption
 from gsq.cli.taking import takes
+from gsq.cli.tuning import print_next_values, require_budget
 from gsq.errors import UserError
 
 
@@ -34,8 +35,21 @@ def design_command(
             "--target",
             metavar="TARGET",
             help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
-            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds.",
+            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With --optimum: "
+            "the column that should be best (default rfid).",
         ),
+    ] = None,
+    optimum: Annotated[
+        str | None,
+        typer.Option(
+            "--optimum",
+            metavar="COLUMN",
+            help="Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in place of "
+            "cells: where its best value is not bracketed yet, or known worst.",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="With --optimum: the columns that make a size.")
     ] = None,
     target_rows: Annotated[
         Path | None,
@@ -65,14 +79,14 @@ def design_command(
     ] = None,
     *,
     budget: Annotated[
-        list[float],
+        list[float] | None,
         typer.Option(
             "--budget",
             metavar="COST",
             help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
-            "printed.",
+            "printed. With --optimum: how many runs.",
         ),
-    ],
+    ] = None,
     options: DesignOptions,
     fitting: Options,
     bound: BoundOption = None,
@@ -114,6 +128,8 @@ def design_command(
 
     Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
     --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
+
+    Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design
@@ -126,6 +142,22 @@ def design_command(
     from gsq.cli.table_options import require_outputs
 
     require_outputs({"--output": output}, {"--figure": figure})
+    if optimum is not None:
+        others: dict[str, object] = {"--target-rows": target_rows, "--candidates": candidates, "--law": law}
+        others |= {"--bound": bound, "--figure": figure, "--cluster": cluster != "local"}
+        plain = DesignOptions(noise=options.noise)
+        others |= {
+            f"--{one.name.replace('_', '-')}": getattr(options, one.name) != getattr(plain, one.name)
+            for one in fields(options)
+        }
+        print_next_values(
+            tables, optimum, by, replace(fitting, noise=options.noise),
+            target=target, runs=budget, protocol=protocol, base=base, output=output, as_json=as_json, others=others,
+        )  # fmt: skip
+        return
+    if by is not None:
+        raise UserError("--by: names the sizes of --optimum; add --optimum learning_rate, or leave it out")
+    budgets = require_budget(budget)
     if target is not None and target_rows is None:
         wanted = read_target(target)
     elif target_rows is not None and target is None:
@@ -141,7 +173,7 @@ def design_command(
     compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
     for name, reason in compared.not_fitted.items() if law else ():
         typer.echo(f"Not fitted: {name}: {reason}.", err=True)
-    found = design(compared, cells, budget, wanted, options=options)
+    found = design(compared, cells, budgets, wanted, options=options)
     chosen = designing.axes_of(found, cells, cases, frame)
     lines = [found.text()]
     if output is not None:

@@ -51,7 +51,7 @@ def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]
         if table.endswith((".yaml", ".yml")):
             candidates = candidates or table
             table = load_spec(table).name
-        elif candidates is None and table_path(table) != Path(table) and _is_sweep(table):
+        elif candidates is None and table_path(table) != Path(table) and is_sweep(table):
             candidates = table
         paths.append(table_path(table))
     if candidates is None:
@@ -116,12 +116,23 @@ def write_runs(
     if not found.proposals:
         return f"Nothing to run, so {output} is not written."
     if output.suffix in (".yaml", ".yml"):
-        count = _write_sweep(output, sweep, base, chosen, title)
-        return f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}"
+        return write_cases(output, chosen, sweep, base, title)
     proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
     proposed["run"] = [one.runs_before + 1 for one in found.proposals]
     proposed["expected"] = [one.expected for one in found.proposals]
     _write_table(proposed, output)
+    return f"Wrote {output}."
+
+
+def write_cases(output: Path, cases: list[dict[str, Any]], sweep: str | None, base: str | None, title: str) -> str:
+    """Write runs by their columns, as a sweep over the config of ``sweep`` (or ``base``) or a table; returns a line
+    about it."""
+    if output.suffix in (".yaml", ".yml"):
+        count = _write_sweep(output, sweep, base, cases, title)
+        return f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}"
+    import pandas as pd
+
+    _write_table(pd.DataFrame(cases), output)
     return f"Wrote {output}."
 
 
@@ -176,7 +187,7 @@ def _seed(config: RunConfig) -> int:
     return int(value_of(config, "seed" if config.program else "train.seed") or 0)
 
 
-def _is_sweep(name: str) -> bool:
+def is_sweep(name: str) -> bool:
     """Whether ``name`` is a sweep that was submitted, or one that ships with gsq."""
     from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.spec.shipped import configs_folder, shipped_files

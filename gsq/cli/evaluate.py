@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gsq.cli.options import ClusterOption, JsonOption, print_json
+from gsq.cli.options import ClusterOption, JsonOption, key_values, print_json
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 # What the evaluation of a run prints, where it was measured.
 PRINTED = (
-    *("features", "num_images", "resolution", "rank_deficient", "rfid", "kid", "inception_score", "lpips", "psnr_db"),
-    *("ssim", "usage", "perplexity", "effective_bits", "prior_bits_per_token", "prior_bits_per_pixel", "gfid"),
-    *("gfid_samples", "probe_converged", "probe_overfits", "probe_protocol", "protocol"),
+    *("features", "num_images", "resolution", "rank_deficient", "rfid", "kid", "fd_dinov2", "sfid", "cmmd"),
+    *("precision", "recall", "inception_score", "lpips", "psnr_db", "ssim", "usage", "perplexity", "effective_bits"),
+    *("prior_bits_per_token", "prior_bits_per_pixel", "gfid", "gfid_samples", "probe_converged", "probe_overfits"),
+    *("probe_protocol", "protocol"),
 )
 
 RunArgument = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE), or a sweep, by name or YAML file.",
+        help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE), or a sweep, by name or YAML file; or a "
+        "model that gsq did not train: package.module:load, or a YAML file of models.",
     ),
 ]
 
@@ -67,6 +69,53 @@ def evaluate_command(
     probe_steps: Annotated[
         int | None, typer.Option("--probe-steps", metavar="N", min=1, help="Steps of the probe; default: its size's.")
     ] = None,
+    distance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distance",
+            metavar="NAME",
+            help="Measure it beside rfid: fd_dinov2, sfid, cmmd or precision_recall; repeatable.",
+        ),
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option("--folder", metavar="FOLDER", help="Only the held-out images below it, such as a class."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="NAME",
+            help="Of a model: the sweep, run folder, preset or config file whose images and evaluation to use.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FOLDER", help="Of a model: images to compare; its val, or all where it has no val."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of a model: an argument of load(); repeatable."),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range", metavar="LOW,HIGH", help="Of a model: values of its images, such as 0,1; default -1,1."
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option("--channels", metavar="ORDER", help="Of a model: rgb (default) or bgr.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Of a model: results table to add its row to; default results/foreign.parquet.",
+        ),
+    ] = None,
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
@@ -77,17 +126,54 @@ def evaluate_command(
     then has a row for each. It skips what the same protocol has measured before, so the same command resumes after an
     interruption. Exit code 1: some runs could not be evaluated.
 
+    Any model is an object that package.module:load returns, with encode and decode, or reconstruct. It gets every
+    metric by the protocol of a sweep, a run or a folder of images, and a row in a results table. A YAML file lists
+    several: models: [{model: package.module:load, options: {...}, range: [0, 1]}, {run: FOLDER}].
+
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
+    Example: gsq evaluate gsq.peers.vqgan:llamagen -o checkpoint=vq_ds16_c2i.pt --protocol quickstart --resolution 64
     Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
     Example: gsq evaluate quickstart --probe tiny
     """
     import dataclasses
 
-    given = {"num_images": num_images, "features": features, "resolutions": tuple(resolution or ()), "lpips": lpips}
-    given |= {"probe": probe, "probe_steps": probe_steps}
+    given = {
+        "num_images": num_images,
+        "features": features,
+        "resolutions": tuple(resolution or ()),
+        "lpips": lpips,
+        "distances": tuple(distance or ()),
+        "folder": folder,
+        "probe": probe,
+        "probe_steps": probe_steps,
+    }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
     if allow_small:
         changes["allow_small"] = True
+    from gsq.cli.foreign import evaluate_models, is_models_file
+    from gsq.config.parts import is_path
+
+    of_models = {
+        "--protocol": protocol, "--data": data, "--option": option, "--range": value_range, "--channels": channels,
+        "--output": output,
+    }  # fmt: skip
+    if is_path(run) or is_models_file(run):
+        convention = {"range": value_range and _numbers(value_range), "channels": channels}
+        evaluate_models(
+            run,
+            changes,
+            protocol=protocol,
+            data=data,
+            options=key_values(option, "--option"),
+            convention={key: value for key, value in convention.items() if value is not None},
+            output=output,
+            as_json=as_json,
+        )
+        return
+    if wrong := next((name for name, value in of_models.items() if value), None):
+        from gsq.errors import UserError
+
+        raise UserError(f"{wrong}: is for models, package.module:load or a YAML file of models; got {run}")
     if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
@@ -116,6 +202,15 @@ def evaluate_command(
         for name in PRINTED:
             if result.get(name) is not None:
                 typer.echo(f"{name:<21}{result[name]}")
+
+
+def _numbers(text: str) -> list[float]:
+    from gsq.errors import UserError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--range: '{text}' is not LOW,HIGH, such as 0,1") from None
 
 
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:

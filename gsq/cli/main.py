@@ -25,6 +25,7 @@ from gsq.cli.logs import logs_command
 from gsq.cli.options import line
 from gsq.cli.plan import plan_command
 from gsq.cli.plot import plot_command
+from gsq.cli.publish import publish_command
 from gsq.cli.report import report_command
 from gsq.cli.results import gather_command, results_app
 from gsq.cli.run import run_command
@@ -101,6 +102,7 @@ app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("reconstruct")(reconstruct_command)
 app.command("tokenize")(tokenize_command)
+app.command("publish")(publish_command)
 app.command("new")(new_command)
 app.command("check")(check_command)
 app.command("doctor")(doctor_command)

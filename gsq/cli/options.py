@@ -33,7 +33,7 @@ ClusterOption = Annotated[
 ]
 CellsOption = Annotated[
     int | None,
-    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells of the plan; of a search, N trials."),
+    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells, or N trials of a search."),
 ]
 PlanClusterOption = Annotated[
     str | None,
@@ -109,3 +109,17 @@ def ask(question: str, yes: bool) -> None:
     """Exit with code 1 unless the user agrees. Without a terminal, do not ask."""
     if not yes and on_terminal():
         typer.confirm(question, abort=True)
+
+
+def key_values(given: list[str] | None, option: str) -> dict[str, Any]:
+    """Values by key of a repeatable option KEY=VALUE. Raises UserError, which names the option."""
+    from gsq.config.overrides import read_value
+    from gsq.errors import UserError
+
+    values = {}
+    for one in given or []:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise UserError(f"{option}: '{one}' is not KEY=VALUE")
+        values[key] = read_value(key, value)
+    return values

@@ -63,6 +63,13 @@ def plot_command(
             "do not compare.",
         ),
     ] = False,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Like --reference, with the rFID that papers print for other tokenizers, each by its own protocol.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Save PNG and SVG, or a .pdf, here; default: beside the table."),
@@ -97,14 +104,19 @@ def plot_command(
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files
+    from gsq.analysis.tables.left_out import protocol_warnings
+    from gsq.analysis.tables.published import load_published
     from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import load_reference
 
+    if reference and published:
+        raise AnalysisError("--reference and --published: choose one; their protocols differ")
     if kind not in KINDS:
         raise AnalysisError(f"--kind {kind!r} is not a figure of gsq plot; kinds: {', '.join(KINDS)}")
     for option, given, kinds in (
         ("--reference", reference, ("scaling", "groups", "usage")),
+        ("--published", published, ("scaling", "groups", "usage")),
         ("--x", x, ("contours", "collapse", "pareto")),
         ("--y", y, ("contours", "steps")),
         ("--law", law, WITH_LAWS),
@@ -123,7 +135,10 @@ def plot_command(
         frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound, where=where)
     else:
         frame = select(load_tables(paths, protocol), where)
-    draw(kind, frame, fits, reasons, saved, x or [], y or [], load_reference() if reference else None)
+    theirs = load_published() if published else load_reference() if reference else None
+    draw(kind, frame, fits, reasons, saved, x or [], y or [], theirs)
+    for warning in protocol_warnings(theirs) if theirs is not None else ():
+        typer.echo(f"Warning: {warning}.")
     for one in fits:
         typer.echo(f"{one.law.name}: {one.formula()}")
         for warning in one.warnings:

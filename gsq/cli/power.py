@@ -106,7 +106,7 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """A config with another seed; of a program's run the key ``seed``, if it has one."""
+    """A config with another seed; a program's config takes it under the key ``seed``, if it has one."""
     from dataclasses import replace
 
     from gsq.config.parts import Options

@@ -87,6 +87,7 @@ def print_forecast(console: Console, found: Forecast) -> None:
         lines[0] += f": {device_time(found.device_seconds, found.speed.device)}"
         lines += [
             f"with {found.parallel} at a time {duration(found.wall_seconds)}, until about {clock}",
+            *([f"jobs train up to {found.cells_in_turn} cells in turn"] if found.cells_in_turn > 1 else []),
             f"memory: {size(found.memory_bytes)} for the largest; "
             f"{counted(found.classes, 'resource class', 'resource classes')}",
             f"disk: {size(found.disk_bytes)} while running, {size(found.disk_bytes_after)} after; "

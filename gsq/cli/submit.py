@@ -88,7 +88,8 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     if target.kind == "slurm":
         submission = submit(plan, target, retry=retry, over_budget=True)
         for job_id, members in submission.arrays.items():
-            line(console, f"submitted SLURM job {job_id}: {counted(len(members), 'cell')}")
+            in_turn = _in_turn(submission, job_id)
+            line(console, f"submitted SLURM job {job_id}: {counted(len(members), 'cell')}{in_turn}")
     print_evaluations(console, submission.evaluations)
     if target.kind == "slurm" and submission.stopping:
         line(console, still_stopping(len(submission.stopping), plan.name))
@@ -103,6 +104,17 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         if target.kind == "slurm":
             line(console, "run the command again to record finished trials and draw new ones; gsq run does so itself")
     return submission
+
+
+def _in_turn(submission: Submission, job_id: str) -> str:
+    """Return how the cells of an array share its tasks, if they take turns there."""
+    from gsq.sweeps.state import journal
+
+    entry = next((one for one in journal.entries(submission.folder) if one.job == job_id), None)
+    if entry is None or entry.cells_in_turn == 1:
+        return ""
+    tasks = -(-len(entry.signatures) // entry.share)
+    return f", in {counted(tasks, 'task')} of up to {entry.share}, {entry.cells_per_job} at a time"
 
 
 def print_trials(console: Console, folder: SweepFolder) -> None:

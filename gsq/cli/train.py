@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gsq.cli.options import line
+from gsq.cli.options import key_values, line
 
 
 def train_command(
@@ -28,17 +28,11 @@ def train_command(
     """
     import yaml
 
-    from gsq.config.overrides import read_value, to_dict
-    from gsq.errors import UserError
+    from gsq.config.overrides import to_dict
     from gsq.sweeps.planning.cells import refuse_too_large
     from gsq.sweeps.spec.sweep import load_spec
 
-    values = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set: '{setting}' is not KEY=VALUE")
-        values[key] = read_value(key, value)
+    values = key_values(settings, "--set")
     config = load_spec({"name": "train", "base": base, "set": values}).base
     from gsq.pretrained.required import require_weights
     from gsq.runs.identity import identity

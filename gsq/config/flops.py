@@ -222,6 +222,16 @@ def perceptual_macs(config: RunConfig) -> int:
 
 # Pool features at 299 x 299, and the classifier of the inception score.
 INCEPTION_MACS = 5_713_232_480
+
+
+def _vit_l(side: int) -> int:
+    """Multiply-adds of ViT-L/14 (24 blocks of 1,024 channels) for side x side patches and a class token."""
+    tokens, width = side**2 + 1, 1024
+    return side**2 * 3 * 14**2 * width + 24 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+# Of evaluation.distances, at the sizes that they are defined for.
+DISTANCE_MACS = {"fd_dinov2": _vit_l(224 // 14), "cmmd": _vit_l(336 // 14) + 1024 * 768, "precision_recall": 0}
 # Convolutions of AlexNet at 224 x 224.
 ALEXNET_MACS = 655_566_528
 
@@ -236,6 +246,8 @@ def evaluation_macs(config: RunConfig) -> int:
         total += encoder(config.model, size).macs + decoder(config.model, size).macs
         inception = e.features.startswith("inception")
         total += INCEPTION_MACS if inception else EFFICIENTNET_SEVEN * (size // -32) ** 2
+        for name in e.distances:
+            total += DISTANCE_MACS.get(name, 0 if inception else INCEPTION_MACS)
         total += 2 * {"none": 0, "vgg": 15_346_630_656, "alex": ALEXNET_MACS}[e.lpips] * size**2 // 224**2
     return total
 
@@ -289,7 +301,7 @@ def _lookup_macs(config: RunConfig) -> int:
 
 
 def cost(config: RunConfig) -> Cost:
-    """Cost of a run. A backward pass counts as two forward passes. Of a user's own program what its sweep declares."""
+    """Cost of a run. A backward pass counts as two forward passes. A program declares its own cost."""
     if isinstance(config, ProgramConfig):
         found = config.values.get("parameters")
         parameters = int(found) if isinstance(found, int | float) else 0

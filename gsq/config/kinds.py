@@ -156,7 +156,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of a built-in name or, for package.module:Name, of a user's own. Raises UserError as ``parts.load``."""
+    """The kind with a built-in name, or a user's own at package.module:Name. Raises UserError like ``parts.load``."""
     return _own_kind(name, load(name, "quantizer.kind")) if is_path(name) else kinds()[name]
 
 

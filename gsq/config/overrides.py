@@ -178,8 +178,8 @@ def override(config: RunConfig, values: Mapping[str, Any], where: str = "config"
 
 
 def differences(config: RunConfig, base: RunConfig) -> dict[str, Any]:
-    """Dotted keys and values from which ``Overrides(base).restore`` rebuilds ``config``; tuples as lists. Of a
-    ProgramConfig all."""
+    """Dotted keys and values from which ``Overrides(base).restore`` rebuilds ``config``; tuples as lists. For a
+    ProgramConfig every key."""
     if isinstance(config, ProgramConfig):
         return config.to_dict()
     changed: dict[str, Any] = {}

@@ -156,7 +156,7 @@ def source(name: str) -> tuple[Path, tuple[Path, ...]]:
     Raises UserError where there are none.
     """
     module_name = name.partition(":")[0]
-    # Of gsq's own templates the file alone.
+    # The hash of one of gsq's own templates covers that file alone.
     top = module_name if module_name.startswith("gsq.") else module_name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)

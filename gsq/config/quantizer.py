@@ -64,7 +64,7 @@ class QuantizerConfig:
     codebook_update: str = "gradient"
     """gradient (through the quantizer loss) or ema (each row an average of the latents that chose it)."""
     codebook_decay: float = 0.99
-    """Decay of the averages: of ema, and of the use of rows for restart_below."""
+    """Decay of the moving averages of ema, and of the use of rows for restart_below."""
     entropy_weight: float = 0.0
     """gsq, vq, lfq, bsq, ibq: weight of (entropy of an index - entropy of the batch's mean), which spreads use of
     codes."""
@@ -72,7 +72,7 @@ class QuantizerConfig:
     """gsq, vq, rvq, simvq: the gradient to the latent: straight_through; rotation (the rotation trick); or soft (of a
     softmax over the rows; the decoder still receives the nearest row)."""
     soft_temperature: float = field(default=1.0, metadata={"legacy": 1.0})
-    """gradient soft: of the softmax over negative squared distances, at the first step."""
+    """gradient soft: temperature of the softmax over negative squared distances, at the first step."""
     soft_decay: float = field(default=1.0, metadata={"legacy": 1.0})
     """gradient soft: factor of the temperature from one step to the next."""
     codebooks: str = field(default="shared", metadata={"legacy": "shared"})
@@ -110,7 +110,7 @@ class QuantizerConfig:
             self.check_kind()
 
     def check_kind(self) -> None:
-        """Raise UserError for what the kind refuses; of one's own, its module is imported for it."""
+        """Raise UserError for what the kind refuses. A user's own kind is imported for this."""
         for key in _ignored(self):
             if key not in ONCE_IGNORED:
                 raise _meaningless(self, key)

@@ -17,7 +17,7 @@ from gsq.config.parts import PATH, Options, choose_or_own, is_path, load
 from gsq.config.probe import NAMES
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
-from gsq.errors import UserError, at_least, choose_each, positive
+from gsq.errors import UserError, at_least, choose, choose_each, positive
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ FEATURE_DIMS = {
 }
 
 
+# What evaluation.distances can name.
+DISTANCES = ("fd_dinov2", "sfid", "cmmd", "precision_recall")
+
+
 # Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50
 
@@ -93,6 +97,11 @@ class EvaluationConfig:
     """Metrics of your own, package.module:Name each: what it returns is called with reconstructions and originals,
     (B, 3, H, W) in [-1, 1], and returns a value for each image; the mean is a column of the table (``gsq new
     metric``)."""
+    distances: tuple[str, ...] = ()
+    """Measure these too, beside rfid: fd_dinov2, sfid, cmmd (weights to be provided; columns of the same names), and
+    precision_recall (columns precision and recall, in `features`)."""
+    folder: str = ""
+    """Compare only the held-out images below this folder, such as a class: n01440764, or val/n01440764."""
     lpips: str = "none"
     """Measure LPIPS too: vgg or alex (weights to be provided), or none."""
     reconstruction_dtype: str = "float32"
@@ -116,10 +125,15 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
         object.__setattr__(self, "metrics", tuple(self.metrics))
+        object.__setattr__(self, "distances", tuple(self.distances))
         choose_or_own("evaluation", self, features=FEATURE_DIMS)
         for name in self.metrics:
             if not is_path(name):
                 raise UserError(f"evaluation.metrics: {name!r} is not a metric; write {PATH}")
+        for name in self.distances:
+            choose("evaluation.distances", name, DISTANCES)
+        if len(set(self.distances)) != len(self.distances):
+            raise UserError(f"evaluation.distances: {list(self.distances)} names one twice")
         choose_each("evaluation", self, lpips=("none", "vgg", "alex"), reconstruction_dtype=("float32", "bfloat16"))
         at_least("evaluation", self, 2, "num_images")
         at_least("evaluation", self, 1, "batch_size")

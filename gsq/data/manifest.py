@@ -148,9 +148,9 @@ class Manifest:
     left_out: tuple[LeftOut, ...] = ()
     """Unused files, with the reasons."""
     notes: tuple[str, ...] = ()
-    """As in ``Summary``."""
+    """Remarks about the files; see ``Summary``."""
     load: Callable[[ImageFile], Any] | None = None
-    """Of a source of one's own whose images are no files: the RGB image (PIL) of an entry, the same at every call."""
+    """Returns an entry's RGB image (PIL), the same at every call; for a user's own source without image files."""
 
     @property
     def label(self) -> str:
@@ -165,6 +165,28 @@ class Manifest:
     def few(self) -> bool:
         """Whether the images are so few that a run keeps them decoded."""
         return len(self.train) + len(self.validation) <= FEW
+
+    def below(self, folder: str) -> Manifest:
+        """The manifest with the validation images below ``folder`` alone; itself for an empty one.
+
+        folder: path below the data set's root or, for short, below the split (a class of ImageNet). Raises UserError if
+        no image lies there, or in several places.
+        """
+        if not (wanted := folder.strip("/")):
+            return self
+        inside = {f: f.name.rpartition(f"{wanted}/")[0] for f in self.validation if f"/{wanted}/" in f"/{f.name}"}
+        places = sorted(set(inside.values()))
+        if not places:
+            names = dict.fromkeys(f.name.rpartition("/")[0] for f in self.validation)
+            there = ", ".join(f"'{name}'" for name in [*filter(None, names)][:4]) or "no folder"
+            raise UserError(
+                f"evaluation.folder: '{folder}' holds none of the {len(self.validation)} validation images; they lie "
+                f"in {there}{', ...' if len(names) > 4 else ''}"
+            )
+        if len(places) > 1:
+            listed = ", ".join(f"{place}{wanted}" for place in places[:3])
+            raise UserError(f"evaluation.folder: '{folder}' is in several places ({listed}); name one of them")
+        return replace(self, validation=tuple(inside))
 
     def summary(self) -> Summary:
         """The manifest in numbers."""

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
+from gsq.evaluation.foreign import Model
+from gsq.evaluation.lpips_maps import KeptMaps
 from gsq.evaluation.originals import Originals, Store
 from gsq.evaluation.own_metrics import OwnMetric, own_metrics
 from gsq.evaluation.protocol import Protocol, protocol
@@ -29,8 +31,8 @@ from gsq.evaluation.tally import Tally, result_row, write_histogram
 from gsq.files import whole
 from gsq.metrics.inception_score import InceptionScore
 from gsq.metrics.reconstruction import from_uint8, psnr_ceiling_db, psnr_db, ssim, to_uint8
-from gsq.models.autoencoder import Autoencoder
-from gsq.pretrained.extractor import FeatureExtractor, feature_extractor
+from gsq.pretrained.distances import Extractors
+from gsq.pretrained.extractor import feature_extractor
 from gsq.quantizers import NonFiniteLatent
 from gsq.training.distributed import Group
 from gsq.training.losses import LPIPS
@@ -51,7 +53,7 @@ def _tick(error: BaseException | None) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: Autoencoder,
+    model: Model,
     source: ImageSource,
     evaluation: EvaluationConfig,
     *,
@@ -77,34 +79,41 @@ def evaluate(
     group = group or Group()
     model.eval()
     device = next(model.parameters()).device
-    source = source_of_size(source, image_size)
+    source = source_of(source, evaluation, image_size)
     features = feature_extractor(evaluation.features, source.config.image_size)
-    features.network.to(device)
+    extractors = Extractors(features, evaluation.distances, device)
     rules = protocol(evaluation, source.config, source.manifest, features=features)
     lpips = LPIPS(evaluation.lpips).to(device) if evaluation.lpips != "none" else None
     metrics = own_metrics(evaluation.metrics, device)
     store = Store(runs, rules.hash) if runs and group.first else None
     known = store.load() if store else None
-    claimed = store is not None and known is None and store.claim()
+    maps = _kept_maps(store, lpips, rules, group, device)
+    claimed = store is not None and (known is None or (maps is not None and not maps.known)) and store.claim()
     # While another run computes the originals, this one evaluates its reconstructions.
     with_originals = group.from_first(known is None and (store is None or claimed))
-    work = _Work(model, source, evaluation, rules, features, lpips, metrics, step, group, tick)
+    work = _Work(model, source, evaluation, rules, extractors, lpips, metrics, step, group, tick, maps)
     try:
         with full_precision():
+            if maps and claimed and not maps.known:
+                maps.begin()
             total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
             if not with_originals:
                 known = _originals_of_others(work, store, known)
         if total is None:
             return {}
+        if maps:
+            maps.end(True)
         if with_originals:
             known = total.originals()
             if store:
                 store.save(known)
     finally:
+        if maps:
+            maps.end(False)
         if claimed and store:
             store.release()
     assert known is not None
-    if histograms is not None:
+    if histograms is not None and total.histogram:
         histograms[rules.hash] = total.histogram.counts.numpy()
     row = result_row(rules, total, known)
     if metrics:
@@ -112,8 +121,18 @@ def evaluate(
     return row
 
 
+def _kept_maps(
+    store: Store | None, lpips: LPIPS | None, rules: Protocol, group: Group, device: torch.device
+) -> KeptMaps | None:
+    """The originals' maps for LPIPS below the runs folder, where they save time and are not too many."""
+    if store is None or lpips is None or group.size > 1 or device.type != "cpu":
+        return None
+    maps = KeptMaps(store.path.with_suffix(".lpips"), lpips, rules.num_images, rules.image_size)
+    return maps if maps.small else None
+
+
 def evaluate_all(
-    model: Autoencoder,
+    model: Model,
     source: ImageSource,
     evaluation: EvaluationConfig,
     *,
@@ -145,11 +164,11 @@ def evaluate_all(
     return results
 
 
-def source_of_size(source: ImageSource, image_size: int | None) -> ImageSource:
-    """The same images at another size; ``source`` itself where this is its own or None."""
-    if image_size is None or image_size == source.config.image_size:
-        return source
-    return ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+def source_of(source: ImageSource, evaluation: EvaluationConfig, image_size: int | None) -> ImageSource:
+    """The images that an evaluation compares: at its size (None: their own) and of its folder alone."""
+    if image_size is not None and image_size != source.config.image_size:
+        source = ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+    return ImageSource(source.config, source.manifest.below(evaluation.folder)) if evaluation.folder else source
 
 
 @contextmanager
@@ -168,16 +187,17 @@ def full_precision() -> Iterator[None]:
 class _Work:
     """One evaluation's passes over the images, shared by the processes of a group."""
 
-    model: Autoencoder
+    model: Model
     source: ImageSource
     evaluation: EvaluationConfig
     rules: Protocol
-    features: FeatureExtractor
+    extractors: Extractors
     lpips: LPIPS | None
     metrics: tuple[OwnMetric, ...]
     step: int | None
     group: Group
     tick: Callable[[BaseException | None], None]
+    maps: KeptMaps | None = None
 
     def run(
         self, *, reconstructions: bool, originals: bool, store: Store | None, samples: Path | None = None
@@ -187,7 +207,7 @@ class _Work:
         # Consecutive images, so that the first process has the first ones; every process makes equally many rounds.
         start, end = (count * (self.group.rank + i) // size for i in (0, 1))
         batch = self.evaluation.batch_size
-        tally = Tally(self.rules, self.model)
+        tally = Tally(self.rules, self.model, self.evaluation.distances)
         for offset in range(0, -(-count // size), batch):
             error: BaseException | None = None
             first, stop = start + offset, min(start + offset + batch, end)
@@ -216,27 +236,40 @@ class _Work:
         true_images = from_uint8(truth)
         tally.count += len(images)
         if originals:
-            tally.add_features("originals", self.features(true_images)[0], first)
+            features, _, more = self.extractors(true_images)
+            tally.add_features("originals", features, first)
+            tally.add_distances("originals", more)
         if not reconstructions:
             return
         output_images, indices = self.reconstruct(images, first)
         found = to_uint8(output_images)
         found_images = from_uint8(found)
-        features, logits = self.features(found_images)
+        features, logits, more = self.extractors(found_images)
         tally.add_features("reconstructions", features, first)
+        tally.add_distances("reconstructions", more)
         if self.rules.inception_score != "none" and logits is not None:
             tally.score = tally.score or InceptionScore(self.rules.num_images, logits.shape[1])
             tally.score.update(logits, first)
-        tally.histogram.update(indices)
+        if tally.histogram:
+            tally.histogram.update(indices)
         tally.add("psnr_db", psnr_db(found, truth).clamp_(max=psnr_ceiling_db(truth[0].numel())))
         tally.add("ssim", ssim(found, truth))
         tally.add("mse", (found_images.double() - true_images.double()).square().flatten(1).mean(1))
         if self.lpips:
-            tally.add("lpips", self.lpips.distances(found_images, true_images))
+            tally.add("lpips", self.lpips.distances(found_images, self.true_maps(self.lpips, true_images, first)))
         for metric in self.metrics:
             tally.add(metric.column, metric(found_images, true_images))
         if samples:
             save_samples(truth[:SAMPLES], found[:SAMPLES], samples)
+
+    def true_maps(self, lpips: LPIPS, images: Tensor, first: int) -> list[Tensor]:
+        """LPIPS's maps of the originals first, first + 1, ..."""
+        found = self.maps.load(first, first + len(images)) if self.maps and self.maps.known else None
+        if found is None:
+            found = lpips.maps(images)
+            if self.maps:
+                self.maps.add(found)
+        return found
 
     def reconstruct(self, images: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Images and indices. Raises NonFiniteReconstruction."""

@@ -11,8 +11,9 @@ import os
 import socket
 import zipfile
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,12 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsq.files import whole
+from gsq.metrics.cmmd import Rows
 from gsq.metrics.frechet import FeatureStatistics
 from gsq.records.attempt import process_start
 
 FOLDER = "originals"
 # Seconds without a sign of life after which the holder of a lock counts as dead.
 STALE_SECONDS = 120.0
+
+
+Collected = FeatureStatistics | Rows
+
+
+def collected(distance: str) -> type[FeatureStatistics] | type[Rows]:
+    """What one of evaluation.distances keeps of the features that it sees."""
+    return Rows if distance == "cmmd" else FeatureStatistics
+
+
+class _Part(dict[str, Any]):
+    """The arrays of one distance, by their names without it."""
+
+    def __init__(self, arrays: Any, distance: str) -> None:
+        prefix = f"{distance}/"
+        super().__init__({n.removeprefix(prefix): arrays[n] for n in arrays.files if n.startswith(prefix)})
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,8 @@ class Originals:
     statistics: FeatureStatistics
     features: NDArray[np.float32]
     """(N, k): features of the first N images, see gsq.metrics.kid.IMAGES."""
+    distances: Mapping[str, Collected] = field(default_factory=dict)
+    """What each further distance keeps, by name."""
 
 
 class Store:
@@ -51,7 +71,9 @@ class Store:
         """The saved originals; None if there are none or the file is damaged."""
         try:
             with np.load(self.path) as arrays:
-                return Originals(FeatureStatistics.restored(arrays), arrays["features"])
+                names = dict.fromkeys(name.partition("/")[0] for name in arrays.files if "/" in name)
+                distances = {name: collected(name).restored(_Part(arrays, name)) for name in names}
+                return Originals(FeatureStatistics.restored(arrays), arrays["features"], distances)
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
@@ -59,6 +81,8 @@ class Store:
         """Save the originals, replacing an earlier file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {**originals.statistics.arrays(), "features": originals.features}
+        for name, kept in originals.distances.items():
+            arrays |= {f"{name}/{key}": values for key, values in kept.arrays().items()}
         with whole(self.path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 

@@ -20,7 +20,7 @@ class OwnMetric:
 
     name: str
     column: str
-    """Of the results table: the attribute ``column`` of what the part returns, else the part's own name."""
+    """Column of the results table: the attribute ``column`` of what the part returns, or the part's name."""
     function: Callable[[Tensor, Tensor], Any]
 
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:

@@ -17,10 +17,17 @@ from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
 from gsq.data.manifest import Manifest
 from gsq.metrics import kid
-from gsq.metrics.parts import FIRST_PARTS, PARTS, SPLITS
-from gsq.pretrained.built_in import BuiltIn
+from gsq.metrics.parts import CMMD, FIRST_PARTS, PARTS, PRECISION_RECALL, SPLITS
+from gsq.pretrained.built_in import FEATURE_RESIZES, BuiltIn
 from gsq.pretrained.required import evaluation_weights
-from gsq.pretrained.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, REGISTRY, find_weights
+from gsq.pretrained.weights import (
+    DISTANCE_WEIGHTS,
+    FEATURE_WEIGHTS,
+    LPIPS_WEIGHTS,
+    REGISTRY,
+    find_weights,
+    weights_sha256,
+)
 
 SSIM = "Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels"
 # Arithmetic of PSNR and SSIM, in the first protocols and now.
@@ -64,6 +71,10 @@ class Protocol:
     """First digits of the source's hash, if the features are a user's own."""
     metrics: str = _added("none")
     """A user's own metrics, each with the first digits of its source's hash."""
+    distances: str = _added("none")
+    """evaluation.distances in alphabetical order, each with what it depends on."""
+    folder: str = _added("all")
+    """The folder of the validation images that are compared."""
 
     @cached_property
     def hash(self) -> str:
@@ -126,7 +137,8 @@ def protocol(
     features: those of evaluation.features, if they are built already. Raises UserError for too few images
     (EvaluationConfig.check_images).
     """
-    return protocol_of(evaluation, data, files.label, len(files.validation), image_size=image_size, features=features)
+    held_out = len(files.below(evaluation.folder).validation)
+    return protocol_of(evaluation, data, files.label, held_out, image_size=image_size, features=features)
 
 
 def protocol_of(
@@ -163,8 +175,23 @@ def protocol_of(
         inception_score=score,
         lpips=lpips_label(evaluation.lpips),
         features_source=features.source,
+        distances="; ".join(_distance(name, features.name) for name in sorted(evaluation.distances)) or "none",
+        folder=evaluation.folder.strip("/") or "all",
         metrics=" ".join(f"{name}@{source_sha256(name)[:12]}" for name in evaluation.metrics) or "none",
     )
+
+
+def _distance(name: str, features: str) -> str:
+    """A distance, and what its number depends on beside the features of the protocol."""
+    if name == "precision_recall":
+        return f"{name}: {PRECISION_RECALL}"
+    (weights,) = DISTANCE_WEIGHTS[name]
+    how = {
+        "fd_dinov2": "to 224 pixels, bicubic, antialiased",
+        "sfid": FEATURE_RESIZES[features if features.startswith("inception") else "inception"],
+        "cmmd": f"to 336 pixels, bicubic; {CMMD}",
+    }[name]
+    return f"{name}@{weights_sha256(weights)[:8]}: {how}"
 
 
 def lpips_label(net: str) -> str:

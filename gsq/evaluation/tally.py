@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsq.evaluation.originals import Originals
+from gsq.evaluation.foreign import Model
+from gsq.evaluation.originals import Collected, Originals, collected
 from gsq.evaluation.protocol import Protocol
 from gsq.files import whole
 from gsq.metrics import kid
+from gsq.metrics.cmmd import Rows, cmmd
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.inception_score import InceptionScore
-from gsq.models.autoencoder import Autoencoder
+from gsq.metrics.manifold import precision_recall
+from gsq.pretrained.distances import DIMS
 
 
 class SmallEvaluationWarning(UserWarning):
@@ -59,14 +62,22 @@ def read_histogram(path: Path) -> dict[str, IndexHistogram]:
 class Tally:
     """Sums over the images seen so far. Tallies of different images can be merged."""
 
-    def __init__(self, rules: Protocol, model: Autoencoder) -> None:
+    def __init__(self, rules: Protocol, model: Model, distances: Sequence[str] = ()) -> None:
+        """distances: evaluation.distances."""
         self.count = 0
-        self.histogram = IndexHistogram(model.quantizer.index_sizes, model.quantizer.shared_codebook)
+        # A model that was trained elsewhere may have no indices.
+        sizes = model.quantizer.index_sizes
+        self.histogram = IndexHistogram(sizes, model.quantizer.shared_codebook) if sizes else None
         self.sums: dict[str, float] = {}
         self.statistics = {kind: FeatureStatistics(rules.feature_dim) for kind in ("originals", "reconstructions")}
         # Features of the first images, for the kernel distance.
         self.features: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in self.statistics}
         self.score: InceptionScore | None = None
+        self.precision_recall = "precision_recall" in distances
+        self.distances: dict[str, dict[str, Collected]] = {
+            kind: {n: Rows() if collected(n) is Rows else FeatureStatistics(DIMS[n]) for n in distances if n in DIMS}
+            for kind in self.statistics
+        }
 
     def add(self, name: str, values: Tensor) -> None:
         """Add one value for each image."""
@@ -78,10 +89,19 @@ class Tally:
         if first < kid.IMAGES:
             self.features[kind].append(features[: kid.IMAGES - first].cpu().numpy())
 
+    def add_distances(self, kind: str, features: Mapping[str, Tensor]) -> None:
+        """Add the features (B, k) of each distance."""
+        for name, values in features.items():
+            self.distances[kind][name].update(values)
+
     def merge(self, other: Tally) -> None:
         """Add the images that come after these."""
         self.count += other.count
-        self.histogram.merge(other.histogram)
+        if self.histogram and other.histogram:
+            self.histogram.merge(other.histogram)
+        for kind, kept in self.distances.items():
+            for distance, values in kept.items():
+                values.merge(other.distances[kind][distance])  # type: ignore[arg-type]
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         for kind, statistics in self.statistics.items():
@@ -95,7 +115,23 @@ class Tally:
         return np.concatenate(self.features[kind])
 
     def originals(self) -> Originals:
-        return Originals(self.statistics["originals"], self.first_features("originals"))
+        return Originals(self.statistics["originals"], self.first_features("originals"), self.distances["originals"])
+
+
+def _distances(total: Tally, known: Originals) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, made in total.distances["reconstructions"].items():
+        originals = known.distances[name]
+        if isinstance(made, Rows):
+            assert isinstance(originals, Rows)
+            found[name] = cmmd(originals.array, made.array)
+        else:
+            assert isinstance(originals, FeatureStatistics)
+            found[name] = frechet_distance(originals, made)
+    if total.precision_recall:
+        both = precision_recall(known.features, total.first_features("reconstructions"))
+        found |= dict(zip(("precision", "recall"), both, strict=True))
+    return found
 
 
 def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any]:
@@ -112,7 +148,7 @@ def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any
             stacklevel=3,
         )
     means = {name: value / total.count for name, value in total.sums.items()}
-    use = dataclasses.asdict(total.histogram.result())
+    use = dataclasses.asdict(total.histogram.result()) if total.histogram else {}
     return {
         "protocol": rules.hash,
         "protocol_fields": dataclasses.asdict(rules),
@@ -124,6 +160,7 @@ def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any
         "lpips_network": None if rules.lpips == "none" else rules.lpips,
         "rfid": frechet_distance(known.statistics, found),
         "kid": kid.kid(known.features, total.first_features("reconstructions")),
+        **_distances(total, known),
         "inception_score": total.score.result() if total.score else None,
         "lpips": means.get("lpips"),
         "psnr_db": means["psnr_db"],

@@ -17,7 +17,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class CodebookUse:
     usage: float
-    """Share of the V rows used at least once, groups pooled; of the sum of L_k pairs without a shared codebook."""
+    """Share of the V rows used at least once, groups pooled; without a shared codebook, out of the sum over groups."""
     perplexity: float
     """exp(entropy in nats) of the pooled histogram [rows]; geometric mean over indices without a shared codebook."""
     usage_per_group: tuple[float, ...]
@@ -28,7 +28,7 @@ class CodebookUse:
     tokens: int
     """Indices counted in each histogram: all if they share one, else those of one index."""
     dead_rows: int
-    """Unused rows of the V, groups pooled; of the sum of L_k pairs without a shared codebook."""
+    """Unused rows of the V, groups pooled; without a shared codebook, out of the sum over groups."""
     few_tokens: bool
     """Fewer than 10 tokens per row, so that their number limits usage and perplexity."""
     uniform_usage: float

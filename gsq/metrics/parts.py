@@ -1,4 +1,4 @@
-"""How the images are split into parts for the inception score."""
+"""The constants of metrics that a protocol names. Imports nothing."""
 
 from __future__ import annotations
 
@@ -7,3 +7,10 @@ SPLITS = 10
 # The score's parts if SPLITS does not divide the number of images, in the first protocols and now.
 FIRST_PARTS = f"logits without bias, {SPLITS} consecutive parts"
 PARTS = f"logits without bias, {SPLITS} consecutive parts cut as in torch-fidelity"
+
+# The kernel of CMMD.
+SIGMA, SCALE = 10.0, 1000.0
+CMMD = f"Gaussian kernel of sigma {SIGMA:g}, times {SCALE:g}, first 10000 images"
+# Of precision and recall.
+NEIGHBOURS = 3
+PRECISION_RECALL = f"{NEIGHBOURS} neighbours, first 10000 images"

@@ -5,6 +5,8 @@ Shapes: B images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -84,6 +86,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.skip else y
 
 
+@cache
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file, read once a process: a run's perceptual loss and its evaluation both take them."""
+    return dict(torch.load(path, weights_only=True))
+
+
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0, frozen, in evaluation mode.
 
@@ -113,7 +121,7 @@ class EfficientNetLite0(nn.Module):
     def pretrained(cls) -> EfficientNetLite0:
         """The network with the ImageNet weights. Raises UserError if the file is missing or not the published one."""
         network = cls()
-        network.load_state_dict(torch.load(verified_weights("efficientnet_lite0"), weights_only=True))
+        network.load_state_dict(_read(verified_weights("efficientnet_lite0")))
         return network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,15 @@ from gsq.pretrained.built_in import BuiltIn
 from gsq.pretrained.efficientnet import EfficientNetFeatures
 from gsq.pretrained.inception import InceptionFeatures
 from gsq.pretrained.weights import FEATURE_WEIGHTS
+
+
+class Extracted(NamedTuple):
+    features: Tensor
+    """(B, dim), float32."""
+    logits: Tensor | None
+    """If the network has any."""
+    spatial: Tensor | None
+    """Of Inception, if asked for: the features of sFID."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +40,16 @@ class FeatureExtractor:
     source: str = ""
     """First digits of the hash of the source of a user's own."""
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (B, dim) in float32, and logits if the network has any. Raises UserError for another shape."""
+    def __call__(self, images: Tensor) -> Extracted:
+        """Raises UserError for features of another shape."""
         found = self.network(images)
-        features, logits = found if isinstance(found, tuple) else (found, None)
+        features, logits, spatial = (*found, None, None)[:3] if isinstance(found, tuple) else (found, None, None)
         if features.shape != (len(images), self.dim):
             raise UserError(
                 f"evaluation.features: '{self.name}' made {tuple(features.shape)} of {tuple(images.shape)} images; "
                 f"({len(images)}, {self.dim}) was expected: one row of features an image, as many at every size"
             )
-        return features.float(), logits
+        return Extracted(features.float(), logits, spatial)
 
 
 def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
@@ -67,11 +77,11 @@ def feature_extractor(name: str, image_size: int) -> FeatureExtractor:
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UserError(f"evaluation.features: '{name}' makes {shape} of two images; a (2, k) tensor is needed")
-    sha256 = getattr(network, "sha256", None) or _state_sha256(network)
+    sha256 = getattr(network, "sha256", None) or state_sha256(network)
     return FeatureExtractor(name, sha256, found.shape[1], "by the module", network, source_sha256(name)[:12])
 
 
-def _state_sha256(network: nn.Module) -> str:
+def state_sha256(network: nn.Module) -> str:
     """Hash of names, types, shapes and bytes of parameters and buffers."""
     sha256 = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

@@ -17,6 +17,9 @@ from gsq.pretrained.weights import verified_weights
 
 SIZE = 299
 CLASSES = 1008
+# sFID takes the first channels of this block's 1 x 1 convolution (mixed_6/conv of the graph), a map of 17 x 17.
+SPATIAL, SPATIAL_CHANNELS = "Mixed_6d", 7
+SPATIAL_DIM = SPATIAL_CHANNELS * 17 * 17
 
 
 @dataclass(frozen=True)
@@ -217,13 +220,21 @@ class InceptionV3(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pool features (B, 2048), and the logits without bias (B, 1008) that the inception score uses."""
+        return self.everything(x)[:2]
+
+    def everything(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``forward``, and the spatial features of sFID (Nash et al., arXiv 2103.03841): (B, 2023), by row, column and
+        channel as in OpenAI's evaluator."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
         x = F.max_pool2d(x, 3, 2)
         for name in BLOCKS:
             x = getattr(self, name)(x)
+            if name == SPATIAL:
+                # The block's first branch is the 1 x 1 convolution.
+                spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         features = x.mean((2, 3))
-        return features, features @ self.fc.weight.T
+        return features, features @ self.fc.weight.T, spatial
 
 
 def _tensorflow1(images: Tensor) -> Tensor:
@@ -253,7 +264,8 @@ def _pillow(images: Tensor) -> Tensor:
 
 
 class InceptionFeatures(nn.Module):
-    """(B, 3, H, W) in [-1, 1] -> pool features (B, 2048) and logits without bias (B, 1008).
+    """(B, 3, H, W) in [-1, 1] -> pool features (B, 2048) and logits without bias (B, 1008); with ``spatial`` also
+    sFID's features (B, 2023).
 
     protocol: "inception" (torch-fidelity's resize to 299 pixels, TensorFlow 1's), "inception_pytorch_fid" or
     "inception_clean_fid". pytorch-fid scales grey levels to [-1, 1], the others to (x - 128) / 128.
@@ -265,13 +277,13 @@ class InceptionFeatures(nn.Module):
         "inception_clean_fid": _pillow,
     }
 
-    def __init__(self, protocol: str = "inception", network: InceptionV3 | None = None) -> None:
+    def __init__(self, protocol: str = "inception", network: InceptionV3 | None = None, spatial: bool = False) -> None:
         super().__init__()
-        self.protocol = protocol
+        self.protocol, self.spatial = protocol, spatial
         self.network = network or InceptionV3.pretrained()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.RESIZES[self.protocol](images)
         if self.protocol != "inception_pytorch_fid":
             x = x * (255 / 256) - 1 / 256
-        return self.network(x)
+        return self.network.everything(x) if self.spatial else self.network(x)

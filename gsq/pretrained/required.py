@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from gsq.config.objective import PROJECTED
 from gsq.config.run import EvaluationConfig, RunConfig
-from gsq.pretrained.weights import FEATURE_WEIGHTS, LPIPS_WEIGHTS, PERCEPTUAL_WEIGHTS, find_weights
+from gsq.pretrained.weights import (
+    DISTANCE_WEIGHTS,
+    FEATURE_WEIGHTS,
+    LPIPS_WEIGHTS,
+    PERCEPTUAL_WEIGHTS,
+    find_weights,
+)
 
 
 def training_weights(config: RunConfig) -> tuple[str, ...]:
@@ -18,7 +24,8 @@ def evaluation_weights(evaluation: EvaluationConfig) -> tuple[str, ...]:
     """Registered names of the weights that an evaluation needs; features given by import path need none."""
     features = FEATURE_WEIGHTS.get(evaluation.features)
     lpips = () if evaluation.lpips == "none" else LPIPS_WEIGHTS[evaluation.lpips]
-    return (*((features,) if features else ()), *lpips)
+    distances = (name for one in evaluation.distances for name in DISTANCE_WEIGHTS[one])
+    return tuple(dict.fromkeys((*((features,) if features else ()), *lpips, *distances)))
 
 
 def required_weights(*configs: RunConfig) -> tuple[str, ...]:

@@ -141,6 +141,27 @@ _ENTRIES = (
         reader="transformers",
         extra="dino",
     ),
+    Weights(
+        "dinov2_vitl14",
+        "dinov2_vitl14_pretrain.pth",
+        "",
+        licence="Apache-2.0",
+        purpose="features for fd_dinov2",
+        get="file dinov2_vitl14_pretrain.pth of the DINOv2 authors (torch hub's dinov2_vitl14)",
+        megabytes=1217.6,
+        url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    ),
+    Weights(
+        "clip_vitl14_336",
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        licence="MIT",
+        purpose="embeddings for cmmd",
+        get="file ViT-L-14-336px.pt of the CLIP authors",
+        megabytes=934,
+        url="https://openaipublic.azureedge.net/clip/models/"
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+    ),
 )
 REGISTRY: dict[str, Weights] = {entry.name: entry for entry in _ENTRIES}
 
@@ -164,6 +185,13 @@ FEATURE_WEIGHTS: dict[str, str] = {
     "inception": "inception",
     "inception_pytorch_fid": "inception",
     "inception_clean_fid": "inception",
+}
+# Weights that each of evaluation.distances needs; precision_recall takes the features that are there.
+DISTANCE_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "fd_dinov2": ("dinov2_vitl14",),
+    "sfid": ("inception",),
+    "cmmd": ("clip_vitl14_336",),
+    "precision_recall": (),
 }
 
 

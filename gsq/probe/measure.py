@@ -16,7 +16,7 @@ from torch import Tensor
 from gsq.config.probe import SAMPLE_BATCH, code_sizes
 from gsq.config.run import EvaluationConfig
 from gsq.data.batches import ImageSource
-from gsq.evaluation.evaluate import full_precision, source_of_size
+from gsq.evaluation.evaluate import full_precision, source_of
 from gsq.evaluation.originals import Store
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.reconstruction import from_uint8, to_uint8
@@ -59,7 +59,7 @@ def probe(
     """
     group = group or Group()
     protocol, size_of_images = group.from_first((row.get("protocol"), row.get("resolution")))
-    source = source_of_size(source, size_of_images)
+    source = source_of(source, evaluation, size_of_images)
     rules = probe_protocol(evaluation, source.config, source.manifest)
     assert rules is not None, "an evaluation without a probe"
     begun = time.monotonic()

@@ -35,11 +35,16 @@ class ProbeProtocol:
     samples: int
     temperature: float = 1.0
     guidance: str = "none"
+    folder: str = "all"
+    """The folder of the held-out images; the hash leaves it out where it is all."""
 
     @cached_property
     def hash(self) -> str:
         """12 hex digits."""
-        return digest(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        if self.folder == "all":
+            del values["folder"]
+        return digest(values)
 
 
 def probe_size(evaluation: EvaluationConfig) -> ProbeSize:
@@ -57,6 +62,7 @@ def probe_protocol(
     """
     if evaluation.probe == "none":
         return None
+    files = files.below(evaluation.folder)
     overlap = {file.sha256 for file in files.train} & {file.sha256 for file in files.validation}
     if overlap:
         both = next(file.name for file in files.validation if file.sha256 in overlap)
@@ -97,4 +103,5 @@ def probe_protocol_of(
         augmentation="mirrored, too" if data.flip else "none",
         order=f"raster; indices of a position in order, packed up to {PACKED} values",
         samples=min(compared, MOST_SAMPLES),
+        folder=evaluation.folder.strip("/") or "all",
     )

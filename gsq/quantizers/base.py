@@ -114,7 +114,7 @@ class Quantizer(nn.Module):
         elif bool(((output.indices < 0) | (output.indices >= limits)).any()):
             wrong = f"returned indices out of range; index k must be in [0, {list(self.index_sizes)}[k])"
         elif not output.latent.isfinite().all():
-            wrong = "returned a latent with NaN or infinity, of one without"
+            wrong = "returned NaN or infinity for a latent that has neither"
         elif output.loss.shape != ():
             wrong = f"returned a loss of shape {tuple(output.loss.shape)}; needed is a scalar"
         if wrong:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsq.quantizers import lookup_gpu, lookup_index, lookup_range
+from gsq.quantizers import lookup_index, lookup_range
 from gsq.quantizers.full_precision import full_precision
 from gsq.quantizers.lookup_index import Search
 
@@ -128,8 +128,13 @@ def _general(rows: Tensor, count: int, normalise: bool = False) -> Search:
     size, dim = rows.shape
     if rows.device.type == "cpu" and size >= TREE_ROWS.get(dim, size + 1) and count >= TREE_QUERIES:
         return _preparing(_tree(rows), normalise)
-    if rows.device.type == "cuda" and lookup_gpu.available():
-        return _preparing(_chain(_fused(rows), functools.partial(_float64, rows)), normalise)
+    if rows.device.type == "cuda":
+        # Imports Triton, which a CPU does without.
+        from gsq.quantizers import lookup_gpu
+
+        if lookup_gpu.available():
+            fused = _fused(rows, lookup_gpu.best_two)
+            return _preparing(_chain(fused, functools.partial(_float64, rows)), normalise)
     return _float32(rows, normalise)
 
 
@@ -334,6 +339,14 @@ def _tiles(rows: Tensor, dtype: torch.dtype, normalise: bool = False) -> Callabl
     return search
 
 
+def _shared(query: Tensor, count: int) -> Tensor:
+    """Positions of the queries (of 0 to ``count`` - 1) that occur more than once."""
+    if query.device.type != "cpu":
+        return (query.bincount(minlength=count) > 1)[query].nonzero()[:, 0]
+    numbers = query.numpy()
+    return torch.from_numpy(np.flatnonzero(np.bincount(numbers, minlength=count)[numbers] > 1))
+
+
 def _decided(
     z: Tensor, prepared: Callable[[Tensor], Tensor], blocks: Tensor, number: Tensor, query: Tensor, single: bool
 ) -> Tensor:
@@ -349,12 +362,15 @@ def _decided(
         index[query] = number
         if single:
             return index
-        several = query.bincount(minlength=n)[query] > 1
+        several = _shared(query, n)
         number, query = number[several], query[several]
-        index[query] = count
-    opened, place = torch.unique(query, return_inverse=True) if block == 1 else (slice(None), query)
+        # From here on, only the queries that several rows are left to.
+        opened, place = torch.unique(query, return_inverse=True)
+        z, n = z[opened], len(opened)
+    else:
+        place = query
     # Prepare each query once: beside other queries it might be rounded differently.
-    z = prepared(z[opened])
+    z = prepared(z)
     distance = torch.empty(len(query), dtype=torch.float64, device=z.device)
     row = torch.empty(len(query), dtype=torch.int64, device=z.device)
     step = max(1, _larger(TILE, z.device) // (dim * block))
@@ -365,18 +381,25 @@ def _decided(
         distance[chunk], row[chunk] = gaps.min(1)
     row += number * block
     least = torch.full((n,), math.inf, dtype=torch.float64, device=z.device)
-    least.scatter_reduce_(0, query, distance, "amin")
-    first = distance == least[query]
-    return index.scatter_reduce_(0, query[first], row[first], "amin")
+    least.scatter_reduce_(0, place, distance, "amin")
+    first = distance == least[place]
+    best = torch.full((n,), count * block, dtype=torch.int64, device=z.device)
+    best.scatter_reduce_(0, place[first], row[first], "amin")
+    if block > 1:
+        return best
+    index[opened] = best
+    return index
 
 
-def _fused(rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _fused(
+    rows: Tensor, best_two: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The best two scores of each query from the kernel: where they differ by more than the error, the best is it."""
     scaled = _Scaled(rows, torch.float32)
 
     def search(z: Tensor) -> tuple[Tensor, Tensor]:
         w, error = scaled.queries(z)
-        best, index, second = lookup_gpu.best_two(w, scaled.rows)
+        best, index, second = best_two(w, scaled.rows)
         return index, (best - error <= second).nonzero()[:, 0]
 
     return search

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 Search = Callable[[Tensor], Tensor]
@@ -126,6 +125,9 @@ def tree(rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     The tree prunes by distances rounded relatively, within far less than CLOSE; a query is settled when the last row
     it was given is farther than that from the first.
     """
+    # Takes a quarter of a second, which most processes do without.
+    from scipy.spatial import cKDTree
+
     kept = distinct(rows)
     points = (rows if len(kept) == len(rows) else rows[kept]).numpy()
     # Unbalanced nodes build twice as fast and answer as fast.

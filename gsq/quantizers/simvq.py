@@ -64,7 +64,7 @@ class MappedQuantizer(GroupedSphericalQuantizer):
         rows, dim = self.codebook.detach(), latent_dim // groups
         del self.codebook
         self.set_codebook(torch.randn_like(rows) * dim**-0.5, "frozen")
-        # As torch starts a linear layer.
+        # The same initialization as torch.nn.Linear.
         self.map = nn.Parameter(torch.empty(*rows.shape[:-2], dim, dim).uniform_(-(dim**-0.5), dim**-0.5))
 
     @property

@@ -121,7 +121,7 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         return grouped.permute(0, 3, 4, 1, 2).flatten(1, 2).contiguous()
 
     def _by_group(self, result: Callable[..., Tensor], vectors: Tensor, *tables: Tensor) -> Tensor:
-        """``result`` of vectors (..., G, d) and tables (V, d); of each group with its own of tables (G, V, d)."""
+        """``result`` of vectors (..., G, d) and tables (V, d), or of each group with its own of tables (G, V, d)."""
         if self.shared_codebook:
             return result(vectors, *tables)
         groups = zip(vectors.unbind(-2), *tables, strict=True)

@@ -284,11 +284,13 @@ def _tell_first(error: BaseException, place: Path, group: Group) -> None:
 
 def _first_error(error: BaseException, place: Path) -> BaseException:
     """The cause of the end of a run. If this process has lost another one: the error that the other recorded, or
-    PeerFailed as lost if it was killed. Any other error is its own cause."""
+    PeerFailed as lost if it was killed. Any other error is its own cause, except one of CUDA, by which NCCL can tell of
+    a lost process, if another process has recorded its error before."""
     from gsq.training.distributed import PeerLost
 
     if not isinstance(error, PeerLost):
-        return error
+        told = read_peer_error(place) if isinstance(error, RuntimeError) and classify(error) == "error" else None
+        return error if told is None else PeerFailed(*told)
     deadline = time.monotonic() + PEER_SECONDS
     while (told := read_peer_error(place)) is None and time.monotonic() < deadline:
         time.sleep(0.1)

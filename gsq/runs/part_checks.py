@@ -50,7 +50,7 @@ class Check:
     name: str
     passed: bool
     message: str = ""
-    """What went wrong; of a check that passed, a warning or nothing."""
+    """What went wrong. A check that passed has a warning or nothing here."""
 
 
 def role_of(name: str) -> str:

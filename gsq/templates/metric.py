@@ -13,7 +13,7 @@ class Mine:
     """Called with reconstructions and originals, (B, 3, H, W) float32 in [-1, 1]; the mean over images is reported."""
 
     column = "largest_error"
-    """Of the results table, where it is a target for laws and an axis of figures."""
+    """The metric's column in the results table, where laws and figures find it."""
 
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:
         """(B,): a value for each image, which does not depend on the others."""

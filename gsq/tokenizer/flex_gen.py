@@ -328,7 +328,7 @@ def find_checkpoint(folder: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> tuple[RunConfig, dict[str, Tensor]]:
-    """Config and state dict, under our names, of one of their checkpoint files. Raises UserError."""
+    """Read one of their checkpoint files: config and state dict under our names. Raises UserError."""
     found = read_tensors(path)
     where = str(path)
     # Averaged weights first: they are what the paper evaluates.

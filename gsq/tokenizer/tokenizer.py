@@ -6,10 +6,10 @@ Shapes: B images of H x W pixels, f downsampling, h = H / f, w = W / f, K indice
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from torch import Tensor
 from gsq.config.overrides import load_config, to_dict
 from gsq.config.run import RunConfig
 from gsq.errors import UserError, choose
-from gsq.files import temporary
+from gsq.files import read_json, temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
+from gsq.pretrained.state import load_exactly
 from gsq.records.folder import RunFolder, runs_root
 from gsq.runs.reevaluate import read_finished
+from gsq.tokenizer.card import CARD_FILE, origin_of_run, require_license, write_card
 from gsq.tokenizer.flex_gen import find_checkpoint, read_checkpoint, read_tensors
+from gsq.tokenizer.hub import download, is_repository, push, require_repository
 from gsq.training.checkpoint import save_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -43,9 +46,17 @@ class Tokenizer:
     images = tokenizer.decode(indices)
     """
 
-    def __init__(self, config: RunConfig, model: Autoencoder, device: str = "auto", source: str = "") -> None:
-        """``source``: the origin of the tokenizer, for messages and records."""
-        self.config, self.source = config, source
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Autoencoder,
+        device: str = "auto",
+        source: str = "",
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``source``: where it was read, for messages and records. ``origin``: the run that trained it, as in
+        config.json (gsq.tokenizer.card.origin_of_run), for its model card."""
+        self.config, self.source, self.origin = config, source, dict(origin or {})
         self.device = _device(device)
         self.model = model.float().eval().requires_grad_(False).to(self.device)
         self.downsample = config.model.downsample
@@ -69,24 +80,51 @@ class Tokenizer:
         """
         _device(device)
         place = _locate(str(path))
-        config, state = _read_file(place) if place.is_file() else _read_folder(place)
+        config, state, origin = _read_file(place) if place.is_file() else _read_folder(place)
         # Initialising a model must not disturb the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             model = Autoencoder(config)
-        _load_state(model, state, str(path))
-        return cls(config, model, device, str(path))
+        load_exactly(model, state, str(path))
+        return cls(config, model, device, str(path), origin)
 
-    def save_pretrained(self, path: str | Path) -> Path:
-        """Write config.json and model.safetensors into the folder ``path``, both or neither.
+    def save_pretrained(self, path: str | Path, *, license: str | None = None, license_link: str | None = None) -> Path:
+        """Write config.json, model.safetensors and the model card README.md into the folder ``path``, all or none.
 
-        Replaces an earlier tokenizer there; raises UserError for any other content.
+        license: the weights' licence, an identifier of the Hugging Face hub (apache-2.0, cc-by-nc-4.0, other, ...);
+        None: "unknown". license_link: the address of its text. Replaces an earlier tokenizer there; raises UserError
+        for any other content, an edited card included.
         """
+        return self._save(Path(path), "", license, license_link)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        license_link: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Publish the files of ``save_pretrained`` as the Hugging Face model ``repository`` (owner/name), by
+        huggingface_hub; ``from_pretrained`` reads them by that id. Returns the address of the commit.
+
+        Creates the repository (for you alone if ``private``) if it does not exist; other files there stay. token:
+        default the one of ``hf auth login`` or HF_TOKEN. The hub is that of HF_ENDPOINT. Raises UserError without
+        huggingface_hub, without a token, or if the hub refuses or cannot be reached.
+        """
+        require_repository(repository)
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self._save(Path(folder) / "tokenizer", repository, license, license_link)
+            return push(saved, repository, private=private, message=message, token=token)
+
+    def _save(self, path: Path, repository: str, license: str | None, license_link: str | None) -> Path:
+        """``repository``: the model id under which the card says to load it; "" for the folder."""
         import gsq
 
-        folder = Path(path).absolute()
-        ours = {CONFIG_FILE, WEIGHTS_FILE}
-        if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
-            raise UserError(f"{path}: exists and is not a saved tokenizer; choose another folder")
+        require_license(license, license_link)
+        folder = path.absolute()
+        _require_ours(path, folder)
         partial = temporary(folder)
         earlier = partial.with_suffix(".earlier")
         plain = to_dict(self.config)
@@ -99,7 +137,11 @@ class Tokenizer:
                 "config": {name: plain[name] for name in ("model", "quantizer")},
                 "sha256": _sha256(partial / WEIGHTS_FILE),
                 "source": Path(self.source).name,
+                **({"run": self.origin} if self.origin else {}),
             }
+            parameters = sum(one.numel() for one in self.model.parameters())
+            write_card(partial, self.config, parameters, self.origin, repository or folder.name, license, license_link)
+            value["card_sha256"] = _sha256(partial / CARD_FILE)
             (partial / CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n")
             if folder.exists():
                 # rename replaces an empty folder only.
@@ -185,6 +227,22 @@ class Tokenizer:
         return indices
 
 
+def _require_ours(path: Path, folder: Path) -> None:
+    """Raise UserError if ``folder`` holds anything but an earlier tokenizer with the card that gsq wrote."""
+    if not folder.exists():
+        return
+    names = {one.name for one in folder.iterdir()} if folder.is_dir() else None
+    if names is None or names - {CONFIG_FILE, WEIGHTS_FILE, CARD_FILE}:
+        raise UserError(f"{path}: exists and is not a saved tokenizer; choose another folder")
+    if CARD_FILE in names:
+        value = read_json(folder / CONFIG_FILE)
+        if not isinstance(value, dict) or value.get("card_sha256") != _sha256(folder / CARD_FILE):
+            raise UserError(
+                f"{path}: its {CARD_FILE} is not as gsq wrote it, and would be replaced; move it away, or choose "
+                "another folder"
+            )
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -206,55 +264,32 @@ def _locate(name: str) -> Path:
         if folder.is_dir():
             return folder
         raise UserError(f"{name}: no run of this signature below {runs_root()} (set GSQ_RUNS, or give the folder)")
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-        return _download(name)
+    if is_repository(name):
+        return download(name)
     raise UserError(f"{name}: no such file or folder (a Hugging Face model id has the form owner/name)")
 
 
-def _download(name: str) -> Path:
-    """Folder of the newest snapshot of a hub model, or of the cached one if the hub cannot be reached."""
-    start = f"{name}: no such file or folder here"
-    try:
-        huggingface_hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(f"{start}; to read it as a Hugging Face model id, first: pip install huggingface_hub") from None
-    wanted = ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.pt", "*.pth"]
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the client raises its own errors, its transport's and the system's
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"RepositoryNotFoundError", "GatedRepoError"}:
-            raise UserError(
-                f"{start}, and the Hugging Face hub has no model of this id that you may read; check the id, or log in "
-                "with: hf auth login"
-            ) from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-    except Exception:
-        raise UserError(
-            f"{start}, not in the local Hugging Face cache, and the hub cannot be reached ({reason}); download it "
-            "where there is internet and give the folder's path"
-        ) from None
+_Read = tuple[RunConfig, dict[str, Tensor], dict[str, Any]]
+"""Config, weights, and what is known of the run."""
 
 
-def _read_file(path: Path) -> tuple[RunConfig, dict[str, Tensor]]:
+def _read_file(path: Path) -> _Read:
     # A file of ours means its folder: that of a saved tokenizer, or of the run that it belongs to.
     if path.name in (CONFIG_FILE, WEIGHTS_FILE, "config.yaml"):
         for folder in (path.parent, path.parent.parent.parent):
             if _is_run(folder) or ((folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()):
                 return _read_folder(folder)
-    return read_checkpoint(path)
+    return *read_checkpoint(path), {}
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "attempts").is_dir()
 
 
-def _read_folder(folder: Path) -> tuple[RunConfig, dict[str, Tensor]]:
+def _read_folder(folder: Path) -> _Read:
     if _is_run(folder):
         config, weights = read_finished(folder)
-        return config, read_tensors(weights)
+        return config, read_tensors(weights), origin_of_run(RunFolder(folder), config)
     if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
         try:
             value = json.loads((folder / CONFIG_FILE).read_text())
@@ -262,10 +297,10 @@ def _read_folder(folder: Path) -> tuple[RunConfig, dict[str, Tensor]]:
             raise UserError(f"{folder / CONFIG_FILE}: not JSON ({error})") from None
         if isinstance(value, dict) and "format" in value:
             return _read_saved(folder, value)
-    return read_checkpoint(find_checkpoint(folder))
+    return *read_checkpoint(find_checkpoint(folder)), {}
 
 
-def _read_saved(folder: Path, value: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Tensor]]:
+def _read_saved(folder: Path, value: Mapping[str, Any]) -> _Read:
     where = str(folder / CONFIG_FILE)
     if value["format"] != FORMAT:
         raise UserError(
@@ -277,31 +312,11 @@ def _read_saved(folder: Path, value: Mapping[str, Any]) -> tuple[RunConfig, dict
     weights = folder / WEIGHTS_FILE
     if value.get("sha256") not in (None, _sha256(weights)):
         raise UserError(f"{weights}: damaged; its sha256 is not the one in {CONFIG_FILE}. Copy both files again")
-    return load_config(value["config"], where=where, finished=True), read_tensors(weights)
+    origin = value.get("run")
+    config = load_config(value["config"], where=where, finished=True)
+    return config, read_tensors(weights), origin if isinstance(origin, dict) else {}
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load_state(model: Autoencoder, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly these tensors. Raises UserError, which names some, if names or shapes differ."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    shapes = [f"{n} {found[n]} for {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", sorted(wanted.keys() - found.keys())),
-            ("unexpected", sorted(found.keys() - wanted.keys())),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{where}: the weights are of another architecture than the config: {'; '.join(problems)}")
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{where}: weights that are not finite numbers: {', '.join(broken[:3])}")
-    model.load_state_dict(dict(state))

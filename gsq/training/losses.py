@@ -5,7 +5,7 @@ Shapes: logits (B, ...), in the discriminator's number per image; images (B, 3, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -147,28 +147,33 @@ class LPIPS(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
-    def _maps(self, images: Tensor, targets: Tensor) -> list[Tensor]:
-        """Distances at the positions of each level, (B, 1, h, w), without a gradient to ``targets``."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The network's maps of images, (B, C, h, w) for each level, each position of length 1."""
         shift, scale = cast(Tensor, self.shift), cast(Tensor, self.scale)
-        found = self.backbone((images - shift) / scale)
-        with torch.no_grad():
-            wanted = self.backbone((targets - shift) / scale)
-        maps = []
-        for level, (a, b) in enumerate(zip(found, wanted, strict=True)):
-            difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).square()
-            maps.append(F.conv2d(difference, cast(Tensor, getattr(self, f"weight{level}"))))
-        return maps
+        return [F.normalize(level, dim=1, eps=1e-10) for level in self.backbone((images - shift) / scale)]
+
+    def _apart(self, images: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
+        """Distances at the positions of each level, (B, 1, h, w), to the ``maps`` of the targets."""
+        weights = (cast(Tensor, getattr(self, f"weight{level}")) for level in range(len(targets)))
+        return [
+            F.conv2d((a - b).square(), weight) for a, b, weight in zip(self.maps(images), targets, weights, strict=True)
+        ]
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Scalar, the mean over the batch."""
+        """Scalar, the mean over the batch; no gradient to ``targets``."""
+        with torch.no_grad():
+            wanted = self.maps(targets)
         distance = images.new_zeros(())
-        for level in self._maps(images, targets):
+        for level in self._apart(images, wanted):
             distance = distance + level.mean()
         return distance
 
-    def distances(self, images: Tensor, targets: Tensor) -> Tensor:
-        """(B,): the distance of each image."""
-        return torch.stack([level.mean((1, 2, 3)) for level in self._maps(images, targets)]).sum(0)
+    def distances(self, images: Tensor, targets: Tensor | Sequence[Tensor]) -> Tensor:
+        """(B,): the distance of each image to its target, (B, 3, H, W), or the ``maps`` of the targets."""
+        if isinstance(targets, Tensor):
+            with torch.no_grad():
+                targets = self.maps(targets)
+        return torch.stack([level.mean((1, 2, 3)) for level in self._apart(images, targets)]).sum(0)
 
 
 class LogitLoss(nn.Module):

@@ -1,4 +1,5 @@
-"""Builds gsq_paper.parquet from gsq_paper.csv: the numbers of arXiv 2412.02632v2 as a results table.
+"""Builds gsq_paper.parquet from gsq_paper.csv, the numbers of arXiv 2412.02632v2 as a results table, and
+published.parquet from published.csv (gsq.analysis.tables.published).
 
     python results/reference/build.py
 
@@ -16,6 +17,7 @@ import json
 import math
 from pathlib import Path
 
+from gsq.analysis.tables.published import EXTRA, published_rows
 from gsq.sweeps.schema.columns import write_table
 
 HERE = Path(__file__).parent
@@ -66,3 +68,4 @@ def _row(line: dict[str, str]) -> dict[str, object]:
 if __name__ == "__main__":
     # A link: the file itself ships with analysis.
     write_table(rows(HERE / "gsq_paper.csv"), (HERE / "gsq_paper.parquet").resolve())
+    write_table(published_rows(HERE / "published.csv"), (HERE / "published.parquet").resolve(), EXTRA)

@@ -21,7 +21,7 @@ from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start
-from gsq.sweeps.costing.cost import Estimate, Speed, estimate, evaluation_flops, probe_seconds, speed
+from gsq.sweeps.costing.cost import TIME_MARGIN, Estimate, Speed, estimate, evaluation_flops, probe_seconds, speed
 from gsq.sweeps.costing.gpu_memory import memory_notes
 from gsq.sweeps.costing.notes import branch_notes, evaluation_notes, image_notes, part_notes, start_notes
 from gsq.sweeps.costing.resource_class import ResourceClass, resource_class
@@ -35,6 +35,8 @@ from gsq.words import counted
 
 # Checkpoints of a running cell: the last two and the one being written.
 CHECKPOINTS = 3
+# Memory of the parent from which the cells of a shared job are forked.
+WARM_BYTES = 400 << 20
 # Budget limits that do not depend on a measured speed.
 TIMELESS = ("disk_gb", "cells")
 
@@ -73,6 +75,8 @@ class Forecast:
     free_bytes: int
     """Free space on the disk of the runs folder."""
     classes: int
+    cells_in_turn: int
+    """Most cells that one place of a job trains one after the other."""
     speed: Speed
     accuracy: Accuracy | None
     """None until a cell with a recorded estimate has finished."""
@@ -161,10 +165,11 @@ def forecast(
     shared_by = cluster.nodes * cluster.processes_per_node
     lack = _lacking(plan, folder, records, wanted)
     evaluations = {c.signature: _evaluation_seconds(c, rate, lack) for c in lack.cells}
-    wall = wall_seconds([seconds / shared_by for seconds in left.values()], slots)
+    classes = by_class(todo, rate, cluster)
+    wall = wall_seconds([seconds / shared_by for seconds in _in_jobs(left, classes)], slots)
     wall += wall_seconds(evaluations.values(), slots)
     return Forecast(
-        **_common(plan, folder, records, todo, rate, cluster, slots, wall, steps),
+        **_common(plan, folder, records, todo, rate, cluster, slots, wall, steps, classes),
         cells=len(plan.cells),
         finished=sum(record.state == DONE for record in records.values()),
         untried=frozenset(s for s, record in records.items() if not record.attempts),
@@ -192,19 +197,23 @@ def _common(
     slots: int,
     wall: float,
     steps: Mapping[str, int] = MappingProxyType({}),
+    classes: Mapping[ResourceClass, Sequence[Cell]] | None = None,
 ) -> dict[str, Any]:
     """Return the fields that grids and searches share. todo: the cells to run, ``slots`` at the same time. steps: those
     from which they start, by signature."""
     kept = {id(c): sum(step > steps.get(c.signature, 0) for step in c.config.kept_steps) for c in todo}
     after = sum(weight_bytes(c) + kept[id(c)] * checkpoint_bytes(c) for c in todo)
+    classes = by_class(todo, rate, cluster) if classes is None else classes
+    places = sum(-(-len(cells) // resources.cells_in_turn) for resources, cells in classes.items())
     return {
-        "parallel": min(slots, len(todo)),
+        "parallel": min(slots, places),
         "wall_seconds": wall,
         "end": time.time() + wall,
         "disk_bytes": after + CHECKPOINTS * sum(heapq.nlargest(slots, map(checkpoint_bytes, todo))),
         "disk_bytes_after": after,
         "free_bytes": shutil.disk_usage(next(p for p in (folder.runs, *folder.runs.parents) if p.exists())).free,
-        "classes": len(by_class(todo, rate, cluster)),
+        "classes": len(classes),
+        "cells_in_turn": max((one.cells_in_turn for one in classes), default=1),
         "speed": rate,
         "accuracy": accuracy(folder, records),
         "budget": plan.budget,
@@ -282,13 +291,34 @@ def by_class(cells: Iterable[Cell], rate: Speed, cluster: Cluster) -> dict[Resou
     for cell in cells:
         one = estimate(cell, rate, device)
         # Several processes need less memory for activations each, but a tight bound is not worth the effort.
+        seconds = one.seconds / (cluster.nodes * cluster.processes_per_node)
+        turns = _cells_in_turn(cluster, seconds)
         shared = one._replace(
-            seconds=one.seconds / (cluster.nodes * cluster.processes_per_node),
-            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job,
+            seconds=seconds * turns,
+            memory_bytes=one.memory_bytes * cluster.processes_per_node * cluster.cells_per_job
+            + (WARM_BYTES if cluster.shares else 0),
         )
         wanted = resource_class(shared, minutes=cluster.minutes, memory_gb=cluster.memory_gb, cell=cell)
-        grouped[wanted].append(cell)
+        grouped[replace(wanted, cells_in_turn=turns)].append(cell)
     return dict(sorted(grouped.items()))
+
+
+def _cells_in_turn(cluster: Cluster, seconds: float) -> int:
+    """Return how many cells of an estimate one place of a job trains in turn. For auto a power of two, so that similar
+    cells share a class."""
+    if isinstance(cluster.cells_in_turn, int):
+        return cluster.cells_in_turn
+    assert isinstance(cluster.minutes, int)
+    return int(2 ** max(0, math.floor(math.log2(60 * cluster.minutes / (TIME_MARGIN * max(seconds, 1e-3))))))
+
+
+def _in_jobs(seconds: Mapping[str, float], classes: Mapping[ResourceClass, Sequence[Cell]]) -> list[float]:
+    """Return how long each place of a job takes for its cells in turn. seconds: of each cell, by signature."""
+    found = []
+    for resources, cells in classes.items():
+        each = [seconds[cell.signature] for cell in cells]
+        found += [sum(each[i : i + resources.cells_in_turn]) for i in range(0, len(each), resources.cells_in_turn)]
+    return found
 
 
 def wall_seconds(seconds: Iterable[float], slots: int) -> float:

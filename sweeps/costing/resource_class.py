@@ -19,6 +19,8 @@ class ResourceClass:
 
     memory_gb: int
     minutes: int
+    cells_in_turn: int = 1
+    """Cells that each place of a job trains one after the other."""
 
 
 MEMORY_STEPS_GB = (2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024)

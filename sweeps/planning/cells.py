@@ -46,7 +46,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def derived(config: RunConfig) -> dict[str, Any]:
-    """Return the derived axes by column name; of a program's run its derived columns."""
+    """Return the derived axes by column name, or the derived columns of a program's run."""
     if isinstance(config, ProgramConfig):
         return dict(config.columns)
     known = {**_set_axes(config), "levels": config.index_sizes}

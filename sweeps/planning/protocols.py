@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from gsq.config.run import DataConfig, EvaluationConfig
+from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol_of
 from gsq.files import write_json
@@ -54,6 +55,8 @@ def _asked(evaluation: EvaluationConfig, data: DataConfig, label: str, plan: Pla
     train, held_out = plan.images[label].train, plan.images[label].validation
     sizes = evaluation.resolutions or (data.image_size,)
     try:
+        if evaluation.folder:
+            held_out = len(manifest(data).below(evaluation.folder).validation)
         rules = [protocol_of(evaluation, data, label, held_out, image_size=size) for size in sizes]
         probes = [probe_protocol_of(evaluation, data, label, train, held_out, size) for size in sizes]
     except UserError:

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gsq.runs.stop import StopRequest
-    from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.state.journal import Entry
 
-from gsq.sweeps.running.worker import (
-    STARTED,
-    STOPPED,
-    cancellable,
-    evaluate_run,
-    require_source,
-    run_cell,
-    say,
-    start_worker,
-)
+from gsq.sweeps.running.shared_job import SharedJob
+from gsq.sweeps.running.worker import STARTED, cancellable, evaluate_run, require_source, run_cell, say
 
 
 def _claimed(path: Path) -> tuple[Entry, tuple[str, ...]] | None:
@@ -50,7 +37,7 @@ class ArrayJob:
     entry: str
 
     def __call__(self) -> str:
-        """Train the task's cell, or its cells in a process each. Returns what became of them.
+        """Train the task's cell, or its cells in a process each (SharedJob). Returns what became of them.
 
         On SIGUSR2 (submitit's sign of a time-out or preemption) it stops at the end of the step with a checkpoint,
         then calls submitit's own handler, which requeues the job.
@@ -68,13 +55,13 @@ class ArrayJob:
             return say(REVOKED)
         entry, members = claimed
         folder = SweepFolder(path.parents[3], path.parents[1].name)
-        first = entry.cells_per_job > 1 or _share_run()
+        first = entry.share > 1 or _share_run()
         submitit_handler = signal.getsignal(signal.SIGUSR2)
         stop = StopRequest()
         try:
             with stop.on_signals({signal.SIGUSR2: "preempted"}):
-                if entry.cells_per_job > 1:
-                    return _run_together(folder, entry, members, stop)
+                if entry.share > 1:
+                    return SharedJob(folder, entry, members, stop).run()
                 with cancellable(folder, members[0], stop):
                     return str(run_cell(folder, folder.read_cell(members[0]), entry.source, stop))
         except Busy as error:
@@ -136,47 +123,6 @@ class EvaluationJob:
         if worthwhile(Path(self.entry), 0):
             return DelayedSubmission(self)
         return say(too_short(read_entry(Path(self.entry)).minutes, time.time() - STARTED)) and None
-
-
-def _run_together(folder: SweepFolder, entry: Entry, signatures: tuple[str, ...], stop: StopRequest) -> str:
-    """Run cells that share an allocation, each in a worker with its share of the GPUs that records its own end."""
-    from gsq.runs.stop import Stopped
-    from gsq.surroundings import visible_gpus
-    from gsq.sweeps.state.cancellation import marked
-    from gsq.sweeps.state.deaths import note_worker_death
-
-    gpus = visible_gpus() or []
-    share = len(gpus) // entry.cells_per_job
-    before = {signature: record.heartbeat for signature, record in folder.records(signatures).items()}
-    workers: dict[str, subprocess.Popen[bytes]] = {}
-    with ExitStack() as stack:
-
-        def tell(number: int, frame: FrameType | None = None) -> None:
-            for worker in workers.values():
-                worker.send_signal(number)
-
-        stack.callback(tell, signal.SIGKILL)
-        # The marker of its cell tells each worker whether it is meant.
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, tell))
-        for index, signature in enumerate(signatures):
-            if signature in marked(folder):
-                continue
-            variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index * share :][:share])} if share else {}
-            workers[signature] = start_worker(folder, entry.source, signature, variables, shared=True)
-        told = False
-        while any(worker.poll() is None for worker in workers.values()):
-            if stop.reason and not told:
-                told = True
-                tell(signal.SIGUSR2)
-            time.sleep(0.2)
-    for signature, record in folder.records(workers).items():
-        # The job continues without a dead worker, so SLURM does not notice its death.
-        if workers[signature].returncode not in (0, STOPPED) and record.heartbeat == before[signature]:
-            with suppress(OSError):
-                note_worker_death(folder, signature, workers[signature].returncode)
-    if stop.reason and any(worker.returncode == STOPPED for worker in workers.values()):
-        raise Stopped(stop.reason)
-    return ", ".join(f"{signature}: exit code {worker.returncode}" for signature, worker in workers.items())
 
 
 def _share_run() -> bool:

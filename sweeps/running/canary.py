@@ -135,7 +135,9 @@ def run_canaries(
         return []
     folder = canary_folder(SweepFolder(runs or runs_root(), plan.name))
     short = canary_plan(plan, chosen)
-    submit(short, cluster, runs=folder.runs, retry=True, over_budget=True, on_update=on_update)
+    # Each is measured alone.
+    alone = replace(cluster, cells_in_turn=1)
+    submit(short, alone, runs=folder.runs, retry=True, over_budget=True, on_update=on_update)
     if cluster.kind == "slurm":
         wait(folder, short, on_update)
     states = {cell.signature: cell for cell in status(folder).cells}

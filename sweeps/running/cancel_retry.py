@@ -106,7 +106,7 @@ def _cancel_on_slurm(jobs: Mapping[str, Job], chosen: Collection[str]) -> None:
     """Cancel the chosen cells' jobs that SLURM lists under their own names."""
     sharing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for signature, job in jobs.items():
-        if job.state in ("pending", "running"):
+        if job.state in ("pending", "running") and not (job.turns and signature in job.turns.ended):
             sharing[job.array, job.name].add(signature)
     clusters = {job.array: job.clusters for job in jobs.values()}
     for array in sorted({array for array, _ in sharing}):

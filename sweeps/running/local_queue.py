@@ -1,5 +1,7 @@
 """The local queue: as many worker processes as cores (or GPUs), with one cell and one thread each.
 
+Workers are forked from a parent that has imported torch and gsq (gsq.sweeps.running.workers).
+
 The queue reads the run folders that its workers write. So a driver started after a kill finds what its predecessor's
 workers did, and adopts those still running: it waits for them, and stops them with its own. Two drivers at the same
 time share the work of a sweep.
@@ -20,10 +22,12 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from gsq.records.attempt import process_start
 from gsq.records.read import RunRecord
 from gsq.runs.stop import handled
 from gsq.sweeps.planning.folder import SweepFolder
-from gsq.sweeps.running.worker import STOPPED, start_worker
+from gsq.sweeps.running.worker import STOPPED
+from gsq.sweeps.running.workers import Process, Workers
 from gsq.sweeps.spec.cluster import Cluster, local_gpus, local_workers
 from gsq.sweeps.state.cancellation import claim_signal, mark, marked, with_cancelled
 from gsq.sweeps.state.deaths import note_worker_death
@@ -73,7 +77,8 @@ class LocalQueue:
         self.resumed_first = cluster.resumed("request" if retry else "submit")
         self.resumed = cluster.resumed("itself")
         self.search = folder.search_id
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.workers = Workers(folder, source)
+        self.processes: dict[str, Process] = {}
         self.slot_of: dict[str, int] = {}
         self.fruitless: Counter[str] = Counter()
         self.steps: dict[str, int] = {}
@@ -102,7 +107,7 @@ class LocalQueue:
                             continue
                         busy = sum(action.kind == "wait" for action in actions)
                         ready = [action.cell.signature for action in actions if action.kind == "submit"]
-                        if ready and busy < self.slots:
+                        if ready and busy < self.slots and self.workers.ready(ready[0], self._variables()):
                             others = self._others(fresh=True)
                             later = {*others, *self.held(coming(actions), records)}
                             free = self.slots - busy - sum(signature in others for signature in ready)
@@ -114,7 +119,10 @@ class LocalQueue:
                         return actions
                     time.sleep(POLL_SECONDS)
             finally:
-                self._stop()
+                try:
+                    self._stop()
+                finally:
+                    self.workers.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -190,18 +198,23 @@ class LocalQueue:
         if self.gpus:
             taken |= {self.gpus.index(w.gpu) for w in self._others().values() if w.gpu in self.gpus}
         slot = next(i for i in range(self.slots + len(taken) + 1) if i not in taken)
-        # Threads of several workers on the same cores slow each other down many times over.
-        own = {name: os.path.expandvars(value) for name, value in self.environment.items()}
-        variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
+        variables = self._variables()
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        self.processes[signature] = start_worker(self.folder, str(self.source), signature, variables)
+        self.processes[signature] = self.workers.start(signature, variables)
         self.slot_of[signature] = slot
         self.started.add(signature)
+
+    def _variables(self) -> dict[str, str]:
+        """Variables of every worker."""
+        # Threads of several workers on the same cores slow each other down many times over.
+        own = {name: os.path.expandvars(value) for name, value in self.environment.items()}
+        return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
 
     def _stop(self) -> None:
         """Stop our own workers and those whose driver is dead."""
         adopted = {s: w.pid for s, w in self._others(fresh=True).items() if w.driver in (0, os.getpid())}
+        starts = {pid: process_start(pid) for pid in adopted.values()}
         for signature, process in self.processes.items():
             if process.poll() is None:
                 self._ask_to_stop(signature, process.pid)
@@ -212,9 +225,10 @@ class LocalQueue:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 process.wait()
-        while adopted.items() & {s: w.pid for s, w in self._others(fresh=True).items()}.items():
+        # A worker removes its record shortly before it ends.
+        while any(start and process_start(pid) == start for pid, start in starts.items()):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.1)

@@ -218,7 +218,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
     # An evaluation needs one process with at most one GPU.
     share = max(1, cluster.processes_per_node * cluster.cells_per_job)
     cpus, gpus = max(1, cluster.cpus // share), min(1, cluster.gpus)
-    cluster = replace(cluster, nodes=1, processes=0, cells_per_job=1, cpus=cpus, gpus=gpus)
+    cluster = replace(cluster, nodes=1, processes=0, cells_per_job=1, cells_in_turn=1, cpus=cpus, gpus=gpus)
     jobs = _jobs(folder, request)
     source = take(folder)
     arrays: dict[str, list[str]] = {}
@@ -233,7 +233,7 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
         cells = [_changed(cell, request) for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
-            # A job requests the resources of the training, of which an evaluation is a part, and those of a probe.
+            # Training ends with an evaluation, so the resources of the training and of a probe are enough.
             Arrays(cells, rate, cluster, jobs, source).hand_over(
                 number,
                 lambda entry: EvaluationJob(str(entry.path), str(folder.runs), request.changes, request.data),

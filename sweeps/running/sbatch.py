@@ -150,7 +150,7 @@ def job_script(
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    tasks = -(-len(entry.signatures) // entry.cells_per_job)
+    tasks = -(-len(entry.signatures) // entry.share)
     keys = ("partition", "account", "qos", "constraint", "dependency")
     options: dict[str, Any] = {key: getattr(cluster, key) or None for key in keys}
     if after and not entry.clusters and "?" not in cluster.dependency:
@@ -198,7 +198,9 @@ def _setup(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str])
     exports = {"OMP_NUM_THREADS": str(threads), **cluster.environment}
     copy = environment(Path(entry.source), "")
     others = [name for name in OTHER_PYTHONS if name not in variables]
+    in_turn = f"# Each task trains up to {entry.share} cells, {entry.cells_per_job} at a time."
     return [
+        *([in_turn] if entry.cells_in_turn > 1 else []),
         # gsq logs separates the starts of a job by this line, even if the job ends before Python starts.
         'echo "--- gsq job started $(date "+%Y-%m-%d %H:%M:%S")"',
         *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),

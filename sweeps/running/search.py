@@ -65,6 +65,11 @@ def submit_search(
     """
     from gsq.sweeps.running.slurm_arrays import Submission, check
 
+    if cluster.cells_in_turn != 1:
+        raise UserError(
+            f"cluster '{cluster.name}': cells_in_turn: {cluster.cells_in_turn}: the trials of a search follow from the "
+            "results of earlier ones, so they cannot wait for each other in a job; leave it out for a search"
+        )
     folder = SweepFolder(runs or runs_root(), plan.name)
     check(plan, cluster, folder)
     if not over_budget:

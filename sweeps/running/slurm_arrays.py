@@ -218,11 +218,15 @@ class Arrays:
     """Jobs of cells that were submitted before."""
 
     def _classes(self) -> tuple[list[tuple[ResourceClass, list[Cell]]], int]:
-        """Group cells by resource class, and those that wait for others last. Also returns how many cells an array can
+        """Group cells by resource class, and those that wait for others last. Also returns how many tasks an array can
         have."""
-        largest = largest_array() * self.cluster.cells_per_job if self.cells else 1
+        largest = largest_array() if self.cells else 1
         rounds = ([cell for cell in self.cells if (cell.signature in self.hosts) == late] for late in (False, True))
         return [pair for cells in rounds for pair in by_class(cells, self.rate, self.cluster).items()], largest
+
+    def _share(self, resources: ResourceClass) -> int:
+        """Return how many cells of a class share a job."""
+        return self.cluster.cells_per_job * resources.cells_in_turn
 
     def _awaited(self, members: Sequence[Cell], arrays: Mapping[str, Sequence[str]]) -> set[str]:
         """Return the SLURM jobs of the cells that these wait for. arrays: those of this submission."""
@@ -247,6 +251,7 @@ class Arrays:
             pid=os.getpid(),
             signatures=tuple(cell.signature for cell in members),
             cells_per_job=self.cluster.cells_per_job,
+            cells_in_turn=resources.cells_in_turn,
             clusters=str(self.cluster.sbatch.get("clusters", "")),
         )
         # The sweep has one limit on parallel jobs, but SLURM needs one for each array.
@@ -256,7 +261,8 @@ class Arrays:
     def scripts(self, number: int) -> list[str]:
         """Return the job scripts of all arrays from ``number`` on, if sbatch refuses none."""
         classes, largest = self._classes()
-        parts = [(r, group[i : i + largest]) for r, group in classes for i in range(0, len(group), largest)]
+        sized = [(r, group, largest * self._share(r)) for r, group in classes]
+        parts = [(r, group[i : i + size]) for r, group, size in sized for i in range(0, len(group), size)]
         return [self.entry(number + i, *part, self._awaited(part[1], {}))[1] for i, part in enumerate(parts)]
 
     def hand_over(self, number: int, job_of: Callable[[journal.Entry], Any], arrays: dict[str, list[str]]) -> None:
@@ -268,9 +274,11 @@ class Arrays:
         """
         numbers = itertools.count(number)
         left: list[tuple[ResourceClass, int, Refused]] = []
-        classes, size = self._classes()
+        classes, largest = self._classes()
         for resources, members in classes:
+            share = self._share(resources)
             while members:
+                size = largest * share
                 after = self._awaited(members[:size], arrays)
                 entry, script = self.entry(next(numbers), resources, members[:size], after)
                 job = pickled(job_of(entry), entry.minutes)
@@ -278,9 +286,8 @@ class Arrays:
                 try:
                     arrays[hand_over(entry, jobs_by_name)] = list(entry.signatures)
                 except Refused as refused:
-                    if refused.limit and len(entry.signatures) > entry.cells_per_job:
-                        tasks = -(-len(entry.signatures) // entry.cells_per_job)
-                        size = tasks // 2 * entry.cells_per_job
+                    if refused.limit and len(entry.signatures) > share:
+                        largest = -(-len(entry.signatures) // share) // 2
                         continue
                     left.append((resources, len(members), refused))
                     break

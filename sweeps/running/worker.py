@@ -1,7 +1,8 @@
 """What a worker runs: one cell. Only this module of sweeps imports training and evaluation.
 
-``ArrayJob`` goes to SLURM (pickled by submitit), ``python -m gsq.sweeps.running.worker`` is a worker of the local
-queue. Both carry paths and no state: after a node failure SLURM starts the original pickle, which resumes from disk.
+``ArrayJob`` goes to SLURM (pickled by submitit); ``python -m gsq.sweeps.running.worker`` is a worker of the local
+queue, and so is a process that gsq.sweeps.running.warm_parent has forked. All carry paths and no state: after a node
+failure SLURM starts the original pickle, which resumes from disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.local import DRIVER_VARIABLE, recorded_worker
@@ -31,8 +32,8 @@ STARTED = time.time()
 EVALUATE = "evaluate"
 
 
-def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) -> Path:
-    """Train and evaluate a cell. Returns its run folder.
+def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest, started: float = STARTED) -> Path:
+    """Train and evaluate a cell. Returns its run folder. started: when its process began.
 
     Raises UserError if images or weights have changed since the plan, or if the imported code is not the sweep's; Busy
     if another process trains the cell; or what ended the run.
@@ -52,9 +53,9 @@ def run_cell(folder: SweepFolder, cell: Cell, source: str, stop: StopRequest) ->
     if isinstance(cell.config, ProgramConfig):
         from gsq.runs.program import execute_program
 
-        return execute_program(cell.config, folder.runs, cell.signature, stop=stop, started=STARTED).path
+        return execute_program(cell.config, folder.runs, cell.signature, stop=stop, started=started).path
     prune = _pruner(folder, cell.signature)
-    return execute(cell.config, folder.runs, stop=stop, started=STARTED, prune=prune).path
+    return execute(cell.config, folder.runs, stop=stop, started=started, prune=prune).path
 
 
 def require_source(source: str) -> None:
@@ -160,47 +161,61 @@ def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Itera
         yield
 
 
+def worker_words(folder: SweepFolder, source: str, signature: str, shared: bool) -> list[str]:
+    """Return the arguments of ``main`` for a worker."""
+    return [str(folder.runs), folder.name, source, signature, *(["shared"] if shared else [])]
+
+
+def worker_environment(source: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a worker: this process's, for a cell that runs alone, with the given variables."""
+    from gsq.surroundings import alone
+    from gsq.sweeps.running.snapshot import environment
+
+    return {
+        **alone(os.environ),
+        "PYTHONUNBUFFERED": "1",
+        DRIVER_VARIABLE: str(os.getpid()),
+        **environment(Path(source), os.environ.get("PYTHONPATH", "")),
+        **variables,
+    }
+
+
+def open_log(folder: SweepFolder, signature: str) -> BinaryIO:
+    """Open the log of a cell, after the line by which gsq logs separates the starts of workers."""
+    path = folder.log(signature)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.open("ab")
+    log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+    log.flush()
+    return log
+
+
 def start_worker(
     folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], shared: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start a process that runs one cell and writes to its log, with the given environment variables."""
-    from gsq.surroundings import alone
-    from gsq.sweeps.running.snapshot import environment
-
-    path = folder.log(signature)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    job = [str(folder.runs), folder.name, str(source), signature, *(["shared"] if shared else [])]
-    with path.open("ab") as log:
-        # Attempts share the file, and gsq logs separates them by this line.
-        log.write(f"--- gsq worker started {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-        log.flush()
+    with open_log(folder, signature) as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gsq.sweeps.running.worker", *job],
+            [sys.executable, "-m", "gsq.sweeps.running.worker", *worker_words(folder, source, signature, shared)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={
-                # The cell runs alone, whatever variables the driver's shell has.
-                **alone(os.environ),
-                "PYTHONUNBUFFERED": "1",
-                DRIVER_VARIABLE: str(os.getpid()),
-                **environment(Path(source), os.environ.get("PYTHONPATH", "")),
-                **variables,
-            },
+            env=worker_environment(source, variables),
             # Ctrl-C in the terminal reaches only the driver, which then stops the workers cleanly.
             start_new_session=True,
         )
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the job's first process dies, so that no worker outlives it."""
+    """Ask Linux for SIGKILL when the job's first process, or a warm parent, dies, so that no worker outlives its
+    job."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
 
     with suppress(OSError):
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     # The parent may have died before this request.
     if os.environ.get(DRIVER_VARIABLE, str(os.getppid())) != str(os.getppid()):
         sys.exit(1)
@@ -210,23 +225,36 @@ def _die_with_parent() -> None:
 STOPPED = 3
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], begun: Callable[[], None] | None = None, started: float = STARTED) -> int:
     """Run ``python -m gsq.sweeps.running.worker RUNS SWEEP SOURCE SIGNATURE [shared]``, a worker of the local queue or
-    of a shared SLURM job, or ``... evaluate`` (see ``evaluate_requests``)."""
+    of a shared SLURM job, or ``... evaluate`` (see ``evaluate_requests``).
+
+    A process that a warm parent has forked passes ``begun``, which is called once the worker is known, and when it was
+    forked.
+    """
     if arguments == [EVALUATE]:
         return evaluate_requests()
     runs, sweep, source, signature, *shared = arguments
     folder = SweepFolder(Path(runs), sweep)
     if shared:
         _die_with_parent()
-        return work(folder, source, signature, shared=True)
+        if begun is not None:
+            begun()
+        return work(folder, source, signature, shared=True, started=started)
     # The local queue's workers outlive their driver, and the next driver adopts them by this record.
-    with recorded_worker(folder, signature):
-        return work(folder, source, signature)
+    with recorded_worker(folder, signature) as recorded:
+        if begun is not None:
+            if not recorded:
+                return 1  # Drivers know a forked worker by its record alone, so this one has to start anew.
+            begun()
+        return work(folder, source, signature, started=started)
 
 
-def work(folder: SweepFolder, source: str, signature: str, shared: bool = False) -> int:
-    """Run one cell and return the exit code of its process. shared: it is one of several in a SLURM job."""
+def work(folder: SweepFolder, source: str, signature: str, shared: bool = False, started: float = STARTED) -> int:
+    """Run one cell and return the exit code of its process.
+
+    shared: it is one of several in a SLURM job. started: seconds since the epoch at which the process began.
+    """
     from gsq.errors import UserError
     from gsq.runs.stop import Stopped, StopRequest
     from gsq.sweeps.spec.states import CANCELLED
@@ -241,7 +269,7 @@ def work(folder: SweepFolder, source: str, signature: str, shared: bool = False)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 stack.enter_context(cancellable(folder, signature, stop))
             stack.enter_context(stop.on_signals(reasons))
-            run_cell(folder, folder.read_cell(signature), source, stop)
+            run_cell(folder, folder.read_cell(signature), source, stop, started)
     except Stopped:
         return STOPPED
     except UserError as error:

@@ -1,6 +1,6 @@
 """The results table: one row for each (sweep, signature, step, protocol), and for each generation probe of it.
 
-A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Of the other rooms
+A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Among the other rooms
 ``analysis`` imports only this module, which loads pandas and pyarrow when a table is built.
 """
 
@@ -50,7 +50,12 @@ COLUMNS: tuple[Column, ...] = (
         "key",
         ("sweep", "string", "", "name of the sweep"),
         ("signature", "string", "", "identity of the run: 12 hex digits over its science config"),
-        ("step", "int64", "steps", "optimiser step of the evaluated weights; null without an evaluation"),
+        (
+            "step",
+            "int64",
+            "steps",
+            "optimiser step of the evaluated weights; null without an evaluation, or if trained elsewhere",
+        ),
     ),
     *_columns(
         "protocol",
@@ -73,6 +78,11 @@ COLUMNS: tuple[Column, ...] = (
         "metric",
         ("rfid", "float64", "", "Frechet distance of reconstructions to originals in `features`"),
         ("kid", "float64", "", "kernel inception distance in `features`, unbiased (it may be negative)"),
+        ("fd_dinov2", "float64", "", "Frechet distance in DINOv2 ViT-L/14 features; null where not measured"),
+        ("sfid", "float64", "", "Frechet distance in spatial Inception features; null where not measured"),
+        ("cmmd", "float64", "", "squared discrepancy of CLIP embeddings, times 1000; null where not measured"),
+        ("precision", "float64", "share", "reconstructions in the originals' manifold, k = 3; null where not measured"),
+        ("recall", "float64", "share", "originals in the reconstructions' manifold, k = 3; null where not measured"),
         ("inception_score", "float64", "", "inception score of the reconstructions; null where not measured"),
         ("lpips", "float64", "", "learned perceptual distance; null where not measured"),
         ("psnr_db", "float64", "dB", "peak signal-to-noise ratio on uint8, mean over images"),
@@ -251,8 +261,9 @@ def describe(path: Path | None = None) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-# Rows that are turned into columns at a time, which keeps the others out of memory.
-CHUNK = 10_000
+# Rows that are turned into columns at a time, which keeps the others out of memory; and how many times that are a group
+# of rows of the file.
+CHUNK, GROUP = 2_000, 20
 
 
 def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None) -> None:
@@ -263,6 +274,7 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
     Raises ValueError if two rows have the same key (sweep, signature, step, protocol) and probe.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     extra = {} if extra is None else extra
     seen: set[tuple[object, ...]] = set()
@@ -277,9 +289,33 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
             seen.add(key)
         columns = _with(extra.values())
         schema = arrow_schema(extra.values())
-        tables.append(pa.table([[row.get(c.name) for row in chunk] for c in columns], schema=schema))
-    whole = pa.concat_tables(tables, promote_options="default")
-    replace_table(whole.cast(arrow_schema(extra.values())), path)
+        tables.append(_compact(pa.table([[row.get(c.name) for row in chunk] for c in columns], schema=schema)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    final = arrow_schema(extra.values())
+    # Decoded part by part: the whole table takes several times the memory.
+    with whole(path) as partial, pq.ParquetWriter(partial, final) as writer:
+        for start in range(0, len(tables), GROUP):
+            plain = [final.empty_table(), *map(_plain, tables[start : start + GROUP])]
+            writer.write_table(pa.concat_tables(plain, promote_options="default").cast(final))
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """Texts, which rows of a sweep mostly share, once each."""
+    import pyarrow as pa
+
+    texts = [i for i, field in enumerate(table.schema) if field.type == pa.string()]
+    for i in texts:
+        table = table.set_column(i, table.schema.field(i).name, table.column(i).dictionary_encode())
+    return table
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.string()))
+    return table
 
 
 def replace_table(table: pa.Table, path: Path) -> None:

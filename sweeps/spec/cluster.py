@@ -32,8 +32,11 @@ SBATCH_KEYS = {
 }
 # What a request for memory is for: a node, each core, each GPU, or nothing at all.
 MEMORY_PER = ("node", "cpu", "gpu", "none")
-# Keys that may be an expression of the cell's estimate.
+# Value of cells_in_turn for as many as the wall time holds.
+AUTO = "auto"
+# Keys that may be an expression of the cell's estimate, and those that may be text.
 EXPRESSIONS = ("memory_gb", "minutes")
+WORDED = (*EXPRESSIONS, "cells_in_turn")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Cluster:
     """Processes per node, which share each batch of a run; 0 for one per GPU."""
     cells_per_job: int = 1
     """Runs that share one job and the node's GPUs, for clusters that allocate only whole nodes."""
+    cells_in_turn: int | str = 1
+    """Runs that one job trains one after the other (in each of its cells_per_job places), for short cells; auto for as
+    many as its minutes hold by the cells' estimates."""
     cpus: int = 1
     """CPU cores per node."""
     memory_gb: int | str = 0
@@ -110,14 +116,36 @@ class Cluster:
             raise UserError(
                 f"cells_per_job: {self.cells_per_job} runs cannot share {self.gpus} GPUs evenly; change one of the two"
             )
+        self._check_in_turn()
         for failure, who in self.resume.items():
             choose("resume", failure, RESUME)
             choose(f"resume: {failure}", who, WHO)
         self._check_sbatch()
-        if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.cells_per_job > 1):
+        if self.kind == "local" and (self.nodes > 1 or self.processes > 1 or self.shares):
             raise UserError(
-                "processes, nodes and cells_per_job: the queue on this machine gives each run one process; share a "
-                "single run with torchrun --nproc-per-node N -m gsq.cli train ..."
+                "processes, nodes, cells_per_job and cells_in_turn: the queue on this machine gives each run one "
+                "process, forked from a warm parent; share a single run with torchrun --nproc-per-node N -m gsq.cli "
+                "train ..."
+            )
+
+    def _check_in_turn(self) -> None:
+        if self.cells_in_turn == 1:
+            return
+        where = f"cells_in_turn: {self.cells_in_turn}"
+        if isinstance(self.cells_in_turn, int):
+            positive("cells_in_turn", self.cells_in_turn, 1)
+        elif self.cells_in_turn != AUTO:
+            raise UserError(f"{where}: is neither a whole number nor {AUTO}")
+        if self.nodes > 1 or self.processes > 1:
+            raise UserError(f"{where}: runs in turn have one process each, on one node; leave out nodes and processes")
+        if self.gpus > self.cells_per_job:
+            raise UserError(
+                f"{where}: each run has one process, which uses one of the {self.gpus} GPUs; set gpus: 1, or "
+                f"cells_per_job: {self.gpus} to train {self.gpus} cells at a time"
+            )
+        if self.cells_in_turn == AUTO and (isinstance(self.minutes, str) or not self.minutes):
+            raise UserError(
+                f"{where}: needs minutes: a wall time for cells to fill, not {self.minutes or 'an estimate'}"
             )
 
     def _check_sbatch(self) -> None:
@@ -137,9 +165,14 @@ class Cluster:
             raise UserError("memory_per: gpu: the jobs request no GPU; set gpus, or use memory_per: cpu")
 
     @property
+    def shares(self) -> bool:
+        """Whether a job can have several cells, at the same time or in turn."""
+        return self.cells_per_job > 1 or self.cells_in_turn != 1
+
+    @property
     def processes_per_node(self) -> int:
         """Processes that share a run on each node."""
-        return 1 if self.cells_per_job > 1 else self.processes or max(1, self.gpus)
+        return 1 if self.shares else self.processes or max(1, self.gpus)
 
     def resumed(self, who: str) -> frozenset[str]:
         """Failure classes that ``who`` resumes: the queue ("itself"), gsq submit, or --retry ("request")."""
@@ -193,7 +226,7 @@ def _build(values: dict[str, Any], written: dict[str, Any]) -> Cluster:
             values[key] = {str(k): read(f"{key}: {k}", text.get(str(k), v), v) for k, v in value.items()}
         elif key == "minutes" and isinstance(value, int | str) and not isinstance(value, bool):
             values[key] = minutes(key, text, value)
-        elif type(value) is not type(default) and not (key in EXPRESSIONS and isinstance(value, str)):
+        elif type(value) is not type(default) and not (key in WORDED and isinstance(value, str)):
             raise UserError(f"{key}: {value!r} is not of type {type(default).__name__}")
         else:
             whole_number(key, text, value)

@@ -45,7 +45,7 @@ class Derivation:
     """One key, and its formula."""
 
     name: str
-    """As the YAML has it."""
+    """The key as the YAML spells it."""
     key: str
     expression: Expression
 
@@ -154,3 +154,13 @@ def read_derive(values: Any, axes: Iterable[str], fixed: Iterable[str], where: s
         circle = [found[key].text for key in error.args[1][:0:-1]]
         raise UserError(f"{where}: a circle: {'; '.join(circle)}; write one of them without the others") from None
     return tuple(found[key] for key in order)
+
+
+def refuse_shares_of_horizons(derived: Iterable[Derivation], where: str) -> None:
+    """Raise UserError where the discriminator starts after a share of the steps: horizons would share no trunk."""
+    for one in derived:
+        if one.key == START and STEPS in one.needs((STEPS,)):
+            raise UserError(
+                f"{where}: {one.text}: gives each horizon of optimizer.schedule 'wsd' another start, so that they "
+                "share no trunk; write it in steps, such as set: {loss.discriminator_start: 100}"
+            )

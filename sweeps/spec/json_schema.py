@@ -23,7 +23,7 @@ from gsq.config.run import SECTIONS
 from gsq.config.values import key_types
 from gsq.errors import UserError
 from gsq.sweeps.spec import search_space, sweep
-from gsq.sweeps.spec.cluster import EXPRESSIONS, MEMORY_PER, SBATCH_KEYS, Cluster
+from gsq.sweeps.spec.cluster import AUTO, MEMORY_PER, SBATCH_KEYS, WORDED, Cluster
 from gsq.sweeps.spec.expressions import HELPERS
 from gsq.sweeps.spec.gpus import GPU_PEAKS
 from gsq.sweeps.spec.programs import PROGRAM_KEYS
@@ -149,11 +149,12 @@ def cluster_schema() -> Schema:
         "resume": {"properties": {name: {"enum": list(WHO)} for name in RESUME}, "additionalProperties": False},
         "environment": {"additionalProperties": scalar},
         "sbatch": {"propertyNames": names, "additionalProperties": several},
+        "cells_in_turn": {"pattern": f"^{AUTO}$"},
     }
     for one in fields(Cluster):
         default = getattr(Cluster(), one.name)
         kind: Any = TYPES[type(default)]
-        kind = [kind, "string"] if one.name in EXPRESSIONS else ["object", "null"] if kind == "object" else kind
+        kind = [kind, "string"] if one.name in WORDED else ["object", "null"] if kind == "object" else kind
         found = {"type": kind, **special.get(one.name, {}), "description": about.get(one.name, one.name)}
         if one.name in chosen:
             found["enum"] = list(chosen[one.name])

@@ -84,9 +84,9 @@ class Program:
 
     path: str
     keys: Mapping[str, Any]
-    """Of base and set."""
+    """Values from ``base`` and ``set``."""
     formulas: Mapping[str, str]
-    """Of ``columns``, in order; each may use the keys and the columns before it."""
+    """Formulas under ``columns``, in order; each may use the keys and the columns before it."""
     units: Mapping[str, str]
     floats: frozenset[str] = frozenset()
     """Keys that have a float in some cell, so that they are floats in all."""
@@ -209,7 +209,7 @@ def own_columns(configs: Iterable[Any]) -> dict[str, Column]:
     """Return the columns of a table for keys and derived columns of programs, beside those of every table or in their
     place, with their type.
 
-    configs: of all cells; a RunConfig has none. Raises UserError for a key that had another type when it was submitted.
+    configs: those of all cells. Raises UserError for a key that had another type when it was submitted.
     """
     found: dict[str, list[Any]] = {}
     about: dict[str, tuple[str, str]] = {}

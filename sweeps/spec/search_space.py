@@ -204,7 +204,7 @@ class Search:
         return sampler
 
     def make_pruner(self, steps: int, every: int) -> optuna.pruners.BasePruner:
-        """Return the pruner. steps: of a whole run; every: steps between evaluations."""
+        """Return the pruner. steps: length of a whole run; every: steps between evaluations."""
         import optuna
 
         options: dict[str, Any] = {}

@@ -43,7 +43,7 @@ from gsq.config.program import ProgramConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
-from gsq.sweeps.spec.derive import Derivation, check_recorded, read_derive, recorded_names
+from gsq.sweeps.spec.derive import Derivation, check_recorded, read_derive, recorded_names, refuse_shares_of_horizons
 from gsq.sweeps.spec.expressions import DERIVED_NAMES, HELPERS, Constraint
 from gsq.sweeps.spec.programs import PROGRAM_KEYS, Program, check_cells, check_name, read_program
 from gsq.sweeps.spec.search_space import Search, read_search
@@ -130,7 +130,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> Spec:
 
 
 def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
-    """Build a sweep from the content of its file. folder: of a relative base. where: what errors name."""
+    """Build a sweep from the content of its file. folder: that of a relative base. where: named in errors."""
     for key in values:
         if key not in KEYS:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, KEYS)}; a sweep has {', '.join(KEYS)}")
@@ -172,9 +172,12 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         search = read_search(values["search"], base, f"{where}: search")
     fixed = seen | set(_set_keys(values.get("set") or {}, where))
     fixed |= {config_key(name, where) for name in (search.space if search else ())}
+    derived = read_derive(values.get("derive"), recorded, fixed, f"{where}: derive")
+    if base.optimizer.schedule == "wsd" and len(set(horizons)) > 1:
+        refuse_shares_of_horizons(derived, f"{where}: derive")
     return Spec(
         search=search,
-        derive=read_derive(values.get("derive"), recorded, fixed, f"{where}: derive"),
+        derive=derived,
         recorded=recorded,
         name=name,
         base=base,
@@ -320,6 +323,7 @@ def _axis_key(name: str, where: str, others: Collection[str]) -> str:
         return config_key(name, where)
     except UserError as error:
         hint = f"; derive computes with {', '.join(sorted(others))}{nearest(name, others)}" if others else ""
+        hint = hint or "; an axis of another name needs a formula in derive that uses it"
         raise UserError(f"{error}{hint}") from None
 
 

@@ -49,6 +49,7 @@ class Entry:
     pid: int
     signatures: tuple[str, ...] = field(repr=False)
     cells_per_job: int = 1
+    cells_in_turn: int = 1
     clusters: str = ""
     """The cluster that sbatch named, or the clusters that it could choose from (sbatch -M)."""
     job: str | None = None
@@ -61,16 +62,20 @@ class Entry:
         return self.job is None and not self.revoked
 
     @property
+    def share(self) -> int:
+        """Cells of a job, at the same time and in turn."""
+        return self.cells_per_job * self.cells_in_turn
+
+    @property
     def jobs(self) -> dict[str, str]:
         """SLURM job by signature; empty if none is known."""
         if self.job is None:
             return {}
-        return {s: f"{self.job}_{index // self.cells_per_job}" for index, s in enumerate(self.signatures)}
+        return {s: f"{self.job}_{index // self.share}" for index, s in enumerate(self.signatures)}
 
     def members(self, task: int) -> tuple[str, ...]:
         """Return the signatures of one task of the array."""
-        first = task * self.cells_per_job
-        return self.signatures[first : first + self.cells_per_job]
+        return self.signatures[task * self.share :][: self.share]
 
     def decide(self, job: str | None, clusters: str = "") -> Entry:
         """Record the entry's job, or None to revoke the entry. Returns the entry with the first such decision.

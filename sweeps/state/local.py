@@ -73,11 +73,11 @@ class Worker:
 
 
 @contextmanager
-def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
-    """Announce this process to every driver as the worker of a cell while the block runs.
+def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[bool]:
+    """Announce this process to every driver as the worker of a cell while the block runs. Yields whether it could.
 
     It writes ``<sweep folder>/workers/<host>/<signature>.<pid>.json`` with its start, driver and GPU. If the disk is
-    full, drivers still know it by its command line.
+    full, drivers still know it by its command line, if it was not forked by a warm parent.
     """
     path = folder.path / WORKERS / os.uname().nodename / f"{signature}.{os.getpid()}.json"
     value = {
@@ -87,11 +87,13 @@ def recorded_worker(folder: SweepFolder, signature: str) -> Iterator[None]:
         "driver": os.environ.get(DRIVER_VARIABLE, ""),
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
+    recorded = False
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value, sync=False)
+        recorded = True
     try:
-        yield
+        yield recorded
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -140,6 +142,14 @@ def _by_command_line(runs: Path) -> dict[str, Worker]:
 
 
 def _living_driver(pid: int, driver: str) -> int:
-    """The driver of a worker if it is still the parent, so alive; else 0. Raises OSError if the worker has ended."""
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return parent if driver == str(parent) else 0
+    """The driver of a worker if it is still the parent, or the parent of the warm one, so alive; else 0. Raises OSError
+    if the worker has ended."""
+    parent = _parent(pid)
+    with suppress(OSError):
+        if driver in (str(parent), str(_parent(parent))):
+            return int(driver)
+    return 0
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

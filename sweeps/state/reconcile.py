@@ -16,6 +16,7 @@ from gsq.records.read import RunRecord
 from gsq.sweeps.spec.states import CANCELLED, PLANNED, QUEUED, RESUMED, RESUMED_ON_SUBMIT
 from gsq.sweeps.state import deaths
 from gsq.sweeps.state.reasons import explained, waits_for_ever
+from gsq.sweeps.state.turns import Turns
 
 # The state that people see of a cell cancelled by gsq cancel, Ctrl-C or scancel, because nothing failed.
 STOPPED = "stopped"
@@ -47,6 +48,8 @@ class Job:
     """The cluster that has the job, if not this machine's."""
     array: str = field(default="", compare=False)
     """Unique name of the job, because SLURM reuses numbers."""
+    turns: Turns | None = field(default=None, compare=False, repr=False)
+    """The cells that have begun and ended in a shared job; None if it has one cell, or has not begun any."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,15 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
     sig = record.signature
     if record.state == DONE or given_up(record, search):
         return CellState(sig, str(record.state))
+    if job is not None and _left(job, record):
+        job = None
     if job is not None and job.state == "pending":
         return CellState(sig, QUEUED, reason=explained(job.reason), blocked=waits_for_ever(job.reason))
     if job is not None and job.state == "running":
         # Between the start of a job and its first status the cell still counts as queued.
-        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED)
+        waits = job.turns is not None and sig not in job.turns.begun
+        reason = f"waits for its turn in job {job.name}" if waits else None
+        return CellState(sig, RUNNING if record.state == RUNNING else QUEUED, reason=reason)
     if job is not None and job.state == "unknown":
         # A job that may be alive is never given up, nor submitted twice.
         why = f"not known whether waiting or running ({job.reason or 'SLURM does not answer'})"
@@ -134,6 +141,18 @@ def cell_state(record: RunRecord, job: Job | None, now: float, search: str | Non
     if record.state == PRUNED:
         return CellState(sig, PLANNED)
     return death(sig, gone) if gone else CellState(sig, PLANNED)
+
+
+def _left(job: Job, record: RunRecord) -> bool:
+    """Return whether a shared job has nothing more to do with a cell: the cell has ended in it, or the job is gone and
+    never came to it."""
+    if job.turns is None or job.state == "unknown":
+        return False
+    if record.signature in job.turns.ended:
+        return True
+    # What cancels a job cancels all its cells. The record tells where the disk was too full to note the turn.
+    gone = job.state == "gone" and job.failure != CANCELLED and record.job != job.name
+    return job.turns.left(record.signature, gone)
 
 
 def _is_news(job: Job, record: RunRecord) -> bool:

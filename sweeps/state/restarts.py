@@ -14,6 +14,7 @@ from gsq.files import read_json, write_json
 from gsq.records.attempt import DONE, FAILED
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_run
+from gsq.sweeps.state.turns import read_turns
 
 # A job is given up after so many restarts in a row without a further step, like the local queue's attempts
 # (gsq.sweeps.state.reconcile.PATIENCE).
@@ -71,18 +72,21 @@ def too_short(minutes: int, seconds: float) -> str:
 def _runs(entry: Path, task: int) -> list[RunFolder]:
     """Run folders of the cells of a task."""
     values = read_json(entry / "entry.json")
-    count = values["cells_per_job"]
+    count = values["cells_per_job"] * values.get("cells_in_turn", 1)
     return [RunFolder.of(entry.parents[3], one) for one in values["signatures"][task * count : (task + 1) * count]]
 
 
 def give_up(entry: Path, task: int, started: float) -> str:
-    """Record a time-out in the run folders of a task's cells. Returns its message.
+    """Record a time-out in the run folders of a task's cells that have begun and not ended. Returns its message.
 
     started: seconds since the epoch at which this start of the job began.
     """
     message = too_short(read_json(entry / "entry.json")["minutes"], time.time() - started)
+    turns = read_turns(entry, _this_job()[0])
     for folder in _runs(entry, task):
         record = read_run(folder)
+        if turns is not None and turns.left(folder.signature, gone=True):
+            continue
         # A cancelled run has already recorded its end.
         if record.state != DONE and record.failure != "cancelled":
             folder.new_attempt().write_status(FAILED, record.step, record.steps, failure="timeout", message=message)

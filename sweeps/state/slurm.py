@@ -18,6 +18,7 @@ from gsq.sweeps.state import journal
 from gsq.sweeps.state.commands import Answer, run
 from gsq.sweeps.state.deaths import FAILED_SOMEHOW
 from gsq.sweeps.state.reconcile import Job, SchedulerState
+from gsq.sweeps.state.turns import read_turns
 
 # Any other state means that the job is over.
 PENDING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -189,7 +190,7 @@ def _state(job: Known, held: _Row | None, told: _Row | None, queue: Answer, acco
 def require_known(cluster: str, jobs: Iterable[Job]) -> None:
     """Raise UserError if it is unknown whether one of these jobs still waits or runs.
 
-    jobs: of the cells that are neither finished nor to be submitted.
+    jobs: those of cells that are neither finished nor to be submitted.
     """
     if not (unknown := [job for job in jobs if job.state == "unknown"]):
         return
@@ -247,6 +248,8 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
             handed_over[signature].append((entry, job_id))
     newest = {signature: _known(*given[-1]) for signature, given in handed_over.items()}
     found |= states(job for job in newest.values() if job.job_id)
+    shared = {(g[-1][0].path, g[-1][1]) for g in handed_over.values() if g[-1][0].share > 1 and g[-1][1]}
+    turns = {one: read_turns(*one) for one in shared}
     return {
         signature: replace(
             found[newest[signature]],
@@ -255,6 +258,7 @@ def slurm_jobs(folder: SweepFolder) -> dict[str, Job]:
             clusters=given[-1][0].clusters,
             submitted=given[-1][0].time,
             log=journal.log_path(*given[-1]),
+            turns=turns.get((given[-1][0].path, given[-1][1])),
         )
         for signature, given in handed_over.items()
     }

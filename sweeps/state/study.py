@@ -50,7 +50,7 @@ class TrialStatus:
     signature: str
     axes: dict[str, Any]
     values: tuple[float, ...]
-    """Value of each objective; of a pruned trial, the last measured one."""
+    """Value of each objective; a pruned trial has the last measured one."""
     ended: str
     """Why it failed, or diverged."""
 

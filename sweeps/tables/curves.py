@@ -56,7 +56,7 @@ def gather_curves(sweep: str | SweepFolder, output: Path | None = None, runs: Pa
     join it with the results table, then a float64 column for each logged quantity, with unit and description in the
     field metadata. Null means that a run did not log a value, NaN that it logged NaN. If several attempts logged a
     step, the newest counts. The file is replaced whole. Raises UserError for an unknown sweep, and if the file is a
-    results table, of a sweep named <sweep>-curves.
+    results table, named <sweep>-curves.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

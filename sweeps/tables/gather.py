@@ -128,7 +128,7 @@ def _noting(
 ) -> Iterator[dict[str, Any]]:
     shared: dict[Made, Made] = {}
     for row in rows:
-        # Share equal values, of which thousands of runs have few.
+        # Share equal values: thousands of runs have few distinct ones.
         made[row["signature"]] = shared.setdefault(found := made_by(row), found)
         if values is not None and row.get("rfid") is not None and 0 < row["rfid"] < math.inf:
             values.setdefault(row["signature"], {})[row["protocol"], row["step"]] = row["rfid"]
@@ -174,7 +174,7 @@ def _rows(
         yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()), extra)
 
 
-def _own_metrics(metrics: object, extra: dict[str, Column], config: RunConfig) -> dict[str, object]:
+def metric_columns(metrics: object, extra: dict[str, Column], config: RunConfig | None = None) -> dict[str, object]:
     """Values of metrics of a user's own, or of a program. One with the name of a column of every table is called
     ``own_<name>``, unless a program may fill that column."""
     if not isinstance(metrics, dict):
@@ -205,7 +205,7 @@ def _cell_rows(
     environment, evaluations, unreadable = results.environment, [], [*record.unreadable, *results.unreadable]
     for file, evaluation in results.evaluations.items():
         values = {name: value for name, value in evaluation.items() if name in BY_NAME}
-        values |= _own_metrics(evaluation.get("metrics"), extra, cell.config)
+        values |= metric_columns(evaluation.get("metrics"), extra, cell.config)
         wrong = [name for name, value in values.items() if not fits(BY_NAME.get(name) or extra[name], value)]
         if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
             wrong = ["protocol or step"]

@@ -219,7 +219,7 @@ def versions_text(versions: Mapping[str, str] | None) -> str | None:
 def propose(folder: SweepFolder, device: str | None, count: int = ANCHORS) -> tuple[list[Run], int]:
     """Propose cells to repeat under the present code and versions. Also returns how many were made otherwise.
 
-    Picks ``count`` finished cells without such a repeat, spread over the axes that vary; of two that are equally far
+    Picks ``count`` finished cells without such a repeat, spread over the axes that vary; if two are equally far
     from the chosen ones, the cheaper. device: where they would be trained, None if unknown. Raises UserError if nothing
     is finished, or everything was made in the present way.
     """

@@ -27,6 +27,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from lookup import processor, version
+from networks import seeded_networks
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -34,11 +35,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gsq_tests"))
-import gsq.evaluation.evaluate
 import gsq.pretrained.extractor
-import gsq.pretrained.features
-import gsq.pretrained.inception
 from gsq import override, preset
 from gsq.data.batches import ImageSource
 from gsq.evaluation.evaluate import evaluate
@@ -48,31 +45,6 @@ from gsq.models.autoencoder import Autoencoder
 from gsq.training.losses import LPIPS
 
 SIZE = 64
-
-
-def seeded_networks() -> None:
-    """Random weights where published files would be needed."""
-    from seeded_weights import seeded_weights
-
-    import gsq.training.losses
-
-    def vgg_state() -> dict[str, Tensor]:
-        shapes: dict[str, list[int]] = {}
-        index, inputs = 0, 3
-        for level in gsq.pretrained.features.VGG16Features.LAYERS:
-            for outputs in level:
-                shapes |= {f"features.{index}.weight": [outputs, inputs, 3, 3], f"features.{index}.bias": [outputs]}
-                index, inputs = index + 2, outputs
-            index += 1
-        return seeded_weights(shapes)
-
-    original = gsq.training.losses.verified_weights
-    gsq.training.losses.verified_weights = lambda name: name if name == "vgg16" else original(name)
-    load = torch.load
-    gsq.training.losses.torch.load = lambda path, **more: vgg_state() if path == "vgg16" else load(path, **more)
-    with np.load(Path(gsq.__file__).parents[1] / "tests/gsq_tests/fixtures/inception.npz") as arrays:
-        shapes = json.loads(str(arrays["shapes"]))
-    gsq.pretrained.inception.InceptionV3.pretrained = classmethod(lambda cls: cls(seeded_weights(shapes)))
 
 
 def parts(images: int, features: str, size: int = SIZE) -> tuple[Autoencoder, ImageSource, Any]:
@@ -176,7 +148,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return clock() - begun
 
 
-def evaluation_times(images: int, features: str, runs: int) -> dict[str, Any]:
+def evaluation_times(images: int, features: str, runs: int, separately: bool) -> dict[str, Any]:
     model, source, evaluation = parts(images, features)
 
     def separate() -> None:
@@ -189,10 +161,11 @@ def evaluation_times(images: int, features: str, runs: int) -> dict[str, Any]:
             # In turns, so that another load on the machine meets all of them.
             for name in ("ours", "ours, originals known"):
                 times[name].append(seconds(lambda: evaluate(model, source, evaluation, runs=Path(folder))))
-        times["separate passes"].append(seconds(separate))
+        if separately:
+            times["separate passes"].append(seconds(separate))
         times["one loop"].append(seconds(lambda: loop(model, source, evaluation, theirs(model, images, features))))
-        print({name: round(values[-1], 1) for name, values in times.items()}, flush=True)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+        print({name: round(values[-1], 1) for name, values in times.items() if values}, flush=True)
+    medians = {name: statistics.median(values) for name, values in times.items() if values}
     return {"images": images, "image_size": SIZE, "features": features, "runs": runs, "seconds": medians}
 
 
@@ -272,16 +245,18 @@ def table(result: dict[str, Any]) -> str:
         "loop for each metric; `one loop`: torchmetrics, all metrics in one loop; `originals known`: what all runs but "
         "the first of a sweep does. GPU speed: not measured.",
         "",
-        "| images | size | features | ours s | originals known s | separate passes s | / ours | one loop s | / ours |",
-        "|---:|---:|---|" + "---:|" * 6,
+        "| images | size | features | ours s | originals known s | separate passes s | / ours | one loop s | / ours | "
+        "/ originals known | LPIPS of originals |",
+        "|---:|---:|---|" + "---:|" * 7 + "---|",
     ]
     for row in result["evaluation"]:
         s = row["seconds"]
-        ours = s["ours"]
+        ours, known, loop = s["ours"], s["ours, originals known"], s["one loop"]
+        apart = s.get("separate passes")
+        separate = "not measured | -" if apart is None else f"{apart:.1f} | {apart / ours:.2f}"
         lines.append(
-            f"| {row['images']} | {row['image_size']} | {row['features']} | {ours:.1f} | "
-            f"{s['ours, originals known']:.1f} | {s['separate passes']:.1f} | {s['separate passes'] / ours:.2f} | "
-            f"{s['one loop']:.1f} | {s['one loop'] / ours:.2f} |"
+            f"| {row['images']} | {row['image_size']} | {row['features']} | {ours:.1f} | {known:.1f} | {separate} | "
+            f"{loop:.1f} | {loop / ours:.2f} | {loop / known:.2f} | {row.get('of', 'before')} |"
         )
     lines += [
         "",
@@ -321,6 +296,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="rounds behind each median")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one round of each")
+    parser.add_argument("--together", action="store_true", help="leave the separate passes out")
     parser.add_argument("--only", choices=("evaluation", "memory", "frechet"), help="keep the rest of the last result")
     parser.add_argument("--name", help="stem of the files, evaluation_<device> if absent")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -343,12 +319,16 @@ def main() -> None:
     }
     if args.only and stem.with_suffix(".json").exists():
         last = json.loads(stem.with_suffix(".json").read_text())
-        result |= {name: last[name] for name in ("evaluation", "memory", "frechet") if name != args.only}
+        result |= {name: last[name] for name in ("evaluation", "memory", "frechet")}
     if args.only in (None, "frechet"):
         result["frechet"] = frechet_times(runs)
     if args.only in (None, "evaluation"):
-        result["evaluation"] = [evaluation_times(args.images, args.features, runs)]
+        row = evaluation_times(args.images, args.features, runs, not args.together)
+        # Rows of other numbers of images stay.
+        others = [one for one in result["evaluation"] if one["images"] != args.images]
+        result["evaluation"] = [*others, {**row, "of": "kept"}]
     if args.only in (None, "memory"):
+        result["memory"] = []
         for images in (500, 1000, 2000):
             result["memory"] += [memory(images, args.features, way) for way in ("ours", "one loop")]
             print(result["memory"][-2:], flush=True)

@@ -89,7 +89,10 @@ def bare_product(z: Tensor, rows: Tensor) -> None:
         torch.mm(z[start : start + step], rows.T)
 
 
-def cell(count: int, dim: int, size: int, device: str, memory: float, seconds: float) -> dict[str, Any]:
+def cell(
+    count: int, dim: int, size: int, device: str, memory: float, seconds: float, product: bool = False
+) -> dict[str, Any]:
+    """One row of the table. product: also time the bare product, as on a GPU."""
     pairs = memory * 2**30 / (PEER_BYTES if VectorQuantize is not None else 8)
     count = min(count, max(512, int(pairs / size) // 512 * 512))
     z, rows, normalise = vectors(count, dim, 1, device), vectors(size, dim, 2, device), dim > 1
@@ -102,7 +105,7 @@ def cell(count: int, dim: int, size: int, device: str, memory: float, seconds: f
         peer._codebook.embed.data.copy_(rows[None])
         ways["peer"] = lambda: peer(z[None])[1][0]
     calls: dict[str, Callable[[], Any]] = dict(ways)
-    if device == "cuda":
+    if product or device == "cuda":
         calls["product"] = lambda: bare_product(z, rows)
     # One thread's own processor time does not count what else runs on the machine.
     clock = gpu_clock if device == "cuda" else time.process_time if torch.get_num_threads() == 1 else time.perf_counter

@@ -37,7 +37,7 @@ set:
 axes:
   seed: {{range: [0, {last}]}}
 """
-CLUSTER = "kind: slurm\npartition: test\nminutes: 10\nmemory_gb: 1\n"
+CLUSTER = "kind: slurm\npartition: test\nminutes: 30\nmemory_gb: 2\ncells_in_turn: {in_turn}\n"
 PEER = """\
 import os, signal, time
 import hydra
@@ -76,8 +76,8 @@ def gsq(*words: str, folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
-    """Median seconds by phase."""
+def ours(folder: Path, cells: int, steps: int, in_turn: int) -> dict[str, float]:
+    """Median seconds by phase. in_turn: cells of a job, which has phases of its own only where it has one cell."""
     from gsq.files import read_json
     from gsq.records.folder import RunFolder
     from gsq.records.read import read_metrics
@@ -87,7 +87,7 @@ def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
     from gsq.sweeps.state.slurm import slurm_jobs
 
     (folder / "sweep.yaml").write_text(SWEEP.format(steps=steps, last=cells - 1))
-    (folder / "mine.yaml").write_text(CLUSTER)
+    (folder / "mine.yaml").write_text(CLUSTER.format(in_turn=in_turn))
     began = time.time()
     free = gsq("submit", "sweep.yaml", "--cluster", "mine.yaml", folder=folder)
     wait_until_idle(60 + 30 * cells)
@@ -100,7 +100,9 @@ def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
     accounted = {line.split("|")[0]: line.split("|")[1:] for line in told.stdout.splitlines()}
     phases: dict[str, list[float]] = {}
 
-    def note(name: str, seconds: float) -> None:
+    def note(name: str, seconds: float, of_the_job: bool = False) -> None:
+        if in_turn > 1 and of_the_job:
+            return
         phases.setdefault(name, []).append(seconds)
 
     last_end = began
@@ -115,13 +117,13 @@ def ours(folder: Path, cells: int, steps: int) -> dict[str, float]:
         (evaluation,) = (attempt / "evaluations").glob("*.json")
         weights = (attempt / "model.safetensors").stat().st_mtime
         imported = (attempt / "env.json").stat().st_mtime
-        note("job start to first line of gsq (srun, submitit, Python)", status["started"] - float(start))
+        note("job start to first line of gsq (srun, submitit, Python)", status["started"] - float(start), True)
         note("imports (torch) and attempt folder", imported - status["started"])
         note("model, images, first checkpoint and weights", weights - imported - training)
         note("training", training)
         note("evaluation", evaluation.stat().st_mtime - weights)
-        note("last status, exit, SLURM's epilogue", float(end) - evaluation.stat().st_mtime)
-        note("whole job", float(end) - float(start))
+        note("last status, exit, SLURM's epilogue", float(end) - evaluation.stat().st_mtime, True)
+        note("whole job", float(end) - float(start), True)
         last_end = max(last_end, float(end))
     found = {name: statistics.median(values) for name, values in phases.items()}
     slots = 4  # CPUs of the test cluster
@@ -156,13 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200)
     parser.add_argument("--steps", type=int, default=40, help="of each cell: about a second")
+    parser.add_argument("--in-turn", type=int, default=1, help="cells that a job trains one after the other")
     parser.add_argument("--peer", metavar="PYTHON")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="gsq-overhead-"))
     try:
-        print(f"{args.cells} cells, {cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}\n")
+        print(
+            f"{args.cells} cells, {args.in_turn} a job, load average {os.getloadavg()[0]:.1f}, {cpu_name()}, "
+            f"{os.cpu_count()} cores, Linux {platform.release()}\n"
+        )
         print("| gsq, medians | seconds |\n|---|---|")
-        for phase, seconds in ours(folder, args.cells, args.steps).items():
+        for phase, seconds in ours(folder, args.cells, args.steps, args.in_turn).items():
             print(f"| {phase} | {seconds:.2f} |", flush=True)
         if args.peer:
             print("\n| hydra-submitit-launcher | all handed over | shell is free | exit code | results gathered |")

@@ -49,6 +49,10 @@ class Bare:
         self.optimizer = build_optimizer([self.model], config.optimizer)
         self.optimizer_d = build_optimizer([self.discriminator], config.optimizer)
         self.autocast = trainer._autocast
+        if config.execution.channels_last:
+            for module in (self.model, self.discriminator):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
 
     def step(self) -> None:
         images, weights = self.images, self.weights

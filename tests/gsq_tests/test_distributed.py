@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from gsq.config.run import check_processes
 from gsq.data.batches import ImageSource
 from gsq.records.folder import note_peer_error
 from gsq.records.read import read_run
-from gsq.training.distributed import Group, join
+from gsq.runs.execute import _first_error
+from gsq.runs.stop import PeerFailed
+from gsq.training.distributed import TIMEOUT, Group, join
 from gsq.training.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -252,6 +255,21 @@ def test_an_error_of_a_peer_is_known_where_the_first_process_was_killed_too(tmp_
     record = read_run(folder)
     assert (record.state, record.failure, record.message) == ("failed", "disk_full", "process 2: OSError: x")
     assert [path.name for path in attempt.path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_error_of_a_peer_comes_before_what_follows_from_it(tmp_path: Path) -> None:
+    """NCCL tells of a lost process by an error of CUDA, anywhere; an error of this process's own is its own."""
+    attempt = RunFolder.of(tmp_path, "ab" * 6).new_attempt()
+    unspecified, own = RuntimeError("CUDA error: unspecified launch failure"), MemoryError("no room")
+    assert _first_error(unspecified, attempt.path) is unspecified
+    note_peer_error(attempt.path, 1, "disk_full", "OSError: x")
+    told = _first_error(unspecified, attempt.path)
+    assert isinstance(told, PeerFailed) and (told.reason, str(told)) == ("disk_full", "process 1: OSError: x")
+    assert _first_error(own, attempt.path) is own
+
+
+def test_processes_wait_minutes_for_each_other_and_not_hours() -> None:
+    assert timedelta(minutes=5) <= TIMEOUT <= timedelta(minutes=30)
 
 
 WAIT = """

@@ -53,7 +53,7 @@ def test_the_look_up_is_exact(dim: int, spread: float) -> None:
     rows = vectors(1, dim, 3) + spread * vectors(600, dim, 4)
     rows = rows[torch.arange(600) % 500].double()
     queries = torch.cat([vectors(90, dim, 5).double(), rows[:10], torch.zeros(1, dim, device=DEVICE)])
-    search = lookup._chain(lookup._fused(rows), lambda: lookup._float64(rows))
+    search = lookup._chain(lookup._fused(rows, lookup_gpu.best_two), lambda: lookup._float64(rows))
     expected = torch.stack([(rows - query).square().sum(1).argmin() for query in queries])
     assert torch.equal(search(queries), expected)
     assert torch.equal(nearest_rows(queries, rows), expected)

@@ -76,7 +76,7 @@ def test_saved_and_read_again_it_is_the_same(changes: dict[str, Any], tmp_path: 
     indices = first.encode(images)
     assert indices.shape == (2, len(first.index_sizes), 8, 6) and indices.dtype == torch.int64
     assert torch.equal(second.encode(images), indices) and torch.equal(second.decode(indices), first.decode(indices))
-    assert files_below(tmp_path) == ["a/saved/config.json", "a/saved/model.safetensors"]
+    assert files_below(tmp_path) == [f"a/saved/{name}" for name in ("README.md", "config.json", "model.safetensors")]
 
 
 def test_config_json_says_what_it_is(tmp_path: Path) -> None:

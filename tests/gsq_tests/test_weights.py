@@ -26,10 +26,11 @@ import gsq.pretrained.weights
 from gsq import UserError
 from gsq.cli.main import app
 from gsq.config.objective import PERCEPTUAL_LOSSES, PROJECTED
-from gsq.config.run import FEATURE_DIMS
+from gsq.config.run import DISTANCES, FEATURE_DIMS
 from gsq.pretrained.fetching import check, describe, fetch
 from gsq.pretrained.required import require_weights, training_weights
 from gsq.pretrained.weights import (
+    DISTANCE_WEIGHTS,
     FEATURE_WEIGHTS,
     LPIPS_WEIGHTS,
     PERCEPTUAL_WEIGHTS,
@@ -66,7 +67,11 @@ def dino_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_choice_names_registered_weights() -> None:
     assert set(PERCEPTUAL_WEIGHTS) == set(PERCEPTUAL_LOSSES)
     assert set(FEATURE_WEIGHTS) == set(FEATURE_DIMS)
-    groups = (*PERCEPTUAL_WEIGHTS.values(), *LPIPS_WEIGHTS.values(), FEATURE_WEIGHTS.values(), PROJECTED.values())
+    assert set(DISTANCE_WEIGHTS) == set(DISTANCES)
+    groups = (
+        *(*PERCEPTUAL_WEIGHTS.values(), *LPIPS_WEIGHTS.values(), FEATURE_WEIGHTS.values(), PROJECTED.values()),
+        *DISTANCE_WEIGHTS.values(),
+    )
     assert {name for names in groups for name in names} == set(REGISTRY)
 
 

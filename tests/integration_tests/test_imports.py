@@ -18,7 +18,7 @@ NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 WINGS = {
     "gsq": (
         "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "probe",
-        "runs", "tokenizer", "templates", "cli",
+        "runs", "tokenizer", "peers", "templates", "cli",
     ),
     "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables"),
     "analysis": ("tables", "laws", "fitting", "checking", "allocating", "designing", "figures", "reporting"),

@@ -30,6 +30,7 @@ from gsq.analysis.tables.table import as_asked, load_results, results_table
 from gsq.cli.compose import _print_frame
 from gsq.cli.main import app
 from gsq.config.overrides import config_key
+from gsq.config.parts import is_path
 from gsq.config.run import SECTIONS
 from gsq.sweeps.running.snapshot import source_files
 from gsq.sweeps.spec import search_space, sweep
@@ -51,7 +52,7 @@ EXAMPLES = (
     "my",
     "my_vq",
     *("groups", "widths", "optimizer", "more", "again", "runs", "fit", "wandb", "my-cluster", "big", "abcdef123456"),
-    *("train-00000-of-00010", "x-val-0001", "isoflop", "rates", "pictures"),
+    *("train-00000-of-00010", "x-val-0001", "isoflop", "rates", "pictures", "peers"),
 )
 # Columns of the tables that laws of the READMEs are about.
 LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")
@@ -148,11 +149,12 @@ def test_sweeps_and_tables_that_ship_are_there(readme: str) -> None:
         if (
             words[:1] != ["gsq"]
             or len(words) < 3
-            or words[1] in ("weights", "results", "train", "reconstruct", "tokenize", "new", "check", "schema")
+            or words[1]
+            in ("weights", "results", "train", "reconstruct", "tokenize", "publish", "new", "check", "schema")
         ):
             continue
         name = words[2]
-        if name.startswith("-") or name == "SWEEP" or Path(name).stem in EXAMPLES:
+        if name.startswith("-") or name == "SWEEP" or Path(name).stem in EXAMPLES or is_path(name):
             continue
         beside = (REPOSITORY / readme).parent / name
         if not any(path.is_file() for path in (REPOSITORY / name, beside, REPOSITORY / "results" / f"{name}.parquet")):

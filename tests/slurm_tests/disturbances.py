@@ -114,5 +114,6 @@ def submissions_of(runs: Path, signature: str) -> list[dict[str, Any]]:
         verdict = path.with_name("verdict.json")
         job = json.loads(verdict.read_text())["job"] if verdict.exists() else None
         if job is not None and signature in entry["signatures"]:
-            found.append({**entry, "job": f"{job}_{entry['signatures'].index(signature)}"})
+            share = entry["cells_per_job"] * entry["cells_in_turn"]
+            found.append({**entry, "job": f"{job}_{entry['signatures'].index(signature) // share}"})
     return found

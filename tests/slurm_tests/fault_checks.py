@@ -31,6 +31,7 @@ REQUEUING = ("requeue", "node_failure")
 def find_outcomes(this: Round) -> None:
     """What became of the attempt that each fault hit, by its own word or else by SLURM's."""
     from gsq.files import read_json
+    from gsq.records.attempt import KILLED
 
     every = [json.loads(path.read_text()) for path in sorted(this.orders.glob("orders/*/*.fired"))]
     told = _accounting(this.cluster, {fired["job"] for fired in every})
@@ -45,6 +46,9 @@ def find_outcomes(this: Round) -> None:
         end = _end_of_start(told[fired["job"], names[-1]], fired["time"])
         if "unharmed" in KINDS[fault.kind].outcomes:
             fault.outcome = "unharmed"
+        elif (attempt / KILLED).exists():
+            # The job of several cells goes on, and says so of one that was killed.
+            fault.outcome = (attempt / KILLED).read_text().strip()
         elif status.get("state") in ("done", "failed") and (fault.kind not in REQUEUING or end != "requeued"):
             fault.outcome = status.get("failure") or "done"
         else:

@@ -24,6 +24,8 @@ axes:
   seed: [0, 1]
 """
 CLUSTER = "kind: slurm\npartition: test\nparallel: 4\nminutes: 10\nmemory_gb: 1\n"
+# Two jobs at a time, each with several cells in turn, beside the parent that they are forked from.
+IN_TURN = "kind: slurm\npartition: test\nparallel: 2\nminutes: 10\nmemory_gb: 2\ncells_in_turn: {}\n"
 DISK = "400m"
 # Cells that run out of memory, one that diverges, one that meets an error.
 SHRINKING, DIVERGING, BROKEN = (0, 5), 3, 8

@@ -17,7 +17,7 @@ from typing import Any
 from cluster import NODES, Cluster
 from disturbances import Disturbances, submissions_of
 from fault_checks import check, find_outcomes
-from fault_plan import BROKEN, CLUSTER, DISK, DIVERGING, DOOMED, KINDS, SHRINKING, SWEEP, Fault, deal
+from fault_plan import BROKEN, CLUSTER, DISK, DIVERGING, DOOMED, IN_TURN, KINDS, SHRINKING, SWEEP, Fault, deal
 from fault_requests import Requests
 from fault_verbs import gsq
 
@@ -32,6 +32,8 @@ class Round:
     cluster: Cluster
     reference: Path
     disturb_driver: bool = True
+    in_turn: int = 1
+    """Cells that a job trains one after the other. With several no job is doomed, since all its cells would be."""
     faults: list[Fault] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     doomed: dict[str, str] = field(default_factory=dict)
@@ -53,13 +55,15 @@ class Round:
         os.environ["PATH"] = f"{self.disturbances.path}{os.pathsep}{path}"
         self.requests = Requests(self.orders, self.runs, self.cluster, self.disturbances, self.draw, self.problems)
         try:
+            cluster = CLUSTER if self.in_turn == 1 else IN_TURN.format(self.in_turn)
+            self.doom_count = DOOMED if self.in_turn == 1 else 0
             (self.disk / "sweep.yaml").write_text(SWEEP)
-            (self.disk / "mine.yaml").write_text(f"{CLUSTER}setup: {json.dumps([self.disturbances.setup])}\n")
+            (self.disk / "mine.yaml").write_text(f"{cluster}setup: {json.dumps([self.disturbances.setup])}\n")
             from gsq.sweeps.planning.cells import make_plan
             from gsq.sweeps.spec.sweep import load_spec
 
             self.cells = [cell.signature for cell in make_plan(load_spec(str(self.disk / "sweep.yaml"))).cells]
-            dealt, drivers = deal(self.seed, self.count)
+            dealt, drivers = deal(self.seed, self.count + DOOMED - self.doom_count)
             self.drivers = drivers if self.disturb_driver else []
             for cell, orders in dealt.items():
                 place = self.orders / "orders" / self.cells[cell]
@@ -176,10 +180,10 @@ class Round:
         """Some jobs that wait will die before Python. They are errors, which no submission tries again."""
         special = {self.cells[i] for i in (*SHRINKING, DIVERGING, BROKEN)}
         deadline = time.monotonic() + 60
-        while len(self.doomed) < DOOMED and time.monotonic() < deadline:
+        while len(self.doomed) < self.doom_count and time.monotonic() < deadline:
             waiting = [c for c in self.status() if c.state == "queued" and c.job and not c.attempts]
             for cell in waiting[-DOOMED:]:
-                if cell.signature not in special and len(self.doomed) < DOOMED:
+                if cell.signature not in special and len(self.doomed) < self.doom_count:
                     self.doomed[cell.signature] = cell.job
                     self.disturbances.doom(cell.job)
             time.sleep(0.3)
@@ -189,8 +193,10 @@ class Round:
 
     def _check_doomed(self, cells: list[Any]) -> None:
         died = self._died()
-        if len(died) < DOOMED:
-            self.problems.append(f"the harness let {DOOMED - len(died)} jobs live that were to die before Python")
+        if len(died) < self.doom_count:
+            self.problems.append(
+                f"the harness let {self.doom_count - len(died)} jobs live that were to die before Python"
+            )
         for cell in cells:
             if cell.signature not in died:
                 continue

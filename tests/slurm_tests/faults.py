@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--dir", help="where to work, kept afterwards (default: a temporary folder, removed)")
     parser.add_argument("--no-driver", action="store_true", help="without the faults of the driver")
     parser.add_argument("--a-round", type=int, default=60, help="faults of a round (default: 60)")
+    parser.add_argument("--in-turn", type=int, default=1, help="cells that a job trains one after the other")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # And unmount what is mounted.
     work = Path(args.dir or tempfile.mkdtemp(prefix="gsq-faults-")).resolve()
@@ -71,7 +72,7 @@ def main() -> int:
         while len(faults) < args.faults:
             seed = args.seed + 1000 * number
             count = min(args.a_round, args.faults)
-            this = Round(work / f"round-{number}", seed, count, cluster, reference, not args.no_driver)
+            this = Round(work / f"round-{number}", seed, count, cluster, reference, not args.no_driver, args.in_turn)
             this.run()
             faults += this.faults
             problems += [f"seed {seed}: {problem}" for problem in this.problems]

@@ -47,6 +47,15 @@ def test_a_sweep_survives_sixty_faults(tmp_path: Path) -> None:
     assert kinds >= {"squeue_silent", "controller_away", "ids_reused", "dies_before_python"}
 
 
+@pytest.mark.timeout(1200)
+def test_cells_in_turn_survive_faults(tmp_path: Path) -> None:
+    """What hits a cell leaves the others of its job, and what ends the job gives back those that it did not come to."""
+    words = ("--faults", "20", "--seed", "5", "--in-turn", "3", "--dir", str(tmp_path / "faults"))
+    printed = run("faults.py", *words, seconds=1200)
+    (total,) = [line for line in printed.splitlines() if line.startswith("| all |")]
+    assert int(total.split("|")[2]) >= 20
+
+
 @pytest.mark.timeout(600)
 def test_a_driver_killed_at_every_step_of_a_submission_loses_and_doubles_nothing(tmp_path: Path) -> None:
     printed = run("killed_drivers.py", "--dir", str(tmp_path / "killed"), seconds=600)

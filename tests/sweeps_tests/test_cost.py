@@ -22,6 +22,7 @@ from gsq.sweeps.costing.cost import (
     ASSUMED_CPU_FLOPS,
     FRAMEWORK_BYTES,
     STARTUP_SECONDS,
+    TIME_MARGIN,
     Estimate,
     estimate,
     evaluation_flops,
@@ -293,6 +294,25 @@ def test_a_large_sweep_falls_into_few_classes_and_no_cell_is_lost(plan_of: PlanO
     assert list(fixed) == [ResourceClass(9, 77)]
     asked = by_class(plan.cells, rate, Cluster(memory_gb="4 + memory_gb", minutes="max(30, 3 * minutes)"))
     assert 1 <= len(asked) <= 8 and all(r.memory_gb >= 5 and r.minutes >= 30 for r in asked)
+
+
+def test_cells_in_turn_make_jobs_longer_and_fewer(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"seed": {"range": [0, 39]}, "steps": [100, 6400]})
+    rate, short = speed(plan.cells, {}, "cpu"), plan.cells[0]
+    seconds = estimate(short, rate, "cpu").seconds
+    alone, twenty = (next(iter(by_class([short], rate, Cluster(kind="slurm", cells_in_turn=n)))) for n in (1, 20))
+    assert (alone.cells_in_turn, twenty.cells_in_turn) == (1, 20)
+    assert twenty.minutes >= 20 * seconds * TIME_MARGIN / 60 > alone.minutes
+    # An expression is of the job's estimate, that of all its cells.
+    asked = next(iter(by_class([short], rate, Cluster(kind="slurm", cells_in_turn=20, minutes="minutes"))))
+    assert asked.minutes >= 20 * seconds / 60
+    # As many as the wall time holds: more of the short ones.
+    auto = by_class(plan.cells, rate, Cluster(kind="slurm", cells_in_turn="auto", minutes=60))
+    turns = {cell.config.train.steps: one.cells_in_turn for one, cells in auto.items() for cell in cells}
+    assert turns[100] > turns[6400] >= 1 and {one.minutes for one in auto} == {60}
+    for cells in auto.values():
+        total = turns[cells[0].config.train.steps] * estimate(cells[0], rate, "cpu").seconds * TIME_MARGIN
+        assert 1800 < total <= 3600 or turns[cells[0].config.train.steps] == 1
 
 
 # Expressions of the estimate

@@ -88,6 +88,19 @@ def test_parallelism_and_shared_runs_shorten_the_wall_time_not_the_device_time(p
     assert forecast(plan, Cluster(kind="slurm", parallel=999)).parallel == 8
 
 
+def test_cells_in_turn_wait_for_each_other(plan_of: PlanOf) -> None:
+    plan = plan_of(axes={"seed": {"range": [0, 7]}})
+    each = forecast(plan, Cluster(kind="slurm", parallel=8))
+    turns = forecast(plan, Cluster(kind="slurm", parallel=8, cells_in_turn=4))
+    assert (each.parallel, turns.parallel, turns.cells_in_turn) == (8, 2, 4)
+    assert turns.wall_seconds == pytest.approx(4 * each.wall_seconds) and turns.device_seconds == each.device_seconds
+    both = forecast(plan, Cluster(kind="slurm", parallel=8, cells_in_turn=4, cells_per_job=2, cpus=2))
+    assert both.parallel == 2
+    screen = Console(file=StringIO(), width=200)
+    print_forecast(screen, turns)
+    assert "4 cells in turn" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("quantizer", ["gsq", "rvq", "fsq"])
 @pytest.mark.parametrize("discriminator", ["patchgan", "stylegan", "efficientnet_lite0", "none"])
 def test_disk_is_what_checkpoints_and_weights_take(

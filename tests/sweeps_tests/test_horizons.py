@@ -84,6 +84,21 @@ def test_what_makes_no_sense_is_one_error(steps: tuple[int, ...], more: dict[str
     assert all(word in str(refused.value) for word in named)
 
 
+def test_a_start_after_a_share_of_the_steps_is_refused_where_horizons_share_a_trunk() -> None:
+    derive = {"loss.discriminator_start": "steps / 2"}
+    for schedule, steps in (("wsd", [100, 500]), ("wsd", [100]), ("constant", [100, 500])):
+        optimizer = {"schedule": schedule, **({"decay_share": 0.2} if schedule == "wsd" else {})}
+        spec = {"name": "h", "base": "cpu-tiny", "set": {"optimizer": optimizer}, "axes": {"steps": steps}}
+        if schedule == "wsd" and len(steps) > 1:
+            with pytest.raises(UserError, match=r"discriminator_start.*share no trunk.*set") as refused:
+                load_spec({**spec, "derive": derive})
+            assert "\n" not in str(refused.value)
+        else:
+            assert [
+                cell.config.loss.discriminator_start for cell in make_plan(load_spec({**spec, "derive": derive})).cells
+            ]
+
+
 # The order
 
 

@@ -225,7 +225,13 @@ def test_a_killed_driver_and_an_interrupted_one(
     first.kill()
     first.wait()
     (worker,) = running().values()
+    # It has imported torch before it was forked, and would be done before the next driver is at work.
+    os.kill(worker.pid, signal.SIGSTOP)
+    lock = folder / "runs/sweeps/driven/queue.lock"
+    before = lock.stat().st_mtime_ns
     second = driver("run", source)
+    wait_for(lambda: lock.stat().st_mtime_ns > before)
+    os.kill(worker.pid, signal.SIGCONT)
     wait_for(lambda: has_checkpoint(run) and read_run(run).step >= 1)
     assert read_run(run).pid == worker.pid and running()[cell.signature].driver == 0
     tell(second, signal.SIGINT, worker)

@@ -292,3 +292,8 @@ def test_a_grid_of_the_same_name_is_not_taken_for_a_search(fake: Make) -> None:
     SweepFolder(Path("runs").absolute(), "found").write_plan(grid)
     with pytest.raises(UserError, match="'found' was submitted before without search"):
         fake()
+
+
+def test_trials_do_not_wait_for_each_other_in_a_job() -> None:
+    with pytest.raises(UserError, match=r"cells_in_turn: 4.*leave it out for a search"):
+        sweeps.submit(plan_of(), Cluster(kind="slurm", name="c", cells_in_turn=4))

@@ -154,10 +154,7 @@ def test_cells_that_share_a_job_are_processes_of_their_own(
     started = []
 
     class Worker:
-        returncode = 0
-
-        def __init__(self, folder: object, source: str, signature: str, variables: dict[str, str], shared: bool):
-            started.append((signature, variables["CUDA_VISIBLE_DEVICES"]))
+        pid, returncode = 0, 0
 
         def poll(self) -> int:
             return 0
@@ -165,7 +162,11 @@ def test_cells_that_share_a_job_are_processes_of_their_own(
         def send_signal(self, number: int) -> None:
             pass
 
-    monkeypatch.setattr("gsq.sweeps.running.array_job.start_worker", Worker)
+    def start(self: object, signature: str, variables: dict[str, str]) -> Worker:
+        started.append((signature, variables["CUDA_VISIBLE_DEVICES"]))
+        return Worker()
+
+    monkeypatch.setattr("gsq.sweeps.running.workers.Workers.start", start)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     for task in (0, 1):

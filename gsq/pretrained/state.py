@@ -1,0 +1,34 @@
+"""Loading exactly the tensors that a module has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from gsq.errors import UserError
+
+
+def load_exactly(model: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:
+    """Load exactly these tensors. Raises UserError, which names some, if names or shapes differ or one is not finite.
+
+    where: begins the message, such as the file. assign: take the tensors themselves (of a module on "meta").
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    shapes = [f"{n} {found[n]} for {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (
+            ("missing", sorted(wanted.keys() - found.keys())),
+            ("unexpected", sorted(found.keys() - wanted.keys())),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{where}: the weights are of another architecture than the config: {'; '.join(problems)}")
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{where}: weights that are not finite numbers: {', '.join(broken[:3])}")
+    model.load_state_dict(dict(state), assign=assign)
