@@ -158,6 +158,10 @@ def evaluate_command(
         "--output": output,
     }  # fmt: skip
     if is_path(run) or is_models_file(run):
+        if probe or probe_steps:
+            from gsq.errors import UserError
+
+            raise UserError(f"--probe: needs the training images of a run of gsq's, and {run} names models; leave it out")
         convention = {"range": value_range and _numbers(value_range), "channels": channels}
         evaluate_models(
             run,
