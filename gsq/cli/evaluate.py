@@ -161,7 +161,7 @@ def evaluate_command(
         if probe or probe_steps:
             from gsq.errors import UserError
 
-            raise UserError(f"--probe: needs the training images of a run of gsq's, not models; leave it out")
+            raise UserError("--probe: needs the training images of a run of gsq's, not models; leave it out")
         convention = {"range": value_range and _numbers(value_range), "channels": channels}
         evaluate_models(
             run,
