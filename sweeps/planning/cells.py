@@ -244,7 +244,8 @@ class CellMaker:
         refuse_too_large(config)
         files = self.manifests[config.data]
         signature = identity(config, files, self.sign, self.absent if self.lenient else None)
-        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files), len(files.train))
+        probed = len(files.train) if config.evaluation.probe != "none" else 0
+        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files), probed)
 
     def _of_program(self, config: ProgramConfig, axes: dict[str, Any]) -> Cell | str:
         broken = next((c.text for c in self.where if not c.holds(config.values.__getitem__)), None)

@@ -156,7 +156,7 @@ def _line(cell: Cell, base: RunConfig) -> str:
     }
     if cell.image_bytes:
         values["image_bytes"] = cell.image_bytes
-    if cell.train_images and cell.config.evaluation.probe != "none":
+    if cell.train_images:
         values["train_images"] = cell.train_images
     return json.dumps(values) + "\n"
 
