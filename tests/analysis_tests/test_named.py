@@ -112,7 +112,8 @@ def simulated(name: str, noise: float) -> pd.DataFrame:
     centre = law.form().centre(data)
     theta = law.form().internal(np.array([truth[parameter] for parameter in law.parameters]), centre)
     value = law.form().both(theta[None], data, centre)[0][0]
-    return frame.assign(rfid=value * np.exp(np.random.default_rng(1).normal(0, noise, len(frame))))
+    found = value * np.exp(np.random.default_rng(1).normal(0, noise, len(frame)))
+    return frame.assign(**{LAWS[name].target: found})
 
 
 def test_every_named_law_is_tried_here() -> None:
