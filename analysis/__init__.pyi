@@ -32,6 +32,7 @@ from .checking.predictions import seed_noise as seed_noise
 from .checking.rollout import Rollout as Rollout
 from .checking.rollout import rollout as rollout
 from .designing.budgets import BudgetReplay as BudgetReplay
+from .designing.budgets import cheapest_runs as cheapest_runs
 from .designing.budgets import replay_budgets as replay_budgets
 from .designing.choice import design as design
 from .designing.options import DesignOptions as DesignOptions

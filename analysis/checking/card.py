@@ -16,9 +16,11 @@ from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.distributions import spearman
+from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
-from gsq.analysis.tables.table import Array, numbers, varying
+from gsq.analysis.tables.outputs import OUT
+from gsq.analysis.tables.table import Array, labels, numbers, varying
 from gsq.config.axes import TOKENIZER
 
 _AXES = (*TOKENIZER, "depth", "group_dim", "bits_per_pixel", "bits_per_dimension")
@@ -84,6 +86,7 @@ class ReportCard:
             f"  condition number {raw:.2g} ({inner:.2g} as solved); {fit.converged_share:.0%} of "
             f"{fit.options.starts} starts reach the optimum",
         ]
+        lines += [f"  {name}: {one.text}" for name, one in by_output(fit).items()]
         if fit.lack_of_fit is not None:
             lines.append(f"  {fit.lack_of_fit.text}")
         lines += ["", f"Errors on rows held out ({unit})", f"  a configuration left out: {error(held.one_out)}"]
@@ -92,7 +95,11 @@ class ReportCard:
                 f"  {name}: a level left out {error(held.level_out[name])}; each from the smaller ones "
                 f"{error(held.window[name])}; the largest from the others {error(held.largest[name])}"
             )
-        lines += ["", "Sensitivity", f"  {self.sensitivity.text(fit.target)}"]
+        lines += [
+            "",
+            "Sensitivity",
+            f"  {self.sensitivity.text(fit.law.outputs[0] if fit.law.outputs else fit.target)}",
+        ]
         if self.generation is not None:
             lines += ["", "Generation", *(f"  {line}" for line in self.generation.lines)]
         if self.trends:
@@ -129,16 +136,19 @@ def report_card(fit: Fit) -> ReportCard:
 
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:
-    """Residuals against each axis of the table that varies and each column of the law."""
+    """Residuals against each axis of the table that varies and each column of the law; of several outputs those of
+    each."""
     names = [name for name in dict.fromkeys([*_AXES, *fit.law.columns, *_OTHERS]) if name in fit.rows]
     error = fit.errors()
     found = []
     for name in varying(fit.rows, names):
         x = numbers(fit.rows, name)
-        known = np.isfinite(x)
-        if known.sum() < 3 or np.ptp(error) == 0:
-            continue
-        found.append(Trend(name, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
+        for output in fit.law.outputs or ("",):
+            known = np.isfinite(x) & (labels(fit.rows, OUT) == output if output else True)
+            if known.sum() < 3 or np.ptp(x[known]) == 0 or np.ptp(error[known]) == 0:
+                continue
+            what = f"{name} ({output})" if output else name
+            found.append(Trend(what, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
     return tuple(found)
 
 

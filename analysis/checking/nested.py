@@ -70,7 +70,7 @@ def nested_test(fit: Fit, simpler: str | Law | None = None, simulations: int = 1
     if not simpler:
         tested = ", ".join(law.name for law in LAWS.values() if law.simpler)
         raise AnalysisError(f"{fit.law.name} names no simpler law; give one (named ones that do: {tested})")
-    null = get_law(simpler, [str(name) for name in fit.rows.columns], target=fit.target)
+    null = get_law(simpler, [str(name) for name in fit.rows.columns], target=fit.law.outputs or fit.target)
     small = fit_rows(
         fit.rows, Excluded(fit.n_rows, fit.n_rows, {}), null, replace(fit.options, bootstrap=0, intervals="bootstrap")
     )

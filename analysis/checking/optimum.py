@@ -43,7 +43,8 @@ class SizeOptimum:
     reason: str
     """Why there is no value; "" if there is one."""
     further: float
-    """The next value to try, where the grid ends before the optimum; else NaN."""
+    """The next value to try, where the grid ends before the optimum (beyond that end) or the quadratic misses the best
+    runs (beside these); else NaN."""
     curve: tuple[float, float, float]
     """Coefficients of x^2, x and 1 with x = ln column, of the target or its logarithm."""
     values: Array
@@ -253,8 +254,8 @@ def _size(
     low, high = part.interval(scatter, quantile) if len(grid) > 2 else (-np.inf, np.inf)
     # A quadratic says nothing beyond the values that were tried.
     ends = (
-        0.0 if low < least else float(np.exp(low + middle)),
-        np.inf if high > most else float(np.exp(high + middle)),
+        0.0 if low < least else float(np.exp(min(low, most) + middle)),
+        np.inf if high > most else float(np.exp(max(high, least) + middle)),
     )
     reason, further = "", np.nan
     if len(grid) < 3:
@@ -263,8 +264,18 @@ def _size(
         step = float((grid[-1] / grid[0]) ** (1 / (len(grid) - 1)))
         rising = slope + bend * (least + most) > 0  # from one end to the other
         edge = grid[0] if rising else grid[-1]
-        reason = f"not bracketed by the grid, best at the {'least' if rising else 'largest'} value tried, {edge:.4g}"
-        further = float(edge / step if rising else edge * step)
+        end = f"the {'least' if rising else 'largest'} value tried, {edge:.4g}"
+        tried = np.array([targets[values == one].mean() for one in grid]) * (-1 if target in LARGEST else 1)
+        place = int(tried.argmin())
+        if 0 < place < len(grid) - 1:
+            reason = (
+                f"the quadratic is best at {end}, but the runs at {grid[place]:.4g}: noise, or a grid too wide for a "
+                "quadratic (--where leaves values out)"
+            )
+            further = float(np.sqrt(grid[place] * grid[place + (1 if tried[place + 1] < tried[place - 1] else -1)]))
+        else:
+            reason = f"not bracketed by the grid, best at {end}"
+            further = float(edge / step if rising else edge * step)
     if reason:
         value = error = best = np.nan
         ends = (0.0, np.inf) if np.isnan(ends).any() else ends

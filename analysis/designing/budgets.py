@@ -11,6 +11,8 @@ import pandas as pd
 from gsq.analysis.designing.pool import Part, Settings
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Residuals
+from gsq.analysis.fitting.result import or_none
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Array, Index, numbers
 
@@ -38,6 +40,14 @@ class BudgetReplay:
         """1 - squared errors over squared deviations from the mean outcome, over all held-out rows together."""
         return r_squared(self.truth, self.predictions[self.budgets.index(budget)])
 
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready: the score of all held-out rows at each budget, that of each group, and the order of the runs."""
+        return {
+            "budgets": [{"budget": one, "r2": or_none(self.r2(one))} for one in self.budgets],
+            "groups": jsonable(self.table.to_dict("records")),
+            "order": jsonable(self.order.to_dict("records")),
+        }
+
     def text(self) -> str:
         """One line a budget."""
         lines = []
@@ -55,6 +65,21 @@ def r_squared(truth: Array, value: Array) -> float:
     if not np.isfinite(value).all():
         return -np.inf
     return float(1 - np.sum((truth - value) ** 2) / max(float(np.sum((truth - truth.mean()) ** 2)), 1e-300))
+
+
+def cheapest_runs(
+    pool: pd.DataFrame, law: str | Law, cost: str, by: str | None = None, share: float = 0.02
+) -> list[int]:
+    """Positions of the rows that a study may begin with (of each value of ``by``): its cheapest, 2.5 for each
+    parameter of the law, at most ``share`` of its cost together, and one at least (the start of arXiv 2604.22753)."""
+    most = int(2.5 * len(get_law(law, [str(name) for name in pool.columns]).parameters))
+    price, found = numbers(pool, cost), []
+    studies = pool.groupby(by, sort=False).indices.values() if by else [np.arange(len(pool))]
+    for rows in map(np.asarray, studies):
+        order = rows[np.argsort(price[rows], kind="stable")][:most]
+        within = np.cumsum(price[order]) <= share * price[rows].sum()
+        found += [int(row) for row in order[: max(1, int(within.sum()))]]
+    return found
 
 
 def replay_budgets(

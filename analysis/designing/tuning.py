@@ -53,7 +53,7 @@ class NextValues:
         """A line for each run, with its reason."""
         lines = [f"next {self.column}, for its best value by {self.target}"]
         for one in self.runs:
-            then = f"; then {_percent(one.expected_error)}" if np.isfinite(one.expected_error) else ""
+            then = f"; then {_factor(one.expected_error)}" if np.isfinite(one.expected_error) else ""
             lines.append(f"  {one.name + ': ' if one.name else ''}{one.value:.3g}  ({one.reason}{then})")
         return "\n".join([*lines, *(f"  warning: {one}" for one in self.warnings)])
 
@@ -93,8 +93,9 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+def _factor(error: float) -> str:
+    """A standard error of ln optimum in words."""
+    return f"a factor of {np.exp(error):.3g}"
 
 
 def _step(values: Array) -> float:
@@ -146,7 +147,7 @@ class _Known:
         after = _Known(self.size, np.append(self.values, value), self.scatter)
         if np.isfinite(self.scatter):
             ends = f" [{self.size.ends}]" if len(self.values) == len(self.size.values) and self.size.ends else ""
-            reason = f"the optimum {self.size.value:.3g}{ends} is known worst, to {_percent(self.error)}"
+            reason = f"the optimum {self.size.value:.3g}{ends} is known worst, to {_factor(self.error)}"
             errors = self.error, after.error
         else:
             reason, errors = "three values a size leave no scatter to measure, so no interval", (np.nan, np.nan)

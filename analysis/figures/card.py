@@ -15,6 +15,8 @@ from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import COLOURS, GREY, log_axis, octave_axis, raster_where_many, save, style
 from gsq.analysis.figures.tradeoff import draw_generation
 from gsq.analysis.fitting.result import Fit
+from gsq.analysis.tables.outputs import OUT
+from gsq.analysis.tables.table import labels
 from gsq.words import counted
 
 
@@ -58,7 +60,11 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
 
 def _draw_predicted(fit: Fit, axes: Axes) -> None:
     target, value = fit.problem.target, fit.problem.predict(fit.theta[None])[0]
-    axes.plot(value, target, "o", color=COLOURS[0], alpha=0.8)
+    for number, name in enumerate(fit.law.outputs or (fit.target,)):
+        here = labels(fit.rows, OUT) == name if fit.law.outputs else np.ones(len(target), dtype=bool)
+        axes.plot(value[here], target[here], "o", color=COLOURS[number % len(COLOURS)], alpha=0.8, label=name)
+    if fit.law.outputs:
+        axes.legend(loc="upper left")
     raster_where_many(axes, len(target))
     ends = [min(target.min(), value.min()), max(target.max(), value.max())]
     axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=1)

@@ -44,6 +44,8 @@ LABELS = {
     "psnr_db": "PSNR (dB)",
 }
 MOST_WITH_CURVES = 100
+# Of published numbers, which are drawn together though each source has its own.
+SOURCE = "source_protocol"
 Floats = tuple[float, ...]
 
 
@@ -130,7 +132,8 @@ def reference_rows(frame: pd.DataFrame, metric: str = "rfid") -> pd.DataFrame:
     published = is_published(frame)
     if published:
         # Each source has a protocol of its own, and no heights are compared; but sizes are not mixed.
-        frame = frame[frame["resolution"] == frame["resolution"].mode().iloc[0]].assign(protocol="several")
+        frame = frame.assign(protocol="several", **{SOURCE: frame["protocol"]})
+        frame = frame[frame["resolution"] == frame["resolution"].mode().iloc[0]]
     counts = protocol_counts(frame, metric)
     if len(counts) > 1:
         name = "protocol" if "protocol" in frame else "features"
@@ -240,6 +243,8 @@ def axis_panel(
     others = [name for name in varying(rows) if name != column and not (column == "group_dim" and name == "groups")]
     order = [name for name in TOKENIZER if name in others]
     others = order + [name for name in others if name not in order]
+    # Published numbers are joined where they are one model's, of one source.
+    others += [name for name in ("model", SOURCE) if SOURCE in rows and name not in others]
     groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
     series = []
     drawn = [fit for fit in fits if fit.target == metric] if len(groups) <= MOST_WITH_CURVES else []

@@ -82,9 +82,9 @@ def write(figure: Figure, file: IO[bytes], kind: str, dpi: float | None = None) 
     try:
         figure.dpi = dpi or own
         if kind == "svg":
-            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
         else:
-            FigureCanvasAgg(figure).print_png(file)
+            FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
     finally:
         figure.dpi = own
         figure.set_canvas(canvas)

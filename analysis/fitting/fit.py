@@ -7,7 +7,7 @@ and ``intervals`` for the intervals.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from gsq.analysis.fitting.identify import at_bound, condition, freedom, least_no
 from gsq.analysis.fitting.intervals import Draws, bootstrap, percentile_interval, profiles, undetermined
 from gsq.analysis.fitting.noise import lack_of_fit, pure_error
 from gsq.analysis.fitting.options import SIDED, Intervals, Options, changed
+from gsq.analysis.fitting.outputs import output_remarks, weighed
 from gsq.analysis.fitting.refusing import check_values, read_weights
 from gsq.analysis.fitting.remarks import (
     bound_remarks,
@@ -33,6 +34,7 @@ from gsq.analysis.fitting.searching import draw_starts, leading, reached, screen
 from gsq.analysis.fitting.solver import Problem, Solution
 from gsq.analysis.laws.named import Bound, Law, get_law
 from gsq.analysis.tables.columns import NUMBER
+from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import (
     Array,
@@ -56,7 +58,7 @@ def fit(
     frame: pd.DataFrame,
     law: str | Law = "power_law_bpp",
     *,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     bounds: Mapping[str, tuple[float, Bound]] | None = None,
     start_ranges: Mapping[str, tuple[float, float]] | None = None,
     options: Options | None = None,
@@ -64,7 +66,10 @@ def fit(
 ) -> Fit:
     """Fit ``law``, a named one or a formula such as "rfid = E + A / latent_dim^a", to the measured rows of ``frame``.
 
-    target: the column to predict, in place of the law's own (rfid, if its formula names none).
+    target: the column to predict, in place of the law's own (rfid, if its formula names none). Several columns share
+    the parameters of the formula, but for those with a value for each output: ``fit(frame, "A[out] * N^(-a)",
+    target=["loss", "rfid"])``. Each output is weighed by its own scatter about the law, taken to be independent of the
+    others'; resamples hold the outputs of a run together, so that bootstrap intervals need no independence.
     bounds, start_ranges: of parameters, added to the law's own.
     options, changes: :class:`Options`, and values of its fields that differ: ``fit(frame, law, loss="huber")``.
 
@@ -120,6 +125,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     check_values(rows, law, target, data, options.residuals)
     configurations = configuration_ids(rows, [*law.columns, *law.factors])
     cells = int(configurations.max()) + 1
+    runs = configuration_ids(rows, [*law.columns, *(name for name in law.factors if name != OUT)])
     weights = read_weights(rows, options.weights)
     low, high = law.limits(target)
     problem = Problem(law.form(), data, target, options.residuals, low, high)
@@ -127,6 +133,9 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     if options.loss != "least_squares":
         problem = replace(problem, loss=options.loss, delta=_delta(problem, weights, ranges, scales, options, law))
     problem = replace(problem, quantile=options.share)
+    if law.outputs:
+        alike = _best(problem, weights, ranges, scales, options, law)[0]
+        weights = weighed(problem, alike, weights, law, rows)
     theta, cost, share, converged = _best(problem, weights, ranges, scales, options, law)
     free = freedom(problem, theta)
     if free.count:
@@ -142,6 +151,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     rank = len(theta) - free.count
     # Rows of one configuration move together, unless the law needs all of them to leave a degree of freedom.
     units = configurations if cells > rank else np.arange(len(rows))
+    together = runs if law.outputs else units
     count = int(units.max()) + 1
     left = count - rank
     draws = Draws(np.empty((0, len(theta))), 0, 0, 0)
@@ -150,7 +160,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             problem,
             theta,
             weights,
-            units,
+            together,
             ranges,
             scales,
             options.bootstrap,
@@ -170,11 +180,11 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             np.array([cost]), pure[0] if units is configurations else 0.0, count, rank, options.confidence
         )
         found = Solution(theta[None], np.array([cost]), np.array([True]))
-        together = {name for group in groups for name in group}
+        tied = {name for group in groups for name in group}
         for name, here in zip(law.parameters, map(float, natural), strict=True):
-            by_profile[name] = (-np.inf, np.inf) if name in together else (here, here)
+            by_profile[name] = (-np.inf, np.inf) if name in tied else (here, here)
         if room[0] > 0:
-            apart = [name for name in law.parameters if name not in together]
+            apart = [name for name in law.parameters if name not in tied]
             by_profile |= profiles(law, problem, found, weights, room, apart)
     for kind_of in (by_profile, by_bootstrap):
         for i, name in enumerate(law.parameters):
@@ -185,7 +195,8 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
     ended = tuple(name for i, name in enumerate(law.parameters) if at_bound(theta[i], low[i], high[i]))
     reasons = undetermined(sampled, shown, _certain(law, groups, ended, natural))
     error, log_error = target - prediction, np.log(target) - np.log(prediction)
-    best = rows.iloc[[int(np.argmin(prediction))]]
+    first = np.ones(len(rows), dtype=bool) if not law.outputs else labels(rows, OUT) == law.outputs[0]
+    best = rows.iloc[[int(np.argmin(np.where(first, prediction, np.inf)))]]
     settings = len(np.unique(data, axis=1).T)
     return Fit(
         law=law,
@@ -223,6 +234,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
             *floor_remarks(law, problem, natural, prediction, shown, set(reasons)),
             *search_remarks(problem, options.starts, share, converged, bool(groups)),
             *interval_remarks(draws.requested, draws.failed, options.kind, cells, left),
+            *output_remarks(law, rows, runs, error if options.residuals == "linear" else log_error, options.kind),
         ),
         protocol=single(rows, "protocol"),
         features=single(rows, "features"),

@@ -331,7 +331,7 @@ def undetermined(
     if not found or len(names) < 2 or len(values) < 3:
         return found
     with np.errstate(invalid="ignore"):  # a parameter that never moves has no correlation
-        tied_by = np.corrcoef(ranks(values, axis=0).T)
+        tied_by = np.asarray(np.corrcoef(ranks(values, axis=0).T))
     for _ in names:  # repeated, because a parameter found in one pass can pull in another in the next
         for i, name in enumerate(names):
             tied = [other for j, other in enumerate(names) if other in found and abs(tied_by[i, j]) > LOCKED]

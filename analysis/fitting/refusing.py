@@ -8,28 +8,32 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Residuals
 from gsq.analysis.laws.named import Law
-from gsq.analysis.tables.table import Array, numbers, unquoted
+from gsq.analysis.tables.outputs import OUT
+from gsq.analysis.tables.table import Array, labels, numbers, unquoted
 
 LARGEST = 1e100  # of values whose squares, and products of those, a float holds
 
 
 def check_values(rows: pd.DataFrame, law: Law, target: Array, data: Array, residuals: Residuals) -> None:
     """Raise AnalysisError where the rows cannot carry the law, do not vary, or hold numbers that squares cannot."""
-    if residuals == "log" and (target <= 0).any():
-        wrong = target <= 0
-        raise AnalysisError(
-            f"log residuals need {law.target} above 0; {wrong.sum()} of {len(rows)} rows are not, the first is "
-            f"{target[wrong][0]:g}. Take residuals='linear' (--residuals linear), or drop those rows"
-        )
+    each = {name: target[labels(rows, OUT) == name] for name in law.outputs} or {law.target: target}
+    for name, values in each.items():
+        if residuals == "log" and (values <= 0).any():
+            wrong = values <= 0
+            raise AnalysisError(
+                f"log residuals need {name} above 0; {wrong.sum()} of {len(values)} rows are not, the first is "
+                f"{values[wrong][0]:g}. Take residuals='linear' (--residuals linear), or drop those rows"
+            )
     reason = law.obstacle(rows)
     if reason is not None:
         raise AnalysisError(reason)
+    for name, values in each.items():
+        if float(np.ptp(values)) <= 1e-12 * float(np.abs(values).max()):
+            raise AnalysisError(
+                f"{name} is {values[0]:g} in all {len(values)} rows: nothing varies, so there is no law to fit; look "
+                "at the table, or name another column (--target)"
+            )
     most = float(np.abs(target).max())
-    if float(np.ptp(target)) <= 1e-12 * most:
-        raise AnalysisError(
-            f"{law.target} is {target[0]:g} in all {len(rows)} rows: nothing varies, so there is no law to fit; look "
-            "at the table, or name another column (--target)"
-        )
     where = np.abs(target) > 0 if residuals == "log" else np.abs(target) == most
     least = float(np.abs(target[where]).min())
     sizes = [(law.target, least if least < 1 / LARGEST else most)]

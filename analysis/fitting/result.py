@@ -15,10 +15,13 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
+from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.solver import Problem
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
-from gsq.analysis.tables.table import Array, Index, completed, quoted
+from gsq.analysis.tables.outputs import OUT
+from gsq.analysis.tables.table import Array, Index, completed, labels, quoted
 from gsq.files import write_text
 from gsq.words import counted
 
@@ -183,6 +186,9 @@ class Fit:
             low, high = percentile_interval(sampled, self.confidence, freedom, self.options.loss)
         if single_run:
             wide = t_quantile((1 + self.confidence) / 2, max(1, freedom[1])) * self.scatter
+            if self.law.outputs:
+                of = {name: one.scatter for name, one in by_output(self).items()}
+                wide = wide / self.scatter * np.array([of[name] for name in labels(frame, OUT)])
             if self.residuals == "log":
                 low = central * np.exp(-np.hypot(np.log(central / low), wide))
                 high = central * np.exp(np.hypot(np.log(high / central), wide))
@@ -232,12 +238,19 @@ class Fit:
 
     def at_best(self) -> str:
         """The smallest predicted target among the rows, with its interval: what may be headlined of any fit."""
-        central, low, high = (float(value[0]) for value in self.predict(self.best))
         place = ", ".join(
             f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:g}"
             for name, value in self.best.items()
+            if name != OUT or not self.law.outputs
         )
-        return f"at {place}: {self.target} {central:.4g}" + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]")
+        central, low, high = (float(value[0]) for value in self.predict(self.best))
+        shown = {name: (one.best, *one.interval) for name, one in by_output(self).items()}
+        shown = shown or {self.target: (central, low, high)}
+        values = [
+            f"{name} {value:.4g}" + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]")
+            for name, (value, low, high) in shown.items()
+        ]
+        return f"at {place}: {', '.join(values)}"
 
     def quality(self) -> str:
         """Size, errors, starts and bootstrap counts in one or two lines."""
@@ -256,7 +269,7 @@ class Fit:
                 f"; {self.bootstrap_requested} resamples by configuration "
                 f"({self.bootstrap_failed} failed, {self.bootstrap_redrawn} drawn again)"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"{name}: {one.text}" for name, one in by_output(self).items())])
 
     def summary(self) -> str:
         """The formula with its numbers, one parameter a line, fit quality, and what was left out."""
@@ -304,6 +317,7 @@ class Fit:
             "formula": self.law.formula,
             "source": self.law.source,
             "target": self.target,
+            **({"outputs": jsonable(by_output(self))} if self.law.outputs else {}),
             **({"levels": {name: list(levels) for name, levels in self.law.levels.items()}} if self.law.levels else {}),
             "bounds": {name: [bound(end) for end in pair] for name, pair in self.law.bounds.items()},
             "starts": {name: list(pair) for name, pair in self.law.starts.items()},

@@ -60,6 +60,7 @@ def fit_again(saved: Mapping[str, Any], frame: pd.DataFrame) -> Fit:
         [str(name) for name in frame.columns],
         {name: (_end(low, -np.inf), _end(high, np.inf)) for name, (low, high) in saved["bounds"].items()},
         {name: (float(low), float(high)) for name, (low, high) in saved["starts"].items()},
+        list(saved["outputs"]) if saved.get("outputs") else None,
     )
     law = replace(law, name=saved["law"], source=saved["source"], holds_for=named.holds_for if named else {})
     known = {one.name for one in fields(Options)}

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from gsq.analysis.fitting.identify import slopes, unit_columns
 from gsq.analysis.fitting.solver import (
     BATCH,
     STEPS,
@@ -28,6 +29,7 @@ _STEPS_FIRST = 60  # after so many the worse half of the starts is left where it
 CARRIED = 8  # of the best starts that are still on their way after the usual steps, how many go on
 _STEPS_CARRIED = 4000
 _FURTHER = ((CARRIED, 1000), (CARRIED // 2, _STEPS_CARRIED))
+_ROUNDS, _AROUND, _LOWER = 16, 32, 1e-8  # of the search past kinks: rounds, points in each, and a gain that counts
 _NEAR = 1.5  # standard deviation, in logarithms, of the starts beside one that is given by value
 _MEMORY = 8_000_000  # problems times rows that refits keep at once
 
@@ -52,7 +54,35 @@ def search(problem: Problem, start: Array, weights: Array) -> Solution:
         order = np.argsort(found.cost)[:kept]
         late = order[~found.converged[order] & np.isfinite(found.cost[order])]
         found = _carry_on(problem, found, weights, late, steps)
-    return _polished(problem, found, weights, leading(problem, found, weights))
+    best = leading(problem, found, weights)
+    if problem.form.kinked and np.isfinite(found.cost[best]):
+        _pass_kinks(problem, found, weights, best)
+    return _polished(problem, found, weights, best)
+
+
+def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int) -> None:
+    """Take the problem ``best`` of ``found`` on from points around it, until none of them ends lower.
+
+    Where slopes jump, as those of min and max do, a descent stops at an edge along which it could go on. The points lie
+    where a quadratic cost would rise by a share of 1e-8 to 1e-2.
+    """
+    rng = np.random.default_rng([len(weights), problem.form.count])
+    for _ in range(_ROUNDS):
+        theta, cost = found.theta[best], found.cost[best]
+        slope = np.sqrt(weights)[:, None] * slopes(problem, theta[None])[0]
+        if not (cost > 0 and np.isfinite(slope).all()):
+            return
+        unit, length = unit_columns(problem, slope, theta)
+        values, directions = np.linalg.svd(unit, full_matrices=False)[1:]
+        drawn = rng.standard_normal((_AROUND, len(values))) / np.maximum(values, 1e-6 * values[0])
+        size = np.sqrt(cost * 10 ** rng.uniform(-8, -2, _AROUND))
+        more = solve(problem, theta + drawn @ directions / length * size[:, None], weights)
+        least = int(np.argmin(more.cost))
+        if more.cost[least] < cost:
+            found.theta[best], found.cost[best] = more.theta[least], more.cost[least]
+            found.converged[best] |= more.converged[least]
+        if not more.cost[least] < cost * (1 - _LOWER):
+            return
 
 
 def reached(problem: Problem, cost: Array, weights: Array, share: float = 1e-6) -> Bools:

@@ -67,6 +67,10 @@ class Form:
         """Indices of the parameters in which the formula is linear, jointly."""
         self.exponents = tuple(i for i, t in enumerate(theta) if any(a.exp.has(t) for a in expression.atoms(sp.exp)))
         """Indices of the parameters inside an exponential, which powers of columns are."""
+        self.kinked = expression.has(sp.Min, sp.Max, sp.Abs)
+        """Whether it holds min, max or abs, where its slopes jump."""
+        self.kinked = expression.has(sp.Min, sp.Max, sp.Abs)
+        """Whether it holds min, max or abs, where its slopes jump."""
         self.constants = tuple(i for i in self.amplitudes if expression.diff(theta[i]) in {1, *rival})
         """Indices of additive constants: floors."""
         self.levels = {i: symbols.index(one) for i in self.constants if (one := expression.diff(theta[i])) in rival}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.tables.columns import near_names, quoted
+from gsq.analysis.tables.outputs import OUT
 
 if TYPE_CHECKING:
     pass
@@ -31,6 +32,7 @@ from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, index_of, nam
 from gsq.config.axes import DERIVED
 
 _LONGEST = 1000  # characters
+_OUTPUTS = "; out stands for the outputs where there are several targets (--target loss --target rfid)"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _factors(names: Sequence[str], text: str, columns: Collection[str], declared
         if column not in columns:
             raise AnalysisError(
                 f"formula {text!r}: in {name} stands the name of a column whose values are the levels, and the table "
-                f"has no column {column!r}{_near(column, columns)}"
+                f"has no column {column!r}{_near(column, columns)}{_OUTPUTS if column == OUT else ''}"
             )
         if base not in declared and (base in columns or not PARAMETER.fullmatch(base)):
             raise AnalysisError(

@@ -15,6 +15,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.laws.form import Form, compile_form
 from gsq.analysis.laws.formula import Formula, read_formula
 from gsq.analysis.laws.syntax import index_of
+from gsq.analysis.tables.outputs import OUT, stacked
 from gsq.analysis.tables.table import Array, Excluded, labels, measured, numbers, with_derived
 from gsq.config.axes import DERIVED, TOKENIZER
 from gsq.sweeps.schema import columns as schema
@@ -52,6 +53,9 @@ class Law:
     """Name of the law that this one adds to, against which :func:`analysis.nested_test` tests it."""
     levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The levels of each of ``factors``, once rows have told them: see :meth:`at_levels`."""
+    outputs: tuple[str, ...] = ()
+    """Columns that are predicted together, where there are several: the levels of ``out``, by which parameters are
+    indexed. ``target`` is then the column of all of them (:func:`gsq.analysis.tables.outputs.stacked`)."""
 
     def __post_init__(self) -> None:
         for name, pair in self.starts.items():
@@ -192,7 +196,9 @@ class Law:
 
     def rows(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, Excluded]:
         """The rows of ``frame`` that this law is fitted to, and what is left out: :func:`analysis.measured` for its
-        target and columns. Raises AnalysisError like it."""
+        target and columns, or of several targets a row for each. Raises AnalysisError like it."""
+        if self.outputs:
+            return stacked(frame, self.outputs, self.columns, self.factors)
         return measured(frame, self.target, self.columns, self.factors)
 
     def obstacle(self, frame: pd.DataFrame) -> str | None:
@@ -221,10 +227,14 @@ class Law:
                 )
             if counts.min() == 1:
                 alone = ", ".join(found[counts == 1])
+                drop = (
+                    "leave it out of the targets"
+                    if name == OUT and self.outputs
+                    else (f"drop it (--where \"{name} != '{found[counts == 1][0]}'\")")
+                )
                 return (
                     f"{self.name} has a parameter for each level of {name}, and of {name} = {alone} there is one row, "
-                    "which that parameter would fit whatever it is; add rows of that level, or drop it "
-                    f"(--where \"{name} != '{found[counts == 1][0]}'\")"
+                    f"which that parameter would fit whatever it is; add rows of that level, or {drop}"
                 )
         values = self._columns(frame)
         if _cells(values) == 1:

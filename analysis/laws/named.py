@@ -5,7 +5,7 @@ A new law is one more entry in LAWS, or just its formula: ``fit(frame, "rfid = E
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.laws.formula import split_target, with_target
 from gsq.analysis.laws.law import KNOWN, Bound, Law
+from gsq.analysis.tables.outputs import OUT, joined
 from gsq.analysis.tables.table import measured, unquoted
 from gsq.config.axes import DERIVED
 
@@ -25,29 +26,47 @@ def get_law(
     columns: Collection[str] = (),
     bounds: Mapping[str, tuple[float, Bound]] | None = None,
     starts: Mapping[str, tuple[float, float]] | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
 ) -> Law:
     """The law called ``law``, or the one whose formula it is.
 
     ``columns``: the names of a formula that are columns (default: those of a results table); ``bounds`` and ``starts``
-    are added to the law's own; ``target`` takes the place of its target. Raises AnalysisError listing the valid names,
-    or for a formula that cannot be read.
+    are added to the law's own; ``target`` takes the place of its target. Several targets share the parameters of the
+    formula, but for those that it indexes by ``[out]``. Raises AnalysisError listing the valid names, for a formula
+    that cannot be read, and for several targets without a parameter of their own.
     """
+    outputs = _outputs(target)
+    columns = (*columns, OUT) if outputs and columns else columns
     if isinstance(law, str):
         if law in LAWS:
             law = LAWS[law]
         elif any(sign in law for sign in "+-*/^=(` "):
-            law = Law(split_target(law)[1], law, known=(*columns, *DERIVED) if columns else KNOWN)
+            known = (*columns, *DERIVED) if columns else (*KNOWN, *([OUT] if outputs else []))
+            law = Law(split_target(law)[1], law, known=known)
         else:
             listed = "; ".join(f"{one.name} ({one.formula})" for one in LAWS.values())
             raise AnalysisError(f"there is no law {law!r}. Laws: {listed}; or write a formula over columns")
     if bounds or starts:
         law = replace(law, bounds={**law.bounds, **(bounds or {})}, starts={**law.starts, **(starts or {})})
-    target = None if target is None else unquoted(target)
-    if target is not None and target != law.target:
-        law = replace(law, formula=with_target(law.formula, target))
-    _ = law.read
-    return law
+    name = joined(outputs) if outputs else target if target is None or isinstance(target, str) else target[0]
+    if name is not None and unquoted(name) != law.target:
+        law = replace(law, formula=with_target(law.formula, unquoted(name)))
+    if outputs and OUT not in law.factors:
+        raise AnalysisError(
+            f"{law.name}: {len(outputs)} targets ({joined(outputs)}) need a parameter with a value for each, written "
+            f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
+        )
+    return replace(law, outputs=outputs) if outputs else law
+
+
+def _outputs(target: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The columns of several targets; () for one or none."""
+    if target is None or isinstance(target, str):
+        return ()
+    names = tuple(map(unquoted, target))
+    if not names or len(set(names)) < len(names):
+        raise AnalysisError(f"target: name each column to predict once; got {joined(names) or 'none'}")
+    return names if len(names) > 1 else ()
 
 
 def paper_law_reason(frame: pd.DataFrame) -> str | None:

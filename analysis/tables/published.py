@@ -48,7 +48,7 @@ def load_published() -> pd.DataFrame:
 
 def is_published(frame: pd.DataFrame) -> bool:
     """Whether every row is a number that a paper prints."""
-    known = frame.get("protocol", [])
+    known: list[object] = list(frame.get("protocol", []))
     return len(known) > 0 and all(str(protocol).startswith(PREFIX) for protocol in known)
 
 

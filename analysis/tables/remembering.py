@@ -36,7 +36,7 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         given = parameters.bind(*args, **kwargs)
         given.apply_defaults()
-        key = (function, _key(given.args))
+        key = (function, _key(tuple(given.arguments.values())))
         if key not in kept:
             # The arguments stay alive as long as their ids stand for them.
             kept[key] = (function(*args, **kwargs), (args, kwargs))

@@ -19,6 +19,12 @@ def clean_command(
         bool,
         typer.Option("--orphans", help="Also remove whole runs that no sweep mentions (gsq train)."),
     ] = False,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images", help="Also remove decoded images that no process uses now (execution.image_cache_gb)."
+        ),
+    ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,13 +35,14 @@ def clean_command(
     unfinished run resumes or starts from, and every run that may be alive.
 
     Example: gsq clean --dry-run
+    Example: gsq clean --images
     """
     from gsq.cli.wording import size
     from gsq.sweeps.running.clean import KINDS, clean
 
     if orphans and not dry_run and (lone := len(clean(sweep, orphans=True, dry_run=True).runs)):
         ask(f"Remove {counted(lone, 'whole run')} with all results?", yes)
-    done = clean(sweep, orphans=orphans, dry_run=dry_run)
+    done = clean(sweep, orphans=orphans, images=images, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())
         return

@@ -49,7 +49,13 @@ def design_command(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="With --optimum: the columns that make a size.")
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="COLUMN",
+            help="With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its "
+            "own.",
+        ),
     ] = None,
     target_rows: Annotated[
         Path | None,
@@ -96,6 +102,14 @@ def design_command(
         str | None,
         typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
     ] = None,
+    replay_budgets: Annotated[
+        bool,
+        typer.Option(
+            "--replay-budgets",
+            help="Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares of "
+            "its cost, and --target-rows, with outcomes, score the predictions at each.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
@@ -129,6 +143,9 @@ def design_command(
     Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --residuals linear --candidates cells.csv
     --cost flops --budget 1e19 --budget 1e20 --target-rows large.csv --criterion average --cost-exponent 0.5 --optima 4
 
+    Example: gsq design runs.csv --law "loss = E + A / N^a + B / D^b" --cost flops --target-rows large.csv
+    --replay-budgets --budget 0.05 --budget 0.1
+
     Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
     """
     from gsq.analysis.checking.compare import compare_laws
@@ -139,9 +156,26 @@ def design_command(
     from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
-    from gsq.cli.table_options import require_outputs
+    from gsq.cli.table_options import require_outputs, table_path
 
     require_outputs({"--output": output}, {"--figure": figure})
+    if replay_budgets:
+        unused = {
+            "--target": target,
+            "--optimum": optimum,
+            "--candidates": candidates,
+            "--output": output,
+            "--figure": figure,
+        }
+        named = [option for option, value in unused.items() if value is not None]
+        if named or target_rows is None or options.cost is None or not law:
+            problem = f"leave out {' and '.join(named)}" if named else "it needs --law, --cost COLUMN and --target-rows"
+            raise UserError(f"--replay-budgets: {problem}")
+        frame, far = load_tables([table_path(one) for one in tables], protocol), load_table(target_rows)
+        pool_laws = named_laws(frame, law, (), bound, None) or []
+        replayed = designing.replayed(frame, pool_laws, far, require_budget(budget), by, options, fitting.residuals)
+        typer.echo(json.dumps(replayed.to_dict(), indent=1) if as_json else replayed.text())
+        return
     if optimum is not None:
         others: dict[str, object] = {"--target-rows": target_rows, "--candidates": candidates, "--law": law}
         others |= {"--bound": bound, "--figure": figure, "--cluster": cluster != "local"}
@@ -156,7 +190,9 @@ def design_command(
         )  # fmt: skip
         return
     if by is not None:
-        raise UserError("--by: names the sizes of --optimum; add --optimum learning_rate, or leave it out")
+        raise UserError(
+            "--by: names the sizes of --optimum, or the studies of --replay-budgets; add one of them, or leave it out"
+        )
     budgets = require_budget(budget)
     if target is not None and target_rows is None:
         wanted = read_target(target)
@@ -169,7 +205,7 @@ def design_command(
         designing.require_kind(output, source, base)
     frame = load_tables(paths, protocol)
     cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
-    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), None, bound, None)
+    rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), (), bound, None)
     compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
     for name, reason in compared.not_fitted.items() if law else ():
         typer.echo(f"Not fitted: {name}: {reason}.", err=True)

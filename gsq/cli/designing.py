@@ -16,8 +16,11 @@ from gsq.words import counted
 if TYPE_CHECKING:
     import pandas as pd
 
+    from gsq.analysis.designing.budgets import BudgetReplay
     from gsq.analysis.designing.options import DesignOptions
     from gsq.analysis.designing.proposal import Design
+    from gsq.analysis.fitting.options import Residuals
+    from gsq.analysis.laws.named import Law
     from gsq.config.run import RunConfig
     from gsq.sweeps.planning.cells import Plan
 
@@ -94,6 +97,26 @@ def candidate_cells(
         raise UserError(f"--cost {options.cost}: the cells of a sweep cost what gsq plan estimates, in device hours")
     cells, cases, frame = _cells_of_sweep(source, cluster, frame)
     return cells, cases, frame, replace(options, cost="device_hours")
+
+
+def replayed(
+    pool: pd.DataFrame,
+    laws: Sequence[Law],
+    held_out: pd.DataFrame,
+    budgets: Sequence[float],
+    by: str | None,
+    options: DesignOptions,
+    residuals: Residuals,
+) -> BudgetReplay:
+    """:func:`analysis.replay_budgets` of a finished study, which begins with its cheapest runs."""
+    from gsq.analysis.designing.budgets import cheapest_runs, replay_budgets
+    from gsq.analysis.tables.columns import require_columns
+
+    cost = options.cost or ""
+    require_columns(pool, cost, *([by] if by else []))
+    start = cheapest_runs(pool, laws[0], cost, by)
+    how = {name: getattr(options, name) for name in ("cost_exponent", "optima")}
+    return replay_budgets(pool, laws, cost, held_out, budgets, start, by=by, residuals=residuals, **how)
 
 
 def axes_of(found: Design, cells: pd.DataFrame, cases: list[_Case] | None, frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -158,10 +158,12 @@ def evaluate_command(
         "--output": output,
     }  # fmt: skip
     if is_path(run) or is_models_file(run):
-        if probe or probe_steps:
-            from gsq.errors import UserError
+        from gsq.errors import UserError
 
+        if probe or probe_steps:
             raise UserError("--probe: needs the training images of a run of gsq's, not models; leave it out")
+        if cluster != "local":
+            raise UserError(f"--cluster: {cluster}, but models are evaluated on this machine; leave it out")
         convention = {"range": value_range and _numbers(value_range), "channels": channels}
         evaluate_models(
             run,

@@ -47,7 +47,13 @@ def fit_command(
     table: TablesArgument,
     law: LawOption = None,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="COLUMN", help="Predict this column instead of the law's own.")
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="COLUMN ...",
+            help="Predict this column instead of the law's own. Several columns share the parameters of the formula, "
+            "but for those with the index [out]: A[out].",
+        ),
     ] = None,
     bound: BoundOption = None,
     start: Annotated[
@@ -145,6 +151,8 @@ def fit_command(
     Example: gsq fit rates --optimum learning_rate --by width batch_size --figure rates.png
 
     Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
+
+    Example: gsq fit runs.csv --law "E[out] + A[out] / N^a" --target train_loss val_loss
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
@@ -152,8 +160,11 @@ def fit_command(
     from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import unquoted
 
-    target = None if target is None else unquoted(target)
-    table, words = words_of(table, by) if optimum is not None else (table, [])
+    table, words = words_of(table, by if optimum is not None else None, target or [])
+    targets = [unquoted(one) for one in [*(target or []), *([] if optimum is not None else words)]]
+    if len(targets) > 1 and (optimum is not None or collapse or extrapolate):
+        raise AnalysisError(f"--target: one column at a time there, got {', '.join(targets)}")
+    single = targets[0] if targets else None
     paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure})
     if optimum is not None:
@@ -164,7 +175,7 @@ def fit_command(
             raise AnalysisError(f"--optimum fits a law of its own; leave out {' and '.join(other)}")
         print_optimum(
             paths, optimum, words, options,
-            target=target, protocol=protocol, where=where, figure=figure, output=output, as_json=as_json,
+            target=single, protocol=protocol, where=where, figure=figure, output=output, as_json=as_json,
         )  # fmt: skip
         return
     document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
@@ -173,14 +184,14 @@ def fit_command(
     derived: list[list[Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(
-            select(load_tables(paths, protocol), where), target or "rfid", collapse, document
+            select(load_tables(paths, protocol), where), single or "rfid", collapse, document
         )
         fits: list[Fit] = []
     elif compare:
         from gsq.analysis.checking.compare import comparisons
 
         frame = select(load_tables(paths, protocol), where)
-        chosen = named_laws(frame, law, target, bound, start)
+        chosen = named_laws(frame, law, targets, bound, start)
         compared = comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
         lines = ["\n\n".join(found.text() for found in compared)]
@@ -189,7 +200,7 @@ def fit_command(
             document["comparison_of_steps"] = compared[1].to_dict()
     else:
         _, fits, reasons = load_and_fit(
-            paths, law, protocol, options=options, target=target, bounds=bound, starts=start, by=by, where=where
+            paths, law, protocol, options=options, target=targets, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
             raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
@@ -261,7 +272,7 @@ def load_and_fit(
     protocol: str | None = None,
     *,
     options: Options | None = None,
-    target: str | None = None,
+    target: Sequence[str] = (),
     bounds: list[str] | None = None,
     starts: list[str] | None = None,
     by: str | None = None,
@@ -303,7 +314,11 @@ def load_and_fit(
 
 
 def named_laws(
-    frame: pd.DataFrame, laws: list[str] | None, target: str | None, bounds: list[str] | None, starts: list[str] | None
+    frame: pd.DataFrame,
+    laws: list[str] | None,
+    target: Sequence[str],
+    bounds: list[str] | None,
+    starts: list[str] | None,
 ) -> list[Law] | None:
     """Read the laws, each with the bounds and starts of its own parameters. Returns None where none are named."""
     from dataclasses import replace
@@ -315,17 +330,18 @@ def named_laws(
         return None
     limits = dict(_range(text, "--bound") for text in bounds or [])
     ranges = {name: (low, float(high)) for name, (low, high) in (_range(text, "--start") for text in starts or [])}
-    names = [str(name) for name in frame.columns]
+    names, of = [str(name) for name in frame.columns], target or None
     found = []
     for one in laws:
         # A name with bounds is a parameter even where it does not look like one.
-        law = LAWS.get(one) or (get_law(one, names, limits, ranges) if len(laws) == 1 else get_law(one, names))
+        own = len(laws) == 1
+        law = LAWS.get(one) or get_law(one, names, limits if own else None, ranges if own else None, of)
         law = replace(
             law,
             bounds={**law.bounds, **{name: pair for name, pair in limits.items() if law.takes(name)}},
             starts={**law.starts, **{name: pair for name, pair in ranges.items() if law.takes(name)}},
         )
-        found.append(get_law(law, target=target))
+        found.append(get_law(law, target=of))
     known = {name for law in found for name in law.parameters}
     for name in {*limits, *ranges}:
         if any(law.takes(name) for law in found):

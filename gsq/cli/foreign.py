@@ -80,6 +80,13 @@ def _show(title: str, row: Mapping[str, Any]) -> None:
     if row.get("usage") is None:
         typer.echo(f"warning: {title}: no usage, since it declares no codebook_size or returns no indices", err=True)
 
+    if '"weights": "unknown"' in row.get("parts", ""):
+        typer.echo(
+            f"warning: {title}: no torch module in its attributes, so its signature does not hold its weights; give it "
+            "an attribute weights_sha256",
+            err=True,
+        )
+
 
 def _read_models(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from gsq.config.overrides import read_yaml

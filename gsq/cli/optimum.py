@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -11,13 +12,17 @@ from gsq.analysis.fitting.options import Options
 from gsq.cli.table_options import table_path
 
 
-def words_of(tables: list[str], by: str | None) -> tuple[list[str], list[str]]:
-    """The tables, and the columns of ``--by``, in one word or several ("width batch_size", "width,batch_size").
+def words_of(tables: list[str], by: str | None, targets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The tables, and the columns of ``--by``, in one word or several ("width batch_size", "width,batch_size"), or the
+    further ones of ``targets``.
 
     An option takes one value, so further columns are among the tables: those after the first that are no files.
     """
     first, *others = tables
-    more = [word for word in others if by is not None and not table_path(word).is_file()]
+    asked = by is not None or bool(targets)
+    more = [word for word in others if asked and not table_path(word).is_file()]
+    if by is None:
+        return [first, *(word for word in others if word not in more)], more
     found = [word for text in [by or "", *more] for word in text.replace(",", " ").split()]
     return [first, *(word for word in others if word not in more)], found
 

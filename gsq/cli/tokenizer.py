@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,15 @@ TokenizerArgument = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="auto (cuda where there is one), cpu or cuda.")
 ]
+TileOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        metavar="N",
+        help="Encode images of more than N x N pixels in overlapping tiles of N x N, each alone. The result differs "
+        "from that of the whole image if layers see all of it.",
+    ),
+]
 
 
 def reconstruct_command(
@@ -29,6 +39,7 @@ def reconstruct_command(
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Folder for the pictures; created if missing.")
     ] = Path("reconstructions"),
+    tile: TileOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -37,11 +48,17 @@ def reconstruct_command(
     For each image it writes NAME.reconstruction.png and NAME.side-by-side.png (the original on the left), and prints
     the PSNR. Images are not resized; if f does not divide a side, both ends are cropped evenly.
 
+    An image that does not fit into memory is encoded in overlapping tiles if the model gives the same result that way
+    (no layer sees the whole image), and refused before any memory is taken if not. The built-in autoencoder normalises
+    over the whole image; --tile encodes its large images in tiles nevertheless, with another result.
+
     Example: gsq reconstruct results/runs/ab/abcdef123456 photo.jpg --output /tmp/seen
+    Example: gsq reconstruct results/runs/ab/abcdef123456 panorama.jpg --tile 1024
     """
     import dataclasses
 
-    from gsq.tokenizer.files import Reconstruction, reconstruct_files
+    from gsq.data.progress import Shown
+    from gsq.tokenizer.reconstructions import Reconstruction, reconstruct_files
     from gsq.tokenizer.tokenizer import Tokenizer
 
     def show(done: Reconstruction) -> None:
@@ -49,9 +66,13 @@ def reconstruct_command(
             return
         psnr = "equal" if done.psnr_db is None else f"PSNR {done.psnr_db:.2f} dB"
         cropped = ", {} rows and {} columns cropped off".format(*done.cropped) if any(done.cropped) else ""
-        typer.echo(f"{done.image}: {done.height} x {done.width}, {psnr}{cropped} -> {done.side_by_side}")
+        tiles = f", in {done.tiles:,} tiles" if done.tiles > 1 else ""
+        tiles += "" if done.as_a_whole else " (not the result of the whole image)"
+        typer.echo(f"{done.image}: {done.height} x {done.width}, {psnr}{cropped}{tiles} -> {done.side_by_side}")
 
-    made = reconstruct_files(Tokenizer.from_pretrained(run, device), images, output, show)
+    tokenizer = Tokenizer.from_pretrained(run, device)
+    with Shown("reconstructing", len(images)) as progress:
+        made = reconstruct_files(tokenizer, images, output, show, tile=tile, on_part=progress)
     if as_json:
         print_json([dataclasses.asdict(one) for one in made])
 
@@ -68,6 +89,7 @@ def tokenize_command(
             help="Centre square of each image at N x N pixels; default: its own size, cropped to multiples of f.",
         ),
     ] = None,
+    tile: TileOption = None,
     shard_size: Annotated[int, typer.Option("--shard-size", metavar="N", help="Images of a shard.")] = 1000,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images encoded at a time.")] = 8,
     device: DeviceOption = "auto",
@@ -77,35 +99,34 @@ def tokenize_command(
 
     DIR gets indices-00000.parquet, ... (a row an image: path, sha256, height, width, latent_height, latent_width,
     indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the current shard; the same command
-    resumes. Images that training could not use are listed and skipped.
+    resumes. Images that training could not use are listed and skipped. So are those that do not fit into memory, unless
+    the model gives the same indices in tiles (see gsq reconstruct --help), or with --tile.
 
     Example: gsq tokenize results/runs/ab/abcdef123456 photos --output tokens --size 256
 
     Read: row = pandas.read_parquet("tokens").iloc[0];
     row["indices"].reshape(row.latent_height, row.latent_width, row.indices_per_position)
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from gsq.data.listing import shown
     from gsq.data.manifest import described
+    from gsq.data.progress import Shown
     from gsq.tokenizer.files import tokenize_folder
     from gsq.tokenizer.tokenizer import Tokenizer
 
-    console = Console(stderr=True)
     try:
         tokenizer = Tokenizer.from_pretrained(run, device)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("tokenizing", total=None)
+        with Shown("tokenizing") as progress:
             summary = tokenize_folder(
                 tokenizer,
                 folder,
                 output,
                 size=size,
+                tile=tile,
                 shard_size=shard_size,
                 batch_size=batch_size,
-                on_images=lambda count: bar.advance(task, count),
-                on_start=lambda total: bar.update(task, total=total),
+                on_images=progress.advance,
+                on_start=partial(setattr, progress, "total"),
+                on_part=lambda what: progress(progress.done, what),
             )
     except KeyboardInterrupt:
         typer.echo("stopped; finished shards are kept, and the same command resumes", err=True)
@@ -117,6 +138,9 @@ def tokenize_command(
         typer.echo(f"left out: {shown(path)}: {reason}")
     if len(summary.broken) > 20:
         typer.echo(f"... and {len(summary.broken) - 20} more (--json lists them)")
+    if summary.in_tiles:
+        count = counted(len(summary.in_tiles), "image")
+        typer.echo(f"in tiles, so that the indices are not those of the whole image: {count} (--json lists them)")
     for line in described(summary.left_out):
         typer.echo(f"left out: {line}")
     typer.echo(

@@ -32,7 +32,11 @@ TAKEN = {
     "evaluation.features": "a function that returns a torch module (B, 3, H, W) -> (B, k)",
     "evaluation.metrics": "a class or function that returns a callable (images, originals) -> (B,)",
 }
-PROGRAM = "a function train(config, run) that returns a dict of metrics"
+# What is named elsewhere: by a sweep's key, and on the command line of ``gsq evaluate``.
+OTHERS = {
+    "program": "a function train(config, run) that returns a dict of metrics",
+    "model": "a function that returns an object with encode and decode, or reconstruct",
+}
 PATH = "package.module:Name"
 _HASH = "__gsq_source_sha256__"
 
@@ -87,7 +91,7 @@ def load(name: str, key: str) -> Any:
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(
             f"{key}: module {module_name} has no class or function '{attribute}'{nearest(attribute, names)}; needed is "
-            f"{TAKEN.get(key, PROGRAM)}"
+            f"{TAKEN.get(key) or OTHERS[key]}"
         )
     return found
 

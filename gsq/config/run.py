@@ -76,6 +76,8 @@ FEATURE_DIMS = {
 DISTANCES = ("fd_dinov2", "sfid", "cmmd", "precision_recall")
 
 
+# Of precision and recall (gsq.metrics.manifold).
+NEIGHBOURS = 3
 # Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50
 
@@ -159,6 +161,11 @@ class EvaluationConfig:
     def check_images(self, count: int) -> None:
         """Raise UserError if ``count`` images are too few for an rfid: fewer than FEWEST_IMAGES although num_images
         asks for more, or no more than Inception has features."""
+        if "precision_recall" in self.distances and count <= NEIGHBOURS:
+            raise UserError(
+                f"evaluation.distances: precision_recall needs more than {NEIGHBOURS} images, one for each neighbour; "
+                f"there are {count}"
+            )
         if self.allow_small:
             return
         dim = FEATURE_DIMS.get(self.features, 0)
@@ -197,6 +204,9 @@ class ExecutionConfig:
     stage_data: str = ""
     """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
     images are copied once for all processes and jobs of the node; empty: none."""
+    image_cache_gb: float = 8.0
+    """Most gigabytes of decoded images on a machine's disk, shared by all its processes; 0: none. They lie below
+    stage_data, or else $GSQ_CACHE (default ~/.cache/gsq)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run (with the schedule wsd, the one before the decay), so that a run with
     more steps can start from it."""
@@ -209,7 +219,7 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         choose_each("execution", self, device=("auto", "cpu", "cuda"))
-        at_least("execution", self, 0, "micro_batch", "data_workers")
+        at_least("execution", self, 0, "micro_batch", "data_workers", "image_cache_gb")
         at_least("execution", self, 1, "threads", "log_every", "checkpoint_every")
         object.__setattr__(self, "keep_at", tuple(self.keep_at))
         for step in self.keep_at:

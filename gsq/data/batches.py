@@ -17,13 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from gsq.config.run import DataConfig
-from gsq.data.images import BrokenImageError, decode
+from gsq.data.decoded import load_image as load_image
 from gsq.data.kept import Kept
-from gsq.data.listing import shown
-from gsq.data.manifest import KEPT_BYTES, ImageFile, Manifest
-from gsq.data.shards import read_checked
+from gsq.data.manifest import KEPT_BYTES, PIXEL_BYTES, ImageFile, Manifest
 from gsq.data.sources import manifest
-from gsq.errors import UserError
 
 # Stream numbers of the counter-based generators.
 TRAIN_STREAM, VALIDATION_STREAM, FIXED_TRAIN_STREAM = 0, 1, 2
@@ -38,25 +35,17 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).float().div_(127.5).sub_(1)
 
 
-def load_image(file: ImageFile) -> Image.Image:
-    """RGB, see ``gsq.data.images.decode``. Raises UserError for an image that changed since its manifest was taken."""
-    try:
-        return decode(read_checked(file))
-    except BrokenImageError as error:
-        raise UserError(f"{shown(str(file.path))}: {shown(file.name)} cannot be read ({error})") from None
+_decoded: Kept[Image.Image] = Kept(KEPT_BYTES, lambda image: PIXEL_BYTES * image.width * image.height)
 
 
-# Pillow holds 4 bytes a pixel.
-_decoded: Kept[Image.Image] = Kept(KEPT_BYTES, lambda image: 4 * image.width * image.height)
-
-
-def _load_one_of_few(file: ImageFile) -> Image.Image:
+def _load_kept(file: ImageFile) -> Image.Image:
     return _decoded(file, lambda: load_image(file))
 
 
 def _crop(image: Image.Image, left: float, top: float, side: float, size: int, flip: bool) -> Image.Image:
     # Pillow's bicubic widens its kernel when it shrinks an image: antialiased.
     out = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    out = out if out.mode == "RGB" else out.convert("RGB")
     return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else out
 
 
@@ -66,7 +55,7 @@ class ImageSource:
     def __init__(self, config: DataConfig, files: Manifest | None = None) -> None:
         self.config = config
         self.manifest = files or manifest(config)
-        self.load = self.manifest.load or (_load_one_of_few if self.manifest.few else load_image)
+        self.load = self.manifest.load or (_load_kept if self.manifest.fits else load_image)
 
     def _random_crop(self, files: tuple[ImageFile, ...], random: np.random.Generator) -> Image.Image:
         """A square at a random place, its side log-uniform between min_crop and max_crop image sizes."""
@@ -109,22 +98,33 @@ class ImageSource:
 
     def fixed_batch(self, part: str, first: int, count: int, flip: bool = False) -> Tensor:
         """``validation_batch`` of either part of the split, "train" or "validation"; ``flip`` mirrors every image."""
-        size = self.config.image_size
-        files = self.manifest.validation if part == "validation" else self.manifest.train
+        make = self._fixed_crop if self.config.kind == "photos" else self._centre
+        images = [make(part, i) for i in range(first, first + count)]
+        return to_tensor([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in images] if flip else images)
+
+    def _files(self, part: str) -> tuple[ImageFile, ...]:
+        return self.manifest.validation if part == "validation" else self.manifest.train
+
+    def _fixed_crop(self, part: str, i: int) -> Image.Image:
+        size, files = self.config.image_size, self._files(part)
         stream = VALIDATION_STREAM if part == "validation" else FIXED_TRAIN_STREAM
-        images = []
-        for i in range(first, first + count):
-            if self.config.kind == "photos":
-                random = np.random.Generator(np.random.Philox(key=[0, stream], counter=[0, 0, 0, i]))
-                image, side = self.load(files[i % len(files)]), 0.0
-                side = min(size * self.config.max_crop ** random.random(), *image.size)
-                left, top = random.random() * (image.width - side), random.random() * (image.height - side)
-            else:
-                image = self.load(files[i])
-                side = float(min(image.size))
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-            images.append(_crop(image, left, top, side, size, flip))
-        return to_tensor(images)
+        random = np.random.Generator(np.random.Philox(key=[0, stream], counter=[0, 0, 0, i]))
+        image = self.load(files[i % len(files)])
+        side = min(size * self.config.max_crop ** random.random(), *image.size)
+        left, top = random.random() * (image.width - side), random.random() * (image.height - side)
+        return _crop(image, left, top, side, size, False)
+
+    def _centre(self, part: str, i: int) -> Image.Image:
+        file, kept = self._files(part)[i], None
+        if self.manifest.store is not None:
+            kept = self.manifest.store.resized(file, self.config.image_size, self._centre_square)
+        return kept or self._centre_square(file)
+
+    def _centre_square(self, file: ImageFile) -> Image.Image:
+        image = self.load(file)
+        side = float(min(image.size))
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return _crop(image, left, top, side, self.config.image_size, False)
 
 
 class Batches:

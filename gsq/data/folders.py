@@ -45,7 +45,8 @@ def find_images(root: Path) -> list[Entry]:
 
     Training, evaluation and tokenizing all find their images this way.
     """
-    found = (classified(entry, root) for entry in walk(root))
+    what = f"listing the files of {shown(str(root))}"
+    found = (classified(entry, root) for entry in shown_after_a_second(walk(root), what))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: in_order(entry.name))
 
 

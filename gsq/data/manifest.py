@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.errors import Missing, UserError
 from gsq.files import write_text
 
-# Up to FEW images are kept decoded, since each recurs often; KEPT_BYTES limits the memory.
-FEW, KEPT_BYTES = 64, 1 << 30
+# A process keeps the decoded images of a data set in memory if all of them take no more than KEPT_BYTES. Pillow holds
+# PIXEL_BYTES a pixel.
+KEPT_BYTES, PIXEL_BYTES = 256 << 20, 4
 # Files left out: how many of each kind are named, and how many are listed in JSON.
 NAMED, MOST_LISTED = 3, 1000
 
@@ -88,6 +90,8 @@ class Summary:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     """Notes for the user: how the images were split, which are enlarged, why the fingerprint is new."""
+    decoded_bytes: int = 0
+    """Bytes of all images, decoded; 0 if the images' sizes are not known."""
 
     def counts(self) -> dict[str, int]:
         """Number of files left out, for each of ``KINDS`` that occurs."""
@@ -112,6 +116,7 @@ class Summary:
             "left_out": self.counts(),
             "files_left_out": [{**one._asdict(), "name": shown(one.name)} for one in listed],
             "notes": list(self.notes),
+            "decoded_bytes": self.decoded_bytes,
         }
 
     def _of(self, kind: str) -> list[LeftOut]:
@@ -150,7 +155,10 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """Remarks about the files; see ``Summary``."""
     load: Callable[[ImageFile], Any] | None = None
-    """Returns an entry's RGB image (PIL), the same at every call; for a user's own source without image files."""
+    """Returns an entry's image (PIL, mode RGB or RGBX), the same at every call; for a user's own source without image
+    files, and for decoded images on disk."""
+    store: Any = None
+    """The place on disk of decoded and resized images (gsq.data.decoded.Store)."""
 
     @property
     def label(self) -> str:
@@ -161,10 +169,26 @@ class Manifest:
         """Names of the images that were left out because they cannot be read."""
         return tuple(one.name for one in self.left_out if one.kind == "broken")
 
+    @cached_property
+    def _decoded_sizes(self) -> dict[str, int]:
+        """Bytes of each decoded image by sha256; copies count once, and unknown sizes not at all."""
+        files = (*self.train, *self.validation)
+        return {file.sha256: PIXEL_BYTES * file.width * file.height for file in files if file.width > 0}
+
     @property
-    def few(self) -> bool:
-        """Whether the images are so few that a run keeps them decoded."""
-        return len(self.train) + len(self.validation) <= FEW
+    def total_bytes(self) -> int:
+        """Bytes of all images, decoded; 0 if the images' sizes are not known."""
+        return sum(self._decoded_sizes.values())
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest image, decoded; 0 if the images' sizes are not known."""
+        return max(self._decoded_sizes.values(), default=0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a process keeps the decoded images, since all of them together fit into KEPT_BYTES."""
+        return self.total_bytes <= KEPT_BYTES
 
     def below(self, folder: str) -> Manifest:
         """The manifest with the validation images below ``folder`` alone; itself for an empty one.
@@ -190,18 +214,13 @@ class Manifest:
 
     def summary(self) -> Summary:
         """The manifest in numbers."""
-        return Summary(self.label, len(self.train), len(self.validation), self.left_out, self.notes)
+        counts = len(self.train), len(self.validation)
+        return Summary(self.label, *counts, self.left_out, self.notes, self.total_bytes)
 
     def decoded_bytes(self, workers: int = 0) -> int:
-        """Largest memory [bytes] that decoded images take in a run; 0 if the images' sizes are not known.
-
-        Pillow holds 4 bytes a pixel, and two copies while it decodes.
-        """
-        pixels = [file.width * file.height for file in (*self.train, *self.validation) if file.width > 0]
-        if not pixels:
-            return 0
-        kept = min(4 * sum(pixels), KEPT_BYTES) if self.few else 0
-        return kept + 2 * 4 * max(pixels) * max(1, workers)
+        """Largest memory [bytes] that decoded images take in a run which decodes them itself; 0 if the images' sizes
+        are not known. Pillow holds two copies while it decodes."""
+        return (self.total_bytes if self.fits else 0) + 2 * self.largest_bytes * max(1, workers)
 
 
 def data_root(config: DataConfig) -> Path:

@@ -53,7 +53,7 @@ def stage(
         layout = _layout(files)
         total = sum(size for _, size in layout)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock"), tick):
+        with locked(target.with_suffix(".lock"), tick):
             if not target.is_file() or target.stat().st_size != total:
                 free = shutil.disk_usage(target.parent).free
                 if free < total + SPARE_BYTES:
@@ -86,7 +86,8 @@ def _layout(files: Manifest) -> list[tuple[ImageFile, int]]:
 
 
 @contextmanager
-def _locked(path: Path, tick: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, tick: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock ``path``. Raises OSError where the file system has no locks."""
     with path.open("a") as file:
         while True:
             try:

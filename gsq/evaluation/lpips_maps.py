@@ -54,7 +54,7 @@ class KeptMaps:
         try:
             with self.path.open("rb") as file:
                 file.seek(first * self.bytes)
-                if file.readinto(values.view(np.uint8)) != values.nbytes:
+                if file.readinto(values.view(np.uint8).data) != values.nbytes:
                     return None
         except OSError:
             return None
@@ -75,7 +75,7 @@ class KeptMaps:
         if self._file is None:
             return
         try:
-            self._file.write(torch.cat([one.flatten(1) for one in maps], 1).numpy())
+            self._file.write(torch.cat([one.flatten(1) for one in maps], 1).numpy().data)
         except OSError:
             self.end(False)
 

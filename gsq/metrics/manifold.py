@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gsq.config.run import NEIGHBOURS
 from gsq.metrics.kid import Features
-from gsq.metrics.parts import NEIGHBOURS
 
 # Rows of a block of distances, so that memory grows as N, not N^2.
 BLOCK = 512

@@ -1,6 +1,8 @@
-"""The constants of metrics that a protocol names. Imports nothing."""
+"""The constants of metrics that a protocol names. Imports no torch."""
 
 from __future__ import annotations
+
+from gsq.config.run import NEIGHBOURS
 
 # Parts of the inception score.
 SPLITS = 10
@@ -11,6 +13,4 @@ PARTS = f"logits without bias, {SPLITS} consecutive parts cut as in torch-fideli
 # The kernel of CMMD.
 SIGMA, SCALE = 10.0, 1000.0
 CMMD = f"Gaussian kernel of sigma {SIGMA:g}, times {SCALE:g}, first 10000 images"
-# Of precision and recall.
-NEIGHBOURS = 3
 PRECISION_RECALL = f"{NEIGHBOURS} neighbours, first 10000 images"

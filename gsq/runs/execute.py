@@ -170,6 +170,7 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data.batches import ImageSource
+    from gsq.data.decoded import kept_on_disk, wanted_bytes
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.evaluation.protocol import check
@@ -191,7 +192,8 @@ def _train_and_evaluate(
                 _write_evaluation(attempt, config, result["step"], result)
     start = group.from_first(start)
     # A node can take longer than the processes wait for each other.
-    meet = group.meeting() if config.execution.stage_data else None
+    meet = group.meeting() if config.execution.stage_data or wanted_bytes(files) else None
+    files = kept_on_disk(files, config.execution, tick=progress.staging)
     source = ImageSource(config.data, stage(files, config.execution.stage_data, tick=progress.staging))
     if meet is not None:
         meet(progress.staging)

@@ -16,6 +16,7 @@ from gsq.records.read import newest_file, read_evaluations
 
 if TYPE_CHECKING:
     from gsq.data.batches import ImageSource
+    from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
 
 
@@ -55,7 +56,9 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
     config, weights = read_finished(path)
     model = Autoencoder(config)
     model.load_state_dict(safetensors.torch.load_file(weights))
-    return config, ImageSource(data or config.data), model.eval().requires_grad_(False)
+    where = data or config.data
+    source = ImageSource(where, kept_on_disk(manifest(where), config.execution))
+    return config, source, model.eval().requires_grad_(False)
 
 
 def unevaluated(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> tuple[int, ...]:

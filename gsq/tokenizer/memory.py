@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+# Parameters of glibc's mallopt, and the values at which glibc arrives by itself once it has freed a block of 32 MiB.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_BY_ITSELF = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+_LARGE_BLOCK = 1 << 20
+
+
+@contextmanager
+def without_gaps() -> Iterator[None]:
+    """Give every large block back to the system as soon as it is freed, so that a peak is that of the tensors alone.
+
+    glibc keeps freed blocks of up to 32 MiB in its heap. The gaps between them took up to 40 % of a large image's
+    memory, and a different share in every process (1.5 megapixels: 411 MB without gaps, 418 to 563 MB with them). Does
+    nothing on other C libraries.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _LARGE_BLOCK)
+    try:
+        yield
+    finally:
+        for option, value in _BY_ITSELF.items():
+            set_option(option, value)
 
 
 def available_bytes(device: torch.device | None = None) -> int:

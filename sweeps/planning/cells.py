@@ -256,9 +256,11 @@ class CellMaker:
 
     def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
         """Cell.image_bytes."""
-        key = config.data, config.execution.data_workers
+        from gsq.data.decoded import memory_bytes
+
+        key = config.data, config.execution.data_workers, config.execution.image_cache_gb
         if key not in self._decoded:
-            self._decoded[key] = files.decoded_bytes(config.execution.data_workers)
+            self._decoded[key] = memory_bytes(files, config.execution)
         return self._decoded[key]
 
     def _manifest(self, config: RunConfig) -> Manifest:

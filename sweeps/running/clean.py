@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from gsq.data.decoded import SUFFIX, images_folder, is_unused, remove_unused
 from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE, RUNNING
@@ -28,6 +29,7 @@ KINDS = {
     "leftovers": "files of earlier attempts of finished runs that a later one has too",
     "partial": "half-written files of processes that have died",
     "orphans": "runs that no sweep mentions",
+    "images": "decoded images that no process uses now; they are made again when needed",
 }
 CHECKPOINT = re.compile(r"checkpoint-(\d{8})\.(?:pt|json)")
 SIGNATURE = re.compile(r"[0-9a-f]{12}")
@@ -53,7 +55,12 @@ class Cleaning:
 
 
 def clean(
-    sweep: str | None = None, *, orphans: bool = False, dry_run: bool = False, runs: Path | None = None
+    sweep: str | None = None,
+    *,
+    orphans: bool = False,
+    images: bool = False,
+    dry_run: bool = False,
+    runs: Path | None = None,
 ) -> Cleaning:
     """Remove unneeded files from the runs of a sweep, or from all runs.
 
@@ -61,18 +68,23 @@ def clean(
     unfinished horizon of any sweep would start; weights and samples of earlier attempts that a later one has too; and
     half-written files of dead processes. Weights, curves, evaluations,
     configs, samples and whatever an unfinished run resumes from are kept, and so is every run with an attempt that may
-    be alive. orphans: also remove whole runs that no plan mentions (of gsq train, or of removed sweeps). dry_run:
-    remove nothing. Raises UserError for an unknown sweep, for a sweep with orphans, and for an unreadable plan.
+    be alive. orphans: also remove whole runs that no plan mentions (of gsq train, or of removed sweeps). images:
+    also remove decoded images that no process of this machine uses ($GSQ_CACHE/images, gsq.data.decoded). dry_run:
+    remove nothing. Raises UserError for an unknown sweep, for a sweep with orphans or images, and for an unreadable
+    plan.
     """
     root = runs or runs_root()
-    if sweep is not None and orphans:
-        raise UserError(f"--orphans looks at all sweeps: leave out '{sweep}' or --orphans")
+    for option, given in (("--orphans", orphans), ("--images", images)):
+        if sweep is not None and given:
+            raise UserError(f"{option} looks at all sweeps: leave out '{sweep}' or {option}")
     if sweep is not None:
         folder = sweep_folder(sweep, root)
         run_folders, sweep_folders = [RunFolder.of(root, s) for s in folder.signatures()], [folder.path]
     else:
         run_folders = list(_run_folders(root))
-        sweep_folders = [path for path in (*(root / "sweeps").glob("*"), root / "originals") if path.is_dir()]
+        sweep_folders = [
+            path for path in (*(root / "sweeps").glob("*"), root / "originals", images_folder()) if path.is_dir()
+        ]
     found: dict[str, list[Path]] = defaultdict(list)
     needed = cache(partial(_needed, root))
     kept: dict[str, set[int]] = defaultdict(set)
@@ -90,12 +102,16 @@ def clean(
     for path in (p for folder in sweep_folders for p in folder.glob(".*.partial")):
         if _age(path) > PARTIAL_SECONDS:
             found["partial"].append(path)
-    files = {kind: sorted(set(found[kind])) for kind in KINDS if kind != "orphans" or orphans}
+    found["images"] = [path for path in images_folder().glob(f"*{SUFFIX}") if images and is_unused(path)]
+    wanted = {"orphans": orphans, "images": images}
+    files = {kind: sorted(set(found[kind])) for kind in KINDS if wanted.get(kind, True)}
     sizes = {kind: sum(_bytes(path) for path in paths) for kind, paths in files.items()}
     if not dry_run:
         for kind in ("checkpoints", "leftovers", "partial"):
             for path in files[kind]:
                 path.unlink(missing_ok=True)
+        for path in files.get("images", ()):
+            remove_unused(path)
         for signature in lone:
             # The run may have started since.
             if not _may_be_alive(run := RunFolder.of(root, signature)):

@@ -48,6 +48,8 @@ class SharedJob:
         self.before: dict[str, float] = {}
         self.gpus = visible_gpus() or []
         self.outcomes: dict[str, str] = {}
+        # Whether a SIGTERM has come that the workers have not been told of.
+        self.cancelled = False
         self.kills = _memory_kills()
 
     def run(self) -> str:
@@ -57,19 +59,20 @@ class SharedJob:
         rest are still to do.
         """
         from gsq.runs.stop import Stopped
-        from gsq.sweeps.state.cancellation import marked
 
         with ExitStack() as stack:
             stack.callback(self.workers.close)
             stack.callback(self._tell, signal.SIGKILL)
-            # The marker of its cell tells each worker whether it is meant.
-            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._tell))
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, self._on_cancel))
             told = False
             while self.running or (self.todo and not self.stop.reason):
+                if self.cancelled:
+                    self.cancelled = False
+                    # The marker of its cell tells each worker whether it is meant.
+                    self._tell(signal.SIGTERM)
+                    self._drop()
                 if not self.stop.reason:
-                    self._drop(marked(self.folder))
-                    while self.todo and len(self.running) < self.entry.cells_per_job:
-                        self._start(self.todo.popleft())
+                    self._fill()
                 elif not told:
                     told = True
                     self._tell(signal.SIGUSR2)
@@ -80,12 +83,26 @@ class SharedJob:
                 raise Stopped(self.stop.reason)
         return ", ".join(f"{signature}: {outcome}" for signature, outcome in self.outcomes.items())
 
-    def _tell(self, number: int, frame: FrameType | None = None) -> None:
-        for worker in list(self.running.values()):
+    def _on_cancel(self, number: int, frame: FrameType | None) -> None:
+        # Workers are told outside of the handler, which may have interrupted a question to their parent.
+        self.cancelled = True
+
+    def _tell(self, number: int) -> None:
+        for worker in self.running.values():
             worker.send_signal(number)
 
-    def _drop(self, cancelled: set[str]) -> None:
+    def _fill(self) -> None:
+        """Start cells in the places that are free, but those that have been cancelled."""
+        while self.todo and len(self.running) < self.entry.cells_per_job:
+            self._drop()
+            if self.todo:
+                self._start(self.todo.popleft())
+
+    def _drop(self) -> None:
         """Leave out waiting cells that were cancelled."""
+        from gsq.sweeps.state.cancellation import marked
+
+        cancelled = marked(self.folder)
         if dropped := [signature for signature in self.todo if signature in cancelled]:
             self.todo = deque(signature for signature in self.todo if signature not in cancelled)
             self.ended.update(dropped)

@@ -7,17 +7,20 @@ has neither threads nor a CUDA context, which no child could use. It ends with i
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 TOKENIZER, PROGRAM = "tokenizer", "program"
 # What a cell imports before it trains. The optimisers of torch import torch._dynamo, which takes as long as torch.
@@ -65,7 +68,8 @@ def main(arguments: list[str]) -> int:
     if why:
         return 1
     child = _serve()
-    return child() if child is not None else 0
+    # Modules that are torn down take time, and complain of objects that outlive them since they are frozen.
+    _leave(_exit_code(child) if child is not None else 0)
 
 
 def _serve() -> Callable[[], int] | None:
@@ -85,9 +89,31 @@ def _serve() -> Callable[[], int] | None:
             told = os.read(answered, 64)
             os.close(answered)
             answer = {"pid": pid, "start": told.decode()}
-        print(json.dumps(answer), flush=True)
-    # Nothing is left to do at exit, and torn-down modules take time.
-    os._exit(0)
+        print(json.dumps({"id": request["id"], **answer}), flush=True)
+    return None
+
+
+def _exit_code(work: Callable[[], int]) -> int:
+    """Return the exit code that Python would end with."""
+    try:
+        return work()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process like Python, threads and exit functions included, but for the modules."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _work(request: dict[str, Any], announce: int, parent: int) -> int:

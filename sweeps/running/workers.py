@@ -99,6 +99,7 @@ class _Parent:
         self.usable: bool | None = None if usable else False
         """Whether workers can be forked from it; None while it imports."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0
         if usable:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gsq.sweeps.running.warm_parent", kind],
@@ -126,15 +127,20 @@ class _Parent:
         return True
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the answer; None if the parent has died."""
+        """Return the answer; None if the parent has died.
+
+        Ctrl-C may have interrupted an earlier question, so that its answer, or the end of it, comes first.
+        """
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            found = json.loads(self._process.stdout.readline())
-        except (OSError, ValueError):
-            return None
-        assert isinstance(found, dict)
-        return found
+        self._asked += 1
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps({"id": self._asked, **request}).encode() + b"\n")
+            while line := self._process.stdout.readline():
+                with suppress(ValueError):
+                    found = json.loads(line)
+                    if isinstance(found, dict) and found["id"] == self._asked:
+                        return found
+        return None
 
     def reap(self, pid: int) -> int:
         """Return the exit code of a worker that has ended."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gsq.analysis import AnalysisError, BudgetReplay, replay_budgets
+from gsq.analysis import AnalysisError, BudgetReplay, cheapest_runs, replay_budgets
 
 LAW = "loss = E + A * N^(-a) + B * D^(-b)"
 BOUNDS = {"a": (0.05, 1.5), "b": (0.05, 1.5)}
@@ -39,6 +39,16 @@ def test_a_part_of_the_cost_predicts_what_was_held_out() -> None:
     assert (found.table["spent"] <= found.table["budget"]).all() and found.table["runs"].is_monotonic_increasing
     assert list(found.order["row"][:6]) == sorted(np.argsort(pool["flops"].to_numpy(), kind="stable")[:6])
     assert found.order["row"].is_unique and f"held-out R2 {found.r2(0.3):.3f}" in found.text()
+
+
+def test_a_study_begins_with_its_cheapest_runs_within_a_share_of_its_cost() -> None:
+    pool = study()[0]
+    start = cheapest_runs(pool, LAW, "flops", share=0.02)
+    paid = pool["flops"].iloc[start]
+    assert paid.max() <= pool["flops"].drop(index=start).min() and paid.sum() <= 0.02 * pool["flops"].sum()
+    assert len(cheapest_runs(pool, LAW, "flops", share=1.0)) == int(2.5 * 5)
+    sites = pool.assign(site=np.arange(len(pool)) % 2)
+    assert set(sites["site"].iloc[cheapest_runs(sites, LAW, "flops", "site", share=1e-9)]) == {0, 1}
 
 
 def test_outcomes_that_are_not_bought_and_held_out_ones_are_not_looked_at() -> None:

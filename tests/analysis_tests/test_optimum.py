@@ -70,11 +70,27 @@ def test_a_grid_that_ends_before_the_optimum_leaves_it_open(rates: object, word:
         assert word in one.reason
         assert np.isnan(one.value)
         assert one.interval[end] == (np.inf if end else 0)
+        # Nor does the other end lie where nothing was tried.
+        assert one.interval[1 - end] == pytest.approx(max(one.values) if end else min(one.values))
         assert one.further > max(one.values) if end else one.further < min(one.values)
         assert one.to_dict()["optimum"] is None
     assert found.law is None
     assert "0 of 6" in found.no_law
     assert word in found.text()
+
+
+def test_a_quadratic_that_misses_the_best_runs_is_said_to() -> None:
+    """Far rates that diverge lift one side so much that the quadratic leaves the least of the others behind."""
+    losses = [430.0, 380.0, 480.0, 640.0, 650.0, 660.0]
+    rows = pd.DataFrame({"learning_rate": np.geomspace(1e-4, 3e-2, 6), "loss": losses})
+    (one,) = optimum(rows, target="loss").sizes
+    (large,) = optimum(rows.assign(psnr_db=1 / rows["loss"]), target="psnr_db").sizes
+    rates = rows["learning_rate"].to_numpy()
+    for found in (one, large):
+        assert np.isnan(found.value) and f"{rates[1]:.4g}" in found.reason and "--where" in found.reason
+        assert rates[0] < found.further < rates[1]
+    (near,) = optimum(rows[:4], target="loss").sizes
+    assert not near.reason and rates[0] < near.value < rates[2]
 
 
 def test_a_maximum_within_the_grid_is_no_optimum() -> None:

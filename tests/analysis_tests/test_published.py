@@ -93,6 +93,12 @@ def test_published_numbers_are_a_grey_overlay_of_one_resolution(tables: Any) -> 
     assert overlay is not None and not overlay.comparable and overlay.label.startswith("published: ")
     points = {(x, y) for one in overlay.series for x, y in zip(one.x, one.y, strict=True)}
     assert {(float(v), value) for v, value in IBQ.items()} <= points
+    # Lines join the sizes of one model, never models.
+    joined = [one for one in overlay.series if one.joined]
+    assert {one.fixed["model"] for one in joined} <= set(rows["model"]) and joined
+    assert any(
+        dict(zip(one.mean_x, one.mean_y, strict=True)) == {float(v): r for v, r in IBQ.items()} for one in joined
+    )
     rate = rate_panel(own, reference=frame).overlay
     assert rate is not None and sum(len(one.x) for one in rate.series) == rows["bits_per_pixel"].notna().sum()
     assert panel.series == axis_panel(own, "codebook_size").series

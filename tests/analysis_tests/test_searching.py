@@ -193,3 +193,21 @@ def test_a_published_law_of_repeated_data_is_found_in_its_box() -> None:
     found = fit(table, law, residuals="linear", intervals="none", bounds=box)
     assert found.parameters["s"] == pytest.approx(20, rel=1e-3)
     assert found.parameters["b"] == pytest.approx(0.44, rel=1e-4)
+
+
+def test_a_search_goes_on_where_slopes_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    bits, size = rng.uniform(2, 16, 30), rng.integers(1, 9, 30).astype(float)
+    y = 3 + 2 * np.maximum(bits - 1.3 * size, 0) - 1.5 * np.maximum(bits - 2.1 * size, -1)
+    frame = pd.DataFrame({"bits": bits, "size": size, "y": y + 0.3 * rng.standard_normal(30)})
+    law = "y = E + A * max(bits - k * size, 0) + B * max(bits - l * size, m)"
+    ranges = {"k": (0.2, 4.0), "l": (0.2, 4.0), "m": (-3.0, 3.0)}
+
+    def costs() -> np.ndarray:
+        words = {"residuals": "linear", "bootstrap": 0, "intervals": "none", "start_ranges": ranges}
+        return np.array([fit(frame, law, starts=4, seed=seed, **words).cost for seed in range(8)])  # type: ignore[arg-type]
+
+    past = costs()
+    monkeypatch.setattr("gsq.analysis.fitting.searching._pass_kinks", lambda *_: None)
+    before = costs()
+    assert (past <= before * (1 + 1e-12)).all() and (past < before * (1 - 1e-6)).any()

@@ -89,7 +89,8 @@ ARMS = {
 }
 
 LEVELS = {f"power_law_bpp, {rows} rows against broken_power_law": rows for rows in (16, 30)}
-PARTS = ("arms", "levels", "forms")
+OUTPUTS = {"two outputs, independent errors": 0.0, "two outputs, errors that correlate by 0.8": 0.8}
+PARTS = ("arms", "outputs", "levels", "forms")
 
 
 def forms() -> dict[str, Study]:
@@ -152,6 +153,28 @@ def compare(design: Comparison, count: int, resamples: int) -> dict[str, object]
     return {"coverage": coverage, "rejected": float(np.mean(rejected)), "seconds": time.perf_counter() - begun}
 
 
+def outputs(together: float, count: int, resamples: int) -> dict[str, object]:
+    """Coverage of what two outputs of 24 runs share and of what each has of its own; errors of 1 % and 5 %."""
+    begun, rng = time.perf_counter(), np.random.default_rng(2)
+    truth = {"E[one]": 0.5, "E[two]": 2.0, "A[one]": 30.0, "A[two]": 4000.0, "a": 0.4}
+    size = np.geomspace(1e4, 1e8, 24)
+    held: dict[str, list[list[bool]]] = {"profile": [], "bootstrap": []}
+    for _ in range(count):
+        first, other = rng.standard_normal((2, len(size)))
+        other = together * first + np.sqrt(1 - together**2) * other
+        frame = pd.DataFrame({"N": size})
+        frame["one"] = (0.5 + 30 * size**-0.4) * np.exp(0.01 * first)
+        frame["two"] = (2 + 4000 * size**-0.4) * np.exp(0.05 * other)
+        law, options = "E[out] + A[out] * N^(-a)", {"starts": 4, "bootstrap_starts": 1, "bootstrap": resamples}
+        found = fit(frame, law, target=["one", "two"], **options)
+        for kind, all_ends in (("profile", found.profile_intervals), ("bootstrap", found.bootstrap_intervals)):
+            held[kind].append([low <= truth[name] <= high for name, (low, high) in all_ends.items()])
+    shares = {kind: np.mean(values, axis=0) for kind, values in held.items()}
+    names = list(found.profile_intervals)
+    coverage = {name: {kind: float(one[i]) for kind, one in shares.items()} for i, name in enumerate(names)}
+    return {"coverage": coverage, "seconds": time.perf_counter() - begun}
+
+
 def level(simpler: str, law: str, rows: int, noise: float, count: int, simulations: int) -> dict[str, object]:
     """Share of tables of the simpler law that :func:`analysis.nested_test` rejects at 5 %."""
     begun, rng = time.perf_counter(), np.random.default_rng(1)
@@ -192,6 +215,13 @@ def markdown(document: dict[str, object]) -> str:
         held = one["coverage"]
         shown = " | ".join(percent(held[kind]) for kind in ("shown", "profile", "bootstrap"))
         lines.append(f"| {name} | {shown} | {percent(one['rejected'])} |")
+    lines += ["", "## Several outputs", "", "Profile intervals take the errors of the outputs to be independent."]
+    lines += ["", "| design | of | profile | bootstrap |", "|---|---|---|---|"]
+    for name, one in document["outputs"].items():  # type: ignore[attr-defined]
+        lines += [
+            f"| {name} | {of} | {percent(row['profile'])} | {percent(row['bootstrap'])} |"
+            for of, row in one["coverage"].items()
+        ]
     lines += ["", "## Level of the test for a break", "", "| tables of | tested against | tables | rejected at 5 % |"]
     lines.append("|---|---|---|---|")
     for name, one in document["levels"].items():  # type: ignore[attr-defined]
@@ -213,7 +243,9 @@ def markdown(document: dict[str, object]) -> str:
         place = ", ".join(f"{key} {value:g}" for key, value in band["at"].items())
         both = f"{percent(band['profile'])} | {percent(band['bootstrap'])}"
         lines.append(f"{start} prediction at {place} | {band['truth']:.4g} | {both} |")
-    missing = [name for name in (*ARMS, *LEVELS, *forms()) if not any(name in document[part] for part in PARTS)]  # type: ignore[operator]
+    missing = [
+        name for name in (*ARMS, *OUTPUTS, *LEVELS, *forms()) if not any(name in document[part] for part in PARTS)
+    ]  # type: ignore[operator]
     lines += ["", f"Not measured yet: {'; '.join(missing)}."] if missing else []
     return "\n".join(lines) + "\n"
 
@@ -227,14 +259,19 @@ if __name__ == "__main__":
     options = parser.parse_args()
     out = HERE / "results"
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread, numpy {np.__version__}"
-    document: dict[str, object] = {"arms": {}, "levels": {}, "forms": {}}
+    document: dict[str, object] = {part: {} for part in PARTS}
     if options.names:
-        document = json.loads((out / "coverage_arms.json").read_text())
+        document |= json.loads((out / "coverage_arms.json").read_text())
     document |= {"studies": options.studies, "resamples": options.resamples, "machine": machine}
     tasks: dict[str, tuple[str, Callable[[], dict[str, object]]]] = {
         name: ("arms", lambda one=one: compare(one, options.studies, options.resamples))  # type: ignore[misc]
         for name, one in ARMS.items()
     }
+    for name, together in OUTPUTS.items():
+        tasks[name] = (
+            "outputs",
+            lambda together=together: outputs(together, options.studies, options.resamples),  # type: ignore[misc]
+        )
     for name, rows in LEVELS.items():
         tasks[name] = (
             "levels",

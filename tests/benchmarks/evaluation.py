@@ -256,7 +256,7 @@ def table(result: dict[str, Any]) -> str:
         separate = "not measured | -" if apart is None else f"{apart:.1f} | {apart / ours:.2f}"
         lines.append(
             f"| {row['images']} | {row['image_size']} | {row['features']} | {ours:.1f} | {known:.1f} | {separate} | "
-            f"{loop:.1f} | {loop / ours:.2f} | {loop / known:.2f} | {row.get('of', 'before')} |"
+            f"{loop:.1f} | {loop / ours:.2f} | {loop / known:.2f} | {row.get('of', 'computed each time')} |"
         )
     lines += [
         "",

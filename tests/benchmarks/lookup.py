@@ -182,6 +182,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every second codebook size and dimension")
+    parser.add_argument("--training", action="store_true", help="only the sizes of training steps")
     parser.add_argument("--sizes", help="codebook sizes instead of the grid's, by commas")
     parser.add_argument("--dims", help="dimensions instead of the grid's, by commas")
     parser.add_argument("--name", help="stem of the files, lookup_<device> if absent")
@@ -198,7 +199,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dims = list(map(int, args.dims.split(","))) if args.dims else DIMS[:: 1 + args.quick]
     sizes = list(map(int, args.sizes.split(","))) if args.sizes else SIZES[:: 1 + args.quick]
-    cases = ([] if args.sizes else TRAINING) + [(QUERIES, dim, size) for size in sizes for dim in dims]
+    grid = [] if args.training else [(QUERIES, dim, size) for size in sizes for dim in dims]
+    cases = ([] if args.sizes else TRAINING) + grid
     result: dict[str, Any] = {
         "machine": {
             "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
@@ -213,7 +215,7 @@ def main() -> None:
         row = cell(*case, device=device, memory=args.memory, seconds=args.seconds)
         result["cells"].append(row)
         print({name: round(value, 3) for name, value in row.items()}, flush=True)
-    if device == "cpu" and not args.sizes:
+    if device == "cpu" and not (args.sizes or args.training):
         for dim, count in ((1, 524288), (2, 524288), (4, 524288), (8, 524288), (16, 1024)):
             result["memory"].append(memory(count, dim, 524288, args.threads))
             print(result["memory"][-1], flush=True)

@@ -5,10 +5,11 @@
 FOLDER holds TASK-train.parquet and TASK-test.parquet as published (CC-BY-4.0). Every law is fitted to all training rows
 of each group in its published box, as ``gsq fit --residuals linear --bootstrap 0 --intervals none`` fits it, with 64
 starts; the peers are 64 starts of L-BFGS-B (2,000 iterations, the published tolerances) and 64 of least_squares (trf),
-drawn uniformly in the box, or uniformly in the logarithm where it lies above 0. Peers and we evaluate the same compiled
-formula with exact derivatives; its compilation is not counted. R2 is that of the target rows of all groups and outputs
-together, clipped to [-1, 1]. ``--peers-from`` takes the peers of an earlier run on this machine, where law, box and
-rows are the same. Writes results/OUTPUT.json and .md beside this file, after each law.
+drawn uniformly in the box, or uniformly in the logarithm where it lies above 0 (``--starts``: fewer for all of them).
+Peers and we evaluate the same compiled formula with exact derivatives; its compilation is not counted. R2 is that of
+the target rows of all groups and outputs together, clipped to [-1, 1]. ``--peers-from`` takes the peers of an earlier
+run on this machine, where law, box and rows are the same. Writes results/OUTPUT.json and .md beside this file, after
+each law.
 """
 
 from __future__ import annotations
@@ -96,13 +97,15 @@ def trf(plain: Plain, low: np.ndarray, high: np.ndarray, start: np.ndarray) -> n
     return np.asarray(found.x)
 
 
-def best_of(method: Callable[..., np.ndarray], law: Law, pair: Pair, seed: int) -> tuple[float, list[float], float]:
-    """Sum of squares of the best of 64 starts, its values at the target rows, and processor seconds."""
+def best_of(
+    method: Callable[..., np.ndarray], law: Law, pair: Pair, seed: int, starts: int
+) -> tuple[float, list[float], float]:
+    """Sum of squares of the best start, its values at the target rows, and processor seconds."""
     rng = np.random.default_rng(seed)
     low, high = (np.array([law.bounds[name][side] for name in law.parameters], dtype=float) for side in (0, 1))
     plain, far = Plain(law, pair[0]), Plain(law, pair[1])
     begun, best, where = time.process_time(), np.inf, np.full(len(low), np.nan)
-    for _ in range(STARTS):
+    for _ in range(starts):
         share = rng.random(len(low))
         with np.errstate(all="ignore"):
             start = np.where(low > 0, np.exp(np.log(low) + share * np.log(high / low)), low + share * (high - low))
@@ -117,11 +120,11 @@ def best_of(method: Callable[..., np.ndarray], law: Law, pair: Pair, seed: int) 
     return float(best), [float(one) for one in far.values(where)[0]], seconds
 
 
-def peers(law: Law, pairs: list[Pair]) -> dict[str, dict[str, object]]:
+def peers(law: Law, pairs: list[Pair], starts: int) -> dict[str, dict[str, object]]:
     truth = np.concatenate([test["y"] for _, test in pairs])
     out: dict[str, dict[str, object]] = {}
     for name, method in (("L-BFGS-B", lbfgsb), ("least_squares", trf)):
-        found = [best_of(method, law, pair, 42 + i) for i, pair in enumerate(pairs)]
+        found = [best_of(method, law, pair, 42 + i, starts) for i, pair in enumerate(pairs)]
         value = np.concatenate([one[1] for one in found])
         out[name] = {
             "cost": [one[0] for one in found],
@@ -132,11 +135,11 @@ def peers(law: Law, pairs: list[Pair]) -> dict[str, dict[str, object]]:
     return out
 
 
-def ours(law: Law, pairs: list[Pair]) -> dict[str, object]:
+def ours(law: Law, pairs: list[Pair], starts: int) -> dict[str, object]:
     cost, values, converged, seconds = [], [], [], 0.0
     for train, test in pairs:
         begun = time.process_time()
-        found = fit(train, law, residuals="linear", bootstrap=0, intervals="none", starts=STARTS)
+        found = fit(train, law, residuals="linear", bootstrap=0, intervals="none", starts=starts)
         seconds += time.process_time() - begun
         cost.append(found.cost)
         converged.append(found.converged)
@@ -147,7 +150,9 @@ def ours(law: Law, pairs: list[Pair]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def measure(folder: Path, task: str, number: int, earlier: dict[str, dict[str, Any]]) -> dict[str, object]:
+def measure(
+    folder: Path, task: str, number: int, earlier: dict[str, dict[str, Any]], starts: int = STARTS
+) -> dict[str, object]:
     published = LAWS[task][number]
     pairs = pieces(folder, task, published)
     names = tuple(str(name) for name in pairs[0][0].columns)
@@ -156,9 +161,13 @@ def measure(folder: Path, task: str, number: int, earlier: dict[str, dict[str, A
     rows = [len(train) for train, _ in pairs]
     key = hashlib.sha256(f"{published.formula} {published.box} {rows}".encode()).hexdigest()[:12]
     before = earlier.get(law.name, {})
-    result: dict[str, object] = {"formula": published.formula, "key": key, "parameters": len(published.box)}
-    result["peers"] = before["peers"] if before.get("key") == key else peers(law, pairs)
-    result["gsq"] = ours(law, pairs)
+    if before.get("key") == key:
+        starts = before.get("starts", STARTS)
+    result: dict[str, object] = {
+        "formula": published.formula, "key": key, "parameters": len(published.box), "starts": starts,
+    }  # fmt: skip
+    result["peers"] = before["peers"] if before.get("key") == key else peers(law, pairs, starts)
+    result["gsq"] = ours(law, pairs, starts)
     both = result["peers"]
     truth = np.concatenate([test["y"] for _, test in pairs])
     ends = np.cumsum([0, *(len(test) for _, test in pairs)])
@@ -208,14 +217,16 @@ def markdown(document: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| law | parameters | R2, best peer | R2, gsq | sum of squares over the best peer's, - 1 | time ratio | "
-        "converged |",
-        "|---|---|---|---|---|---|---|",
+        "| law | parameters | starts of each | R2, best peer | R2, gsq | sum of squares over the best peer's, - 1 | "
+        "time ratio | converged |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, one in laws.items():
+    order = {f"{task} {i + 1}": None for task in LAWS for i in range(len(LAWS[task]))}
+    for name, one in ((name, laws[name]) for name in order if name in laws):
         change = one["excess"] if one["excess"] > 1e-9 else -one["gain"] / (1 + one["gain"])
         lines.append(
-            f"| {name} | {one['parameters']} | {one['peer']['r2']:.4f} | {one['gsq']['r2']:.4f} | {change:+.1e} | "
+            f"| {name} | {one['parameters']} | {one.get('starts', STARTS)} | {one['peer']['r2']:.4f} | "
+            f"{one['gsq']['r2']:.4f} | {change:+.1e} | "
             f"{one['time_ratio']:.3f} | {'yes' if one['gsq']['converged'] else 'no'} |"
         )
     return "\n".join(lines) + "\n"
@@ -227,6 +238,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=list(LAWS))
     parser.add_argument("--laws", nargs="*", type=int, help="numbers of laws, 1 the first")
     parser.add_argument("--peers-from", type=Path)
+    parser.add_argument("--starts", type=int, default=STARTS, help="of each peer and of ours, where a law is too dear")
     parser.add_argument("--update", action="store_true", help="put these laws into the table that is there")
     parser.add_argument("--output", default="scalebench_cpu")
     options = parser.parse_args()
@@ -243,7 +255,7 @@ def main() -> None:
         for number in range(len(LAWS[task])):
             if options.laws and number + 1 not in options.laws:
                 continue
-            found = measure(options.folder, task, number, earlier)
+            found = measure(options.folder, task, number, earlier, options.starts)
             document["laws"][f"{task} {number + 1}"] = found
             print(
                 f"{task} {number + 1}: R2 {found['gsq']['r2']:.4f} ({found['peer']['r2']:.4f}), excess "  # type: ignore[index]

@@ -331,6 +331,13 @@ def test_distances_enter_the_protocol_only_where_asked_for(small: dict[str, nn.M
     assert len({protocol(one, data, manifest(data)).hash for one in turned}) == 1
 
 
+def test_too_few_images_for_a_manifold_are_refused() -> None:
+    evaluation = EvaluationConfig(distances=("precision_recall",), allow_small=True)
+    with pytest.raises(UserError, match=r"precision_recall needs more than 3 images.*there are 3"):
+        evaluation.check_images(3)
+    evaluation.check_images(4)
+
+
 @pytest.mark.parametrize(("names", "fix"), [(("fid",), "fd_dinov2"), (("sfid", "sfid"), "twice")])
 def test_an_unknown_distance_is_refused(names: tuple[str, ...], fix: str) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.distances.*{fix}"):

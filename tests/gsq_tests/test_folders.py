@@ -248,12 +248,17 @@ def test_nothing_but_files_that_are_not_read_is_one_error(tmp_path: Path) -> Non
         found(tmp_path)
 
 
-def test_few_images_count_in_memory_as_they_are_decoded(tmp_path: Path) -> None:
+def test_images_count_in_memory_as_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
         Image.new("RGB", (400, 300), (i, i, i)).save(tmp_path / f"{i}.png")
     files = found(tmp_path)
     one = 4 * 400 * 300
-    assert files.few and files.decoded_bytes() == 22 * one and files.decoded_bytes(workers=3) == 26 * one
+    assert files.fits and files.decoded_bytes() == 22 * one and files.decoded_bytes(workers=3) == 26 * one
+    # Bytes decide what is kept, not the number of images; copies are kept once.
     fill(tmp_path / "more", range(60))
+    fill(tmp_path / "again", range(60))
     files = found(tmp_path)
-    assert not files.few and files.decoded_bytes() == 2 * one
+    small = files.total_bytes - 20 * one
+    assert small == 60 * 4 * 40 * 32 and files.fits and files.decoded_bytes() == 22 * one + small
+    monkeypatch.setattr("gsq.data.manifest.KEPT_BYTES", files.total_bytes - 1)
+    assert not files.fits and files.decoded_bytes() == 2 * one

@@ -236,6 +236,7 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ((f"{MODELS}:brighter", "--protocol", "cpu-tiny", "-o", "to=1"), "failed with options.*to"),
         ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--range", "low"), "--range: 'low'"),
         (("quickstart", "--channels", "bgr"), "--channels: is for models"),
+        ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--cluster", "slurm"), "--cluster: slurm"),
         (("models.yaml",), "'modle' is no key"),
         (("axes.yaml", "--protocol", "x.yaml"), "sweeps image_size"),
     ],
@@ -252,3 +253,16 @@ def test_a_wrong_command_is_one_error(
     done = invoke(*words)
     assert done.exit_code != 0 and isinstance(done.exception, UserError) and re.search(fix, str(done.exception))
     assert not Path("results").exists()
+
+
+def test_the_committed_table_has_five_families_beside_a_run_by_one_protocol() -> None:
+    from gsq.analysis import load_results
+
+    results = Path(__file__).parents[2] / "results"
+    frame = load_results(results / "peers.parquet")
+    listed = yaml.safe_load((results / "peers.yaml").read_text())["models"]
+    assert list(frame["model"]) == [entry["name"] for entry in listed]
+    assert frame["protocol"].nunique() == 1 == (frame["weights"] == "trained").sum()
+    assert (frame["weights"] == "random").sum() == 5 and frame["signature"].nunique() == 6
+    # Nothing that one can see in random weights.
+    assert frame.loc[frame["weights"] == "random", "rfid"].min() > 3 * frame["rfid"].min()

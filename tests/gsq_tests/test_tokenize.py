@@ -199,7 +199,7 @@ def test_a_large_image_takes_no_more_memory_than_is_said(run: RunFolder, tmp_pat
     draw(tmp_path / "small.png", 32, 32)
     code = (
         "import re, sys; from pathlib import Path; from gsq import Tokenizer\n"
-        "from gsq.tokenizer.files import reconstruct_files; from gsq.tokenizer.inputs import working_bytes\n"
+        "from gsq.tokenizer.reconstructions import reconstruct_files; from gsq.tokenizer.inputs import working_bytes\n"
         "tokenizer = Tokenizer.from_pretrained(sys.argv[1], 'cpu')\n"
         "def peak(name):\n"
         "    reconstruct_files(tokenizer, [Path(name)], Path('out'))\n"
@@ -211,7 +211,7 @@ def test_a_large_image_takes_no_more_memory_than_is_said(run: RunFolder, tmp_pat
     command = [sys.executable, "-c", code, str(run.path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     taken, said = map(int, ran.stdout.split())
-    assert 0.3 * said < taken < said
+    assert 0.6 * said < taken < said
 
 
 def test_tokenize_at_one_size(run: RunFolder, photos: Path, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number:
     assert 2 <= len(before) < 60
     if number == signal.SIGINT:
         assert process.returncode == 130 and output == ""
-        assert errors == "stopped; finished shards are kept, and the same command resumes\n"
+        assert errors.splitlines()[-1] == "stopped; finished shards are kept, and the same command resumes"
         assert files_below(out) == sorted(["_manifest.json", *before])
     summary = json.loads(invoke(*command[3:], "--json"))
     assert summary["shards_before"] == len(before) and summary["images"] == 180

@@ -235,3 +235,28 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_work(gsq: Gsq, opti
     for name in ("there.yaml", "file/below.yaml"):
         error = gsq("design", "grid.yaml", "--target", "parameter=alpha", "--budget", "1", option, name).exception
         assert isinstance(error, AnalysisError) and str(error).startswith(f"{option}: ") and name[:4] in str(error)
+
+
+def test_replay_budgets_scores_held_out_rows_at_shares_of_the_cost(gsq: Gsq) -> None:
+    def table(sizes: list[int], name: str) -> None:
+        cells = pd.DataFrame([(n, d) for n in sizes for d in (1, 4, 16, 64)], columns=["N", "D"])
+        loss = 1.7 + 4.0 * cells["N"] ** -0.4 + 6.0 * cells["D"] ** -0.3
+        cells.assign(loss=loss, flops=cells["N"] * cells["D"]).to_csv(name, index=False)
+
+    table([1, 4, 16, 64], "pool.csv")
+    table([256], "far.csv")
+    words = ["design", "pool.csv", "--law", "loss = E + A / N^a + B / D^b", "--cost", "flops", "--replay-budgets"]
+    spent = ["--budget", "0.3", "--budget", "0.9", "--target-rows", "far.csv"]
+    document = json.loads(gsq(*words, *spent, "--cost-exponent", "0.5", "--json").output)
+    assert [one["budget"] for one in document["budgets"]] == [0.3, 0.9] and document["budgets"][1]["r2"] > 0.99
+    assert all(one["spent"] <= one["budget"] for one in document["groups"])
+    assert "held-out R2" in gsq(*words, *spent).output
+    for more, message in (
+        (["--budget", "5", "--target-rows", "far.csv"], "shares of the pool's cost"),
+        (["--budget", "0.5"], "--target-rows"),
+        ([*spent, "--candidates", "pool.csv"], "--candidates"),
+    ):
+        error = gsq(*words, *more).exception
+        assert isinstance(error, UserError | AnalysisError) and message in str(error)
+    error = gsq("design", "pool.csv", "--by", "N", "--target-rows", "far.csv", "--budget", "1").exception
+    assert isinstance(error, UserError) and "--by" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from verbs_at_work import PlanOf, WriteRun, gsq
 
 from gsq import sweeps
+from gsq.data.decoded import images_folder
 from gsq.errors import UserError
 from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder
@@ -75,6 +77,24 @@ def test_clean_takes_what_no_reader_needs(four: Plan, folder: Path, write_run: W
     assert all((first / name).is_file() for name in kept) and (alive / "checkpoint-00000004.partial").is_file()
     assert (RunFolder.of(runs, failed.signature).path / "attempts" / "1" / "checkpoint-00000003.pt").is_file()
     assert not any(files_of(sweeps.clean(), runs).values())
+
+
+def test_clean_removes_decoded_images_that_no_process_uses(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSQ_CACHE", str(tmp_path / "cache"))
+    place = images_folder()
+    put(place, "gsq-a.pixels", "gsq-b.pixels", ".gsq-c.pixels.0123.partial", ".gsq-d.pixels.0123.partial")
+    os.utime(place / ".gsq-d.pixels.0123.partial", (1, 1))
+    with (place / "gsq-b.pixels").open("rb") as used:
+        fcntl.flock(used, fcntl.LOCK_SH)
+        plain = sweeps.clean(dry_run=True)
+        assert "images" not in plain.files and plain.files["partial"] == [place / ".gsq-d.pixels.0123.partial"]
+        assert sweeps.clean(images=True, dry_run=True).files["images"] == [place / "gsq-a.pixels"]
+        assert json.loads(gsq("clean", "--images", "--json").output)["kinds"]["images"] == {"files": 1, "bytes": 5}
+    assert sorted(path.name for path in place.iterdir()) == [".gsq-c.pixels.0123.partial", "gsq-b.pixels"]
+    with pytest.raises(UserError, match="--images looks at all sweeps"):
+        sweeps.clean("any", images=True)
 
 
 def test_clean_keeps_the_checkpoint_that_longer_runs_start_from(four: Plan, folder: Path) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from gsq.cli.main import app
 from gsq.config.overrides import SHORT_NAMES
 from gsq.errors import UserError
+from gsq.sweeps.schema import columns
 from gsq.sweeps.schema.columns import (
     COLUMNS,
     KEY,
@@ -153,11 +154,12 @@ def test_a_write_that_fails_leaves_the_old_table_and_nothing_else(
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         write_table([row("b", step="many")], path)
 
-    def full_disk(table: Any, where: Path) -> None:
-        Path(where).write_bytes(b"PAR1 half")
+    def full_disk(*_: Any, **__: Any) -> None:
+        # The file has been begun.
+        assert len(list(folder.glob(".t.parquet.*.partial"))) == 1
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", full_disk)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_table([row("b")], path)
     assert path.read_bytes() == before
@@ -202,3 +204,16 @@ def test_a_file_is_described_by_what_it_says_of_itself(folder: Path) -> None:
     for name, words in (("other.parquet", "'x' has no description"), ("none.parquet", "not a readable Parquet file")):
         refused = CliRunner().invoke(app, ["results", "describe", str(folder / name)])
         assert isinstance(refused.exception, UserError) and words in str(refused.exception)
+
+
+def test_large_tables_are_written_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "CHUNK", 3)
+    monkeypatch.setattr(columns, "GROUP", 2)
+    rows = [row(f"{i}", state="failed" if i % 2 else "done", message=None if i % 3 else f"at {i}") for i in range(20)]
+    write_table(rows, folder / "parts.parquet")
+    monkeypatch.undo()
+    write_table(rows, folder / "whole.parquet")
+    parts, whole = pq.ParquetFile(folder / "parts.parquet"), pq.ParquetFile(folder / "whole.parquet")
+    assert (parts.num_row_groups, whole.num_row_groups) == (4, 1)
+    assert parts.schema_arrow.equals(whole.schema_arrow, check_metadata=True)
+    assert parts.read().equals(whole.read()) and parts.read().num_rows == 20

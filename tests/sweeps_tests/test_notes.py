@@ -125,3 +125,16 @@ def test_only_the_steps_that_remain_are_counted_where_a_shorter_run_is_gone_on_f
     assert not any(
         "from the checkpoint" in note for note in forecast(plan_of(set={"steps": 800}, axes={"seed": [1]})).notes
     )
+
+
+def test_a_plan_says_how_much_decoded_images_take(
+    plan_of: PlanOf, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gsq.data.decoded.SMALL_BYTES", 1)
+    keys = {**images(folder, 4, 60), "evaluation.num_images": 55}
+    # 4 bytes a pixel; the training images are copies of others.
+    (note,) = image_notes(found := plan_of(set=keys, axes={"seed": [0]}))
+    assert "decoded they take 0.00038 GB below" in note and "execution.image_cache_gb allows 8" in note
+    assert found.data[0].to_dict()["decoded_bytes"] == 60 * 4 * 40 * 40 == found.cells[0].image_bytes
+    (note,) = image_notes(plan_of(set={**keys, "execution.image_cache_gb": 1e-4}, axes={"seed": [0]}))
+    assert "allows 0.0001, so processes decode them anew" in note

@@ -25,7 +25,7 @@ from gsq.sweeps.state.local import workers
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forks warm workers")
 PROGRAM = """\
-import json, os, random, sys, time
+import atexit, json, os, sys, threading, time
 from pathlib import Path
 
 def train(config, run):
@@ -39,8 +39,9 @@ def train(config, run):
         run.log(0, loss=1.0)
         time.sleep(0.02)
     if config["x"] == 3:
-        sys.exit(5)
-    print("said", file=sys.stderr)
+        sys.exit("no more")
+    atexit.register(print, "at exit")
+    threading.Thread(target=lambda: time.sleep(0.3) or print("in a thread")).start()
     return {"loss": 0.5}
 """
 SWEEP = "name: own\nprogram: slow:train\nbase: {{place: {place}}}\naxes: {{x: [1, 2, 3]}}\n"
@@ -59,6 +60,17 @@ def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SweepFo
     yield sweep, plan
     for worker in workers(folder / "runs").values():
         os.kill(worker.pid, signal.SIGKILL)
+
+
+class Interrupted:
+    """An answer of which five characters are read before Ctrl-C."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def readline(self) -> bytes:
+        self.stream.read(5)
+        raise KeyboardInterrupt
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -94,8 +106,11 @@ def test_workers_of_one_parent_and_what_becomes_of_them(own: tuple[SweepFolder, 
     # A program that sets no seed gets other numbers in each cell, as in processes of their own.
     assert len({fact["draw"] for fact in known}) == 3
     (folder / "go").touch()
-    assert started[one].wait(30) == 0 and started[three].wait(30) != 0
-    assert read_run(RunFolder.of(sweep.runs, one)).state == "done" and "said" in sweep.log(one).read_text()
+    assert started[one].wait(30) == 0 and started[three].wait(30) == 1
+    assert read_run(RunFolder.of(sweep.runs, one)).state == "done"
+    # They end like Python, and their logs hold what they print and nothing else.
+    assert sweep.log(one).read_text().splitlines()[-2:] == ["in a thread", "at exit"]
+    assert sweep.log(three).read_text().splitlines()[-1] == "no more"
     assert read_run(RunFolder.of(sweep.runs, three)).failure == "error"
     # Another environment means another parent.
     starter.ready(one, {"COLOUR": "blue"})
@@ -121,6 +136,24 @@ def test_workers_outlive_their_parent_and_a_new_one_follows(own: tuple[SweepFold
     # It ends well, though nobody can say with which code.
     assert first.wait(30) == UNKNOWN
     assert read_run(RunFolder.of(sweep.runs, one)).state == "done"
+    starter.close()
+
+
+def test_an_interrupted_question_leaves_its_answer_to_nobody(own: tuple[SweepFolder, Plan], folder: Path) -> None:
+    """Ctrl-C, while a worker is being started: the driver finds it by its record, and hears of the others as before."""
+    sweep, plan = own
+    one, two, _ = (cell.signature for cell in plan.cells)
+    starter = Workers(sweep, take(sweep))
+    first = starter.start(one, {})
+    (parent,) = starter.parents.values()
+    assert parent._process is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parent._process, "stdout", Interrupted(parent._process.stdout))
+        with pytest.raises(KeyboardInterrupt):
+            starter.start(two, {})
+    assert workers(sweep.runs)[two].driver == os.getpid()
+    first.send_signal(signal.SIGKILL)
+    assert first.wait(10) == -signal.SIGKILL
     starter.close()
 
 

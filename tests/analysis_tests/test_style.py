@@ -1,0 +1,27 @@
+"""How figures are written."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from matplotlib.figure import Figure
+
+from gsq.analysis.figures.scaling import scaling_figure
+from gsq.analysis.figures.style import style, write
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_figure_is_drawn_once_and_is_that_of_savefig(tables, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = tables.load(tables.noisy([(4, 16, g, v) for g in (1, 2) for v in (64, 256, 1024)], seeds=2))
+    wanted, found, draws = io.BytesIO(), io.BytesIO(), []
+    with style():
+        metadata = {"Date": None} if kind == "svg" else None
+        scaling_figure(frame).savefig(wanted, format=kind, dpi=150, metadata=metadata)
+        figure = scaling_figure(frame)
+        canvas, dpi = figure.canvas, figure.dpi
+        draw = Figure.draw
+        monkeypatch.setattr(Figure, "draw", lambda self, renderer: (draws.append(1), draw(self, renderer))[1])
+        write(figure, found, kind, 150)
+    assert found.getvalue() == wanted.getvalue() and len(draws) == 1
+    assert (figure.canvas, figure.dpi) == (canvas, dpi)

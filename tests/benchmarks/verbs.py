@@ -1,0 +1,108 @@
+"""Processor time of short commands, start-up included, beside an earlier commit's.
+
+    python tests/benchmarks/verbs.py [--before COMMIT] [--rounds 3]
+
+Whole processes with one thread, user and system time, which do not count what else runs on the machine. The two trees
+take turns, on the same table; medians. Prints a table and writes verbs_cpu.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lookup import processor, version
+
+ROOT = Path(__file__).resolve().parents[2]
+GSQ = ["-c", "from gsq.cli.main import main; main()"]
+# Arguments of Python, and the seconds asked for; of the tokenizer, those beyond torch.
+COMMANDS: dict[str, tuple[list[str], float | None]] = {
+    "import torch": (["-c", "import torch"], None),
+    "import gsq; gsq.Tokenizer": (["-c", "import gsq; gsq.Tokenizer"], 0.2),
+    "gsq report quickstart": ([*GSQ, "report", "quickstart", "--output", "{out}.html"], 4.0),
+    "gsq fit quickstart --compare": ([*GSQ, "fit", "quickstart", "--compare"], 2.5),
+    "gsq plot quickstart": ([*GSQ, "plot", "quickstart", "--output", "{out}.png"], 2.0),
+}
+
+
+def seconds(arguments: list[str], tree: Path, out: Path) -> float:
+    """Processor seconds of a Python process that imports gsq from a tree."""
+    command = [sys.executable, *(one.format(out=out) for one in arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+    before = os.times()
+    subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "# Short commands",
+        "",
+        f"{result['processor']}, one thread; "
+        + ", ".join(f"{name} {number}" for name, number in result["packages"].items())
+        + f". Processor seconds of whole processes, medians of {result['rounds']}, in turns with commit "
+        f"`{result['before']}`.",
+        "",
+        "| command | seconds | asked for | commit before | before / now |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in result["commands"].items():
+        wanted = row["wanted"]
+        if name.endswith("Tokenizer"):
+            wanted = f"{result['commands']['import torch']['now'] + wanted:.2f}"
+        now, before = row["now"], row["before"]
+        lines.append(f"| `{name}` | {now:.2f} | {wanted or '-'} | {before:.2f} | {before / now:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", default="HEAD", help="the commit to compare with")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", args.before], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    times: dict[str, dict[str, list[float]]] = {name: {"now": [], "before": []} for name in COMMANDS}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "before"
+        tree.mkdir()
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", tree], input=archive, check=True)
+        # The first round fills caches.
+        for number in range(args.rounds + 1):
+            for name, (arguments, _) in COMMANDS.items():
+                for which, where in (("now", ROOT), ("before", tree)):
+                    found = seconds(arguments, where, Path(folder) / "output")
+                    if number:
+                        times[name][which].append(found)
+                print(
+                    name, {which: round(values[-1], 2) for which, values in times[name].items() if values}, flush=True
+                )
+    result = {
+        "processor": processor(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib", "sympy")},
+        "before": commit,
+        "rounds": args.rounds,
+        "commands": {
+            name: {"wanted": wanted, **{which: statistics.median(values) for which, values in times[name].items()}}
+            for name, (_, wanted) in COMMANDS.items()
+        },
+    }
+    (args.out / "verbs_cpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "verbs_cpu.md").write_text(table(result))
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

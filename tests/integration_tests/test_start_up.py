@@ -1,0 +1,33 @@
+"""Commands and imports load what they need, and no more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICKSTART = Path(__file__).parents[2] / "results" / "quickstart.parquet"
+
+
+def loaded(code: str, *arguments: str) -> set[str]:
+    """The modules of a Python process at its end."""
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n', *sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_a_tokenizer_needs_little_beside_torch() -> None:
+    found = loaded("import gsq; gsq.Tokenizer")
+    assert "torch" in found and "gsq.tokenizer.tokenizer" in found
+    assert not found & {"scipy", "triton", "sympy", "pandas", "matplotlib", "pyarrow"}
+
+
+@pytest.mark.parametrize("verb", ["fit", "plot"])
+def test_fits_and_figures_do_without_torch_and_scipy_stats(verb: str, tmp_path: Path) -> None:
+    output = [] if verb == "fit" else ["--output", str(tmp_path / "figure.png")]
+    found = loaded("from gsq.cli.main import main; main()", verb, str(QUICKSTART), *output)
+    assert "gsq.analysis.fitting.fit" in found
+    assert not found & {"torch", "scipy.stats", "scipy.spatial", "matplotlib.pyplot"}
+    assert ("matplotlib" in found) == (verb == "plot")
