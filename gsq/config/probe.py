@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gsq.errors import UserError, at_least, choose_each
+
 # Small indices of a position are packed into one code of at most so many values: 16 signs become two codes of 256.
 PACKED = 1024
 # Points of the learning curve, at equal distances in steps. Each is a checkpoint, too.
@@ -54,6 +56,19 @@ SIZES: dict[str, ProbeSize] = {
     "base": ProbeSize(512, 12, 8, 256, 3, 4, positions=16_384, steps=20_000, learning_rate=6e-4),
 }
 NAMES = ("none", *SIZES)
+
+
+def check_probe(evaluation: object) -> None:
+    """Raise UserError for an unknown probe of a section ``evaluation``, and for keys that it would ignore."""
+    keys = ("probe_steps", "probe_images", "probe_seed")
+    choose_each("evaluation", evaluation, probe=NAMES)
+    at_least("evaluation", evaluation, 0, *keys)
+    for key in keys:
+        if getattr(evaluation, "probe") == "none" and (value := getattr(evaluation, key)):  # noqa: B009
+            raise UserError(
+                f"evaluation.{key}: {value} has no meaning for evaluation.probe none; name a probe "
+                f"({', '.join(NAMES[1:])}), or use 0"
+            )
 
 
 def packs(index_sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:

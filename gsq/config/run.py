@@ -14,7 +14,7 @@ from gsq.config.axes import bits
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
 from gsq.config.parts import PATH, Options, choose_or_own, is_path, load
-from gsq.config.probe import NAMES
+from gsq.config.probe import check_probe
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
 from gsq.errors import UserError, at_least, choose, choose_each, positive
@@ -139,14 +139,8 @@ class EvaluationConfig:
         choose_each("evaluation", self, lpips=("none", "vgg", "alex"), reconstruction_dtype=("float32", "bfloat16"))
         at_least("evaluation", self, 2, "num_images")
         at_least("evaluation", self, 1, "batch_size")
-        at_least("evaluation", self, 0, "every", "probe_steps", "probe_images", "probe_seed")
-        choose_each("evaluation", self, probe=NAMES)
-        for key in ("probe_steps", "probe_images", "probe_seed"):
-            if self.probe == "none" and getattr(self, key):
-                raise UserError(
-                    f"evaluation.{key}: {getattr(self, key)} has no meaning for evaluation.probe none; name a probe "
-                    f"({', '.join(NAMES[1:])}), or use 0"
-                )
+        at_least("evaluation", self, 0, "every")
+        check_probe(self)
         for size in self.resolutions:
             positive("evaluation.resolutions", size, 8)
         if len(set(self.resolutions)) != len(self.resolutions):
