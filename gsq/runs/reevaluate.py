@@ -16,7 +16,6 @@ from gsq.records.read import newest_file, read_evaluations
 
 if TYPE_CHECKING:
     from gsq.data.batches import ImageSource
-    from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
 
 
@@ -51,6 +50,7 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
     import safetensors.torch
 
     from gsq.data.batches import ImageSource
+    from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
 
     config, weights = read_finished(path)
