@@ -60,6 +60,7 @@ faults: install  ## inject 300 faults into sweeps on a SLURM cluster of its own 
 
 figures: install  ## the README's figures, from the committed tables
 	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
+	$(BIN)/gsq plot quickstart-generation --kind tradeoff --output results/quickstart-tradeoff.png
 	$(BIN)/python results/photos-scaling/figure.py
 
 gpu: install  ## measure speed, memory and exactness on one GPU in ten minutes (tests/benchmarks/results/gpu.md)

@@ -16,6 +16,8 @@ from .checking.compare import compare_laws as compare_laws
 from .checking.compare import comparisons as comparisons
 from .checking.extrapolation import Extrapolation as Extrapolation
 from .checking.extrapolation import extrapolate as extrapolate
+from .checking.generation import Generation as Generation
+from .checking.generation import generation as generation
 from .checking.held_out import Errors as Errors
 from .checking.held_out import HeldOut as HeldOut
 from .checking.held_out import held_out as held_out
@@ -83,6 +85,7 @@ from .figures.scatter import collapse_figure as collapse_figure
 from .figures.scatter import collapse_panels as collapse_panels
 from .figures.scatter import pareto_figure as pareto_figure
 from .figures.scatter import pareto_panel as pareto_panel
+from .figures.tradeoff import tradeoff_figure as tradeoff_figure
 from .fitting.derived import Derived as Derived
 from .fitting.effects import RandomEffects as RandomEffects
 from .fitting.effects import random_effects as random_effects

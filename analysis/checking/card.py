@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gsq.analysis.checking.generation import Generation, generation
 from gsq.analysis.checking.held_out import Errors, HeldOut, held_out
 from gsq.analysis.checking.sensitivity import Sensitivity, sensitivity
+from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.distributions import spearman
 from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
@@ -50,6 +53,8 @@ class ReportCard:
     findings: tuple[str, ...]
     """What speaks against quoting it, in sentences."""
     sensitivity: Sensitivity
+    generation: Generation | None = None
+    """What generation probes say of the same cells; None without any, or with several protocols."""
 
     def _repr_html_(self) -> str:
         """The fit and what speaks against it, for notebooks."""
@@ -101,6 +106,8 @@ class ReportCard:
             "Sensitivity",
             f"  {self.sensitivity.text(fit.law.outputs[0] if fit.law.outputs else fit.target)}",
         ]
+        if self.generation is not None:
+            lines += ["", "Generation", *(f"  {line}" for line in self.generation.lines)]
         if self.trends:
             parts = [f"{one.column} {one.correlation:+.2f} (p {one.p:.2g})" for one in self.trends]
             lines += ["", "Residuals against axes (rank correlation)", f"  {', '.join(parts)}"]
@@ -115,6 +122,7 @@ class ReportCard:
             "trends": jsonable({one.column: {"correlation": one.correlation, "p": one.p} for one in self.trends}),
             "sensitivity": self.sensitivity.to_dict(),
             "findings": list(self.findings),
+            **({"generation": self.generation.to_dict()} if self.generation is not None else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -127,7 +135,10 @@ def report_card(fit: Fit) -> ReportCard:
     varies."""
     held = held_out(fit)
     trends = residual_trends(fit)
-    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit))
+    probed = None
+    with suppress(AnalysisError):
+        probed = generation(fit.rows)
+    return ReportCard(fit, held, trends, tuple(_findings(fit, held, trends)), sensitivity(fit), probed)
 
 
 def residual_trends(fit: Fit) -> tuple[Trend, ...]:

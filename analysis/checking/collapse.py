@@ -15,7 +15,9 @@ from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
 from gsq.config.axes import DERIVED
 
-CANDIDATES = (*(axis.name for axis in DERIVED.values() if axis.role == "derived"), "effective_bits")
+# Learned rates, of one probe protocol.
+PRIORS = ("prior_bits_per_token", "prior_bits_per_pixel")
+CANDIDATES = (*(axis.name for axis in DERIVED.values() if axis.role == "derived"), "effective_bits", *PRIORS)
 # In this order, since the last digits of least squares depend on it.
 ABSORBED = ("downsample", "groups", "codebook_size", "latent_dim")
 
@@ -80,7 +82,7 @@ def collapse(
     Regresses ln target on ln derived alone, and on it with every axis (codebook_size as its log2), seeds averaged, and
     holds out every level of every axis in turn. Returns the best first. Raises AnalysisError where fewer than two axes
     vary, or a column is missing or not positive."""
-    rows, _ = measured(frame, target)
+    rows, _ = measured(frame, target, [name for name in derived or () if name in PRIORS])
     present = varying(rows, axes)
     if len(present) < 2:
         raise AnalysisError(
@@ -88,6 +90,8 @@ def collapse(
             "axes"
         )
     chosen = [name for name in CANDIDATES if name in rows and rows[name].nunique() > 1] if derived is None else derived
+    if derived is None and ("probe_protocol" not in frame or frame["probe_protocol"].nunique() != 1):
+        chosen = [name for name in chosen if name not in PRIORS]
     values = _positive(rows, target)
     if values.max() - values.min() <= 1e-9 * values.max():
         raise AnalysisError(
@@ -104,10 +108,11 @@ def collapse(
     one = np.ones(len(rows))
     found = []
     for name in chosen:
-        if name in rows and not np.isfinite(numbers(rows, name)).all():
-            if derived is None:
+        if name in rows and not (np.isfinite(numbers(rows, name)).all() and (numbers(rows, name) > 0).all()):
+            if derived is None and (name in PRIORS or not np.isfinite(numbers(rows, name)).all()):
                 continue
-            raise AnalysisError(f"column {name!r} is empty in some rows, so it cannot be tested")
+            if not np.isfinite(numbers(rows, name)).all():
+                raise AnalysisError(f"column {name!r} is empty in some rows, so it cannot be tested")
         own = np.log(_positive(rows, name))
         small, free, full = np.stack([one, own], 1), np.stack([one, *logs], 1), np.stack([one, own, *logs], 1)
         rss, rss_full = _rss(small, goal), _rss(full, goal)

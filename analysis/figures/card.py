@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from gsq.analysis.checking.card import ReportCard
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import COLOURS, GREY, log_axis, octave_axis, raster_where_many, save, style
+from gsq.analysis.figures.tradeoff import draw_generation
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import labels
@@ -26,7 +27,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
     """
     fit, trends = card.fit, card.trends[:6]
     across = 3
-    down = 1 + -(-len(trends) // across)
+    down = 1 + -(-(len(trends) + (card.generation is not None)) // across)
     findings = [line for one in card.findings for line in textwrap.wrap(f"• {one}", 150, subsequent_indent="   ")]
     with style():
         figure = Figure(figsize=(11, 2.7 * down + 0.5 + 0.15 * len(findings)), layout="constrained")
@@ -47,6 +48,9 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
             axes.set_title(f"rank correlation {trend.correlation:+.2f}, p {trend.p:.2g}", fontsize=8, loc="left")
             if number % across == 0:
                 axes.set_ylabel("relative residual" if fit.residuals == "log" else "residual")
+        if card.generation is not None:
+            place = 2 * (len(trends) % across)
+            draw_generation(card.generation, figure.add_subplot(grid[1 + len(trends) // across, place : place + 2]))
         figure.suptitle(fit.formula(), fontsize=10, x=0.01, ha="left")
         figure.supxlabel(
             "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"

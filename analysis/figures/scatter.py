@@ -34,9 +34,11 @@ from gsq.analysis.figures.style import (
 from gsq.analysis.tables.remembering import remembered
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, require_columns, varying
 from gsq.config.axes import TOKENIZER
+from gsq.sweeps.schema import columns as schema
 
 COMPUTE = ("train_flops", "device_seconds", "parameters", "images_seen")
 _MOST_LABELS = 14
+_RATES = ("bits_per_pixel", "prior_bits_per_pixel")
 # Costs that vary by less than this over the cells (max / min - 1) have no front: its steps would be noise.
 LEAST_SPREAD = 0.1
 # Ticks of an axis of ratios, by its upper end.
@@ -91,7 +93,7 @@ def collapse_panels(
     """Run :func:`analysis.collapse` and add what a figure needs. ``derived``: columns of the table or derived axes;
     default bits_per_pixel. Raises AnalysisError like it."""
     derived = tuple(derived or ("bits_per_pixel",))
-    rows, _ = measured(frame, target)
+    rows, _ = measured(frame, target, [name for name in derived if name in schema.PROBED])
     for name in derived:
         require_columns(rows, name)
         if rows[name].nunique() < 2:
@@ -175,10 +177,10 @@ def seeds_note(rows: pd.DataFrame) -> str:
     return "Means over seeds." if len(np.unique(configuration_ids(rows))) < len(rows) else ""
 
 
-def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
-    """rFID against ``cost`` (a numeric column that is less the better, such as bits_per_pixel or train_flops), seeds
-    averaged. Raises AnalysisError where the column is missing or empty, or varies by less than 10 %."""
-    rows, _ = measured(frame)
+def pareto_panel(frame: pd.DataFrame, cost: str, target: str = "rfid") -> ParetoPanel:
+    """``target`` against ``cost`` (a numeric column that is less the better, such as bits_per_pixel or train_flops),
+    seeds averaged. Raises AnalysisError where the column is missing or empty, or varies by less than 10 %."""
+    rows, _ = measured(frame, target, [cost] if cost in schema.PROBED else [])
     require_columns(rows, cost)
     known = np.isfinite(numbers(rows, cost))
     if not known.any():
@@ -186,7 +188,7 @@ def pareto_panel(frame: pd.DataFrame, cost: str) -> ParetoPanel:
     rows = rows[known].reset_index(drop=True)
     cells = configuration_ids(rows)
     first = np.unique(cells, return_index=True)[1]
-    x, y = (np.bincount(cells, numbers(rows, name)) / np.bincount(cells) for name in (cost, "rfid"))
+    x, y = (np.bincount(cells, numbers(rows, name)) / np.bincount(cells) for name in (cost, target))
     if len(np.unique(x)) < 2:
         raise AnalysisError(f"{cost} takes one value in the measured rows ({x[0]:g}): no Pareto front against it")
     if not _spreads(x):
@@ -255,7 +257,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
 
 def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:
     """Draw ``panel`` on ``axes``: the front large and joined by steps, all other cells small and pale."""
-    axes.set_xscale("log", base=2 if panel.cost == "bits_per_pixel" else 10)
+    axes.set_xscale("log", base=2 if panel.cost in _RATES else 10)
     axes.set_yscale("log")
     raster_where_many(axes, len(panel.x))
     for (_, row), x, y, best in zip(panel.rows.iterrows(), panel.x, panel.y, panel.front, strict=True):
@@ -263,7 +265,7 @@ def draw_pareto(panel: ParetoPanel, axes: Axes, marks: Marks) -> None:
         axes.plot(x, y, marker, color=colour, alpha=1 if best else 0.4, markersize=6 if best else 4, zorder=3 + best)
     xs, ys = zip(*panel.front_points, strict=True)
     axes.step(xs, ys, where="post", color=GREY, linewidth=1, zorder=2)
-    if panel.cost == "bits_per_pixel":
+    if panel.cost in _RATES:
         octave_axis(axes.xaxis, axes.get_xlim(), panel.cost, most=8)
     elif np.log10(axes.get_xlim()[1] / axes.get_xlim()[0]) < 2.5:
         log_axis(axes.xaxis, axes.get_xlim())

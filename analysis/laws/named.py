@@ -226,6 +226,20 @@ LAWS: dict[str, Law] = {
             starts={"a": (0.05, 3), "B_c": (1, 1e4)},
             simpler="step_power",
         ),
+        Law(
+            "prior_rate",
+            "rfid = c * prior_bits_per_pixel^(-alpha)",
+            "power_law_bpp at the rate that a generation probe has learned, in the place of the nominal one",
+            bounds={"c": _POSITIVE},
+            starts={"alpha": (-1, 4)},
+        ),
+        Law(
+            "tradeoff",
+            "gfid = g * exp(k * log(prior_bits_per_pixel / b)^2)",
+            "quadratic in log bits: the least gfid, g, is at b prior bits per pixel",
+            bounds={"g": _POSITIVE, "k": _POSITIVE, "b": (1e-3, 1e3)},
+            starts={"k": (0.01, 1), "b": (0.05, 10)},
+        ),
     )
 }
 COMPARED = tuple(LAWS)[:10]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.checking.card import ReportCard
+from gsq.analysis.checking.generation import generation
 from gsq.analysis.figures.contours import contour_panels
 from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, plain, rate_panel, settings, step_panel
 from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
@@ -77,6 +78,10 @@ def pareto(frame: pd.DataFrame) -> str:
         at = f"rFID {last[1]:.4g} at {last[0]:.4g}" if first == last else ends
         parts.append(f"{len(panel.front_points)} of {counted(len(panel.x), 'cell')} are on the front of {name}: {at}")
     return _sentences(parts)
+
+
+def tradeoff(frame: pd.DataFrame) -> str:
+    return generation(frame).text
 
 
 def course(frame: pd.DataFrame, metrics: Sequence[str] = ("rfid", "usage")) -> str:

@@ -31,6 +31,7 @@ from gsq.analysis.figures.contours import contour_figure
 from gsq.analysis.figures.curves import course_figure, curve_figure
 from gsq.analysis.figures.panels import plain, settings
 from gsq.analysis.figures.style import style, write
+from gsq.analysis.figures.tradeoff import tradeoff_figure
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
@@ -55,7 +56,20 @@ from gsq.words import counted
 _MOST_CURVES = 48
 _PICTURE_WIDTH = 1600  # pixels; wider ones are made smaller
 _PICTURE_BYTES = 400_000
-_MAIN = ("bits_per_pixel", "rfid", "kid", "inception_score", "lpips", "psnr_db", "ssim", "usage", "perplexity")
+_MAIN = (
+    "bits_per_pixel",
+    "rfid",
+    "gfid",
+    "prior_bits_per_pixel",
+    "probe",
+    "kid",
+    "inception_score",
+    "lpips",
+    "psnr_db",
+    "ssim",
+    "usage",
+    "perplexity",
+)
 _LAST = ("parameters", "train_flops", "device_seconds", "state", "failure", "message", "signature")
 
 
@@ -207,7 +221,7 @@ def _made(
 def _cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The last step of each cell and protocol, derived axes added."""
     cells = with_derived(frame)
-    keys = [name for name in ("sweep", "signature", "protocol", "resolution") if name in cells]
+    keys = [name for name in ("sweep", "signature", "protocol", "resolution", "probe_protocol") if name in cells]
     if is_results(cells) and "step" in cells:
         ordered = cells.assign(_step=pd.to_numeric(cells["step"]).fillna(-1)).sort_values("_step", kind="stable")
         cells = ordered.drop_duplicates(keys, keep="last").drop(columns="_step").sort_index()
@@ -288,6 +302,7 @@ def _figures(frame: pd.DataFrame, cards: Sequence[ReportCard]) -> tuple[tuple[Pi
         "Group decomposition": (lambda: figures.group_figure(frame, fits), lambda: findings.groups(frame)),
         "Codebook usage": (lambda: figures.usage_figure(frame), lambda: findings.usage(frame)),
         "Pareto front": (lambda: scatter.pareto_figure(frame), lambda: findings.pareto(frame)),
+        "Reconstruction and generation": (lambda: tradeoff_figure(frame), lambda: findings.tradeoff(frame)),
         "Evaluations over training": (lambda: course_figure(frame), lambda: findings.course(frame)),
     }
     drawn, reasons = [], {}

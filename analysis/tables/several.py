@@ -47,7 +47,7 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
         _refuse_protocols(files, frames)
     together = _stacked(frames)
     if own[0]:
-        key = [name for name in ("signature", "step", "protocol") if name in together]
+        key = [name for name in ("signature", "step", "protocol", "probe_protocol") if name in together]
         again = together.duplicated(key)
         if "step" in together:  # a run that one table knows as failed or planned, and another one as evaluated
             again |= together["step"].isna() & together["signature"].isin(

@@ -241,6 +241,7 @@ def measured(
             f"the table mixes {len(counts)} evaluation protocols, whose {target} values cannot be compared: {listed}. "
             f"Select one: protocol={next(iter(counts))!r} in load_results, or --protocol on the command line"
         )
+    frame = _one_probe(frame, (target, *columns))
     cells = with_derived(rows_taken(frame, target, columns)).reset_index(drop=True)
     reasons = _reasons(cells, target, columns, factors)
     left_out = Counter(reason for reason in reasons if reason)
@@ -253,6 +254,24 @@ def measured(
     warnings = (*failure_warnings(cells, keep, failed), *protocol_warnings(cells[keep]))
     excluded = Excluded(len(cells), int(keep.sum()), dict(left_out), warnings)
     return cells[keep].reset_index(drop=True), excluded
+
+
+def _one_probe(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows with a generation probe, where a fit reads its columns. Raises AnalysisError for several protocols."""
+    names = [name for name in columns if name in schema.PROBED and name in frame]
+    if not names or "probe_protocol" not in frame or not is_results(frame):
+        return frame
+    found = frame.loc[frame[names].notna().all(axis=1), "probe_protocol"]
+    counts = found.fillna("(none)").value_counts()
+    if len(counts) > 1:
+        listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items())
+        raise AnalysisError(
+            f"the table mixes {len(counts)} probe protocols, whose {names[0]} values cannot be compared: {listed}. "
+            f"Select one: --where \"probe_protocol == '{counts.index[0]}'\""
+        )
+    # A cell with another probe alone stays visible, as one without a value.
+    kept = frame["probe_protocol"].isna() | frame["probe_protocol"].isin(counts.index)
+    return frame[kept | ~frame["signature"].isin(frame.loc[kept, "signature"])]
 
 
 def rows_taken(frame: pd.DataFrame, target: str = "rfid", columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -313,7 +332,8 @@ def _reasons(cells: pd.DataFrame, target: str, columns: Sequence[str], factors: 
         elif state != "done":
             reasons.append(state)
         elif np.isnan(value):
-            reasons.append("done but not evaluated" if own and "state" in cells else f"without {target}")
+            evaluated = own and "state" in cells and target not in schema.PROBED
+            reasons.append("done but not evaluated" if evaluated else f"without {target}")
         elif not np.isfinite(value) or (target == "rfid" and value <= 0):
             reasons.append(f"with {'an' if target == 'rfid' else 'a'} {target} that is not finite and positive")
         else:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 # What the evaluation of a run prints, where it was measured.
 PRINTED = (
     *("features", "num_images", "resolution", "rank_deficient", "rfid", "kid", "fd_dinov2", "sfid", "cmmd"),
-    *("precision", "recall", "inception_score", "lpips", "psnr_db", "ssim", "usage", "perplexity", "protocol"),
+    *("precision", "recall", "inception_score", "lpips", "psnr_db", "ssim", "usage", "perplexity", "effective_bits"),
+    *("prior_bits_per_token", "prior_bits_per_pixel", "gfid", "gfid_samples", "probe_converged", "probe_overfits"),
+    *("probe_protocol", "protocol"),
 )
 
 RunArgument = Annotated[
@@ -56,6 +58,17 @@ def evaluate_command(
         bool,
         typer.Option("--allow-small", help="Allow an rfid over few images: under 2,049 (Inception) or 50."),
     ] = False,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe",
+            metavar="SIZE",
+            help="Train a small generator on the indices, too (tiny, small, base): prior bits and gFID.",
+        ),
+    ] = None,
+    probe_steps: Annotated[
+        int | None, typer.Option("--probe-steps", metavar="N", min=1, help="Steps of the probe; default: its size's.")
+    ] = None,
     distance: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,6 +133,7 @@ def evaluate_command(
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
     Example: gsq evaluate gsq.peers.vqgan:llamagen -o checkpoint=vq_ds16_c2i.pt --protocol quickstart --resolution 64
     Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
+    Example: gsq evaluate quickstart --probe tiny
     """
     import dataclasses
 
@@ -130,6 +144,8 @@ def evaluate_command(
         "lpips": lpips,
         "distances": tuple(distance or ()),
         "folder": folder,
+        "probe": probe,
+        "probe_steps": probe_steps,
     }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, ())}
     if allow_small:
@@ -142,9 +158,11 @@ def evaluate_command(
         "--output": output,
     }  # fmt: skip
     if is_path(run) or is_models_file(run):
-        if cluster != "local":
-            from gsq.errors import UserError
+        from gsq.errors import UserError
 
+        if probe or probe_steps:
+            raise UserError("--probe: needs the training images of a run of gsq's, not models; leave it out")
+        if cluster != "local":
             raise UserError(f"--cluster: {cluster}, but models are evaluated on this machine; leave it out")
         convention = {"range": value_range and _numbers(value_range), "channels": channels}
         evaluate_models(
@@ -166,6 +184,7 @@ def evaluate_command(
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     from gsq.evaluation.evaluate import evaluate_all
+    from gsq.probe.protocol import probe_protocol
     from gsq.runs.reevaluate import load_finished
 
     config, source, model = load_finished(Path(run))
@@ -174,7 +193,12 @@ def evaluate_command(
     dataclasses.replace(config, evaluation=wanted)
     for line in source.manifest.summary().remarks():
         typer.echo(line, err=True)
+    probe_protocol(wanted, config.data, source.manifest)
     results = evaluate_all(model, source, wanted)
+    if wanted.probe != "none":
+        from gsq.probe.measure import probe as measure
+
+        results = [result | measure(model, source, wanted, result) for result in results]
     if as_json:
         print_json(results[0] if len(results) == 1 else results)
         return
@@ -183,7 +207,7 @@ def evaluate_command(
             typer.echo()
         for name in PRINTED:
             if result.get(name) is not None:
-                typer.echo(f"{name:<16}{result[name]}")
+                typer.echo(f"{name:<21}{result[name]}")
 
 
 def _numbers(text: str) -> list[float]:
@@ -200,9 +224,10 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
+            probed = f"gFID {result['gfid']:.4g}, {result['prior_bits_per_pixel']:.4g} prior bits/pixel, "
             typer.echo(
-                f"{over}: {result['signature']} rFID {result['rfid']:.4g} in {result['features']}, "
-                f"{result['num_images']} images of {result['resolution']} pixels"
+                f"{over}: {result['signature']} {probed if 'gfid' in result else ''}rFID {result['rfid']:.4g} in "
+                f"{result['features']}, {result['num_images']} images of {result['resolution']} pixels"
             )
 
     done = evaluate_sweep(name, changes, cluster, on_result=show)

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
-from gsq.cli.table_options import BoundOption, LawOption, ProtocolOption, TablesArgument, require_outputs, table_paths
+from gsq.cli.table_options import (
+    BoundOption,
+    LawOption,
+    ProtocolOption,
+    TablesArgument,
+    WhereOption,
+    require_outputs,
+    table_paths,
+)
 from gsq.cli.taking import takes
 
-KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "steps", "card")
+KINDS = ("scaling", "contours", "groups", "usage", "collapse", "pareto", "tradeoff", "steps", "card")
 WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 
@@ -31,6 +39,7 @@ def plot_command(
     law: LawOption = None,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
+    where: WhereOption = None,
     *,
     options: Options,
     x: Annotated[
@@ -83,6 +92,8 @@ def plot_command(
 
     pareto: the cells that none beats both in rFID and in bits, and in rFID and in training compute (or --x).
 
+    tradeoff: rFID and gFID against prior bits per pixel, with the front. Needs probes (gsq evaluate --probe).
+
     steps: rFID and usage (or --y) over training. Needs evaluations at several steps (evaluation.every).
 
     card: the report card of the (first) law.
@@ -95,6 +106,7 @@ def plot_command(
     from gsq.analysis.figures.style import saved_files
     from gsq.analysis.tables.left_out import protocol_warnings
     from gsq.analysis.tables.published import load_published
+    from gsq.analysis.tables.selecting import select
     from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import load_reference
 
@@ -120,9 +132,9 @@ def plot_command(
     fits: list[Fit] = []
     reasons: dict[str, str] = {}
     if kind in WITH_LAWS:
-        frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound)
+        frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound, where=where)
     else:
-        frame = load_tables(paths, protocol)
+        frame = select(load_tables(paths, protocol), where)
     theirs = load_published() if published else load_reference() if reference else None
     draw(kind, frame, fits, reasons, saved, x or [], y or [], theirs)
     for warning in protocol_warnings(theirs) if theirs is not None else ():
@@ -154,6 +166,7 @@ def draw(
     from gsq.analysis.figures import scaling as figures
     from gsq.analysis.figures.card import card_figure
     from gsq.analysis.figures.curves import course_figure
+    from gsq.analysis.figures.tradeoff import tradeoff_figure
     from gsq.analysis.tables.table import unquoted
 
     if kind in ("contours", "card") and not fits:
@@ -169,6 +182,7 @@ def draw(
         "usage": lambda: figures.usage_figure(frame, path, reference),
         "collapse": lambda: scatter.collapse_figure(frame, xs, path),
         "pareto": lambda: scatter.pareto_figure(frame, xs, path),
+        "tradeoff": lambda: tradeoff_figure(frame, path),
         "steps": lambda: course_figure(frame, ys, path),
         "card": lambda: card_figure(report_card(fits[0]), path),
     }

@@ -45,7 +45,7 @@ ProtocolOption = Annotated[
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="CONDITION", help='Fit these rows alone: "outlier == False", "step > 1000".'),
+    typer.Option("--where", metavar="CONDITION", help='Take these rows alone: "outlier == False", "step > 1000".'),
 ]
 BoundOption = Annotated[
     list[str] | None,

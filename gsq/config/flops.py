@@ -13,6 +13,7 @@ from typing import Any
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig
 from gsq.config.parts import Options, is_path, load
+from gsq.config.probe import CURVE, MOST_SAMPLES, SAMPLING, SIZES, code_sizes, probe_images, probe_macs
 from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 
@@ -249,6 +250,25 @@ def evaluation_macs(config: RunConfig) -> int:
             total += DISTANCE_MACS.get(name, 0 if inception else INCEPTION_MACS)
         total += 2 * {"none": 0, "vgg": 15_346_630_656, "alex": ALEXNET_MACS}[e.lpips] * size**2 // 224**2
     return total
+
+
+def probe_flops(config: RunConfig, train_images: int) -> float:
+    """FLOPs of the generation probe that the evaluation asks for, at every size of evaluation.resolutions: tokens,
+    training, code lengths, samples and their features; 0 without one. train_images: of the data set."""
+    e, total = config.evaluation, 0.0
+    if config.program or e.probe == "none":
+        return total
+    size, codes = SIZES[e.probe], code_sizes(config.index_sizes)
+    steps, samples = e.probe_steps or size.steps, min(e.num_images, MOST_SAMPLES)
+    for pixels in e.resolutions or (config.data.image_size,):
+        positions = (pixels // config.model.downsample) ** 2
+        seen = probe_images(e.probe_images, config.data.kind == "photos", train_images)
+        encoded = seen * (1 + config.data.flip) + e.num_images
+        macs = probe_macs(size, positions, codes)
+        # A step is three forward passes; each point of the curve looks at 64 images.
+        passes = 3 * steps * size.batch(positions) + 64 * CURVE + e.num_images + SAMPLING * samples
+        total += 2.0 * (macs * passes + encoder(config.model, pixels).macs * encoded)
+    return total + 2.0 * samples * evaluation_macs(config)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gsq.config.axes import bits
 from gsq.config.model import ModelConfig
 from gsq.config.objective import DiscriminatorConfig, LossConfig
 from gsq.config.parts import PATH, Options, choose_or_own, is_path, load
+from gsq.config.probe import check_probe
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.schedule import OptimizerConfig, TrainConfig
 from gsq.errors import UserError, at_least, choose, choose_each, positive
@@ -113,6 +114,15 @@ class EvaluationConfig:
     batch_size: int = 16
     every: int = 0
     """Steps between evaluations; 0 evaluates only at the end."""
+    probe: str = field(default="none", metadata={"legacy": "none"})
+    """Generation probe of the final weights: none, or a small transformer (tiny, small, base) trained on the indices of
+    the training images, which measures how well they compress (prior_bits_per_pixel) and generate (gfid)."""
+    probe_steps: int = field(default=0, metadata={"legacy": 0})
+    """Steps of the probe; 0: those of its size (200, 2000, 20000)."""
+    probe_images: int = field(default=0, metadata={"legacy": 0})
+    """Training images of the probe; 0: all, at most 50,000 (photos: 1,024 crops)."""
+    probe_seed: int = field(default=0, metadata={"legacy": 0})
+    """Seed of the probe's weights, batches and samples."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(self.resolutions))
@@ -130,6 +140,7 @@ class EvaluationConfig:
         at_least("evaluation", self, 2, "num_images")
         at_least("evaluation", self, 1, "batch_size")
         at_least("evaluation", self, 0, "every")
+        check_probe(self)
         for size in self.resolutions:
             positive("evaluation.resolutions", size, 8)
         if len(set(self.resolutions)) != len(self.resolutions):

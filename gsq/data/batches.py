@@ -23,7 +23,7 @@ from gsq.data.manifest import KEPT_BYTES, PIXEL_BYTES, ImageFile, Manifest
 from gsq.data.sources import manifest
 
 # Stream numbers of the counter-based generators.
-TRAIN_STREAM, VALIDATION_STREAM = 0, 1
+TRAIN_STREAM, VALIDATION_STREAM, FIXED_TRAIN_STREAM = 0, 1, 2
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
@@ -94,19 +94,28 @@ class ImageSource:
         photos: image i is a fixed crop, drawn like a training crop from the held-out scenes, not flipped.
         Other data: the centre square of image i.
         """
-        make = self._fixed_crop if self.config.kind == "photos" else self._centre
-        return to_tensor([make(i) for i in range(first, first + count)])
+        return self.fixed_batch("validation", first, count)
 
-    def _fixed_crop(self, i: int) -> Image.Image:
-        size, files = self.config.image_size, self.manifest.validation
-        random = np.random.Generator(np.random.Philox(key=[0, VALIDATION_STREAM], counter=[0, 0, 0, i]))
+    def fixed_batch(self, part: str, first: int, count: int, flip: bool = False) -> Tensor:
+        """``validation_batch`` of either part of the split, "train" or "validation"; ``flip`` mirrors every image."""
+        make = self._fixed_crop if self.config.kind == "photos" else self._centre
+        images = [make(part, i) for i in range(first, first + count)]
+        return to_tensor([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in images] if flip else images)
+
+    def _files(self, part: str) -> tuple[ImageFile, ...]:
+        return self.manifest.validation if part == "validation" else self.manifest.train
+
+    def _fixed_crop(self, part: str, i: int) -> Image.Image:
+        size, files = self.config.image_size, self._files(part)
+        stream = VALIDATION_STREAM if part == "validation" else FIXED_TRAIN_STREAM
+        random = np.random.Generator(np.random.Philox(key=[0, stream], counter=[0, 0, 0, i]))
         image = self.load(files[i % len(files)])
         side = min(size * self.config.max_crop ** random.random(), *image.size)
         left, top = random.random() * (image.width - side), random.random() * (image.height - side)
         return _crop(image, left, top, side, size, False)
 
-    def _centre(self, i: int) -> Image.Image:
-        file, kept = self.manifest.validation[i], None
+    def _centre(self, part: str, i: int) -> Image.Image:
+        file, kept = self._files(part)[i], None
         if self.manifest.store is not None:
             kept = self.manifest.store.resized(file, self.config.image_size, self._centre_square)
         return kept or self._centre_square(file)

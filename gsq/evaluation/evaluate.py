@@ -79,9 +79,7 @@ def evaluate(
     group = group or Group()
     model.eval()
     device = next(model.parameters()).device
-    if image_size is not None and image_size != source.config.image_size:
-        source = ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
-    source = ImageSource(source.config, source.manifest.below(evaluation.folder)) if evaluation.folder else source
+    source = source_of(source, evaluation, image_size)
     features = feature_extractor(evaluation.features, source.config.image_size)
     extractors = Extractors(features, evaluation.distances, device)
     rules = protocol(evaluation, source.config, source.manifest, features=features)
@@ -95,7 +93,7 @@ def evaluate(
     with_originals = group.from_first(known is None and (store is None or claimed))
     work = _Work(model, source, evaluation, rules, extractors, lpips, metrics, step, group, tick, maps)
     try:
-        with _full_precision():
+        with full_precision():
             if maps and claimed and not maps.known:
                 maps.begin()
             total = work.run(reconstructions=True, originals=with_originals, store=store, samples=samples)
@@ -166,8 +164,15 @@ def evaluate_all(
     return results
 
 
+def source_of(source: ImageSource, evaluation: EvaluationConfig, image_size: int | None) -> ImageSource:
+    """The images that an evaluation compares: at its size (None: their own) and of its folder alone."""
+    if image_size is not None and image_size != source.config.image_size:
+        source = ImageSource(dataclasses.replace(source.config, image_size=image_size), source.manifest)
+    return ImageSource(source.config, source.manifest.below(evaluation.folder)) if evaluation.folder else source
+
+
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Turn off TF32, which a GPU would otherwise use for float32 convolutions."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -3,7 +3,8 @@
 ``<runs>/<ab>/<signature>/``: config.yaml and ``attempts/<n>/`` with status.json, env.json, metrics.jsonl,
 evaluations/, checkpoints, samples.png, model.safetensors and log.txt. An attempt writes nowhere else, so two
 attempts of one run can overlap without harm; readers take the highest attempt for each step. Evaluations made later,
-without training, are in ``evaluations/`` beside the attempts.
+without training, are in ``evaluations/`` beside the attempts, and generation probes with their tokens in ``probes/``,
+whose files appear whole and are named after all that decides their content.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class RunFolder:
     def signature(self) -> str:
         return self.path.name
 
+    @property
+    def runs(self) -> Path:
+        """The folder of runs that this one lies in."""
+        return self.path.absolute().parent.parent
+
     def attempt_folders(self) -> list[Path]:
         """Attempt folders, oldest first."""
         return [self.path / "attempts" / str(n) for n in attempt_numbers(str(self.path))]
@@ -67,6 +73,18 @@ class RunFolder:
     def write_evaluation(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
         """Save an evaluation made after the run, in ``evaluations/`` beside its attempts."""
         return write_evaluation(self.path, protocol, step, result)
+
+    @property
+    def probes(self) -> Path:
+        """Folder of generation probes, their tokens and checkpoints."""
+        return self.path / "probes"
+
+    def write_probe(self, protocol: str, step: int, result: dict[str, Any]) -> Path:
+        """Save what a probe adds to an evaluation, by the evaluation's protocol and step and its own protocol."""
+        path = self.probes / f"{protocol}-{step:08d}-{result['probe_protocol']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        return path
 
     def write_config(self, values: dict[str, Any]) -> None:
         """Write config.yaml once: its content is what the signature names."""
@@ -127,3 +145,20 @@ def evaluated(folder: RunFolder) -> frozenset[tuple[str, int]]:
             if dash and step.isdigit() and name.endswith(".json") and name[0] != ".":
                 found.add((protocol, int(step)))
     return frozenset(found)
+
+
+def probed(folder: RunFolder) -> frozenset[tuple[str, int, str]]:
+    """Protocol and step of the evaluation, and the probe's protocol, of every probe in a run folder."""
+    found = set()
+    for name in _names(folder.probes):
+        parts = name.removesuffix(".json").split("-")
+        if name.endswith(".json") and name[0] != "." and len(parts) == 3 and parts[1].isdigit():
+            found.add((parts[0], int(parts[1]), parts[2]))
+    return frozenset(found)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gsq.files import write_text
 from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS
-from gsq.records.folder import RunFolder, attempt_numbers, device_seconds, read_peer_error
+from gsq.records.folder import RunFolder, attempt_numbers, device_seconds, probed, read_peer_error
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ class RunResults:
     """Evaluations by file (relative to the run folder), sorted by protocol and step."""
     unreadable: tuple[str, ...]
     """Files (relative to the run folder) that hold no JSON object."""
+    probes: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    """Generation probes by protocol and step of their evaluation, sorted by their own protocol."""
 
 
 def read_results(folder: RunFolder) -> RunResults:
@@ -245,7 +247,14 @@ def read_results(folder: RunFolder) -> RunResults:
             unreadable.append(evaluations[name])
         else:
             found[evaluations[name]] = value
-    return RunResults(environment or {}, found, tuple(unreadable))
+    probes: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for protocol, step, probe in sorted(probed(folder)):
+        file = f"probes/{protocol}-{step:08d}-{probe}.json"
+        if (value := _read_object(f"{path}/{file}")) is None or value.get("probe_protocol") != probe:
+            unreadable.append(file)
+        else:
+            probes.setdefault((protocol, step), []).append(value)
+    return RunResults(environment or {}, found, tuple(unreadable), probes)
 
 
 def results_changed(folder: RunFolder) -> tuple[int, ...]:
@@ -255,7 +264,7 @@ def results_changed(folder: RunFolder) -> tuple[int, ...]:
     """
     path, times = str(folder.path), []
     names = [f"attempts/{number}/{name}" for number in attempt_numbers(path) for name in ("env.json", "evaluations")]
-    for name in [*names, *(["evaluations"] if names else [])]:
+    for name in [*names, *(["evaluations", "probes"] if names else [])]:
         try:
             times.append(os.stat(f"{path}/{name}").st_mtime_ns)
         except OSError:

@@ -16,9 +16,10 @@ from gsq.data.manifest import Manifest
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.files import write_json, write_text
+from gsq.probe.protocol import probe_protocol
 from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt
 from gsq.records.claim import claim
-from gsq.records.folder import RunFolder, note_peer_error, read_peer_error
+from gsq.records.folder import RunFolder, note_peer_error, probed, read_peer_error
 from gsq.records.read import read_run, smallest_micro_batch
 from gsq.runs import warm_start as lineage
 from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
@@ -29,6 +30,8 @@ from gsq.surroundings import world_size
 from gsq.training import checkpoint
 
 if TYPE_CHECKING:
+    from gsq.data.batches import ImageSource
+    from gsq.models.autoencoder import Autoencoder
     from gsq.training.distributed import Group
 
 # Space for the last status of an attempt whose disk fills up.
@@ -78,6 +81,7 @@ def execute(
             raise Busy(f"run {folder.signature} is being trained by process {other.pid} on {other.node or other.host}")
         # Refuse too few images before anything has begun.
         config.evaluation.check_images(config.evaluation.images(config.data, len(files.validation)))
+        probe_protocol(config.evaluation, config.data, files)
         if smaller:
             config = with_micro_batch(config, smaller)
         attempt: Attempt | None = None
@@ -197,6 +201,7 @@ def _train_and_evaluate(
 
     # An impossible evaluation should fail before the training.
     check(config.evaluation, config.data, files)
+    probe_protocol(config.evaluation, config.data, files)
 
     def evaluate_now(trainer: Trainer) -> None:
         # An attempt that resumes here has not made a step of its own.
@@ -217,6 +222,8 @@ def _train_and_evaluate(
         if attempt is not None:
             results = [_write_evaluation(attempt, config, step, result) for result in results]
             progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
+        if step == config.train.steps and config.evaluation.probe != "none":
+            _probe(trainer.ema, source, config, files, results, folder, group, progress)
             by = prune(results[0]) if step < config.train.steps else None
         if by := group.from_first(by):
             raise Pruned(by)
@@ -228,6 +235,31 @@ def _train_and_evaluate(
             attempt.path / "model.safetensors",
         )
     evaluate_now(trainer)
+
+
+def _probe(
+    model: Autoencoder,
+    source: ImageSource,
+    config: RunConfig,
+    files: Manifest,
+    results: list[dict[str, Any]],
+    folder: RunFolder,
+    group: Group,
+    progress: Progress,
+) -> None:
+    """Probe the final weights under the protocol of each evaluation; what an earlier attempt has finished stays."""
+    from gsq.probe.measure import probe
+
+    for i, size in enumerate(config.evaluation.resolutions or (config.data.image_size,)):
+        rules = probe_protocol(config.evaluation, config.data, files, size)
+        row = results[i] if group.first else {}
+        done = group.first and rules and (row["protocol"], config.train.steps, rules.hash) in probed(folder)
+        if group.from_first(done):
+            continue
+        options: dict[str, Any] = {"group": group, "tick": progress.evaluating}
+        found = probe(model, source, config.evaluation, row, runs=folder.runs, kept=folder.probes, **options)
+        if group.first:
+            folder.write_probe(row["protocol"], config.train.steps, found)
 
 
 def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> dict[str, Any]:

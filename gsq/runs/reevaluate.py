@@ -11,12 +11,11 @@ from gsq.config.overrides import load_config
 from gsq.config.run import DataConfig, RunConfig
 from gsq.data.sources import manifest
 from gsq.errors import UserError
-from gsq.records.folder import RunFolder
+from gsq.records.folder import RunFolder, probed
 from gsq.records.read import newest_file, read_evaluations
 
 if TYPE_CHECKING:
     from gsq.data.batches import ImageSource
-    from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
 
 
@@ -51,6 +50,7 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
     import safetensors.torch
 
     from gsq.data.batches import ImageSource
+    from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
 
     config, weights = read_finished(path)
@@ -62,15 +62,21 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
 
 
 def unevaluated(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> tuple[int, ...]:
-    """Image sizes [pixels] at which ``evaluate_finished`` would evaluate the run.
+    """Image sizes [pixels] at which ``evaluate_finished`` would evaluate or probe the run.
 
-    Raises UserError like ``read_finished`` and ``gsq.evaluation.protocol.check``.
+    Raises UserError like ``read_finished``, ``gsq.evaluation.protocol.check`` and
+    ``gsq.probe.protocol.probe_protocol``.
     """
-    return _evaluation(path, changes, data)[1]
+    _, sizes, probes = _evaluation(path, changes, data)
+    return (*sizes, *(size for size in probes.values() if size not in sizes))
 
 
-def _evaluation(path: Path, changes: dict[str, Any], data: DataConfig | None) -> tuple[RunConfig, tuple[int, ...]]:
+def _evaluation(
+    path: Path, changes: dict[str, Any], data: DataConfig | None
+) -> tuple[RunConfig, tuple[int, ...], dict[str, int]]:
+    """The changed config, the image sizes to evaluate at, and those to probe at by the protocol of the evaluation."""
     from gsq.evaluation.protocol import check, protocol
+    from gsq.probe.protocol import probe_protocol
 
     config, _ = read_finished(path)
     # The whole config refuses a resolution that the model's downsampling does not divide.
@@ -78,12 +84,16 @@ def _evaluation(path: Path, changes: dict[str, Any], data: DataConfig | None) ->
     files, step = manifest(config.data), config.train.steps
     check(config.evaluation, config.data, files)
     known = {(found.get("protocol"), found.get("step")) for found in read_evaluations(RunFolder(path))}
-    sizes = config.evaluation.resolutions or (config.data.image_size,)
-    return config, tuple(
-        size
-        for size in sizes
-        if (protocol(config.evaluation, replace(config.data, image_size=size), files).hash, step) not in known
-    )
+    probes, done = {}, probed(RunFolder(path))
+    missing = []
+    for size in config.evaluation.resolutions or (config.data.image_size,):
+        rules = protocol(config.evaluation, replace(config.data, image_size=size), files).hash
+        probe = probe_protocol(config.evaluation, config.data, files, size)
+        if (rules, step) not in known:
+            missing.append(size)
+        if probe and (rules, step, probe.hash) not in done:
+            probes[rules] = size
+    return config, tuple(missing), probes
 
 
 def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | None = None) -> list[dict[str, Any]]:
@@ -91,10 +101,11 @@ def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | No
 
     changes: fields of EvaluationConfig that replace the run's. data: where the images lie now (default: the place
     recorded in the config). Skips protocols that have already evaluated the final weights. Returns the new results, by
-    the results table's column names, which are also saved in ``evaluations/`` of the run folder. The features of the
-    originals are shared with other runs (gsq.evaluation.originals).
+    the results table's column names, which are also saved in ``evaluations/`` and ``probes/`` of the run folder; a new
+    probe of an earlier evaluation is returned with that evaluation. The features of the originals are shared with other
+    runs (gsq.evaluation.originals).
 
-    Raises UserError like ``read_finished`` and ``gsq.evaluation.protocol.check``, and NonFiniteReconstruction.
+    Raises UserError like ``unevaluated``, and NonFiniteReconstruction.
     """
     import torch
 
@@ -103,18 +114,15 @@ def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | No
     from gsq.runs.provenance import environment
     from gsq.training.distributed import pick_device
 
-    config, sizes = _evaluation(path, changes, data)
-    if not sizes:
+    config, sizes, probes = _evaluation(path, changes, data)
+    if not sizes and not probes:
         return []
     _, source, model = load_finished(path, data)
-    device, step = pick_device("auto"), config.train.steps
-    results = evaluate_all(
-        model.to(device),
-        source,
-        replace(config.evaluation, resolutions=sizes),
-        runs=path.absolute().parent.parent,
-        step=step,
-    )
+    device, step, runs = pick_device("auto"), config.train.steps, path.absolute().parent.parent
+    model.to(device)
+    results: list[dict[str, Any]] = []
+    if sizes:
+        results = evaluate_all(model, source, replace(config.evaluation, resolutions=sizes), runs=runs, step=step)
     made = environment(config, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
     for result in results:
         result["step"] = step
@@ -123,4 +131,27 @@ def evaluate_finished(path: Path, changes: dict[str, Any], data: DataConfig | No
         # env.json describes the training, so the evaluation's code, versions and device go here.
         result["evaluated_by"] = json.dumps({k: made[k] for k in ("source", "versions", "device")}, sort_keys=True)
         RunFolder(path).write_evaluation(result["protocol"], step, result)
-    return results
+    return _with_probes(path, config, results, probes, model, source)
+
+
+def _with_probes(
+    path: Path,
+    config: RunConfig,
+    results: list[dict[str, Any]],
+    probes: dict[str, int],
+    model: Autoencoder,
+    source: ImageSource,
+) -> list[dict[str, Any]]:
+    """The new evaluations with the probes that they lack, and earlier ones that get a probe now."""
+    if not probes:
+        return results
+    from gsq.probe.measure import probe
+
+    folder, step = RunFolder(path), config.train.steps
+    rows = {row["protocol"]: row for row in read_evaluations(folder) if row.get("step") == step}
+    rows |= {row["protocol"]: row for row in results}
+    for rules in probes:
+        found = probe(model, source, config.evaluation, rows[rules], runs=folder.runs, kept=folder.probes)
+        folder.write_probe(rules, step, found)
+        rows[rules] = {**rows[rules], **found}
+    return [rows[rules] for rules in dict.fromkeys([*(row["protocol"] for row in results), *probes])]

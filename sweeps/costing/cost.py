@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-from gsq.config.flops import evaluation_macs
+from gsq.config.flops import evaluation_macs, probe_flops
 from gsq.config.overrides import from_dict
 from gsq.config.program import ProgramConfig
 from gsq.errors import UserError
@@ -223,6 +223,11 @@ def evaluation_flops(cell: Cell) -> float:
     return 2.0 * cell.config.evaluation.num_images * evaluation_macs(cell.config)
 
 
+def probe_seconds(cell: Cell, rate: Speed) -> float:
+    """Estimate the device seconds of a cell's generation probe; 0 without one."""
+    return rate.evaluation[1] * probe_flops(cell.config, cell.train_images)
+
+
 def evaluations(cell: Cell) -> int:
     """Return how many evaluations a whole run makes, including the one at its end."""
     every = cell.config.evaluation.every
@@ -332,6 +337,7 @@ def estimate(cell: Cell, rate: Speed, device: str, steps_done: int = 0) -> Estim
     count = evaluations(cell) - (min(done, steps - 1) // every if every else 0)
     evaluation = rate.evaluation[0] + rate.evaluation[1] * evaluation_flops(cell)
     seconds = rate.startup_seconds + (steps - done) * step_seconds(cell, rate) + count * evaluation
+    seconds += probe_seconds(cell, rate)
     memory = rate.memory[0] + rate.memory[1] * cell.cost.memory_bytes + _image_bytes(cell, device)
     return Estimate(seconds, round(memory))
 

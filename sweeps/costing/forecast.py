@@ -21,7 +21,7 @@ from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import RunRecord
 from gsq.runs.warm_start import planned_start
-from gsq.sweeps.costing.cost import TIME_MARGIN, Estimate, Speed, estimate, evaluation_flops, speed
+from gsq.sweeps.costing.cost import TIME_MARGIN, Estimate, Speed, estimate, evaluation_flops, probe_seconds, speed
 from gsq.sweeps.costing.gpu_memory import memory_notes
 from gsq.sweeps.costing.notes import branch_notes, evaluation_notes, image_notes, part_notes, start_notes
 from gsq.sweeps.costing.resource_class import ResourceClass, resource_class
@@ -248,7 +248,12 @@ def _lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], 
 def _evaluation_seconds(cell: Cell, rate: Speed, lack: Lacking) -> float:
     """Return the device seconds of the evaluations that a finished cell lacks."""
     share = len(lack.sizes[cell.signature]) / max(1, len(cell.config.evaluation.resolutions))
-    return rate.startup_seconds + rate.evaluation[0] + share * rate.evaluation[1] * evaluation_flops(cell)
+    return (
+        rate.startup_seconds
+        + rate.evaluation[0]
+        + share * rate.evaluation[1] * evaluation_flops(cell)
+        + probe_seconds(cell, rate)
+    )
 
 
 def _of_search(plan: Plan, cluster: Cluster, folder: SweepFolder) -> Forecast:

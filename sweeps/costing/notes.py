@@ -10,6 +10,7 @@ from gsq.config.run import FEATURE_DIMS
 from gsq.data.decoded import disk_note
 from gsq.data.manifest import Summary
 from gsq.errors import UserError
+from gsq.probe.protocol import probe_protocol_of
 from gsq.records.attempt import DONE
 from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
@@ -18,7 +19,7 @@ from gsq.words import counted
 
 
 def check_images(plan: Plan, runs: Path | None = None) -> None:
-    """Raise UserError if a cell that is still to run has too few images for an rfid."""
+    """Raise UserError if a cell that is still to run has too few images for an rfid, or for its probe."""
     folder = SweepFolder(runs or runs_root(), plan.name)
     data = plan.images
     few = {c.signature: why for c in plan.cells if (found := data.get(c.data_label)) and (why := _too_few(c, found))}
@@ -32,6 +33,7 @@ def _too_few(cell: Cell, images: Summary) -> str | None:
     evaluation = cell.config.evaluation
     try:
         evaluation.check_images(evaluation.images(cell.config.data, images.validation))
+        probe_protocol_of(evaluation, cell.config.data, cell.data_label, images.train, images.validation)
     except UserError as error:
         return str(error)
     return None

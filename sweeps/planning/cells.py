@@ -119,6 +119,8 @@ class Cell:
     data_label: str
     image_bytes: int = 0
     """Most memory of its decoded images; 0 if unknown."""
+    train_images: int = 0
+    """Training images of its data set, kept where a generation probe needs them; 0 if unknown."""
 
     @cached_property
     def cost(self) -> Cost:
@@ -262,7 +264,8 @@ class CellMaker:
         refuse_too_large(config)
         files = self.manifests[config.data]
         signature = identity(config, files, self.sign, self.absent if self.lenient else None)
-        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files))
+        probed = len(files.train) if config.evaluation.probe != "none" else 0
+        return Cell(signature, axes, config, files.label, self._decoded_bytes(config, files), probed)
 
     def _of_program(self, config: ProgramConfig, axes: dict[str, Any]) -> Cell | str:
         broken = next((c.text for c in self.where if not c.holds(config.values.__getitem__)), None)

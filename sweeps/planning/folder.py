@@ -156,6 +156,8 @@ def _line(cell: Cell, base: RunConfig) -> str:
     }
     if cell.image_bytes:
         values["image_bytes"] = cell.image_bytes
+    if cell.train_images:
+        values["train_images"] = cell.train_images
     return json.dumps(values) + "\n"
 
 
@@ -198,7 +200,8 @@ def _cell(file: Path, line: bytes, restore: Callable[[Mapping[str, Any]], RunCon
     try:
         values = json.loads(line)
         config, image_bytes = restore(values["config"]), int(values.get("image_bytes", 0))
-        return Cell(values["signature"], values["axes"], config, values["data_label"], image_bytes)
+        images = int(values.get("train_images", 0))
+        return Cell(values["signature"], values["axes"], config, values["data_label"], image_bytes, images)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         found = line[:60].decode(errors="replace")
         raise UserError(f"{file}: cell {found}... cannot be read: {type(error).__name__}: {error}") from None

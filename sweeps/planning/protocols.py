@@ -14,8 +14,9 @@ from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol_of
 from gsq.files import write_json
+from gsq.probe.protocol import probe_protocol_of
 from gsq.records.attempt import DONE
-from gsq.records.folder import RunFolder, evaluated
+from gsq.records.folder import RunFolder, evaluated, probed
 from gsq.records.read import RunRecord, newest_file
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked
@@ -29,6 +30,8 @@ class Asked(NamedTuple):
     protocol: str
     earlier: str
     """Protocol of the same evaluation in earlier versions of gsq (gsq.evaluation.protocol.Protocol.earlier)."""
+    probe: str = ""
+    """Protocol of the generation probe; empty for none."""
 
 
 def asked(plan: Plan, cells: Iterable[Cell] | None = None) -> dict[str, tuple[Asked, ...]]:
@@ -49,15 +52,17 @@ def asked(plan: Plan, cells: Iterable[Cell] | None = None) -> dict[str, tuple[As
 
 
 def _asked(evaluation: EvaluationConfig, data: DataConfig, label: str, plan: Plan) -> tuple[Asked, ...]:
-    held_out = plan.images[label].validation
+    train, held_out = plan.images[label].train, plan.images[label].validation
     sizes = evaluation.resolutions or (data.image_size,)
     try:
         if evaluation.folder:
             held_out = len(manifest(data).below(evaluation.folder).validation)
         rules = [protocol_of(evaluation, data, label, held_out, image_size=size) for size in sizes]
+        probes = [probe_protocol_of(evaluation, data, label, train, held_out, size) for size in sizes]
     except UserError:
         return ()
-    return tuple(Asked(size, one.hash, one.earlier) for size, one in zip(sizes, rules, strict=True))
+    found = zip(sizes, rules, probes, strict=True)
+    return tuple(Asked(size, one.hash, one.earlier, probe.hash if probe else "") for size, one, probe in found)
 
 
 def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], coming: Collection[str]) -> Lacking:
@@ -83,7 +88,12 @@ def lacking(plan: Plan, folder: SweepFolder, records: Mapping[str, RunRecord], c
     for cell in done:
         signature, found, last = cell.signature, there[cell.signature], final[cell.signature]
         ones = wanted.get(signature, ())
-        missing = [one for one in ones if not _there(one, last, found, in_use)]
+        probes = probed(RunFolder.of(folder.runs, signature)) if any(one.probe for one in ones) else ()
+        missing = [
+            one
+            for one in ones
+            if not _there(one, last, found, in_use) or (one.probe and (one.protocol, last, one.probe) not in probes)
+        ]
         every = cell.config.evaluation.every
         steps = range(every, last, every) if every else ()
         if missing and not _has_weights(folder, signature):

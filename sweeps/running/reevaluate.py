@@ -159,6 +159,12 @@ def _request(cell: Cell) -> _Request:
     return _Request(asdict(cell.config.evaluation), asdict(absolute(cell.config).data))
 
 
+def _changed(cell: Cell, request: _Request) -> Cell:
+    """The cell as it is evaluated, whose probe has a cost of its own."""
+    evaluation = replace(cell.config.evaluation, **request.changes)
+    return replace(cell, config=replace(cell.config, evaluation=evaluation))
+
+
 def _by_request(cells: Iterable[Cell]) -> list[tuple[_Request, list[Cell]]]:
     grouped: dict[str, tuple[_Request, list[Cell]]] = {}
     for cell in cells:
@@ -224,10 +230,10 @@ def _submit(folder: SweepFolder, todo: list[Cell], request: _Request, cluster: C
         known = {cell.signature: handed_over[cell.signature] for cell in todo if cell.signature in handed_over}
         require_known(cluster.name, known.values())
         alive = {signature for signature, job in known.items() if job.state != "gone"}
-        cells = [cell for cell in todo if cell.signature not in alive]
+        cells = [_changed(cell, request) for cell in todo if cell.signature not in alive]
         try:
             rate = speed(cells, folder.records([cell.signature for cell in cells]), cluster.device, folder, cluster.gpu)
-            # Training ends with an evaluation, so the resources of the training are enough.
+            # Training ends with an evaluation, so the resources of the training and of a probe are enough.
             Arrays(cells, rate, cluster, jobs, source).hand_over(
                 number,
                 lambda entry: EvaluationJob(str(entry.path), str(folder.runs), request.changes, request.data),

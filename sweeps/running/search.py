@@ -22,7 +22,7 @@ from gsq.errors import UserError
 from gsq.pretrained.required import require_weights
 from gsq.records.attempt import DONE, PRUNED
 from gsq.records.folder import RunFolder, runs_root
-from gsq.records.read import RunRecord, read_evaluations
+from gsq.records.read import RunRecord, read_results
 from gsq.sweeps.costing.forecast import admit
 from gsq.sweeps.planning.cells import DRAWS, Cell, CellMaker, Plan, derived
 from gsq.sweeps.planning.folder import SweepFolder
@@ -344,7 +344,8 @@ class Driver:
 
     def _evaluations(self, cell: Cell) -> list[dict[str, Any]]:
         """Evaluations of a run under the study's protocol, by step. The first finished run sets the protocol."""
-        found = list(read_evaluations(RunFolder.of(self.folder.runs, cell.signature)))
+        results = read_results(RunFolder.of(self.folder.runs, cell.signature))
+        found = list(results.evaluations.values())
         wanted = cell.config.evaluation
         protocol = self.study.user_attrs.get("protocol")
         if protocol is None:
@@ -355,7 +356,19 @@ class Driver:
                 return []
             protocol = max(fitting, key=lambda e: (e["num_images"], e["step"]))["protocol"]
             self.study.set_user_attr("protocol", protocol)
-        return sorted((e for e in found if e["protocol"] == protocol), key=lambda e: e["step"])
+        found = [{**e, **self._probe(cell, results.probes)} for e in found if e["protocol"] == protocol]
+        return sorted(found, key=lambda e: e["step"])
+
+    def _probe(self, cell: Cell, probes: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
+        """The probe of a run's last step under the study's probe protocol, which the first finished run sets."""
+        protocol, last = str(self.study.user_attrs.get("protocol")), cell.config.train.steps
+        wanted = self.study.user_attrs.get("probe_protocol")
+        asked = cell.config.evaluation.probe
+        found = [one for one in probes.get((protocol, last), []) if one["probe"] == asked]
+        found = [one for one in found if wanted in (None, one["probe_protocol"])]
+        if found and wanted is None:
+            self.study.set_user_attr("probe_protocol", found[0]["probe_protocol"])
+        return found[0] if found else {}
 
     def _report(self, trial: FrozenTrial, evaluations: list[dict[str, Any]]) -> None:
         """Report what the worker did not, because it was killed or belongs to another sweep."""

@@ -1,4 +1,4 @@
-"""The results table: one row for each (sweep, signature, step, protocol).
+"""The results table: one row for each (sweep, signature, step, protocol), and for each generation probe of it.
 
 A planned cell without an evaluation also has a row, with null metrics, so that gaps stay visible. Among the other rooms
 ``analysis`` imports only this module, which loads pandas and pyarrow when a table is built.
@@ -65,6 +65,8 @@ COLUMNS: tuple[Column, ...] = (
         ("num_images", "int64", "images", "validation images compared"),
         ("resolution", "int64", "pixels", "height and width of the images compared"),
         ("rank_deficient", "bool", "", "fewer images than feature_dim + 1: rfid is biased upwards"),
+        ("probe", "string", "", "size of the generation probe: tiny, small or base; null without one"),
+        ("probe_protocol", "string", "", "hash of the probe's protocol, under which its columns may be compared"),
         ("lpips_network", "string", "", "network behind lpips and the first digits of its weights' sha256, else null"),
     ),
     *(Column(a.name, a.type, a.unit, a.role, a.description) for a in AXES if a.stored),
@@ -94,6 +96,32 @@ COLUMNS: tuple[Column, ...] = (
         ("tokens", "int64", "indices", "indices behind usage and perplexity"),
         ("few_tokens", "bool", "", "fewer than 10 tokens a row, which limits usage and perplexity"),
         ("uniform_usage", "float64", "share", "usage that as many uniform indices would give, 1 - (1 - 1/V)^tokens"),
+        (
+            "prior_bits_per_token",
+            "float64",
+            "bits",
+            "exact code length of a held-out latent position under the prior that a generation probe has learned; null "
+            "without a probe, like the columns after it",
+        ),
+        ("prior_bits_per_pixel", "float64", "bits/pixel", "the same for a pixel"),
+        (
+            "prior_gain_bits",
+            "float64",
+            "bits",
+            "effective_bits - prior_bits_per_token: what the prior knows of context",
+        ),
+        ("gfid", "float64", "", "Frechet distance of the probe's decoded samples to held-out images in `features`"),
+        ("gfid_minus_rfid", "float64", "", "gfid - rfid: what generating the indices costs beyond reconstruction"),
+        ("gfid_samples", "int64", "images", "samples behind gfid, at temperature 1 and without guidance"),
+        ("probe_train_bits", "float64", "bits", "code length of a latent position of images that the probe has seen"),
+        (
+            "probe_curve",
+            "list<float64>",
+            "bits",
+            "held-out code length of a latent position at equal steps of the probe",
+        ),
+        ("probe_converged", "bool", "", "whether the probe's training has levelled off"),
+        ("probe_overfits", "bool", "", "whether held-out images got longer codes towards the end of the training"),
     ),
     *_columns(
         "cost",
@@ -102,6 +130,8 @@ COLUMNS: tuple[Column, ...] = (
         ("train_flops", "float64", "FLOPs", "training FLOPs up to `step`, 2 for a multiply-add"),
         ("device_seconds", "float64", "s", "device time of all attempts: training, evaluation and start-up"),
         ("failed_seconds", "float64", "s", "the part of device_seconds in attempts that failed or were stopped"),
+        ("probe_parameters", "int64", "parameters", "learned parameters of the generation probe"),
+        ("probe_seconds", "float64", "s", "time of the probe: tokens, training, samples; less what was resumed"),
         ("peak_memory_bytes", "int64", "bytes", "largest resident (CPU) or allocated (GPU) memory"),
     ),
     *_columns(
@@ -136,6 +166,10 @@ COLUMNS: tuple[Column, ...] = (
     ),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
+PROBED: tuple[str, ...] = tuple(
+    name for name in BY_NAME if name.startswith(("prior_", "gfid", "probe")) and name != "probe_protocol"
+)
+"""Columns of generation probes, of which only those of one probe_protocol may be compared."""
 
 LARGEST_INT = 2**63 - 1
 
@@ -237,7 +271,7 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
 
     extra: columns beside those of every table; ``rows`` can add to it while it is read.
 
-    Raises ValueError if two rows have the same key (sweep, signature, step, protocol).
+    Raises ValueError if two rows have the same key (sweep, signature, step, protocol) and probe.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -249,9 +283,9 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
         for row in chunk:
             if unknown := row.keys() - BY_NAME.keys() - extra.keys():
                 raise ValueError(f"columns {sorted(unknown)} are not in the schema")
-            key = tuple(row.get(name) for name in KEY)
+            key = tuple(row.get(name) for name in (*KEY, "probe_protocol"))
             if key in seen:
-                raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=True))}")
+                raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=False))}")
             seen.add(key)
         columns = _with(extra.values())
         schema = arrow_schema(extra.values())

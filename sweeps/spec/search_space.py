@@ -79,7 +79,9 @@ METRICS: dict[str, Direction] = {
     **dict.fromkeys(("psnr_db", "ssim", "usage", "perplexity"), "maximize"),
 }
 COSTS = ("device_seconds", "train_flops", "parameters", "bits_per_pixel", "bits_per_token")
-OBJECTIVES: dict[str, Direction] = {**METRICS, **dict.fromkeys(COSTS, "minimize")}
+# Those of a generation probe, which the base config must ask for.
+PROBES = ("gfid", "gfid_minus_rfid", "prior_bits_per_pixel", "prior_bits_per_token")
+OBJECTIVES: dict[str, Direction] = {**METRICS, **dict.fromkeys((*COSTS, *PROBES), "minimize")}
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,12 @@ def _check(search: Search, base: RunConfig, where: str) -> None:
         raise UserError(f"{where}.sampler: cmaes has one objective, not {len(search.objectives)}; use tpe, gp or nsga2")
     if search.sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
         raise UserError(f"{where}.sampler: cmaes needs a package that is not installed: pip install cmaes")
+    probed = [name for name in search.objectives if name in PROBES]
+    if probed and base.evaluation.probe == "none":
+        raise UserError(
+            f"{where}.objectives: {probed[0]} is measured by a generation probe, and evaluation.probe is none; set "
+            "evaluation.probe to tiny, small or base"
+        )
     if search.pruner != "none":
         if several:
             raise UserError(f"{where}.pruner: {search.pruner} compares one objective, not {len(search.objectives)}")

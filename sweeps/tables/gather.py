@@ -209,10 +209,13 @@ def _cell_rows(
         wrong = [name for name, value in values.items() if not fits(BY_NAME.get(name) or extra[name], value)]
         if not wrong and not file.endswith(f"/{values.get('protocol')}-{values.get('step', -1):08d}.json"):
             wrong = ["protocol or step"]
+        probes = results.probes.get((str(values.get("protocol")), values.get("step", -1)), [])
+        added = [{name: value for name, value in one.items() if name in BY_NAME} for one in probes]
+        wrong += [name for one in added for name, value in one.items() if not fits(BY_NAME[name], value)]
         if wrong:
             unreadable.append(f"{file} ({', '.join(wrong)})")
         else:
-            evaluations.append(values)
+            evaluations += [{**values, **one} for one in added or [{}]]
     provenance = {
         name: environment.get(name) for name in ("execution_signature", "source", "commit", "device", "parts")
     }

@@ -95,6 +95,11 @@ TRUTH: dict[str, tuple[pd.DataFrame, dict[str, float]]] = {
         {"E": 0.4, "A": 30.0, "a": 0.5, "B_c": 40.0},
     ),
     "step_approach": (pd.DataFrame({"step": np.arange(1, 13) * 1000}), {"E": 0.5, "A": 2.0, "tau": 3000.0}),
+    "prior_rate": (pd.DataFrame({"prior_bits_per_pixel": np.geomspace(0.05, 6, 12)}), {"c": 20.0, "alpha": 0.4}),
+    "tradeoff": (
+        pd.DataFrame({"prior_bits_per_pixel": np.geomspace(0.05, 6, 12)}),
+        {"g": 50.0, "k": 0.2, "b": 0.7},
+    ),
     "step_power": (pd.DataFrame({"step": np.arange(1, 13) * 1000}), {"E": 0.4, "A": 30.0, "a": 0.5}),
 }
 
@@ -107,7 +112,8 @@ def simulated(name: str, noise: float) -> pd.DataFrame:
     centre = law.form().centre(data)
     theta = law.form().internal(np.array([truth[parameter] for parameter in law.parameters]), centre)
     value = law.form().both(theta[None], data, centre)[0][0]
-    return frame.assign(rfid=value * np.exp(np.random.default_rng(1).normal(0, noise, len(frame))))
+    found = value * np.exp(np.random.default_rng(1).normal(0, noise, len(frame)))
+    return frame.assign(**{LAWS[name].target: found})
 
 
 def test_every_named_law_is_tried_here() -> None:

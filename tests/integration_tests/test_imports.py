@@ -17,8 +17,8 @@ NOWHERE = ("torchvision", "timm", "lpips", "torch_fidelity", "pytorch_fid")
 # Each wing may import those before it. What lies beside the wings of a room, such as errors.py, comes first.
 WINGS = {
     "gsq": (
-        "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "runs",
-        "tokenizer", "peers", "templates", "cli",
+        "config", "records", "metrics", "data", "pretrained", "quantizers", "models", "training", "evaluation", "probe",
+        "runs", "tokenizer", "peers", "templates", "cli",
     ),
     "sweeps": ("schema", "spec", "planning", "state", "costing", "running", "tables", "tracking"),
     "analysis": ("tables", "laws", "fitting", "checking", "allocating", "designing", "figures", "reporting"),
