@@ -224,10 +224,12 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
-            probed = f"gFID {result['gfid']:.4g}, {result['prior_bits_per_pixel']:.4g} prior bits/pixel, "
+            probed = ""
+            if "gfid" in result:
+                probed = f"gFID {result['gfid']:.4g}, {result['prior_bits_per_pixel']:.4g} prior bits/pixel, "
             typer.echo(
-                f"{over}: {result['signature']} {probed if 'gfid' in result else ''}rFID {result['rfid']:.4g} in "
-                f"{result['features']}, {result['num_images']} images of {result['resolution']} pixels"
+                f"{over}: {result['signature']} {probed}rFID {result['rfid']:.4g} in {result['features']}, "
+                f"{result['num_images']} images of {result['resolution']} pixels"
             )
 
     done = evaluate_sweep(name, changes, cluster, on_result=show)
