@@ -13,6 +13,7 @@ from gsq.analysis.checking.optimum import Optimum, SizeOptimum
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import caption, legend_outside, log_axis, save, style
 from gsq.analysis.tables.table import numbers
+from gsq.words import counted
 
 
 def optimum_figure(found: Optimum, path: str | Path | None = None) -> Figure:
@@ -33,7 +34,10 @@ def optimum_figure(found: Optimum, path: str | Path | None = None) -> Figure:
             legend_outside(figure, handles, width)
         left_out = sum(bool(one.reason) for one in found.sizes)
         parts = [f"{law.formula()}." if law is not None else f"{found.no_law}." if found.no_law else ""]
-        parts += [f"{left_out} of {len(found.sizes)} grids do not bracket an optimum." if left_out else ""]
+        few = "does" if left_out == 1 else "do"
+        parts += [
+            f"{left_out} of {counted(len(found.sizes), 'grid')} {few} not bracket an optimum." if left_out else ""
+        ]
         caption(figure, parts, width)
     return save(figure, path)
 
