@@ -93,8 +93,8 @@ class Allocation:
         for point in self.points:
             lines += ["", f"budget {point.budget:.4g}"]
             for name, one in point.columns.items():
-                best = "no best value within the search" if np.isnan(one.value) else f"{one.value:.4g}"
-                lines.append(f"  {name} = {best}  {one.ends()}")
+                open_ = np.isnan(one.value)
+                lines.append(f"  {name}: none found" if open_ else f"  {name} = {one.value:.4g}  {one.ends()}")
                 if name in point.exponents:
                     power = point.exponents[name]
                     lines.append(f"    {name} ~ budget^{power.value:.3f}  {power.ends()}")
