@@ -52,7 +52,7 @@ def fit_command(
             "--target",
             metavar="COLUMN ...",
             help="Predict this column instead of the law's own. Several columns share the parameters of the formula, "
-            "but for those with the index [out]: A[out].",
+            "except those with the index \\[out], such as A\\[out].",
         ),
     ] = None,
     bound: BoundOption = None,
@@ -111,7 +111,7 @@ def fit_command(
             "--arms",
             metavar="COLUMN[=LEVEL]",
             help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
-            "column is worth; the law indexes a parameter by it: A[quantizer]. --figure draws it.",
+            "column is worth. The law has a parameter with that column as its index: A\\[quantizer]. --figure draws it.",
         ),
     ] = None,
     random: Annotated[
@@ -137,7 +137,7 @@ def fit_command(
         bool, typer.Option("--laws", help="List the named laws.", callback=_list_laws, is_eager=True)
     ] = False,
 ) -> None:
-    """Fit scaling laws to a results table, or to any other table.
+    r"""Fit scaling laws to a results table, or to any other table.
 
     Prints the law with its numbers, an interval for each parameter, and what the fit leaves out. Do not quote a
     parameter that is marked "not determined"; you may quote predictions.
@@ -150,9 +150,9 @@ def fit_command(
 
     Example: gsq fit rates --optimum learning_rate --by width batch_size --figure rates.png
 
-    Example: gsq fit groups --law "rfid = A[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
+    Example: gsq fit groups --law "rfid = A\[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
 
-    Example: gsq fit runs.csv --law "E[out] + A[out] / N^a" --target train_loss val_loss
+    Example: gsq fit runs.csv --law "E\[out] + A\[out] / N^a" --target train_loss val_loss
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json

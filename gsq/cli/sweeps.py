@@ -10,16 +10,19 @@ import typer
 from gsq.cli.options import JsonOption, NameArgument, YesOption, ask, print_json
 from gsq.words import counted
 
-sweeps_app = typer.Typer(help="List sweeps with their state, age and size; rename or remove one.")
+sweeps_app = typer.Typer()
 
 
 @sweeps_app.callback(invoke_without_command=True)
 def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List sweeps with state, age and size, the last submitted first; or rename or remove one.
+    """List sweeps with their state, age and size; rename or remove one.
 
-    The size is that of the sweep's folder and runs; a run that several sweeps share counts for each of them.
+    The sweep submitted last comes first. The size is that of the sweep's folder and runs; a run that several sweeps
+    share counts for each of them.
 
-    Example: gsq sweeps
+    Example: gsq sweeps --json
+
+    Example: gsq sweeps rename groups groups-old
     """
     if context.invoked_subcommand is not None:
         return
