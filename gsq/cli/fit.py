@@ -111,7 +111,7 @@ def fit_command(
             "--arms",
             metavar="COLUMN[=LEVEL]",
             help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
-            "column is worth. The law has a parameter with that column as its index: A\\[quantizer]. --figure draws it.",
+            "column is worth. A parameter of the law has the column as its index: A\\[quantizer]. --figure draws it.",
         ),
     ] = None,
     random: Annotated[

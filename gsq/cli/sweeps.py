@@ -17,8 +17,7 @@ sweeps_app = typer.Typer()
 def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
     """List sweeps with their state, age and size; rename or remove one.
 
-    The sweep submitted last comes first. The size is that of the sweep's folder and runs; a run that several sweeps
-    share counts for each of them.
+    The sweep submitted last comes first. A run that several sweeps share counts in the size of each.
 
     Example: gsq sweeps --json
 
