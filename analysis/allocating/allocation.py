@@ -1,4 +1,4 @@
-"""How to spend a budget by a fitted law: the best size and length of training, with intervals.
+"""Spend a budget by a fitted law: the best model size and length of training, with intervals.
 
 ``allocate(fit, budget=1e21, cost="6*N*D")``; the figure is ``analysis.allocation_figure``.
 """
@@ -30,11 +30,11 @@ class BestPoint:
 
     budget: float
     columns: dict[str, Derived]
-    """Free column to its best value."""
+    """The best value of each free column."""
     predicted: tuple[float, float, float]
-    """The law there, and its band."""
+    """The law's prediction at that point: (value, low, high)."""
     exponents: dict[str, Derived]
-    """Free column to d ln column / d ln budget at this budget; empty on a curve, and where one column alone is free."""
+    """d ln column / d ln budget of each free column at this budget; empty on a curve or if only one column is free."""
     warnings: tuple[str, ...]
 
     def to_dict(self, target: str) -> dict[str, object]:
@@ -50,33 +50,33 @@ class BestPoint:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best points of a law under a cost."""
+    """The points at which a law is best for its cost."""
 
     fit: Fit
     constraint: Constraint
     points: tuple[BestPoint, ...]
-    """For the budget that was asked for, or for the ends of the curve."""
+    """The best point at the requested budget, or at both ends of the curve."""
     curve: tuple[BestPoint, ...]
-    """For evenly spaced budgets (in logarithms); its intervals are bootstrap ones where the fit has resamples."""
+    """Best points at budgets evenly spaced in the logarithm, with bootstrap intervals if the fit has resamples."""
     reach: tuple[float, Derived] | None
-    """The value that the law was to come down to, and the least budget for it; None where a budget was given."""
+    """The target value to reach and the smallest budget that reaches it; None if a budget was given."""
     parabolas: tuple[Parabolas, ...]
-    """For each free column of two, where the table has isoFLOP slices."""
+    """One for each of two free columns, if the table has isoFLOP slices."""
 
     @property
     def measured_costs(self) -> tuple[float, float]:
         return float(self.constraint.costs.min()), float(self.constraint.costs.max())
 
     def line(self, low: float, high: float, count: int = 61) -> tuple[Array, dict[str, Array]]:
-        """Budgets between two, (count,), and the best value of each free column there, without intervals; NaN where
-        the search ends at a limit."""
+        """Return ``count`` budgets from ``low`` to ``high``, and the best value of each free column at them, without
+        intervals; NaN where the search ends at a limit."""
         budgets = np.geomspace(low, high, count)
         found = self.constraint.search.best(np.repeat(_natural(self.fit), count, axis=0), budgets)
         place = np.where(found.at_limit == 0, np.exp(found.place), np.nan)
         return budgets, dict(zip(self.constraint.free, place.T, strict=True))
 
     def slice_of(self, budget: float, column: str, values: Array) -> Array:
-        """The law where the cost is ``budget``, at these ``values`` (n,) of one of two free columns, (n,)."""
+        """Return the law (n,) at the cost ``budget`` and at ``values`` (n,) of one of two free columns."""
         return self.constraint.search.along(_natural(self.fit), budget, column, values)
 
     def text(self) -> str:
@@ -145,8 +145,8 @@ def allocate(
     within: Limits | None = None,
     slices: str | None = None,
 ) -> Allocation:
-    """The best point of ``fit``'s law where the cost is ``budget``, or the cheapest where the law comes down to
-    ``reach``, over the columns that law and cost share; they are continuous and above 0.
+    """Find the best point of ``fit``'s law at the cost ``budget``, or the cheapest point at which the law reaches
+    ``reach``. The free columns are those that the law and the cost share; they are continuous and above 0.
 
     cost: an expression over columns, such as "6*N*D", in the unit of the budget; by default that, for a law of
     parameters and tokens, and what gsq's own runs cost for one of parameters and images.
@@ -166,7 +166,7 @@ def allocate(
         )
     if budgets is not None and not 0 < budgets[0] < budgets[1] < np.inf:
         raise AnalysisError(
-            f"budgets {budgets[0]:g}:{budgets[1]:g} are no range: two numbers above 0, the smaller first"
+            f"budgets {budgets[0]:g}:{budgets[1]:g} is not a range: give two numbers above 0, the smaller first"
         )
     constraint = read_constraint(fit, cost, at or {}, within or {}, max(asked, default=None))
     for one in asked:
@@ -197,7 +197,7 @@ def _require_measured(constraint: Constraint, budget: float) -> None:
     if budget < least * (1 - 1e-9):
         raise AnalysisError(
             f"a budget of {budget:g} is below the cheapest measured cell, which costs {least:.4g} by "
-            f"{constraint.text!r}: the law says nothing of so small runs; give more, in the unit of the cost"
+            f"{constraint.text!r}: the law says nothing about such small runs; give more, in the unit of the cost"
         )
 
 
@@ -242,7 +242,7 @@ def _point(fit: Fit, constraint: Constraint, budget: float, on_curve: bool = Fal
 
 
 def _best_of(constraint: Constraint, budget: float, name: str, near: Optima) -> Quantity:
-    """ln of a column's best value, as a function of the parameters."""
+    """Return ln of a column's best value as a function of the parameters."""
     i = constraint.free.index(name)
 
     def quantity(natural: Array) -> Array:
@@ -269,7 +269,7 @@ def _by_draws(fit: Fit, constraint: Constraint, budget: float, best: Optima) -> 
 
 
 def _logged(one: Derived) -> Derived:
-    """A quantity whose logarithm ``one`` is; what lies at a limit of the search is open."""
+    """Return exp of ``one``; ends that lie at a limit of the search become open."""
 
     def ends(pair: tuple[float, float]) -> tuple[float, float]:
         low, high = pair
@@ -298,7 +298,7 @@ def _cheapest(fit: Fit, constraint: Constraint, reach: float) -> Derived:
     if found < least:
         raise AnalysisError(
             f"{fit.target} = {reach:g} is reached below the cheapest measured cell, which costs {np.exp(least):.4g} by "
-            f"{constraint.text!r}: the law says nothing of so small runs; ask for less than "
+            f"{constraint.text!r}: the law says nothing about such small runs; ask for a value below "
             f"{search.best(_natural(fit), float(np.exp(least))).value[0]:.4g}"
         )
     near = search.best(_natural(fit), float(np.exp(found))).place[0]
@@ -306,7 +306,7 @@ def _cheapest(fit: Fit, constraint: Constraint, reach: float) -> Derived:
 
 
 def _warnings(constraint: Constraint, budget: float, best: Optima, columns: dict[str, Derived]) -> tuple[str, ...]:
-    """What to know before believing a point: extrapolation, limits of the search, open intervals."""
+    """Return the warnings about a point: extrapolation, limits of the search, open intervals."""
     found, largest = [], float(constraint.costs.max())
     if budget > _BEYOND * largest:
         found.append(f"extrapolates: the budget is {budget / largest:.3g} times the cost of the largest measured cell")

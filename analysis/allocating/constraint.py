@@ -1,4 +1,4 @@
-"""What an allocation is asked under: the cost, which columns are free, held, or limited. Read and checked here."""
+"""The constraint on an allocation: the cost, and which columns are free, held or limited."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gsq.analysis.tables.table import Array, is_results, numbers, quoted, unquot
 
 _SIZES = ("N", "params", "parameters", "n_params", "num_params")
 _EXAMPLES = ("D", "tokens", "n_tokens", "num_tokens")
-_AROUND = 1e3  # times what was measured: as far as a free column without limits is searched
+_AROUND = 1e3  # a free column without limits is searched this many times beyond its measured range
 _MOST_FREE = 4
 Limits = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A cost over columns, and what was measured of it."""
+    """The cost as a function of columns, and its values and columns in the measured rows."""
 
     text: str
-    """The cost, as it was written."""
+    """The cost expression as the user wrote it."""
     source: str
-    """Where it comes from, if the user did not name it; else ""."""
+    """Where a default cost comes from; "" if the user named the cost."""
     search: Search
     measured: dict[str, tuple[float, float]]
     """Least and largest measured value of each free column."""
@@ -44,8 +44,8 @@ class Constraint:
 
 
 def default_cost(fit: Fit) -> tuple[str, str]:
-    """The cost where none was named, and where it comes from: 6 N D for parameters and tokens; what gsq's own runs cost
-    for parameters and images. Raises AnalysisError for a law of other columns."""
+    """Return the default cost and where it comes from: 6 N D for a law of parameters and tokens, and the measured cost
+    of gsq's own runs for one of parameters and images. Raises AnalysisError for a law of other columns."""
     columns = fit.law.columns
     size = [name for name in _SIZES if name in columns]
     data = [name for name in _EXAMPLES if name in columns]
@@ -61,7 +61,7 @@ def default_cost(fit: Fit) -> tuple[str, str]:
                 f"the median of train_flops over parameters * images_seen, which is {low:.3g} to {high:.3g}",
             )
     raise AnalysisError(
-        f"{fit.law.name} reads {', '.join(columns)}, of which no cost is known: name it with --cost, such as "
+        f"{fit.law.name} reads {', '.join(columns)}, for which there is no default cost: name one with --cost, such as "
         f'--cost "6 * {quoted(columns[0])}' + (f' * {quoted(columns[1])}"' if len(columns) > 1 else '"')
     )
 
@@ -69,10 +69,10 @@ def default_cost(fit: Fit) -> tuple[str, str]:
 def read_constraint(
     fit: Fit, cost: str | None, at: Mapping[str, float], within: Limits, largest: float | None
 ) -> Constraint:
-    """The constraint on the columns of ``fit``'s law; ``largest``: the largest budget that will be asked for.
+    """Read the constraint on the columns of ``fit``'s law; ``largest`` is the largest budget that will be asked for.
 
-    Raises AnalysisError for a cost that cannot be read, that none of the law's columns counts in, or that no value
-    changes, and for a column of either without a value.
+    Raises AnalysisError for a cost that cannot be read, that depends on none of the law's columns, or that does not
+    rise with a free column, and for a column of the law or the cost that has no value.
     """
     text, source = (cost, "") if cost else default_cost(fit)
     rows, law = with_derived(fit.rows), fit.law
@@ -90,7 +90,7 @@ def read_constraint(
         raise AnalysisError(
             f"the cost {text!r} depends on none of the columns that {law.name} reads ({', '.join(law.columns)})"
             + (" and that --at leaves free" if at else "")
-            + ": a budget limits nothing; name a cost over them (--cost)"
+            + ", so a budget would limit nothing; name a cost that depends on them (--cost)"
         )
     if len(free) > _MOST_FREE:
         raise AnalysisError(
@@ -119,7 +119,7 @@ def read_constraint(
     ends = [within.get(n, (measured[n][0] / _AROUND, measured[n][1] * _AROUND * more)) for n in free]
     for name, (low, high) in zip(free, ends, strict=True):
         if not 0 < low < high < np.inf:
-            raise AnalysisError(f"--within {name}={low:g}:{high:g}: limits are two numbers above 0, the smaller first")
+            raise AnalysisError(f"--within {name}={low:g}:{high:g}: give two numbers above 0, the smaller first")
     # The cost gives the column that may vary the most; the others are searched.
     wide = sorted(range(len(free)), key=lambda i: ends[i][1] / ends[i][0])
     free, ends = tuple(free[i] for i in wide), [ends[i] for i in wide]
@@ -128,7 +128,7 @@ def read_constraint(
     for i, name in enumerate(free):
         step = np.eye(len(free))[i] * 0.1
         if not search.cost_at(middle + step)[0] > search.cost_at(middle - step)[0]:
-            raise AnalysisError(f"the cost {text!r} does not rise with {name}: a budget does not limit it")
+            raise AnalysisError(f"the cost {text!r} does not rise with {name}, so a budget does not limit {name}")
     return Constraint(text, source, search, measured, frozenset(within), np.asarray(costs))
 
 

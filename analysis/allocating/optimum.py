@@ -1,4 +1,4 @@
-"""The least value of a law along a curve of equal cost, for many parameter vectors at once.
+"""Minimise a law along a curve of equal cost, for many parameter vectors at once.
 
 All columns are searched in their logarithms: of d free columns the last is solved from the cost, the others are
 searched on a grid that narrows around its best point, and at the end by Newton's method on differences, where the law
@@ -36,14 +36,14 @@ class Optima:
     place: Array
     """Logarithms of the free columns, (m, d); NaN where no point has the cost."""
     value: Array
-    """The law there, (m,)."""
+    """Value of the law at that point, (m,)."""
     at_limit: Array
     """(m, d): -1 where the point lies at the low limit of a column, 1 at its high one, else 0."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: a law over its ``free`` columns, whose ``fixed`` others are held, along ``cost`` = budget."""
+    """The problem: minimise a law over its ``free`` columns along ``cost`` = budget, with the others ``fixed``."""
 
     law: Law
     cost: Evaluate
@@ -54,13 +54,13 @@ class Search:
     """Limits of the free columns, in logarithms, (d,)."""
 
     def cost_at(self, place: Array) -> Array:
-        """ln cost at logarithms (..., d) of the free columns; NaN where it is not above 0."""
+        """Return ln cost at logarithms (..., d) of the free columns; NaN where the cost is not above 0."""
         columns = {name: np.exp(place[..., i]) for i, name in enumerate(self.free)}
         cost = np.asarray(self.cost({**self.fixed, **columns}), dtype=np.float64)
         return np.broadcast_to(np.log(np.where(cost > 0, cost, np.nan)), place.shape[:-1])
 
     def value_at(self, natural: Array, place: Array) -> Array:
-        """The law for natural parameters (m, k) at logarithms (m, g, d) of the free columns, (m, g)."""
+        """Return the law (m, g) for natural parameters (m, k) at logarithms (m, g, d) of the free columns."""
         columns = {name: np.exp(place[..., i]) for i, name in enumerate(self.free)}
         theta = {name: natural[:, i, None] for i, name in enumerate(self.law.parameters)}
         found = numeric(self.law.read.tree)({**self.fixed, **columns, **theta})
@@ -68,7 +68,7 @@ class Search:
 
     @np.errstate(all="ignore")
     def best(self, natural: Array, budget: float | Array, near: Array | None = None) -> Optima:
-        """The least value of the law where the cost is ``budget``, one or (m,), for natural parameters (m, k).
+        """Find the least value of the law at the cost ``budget``, a scalar or (m,), for natural parameters (m, k).
 
         ``near``: logarithms (d,) of a point from which Newton's method is tried first.
         """
@@ -86,8 +86,8 @@ class Search:
         return Optima(place, np.where(np.isnan(place).any(axis=1), np.nan, value), self._limits(place))
 
     def exponents(self, natural: Array, budget: float, near: tuple[Array, Array] | None = None) -> Array:
-        """d ln column / d ln budget of the best point, (m, d), between half and twice the budget; NaN where it lies at
-        a limit. ``near``: points near those of both."""
+        """Return d ln column / d ln budget of the best point, (m, d), from half to twice the budget; NaN where
+        the point lies at a limit. ``near`` has a point near the best one of each of the two budgets."""
         ends = [
             self.best(natural, budget * factor, None if near is None else near[i]) for i, factor in enumerate((0.5, 2))
         ]
@@ -96,8 +96,8 @@ class Search:
 
     @np.errstate(all="ignore")
     def along(self, natural: Array, budget: float, column: str, values: Array) -> Array:
-        """The law for natural parameters (1, k) where the cost is ``budget``, at ``values`` (n,) of one of two free
-        columns, (n,); NaN where none of the other has this cost."""
+        """Return the law (n,) for natural parameters (1, k) at the cost ``budget`` and ``values`` (n,) of one of two
+        free columns; NaN where no value of the other column gives this cost."""
         first = self.free.index(column) == 0
         way = self if first else replace(self, free=self.free[::-1], low=self.low[::-1], high=self.high[::-1])
         place = way._completed(np.log(values)[None, :, None], np.log([[budget]]))
@@ -107,7 +107,7 @@ class Search:
         return np.where(place < self.low + _NEAR, -1.0, np.where(place > self.high - _NEAR, 1.0, 0.0))
 
     def _narrowed(self, natural: Array, goal: Array) -> tuple[Array, Array]:
-        """The best place (m, d) and value (m,) by a grid that narrows, wherever the point may lie."""
+        """Find the best place (m, d) and value (m,) on a grid that narrows, without a first guess."""
         m, searched = len(natural), len(self.free) - 1
         low, high = (np.tile(end[:searched], (m, 1)) for end in (self.low, self.high))
         count = _GRID.get(searched, 1)
@@ -128,7 +128,7 @@ class Search:
     def _polished(
         self, natural: Array, place: Array, value: Array, goal: Array, steps: int, reach: float
     ) -> tuple[Array, Array, Bools]:
-        """Up to ``steps`` steps of Newton's method, each at most ``reach`` long, and which have come to rest."""
+        """Take up to ``steps`` Newton steps, each at most ``reach`` long; also return which problems have converged."""
         rest = np.zeros(len(place), dtype=bool)
         for _ in range(steps):
             new, least, fit = self._newton(natural, place, value, goal, reach)
@@ -140,10 +140,10 @@ class Search:
 
     @np.errstate(all="ignore")
     def cheapest(self, natural: Array, reach: float, start: float, near: Array | None = None) -> Array:
-        """ln of the least cost at which the law comes down to ``reach``, (m,); OUTSIDE where it never does.
+        """Return ln of the least cost at which the law reaches the value ``reach``, (m,); OUTSIDE where it never does.
 
-        ``start``: a logarithm near it, and ``near`` a point near the best one there. By Newton's method in the
-        logarithm of the cost.
+        The search is Newton's method in the logarithm of the cost. ``start`` is a logarithm near the solution, and
+        ``near`` a point near the best one at that cost.
         """
         at = np.full(len(natural), start)
         lost = np.zeros(len(natural), dtype=bool)
@@ -158,7 +158,7 @@ class Search:
         return np.where(lost | ~(np.abs(here - reach) <= 1e-6 * abs(reach)), OUTSIDE, at)
 
     def _least(self, natural: Array, lead: Array, goal: Array) -> tuple[Array, Array]:
-        """The best of the points whose first columns are ``lead`` (m, g, d - 1): place (m, d) and value (m,)."""
+        """Return the best point, as place (m, d) and value (m,), of those with first columns ``lead`` (m, g, d - 1)."""
         place = self._completed(lead, goal)
         value = self.value_at(natural, place)
         last = place[..., -1]
@@ -171,7 +171,7 @@ class Search:
         return np.where(none, np.nan, place[rows, at]), value[rows, at]
 
     def _completed(self, lead: Array, goal: Array) -> Array:
-        """``lead`` (..., d - 1) with the last column that the cost asks for, NaN where none does."""
+        """Append to ``lead`` (..., d - 1) the last column that meets the cost; NaN where none does."""
         low, high = self.low[-1], self.high[-1]
         last = np.full(lead.shape[:-1], (low + high) / 2)
 
@@ -191,8 +191,8 @@ class Search:
     def _newton(
         self, natural: Array, place: Array, value: Array, goal: Array, reach: float
     ) -> tuple[Array, Array, Bools]:
-        """One step from ``place`` (m, d) by the slopes and curvatures that differences give, where it stays within the
-        limits and does not lead upwards; and which were taken."""
+        """Take one Newton step from ``place`` (m, d), with slopes and curvatures by finite differences, unless it
+        leaves the limits or raises the law; also return which steps were taken."""
         searched = place.shape[1] - 1
         offsets = list(product((-1, 0, 1), repeat=searched))
         lead = place[:, None, :searched] + _FINE * np.array(offsets, dtype=np.float64)
@@ -200,7 +200,7 @@ class Search:
         axes = range(searched)
 
         def at(*moves: tuple[int, int]) -> Array:
-            """The law where these axes are moved by these steps."""
+            """Return the law at the point moved by these steps along these axes."""
             by = dict(moves)
             return np.asarray(around[:, offsets.index(tuple(by.get(i, 0) for i in axes))])
 
@@ -233,5 +233,5 @@ OUTSIDE = 690.0  # a logarithm near those of the largest and the least number of
 
 
 def ends_of(values: Array, limits: Array) -> Array:
-    """Logarithms ``values`` (m,) with those at a limit (-1, 1) far outside: the search, not the law, ended there."""
+    """Return logarithms ``values`` (m,), with those at a limit (-1, 1) moved far outside: there the search ended."""
     return np.where(limits == 0, values, np.where(limits < 0, -OUTSIDE, OUTSIDE))

@@ -1,4 +1,4 @@
-"""What parabolas through isoFLOP profiles say of the allocation, and how far they are off for the law itself."""
+"""The allocation by parabolas through isoFLOP profiles, and the bias of this method on the fitted law itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from gsq.analysis.tables.table import Array
 
-_GAP = 0.1  # of ln cost: rows within it are runs of one budget
-_FEWEST = 4  # sizes of a slice
+_GAP = 0.1  # rows whose ln cost differs by less are runs of one budget
+_FEWEST = 4  # sizes that a slice needs
 
 
 WHY = (
@@ -24,7 +24,7 @@ class Slice:
 
     cost: float
     rows: tuple[int, ...]
-    """Numbers of the rows."""
+    """Positions of the rows in the table."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Parabolas:
     exponent: float
     """Exponent of the power law through the vertices against the cost."""
     of_law: float
-    """The same of the fitted law's own values at the same points, which have no noise; NaN where it has no vertices."""
+    """The same exponent for the law's own, noise-free values at the same points; NaN if these have no vertices."""
 
     def text(self, exponent: float) -> str:
-        """What they say beside the law's ``exponent``."""
+        """Compare the parabolas' exponent with the law's own ``exponent``, in words."""
         said = (
             f"{len(self.vertices)} of {len(self.slices)} isoFLOP slices: {self.column} ~ budget^{self.exponent:.3f}, "
             f"by the law {exponent:.3f}"
@@ -67,9 +67,9 @@ class Parabolas:
 
 
 def isoflop_slices(size: Array, cost: Array, label: Array | None = None) -> tuple[Slice, ...]:
-    """Rows (n,) with the same ``label``, or else of about one cost, that have four sizes or more.
+    """Group rows (n,) by ``label``, or by roughly equal cost without labels; groups need at least four sizes.
 
-    Costs are about one where each is within a tenth of the next, and all are within two tenths.
+    Costs are roughly equal where each is within a tenth of the next, and all are within two tenths.
     """
     key = np.log(cost) if label is None else label
     order = np.argsort(key, kind="stable")
@@ -86,8 +86,8 @@ def isoflop_slices(size: Array, cost: Array, label: Array | None = None) -> tupl
 def parabolas(
     column: str, size: Array, cost: Array, target: Array, law: Array, label: Array | None = None
 ) -> Parabolas | None:
-    """Parabolas through the isoFLOP slices of the rows: their ``size``, ``cost``, ``target``, the ``law`` there and the
-    ``label`` of their slice, (n,) each. None where fewer than two slices have a vertex within their sizes."""
+    """Fit a parabola to each isoFLOP slice of rows with a ``size``, ``cost``, ``target``, value of the ``law`` and
+    ``label`` of the slice, (n,) each. None if fewer than two slices have a vertex within their measured sizes."""
     slices = isoflop_slices(size, cost, label)
     measured = _vertices(slices, size, target)
     if len(measured) < 2:

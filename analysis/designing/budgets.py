@@ -1,4 +1,4 @@
-"""What a designed order of a finished study's runs would have predicted at each of several budgets."""
+"""Replay a design on a finished study, and score its predictions at each of several budgets."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class BudgetReplay:
     """Predictions of the held-out rows at each budget."""
 
     budgets: tuple[float, ...]
-    """Shares of the cost of the whole pool."""
+    """The budgets, as shares of the cost of the whole pool."""
     truth: Array
     """Outcomes of the held-out rows, (rows,)."""
     predictions: Array
-    """(budgets, rows)."""
+    """Predictions of the held-out rows at each budget, (budgets, rows)."""
     table: pd.DataFrame
-    """One row a group and budget: group, budget, runs, spent (share of the pool's cost), rmse, r2."""
+    """One row for each group and budget: group, budget, runs, spent (share of the pool's cost), rmse, r2."""
     order: pd.DataFrame
-    """One row a run: group, run, row (its first one in the pool), cost, spent; the first ones are those given."""
+    """One row for each run: group, run, row (its first in the pool), cost, spent; the runs given come first."""
 
     def r2(self, budget: float) -> float:
         """1 - squared errors over squared deviations from the mean outcome, over all held-out rows together."""
@@ -70,7 +70,7 @@ def r_squared(truth: Array, value: Array) -> float:
 def cheapest_runs(
     pool: pd.DataFrame, law: str | Law, cost: str, by: str | None = None, share: float = 0.02
 ) -> list[int]:
-    """Positions of the rows that a study may begin with (of each value of ``by``): its cheapest, 2.5 for each
+    """Choose the rows that a study begins with (for each value of ``by``): its cheapest, 2.5 for each
     parameter of the law, at most ``share`` of its cost together, and one at least (the start of arXiv 2604.22753)."""
     most = int(2.5 * len(get_law(law, [str(name) for name in pool.columns]).parameters))
     price, found = numbers(pool, cost), []
@@ -101,7 +101,7 @@ def replay_budgets(
     average: bool = True,
     seed: int = 0,
 ) -> BudgetReplay:
-    """Buy runs of a finished study one after the other, and score the law's predictions at ``held_out`` rows.
+    """Buy runs of a finished study one by one, and score the law's predictions of the ``held_out`` rows.
 
     pool: finished runs, with outcomes. law: one, or rivals, which count with their AICc weights. cost: the
     column of costs, above 0. held_out: rows with the same columns, whose outcomes only the score looks at.
@@ -159,7 +159,7 @@ def replay_budgets(
 
 
 class _Study:
-    """One group: its parts, and the runs bought so far."""
+    """The state of one group: its parts, and the runs bought so far."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _Study:
             part.fit(part.taken(self.bought), starts, steps, most or self.how.optima)
 
     def spend(self, budget: float) -> Array:
-        """Buy what the budget pays, and predict the held-out rows, (rows,)."""
+        """Buy all the runs that the budget affords, and predict the held-out rows, (rows,)."""
         most = budget * self.total * (1 + 1e-9)
         while True:
             new = self.batch(most)
@@ -215,7 +215,7 @@ class _Study:
         return found
 
     def batch(self, most: float) -> int:
-        """Buy a tenth as many runs as there are, at least one, between two fits; returns how many."""
+        """Buy at least one run, and up to a tenth as many as were bought, before the next fit; return how many."""
         spent, count = self.spent, 0
         while count < max(1, int(self.how.batch * len(self.bought))):
             free = np.flatnonzero(self.left & (spent + self.cost <= most))
@@ -245,7 +245,7 @@ def _check(
     how: Settings,
     *columns: str | None,
 ) -> None:
-    """Raise AnalysisError for what :func:`replay_budgets` cannot use; ``columns``: by, each and run."""
+    """Raise AnalysisError for input that :func:`replay_budgets` cannot use; ``columns`` are by, each and run."""
     if not laws or len({one.target for one in laws}) > 1:
         raise AnalysisError("give one law, or several of the same target, to replay")
     if not budgets or not all(0 < one <= 1 for one in budgets):

@@ -1,4 +1,4 @@
-"""What to run next: the cells, or further seeds of cells, that narrow a target the most for what they cost.
+"""Choose what to run next: the cells, or further seeds of cells, that narrow a target the most for their cost.
 
 Runs are chosen one after the other, each with the largest fall of the logarithm of the target's value for its cost
 among those that the rest of the budget affords. What the value is, and the sources:
@@ -176,7 +176,7 @@ def _with_parameter(fits: Sequence[Fit], name: str, notes: list[str]) -> list[Fi
 
 
 def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int, notes: list[str]) -> Cells:
-    """Configurations of the measured rows and of the candidates that the laws hold for."""
+    """Return the configurations of the measured rows, and of the candidates to which the laws apply."""
     if candidates.empty:
         raise AnalysisError("there are no candidate cells")
     if cost not in candidates:
@@ -242,7 +242,7 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
 
 
 def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]:
-    """What tells configurations apart, a tuple a row: numbers to nine digits, the rest as text."""
+    """Return a tuple for each row that identifies its configuration: numbers to nine digits, the rest as text."""
 
     def plain(value: object) -> object:
         if value is None or value is pd.NA or value != value or value == "{}":
@@ -255,7 +255,7 @@ def _keys(frame: pd.DataFrame, names: Sequence[str]) -> list[tuple[object, ...]]
 def _with_optima(
     fits: Sequence[Fit], weights: Sequence[float], target: Target, cells: Cells, count: int, notes: list[str]
 ) -> tuple[list[Fit], tuple[float, ...]]:
-    """The fits and their rivals at other minima, with the product of both weights."""
+    """Return the fits and their rivals at other minima; a weight is the law's times the minimum's."""
     wanted = wanted_cells(fits, target, cells.frame)
     found = [
         (rival, weight * share)
@@ -268,7 +268,7 @@ def _with_optima(
 
 
 def _tail(values: Sequence[float]) -> int:
-    """How many of the last runs lower the last of ``values`` by less than a little."""
+    """Count the last runs that hardly lower the final one of ``values``."""
     return len(values) - 1 - next(i for i, value in enumerate(values) if not value > values[-1] * (1 + _LITTLE))
 
 
@@ -327,13 +327,13 @@ def _expectations(start: State, end: State) -> tuple[Expectation, ...]:
 
 
 def _is_size(fit: Fit, name: str) -> bool:
-    """Whether a parameter is known by factors: positive, and no floor, which may be near 0."""
+    """Whether a parameter's error is relative: it is positive, and no floor, which may be near 0."""
     constants = [fit.law.parameters[i] for i in fit.problem.form.constants]
     return fit.law.bounds.get(name) == (0.0, np.inf) and name not in constants
 
 
 def _disagreement(state: State) -> list[str]:
-    """How far the laws' own predictions lie apart, where they do the most."""
+    """Return the largest difference between the predictions of the laws."""
     values = np.stack([one.wanted_value for one in state.rivals])
     middle = state.weights @ values
     apart = float(np.sqrt(state.weights @ (values - middle) ** 2).max())
@@ -348,7 +348,7 @@ def _disagreement(state: State) -> list[str]:
 
 
 def _shown_axes(fits: Sequence[Fit], candidates: pd.DataFrame) -> list[str]:
-    """Columns that tell the candidates apart, and those that the laws read."""
+    """Return the columns in which candidates differ, and those that the laws read."""
     read = [name for one in fits for name in one.law.reads]
     names = dict.fromkeys([*varying(candidates), *read])
     found = [name for name in names if name in candidates and not (name in DERIVED and len(names) > 1)]

@@ -1,4 +1,4 @@
-"""One run after the other, each the one that helps most for its cost."""
+"""Choose runs one by one, each time the one that helps most for its cost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gsq.analysis.errors import AnalysisError
 def greedy(
     state: State, cells: Cells, budgets: Sequence[float], until: float | None, cost_exponent: float
 ) -> tuple[list[int], list[int], str]:
-    """Configurations in the order in which to run them, how many of them each budget pays, and why it ends; ``state``
-    is taken there."""
+    """Return the configurations in the order in which to run them, how many of them each budget pays for, and why the
+    order ends. ``state`` is updated to its end."""
     order: list[int] = []
     ends: list[int] = []
     now, spent, stopped = state.value(), 0.0, ""
@@ -26,7 +26,7 @@ def greedy(
         free = np.flatnonzero((cells.row >= 0) & (state.counts < cells.most))
         affordable = free[cells.cost[free] <= left]
         if not len(free):
-            stopped = "no candidate is left: every one has the runs that it may have (seeds)"
+            stopped = "no candidate is left: every one has as many runs as seeds allows"
             break
         if not len(affordable):
             if not order and len(ends) == len(budgets) - 1:
@@ -55,8 +55,8 @@ def greedy(
 
 
 def without_tail(start: State, state: State, order: list[int], enough: float, stopped: str) -> tuple[list[int], str]:
-    """``order`` without its last runs, where they narrow the target by less than the share ``enough`` together;
-    ``state`` is taken there."""
+    """Drop the last runs of ``order`` that together narrow the target by less than the share ``enough``. ``state`` is
+    updated to the new end."""
     replay, values = start.copy(), [start.value()]
     for cell in order:
         replay.add(cell)
@@ -71,7 +71,7 @@ def without_tail(start: State, state: State, order: list[int], enough: float, st
 
 
 def without_idle(start: State, cells: Cells, order: list[int], until: float) -> tuple[list[int], State]:
-    """``order`` without the runs, the dearest first, that are not needed to meet the target."""
+    """Drop the runs of ``order`` that the target does not need, the most expensive first."""
 
     def reached(chosen: Sequence[int]) -> State:
         state = start.copy()

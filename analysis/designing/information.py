@@ -1,4 +1,4 @@
-"""What runs are expected to tell: the value that further runs of cells would make smaller.
+"""Compute what runs are expected to tell: the value that further runs of cells would lower.
 
 Each law is taken as linear around its fit. In the residuals of the fit (logarithms, usually) a configuration of slopes
 J with n runs holds the information J J' / (tau^2 + sigma^2 / n): sigma is the noise between seeds, tau the scatter of
@@ -41,22 +41,22 @@ from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, Index
 
 RIDGE = 1e-6
-_WIDEST = 200  # target cells looked at for each step; the others are narrower already
+_WIDEST = 200  # target cells considered at each step; the others are narrower already
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Configurations: the measured ones in the order of the fit, then those of the candidates alone."""
+    """Configurations: the measured ones in the order of the fit, then those that only candidates have."""
 
     frame: pd.DataFrame
     counts: Array
-    """Measured runs, (cells,)."""
+    """Number of measured runs of each, (cells,)."""
     cost: Array
-    """NaN where no candidate is of this configuration."""
+    """Cost of one run of each; NaN where no candidate has this configuration."""
     row: Index
-    """First candidate of it, -1 where there is none."""
+    """Position of the first candidate with each configuration, -1 where there is none."""
     most: Array
-    """Runs at the most."""
+    """Largest number of runs that each may have."""
 
 
 class Rival:
@@ -94,7 +94,7 @@ class Rival:
         self.slopes = slopes / size
         self.sigma2 = self.tau2 = 0.0
         self.noise_source = ""
-        """Where sigma is from; "" where it is not known, and counts as 0."""
+        """Where sigma comes from; "" where it is unknown and counts as 0."""
         if index is not None:
             self.wanted, self.wanted_value = np.eye(self.k)[[index]] / size, theta[[index]]
         elif wanted is not None:
@@ -104,13 +104,13 @@ class Rival:
             self.wanted, self.wanted_value = np.empty((0, self.k)), np.empty(0)
 
     def set_noise(self, noise: float | None) -> None:
-        """sigma^2 and tau^2 from the fit: between seeds, and of configurations about the law."""
+        """Set sigma^2 (between seeds) and tau^2 (configurations about the law) from the fit."""
         fit = self.fit
         pure, freedom = pure_error(fit.problem, fit.weights, fit.configurations)
         left = fit.n_configurations - self.k
         if left < 1:
             raise AnalysisError(
-                f"{fit.law.name} has as many parameters as configurations are measured, so its scatter is not known; "
+                f"{fit.law.name} has as many parameters as there are configurations, so that its scatter is unknown; "
                 "measure another one"
             )
         square = max(fit.cost - pure, 0.0) / left
@@ -124,7 +124,7 @@ class Rival:
             raise AnalysisError(f"the rows lie on {fit.law.name} exactly; give the noise between seeds (noise)")
 
     def information(self, counts: Array) -> Array:
-        """What configurations with so many runs tell, 1 / (tau^2 + sigma^2 / n); 0 without a run."""
+        """Return the information of n = ``counts`` runs of each configuration: 1 / (tau^2 + sigma^2 / n), or 0."""
         return np.where(counts > 0, 1 / (self.tau2 + self.sigma2 / np.maximum(counts, 1)), 0.0)
 
     @property
@@ -134,7 +134,7 @@ class Rival:
 
 
 class State:
-    """Runs so far, and the covariances that they leave."""
+    """The runs so far, and the parameter covariances given these runs."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class State:
         self.average = criterion == "average" and target.kind == "predict"
         wanted = wanted_cells(fits, target, cells.frame) if target.kind == "predict" else None
         self.wanted = wanted
-        """The target cells of a prediction."""
+        """The cells at which a prediction is wanted."""
         self.weights = np.array(weights) / sum(weights)
         self.rivals = [Rival(fit, target, cells, wanted) for fit in fits]
         for one in self.rivals:
@@ -177,11 +177,11 @@ class State:
         ]
         m = len(self.rivals)
         self.shift = [[np.zeros(other.k) for other in self.rivals] for _ in range(m)]
-        """[i][j]: how far law j has moved to follow the new runs, were law i right."""
+        """[i][j]: how far law j moves to follow the new runs if law i is right."""
         self.chi2 = np.zeros((m, m))
         self.apart = spread(self.weights, np.stack([one.wanted_value for one in self.rivals])) if self.average else 0.0
         self.left = 1.0
-        """Mean spread between the rivals' predictions now, and the share of it that the new runs should leave."""
+        """Mean spread between the rivals' predictions now, and the expected share of it after the new runs."""
 
     def copy(self) -> State:
         other = object.__new__(State)
@@ -189,13 +189,13 @@ class State:
         return other
 
     def become(self, other: State) -> None:
-        """Hold the runs that ``other`` has."""
+        """Take over the runs of ``other``."""
         self.__dict__.update(other.__dict__)
         self.counts, self.covariances, self.chi2 = other.counts.copy(), list(other.covariances), other.chi2.copy()
         self.shift = [list(row) for row in other.shift]
 
     def value(self) -> float:
-        """The value that falls: see the module."""
+        """Return the value to be lowered, which the module's docstring defines."""
         return float(self.after(np.array([-1]))[0])
 
     def after(self, which: Index) -> Array:
@@ -228,7 +228,7 @@ class State:
         return np.asarray(square.mean(axis=1) + self.weights @ ts**2 * self._left_after(cells, gained) * self.apart)
 
     def _left_after(self, cells: Index, gained: Sequence[Array]) -> Array:
-        """Share of the spread between the rivals that one run of each of ``cells`` is expected to leave, (cells,).
+        """Return the share of the rivals' spread expected to remain after one run of each of ``cells``, (cells,).
 
         Of several runs each leaves the share that it would leave alone.
         """
@@ -252,7 +252,7 @@ class State:
         return np.argsort(-self.halves())[:_WIDEST]
 
     def halves(self) -> Array:
-        """Half of the interval of each thing wanted, (wanted,)."""
+        """Return half of the interval of each wanted quantity, (wanted,)."""
         square: Array | float = 0.0
         middle = sum(w * one.wanted_value for w, one in zip(self.weights, self.rivals, strict=True))
         for one, covariance, weight in zip(self.rivals, self.covariances, self.weights, strict=True):
@@ -264,7 +264,7 @@ class State:
         return np.asarray(np.sqrt(square))
 
     def open(self) -> Array:
-        """Whether most of the variance of each thing wanted comes from the prior alone, (wanted,)."""
+        """Whether most of the variance of each wanted quantity comes from the prior alone, (wanted,)."""
         found = np.zeros(len(self.rivals[0].wanted), dtype=bool)
         for one, covariance, weight in zip(self.rivals, self.covariances, self.weights, strict=True):
             along = one.wanted @ covariance
@@ -293,7 +293,7 @@ class State:
         return np.asarray(np.where(freedom > 0, width, np.inf))
 
     def _separation(self, cells: Index, gained: Sequence[Array]) -> Array:
-        """What one run of each of ``cells`` adds to the chi-square against law j, if law i is right: (cells, i, j)."""
+        """Return what a run of each of ``cells`` adds to the chi-square against law j if i is right, (cells, i, j)."""
         m = len(self.rivals)
         found = np.zeros((len(cells), m, m))
         for j, (rival, covariance) in enumerate(zip(self.rivals, self.covariances, strict=True)):
@@ -312,7 +312,7 @@ class State:
         return np.atleast_1d(1 - right @ self.weights)
 
     def add(self, cell: int) -> None:
-        """One more run of this configuration."""
+        """Add one run of this configuration."""
         gained = [
             float(one.information(self.counts[[cell]] + 1)[0] - one.information(self.counts[[cell]])[0])
             for one in self.rivals

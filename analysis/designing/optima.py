@@ -1,4 +1,4 @@
-"""Rival optima: the local minima of a law's fit that the rows so far cannot tell apart.
+"""Find rival optima: local minima of a law's fit between which the rows so far cannot decide.
 
 With few rows a fit has several minima of nearly the same sum of squares whose predictions lie far apart. Each counts
 with the likelihood that it has where the scatter is not known, (sum of squares)^(-rows / 2), over that of the best.
@@ -20,7 +20,7 @@ _EXACT = 1e-8  # of the variance of the outcomes: a scatter that counts as none
 
 
 def leading(cost: Array, wanted: Array, rows: int, variance: float, count: int) -> tuple[Index, Array]:
-    """The best ``count`` minima at the most with different predictions, best first, and their weights.
+    """Return at most ``count`` minima with different predictions, the best first, and their weights.
 
     ``cost``: sums of squares (m,) over ``rows`` rows, whose outcomes have this ``variance``; ``wanted``: what each
     minimum predicts (m, t).

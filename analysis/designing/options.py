@@ -14,7 +14,7 @@ CRITERIA: tuple[Criterion, ...] = ("widest", "average")
 
 @dataclass(frozen=True, kw_only=True)
 class DesignOptions:
-    """How the runs of a design are chosen."""
+    """Options of a design: how it chooses the runs."""
 
     until: float | None = field(
         default=None,
@@ -29,7 +29,7 @@ class DesignOptions:
         metadata={
             "metavar": "SD",
             "help": "Standard deviation between seeds (relative, unless residuals are linear). By default the seeds in "
-            "the table give it; without any, a further seed tells nothing of the law.",
+            "the table give it; without any, further seeds count for nothing.",
         },
     )
     seeds: int = field(
@@ -37,31 +37,31 @@ class DesignOptions:
         metadata={
             "metavar": "N",
             "min": 1,
-            "help": "Most runs of a configuration, measured ones included; 1 for no further seeds. Candidates with "
-            "more rows of a configuration allow as many.",
+            "help": "Largest number of runs of a configuration, including measured ones; 1 for no further seeds. If "
+            "the candidates have more rows of a configuration, that number counts.",
         },
     )
     cost: str | None = field(
         default=None,
         metadata={
             "metavar": "COLUMN",
-            "help": "Column of the candidates that says what a run costs, in any unit above 0.",
+            "help": "Column of the candidates with the cost of a run, above 0 and in any unit.",
         },
     )
     criterion: Criterion = field(
         default="widest",
         metadata={
             "metavar": "KIND",
-            "help": "Of predictions at several cells: narrow the widest interval, or their average (root mean square, "
-            "V- or I-optimal), to which what rival laws and optima disagree about adds.",
+            "help": "With predictions at several cells, narrow the widest interval or their average (root mean square, "
+            "V- or I-optimal). The average includes the disagreement between rival laws and optima.",
         },
     )
     cost_exponent: float = field(
         default=1.0,
         metadata={
             "metavar": "X",
-            "help": "A run is worth its gain over cost^X: 1 is gain for cost; below 1 fewer, dearer runs are chosen, "
-            "as for predictions far beyond the measured cells (0.5).",
+            "help": "A run is worth its gain over cost^X: 1 is gain for cost. Below 1, gsq chooses fewer and more "
+            "expensive runs, which suits predictions far beyond the measured cells (0.5).",
         },
     )
     optima: int = field(
@@ -69,16 +69,16 @@ class DesignOptions:
         metadata={
             "metavar": "N",
             "min": 1,
-            "help": "Count up to N local minima of each law's fit as rivals, weighted by fit, where few cells leave "
-            "several.",
+            "help": "Count up to N local minima of each law's fit as rivals, weighted by fit. Few cells often leave "
+            "several minima.",
         },
     )
     enough: float | None = field(
         default=None,
         metadata={
             "metavar": "SHARE",
-            "help": "Leave out the last runs where together they narrow the target by less than this share (0.05). "
-            "By default the whole budget is spent.",
+            "help": "Leave out the last runs if together they narrow the target by less than this share (0.05). By "
+            "default the whole budget is spent.",
         },
     )
     unit: str | None = field(
@@ -91,7 +91,7 @@ class DesignOptions:
         if self.noise is not None and not 0 < self.noise < math.inf:
             raise AnalysisError(f"noise is the standard deviation between seeds, above 0; got {self.noise:g}")
         if self.seeds < 1:
-            raise AnalysisError(f"seeds, the runs of a configuration at the most, must be at least 1; got {self.seeds}")
+            raise AnalysisError(f"seeds, the most runs of a configuration, must be at least 1; got {self.seeds}")
         if self.criterion not in CRITERIA:
             raise AnalysisError(f"criterion must be {' or '.join(CRITERIA)}, got {self.criterion!r}")
         if not 0 <= self.cost_exponent < math.inf:

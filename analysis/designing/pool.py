@@ -1,4 +1,4 @@
-"""Designs tried on finished studies: a pool of runs whose outcomes are known, bought one after the other.
+"""Try designs on finished studies: a pool of runs with known outcomes, which are bought one by one.
 
 Each run bought is the one that lowers the mean variance of the predictions at the held-out rows the most for its
 cost^cost_exponent, within the next budget: their variance under each rival (V-optimality), and what the rivals, the
@@ -29,7 +29,7 @@ _CARRIED = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are chosen and fitted; see :func:`analysis.replay_budgets`."""
+    """Options for choosing and fitting runs; see :func:`analysis.replay_budgets`."""
 
     residuals: Residuals = "log"
     cost_exponent: float = 0.5
@@ -49,18 +49,18 @@ class Rival:
     cost: float
     weight: float
     value: Array = field(default_factory=lambda: np.empty(0))
-    """(rows,) of the pool, in residual units."""
+    """Predictions of the pool's rows, (rows,), in residual units."""
     slopes: Array = field(default_factory=lambda: np.empty(0))
-    """(rows, k)."""
+    """Their derivatives by the parameters, (rows, k)."""
     wanted: Array = field(default_factory=lambda: np.empty(0))
     wanted_slopes: Array = field(default_factory=lambda: np.empty(0))
     covariance: Array = field(default_factory=lambda: np.empty(0))
     square: float = 0.0
-    """Variance of the scatter about the law."""
+    """Variance of the rows about the law."""
 
 
 class Part:
-    """Rows of one group that share parameters: the pool's, of which each run has some, and the held-out ones."""
+    """Rows of one group that share parameters: those of the pool, which belong to runs, and the held-out ones."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Part:
     ) -> None:
         self.laws, self.how = laws, how
         self.rows = [np.flatnonzero(runs == run) for run in range(count)]
-        """Rows of each run."""
+        """Return the rows of each run."""
         self.target = numbers(pool, laws[0].target)
         self.data = [law.values(pool) for law in laws]
         self.far = [law.values(held_out) for law in laws]
@@ -82,7 +82,7 @@ class Part:
         self.rng = np.random.default_rng([how.seed, 8])
 
     def taken(self, bought: Sequence[int]) -> Index:
-        """Rows of the runs bought."""
+        """Return the rows of the runs that were bought."""
         return np.sort(np.concatenate([self.rows[run] for run in bought]))
 
     def problem(self, law: int, taken: Index) -> Problem:
@@ -174,7 +174,7 @@ class Part:
             rival.covariance = np.linalg.pinv(information * unit[:, None] * unit, hermitian=True) * unit[:, None] * unit
 
     def gains(self, runs: Index) -> Array:
-        """The fall of the sum of the variances at the held-out rows after each of ``runs``, (runs,)."""
+        """Return by how much each of ``runs`` lowers the sum of the variances at the held-out rows, (runs,)."""
         width = max(len(self.rows[run]) for run in runs)
         which = np.array([[*self.rows[run], *[-1] * (width - len(self.rows[run]))] for run in runs])
         used = which >= 0
@@ -199,7 +199,7 @@ class Part:
         return np.nan_to_num(found, nan=-1.0)
 
     def add(self, run: int) -> None:
-        """Count the rows of ``run`` as bought, whatever they will show."""
+        """Update the covariances as if ``run`` had been bought; its outcome does not matter."""
         for rival in self.rivals:
             for row in self.rows[run]:
                 along = rival.covariance @ rival.slopes[row]
@@ -207,7 +207,7 @@ class Part:
                 rival.covariance = rival.covariance - np.outer(along, along) / spare
 
     def keep(self, most: int) -> None:
-        """Leave ``most`` rivals, those with the largest weights."""
+        """Keep the ``most`` rivals with the largest weights."""
         self.rivals = sorted(self.rivals, key=lambda one: -one.weight)[:most]
         total = sum(rival.weight for rival in self.rivals)
         for rival in self.rivals:

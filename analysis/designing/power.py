@@ -1,4 +1,4 @@
-"""What a grid will tell, before anything of it has run: the interval that each parameter can be expected to get.
+"""Predict what a grid will tell before any of it has run: the interval to expect for each parameter.
 
 Of a law with given coefficients, linear around them, with slopes J of the logarithm of its value at each run, seed
 noise sigma (relative) and no other scatter: t sigma sqrt of the diagonal of (J'J)^-1, with Student's t for
@@ -26,7 +26,7 @@ _SINGULAR = 1e-10  # of the eigenvalues of J'J with columns of unit length
 
 @dataclass(frozen=True)
 class Power:
-    """Intervals to be expected of a grid."""
+    """The intervals to expect from a grid."""
 
     law: Law
     coefficients: dict[str, float]
@@ -39,10 +39,10 @@ class Power:
     half: dict[str, float]
     """Half of the expected interval of each parameter; infinite where the grid does not determine it."""
     intervals: dict[str, tuple[float, float]]
-    """Around the coefficients, of positive amplitudes as of their logarithms; infinite where open."""
+    """Intervals around the coefficients, in the logarithm for positive amplitudes; infinite where open."""
 
     def text(self) -> str:
-        """The law and one line a parameter."""
+        """Return the law, and a line for each parameter."""
         width = max(map(len, self.half))
         lines = [
             f"{self.law.name}: {self.law.formula}",
@@ -60,7 +60,7 @@ class Power:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready; what is open becomes None."""
+        """JSON-ready; open ends become None."""
         return {
             "law": self.law.name,
             "formula": self.law.formula,
@@ -85,7 +85,7 @@ def power(
     noise: float = SEED_NOISE,
     confidence: float = 0.95,
 ) -> Power:
-    """What a fit of ``law`` in log residuals to one run of each row of ``cells`` can be expected to say.
+    """Predict the intervals of a fit of ``law``, in log residuals, to one run of each row of ``cells``.
 
     cells: the law's columns (derived axes may follow from others), a row a run, seeds as rows of their own. noise:
     standard deviation between seeds, relative. coefficients: in place of the law's own (``Law.reference``).

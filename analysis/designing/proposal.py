@@ -1,4 +1,4 @@
-"""What a design proposes, and what to expect of it."""
+"""The runs that a design proposes, and what to expect from them."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ class Proposal:
     """One run to make."""
 
     cell: Mapping[str, object]
-    """Its axes."""
+    """The axes of the configuration."""
     row: int
-    """Position in the candidates of the (first) row of this configuration."""
+    """Position in the candidates of the first row with this configuration."""
     runs_before: int
-    """Runs of this configuration that are measured or proposed before it; from 1 on it is a further seed."""
+    """Number of runs of this configuration measured or proposed before; from 1 on, this run is a further seed."""
     cost: float
     total: float
-    """Cost so far."""
+    """Cost of this run and all proposed before it."""
     expected: float
-    """The value of the target after it."""
+    """The expected value of the target after this run."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a budget is expected to buy."""
+    """What a budget can be expected to achieve."""
 
     budget: float
     runs: int
-    """How many of the proposed runs, the first ones, it pays."""
+    """How many of the proposed runs it pays for, counted from the first."""
     cost: float
     expected: float
-    """The value of the target after them."""
+    """The expected value of the target after these runs."""
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the target is now, and is expected to be after the proposed runs."""
+    """The target's interval now, and the one expected after the proposed runs."""
 
     name: str
     central: float
@@ -56,7 +56,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Design:
-    """Runs to make next, in this order."""
+    """The runs to make next, in order."""
 
     target: Target
     laws: tuple[str, ...]
@@ -76,21 +76,21 @@ class Design:
     unit: str
     """Unit of the costs and of the budget."""
     budget: float
-    """The largest, where there are several."""
+    """The budget; the largest if there are several."""
     checkpoints: tuple[Checkpoint, ...]
-    """One for each budget."""
+    """A checkpoint for each budget."""
     until: float | None
     before: float
-    """The value that falls; see the module: half an interval, or the weight of wrong laws."""
+    """The value to be lowered: half an interval, or the weight of wrong laws."""
     after: float
     open_before: bool
-    """Whether the runs so far leave the target undetermined, so that ``before`` says nothing but that it is large."""
+    """Whether the runs so far leave the target undetermined; ``before`` then only says that it is large."""
     open_after: bool
     expectations: tuple[Expectation, ...]
-    """What to expect of the parameter, of each target cell (of at most eight), or of the seed noise."""
+    """Expected intervals of the parameter, of each target cell (at most eight), or of the seed noise."""
     proposals: tuple[Proposal, ...]
     stopped: str
-    """Why there are no more."""
+    """Why the design ends here."""
     notes: tuple[str, ...]
 
     @property
@@ -103,7 +103,7 @@ class Design:
         return self.target.kind == "noise" or (self.target.kind == "predict" and self.log)
 
     def as_shown(self, value: float) -> float:
-        """A value of the target in the units of ``until``: 0.05 for 5 %."""
+        """Return a value of the target in the units of ``until``: 0.05 for 5 %."""
         return float(np.expm1(value)) if self.relative else value
 
     def show(self, value: float, is_open: bool = False) -> str:
@@ -127,7 +127,7 @@ class Design:
 
     @property
     def value_name(self) -> str:
-        """What the value is, for an axis of a figure."""
+        """Return the label of the value on a figure's axis."""
         if self.target.kind == "discriminate":
             return "expected weight of wrong laws"
         what = self.measures if self.target.kind == "predict" else self.target.parameter or "seed noise"
@@ -136,12 +136,12 @@ class Design:
 
     @property
     def curve(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Cost so far and value of the target, before the first run and after each."""
+        """Return the cumulative cost and the target's value, before the first run and after each."""
         return (0.0, *(one.total for one in self.proposals)), (self.before, *(one.expected for one in self.proposals))
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a proposed run: its axes, run (1: the first of its configuration), cost, total, expected."""
+        """One row for each proposed run: its axes, run (1: the first of its configuration), cost, total, expected."""
         return pd.DataFrame(
             [
                 {**one.cell, "run": one.runs_before + 1, "cost": one.cost, "total": one.total, "expected": one.expected}
@@ -150,7 +150,7 @@ class Design:
         )
 
     def text(self) -> str:
-        """Target, expectation, one line a run, and why it stops."""
+        """Return the target, what to expect, a line for each run, and why the design ends."""
         laws = ", ".join(
             name + (f" (weight {weight:.2f})" if len(self.laws) > 1 else "")
             for name, weight in zip(self.laws, self.weights, strict=True)
@@ -192,7 +192,7 @@ class Design:
         return "\n".join([*lines, "", f"Stopped: {self.stopped}.", *(f"Note: {note}." for note in self.notes)])
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready, values in the units of ``until``; what is open becomes None."""
+        """JSON-ready, values in the units of ``until``; open ends become None."""
         return {
             "target": {
                 "kind": self.target.kind,

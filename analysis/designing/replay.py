@@ -1,4 +1,4 @@
-"""How much a designed order of runs would have saved: a finished study run again, cell by cell, in other orders."""
+"""Measure what a designed order of runs saves: replay a finished study cell by cell in other orders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gsq.analysis.tables.table import Array, Index, numbers
 
 @dataclass(frozen=True)
 class Replay:
-    """Errors of a law as its runs come in, in a designed order and in random ones.
+    """Errors of a law as runs arrive, in a designed order and in random orders.
 
     An error is the largest deviation, over all rows, of the predictions so far from those of the fit to all rows:
     relative, or with linear residuals over the range of those. Costs count from the start, whose rows every order
@@ -35,33 +35,33 @@ class Replay:
     order: tuple[int, ...]
     """The designed order of the other rows."""
     cost: Array
-    """Cost so far after the start and after each further run of the designed order, (steps + 1,)."""
+    """Cumulative cost after the start and after each further run of the designed order, (steps + 1,)."""
     error: Array
-    """The error then, (steps + 1,)."""
+    """Error at each of these costs, (steps + 1,)."""
     random_cost: Array
-    """Cost so far of each random order, (orders, steps + 1)."""
+    """Cumulative cost of each random order, (orders, steps + 1)."""
     random_error: Array
     tolerance: float
 
     def reached(self, *, first: bool = False) -> float:
-        """Cost at which the designed order's error is within the tolerance for good; ``first``: for the first time."""
+        """Return the cost from which the designed order's error stays within the tolerance, or first reaches it."""
         return float(_reach(self.cost[None], self.error[None], self.tolerance, first)[0])
 
     def random_reached(self, *, first: bool = False) -> Array:
-        """The same of each random order, (orders,)."""
+        """Return the same cost for each random order, (orders,)."""
         return _reach(self.random_cost, self.random_error, self.tolerance, first)
 
     def ratio(self, *, first: bool = False) -> float:
-        """Cost that the designed order needs over that of the median random order; NaN where neither needs any."""
+        """Return the designed order's cost over that of the median random order; NaN if neither needs any."""
         median = float(np.median(self.random_reached(first=first)))
         return self.reached(first=first) / median if median > 0 else np.nan
 
     def runs(self, cost: float) -> int:
-        """Runs of the designed order up to ``cost``."""
+        """Count the runs of the designed order up to ``cost``."""
         return int((self.cost[1:] <= cost * (1 + 1e-12)).sum())
 
     def text(self) -> str:
-        """Both costs and their ratio, for good and for the first time."""
+        """Return both costs and their ratio, for staying within the tolerance and for first reaching it."""
         lines = [
             f"{self.full.law.name}: from {len(self.start)} of {self.full.n_rows} rows to the predictions of the fit to "
             f"all, within {self.tolerance:.0%} on every row"
@@ -109,7 +109,7 @@ def replay(
     starts: int = 8,
     residuals: Residuals = "log",
 ) -> Replay:
-    """Run a finished study again from the rows ``start``: fit, choose the next row, add its value, and so on.
+    """Replay a finished study from the rows ``start``: fit, choose the next row, add its value, and repeat.
 
     The designed order takes each time the row that lowers the widest prediction interval over all rows the most for its
     cost, the criterion of ``design(..., "predict")``, around the fit to the rows so far; values of rows not yet taken
@@ -179,7 +179,7 @@ def replay(
 
 
 def _next(full: Fit, theta: Array, taken: Array, price: Array) -> int:
-    """The row to run next."""
+    """Choose the row to run next."""
     value, slope = full.problem.form.both(theta[None], full.problem.data, full.problem.centre)
     slopes = slope[:, 0].T
     if full.residuals == "log":
@@ -194,7 +194,7 @@ def _next(full: Fit, theta: Array, taken: Array, price: Array) -> int:
 
 
 def _reach(cost: Array, error: Array, tolerance: float, first: bool) -> Array:
-    """Cost at which each order (m, steps + 1) is within the tolerance, for the first time or for good."""
+    """Return the cost at which each order (m, steps + 1) first reaches the tolerance, or stays within it."""
     within = error <= tolerance
     if first:
         step = np.argmax(within, axis=1)

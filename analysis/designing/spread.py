@@ -1,4 +1,4 @@
-"""How far rival predictions lie apart, now and as expected after one more run.
+"""Measure how far rival predictions lie apart, now and as expected after one more run.
 
 Rivals are laws, or local minima of one law's fit, with weights w_i. The variance of a prediction under all of them is
 the mean of their own variances plus the spread between them, sum over i < j of w_i w_j (f_i - f_j)^2. A run with
@@ -19,7 +19,7 @@ _NODES = 7
 
 
 def spread(weights: Array, wanted: Array) -> float:
-    """Mean over the things wanted, ``wanted`` (m, t), of the weighted variance between rivals."""
+    """Return the weighted variance between rivals, averaged over the wanted quantities ``wanted`` (m, t)."""
     middle = weights @ wanted
     return float(np.mean(weights @ (wanted - middle) ** 2))
 
@@ -27,8 +27,8 @@ def spread(weights: Array, wanted: Array) -> float:
 def spread_after(weights: Array, value: Array, variance: Array, wanted: Array, gain: Array) -> Array:
     """Expected :func:`spread` after one run of each candidate, (c,).
 
-    ``value`` and ``variance`` (m, c) are each rival's prediction of the run's outcome, ``gain`` (m, t, c) is by how
-    much ``wanted`` (m, t) moves for each unit by which the outcome differs from that prediction.
+    ``value`` and ``variance`` (m, c) are each rival's prediction of the run's outcome, ``gain`` (m, t, c) is how far
+    ``wanted`` (m, t) moves for each unit by which the outcome differs from that prediction.
     """
     nodes, share = np.polynomial.hermite_e.hermegauss(_NODES)
     share = share / share.sum()

@@ -1,4 +1,4 @@
-"""What a design is to narrow: a parameter, a prediction, the choice between laws, the noise."""
+"""The target of a design: a parameter, a prediction, the choice between laws, or the noise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Kind = Literal["parameter", "predict", "discriminate", "noise"]
 
 @dataclass(frozen=True)
 class Target:
-    """What the runs are to narrow."""
+    """The quantity that the runs should narrow."""
 
     kind: Kind
     parameter: str = ""
     cells: tuple[Mapping[str, float], ...] = ()
-    """Cells to predict; none: every measured and candidate configuration."""
+    """Cells to predict; if empty, every measured and candidate configuration."""
     rows: pd.DataFrame | None = field(default=None, compare=False, repr=False)
-    """In place of ``cells``, a table of them: see :func:`target_rows`."""
+    """A table of cells in place of ``cells``: see :func:`target_rows`."""
 
     @property
     def text(self) -> str:
-        """In words."""
+        """Describe the target in words."""
         if self.rows is not None:
             return f"the prediction at {counted(len(self.rows), 'target row')}"
         if self.kind == "parameter":
@@ -68,7 +68,7 @@ def read_target(text: str) -> Target:
 
 
 def target_rows(frame: pd.DataFrame) -> Target:
-    """To predict every row of ``frame``, which has the columns that the laws read; others are ignored.
+    """Make the prediction of every row of ``frame`` the target. Columns that no law reads are ignored.
 
     Raises AnalysisError for a table without a row."""
     if frame.empty:

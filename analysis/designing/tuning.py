@@ -1,4 +1,4 @@
-"""Which values of a tuned column, such as the learning rate, to try next.
+"""Propose which values of a tuned column, such as the learning rate, to try next.
 
 First the sizes whose grid does not bracket their optimum; then, run by run, the size whose optimum is known worst.
 There the value is the one that narrows the optimum most (c-optimal for the vertex: Chaloner and Larntz,
@@ -25,13 +25,13 @@ class NextValue:
 
     size: dict[str, float | str]
     name: str
-    """The size in words; "" where there is one size alone."""
+    """The size in words; "" if there is only one."""
     value: float
     reason: str
     error: float
-    """Standard error of ln optimum now; NaN where there is no optimum, or no scatter that tells."""
+    """Standard error of ln optimum now; NaN without an optimum or without a measured scatter."""
     expected_error: float
-    """The same once the run is there, if the quadratic and the scatter hold."""
+    """The same error after the run, assuming that the quadratic and the scatter hold."""
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
@@ -41,13 +41,13 @@ class NextValue:
 
 @dataclass(frozen=True)
 class NextValues:
-    """What to try next, the most needed first."""
+    """The proposed runs, the most needed first."""
 
     column: str
     target: str
     runs: tuple[NextValue, ...]
     warnings: tuple[str, ...] = ()
-    """Those of the optima."""
+    """Warnings of the optima."""
 
     def text(self) -> str:
         """A line for each run, with its reason."""
@@ -63,7 +63,7 @@ class NextValues:
         return {"column": self.column, "target": self.target, "runs": runs, "warnings": list(self.warnings)}
 
     def cases(self) -> list[Mapping[str, float | str | int]]:
-        """The columns of each run, as a sweep or a table has them."""
+        """Return the columns of each run, as a sweep or a table needs them."""
         return [{**{k: _plain(v) for k, v in one.size.items()}, self.column: one.value} for one in self.runs]
 
 
@@ -94,18 +94,18 @@ def _rounded(value: float) -> float:
 
 
 def _factor(error: float) -> str:
-    """A standard error of ln optimum in words."""
+    """Write a standard error of ln optimum in words."""
     return f"a factor of {np.exp(error):.3g}"
 
 
 def _step(values: Array) -> float:
-    """ln of the mean ratio of neighbours in the grid; of a factor of 3 where there is one value."""
+    """Return ln of the mean ratio of neighbours in the grid; ln 3 if the grid has one value."""
     grid = np.unique(values)
     return float(np.log(grid[-1] / grid[0]) / (len(grid) - 1)) if len(grid) > 1 else float(np.log(3))
 
 
 def _towards(one: SizeOptimum) -> NextValue:
-    """The next value at a size without an optimum: beyond the better end of its grid."""
+    """Return the next value at a size without an optimum: beyond the better end of its grid."""
     value = one.further
     if not np.isfinite(value):  # too few values for a quadratic
         grid = np.unique(one.values)
@@ -129,7 +129,7 @@ class _Known:
 
     @property
     def error(self) -> float:
-        """Standard error of ln optimum, in units of the scatter where that is not known."""
+        """Return the standard error of ln optimum, in units of the scatter if that is unknown."""
         return self._error(self.values) * (self.scatter if np.isfinite(self.scatter) else 1.0)
 
     def _error(self, values: Array) -> float:
@@ -138,7 +138,7 @@ class _Known:
         return float(np.sqrt(np.linalg.inv(design.T @ design)[1, 1]) / abs(2 * self.size.curve[0]))
 
     def narrowed(self) -> tuple[NextValue, _Known]:
-        """The value that narrows the optimum most, and what is known once it has been run."""
+        """Return the value that narrows the optimum most, and the size's state after its run."""
         grid, step = np.unique(self.values), _step(self.size.values)
         low, high = max(grid[0], self.size.value / np.exp(step)), min(grid[-1], self.size.value * np.exp(step))
         every = [_rounded(value) for value in np.geomspace(low, high, 41)]

@@ -1,4 +1,4 @@
-"""The cells that a prediction is wanted at, with every column that the laws read."""
+"""The cells at which a prediction is wanted, with every column that the laws read."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Overlay:
 
     @property
     def comparable(self) -> bool:
-        """Whether both were measured by one protocol, so that heights can be compared."""
+        """Whether both have the same protocol, so that heights can be compared."""
         return self.protocol == self.own_protocol
 
 
