@@ -1,1 +1,1 @@
-"""Questions asked of a fit before its numbers are quoted."""
+"""Checks of a fit, to make before quoting its numbers."""

@@ -1,4 +1,4 @@
-"""What an arm is worth: by what factor another one needs more bits, compute or images for the same result.
+"""Compute what an arm is worth: the factor by which another arm needs more bits, compute or images for the same result.
 
 A law with a value of a parameter for each arm, ``rfid = A[quantizer] * bits_per_pixel^(-alpha)``, says of two arms that
 one reaches at x what the other reaches at k x. Where they share the exponent, k is the same at every x.
@@ -35,13 +35,13 @@ class Worth:
     reference: str
     resource: str
     factor: float
-    """Infinite or NaN where the reference gets there with no amount of it."""
+    """Infinite or NaN if no amount of the resource lets the reference get there."""
     interval: tuple[float, float]
-    """The interval that the fit shows, or the one by random effects; an open end is 0 or infinite."""
+    """The fit's interval, or that by random effects; an open end is 0 or infinite."""
     profile: tuple[float, float]
     bootstrap: tuple[float, float]
     at: dict[str, float]
-    """The setting that the factor holds at; empty where it is the same at all."""
+    """The setting at which the factor holds; empty if it is the same everywhere."""
 
     @property
     def text(self) -> str:
@@ -63,7 +63,7 @@ class SharedTest:
     parameters: tuple[str, ...]
     statistic: float
     freedom: tuple[int, int]
-    """Degrees of freedom of numerator and denominator, which count configurations, not seeds."""
+    """Degrees of freedom of numerator and denominator. They count configurations, not seeds."""
     p: float
 
     @property
@@ -79,7 +79,7 @@ class SharedTest:
 
 @dataclass(frozen=True)
 class Arms:
-    """The arms of a fitted law against one of them."""
+    """The arms of a fitted law, compared with one of them."""
 
     fit: Fit
     column: str
@@ -91,7 +91,7 @@ class Arms:
     effects: RandomEffects | None
 
     def text(self) -> str:
-        """A line for each arm and resource, and the test."""
+        """Return a line for each arm and resource, and the test."""
         lines = [f"{self.column} in {self.fit.law.formula}, {self.fit.confidence:.0%} intervals"]
         lines += [f"  {one.text}" for one in self.worths]
         lines.append(f"  shared exponents: {self.shared.text if self.shared else self.untested}")
@@ -183,7 +183,7 @@ def log_factor(theta: Array, *, fit: Fit, column: str, arm: str, reference: str,
     form, centre = fit.problem.form, fit.problem.centre
 
     def value(level: str, logs: Array) -> Array:
-        """The law's value (m, g) for resources at times exp(logs), (g,) or (m, g)."""
+        """Return the law's value (m, g) with the resource multiplied by exp(logs), (g,) or (m, g)."""
         flat = np.atleast_1d(logs).reshape(-1)
         here = {name: np.repeat(one, len(flat)) for name, one in {**columns, **texts}.items()}
         here[resource] = columns[resource] * np.exp(flat)
@@ -249,7 +249,7 @@ def _exponential(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 def _shared(fit: Fit, column: str) -> tuple[SharedTest | None, str]:
-    """The test of shared exponents, or None and why there is none."""
+    """Test whether exponents may be shared; return None and the reason if that is impossible."""
     law = fit.law
     bent = {law.parameters[i] for i in fit.problem.form.exponents}
     split = {name: base for name, (base, of) in law.indexed.items() if of == column}

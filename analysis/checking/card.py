@@ -32,7 +32,7 @@ ILL = 1e10  # condition number of the normal matrix beyond which half of the dig
 
 @dataclass(frozen=True)
 class Trend:
-    """How the residuals go with an axis."""
+    """The trend of the residuals along an axis."""
 
     column: str
     x: tuple[float, ...]
@@ -51,18 +51,18 @@ class ReportCard:
     held_out: HeldOut
     trends: tuple[Trend, ...]
     findings: tuple[str, ...]
-    """What speaks against quoting it, in sentences."""
+    """Reasons not to quote the fit, in sentences."""
     sensitivity: Sensitivity
     generation: Generation | None = None
-    """What generation probes say of the same cells; None without any, or with several protocols."""
+    """The findings of generation probes about the same cells; None without probes or with several protocols."""
 
     def _repr_html_(self) -> str:
-        """The fit and what speaks against it, for notebooks."""
+        """Show the fit and the reasons not to quote it, for notebooks."""
         findings = [(one,) for one in self.findings or ("nothing speaks against it",)]
         return self.fit._repr_html_() + html_table("Findings", ("",), findings)
 
     def text(self) -> str:
-        """The card in lines."""
+        """Return the card as lines of text."""
         fit, held = self.fit, self.held_out
         log = fit.residuals == "log"
         unit = "relative" if log else "absolute"
@@ -131,7 +131,7 @@ class ReportCard:
 
 
 def report_card(fit: Fit) -> ReportCard:
-    """Make the card of ``fit``: refit it on parts of its rows, and compare its residuals with every axis that
+    """Make the report card of ``fit``: refit it on parts of its rows, and compare its residuals with every axis that
     varies."""
     held = held_out(fit)
     trends = residual_trends(fit)

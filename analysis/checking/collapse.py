@@ -28,22 +28,22 @@ class Collapse:
 
     derived: str
     axes: tuple[str, ...]
-    """The axes that vary and that it may absorb; codebook_size enters as its logarithm, the bits of an index."""
+    """The varying axes that it may absorb; codebook_size enters as its logarithm, the bits of an index."""
     rows: int
     log_rmse: float
     log_rmse_free: float
-    """With an exponent of its own for each axis beside it."""
+    """The same error if each axis has an exponent of its own beside the derived axis."""
     p: float
-    """F test of these exponents; NaN where no degree of freedom is left."""
+    """p of the F test of these exponents; NaN if no degree of freedom is left."""
     block: float
     """Log-RMSE of levels of an axis, each held out and predicted from the others, over all axes; NaN where without a
     level the free exponents are never determined (every axis has two levels)."""
     block_free: float
-    """The same with free exponents, over the same levels."""
+    """The same with free exponents, for the same levels."""
     exponents: dict[str, tuple[float, float]]
     """The free law without the derived axis: axis to (exponent, half width of its 95 % interval)."""
     left_over: dict[str, tuple[float, float]]
-    """The same for each axis added alone to the derived one: what of it was not absorbed."""
+    """The same for each axis added alone to the derived one: the part that was not absorbed."""
 
     @property
     def absorbs(self) -> bool:
@@ -161,7 +161,7 @@ def _rss(design: Array, goal: Array) -> float:
 
 
 def _blocks(design: Array, goal: Array, blocks: list[tuple[Bools, Bools]]) -> float:
-    """Root mean square error of blocks, each predicted from the other rows."""
+    """Return the root mean square error of blocks of rows, each predicted from the other rows."""
     errors = [
         goal[outside] - design[outside] @ np.linalg.lstsq(design[inside], goal[inside])[0] for inside, outside in blocks
     ]

@@ -1,4 +1,4 @@
-"""Which law to believe: errors on rows that a fit has not seen, AICc, and predictions averaged over laws."""
+"""Compare laws: errors on rows that a fit has not seen, AICc, and predictions averaged over laws."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Comparison:
     """Laws fitted to the same rows."""
 
     fits: tuple[Fit, ...]
-    """The best first, by AICc."""
+    """The fits in the order of AICc, the best first."""
     held_out: tuple[HeldOut, ...]
     weights: tuple[float, ...]
     """AICc weights: exp(-difference / 2), summing to one; 0 where there is no AICc."""
     not_fitted: dict[str, str] = field(default_factory=dict)
-    """Law to the reason why the table cannot carry it."""
+    """The reason why the table does not support a law, by law."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -89,7 +89,7 @@ class Comparison:
 
     @property
     def rows_text(self) -> str:
-        """Which rows the laws were fitted to, in words."""
+        """Say in words which rows the laws were fitted to."""
         one = self.fits[0]
         which = (
             "every evaluation" if one.law.of_steps else "the last row of each run" if is_results(one.rows) else "rows"
@@ -97,7 +97,7 @@ class Comparison:
         return f"{one.n_rows} rows of {one.n_configurations} configurations" + (f", {which}" if which != "rows" else "")
 
     def text(self) -> str:
-        """The rows, two tables, of laws and of held-out levels, and what was not fitted."""
+        """Return the rows used, a table of laws, a table of held-out levels, and what was not fitted."""
         log = self.fits[0].residuals == "log"
         unit = "relative" if log else "absolute"
         columns = ["law", "k", "rmse", "log_rmse", "aicc", "weight", "loo", "p", "undetermined"]
@@ -166,8 +166,9 @@ Kinds = list[list["Candidate"]]
 
 
 def _kinds(frame: pd.DataFrame, laws: Sequence[str | Law] | None) -> tuple[Kinds, dict[str, str]]:
-    """The laws that the table can carry by the rows that they take, and why it cannot carry the others. Raises
-    AnalysisError for laws asked for that take different rows or have different targets."""
+    """Group the laws that the table supports by the rows that they use, and give the reason for every other law.
+
+    Raises AnalysisError for laws named by the user that use different rows or have different targets."""
     names = [str(name) for name in frame.columns]
     chosen = [get_law(law, names) for law in (COMPARED if laws is None else laws)]
     if len({law.target for law in chosen}) > 1:
@@ -210,7 +211,7 @@ def _compared(kinds: Kinds, reasons: dict[str, str], options: Options) -> Iterat
 
 @dataclass(frozen=True)
 class Candidate:
-    """A law and the rows that it takes."""
+    """A law and the rows that it uses."""
 
     law: Law
     rows: pd.DataFrame
@@ -218,13 +219,13 @@ class Candidate:
 
     @property
     def what(self) -> str:
-        """The law and its rows, in words."""
+        """Describe the law and its rows in words."""
         which = _which(self.law, self.rows)
         holes = "; ".join(f"{n} {reason}" for reason, n in self.excluded.counts.items() if reason.startswith("without"))
         return f"{self.law.name} takes {which or 'every row'}, {len(self.rows)} in all{f' ({holes})' if holes else ''}"
 
     def same_rows(self, other: Candidate) -> bool:
-        """Whether both take the same rows, by what either says of them."""
+        """Whether both use the same rows."""
         if len(self.rows) != len(other.rows):
             return False
         names = [name for name in ("signature", "step", self.law.target) if name in self.rows]
@@ -233,14 +234,14 @@ class Candidate:
 
 
 def _which(law: Law, rows: pd.DataFrame) -> str:
-    """Which rows of a results table a law uses, in words; "" for another table, whose rows it all uses."""
+    """Say which rows of a results table a law uses; "" for other tables, of which it uses every row."""
     if not is_results(rows):
         return ""
     return "every evaluation" if law.of_steps else "the last row of each run"
 
 
 def _refuse_other_rows(laws: Sequence[Candidate]) -> None:
-    """Raise AnalysisError where two of the laws take other rows: their errors and AICc would not compare."""
+    """Raise AnalysisError if two laws use different rows: their errors and AICc cannot be compared."""
     first = laws[0]
     for other in laws[1:]:
         if not first.same_rows(other):
@@ -254,7 +255,7 @@ def _refuse_other_rows(laws: Sequence[Candidate]) -> None:
 
 
 def _of_most_rows(laws: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, str]]:
-    """The laws that take the most rows, and why the others are not compared with them."""
+    """Return the laws that use the most rows, and why the others are not compared with them."""
     first = max(laws, key=lambda one: len(one.rows))
     same = [one for one in laws if one.same_rows(first)]
     return same, {

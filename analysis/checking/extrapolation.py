@@ -19,14 +19,14 @@ CURVE_LAWS = ("step_approach", "step_power")
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """Learning curves fitted on their beginnings and predicted at later steps."""
+    """Learning curves that were fitted to their beginnings and predicted at later steps."""
 
     table: pd.DataFrame
     """One row for each later evaluation: signature, step, the target, predicted, low, high, law."""
     target: str
     fraction: float
     skipped: dict[str, str]
-    """Why a curve was not fitted, by run."""
+    """The reason why a curve was not fitted, by run."""
 
     @property
     def error(self) -> float:

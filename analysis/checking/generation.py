@@ -1,4 +1,4 @@
-"""What generation probes say of the cells: learned rates, gFID beside rFID, and where their two orders disagree."""
+"""Summarise generation probes: learned rates, gFID beside rFID, and where their two orders disagree."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Generation:
     """The probed cells of a table, under one evaluation protocol and one probe protocol."""
 
     probe: str
-    """Size, and the probe's protocol."""
+    """The probe's size and protocol."""
     cells: tuple[str, ...]
-    """Each cell's axes that vary."""
+    """The varying axes of each cell, in words."""
     prior_bits_per_pixel: tuple[float, ...]
     rfid: tuple[float, ...]
     gfid: tuple[float, ...]
     converged: int
-    """Cells whose probe has levelled off."""
+    """Number of cells whose probe has levelled off."""
     overfit: int
-    """Cells whose probe got worse on held-out images."""
+    """Number of cells whose probe got worse on held-out images."""
     correlation: float
     """Rank correlation of rfid and gfid; NaN for fewer than three cells."""
     disagree: tuple[tuple[str, str], ...]
-    """Pairs of cells of which the first has the lower rfid and the second the lower gfid, the widest first."""
+    """Pairs of cells where the first has the lower rfid and the second the lower gfid, the widest first."""
 
     @property
     def pairs(self) -> int:
@@ -40,7 +40,7 @@ class Generation:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What it says, in sentences."""
+        """Return the findings, in sentences."""
         least = int(np.argmin(self.gfid))
         rate = self.prior_bits_per_pixel
         found = [

@@ -1,4 +1,4 @@
-"""Errors of a law on cells, levels and sizes that it was not fitted to."""
+"""Measure a law's errors on cells, levels and sizes to which it was not fitted."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Errors:
     log_rmse: float
     """The error of logarithms; NaN where a target or a prediction is not positive."""
     skipped: int = 0
-    """Refits that the remaining rows could not carry."""
+    """Number of refits for which the remaining rows were not enough."""
 
     def of(self, log: bool) -> float:
-        """The error that fits the residuals."""
+        """Return the error in the kind of the residuals: logarithmic or absolute."""
         return self.log_rmse if log else self.rmse
 
     def to_dict(self) -> dict[str, object]:
@@ -39,16 +39,16 @@ class Errors:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well a law predicts rows that it was not fitted to."""
+    """How well a law predicts rows to which it was not fitted."""
 
     one_out: Errors
-    """One configuration left out with all its seeds (with more than 400 configurations, one of 400 parts)."""
+    """The error when each configuration is left out with its seeds (beyond 400 configurations, each of 400 parts)."""
     level_out: dict[str, Errors]
     """For each axis, the error when each of its levels is left out in turn."""
     window: dict[str, Errors]
-    """For each axis, the error when each level is predicted from all smaller ones that carry the law."""
+    """For each axis, the error when each level is predicted from all smaller ones, if these determine the law."""
     largest: dict[str, Errors]
-    """For each axis, the last of these: the error of the largest level, predicted from all others."""
+    """For each axis, the error of the largest level, predicted from all others."""
 
     def to_dict(self) -> dict[str, object]:
         names = ("leave_one_out", "leave_level_out", "expanding_window", "largest")

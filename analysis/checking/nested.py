@@ -1,4 +1,4 @@
-"""Is a law worth what it adds to a simpler one? A test by simulation, which holds its level where tables do not.
+"""Test by simulation whether a law is worth what it adds to a simpler one; the level holds where F tables fail.
 
 Under a law without a break, the position of the break means nothing, so that no F or chi-squared table applies. The
 simpler law therefore simulates the table many times, and both laws are fitted to each: parametric bootstrap of the
@@ -25,14 +25,14 @@ _STARTS = 8  # of each refit of a simulated table
 
 @dataclass(frozen=True)
 class NestedTest:
-    """A law against a simpler one on the same rows."""
+    """The test of a law against a simpler one on the same rows."""
 
     law: str
     simpler: str
     ratio: float
-    """Sum of squares of the simpler law over that of the law."""
+    """The simpler law's sum of squares divided by that of the law."""
     p: float
-    """Share of tables simulated by the simpler law whose ratio is as large, the table itself counted as one."""
+    """Share of tables simulated from the simpler law with at least this ratio; the table itself counts as one."""
     simulations: int
 
     @property
@@ -87,7 +87,7 @@ def nested_test(fit: Fit, simpler: str | Law | None = None, simulations: int = 1
 
 
 def _simulated(fit: Fit, count: int) -> Array:
-    """Targets (count, n) of tables that the law of ``fit`` is true of."""
+    """Simulate targets (count, n) for which the law of ``fit`` is true."""
     rng = np.random.default_rng([fit.options.seed, 11])
     square, left = pure_error(fit.problem, fit.weights, fit.configurations)
     cells = fit.n_configurations
@@ -102,7 +102,7 @@ def _simulated(fit: Fit, count: int) -> Array:
 
 
 def _costs(fit: Fit, targets: Array) -> Array:
-    """Sums of squares of the law's best fits to ``targets`` (m, n): (m,)."""
+    """Return the sums of squares (m,) of the law's best fits to ``targets`` (m, n)."""
     problem = replace(fit.problem, target=targets)
     weights = np.broadcast_to(fit.weights, targets.shape)
     found = refit(problem, fit.theta, weights, list(fit.ranges), fit.scales, _STARTS, [fit.options.seed, 12])

@@ -1,4 +1,4 @@
-"""The best value of a tuned column, such as the learning rate, at each size, and the law of it over sizes.
+"""Find the best value of a tuned column, such as the learning rate, at each size, and its law over sizes.
 
 At each size, the target is a quadratic in the logarithm of the column, and its vertex the optimum. The interval is
 Fieller's (1954) for the ratio -b / 2c, with the scatter about the quadratics of all sizes, cut where the grid ends.
@@ -23,7 +23,7 @@ from gsq.analysis.tables.table import Array, measured, numbers, quoted, require_
 from gsq.config.axes import CONFIGURATION
 
 LARGEST = ("psnr_db", "ssim", "inception_score", "usage", "perplexity", "effective_bits")
-"""Targets of which the largest value is the best."""
+"""Targets for which larger is better."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,26 @@ class SizeOptimum:
     size: dict[str, float | str]
     rows: int
     value: float
-    """NaN where the grid does not bracket it."""
+    """Best value of the column; NaN if the grid does not bracket it."""
     interval: tuple[float, float]
-    """0 and inf are open ends; NaN without a scatter to measure."""
+    """Interval; 0 and inf are open ends, and NaN means that there is no scatter to measure."""
     log_error: float
     """Standard error of ln value; NaN where it is not known."""
     best: float
     """Target at the optimum."""
     reason: str
-    """Why there is no value; "" if there is one."""
+    """Reason why there is no value; "" if there is one."""
     further: float
     """The next value to try, where the grid ends before the optimum (beyond that end) or the quadratic misses the best
     runs (beside these); else NaN."""
     curve: tuple[float, float, float]
     """Coefficients of x^2, x and 1 with x = ln column, of the target or its logarithm."""
     values: Array
-    """Column, (rows,)."""
+    """Values of the column, (rows,)."""
     targets: Array
-    """Target, (rows,)."""
+    """Values of the target, (rows,)."""
     largest: bool
-    """Whether the largest target is the best, not the least."""
+    """Whether larger targets are better."""
 
     @property
     def name(self) -> str:
@@ -92,12 +92,12 @@ class Optimum:
     """Standard deviation of the target (or its logarithm) about the quadratics, pooled; NaN if not known."""
     law: Fit | None
     no_law: str
-    """Why there is none; "" if there is one, or none was asked for."""
+    """Reason why there is no law; "" if there is one or none was requested."""
     excluded: str
     warnings: tuple[str, ...]
 
     def text(self) -> str:
-        """The optima, a line each, and what limits them."""
+        """Return a line for each optimum, and what limits them."""
         shown = f"ln {self.target}" if self.residuals == "log" else self.target
         lines = [f"best {self.column}: the vertex of {shown}, a quadratic in ln {self.column}"]
         for one in self.sizes:
@@ -197,14 +197,14 @@ def _quantile(confidence: float, free: float) -> float:
 
 @dataclass(frozen=True)
 class _Part:
-    """A quadratic through the rows of one size, in z = ln column - middle."""
+    """A quadratic fitted to the rows of one size, in z = ln column - middle."""
 
     values: Array
     middle: float
     terms: Array
-    """(3,): of z^2, z and 1; NaN with fewer than three values."""
+    """Coefficients of z^2, z and 1, (3,); NaN with fewer than three values."""
     inverse: Array
-    """(3, 3): of the normal equations."""
+    """Inverse of the normal matrix, (3, 3)."""
     squares: float
     free: int
 
@@ -221,7 +221,7 @@ class _Part:
         return cls(values, middle, np.asarray(terms, float), inverse, squares, len(y) - 3)
 
     def interval(self, scatter: float, quantile: float) -> tuple[float, float]:
-        """Fieller's interval of the vertex z, of those sets in which it is a minimum."""
+        """Return Fieller's interval of the vertex z, restricted to quadratics with a minimum."""
         bend, slope, _ = self.terms
         room = (quantile * scatter) ** 2 * self.inverse
         a, b, c = 4 * (bend**2 - room[0, 0]), 4 * (bend * slope - room[0, 1]), slope**2 - room[1, 1]
@@ -294,7 +294,7 @@ def _size(
 
 
 def _law(column: str, by: tuple[str, ...], sizes: tuple[SizeOptimum, ...], options: Options) -> tuple[Fit | None, str]:
-    """The power law of the optima over those columns of ``by`` that vary, weighted by their errors; or why not."""
+    """Fit the optima's power law over the varying columns of ``by``, weighted by their errors, or say why not."""
     known = [one for one in sizes if not one.reason]
     if len(known) < 2:
         return None, f"the grid brackets an optimum at {len(known)} of {len(sizes)} sizes, and a law needs two"

@@ -16,17 +16,17 @@ from gsq.analysis.tables.table import configuration_ids, measured, numbers, requ
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """How far runs of one configuration scatter that differ in the seed alone."""
+    """The scatter of runs of one configuration that differ only in the seed."""
 
     log_sd: float
     """Standard deviation of ln target between seeds, pooled over configurations: relative, 0.1 is 10 %."""
     low: float
     high: float
-    """Its interval (chi-squared: the noise is taken as normal and as equal everywhere)."""
+    """Its chi-squared interval, which assumes normal noise that is equal everywhere."""
     freedom: int
     """Degrees of freedom: runs minus configurations, over the configurations with several seeds."""
     configurations: int
-    """How many configurations have several seeds."""
+    """Number of configurations with several seeds."""
     spread: float
     """Standard deviation of ln target between all configurations, seeds averaged."""
     resolved: float

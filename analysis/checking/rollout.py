@@ -1,4 +1,4 @@
-"""A roll-out over increasing size: the law of the smaller sizes, asked for the next one, size after size."""
+"""Roll out over increasing size: fit the law to the smaller sizes, predict the next one, and repeat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST = 24  # More sizes are pooled into this many groups of neighbours.
 
 @dataclass(frozen=True)
 class Rollout:
-    """Each size of a column as the law of the smaller ones predicted it."""
+    """Predictions of each size of a column from the law of the smaller ones."""
 
     column: str
     target: str
@@ -27,7 +27,7 @@ class Rollout:
     """One row for each run predicted: the column, the target, predicted, low, high (of one run), and fitted, the number
     of rows that the prediction is from."""
     skipped: dict[str, str]
-    """Size to the reason why the smaller ones did not carry the law."""
+    """The reason why the smaller sizes did not determine the law, by size."""
 
     @property
     def error(self) -> float:

@@ -1,4 +1,4 @@
-"""How far a prediction hangs on choices that nobody argues for: the floor, the smallest cells, the loss."""
+"""Measure how far a prediction depends on arbitrary choices: the floor, the smallest cells, the loss."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SMALL = 0.2  # of the cells
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the prediction at the largest setting becomes when the fit is made otherwise."""
+    """The prediction at the largest setting under other choices of the fit."""
 
     at: Mapping[str, float | str]
     """The law's columns, each at its largest measured value, and the first level of each text column."""
     value: float
     """The prediction of the fit itself."""
     instead: Mapping[str, float]
-    """What is changed, in words, to the prediction then; NaN where it cannot be refitted."""
+    """The prediction after each change, by the change in words; NaN if the law cannot be refitted."""
 
     def text(self, target: str) -> str:
-        """One line."""
+        """Return one line of text."""
         place = ", ".join(
             f"{name} = {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in self.at.items()
         )
@@ -77,7 +77,7 @@ def sensitivity(fit: Fit) -> Sensitivity:
 
 
 def _floors(fit: Fit) -> list[int]:
-    """Additive constants that are no ceilings: none lies above the predictions."""
+    """Return the additive constants that are floors, since none of them lies above the predictions."""
     if fit.problem.target.min() <= 0 or not fit.problem.form.exponents:
         return []
     lowest = float(fit.problem.predict(fit.theta[None]).min())
@@ -85,7 +85,7 @@ def _floors(fit: Fit) -> list[int]:
 
 
 def _pinned(problem: Problem, index: int, value: float) -> Problem:
-    """The problem with a parameter that nothing can move."""
+    """Return the problem with one parameter fixed."""
     low, high = problem.low.copy(), problem.high.copy()
     low[index] = high[index] = value
     return replace(problem, low=low, high=high)

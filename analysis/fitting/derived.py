@@ -1,4 +1,4 @@
-"""Intervals of what follows from the parameters of a fit: an exponent of the allocation, a ratio, the best size.
+"""Compute intervals of quantities that follow from a fit's parameters: an exponent, a ratio, the best size.
 
 Parameters that the data leave open may still have a well-determined combination: along the valley in which A and a can
 hardly be told apart, b / (a + b) may stay nearly the same. The ends of a profile-likelihood interval are the least and
@@ -23,7 +23,7 @@ from gsq.analysis.laws.syntax import numeric
 from gsq.analysis.tables.table import Array
 
 Quantity = Callable[[Array], Array]
-"""Natural parameters (m, k) to a value for each (m,)."""
+"""A function from natural parameters (m, k) to values (m,)."""
 FAR = 300.0  # in units of the region's size: an end beyond counts as open
 _STEP = 1e-4  # of the differences that give a quantity's slope
 
@@ -41,7 +41,7 @@ class Derived:
 
     @property
     def why_not(self) -> str:
-        """Why the data do not determine it; "" where they do. An interval may span zero: a difference often does."""
+        """Say why the data do not determine it; "" if they do. Spanning zero is no reason: a difference often does."""
         low, high = self.interval
         if np.isinf(low) or np.isinf(high):
             return "its interval is open"
@@ -54,7 +54,7 @@ class Derived:
         return f"{self.name} = {self.value:.4g}  {self.ends()}" + (f"  ({self.why_not})" if self.why_not else "")
 
     def ends(self) -> str:
-        """Both kinds of interval in words; "" where there is none."""
+        """Write both kinds of interval in words; "" without any."""
 
         def shown(pair: tuple[float, float]) -> str:
             return ", ".join("open" if np.isinf(end) else f"{end:.4g}" for end in pair)
@@ -80,7 +80,7 @@ class Derived:
 
 
 def parameter_expression(text: str, law: Law) -> Quantity:
-    """An expression over the parameters of ``law``, such as "b / (a + b)", as a quantity.
+    """Read an expression over the parameters of ``law``, such as "b / (a + b)", as a quantity.
 
     Raises AnalysisError for what cannot be read and for a name that is no parameter.
     """
@@ -107,7 +107,7 @@ def region_ends(
     base = _costs(problem, theta[None], weights)[0][0]
 
     def value(z: Array) -> Array:
-        """At z (m, k)."""
+        """Evaluate at z (m, k)."""
         return np.asarray(quantity(problem.form.natural(theta + z @ move.T, centre)))
 
     def slope(z: Array) -> Array:
@@ -117,7 +117,7 @@ def region_ends(
         return np.where(np.isfinite(found), found, 0.0)
 
     def left(z: Array) -> tuple[float, Array]:
-        """Which part of the room is left, and its slope."""
+        """Return the share of the room that is left, and its slope."""
         cost, gradient = _costs(problem, (theta + move @ z)[None], weights)
         used = (cost[0] - base) / room
         return (1 - used, -gradient[0] @ move / room) if np.isfinite(used) else (-1e6, -2 * z)

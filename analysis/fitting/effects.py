@@ -1,4 +1,4 @@
-"""Random effects: what the rows of one study, or the seeds of one configuration, have in common.
+"""Fit random effects: deviations that the rows of one study, or the seeds of one configuration, share.
 
 Rows of one study share an offset that the law knows nothing of, so that they tell less than as many independent rows.
 The spread between studies, between configurations and between seeds is estimated by restricted maximum likelihood of
@@ -40,14 +40,14 @@ class RandomEffects:
     theta: Array
     """Internal parameters, (k,)."""
     covariance: Array
-    """(k, k)."""
+    """Covariance of the parameters, (k, k)."""
     _shares: Array
     """Derivatives of ``covariance`` by each variance, (variances, k, k)."""
     _uncertainty: Array
     """Covariance of the variances, (variances, variances)."""
 
     def interval(self, quantity: Quantity, confidence: float) -> tuple[float, float, float]:
-        """The value of ``quantity`` and its t interval: (value, low, high)."""
+        """Return the value of ``quantity`` and its t interval, as (value, low, high)."""
 
         value, slope = float(quantity(self.theta[None])[0]), gradient(quantity, self.theta)
         variance = float(slope @ self.covariance @ slope)
@@ -136,7 +136,7 @@ def _generalised(jacobian: Array, parts: list[Array], variances: Array) -> tuple
 
 
 def _restricted(error: Array, jacobian: Array, parts: list[Array], variances: Array) -> Array:
-    """Variances (parts,) of the greatest restricted likelihood, from ``variances``."""
+    """Return the variances (parts,) that maximise the restricted likelihood, starting from ``variances``."""
     for _ in range(_UPDATES):
         covariance, inverse = _generalised(jacobian, parts, variances)
         projection = inverse - inverse @ jacobian @ covariance @ jacobian.T @ inverse

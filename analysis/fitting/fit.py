@@ -1,4 +1,4 @@
-"""Fitting a law to a table: many starts, exact derivatives, intervals, and plain words about them.
+"""Fit a law to a table: many starts, exact derivatives, intervals, and remarks in plain words.
 
 See :class:`gsq.analysis.Fit` for what comes out, ``gsq.analysis.laws`` for the forms, ``solver`` for the minimisation
 and ``intervals`` for the intervals.
@@ -90,7 +90,7 @@ def fit_by(
     target: str | None = None,
     options: Options | None = None,
 ) -> tuple[dict[str, Fit], dict[str, str]]:
-    """A fit of its own for each value of column ``by``: ({"groups = 4": fit, ...}, {"groups = 8": why not, ...}).
+    """Fit each value of column ``by`` on its own: ({"groups = 4": fit, ...}, {"groups = 8": why not, ...}).
 
     Each value has the rows of a table that held no others: ``by`` = step compares checkpoints, protocol protocols.
     Raises AnalysisError where the column is missing or empty, or no group can be fitted.
@@ -252,7 +252,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
 
 
 def _certain(law: Law, groups: tuple[tuple[str, ...], ...], ended: tuple[str, ...], natural: Array) -> dict[str, str]:
-    """Parameters that are not determined whatever their intervals say, and why."""
+    """Return the parameters that are not determined, whatever their intervals say, and why."""
     found = {}
     for group in groups:
         for name in group:
@@ -281,7 +281,7 @@ def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Op
 
 
 def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
-    """The rise of the sum of squares up to which a profile interval reaches, (m,).
+    """Return the rise of the sum of squares at the ends of a profile interval, (m,).
 
     The F quantile with 1 and cells - k degrees of freedom times the scatter of the configurations about the law:
     ``cost`` without ``pure``, the scatter of seeds about their mean, over cells - k.
@@ -325,7 +325,7 @@ def _search(
 def _best_of_sample(
     problem: Problem, weights: Array, ranges: list[tuple[float, float] | None], scales: Array, options: Options
 ) -> tuple[Solution, float]:
-    """Large tables: the search goes over a sample of their rows, and its best few optima on over all."""
+    """Search a large table on a sample of its rows, and refine the best few optima on all rows."""
     rows = np.sort(np.random.default_rng([options.seed, 3]).choice(len(weights), SAMPLE, replace=False))
     part = replace(problem, data=problem.data[:, rows], target=problem.target[rows])
     found = _search(part, weights[rows], ranges, scales, options)
@@ -339,7 +339,7 @@ def _best_of_sample(
 
 
 def _scales(rows: pd.DataFrame, law: Law) -> Array:
-    """Typical sizes of the columns, and 1: around these are the starts of parameters of unknown size."""
+    """Return 1 and the typical sizes of the columns; parameters of unknown size start around these."""
     with np.errstate(all="ignore"):
         sizes = [abs(float(np.median(numbers(rows, name)))) for name in law.columns]
         sizes += [float(np.log2(size)) for size in sizes if size > 2]
@@ -354,7 +354,7 @@ def _delta(
     options: Options,
     law: Law,
 ) -> float:
-    """The loss's delta where none is given: see :func:`fit`."""
+    """Return the default delta of the loss: see :func:`fit`."""
     if options.delta is not None:
         return options.delta
     if options.loss in ("huber", *SIDED):

@@ -1,4 +1,4 @@
-"""Which parameters the rows can tell apart, and which of the laws that fit equally well is taken where they cannot.
+"""Find which parameters the rows can tell apart, and choose among equally good fits where they cannot.
 
 At an optimum the rows leave a law undetermined along the directions in which none of its values changes: the null space
 of the Jacobian. Predictions at settings like those measured are unique all the same; of the parameters the smallest are
@@ -25,7 +25,7 @@ class Freedom:
     """Directions that the rows leave open."""
 
     count: int
-    """Their number: how many parameters fewer the law has in effect."""
+    """Number of these directions, by which the law has effectively fewer parameters."""
     groups: tuple[tuple[int, ...], ...]
     """Indices of parameters that only have a meaning together; a group of one has no effect on the rows."""
 
@@ -66,7 +66,7 @@ def null_space(unit: Array) -> Array:
 
 
 def _sparse(directions: Array) -> Array:
-    """The same space, by directions that have as few parameters as elimination leaves them."""
+    """Return directions that span the same space with as few parameters as elimination can reach."""
     found = directions.copy()
     left = np.arange(len(found))
     while len(left):
@@ -80,7 +80,7 @@ def _sparse(directions: Array) -> Array:
 
 
 def freedom(problem: Problem, theta: Array) -> Freedom:
-    """What the rows leave open at ``theta`` (k,).
+    """Find the directions that the rows leave open at ``theta`` (k,).
 
     Parameters at a bound do not count, nor those of a term whose amplitude is there: they are marked for that already.
     """
@@ -115,7 +115,7 @@ def _groups(touched: Bools) -> tuple[tuple[int, ...], ...]:
 
 
 def least_norm(problem: Problem, theta: Array, cost: float, weights: Array) -> Array:
-    """The smallest parameters (k,) that fit as well as ``theta`` does, as far as a few steps lead."""
+    """Return the smallest parameters (k,) that fit as well as ``theta`` and that a few steps reach."""
     best, limit = theta, cost * (1 + _SAME) + 1e-26 * float(weights @ _goal(problem) ** 2)
 
     def fits(trial: Array) -> Array | None:
@@ -159,12 +159,12 @@ def condition(law: Law, problem: Problem, theta: Array) -> tuple[float, float]:
 
 
 def at_bound(value: float, low: float, high: float) -> bool:
-    """Whether a value lies at a bound, or so close that only the end of a series of steps keeps it from there."""
+    """Whether a value lies at a bound, or so close that the search merely stopped before it."""
     return any(_close(value, end) for end in (low, high))
 
 
 def opened(pair: tuple[float, float], low: float, high: float) -> tuple[float, float]:
-    """An interval without the ends that a bound, and not the data, has set: it is open there."""
+    """Open the ends of an interval that a bound, not the data, has set."""
     return (-np.inf if _close(pair[0], low) else pair[0]), (np.inf if _close(pair[1], high) else pair[1])
 
 

@@ -1,4 +1,4 @@
-"""How sure a fit is: bootstrap by configuration, profile likelihood, and which parameters the data do not determine.
+"""Intervals of a fit: bootstrap by configuration, profile likelihood, and which parameters are not determined.
 
 The seeds of a configuration are one unit in both: they move together in the bootstrap, and the profile measures the
 scatter between configurations. Two seeds of a cell are not two cells.
@@ -45,7 +45,7 @@ class Draws:
     failed: int
     """Resamples whose refit did not converge, or that could not be drawn."""
     redrawn: int
-    """Resamples that could not carry the law (for instance a constant predictor) and were drawn again."""
+    """Resamples that could not determine the law (a constant predictor, for instance) and were drawn again."""
 
 
 def resample(configurations: Index, rng: np.random.Generator, count: int) -> Array:
@@ -301,7 +301,7 @@ def delta_band(problem: Problem, theta: Array, weights: Array, room: float, data
 
 
 def _wald(problem: Problem, theta: Array, weights: Array, room: Array, index: Index) -> Array:
-    """How far parameter ``index`` (m,) moves while a quadratic cost rises by ``room``, (m,)."""
+    """Return how far parameter ``index`` (m,) moves as a quadratic cost rises by ``room``, (m,)."""
     value, slope = problem.form.both(theta, problem.data, problem.centre)
     with np.errstate(all="ignore"):
         if problem.residuals == "log":
@@ -319,7 +319,7 @@ def _wald(problem: Problem, theta: Array, weights: Array, room: Array, index: In
 def undetermined(
     values: Array, intervals: Mapping[str, tuple[float, float]], certain: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The parameters that the data do not determine, and why.
+    """Return the parameters that the data do not determine, and why.
 
     ``values``: natural parameters of the draws, shape (done, k), in the order of ``intervals``. Not
     determined is a parameter whose interval is open, spans zero or more than a factor of 10, and one that moves with

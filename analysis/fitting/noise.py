@@ -15,7 +15,7 @@ from gsq.analysis.tables.table import (
 
 
 def pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple[float, int]:
-    """Sum of squares of the seeds about the mean of their configuration, and its degrees of freedom."""
+    """Return the sum of squares of seeds about their configuration's mean, and its degrees of freedom."""
     goal = np.log(problem.target) if problem.residuals == "log" else problem.target
     heavy = np.bincount(configurations, weights)
     mean = np.bincount(configurations, weights * goal) / heavy
@@ -23,7 +23,7 @@ def pure_error(problem: Problem, weights: Array, configurations: Index) -> tuple
 
 
 def lack_of_fit(cost: float, pure: tuple[float, int], left: int, options: Options) -> LackOfFit | None:
-    """Whether the law misses the configurations by more than seeds scatter; ``left``: their degrees of freedom."""
+    """Test whether the law misses configurations by more than seeds scatter; ``left``: their degrees of freedom."""
     if options.loss != "least_squares" or left < 1:
         return None
     misfit = max(cost - pure[0], 0.0)

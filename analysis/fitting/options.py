@@ -15,13 +15,13 @@ Residuals = Literal["log", "linear"]
 Loss = Literal["least_squares", "huber", "cauchy", "quantile", "asymmetric"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 SIDED: tuple[Loss, ...] = ("quantile", "asymmetric")
-"""Those that take targets above the law for less, or for more, than those below it."""
+"""Losses that weigh targets above the law differently from those below it."""
 Intervals = Literal["profile", "bootstrap", "none"]
 T = TypeVar("T")
 
 
 def changed(options: T, changes: Mapping[str, Any]) -> T:
-    """``options`` with other values of some fields. Raises AnalysisError for a name that is not one of its fields."""
+    """Return ``options`` with some fields changed. Raises AnalysisError for a name that is not a field."""
     known = [one.name for one in fields(options)]  # type: ignore[arg-type]
     for name in changes:
         if name not in known:
@@ -33,7 +33,7 @@ def changed(options: T, changes: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a law is fitted. The metadata of a field are its help and what else the command line needs of it."""
+    """Options of a fit. A field's metadata hold its help and whatever else the command line needs."""
 
     residuals: Residuals = field(
         default="log",
@@ -50,9 +50,9 @@ class Options:
         default=None,
         metadata={
             "metavar": "X",
-            "help": "Residual beyond which huber, cauchy and quantile leave squares. Default: 1e-3 for huber and "
-            "quantile (times the median target in linear residuals), as replications of Chinchilla use; for cauchy "
-            "2.385 robust standard deviations of the least-squares residuals.",
+            "help": "Residual beyond which huber, cauchy and quantile are no longer quadratic. Default: 1e-3 for "
+            "huber and quantile (times the median target in linear residuals), as replications of Chinchilla use; for "
+            "cauchy 2.385 robust standard deviations of the least-squares residuals.",
         },
     )
     weights: str | None = field(
@@ -148,7 +148,7 @@ class Options:
 
     @property
     def share(self) -> float:
-        """The ``quantile`` of the sided losses, by default 0.1: the law of runs that are tuned well."""
+        """Return the ``quantile`` of the sided losses. The default, 0.1, gives the law of well-tuned runs."""
         return 0.1 if self.quantile is None else self.quantile
 
     @property

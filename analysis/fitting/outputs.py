@@ -1,4 +1,4 @@
-"""Several outputs that share parameters: what each of them weighs, and whether their errors go together."""
+"""Fit several outputs that share parameters: the weight of each, and whether their errors are correlated."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Output:
     rmse: float
     log_rmse: float
     scatter: float
-    """Standard deviation of a run about the law (relative for log residuals): one over its square weighs the output."""
+    """Standard deviation of a run about the law (relative for log residuals); its weight is the inverse square."""
     best: float
-    """Its prediction at :attr:`Fit.best`, and the interval of that."""
+    """Its prediction at :attr:`Fit.best`, with the interval."""
     interval: tuple[float, float]
 
     @property
@@ -79,7 +79,7 @@ def weighed(problem: Problem, theta: Array, weights: Array, law: Law, rows: pd.D
 
 
 def output_remarks(law: Law, rows: pd.DataFrame, runs: Index, error: Array, kind: Intervals) -> list[str]:
-    """Outputs whose errors (n,) go together over the ``runs`` (n,): profile intervals take them to be independent."""
+    """Find outputs whose errors (n,) correlate over the ``runs`` (n,), which profile intervals assume independent."""
     if not law.outputs or kind != "profile":
         return []
     table = pd.DataFrame({"run": runs, OUT: labels(rows, OUT), "error": error})

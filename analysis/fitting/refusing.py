@@ -1,4 +1,4 @@
-"""What a fit refuses before it starts: rows that cannot carry the law, that do not vary, or that squares overflow."""
+"""Refuse rows before a fit starts: too few for the law, without variation, or so large that squares overflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST = 1e100  # of values whose squares, and products of those, a float holds
 
 
 def check_values(rows: pd.DataFrame, law: Law, target: Array, data: Array, residuals: Residuals) -> None:
-    """Raise AnalysisError where the rows cannot carry the law, do not vary, or hold numbers that squares cannot."""
+    """Raise AnalysisError if the rows cannot determine the law, do not vary, or hold numbers whose squares overflow."""
     each = {name: target[labels(rows, OUT) == name] for name in law.outputs} or {law.target: target}
     for name, values in each.items():
         if residuals == "log" and (values <= 0).any():

@@ -1,4 +1,4 @@
-"""What a fit should be read with: sentences about its search, its parameters and its floors."""
+"""Remarks to read beside a fit: sentences about its search, its parameters and its floors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW_CONFIGURATIONS = 8  # below this a bootstrap by configuration has too few di
 
 
 def search_remarks(problem: Problem, starts: int, share: float, converged: bool, confounded: bool) -> list[str]:
-    """Whether the search can be trusted."""
+    """Say whether the search can be trusted."""
     found = []
     if not converged and not confounded:
         found.append(
@@ -29,7 +29,7 @@ def search_remarks(problem: Problem, starts: int, share: float, converged: bool,
 
 
 def confounded_remarks(law: Law, groups: tuple[tuple[str, ...], ...], settings: int) -> list[str]:
-    """Which parameters the rows cannot tell apart, and what would."""
+    """Say which parameters the rows cannot tell apart, and which rows could."""
     if not groups:
         return []
     if settings < len(law.parameters):
@@ -46,7 +46,7 @@ def confounded_remarks(law: Law, groups: tuple[tuple[str, ...], ...], settings: 
 
 
 def bound_remarks(at_bound: tuple[str, ...]) -> list[str]:
-    """Parameters that ended at a bound."""
+    """Name the parameters that ended at a bound."""
     if not at_bound:
         return []
     return [
@@ -94,7 +94,7 @@ def floor_remarks(
 
 
 def interval_remarks(requested: int, failed: int, kind: Intervals, cells: int, left: int) -> list[str]:
-    """What the intervals rest on."""
+    """Say what the intervals are based on."""
     found: list[str] = []
     if kind == "none":
         return found

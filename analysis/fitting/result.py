@@ -64,19 +64,19 @@ class Fit:
     options: Options
     parameters: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    """Parameter to (low, high) of the kind shown; infinite where open, NaN where there is none."""
+    """(low, high) of each parameter, of the kind shown; infinite if open, NaN without an interval."""
     interval_kind: Intervals
     profile_intervals: dict[str, tuple[float, float]]
-    """From the F test on the sum of squares; NaN for other losses than least squares."""
+    """Profile intervals by the F test on the sum of squares; NaN for losses other than least squares."""
     bootstrap_intervals: dict[str, tuple[float, float]]
-    """Expanded percentiles of the resamples; NaN without a bootstrap."""
+    """Bootstrap intervals: expanded percentiles of the resamples; NaN without a bootstrap."""
     undetermined: dict[str, str]
     """Parameters that these data do not determine, and why: see :func:`gsq.analysis.fitting.intervals.undetermined`."""
     confounded: tuple[tuple[str, ...], ...]
     """Parameters that the rows cannot tell apart, and (alone) those that nothing in the rows depends on. Predictions at
     settings like those measured hold all the same; of the parameters the smallest that fit are given."""
     room: float
-    """The rise of the cost up to which the profile intervals and their bands reach."""
+    """The rise of the cost at the ends of profile intervals and of their bands."""
     at_bound: tuple[str, ...]
     """Parameters that ended at a bound."""
     residuals: Residuals
@@ -93,7 +93,7 @@ class Fit:
     """How many units the intervals count, configurations or, where the law needs every replicate, rows; and how many
     degrees of freedom the law leaves of them."""
     converged: bool
-    """Whether the best start came to rest; otherwise the parameters are the best that were found."""
+    """Whether the best start converged; otherwise the parameters are the best that were found."""
     converged_share: float
     """Share of random starts that end within 1e-6 (relative, in the sum) of the best."""
     condition: tuple[float, float]
@@ -105,7 +105,7 @@ class Fit:
     bootstrap_failed: int
     bootstrap_redrawn: int
     excluded: str
-    """What the table has but the fit does not use, in words; "" where nothing was left out."""
+    """The rows that the fit leaves out, in words; "" if it uses them all."""
     warnings: tuple[str, ...]
     protocol: str | None
     features: str | None
@@ -199,7 +199,7 @@ class Fit:
         return central, low, high
 
     def derive(self, expression: str, quantity: Quantity | None = None) -> Derived:
-        """A quantity that follows from the parameters, with its intervals: ``fit.derive("b / (a + b)")``.
+        """Compute a quantity that follows from the parameters, with its intervals: ``fit.derive("b / (a + b)")``.
 
         It may be well determined where no parameter is. ``quantity``: computes it from natural parameters, where it is
         no expression; ``expression`` is then its name. Raises AnalysisError for what cannot be read, names that are no
@@ -238,7 +238,7 @@ class Fit:
         return f"{quoted(self.target)} = {with_numbers(split_target(self.law.formula)[1], numbers)}"
 
     def at_best(self) -> str:
-        """The smallest predicted target among the rows, with its interval: what may be headlined of any fit."""
+        """Return the smallest predicted target among the rows with its interval, which any fit may quote."""
         place = ", ".join(
             f"{name} = {value}" if isinstance(value, str) else f"{name} = {value:g}"
             for name, value in self.best.items()
@@ -368,7 +368,7 @@ KINDS = {"profile": "profile likelihood", "bootstrap": "bootstrap by configurati
 
 
 def confounded_text(groups: tuple[tuple[str, ...], ...]) -> str:
-    """Which parameters the rows cannot tell apart, or do not depend on, in words."""
+    """Say which parameters the rows cannot tell apart or do not depend on."""
     return "; ".join(
         f"these rows cannot tell {', '.join(group)} apart"
         if len(group) > 1
@@ -385,7 +385,7 @@ def interval_text(pair: tuple[float, float], joint: str = ", ") -> str:
 
 
 def write_json(document: object, path: Path) -> None:
-    """Write ``document`` to ``path`` at once or not at all; folders are made."""
+    """Write ``document`` to ``path`` whole or not at all, creating its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 

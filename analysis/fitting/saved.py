@@ -1,4 +1,4 @@
-"""Fits that ``gsq fit --output`` has saved: made again from their table, which gives the same numbers."""
+"""Load fits that ``gsq fit --output`` saved, by repeating them on their table, with the same numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_saved(path: str | Path) -> tuple[str | list[str], list[dict[str, Any]]]
 
 
 def choose_saved(path: str | Path, fits: list[dict[str, Any]], law: str | None) -> dict[str, Any]:
-    """The fit of ``law`` (its name or formula), or the only one. Raises AnalysisError naming those that there are."""
+    """Find the fit of ``law`` (its name or formula), or the only one. Raises AnalysisError naming the saved ones."""
     names = [one["law"] for one in fits]
     chosen = [one for one in fits if law in (None, one["law"], one["formula"])]
     if len(chosen) != 1:
@@ -53,7 +53,7 @@ def choose_saved(path: str | Path, fits: list[dict[str, Any]], law: str | None) 
 
 
 def fit_again(saved: Mapping[str, Any], frame: pd.DataFrame) -> Fit:
-    """The fit whose ``to_dict`` is ``saved``, from its table. Raises AnalysisError where that gives another one."""
+    """Repeat the fit whose ``to_dict`` is ``saved`` on its table. Raises AnalysisError if the result differs."""
     named, frame = LAWS.get(saved["law"]), select(frame, saved.get("where"))
     law = get_law(
         saved["formula"],

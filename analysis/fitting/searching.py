@@ -1,4 +1,4 @@
-"""Many starts to one optimum: where they are drawn, which of them go on, and refits of resampled tables.
+"""Search from many starts for one optimum: which starts to continue, and how to refit resampled tables.
 
 Shapes: m problems or starts, n rows, k parameters.
 """
@@ -61,7 +61,7 @@ def search(problem: Problem, start: Array, weights: Array) -> Solution:
 
 
 def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int) -> None:
-    """Take the problem ``best`` of ``found`` on from points around it, until none of them ends lower.
+    """Continue the problem ``best`` of ``found`` from points around it until none of them ends lower.
 
     Where slopes jump, as those of min and max do, a descent stops at an edge along which it could go on. The points lie
     where a quadratic cost would rise by a share of 1e-8 to 1e-2.
@@ -86,7 +86,7 @@ def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int) ->
 
 
 def reached(problem: Problem, cost: Array, weights: Array, share: float = 1e-6) -> Bools:
-    """Which costs (m,) are the least of them, but for this share."""
+    """Return which costs (m,) equal the least one within this share."""
     # The absolute term is for data that lie exactly on a law, where every sum of squares is rounding.
     scale = len(weights) if problem.residuals == "log" else float(weights @ problem.target**2)
     return np.asarray(cost <= cost.min() * (1 + share) + 1e-16 * scale)
@@ -101,7 +101,7 @@ def leading(problem: Problem, found: Solution, weights: Array) -> int:
 
 
 def _polished(problem: Problem, found: Solution, weights: Array, best: int) -> Solution:
-    """``found`` with the problem ``best`` taken on until rounding ends it: its parameters keep all their digits."""
+    """Refine the problem ``best`` of ``found`` until rounding stops it, so that all digits of its parameters hold."""
     last = solve(problem, found.theta[best : best + 1], weights, steps=STEPS, tolerance=_POLISH)
     if last.cost[0] <= found.cost[best]:
         found.theta[best], found.cost[best] = last.theta[0], last.cost[0]
@@ -112,7 +112,7 @@ def _polished(problem: Problem, found: Solution, weights: Array, best: int) -> S
 def _carry_on(
     problem: Problem, found: Solution, weights: Array, which: Index, steps: int | None = _STEPS_CARRIED
 ) -> Solution:
-    """``found`` with the problems ``which`` taken further, from where they are."""
+    """Continue the problems ``which`` of ``found`` from where they are."""
     if not len(which):
         return found
     target = problem.target if problem.target.ndim == 1 else problem.target[which]

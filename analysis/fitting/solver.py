@@ -31,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a batch shares."""
+    """A fitting problem: what all parameter vectors of a batch share."""
 
     form: Form
     data: Array
@@ -44,9 +44,9 @@ class Problem:
     """Bounds of the internal parameters, (k,)."""
     loss: Loss = "least_squares"
     delta: float = 1.0
-    """Where Huber, Cauchy and quantile losses turn from squares, in units of the residual."""
+    """Residual beyond which Huber, Cauchy and quantile losses are no longer quadratic."""
     quantile: float = 0.5
-    """For the sided losses: the share of the weight that targets above the law have."""
+    """For sided losses, the share of the weight of targets above the law."""
 
     @property
     def centre(self) -> Array:
@@ -170,7 +170,7 @@ def _solve(
 
 
 def cost_of(problem: Problem, theta: Array, weights: Array) -> Array:
-    """The cost (m,) at theta (m, k); inf where there is none."""
+    """Return the cost (m,) at theta (m, k); inf where it is undefined."""
     with np.errstate(all="ignore"):
         value = problem.predict(theta)
         apart = np.log(value / problem.target) if problem.residuals == "log" else value - problem.target
@@ -229,7 +229,7 @@ def gradients(problem: Problem, theta: Array, weights: Array) -> Array:
 
 
 def newton(problem: Problem, theta: Array, gradient: Array, hessian: Array) -> Array:
-    """The step (m, k) from theta (k,) to where a quadratic cost is least; parameters at a bound stay."""
+    """Return the step (m, k) from theta (k,) to the minimum of a quadratic cost; parameters at a bound stay."""
     held = np.broadcast_to((theta <= problem.low) | (theta >= problem.high), gradient.shape)
     scale = np.einsum("mii->mi", hessian)
     return _step(hessian, gradient, scale, np.full(len(gradient), 1e-12), held)

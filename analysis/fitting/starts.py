@@ -1,4 +1,4 @@
-"""Where a search begins: ranges of random starts that follow from the formula and from the sizes of the columns.
+"""Choose where a search begins: ranges of random starts from the formula and the sizes of the columns.
 
 A rate k in exp(-k x) is about one over the range of x, a time tau in exp(-x / tau) about that range, a peak at x0 lies
 within it, and a saturation kappa in 1 + kappa / D is of the size of D. The walk below reads this from the formula:
@@ -40,7 +40,7 @@ class Habit:
 
 
 def habits(form: Form, data: Array) -> dict[int, Habit]:
-    """The habit of each parameter, by index, that the formula and ``data`` (q, n) tell something of."""
+    """Return the habit of each parameter, by index, about which the formula and ``data`` (q, n) say something."""
     walk = _Walk(form, data)
     for expression in form.one_level():
         walk.visit(expression, None, 0)
@@ -70,7 +70,7 @@ def draw(habit: Habit | None, scales: Array, low: float, high: float, count: int
 
 
 class _Walk:
-    """Reads sizes of parameters from an expression: the first that is found for each of them holds."""
+    """Reads sizes of parameters from an expression; the first one found for each parameter counts."""
 
     def __init__(self, form: Form, data: Array) -> None:
         self.found: dict[int, Habit] = {}
@@ -178,7 +178,7 @@ class _Walk:
             self.visit(term, 1.0, depth + 1)
 
     def _value(self, node: Any) -> Array:
-        """A part that depends on columns alone, (n,)."""
+        """Evaluate a part that depends only on columns, (n,)."""
         import sympy as sp
 
         names = [symbol for symbol in self.rows if node.has(symbol)]
