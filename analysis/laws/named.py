@@ -56,7 +56,9 @@ def get_law(
             f"{law.name}: {len(outputs)} targets ({joined(outputs)}) need a parameter with a value for each, written "
             f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
         )
-    return replace(law, outputs=outputs) if outputs else law
+    law = replace(law, outputs=outputs) if outputs else law
+    _ = law.read
+    return law
 
 
 def _outputs(target: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def test_groups_are_studies_of_their_own_and_scored_together() -> None:
     assert list(found.table["group"]) == ["x", "x", "y", "y"] and found.r2(0.3) > 0.99
     alone = replayed(one[0], one[1], start=range(3))
     assert np.array_equal(found.predictions[:, :4], alone.predictions)
-    with pytest.raises(AnalysisError, match="start has no row with site = y"):
+    with pytest.raises(AnalysisError, match=r"start .*site = y"):
         replayed(pool, held_out, by="site", start=[0, 1])
 
 

@@ -54,7 +54,7 @@ def test_fit_without_a_law_that_fits_is_an_error(gsq) -> None:
 def test_missing_sweep_names_the_others(gsq) -> None:
     error = gsq("fit", "smal").exception
     assert isinstance(error, AnalysisError) and error.exit_code == 2
-    assert "results/smal.parquet: no such results table; tables there: fig4like.parquet, small.parquet" in str(error)
+    assert "results/smal.parquet: " in str(error) and ": fig4like.parquet, small.parquet" in str(error)
 
 
 def test_plot_saves_beside_the_table_or_where_told(gsq) -> None:
@@ -90,10 +90,7 @@ def test_each_kind_of_figure_is_drawn_or_says_what_it_needs(gsq) -> None:
 def test_plot_needs_no_law(gsq, tables) -> None:
     tables.write(Path("results/two.parquet"), tables.noisy([(4, 16, 1, 64), (4, 16, 1, 256)]))
     result = gsq("plot", "two")
-    assert (
-        result.exit_code == 0
-        and "Not fitted: power_law_bpp has 2 parameters (c, alpha) and needs at least 3 distinct" in result.output
-    )
+    assert result.exit_code == 0 and "Not fitted: power_law_bpp has 2 parameters (c, alpha)" in result.output
 
 
 def test_protocol_selects(gsq, tables) -> None:
@@ -158,7 +155,7 @@ def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
     ]
     tables.write(Path("results/curve.parquet"), rows)
     result = gsq("fit", "curve", "--extrapolate")
-    assert result.exit_code == 0 and "1 curves fitted on the first 50% of their steps: 10 later values" in result.output
+    assert result.exit_code == 0 and "1 curves" in result.output and "10 later values" in result.output
 
 
 @pytest.mark.parametrize(

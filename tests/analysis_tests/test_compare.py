@@ -102,7 +102,7 @@ def test_held_out_errors_are_those_of_refits_by_hand() -> None:
 def test_card_says_what_is_wrong(fig4: pd.DataFrame, tables, tmp_path: Path) -> None:
     card = report_card(fit(fig4, "paper_eq14", residuals="linear", bootstrap=100))
     text = card.text()
-    assert "these data do not determine B, alpha, C, beta: quote predictions, not them" in text
+    assert "not determine B, alpha, C, beta: quote predictions" in text
     assert (
         "condition number 4.2e+11" in text and "profile [15.66, " in text and "a configuration left out: 0.0206" in text
     )
@@ -138,7 +138,7 @@ def test_collapse_finds_what_is_absorbed_and_what_is_left() -> None:
     value, half = drifting.left_over["latent_dim"]
     assert value == pytest.approx(0.5, abs=max(half, 0.05)) and "does not wholly absorb" in drifting.text
     assert json.loads(json.dumps(drifting.to_dict()))["left_over"]["latent_dim"][0] == value
-    with pytest.raises(AnalysisError, match="only latent_dim vary; a collapse needs two axes"):
+    with pytest.raises(AnalysisError, match=r"only latent_dim .*two axes"):
         collapse(grid(), axes=["latent_dim", "width"])
     with pytest.raises(AnalysisError, match="column 'colour' is missing"):
         collapse(grid(), ["colour"])
@@ -163,10 +163,10 @@ def test_learning_curves_are_predicted_from_their_first_half() -> None:
     assert found.table["signature"].nunique() == 3 and len(found.table) == 30
     assert found.table["step"].min() > 600 and set(found.table["law"]) <= {"step_approach", "step_power"}
     assert found.error < 0.1 and found.inside >= 0.7
-    assert "3 curves fitted on the first 50% of their steps: 30 later values of rfid missed by" in found.text
+    assert found.text.startswith("3 curves") and "50%" in found.text and "30 later values of rfid" in found.text
     short = pd.concat([curves(), curves(points=4).assign(signature="short")])
     assert list(extrapolate(short).skipped) == ["short"]
-    with pytest.raises(AnalysisError, match=r"no learning curve can be fitted .*evaluation\.every"):
+    with pytest.raises(AnalysisError, match=r"no learning curve .*evaluation\.every"):
         extrapolate(curves(points=5))
     with pytest.raises(AnalysisError, match="fraction must lie between 0 and 1"):
         extrapolate(curves(), fraction=1.5)
@@ -206,9 +206,7 @@ def test_laws_on_different_rows_are_refused(tables) -> None:
     frame = study(tables)
     with pytest.raises(AnalysisError) as found:
         compare_laws(frame, ["power_law_bpp", "step_power"], QUICK)
-    assert "the last row of each run, 8 in all" in str(found.value) and "every evaluation, 32 in all" in str(
-        found.value
-    )
+    assert "each run, 8 in all" in str(found.value) and "every evaluation, 32 in all" in str(found.value)
     frame["parameters"] = pd.array([None if g == 8 else 1000 * g for g in frame["groups"]], dtype="Int64")
     with pytest.raises(AnalysisError, match=r"power_law_bpp takes .* 8 in all; .* 6 in all \(2 without parameters\)"):
         compare_laws(frame, ["power_law_bpp", "A / parameters^a"], QUICK)

@@ -203,7 +203,7 @@ def test_laws_are_told_apart_where_they_differ() -> None:
     own = [one.predict({"x": 4.0, "y": 300.0})[0][0] for one in compared.fits]
     shares, logs = np.array(compared.weights), np.log(own)
     apart = np.expm1(np.sqrt(shares @ (logs - shares @ logs) ** 2))
-    assert f"the predictions of the laws differ by {apart:.1%}" in both.notes[-1]
+    assert f"differ by {apart:.1%}" in both.notes[-1]
     assert found.weights == compared.weights and "of the weight on wrong laws" in found.text()
 
 
@@ -280,7 +280,7 @@ def test_laws_hold_for_some_cells_only(fig4: pd.DataFrame) -> None:
     cells = pd.DataFrame({"latent_dim": [16, 128], "groups": [4, 1], "codebook_size": [2**12] * 2, "downsample": 8})
     found = design(one, cells.assign(cost=1.0), 5.0, "parameter=b")
     assert [p.cell["latent_dim"] for p in found.proposals] == [128]
-    assert any("1 candidates are left out: multiplicative holds for groups = 1 only" in note for note in found.notes)
+    assert any("1 candidate" in note and "multiplicative holds for groups = 1 only" in note for note in found.notes)
     with pytest.raises(AnalysisError, match="no candidate is left"):
         design(one, cells.iloc[:1].assign(cost=1.0), 5.0, "parameter=b")
     with pytest.raises(AnalysisError, match="holds for groups = 1 only"):
@@ -374,7 +374,7 @@ def test_a_designed_order_of_the_papers_points_needs_half_the_cost_of_a_random_o
 
 
 def test_replay_refuses_what_it_cannot_use(costed: pd.DataFrame) -> None:
-    with pytest.raises(AnalysisError, match="some, but not all, of the row numbers"):
+    with pytest.raises(AnalysisError, match=r"some, but not all, .*row numbers"):
         replay(costed, "saturating", "train_flops", range(41))
     with pytest.raises(AnalysisError, match="one number above 0 for each of 41 rows"):
         replay(costed, "saturating", np.zeros(41), range(8))

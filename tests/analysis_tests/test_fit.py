@@ -289,7 +289,7 @@ def test_starts_of_linear_parameters_are_used() -> None:
 @pytest.mark.parametrize("pair", [(2, 1), (np.nan, 1), (1, np.nan), (0, np.inf)])
 def test_ranges_of_starts_that_are_none_are_refused(pair: tuple[float, float]) -> None:
     frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": np.arange(1.0, 9)})
-    with pytest.raises(AnalysisError, match="the starts of b are drawn from a range of two finite numbers"):
+    with pytest.raises(AnalysisError, match=r"starts of b .*two finite numbers"):
         fit(frame, "y = a * x^b", start_ranges={"b": pair})
 
 

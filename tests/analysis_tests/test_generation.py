@@ -58,10 +58,8 @@ def test_cells_whose_orders_disagree_are_named_the_widest_first() -> None:
     assert found.rfid[found.cells.index(better)] < found.rfid[found.cells.index(other)]
     assert found.gfid[found.cells.index(better)] > found.gfid[found.cells.index(other)]
     assert "66 pairs" in found.text and "had not levelled off" not in found.text
-    assert (
-        "2 of the probes had not levelled off"
-        in generation(frame.assign(probe_converged=[False] * 2 + [True] * 10)).text
-    )
+    unfinished = generation(frame.assign(probe_converged=[False] * 2 + [True] * 10)).text
+    assert "2 of the probes" in unfinished and "probe_converged" in unfinished
 
 
 def test_probes_of_two_protocols_are_never_mixed() -> None:

@@ -173,12 +173,12 @@ def test_an_arm_that_another_one_never_reaches_is_worth_no_finite_factor() -> No
 def test_arms_refuse_what_they_cannot_compare(found: Fit) -> None:
     with pytest.raises(AnalysisError, match=r"no level 'fsq'.*gsq, simvq, vq"):
         arms(found, "quantizer", "fsq")
-    with pytest.raises(AnalysisError, match=r"no parameter with a value for each study.*\[study\]"):
+    with pytest.raises(AnalysisError, match=r"each study.*\[study\]"):
         arms(found, "study")
     with pytest.raises(AnalysisError, match="does not read 'steps'"):
         arms(found, "quantizer", resource="steps")
     one_rate = table().assign(bits_per_pixel=1.0)
-    with pytest.raises(AnalysisError, match="depends on alpha, so that no factor follows"):
+    with pytest.raises(AnalysisError, match=r"depends on alpha, .*no factor"):
         arms(fit(one_rate, LAW, bootstrap=0, starts=4), "quantizer")
     with pytest.raises(AnalysisError, match="three values or more"):
         arms(fit(table().assign(study="a"), LAW, bootstrap=0, starts=4), "quantizer", random="study")

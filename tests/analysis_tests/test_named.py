@@ -136,7 +136,7 @@ def test_known_coefficients_come_back(name: str, residuals: str) -> None:
 
 
 def test_unknown_law_lists_the_valid_ones() -> None:
-    with pytest.raises(AnalysisError, match=r"no law 'eq14'.*power_law_bpp \(rfid = .*paper_eq14.*or write a formula"):
+    with pytest.raises(AnalysisError, match=r"'eq14'.*power_law_bpp \(rfid = .*paper_eq14.*a formula"):
         get_law("eq14")
 
 
@@ -145,11 +145,11 @@ def test_a_formula_is_a_law() -> None:
     assert (law.target, law.columns, law.parameters) == ("loss", ("N",), ("E", "A", "a"))
     assert get_law(law, target="error").target == "error"
     assert get_law("power_law_bpp", target="lpips").formula == "lpips = c * bits_per_pixel^(-alpha)"
-    with pytest.raises(AnalysisError, match="'Z' was given bounds or a start, but is no parameter"):
+    with pytest.raises(AnalysisError, match=r"'Z' .*bounds or a start.*no parameter"):
         get_law("loss = E + A / N^a", ["N"], bounds={"Z": (0, 1)})
-    with pytest.raises(AnalysisError, match="the bounds of E leave nothing: 2 to 1"):
+    with pytest.raises(AnalysisError, match=r"bounds of E .*: 2 to 1"):
         get_law("E + A / N^a", ["N"], bounds={"E": (2, 1)})
-    with pytest.raises(AnalysisError, match="the bounds of E leave nothing: 2 to 1"):
+    with pytest.raises(AnalysisError, match=r"bounds of E .*: 2 to 1"):
         get_law("E + A / N^a", ["N"], bounds={"E": (2, "min")}).limits(np.ones(3))
 
 
@@ -177,7 +177,7 @@ def test_power_law_needs_three_rates() -> None:
     assert LAWS["power_law_bpp"].reason_not(two) is None, "replicates count"
     reason = LAWS["power_law_bpp"].reason_not(two[:2])
     assert reason is not None
-    assert "has 2 parameters (c, alpha) and needs at least 3 distinct bits_per_pixel (2 where" in reason
+    assert "2 parameters (c, alpha) and needs at least 3 distinct bits_per_pixel (2 " in reason
     assert "where there are replicates), got 2 (0.09375, 0.125)" in reason
 
 
@@ -185,7 +185,7 @@ def test_a_law_must_use_the_axis_that_varies() -> None:
     law = Law("channels", "A * latent_dim^b")
     reason = law.reason_not(FRAME.assign(latent_dim=16))
     assert reason is not None
-    assert "reads latent_dim alone, constant in these rows (latent_dim = 16); what varies is codebook_size" in reason
+    assert "(latent_dim = 16)" in reason and "varies is codebook_size" in reason
 
 
 def test_an_axis_that_is_constant_cannot_be_told_from_the_amplitude() -> None:
@@ -211,5 +211,5 @@ def test_nothing_non_positive_under_a_logarithm() -> None:
         LAWS["power_law_bpp"].values(pd.DataFrame({"bits_per_pixel": [0.1, -0.1]}))
     with pytest.raises(AnalysisError, match="'downsample' must be positive, got 0"):
         LAWS["power_law_bpp"].values(FRAME.assign(downsample=0))
-    with pytest.raises(AnalysisError, match=r"needs 1 / x, which must be a finite number; 1 of 3 rows"):
+    with pytest.raises(AnalysisError, match=r"1 / x, .*finite number; 1 of 3 rows"):
         get_law("a + b * (1 / x)", ["x"]).values(pd.DataFrame({"x": [1.0, 0.0, 2.0]}))

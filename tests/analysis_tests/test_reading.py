@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_refused_by_file_and_line(
 )
 def test_what_may_be_two_numbers_is_not_guessed(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     frame = load_table(written(tmp_path, "t.csv", "N," + text.replace("\n", "\n7,").removesuffix("7,")))
-    with pytest.raises(AnalysisError, match="column 'x' holds something that is not a number") as found:
+    with pytest.raises(AnalysisError, match=r"column 'x' .*not a number") as found:
         numbers(frame, "x")
     assert all(word in str(found.value) for word in words)
 
@@ -166,7 +166,7 @@ def test_columnar_types_become_plain(tmp_path: Path) -> None:
     assert numbers(found, "N").tolist() == [10, 20, 10] and found.groupby("N").ngroups == 2
     assert found["loss"].tolist() == [5.5, 4.25, 4.0] and found["config"].nunique() == 2
     for name in ("day", "took", "config"):
-        with pytest.raises(AnalysisError, match=f"column '{name}' holds something that is not a number"):
+        with pytest.raises(AnalysisError, match=rf"column '{name}' .*not a number"):
             numbers(found, name)
     frame.reset_index()[["N", "run"]].to_feather(tmp_path / "t.feather")
     assert load_table(tmp_path / "t.feather")["N"].tolist() == [10, 20, 10]

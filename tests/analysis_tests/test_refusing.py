@@ -12,7 +12,7 @@ from gsq.analysis import AnalysisError, fit
 def test_a_constant_target_is_no_law() -> None:
     frame = pd.DataFrame({"x": np.arange(1.0, 9), "y": 5.0, "z": 0.1 + 0.2 + 1e-17 * np.arange(8)})
     for target in ("y", "z"):
-        with pytest.raises(AnalysisError, match=f"{target} is .* in all 8 rows: nothing varies"):
+        with pytest.raises(AnalysisError, match=rf"{target} is .* in all 8 rows: nothing varies"):
             fit(frame, f"{target} = A * x^a")
 
 
@@ -33,7 +33,7 @@ def test_numbers_whose_squares_overflow_are_refused(change: dict[str, float], me
         with pytest.raises(AnalysisError, match=message):
             fit(frame, "y = E + A * exp(-k * x)", residuals=residuals, bootstrap=0)  # type: ignore[arg-type]
     if "x" in change:
-        with pytest.raises(AnalysisError, match=r"A is beyond the numbers .* divide that column"):
+        with pytest.raises(AnalysisError, match=r"A .*numbers .* divide that column"):
             fit(frame, "y = A * x^(-2 * a)", bootstrap=0, start_ranges={"a": (1, 2)}, bounds={"a": (0.6, 9)})
 
 
@@ -78,6 +78,6 @@ def test_constant_predictor_is_refused(tables) -> None:
 
 def test_a_target_below_zero_has_no_logarithm() -> None:
     frame = pd.DataFrame({"x": np.arange(6.0) + 1, "y": [3, 2, 1, 0, -1, -2]})
-    with pytest.raises(AnalysisError, match=r"log residuals need y above 0; 3 of 6 rows are not, the first is 0\."):
+    with pytest.raises(AnalysisError, match=r"log residuals .*y above 0; 3 of 6 rows .* 0\."):
         fit(frame, "y = a + b * x", bootstrap=0)
     assert fit(frame, "y = a + b * x", residuals="linear", bootstrap=0).parameters == pytest.approx({"a": 4, "b": -1})

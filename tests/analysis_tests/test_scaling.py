@@ -68,7 +68,7 @@ def test_axis_panel_has_one_series_for_each_setting_of_the_others(tables) -> Non
 
 def test_panels_refuse_what_they_cannot_show(tables) -> None:
     frame = tables.load([tables.row((4, 8, 1, 64))])
-    with pytest.raises(AnalysisError, match=r"groups takes one value in the measured rows \(1\)"):
+    with pytest.raises(AnalysisError, match=r"groups .*one value.*\(1\)"):
         axis_panel(frame, "groups")
     with pytest.raises(AnalysisError, match="no panel for 'width'; columns: codebook_size"):
         axis_panel(frame, "width")
@@ -215,7 +215,7 @@ def test_steps_have_a_line_for_each_setting_and_one_behind_it_for_each_seed(tabl
         for n in range(1, 14)
         for step in (1, 2)
     ]
-    with pytest.raises(AnalysisError, match="13 settings are more lines than one can tell apart"):
+    with pytest.raises(AnalysisError, match="13 settings"):
         course_figure(tables.load(many))
 
 
@@ -233,7 +233,7 @@ def test_groups_are_drawn_at_fixed_channels_and_d_follows(tables) -> None:
     assert (curve.central[0], curve.central[-1]) == pytest.approx(tuple(expected))
     figure = group_figure(frame, result)
     assert [axes.get_xlabel() for axes in figure.axes] == ["groups G", "channels a group d"]
-    with pytest.raises(AnalysisError, match="no two cells differ in groups alone"):
+    with pytest.raises(AnalysisError, match=r"no two cells .*groups alone"):
         group_figure(tables.load(tables.noisy([(4, 8, 1, 64), (4, 16, 2, 64)])))
 
 
@@ -249,7 +249,7 @@ def test_usage_is_drawn_with_what_it_could_be(tables, paper) -> None:
     assert small.axes[0].get_yscale() == "log"
     with pytest.raises(AnalysisError, match="no row has a usage"):
         usage_figure(paper[paper["sweep"] == "fig4"])
-    with pytest.raises(AnalysisError, match="neither the codebook size nor the number of groups varies"):
+    with pytest.raises(AnalysisError, match=r"codebook size .*groups varies"):
         usage_figure(tables.load(tables.noisy([(4, 16, 1, 64), (8, 16, 1, 64)])))
 
 
@@ -269,7 +269,7 @@ def test_contours_are_the_law_and_know_where_it_was_measured(fig4, paper) -> Non
     assert figure.axes[0].get_xlabel() == "codebook size V" and "hatch" not in figure.axes[0].get_title()
     turned = contour_panels(result, "latent_dim", "codebook_size", size=9)[0]
     assert (turned.x_column, turned.y_column) == ("latent_dim", "codebook_size")
-    with pytest.raises(AnalysisError, match="no contours over groups: over these rows it varies with codebook_size"):
+    with pytest.raises(AnalysisError, match=r"no contours over groups: .*varies with codebook_size"):
         contour_panels(result, "groups")
     table13 = paper[(paper["sweep"] == "table13") & paper["other_axes"].isna()]
     with pytest.raises(AnalysisError, match="spread both in"):
@@ -388,7 +388,7 @@ def test_a_metric_that_is_the_same_everywhere_is_drawn_or_refused_in_words(table
             if "rFID" in axes.get_ylabel() and axes.get_yscale() == "log":
                 low, high = axes.get_ylim()
                 assert low < 312 < 314 < high and len(axes.get_yticks()) >= 1, name
-    with pytest.raises(AnalysisError, match=r"rfid is the same in all 6 rows, 312\.9"):
+    with pytest.raises(AnalysisError, match=r"rfid .*all 6 rows, 312\.9"):
         collapse_figure(frame)
     report = make_report(frame, "flat", options=Options(bootstrap=0))
     assert "the same" in report.not_drawn["Collapse on bits per pixel"]

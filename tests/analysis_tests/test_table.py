@@ -33,7 +33,7 @@ def test_every_public_name_resolves() -> None:
 
 def test_missing_file_names_the_tables_beside_it(tables, tmp_path: Path) -> None:
     tables.write(tmp_path / "other.parquet", [tables.row((4, 8, 1, 64))])
-    with pytest.raises(AnalysisError, match=r"nope\.parquet: no such results table; tables there: other\.parquet"):
+    with pytest.raises(AnalysisError, match=r"nope\.parquet: .*: other\.parquet"):
         load_results(tmp_path / "nope.parquet")
 
 
@@ -86,7 +86,7 @@ def test_mixed_protocols_are_refused_and_one_can_be_selected(tables) -> None:
     kept, excluded = measured(tables.load(rows, protocol="f0"))
     assert kept["rfid"].tolist() == [1.0]
     assert excluded.text == "2 of 3 cells have no value: 2 done but not evaluated", "the others stay visible"
-    with pytest.raises(AnalysisError, match="'nope' is not a protocol of this table"):
+    with pytest.raises(AnalysisError, match=r"'nope' .*protocol"):
         tables.load(rows, protocol="nope")
 
 
@@ -183,11 +183,9 @@ def test_columns_of_another_tool_are_its_own(more: dict[str, object]) -> None:
 
 
 def test_what_a_derived_axis_lacks_is_named() -> None:
-    with pytest.raises(AnalysisError, match="'groups' holds something that is not a number: 'A'"):
+    with pytest.raises(AnalysisError, match=r"'groups' .*not a number: 'A'"):
         analysis.fit(foreign(groups="A", codebook_size=4, downsample=4, rfid=1.0))
-    with pytest.raises(
-        AnalysisError, match="follows from groups, codebook_size, downsample, of which it lacks groups, dow"
-    ):
+    with pytest.raises(AnalysisError, match=r"groups, codebook_size, downsample, .*lacks groups, dow"):
         analysis.fit(foreign(codebook_size=4, rfid=1.0))
     with pytest.raises(AnalysisError, match=r"Did you mean Loss\?"):
         analysis.fit(foreign().rename(columns={"loss": "Loss"}), "loss = A / N^a")

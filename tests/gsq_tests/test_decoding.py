@@ -72,7 +72,7 @@ def test_images_stand_as_their_exif_says(orientation: int, corner: tuple[int, in
 def test_modes_without_a_known_range_are_broken_images(mode: str) -> None:
     data = saved(Image.new(mode, (2, 2), 1), "TIFF")
     assert f"mode {mode}" in broken(data)
-    with pytest.raises(BrokenImageError, match=f"pixels of mode {mode}, whose range is not known"):
+    with pytest.raises(BrokenImageError, match=rf"mode {mode}, .*range"):
         decode(data)
 
 

@@ -167,7 +167,7 @@ def test_a_step_that_fails_in_one_process_is_left_out_by_all() -> None:
     """And the run diverges in both, where with gradients summed during the backward pass the other would hang."""
     config = tiny(loss__perceptual="none")
     for code, _, error in finish(start(BROKEN, 2, json.dumps(to_dict(config)), "9")):
-        assert code == 1 and "Diverged: loss or gradient not finite in 5 steps" in error
+        assert code == 1 and "Diverged: " in error and "5 steps" in error
 
 
 def test_alone_every_sum_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,13 +119,13 @@ def test_what_an_evaluation_lacks_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("GSQ_WEIGHTS", str(tmp_path / "weights"))
-    with pytest.raises(UserError, match=r"'alexnet'.*are missing|'no_such_module:build' cannot be imported"):
+    with pytest.raises(UserError, match=r"'alexnet'.*missing|'no_such_module:build' .*imported"):
         train_with(evaluation, tmp_path / "runs")
 
 
 def test_few_images_are_warned_of_and_marked() -> None:
     model, source, evaluation = setting(evaluation__num_images=6)
-    with pytest.warns(SmallEvaluationWarning, match="6 images in 6 features.*biased upwards"):
+    with pytest.warns(SmallEvaluationWarning, match=r"6 images in 6 features.*biased upwards"):
         assert evaluate(model, source, evaluation)["rank_deficient"] is True
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -164,7 +164,7 @@ def test_a_reconstruction_that_is_not_finite_names_step_and_image(tmp_path: Path
     # Image 4 of 8, the second of the second batch of three; photos take turns.
     broken: Any = BrokenAt(model, 4, where)
     name = source.manifest.validation[4 % 3].name
-    with pytest.raises(NonFiniteReconstruction, match=rf"at step 70 .*validation image 4 \({name}\) is not finite"):
+    with pytest.raises(NonFiniteReconstruction, match=rf"step 70 .*image 4 \({name}\) .*finite"):
         evaluate(broken, source, evaluation, step=70, runs=tmp_path)
     assert files_below(tmp_path) == []
 
@@ -182,7 +182,7 @@ def test_a_run_whose_reconstructions_are_not_finite_has_diverged(
 
     monkeypatch.setattr(Autoencoder, "forward", forward)
     config = tiny(steps=2, evaluation__features=MEANS, loss__perceptual="none", discriminator__kind="none")
-    with pytest.raises(NonFiniteReconstruction, match="at step 2 the reconstruction of validation image 0"):
+    with pytest.raises(NonFiniteReconstruction, match=r"step 2 .*image 0"):
         train(config, tmp_path)
     (path,) = tmp_path.glob("??/*")
     found = status(gsq.RunFolder(path))
@@ -285,7 +285,7 @@ def test_what_fails_in_another_process_is_the_runs_failure(tmp_path: Path) -> No
     config = tiny(steps=2, evaluation__features=MEANS, loss__perceptual="none", discriminator__kind="none")
     for code, _, error in finish(start(BROKEN, 2, json.dumps(to_dict(config)), str(tmp_path))):
         # The first four of the eight images are the first process's.
-        assert code == 1 and "at step 2 the reconstruction of validation image 5" in error
+        assert code == 1 and "step 2 " in error and "image 5" in error
     (path,) = tmp_path.glob("??/*")
     found = status(gsq.RunFolder(path))
     assert (found["state"], found["failure"]) == ("failed", "diverged") and "image 5" in found["message"]

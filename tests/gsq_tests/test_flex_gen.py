@@ -137,7 +137,7 @@ def test_what_is_read_is_saved_in_our_format(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_a_config_says_what_to_do(tmp_path: Path) -> None:
     path = trainer_file(tmp_path)
-    with pytest.raises(UserError, match=r"holds no config, and beside it is none.*checkpoint\.3\.yaml"):
+    with pytest.raises(UserError, match=r"no config.*checkpoint\.3\.yaml"):
         Tokenizer.from_pretrained(path)
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.json").write_text("{}")
@@ -205,7 +205,7 @@ class Evil:
 
 def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path) -> None:
     torch.save({"model_state_dict": state_of(CASE), "config": pickle.dumps(Evil())}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"pickled config cannot be read \(it names (posix|nt)\.system\)"):
+    with pytest.raises(UserError, match=r"pickled config .*(posix|nt)\.system"):
         Tokenizer.from_pretrained(tmp_path / "a.pt")
     torch.save({"model_state_dict": state_of(CASE), "config": Evil()}, tmp_path / "b.pt")
     with pytest.raises(UserError, match="does not unpickle"):
@@ -224,7 +224,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes, suffix: str)
 
 def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"not a tokenizer of the authors' code; its names are layer\.weight"):
+    with pytest.raises(UserError, match=r"authors' code.* layer\.weight"):
         Tokenizer.from_pretrained(tmp_path / "a.pt")
 
 
@@ -233,9 +233,7 @@ def test_weights_that_do_not_fit_the_config_are_listed(tmp_path: Path) -> None:
     state["encoder.blocks.99.net.0.weight"] = state.pop("encoder.blocks.0.net.0.weight")
     state["quantizers.codebook.weight"] = torch.zeros(16, 4)
     torch.save({"model_state_dict": state, "config": pickled(CASE)}, tmp_path / "a.pt")
-    with pytest.raises(
-        UserError, match=r"another architecture than the config: .*missing .*unexpected .*of another shape "
-    ):
+    with pytest.raises(UserError, match=r"architecture .*config: .*missing .*unexpected .*shape "):
         Tokenizer.from_pretrained(tmp_path / "a.pt")
 
 

@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_measured_is_one_error_that_names_it(name: str, w
     ],
 )
 def test_images_read_otherwise_than_declared_are_found_and_named(name: str, fix: str) -> None:
-    with pytest.raises(UserError, match=rf"{name}: its reconstructions are not of the images.*{fix}.*instead of"):
+    with pytest.raises(UserError, match=rf"{name}: .*{fix}"):
         rows_of(name)
 
 

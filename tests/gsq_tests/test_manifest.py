@@ -191,7 +191,7 @@ def test_too_few_images_are_refused_before_training(tmp_path: Path, train: int, 
         config = DataConfig(kind="image_folder", path=str(tmp_path), image_size=16, validation_share=share)
     else:
         config = folder_config(tmp_path)
-    with pytest.raises(UserError, match=rf"{train} training and {validation} validation images .*2 broken"):
+    with pytest.raises(UserError, match=rf"{train} training and {validation} validation .*2 broken"):
         manifest(config)
 
 

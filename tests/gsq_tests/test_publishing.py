@@ -98,7 +98,7 @@ def test_an_edited_card_is_not_replaced(tmp_path: Path) -> None:
     saved.save_pretrained(folder, license="mit")
     (folder / "README.md").write_text("mine")
     for change in (folder / "config.json").unlink, lambda: None:
-        with pytest.raises(UserError, match=r"README\.md is not as gsq wrote it"):
+        with pytest.raises(UserError, match=r"README\.md .*gsq wrote"):
             saved.save_pretrained(folder)
         assert (folder / "README.md").read_text() == "mine"
         change()
@@ -145,7 +145,7 @@ def test_no_token(hub: ModelHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match=r"no Hugging Face token.*hf auth login"):
         fresh(tiny()).push_to_hub(NAME)
-    with pytest.raises(UserError, match=r"does not know this token \(Invalid credentials.*hf auth login"):
+    with pytest.raises(UserError, match=r"token .*Invalid credentials.*hf auth login"):
         fresh(tiny()).push_to_hub(NAME, token="hf_wrong")
     assert not hub.files
     fresh(tiny()).push_to_hub(NAME, token=TOKEN)

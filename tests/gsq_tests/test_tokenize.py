@@ -259,10 +259,10 @@ def test_tokenize_does_not_mix_what_differs(run: RunFolder, photos: Path, tmp_pa
     other = fresh(tiny()).save_pretrained(tmp_path / "other")
     assert "differ in tokenizer (" in refused("tokenize", other, photos, "--output", out)
     draw(photos / "new.png", 32, 32)
-    assert "number of images (9 there, 10 now), names and sizes" in refused(*command)
+    assert "(9 there, 10 now)" in refused(*command)
     (photos / "new.png").unlink()
     draw(photos / "0.png", 32, 36)
-    assert "differ in names and sizes of the images. Choose another folder" in refused(*command)
+    assert all(one in refused(*command) for one in ("names and sizes", "another folder"))
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
     (out / "_manifest.json").unlink()
     assert "holds shards, but no _manifest.json" in refused(*command)
@@ -294,7 +294,7 @@ def test_tokenize_bad_input_is_one_message_and_leaves_nothing(run: RunFolder, ph
 def test_a_folder_of_broken_images_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_text("no")
-    with pytest.raises(UserError, match=r"none of 1 images can be read; a\.png: of no known image format"):
+    with pytest.raises(UserError, match=r"none of 1 images .*a\.png: .*format"):
         tokenize_folder(tokenizer, tmp_path / "in", tmp_path / "out")
 
 
@@ -320,7 +320,7 @@ def test_too_little_memory_is_one_message(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(tokenizer, "encode", fail)
-    with pytest.raises(UserError, match="out of memory; use a smaller --batch-size, or --size"):
+    with pytest.raises(UserError, match=r"out of memory; .*--batch-size, .*--size"):
         tokenize_folder(tokenizer, photos, tmp_path / "out")
 
 
@@ -343,7 +343,7 @@ def test_stopped_it_goes_on_where_it_was(run: RunFolder, tmp_path: Path, number:
     assert 2 <= len(before) < 60
     if number == signal.SIGINT:
         assert process.returncode == 130 and output == ""
-        assert errors.splitlines()[-1] == "stopped; finished shards are kept, and the same command resumes"
+        assert "the same command resumes" in errors.splitlines()[-1]
         assert files_below(out) == sorted(["_manifest.json", *before])
     summary = json.loads(invoke(*command[3:], "--json"))
     assert summary["shards_before"] == len(before) and summary["images"] == 180

@@ -93,7 +93,7 @@ def test_saving_replaces_a_saved_tokenizer_and_nothing_else(tmp_path: Path) -> N
     assert Tokenizer.from_pretrained(folder).fingerprint() == two.fingerprint()
     (folder / "notes.txt").write_text("mine")
     for path in (folder, folder / "notes.txt"):
-        with pytest.raises(UserError, match="is not a saved tokenizer; choose another folder"):
+        with pytest.raises(UserError, match="saved tokenizer; choose another folder"):
             one.save_pretrained(path)
     assert Tokenizer.from_pretrained(folder).fingerprint() == two.fingerprint()
     with pytest.raises(UserError, match="cannot be written"):
@@ -166,12 +166,12 @@ def test_a_saved_tokenizer_that_cannot_be_read_says_why(tmp_path: Path, how: str
 
 
 def test_what_is_no_tokenizer_says_so(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="neither a saved tokenizer, a run folder, nor a folder with a checkpoint"):
+    with pytest.raises(UserError, match=r"saved tokenizer, a run folder, .*checkpoint"):
         Tokenizer.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"missing: no such file or folder \(a Hugging Face"):
+    with pytest.raises(UserError, match=r"missing: .*\(a Hugging Face"):
         Tokenizer.from_pretrained("missing")
     monkeypatch.setenv("GSQ_RUNS", str(tmp_path))
-    with pytest.raises(UserError, match="0123456789ab: no run of this signature below"):
+    with pytest.raises(UserError, match="0123456789ab: no run "):
         Tokenizer.from_pretrained("0123456789ab")
     for name in ("a.pt", "b.pt"):
         (tmp_path / name).write_bytes(b"")
@@ -298,5 +298,5 @@ def test_bad_indices_are_one_message(tokenizer: Tokenizer, indices: Any, message
 def test_indices_of_each_channel_have_their_own_range() -> None:
     fsq = fresh(tiny(quantizer="fsq", groups=4, codebook_size=8, quantizer__levels=(8, 6, 5, 5)))
     fsq.decode(torch.tensor([7, 5, 4, 4], dtype=torch.int32).view(1, 4, 1, 1))
-    with pytest.raises(UserError, match=r"from 6 to 6 at \[:, 1\], but they must be in 0 to 5"):
+    with pytest.raises(UserError, match=r"6 to 6 at \[:, 1\], .* 0 to 5"):
         fsq.decode(torch.tensor([7, 6, 4, 4]).view(1, 4, 1, 1))

@@ -31,7 +31,7 @@ def test_more_steps_go_on_where_fewer_ended(tmp_path: Path) -> None:
     said: list[str] = []
     longer = train(tiny(steps=7), tmp_path, on_step=steps.append, announce=said.append)
     assert steps[0] == 5
-    assert any(f"starts from the finished run {shorter.signature} at step 4" in line for line in said)
+    assert any(f"{shorter.signature} at step 4" in line for line in said)
     assert read_run(longer).started_from == status(longer)["started_from"] == f"{shorter.signature} at step 4"
     straight = train(tiny(steps=7), tmp_path / "another")
     assert same(longer, straight)

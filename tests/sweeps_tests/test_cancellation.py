@@ -173,5 +173,5 @@ def test_a_retry_goes_where_the_sweep_was_submitted(four: Plan, handed_over: Han
     handed_over(four.name, four.cells)
     assert last_cluster(four.name) == "slurm"
     handed_over(four.name, four.cells, cluster="mine")
-    with pytest.raises(UserError, match="was submitted to cluster 'mine': name its file"):
+    with pytest.raises(UserError, match="cluster 'mine': name its file"):
         last_cluster(four.name)

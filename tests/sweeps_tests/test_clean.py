@@ -135,5 +135,5 @@ def test_runs_that_no_sweep_mentions_go_when_asked_for(
     assert all(RunFolder.of(runs, cell.signature).path.is_dir() for cell in four.cells[:3])
     (plan_file,) = (runs / "sweeps" / "small").glob("plan-*.jsonl")
     plan_file.write_text(plan_file.read_text()[:-1].rsplit("\n", 1)[0] + "\nno cell\n")
-    with pytest.raises(UserError, match=r"plan cannot be read.*line 5: not a cell"):
+    with pytest.raises(UserError, match=r"plan .*line 5: "):
         sweeps.clean(orphans=True)

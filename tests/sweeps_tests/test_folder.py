@@ -133,7 +133,7 @@ def test_an_unknown_cell_or_sweep_is_said(sweep: SweepFolder, plan_of: PlanOf) -
         with pytest.raises(UserError, match=r"no sweep 'small'.*none yet"):
             ask()
     sweep.write_plan(plan_of())
-    with pytest.raises(UserError, match="no cell 000000000000 in the plan of sweep 'small'"):
+    with pytest.raises(UserError, match=r"000000000000 .*'small'"):
         sweep.read_cell("0" * 12)
     # What another program has left there is no sweep of ours.
     (sweep.runs / "sweeps" / "other").mkdir()

@@ -79,7 +79,7 @@ def test_the_log_of_a_job_and_of_a_cell_that_was_not_tried(four: Plan, folder: P
     sweep, cell = SweepFolder(folder / "runs", four.name), four.cells[3]
     log = sweeps.read_log(four.name, "planned")
     assert (log.attempt, log.text, log.state) == (0, "", "planned") and "no attempt yet" in log.headline
-    with pytest.raises(UserError, match="has no attempt 1; it has not been tried yet"):
+    with pytest.raises(UserError, match="no attempt 1; "):
         sweeps.read_log(four.name, "planned", 1)
     first, second = handed_over(four.name, four.cells, "7"), handed_over(four.name, [cell], "9")
     run = RunFolder.of(sweep.runs, cell.signature)

@@ -228,9 +228,9 @@ def test_constraints_hold_for_trials(fake: Make) -> None:
 
 
 def test_a_space_of_which_nothing_is_allowed_is_refused_by_the_plan() -> None:
-    with pytest.raises(UserError, match=r"nothing in the space is allowed.*groups > 4"):
+    with pytest.raises(UserError, match=r"space .*groups > 4"):
         plan_of({"space": {"groups": {"choice": [1, 2, 4]}}}, where="groups > 4")
-    with pytest.raises(UserError, match=r"nothing in the space is allowed.*does not divide"):
+    with pytest.raises(UserError, match=r"space .*does not divide"):
         plan_of({"space": {"groups": {"choice": [3, 5]}}})
 
 
@@ -246,7 +246,7 @@ def test_an_edited_search_goes_on_and_one_about_something_else_is_refused(fake: 
         (plan_of(set={"steps": 200}), "another base, set or data"),
         (plan_of(set={"evaluation.num_images": 100}), "another base, set or data"),
     ):
-        with pytest.raises(UserError, match=f"{words}.*give this search another name"):
+        with pytest.raises(UserError, match=rf"{words}.*give this search another name"):
             fake(changed)
     assert more.study.trials == sweeps.search("found").trials
 
@@ -272,7 +272,7 @@ def test_the_plan_of_a_search_shows_its_space_and_what_it_costs(capsys: pytest.C
 
 
 def test_a_budget_holds_for_the_trials_to_come(fake: Make) -> None:
-    with pytest.raises(UserError, match=r"'found' would be over its budget: cells 5 \(limit 3\)"):
+    with pytest.raises(UserError, match=r"'found' .*budget: cells 5 \(limit 3\)"):
         sweeps.submit(plan_of(budget={"cells": 3}), Cluster(workers=1))
     assert not Path("runs/sweeps").exists()
     fake(plan_of({"trials": 3})).run()
@@ -282,7 +282,7 @@ def test_a_budget_holds_for_the_trials_to_come(fake: Make) -> None:
 def test_changed_choices_are_refused(fake: Make) -> None:
     first = fake(plan_of({"trials": 2, "space": {"groups": {"choice": [1, 2]}}}))
     first.run()
-    with pytest.raises(UserError, match="cannot change the values of a choice"):
+    with pytest.raises(UserError, match="values of a choice"):
         fake(plan_of({"trials": 4, "space": {"groups": {"choice": [1, 4]}}})).step()
     assert "RUNNING" not in first.states()
 
@@ -290,7 +290,7 @@ def test_changed_choices_are_refused(fake: Make) -> None:
 def test_a_grid_of_the_same_name_is_not_taken_for_a_search(fake: Make) -> None:
     grid = make_plan(load_spec({"name": "found", "base": "cpu-tiny"}))
     SweepFolder(Path("runs").absolute(), "found").write_plan(grid)
-    with pytest.raises(UserError, match="'found' was submitted before without search"):
+    with pytest.raises(UserError, match=r"'found' .*without search"):
         fake()
 
 

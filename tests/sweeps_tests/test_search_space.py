@@ -145,9 +145,7 @@ def test_a_mistake_is_one_sentence_that_says_what_is_allowed(values: dict[str, A
 
 
 def test_axes_beside_a_search_are_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"search: cannot be combined with axes and cases.*move the keys to search\.space"
-    ):
+    with pytest.raises(UserError, match=r"search: .*axes and cases.*search\.space"):
         search_of(axes={"groups": [1, 2]}, cases=[{"groups": 4}])
 
 
@@ -155,7 +153,7 @@ def test_a_search_without_trials_or_that_is_no_mapping() -> None:
     base = {"name": "s", "base": "cpu-tiny"}
     with pytest.raises(UserError, match=r"search\.trials: missing"):
         load_spec({**base, "search": {"space": SPACE}})
-    with pytest.raises(UserError, match="'tpe' is not a mapping with trials and space"):
+    with pytest.raises(UserError, match=r"'tpe' .*trials and space"):
         load_spec({**base, "search": "tpe"})
 
 

@@ -67,7 +67,7 @@ def test_one_cell_is_named_by_what_fits_no_other(four: Plan) -> None:
     assert select_one(four, found, ["groups=1", "done"]).signature == four.cells[0].signature
     with pytest.raises(UserError, match=r"'groups=1' matches 2 cells .* name one: .* groups=1 model.channels=16;"):
         select_one(four, found, ["groups=1"])
-    with pytest.raises(UserError, match="no cell of sweep 'small' is running; there are states"):
+    with pytest.raises(UserError, match=r"'small' .*running; .*states"):
         select_one(four, found, ["running"])
 
 
@@ -75,7 +75,7 @@ def test_a_beginning_that_fits_several_cells_is_refused(plan_of: PlanOf, folder:
     plan = plan_of(axes={"groups": [1, 2, 4, 8], "seed": {"range": [0, 9]}})
     SweepFolder(folder / "runs", plan.name).write_plan(plan)
     first = next(c for c in "0123456789abcdef" if sum(cell.signature[0] == c for cell in plan.cells) > 1)
-    with pytest.raises(UserError, match=f"cells begin with '{first}', give more characters of one: {first}"):
+    with pytest.raises(UserError, match=rf"'{first}', .*more characters.*: {first}"):
         chosen(plan, first)
 
 

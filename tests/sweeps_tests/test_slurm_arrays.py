@@ -110,7 +110,7 @@ def test_a_refusal_is_one_error_and_leaves_nothing_open(controller: Controller, 
         Path(os.environ["PATH"].split(":")[0]) / "sbatch",
         "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; echo 'sbatch: error: Batch job failed' >&2; exit 1",
     )
-    with pytest.raises(UserError, match=r"cluster 'c': sbatch refused 5 of 5 cells.*QOSMaxSubmit.*hands over the rest"):
+    with pytest.raises(UserError, match=r"'c': .*refused 5 of 5 cells.*QOSMaxSubmit.*gsq submit"):
         submit(five, SLURM)
     entries = list(journal.entries(SweepFolder(runs_root(), five.name)))
     assert entries and all(entry.revoked for entry in entries)

@@ -181,7 +181,7 @@ def test_a_finished_sweep_is_finished_whatever_slurm_says(
 def test_a_controller_that_hangs_is_said(scheduler: Any, plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LIMITS, "scontrol", 0.5)
     scheduler.fails("scontrol", "hang")
-    with pytest.raises(UserError, match=r"controller does not answer \(scontrol did not answer within 0.5 s\)"):
+    with pytest.raises(UserError, match=r"controller .*scontrol .* 0\.5 s"):
         submit(plan_of(axes={"groups": [1]}), "slurm")
     assert scheduler.calls("sbatch") == []
 

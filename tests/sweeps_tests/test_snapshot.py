@@ -111,7 +111,7 @@ print(len(found), *(name for name in found if not importlib.util.find_spec(name)
 
 def test_a_job_that_imported_other_code_refuses(folder: Path, plan_of: PlanOf) -> None:
     sweep, (cell,) = SweepFolder(folder / "runs", "s"), plan_of(axes={"seed": [0]}).cells
-    with pytest.raises(UserError, match=r"imported gsq from .*, not from the sweep's copy .*elsewhere.*PYTHONPATH"):
+    with pytest.raises(UserError, match=r"gsq from .*sweep's copy .*elsewhere.*PYTHONPATH"):
         run_cell(sweep, cell, str(folder / "elsewhere"), StopRequest())
 
 

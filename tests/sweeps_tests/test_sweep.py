@@ -292,7 +292,7 @@ def test_mistakes_in_the_file_are_named(text: str, words: tuple[str, ...]) -> No
 
 
 def test_a_file_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"quickstrt: no such sweep file \(did you mean 'quickstart'\?\).*quickstart"):
+    with pytest.raises(UserError, match=r"quickstrt: .*'quickstart'\?.*quickstart"):
         load_spec("quickstrt")
     with pytest.raises(UserError, match=r"nowhere/x\.yaml: no such sweep file"):
         load_spec("nowhere/x.yaml")

@@ -71,7 +71,7 @@ def test_a_cancelled_sweep_goes_on_to_the_same_numbers(driver: subprocess.Popen[
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 1 and output.count("stopped") >= 2, output
     said, _ = follower.communicate(timeout=30)
-    assert follower.returncode == 0 and f"{running} stopped: stopped as asked after step" in said
+    assert follower.returncode == 0 and f"{running} stopped: " in said
     found = {cell.signature: cell for cell in status("trio").cells}
     stopped = found[running].step
     assert 7 <= stopped < 60 and (found[running].failure, found[waiting].failure) == ("cancelled", "cancelled")
