@@ -57,7 +57,8 @@ def get_law(
             f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
         )
     law = replace(law, outputs=outputs) if outputs else law
-    _ = law.read
+    if bounds or starts:
+        _ = law.read  # refuses a bound or a start of what is no parameter
     return law
 
 
