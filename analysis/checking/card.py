@@ -170,9 +170,7 @@ def _findings(fit: Fit, held: HeldOut, trends: tuple[Trend, ...]) -> list[str]:
             "solves in the formula's own parameters may stop anywhere among them"
         )
     if fit.converged_share < 0.5:
-        found.append(
-            f"{1 - fit.converged_share:.0%} of the starts end elsewhere: one optimiser run is not to be trusted"
-        )
+        found.append(f"{1 - fit.converged_share:.0%} of the starts end elsewhere: do not trust a single optimiser run")
     if fit.lack_of_fit is not None and fit.lack_of_fit.p is not None and fit.lack_of_fit.p < 0.05:
         found.append(f"lack of fit: {fit.lack_of_fit.text}")
     here = fit.log_rmse if fit.residuals == "log" else fit.rmse

@@ -32,7 +32,7 @@ from gsq.analysis.laws.syntax import PARAMETER, QUOTED, column_of, index_of, nam
 from gsq.config.axes import DERIVED
 
 _LONGEST = 1000  # characters
-_OUTPUTS = "; out stands for the outputs where there are several targets (--target loss --target rfid)"
+_OUTPUTS = "; [out] needs several targets, which it stands for (--target loss --target rfid)"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the shell offers where a word of a command line is half-written: sweeps, their cells, presets."""
+"""Complete a half-written word of a command line in the shell: sweeps, their cells, presets."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Check:
     """ok; optional: missing, but only some uses need it; problem: gsq does not work properly."""
     found: str
     advice: str = ""
-    """What to do, if anything."""
+    """Advice on what to do; "" if nothing."""
 
 
 def examine() -> list[Check]:
@@ -158,7 +158,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _gpus_installed() -> bool:
-    """Whether a driver of NVIDIA or AMD has found a GPU, even if torch cannot use it."""
+    """Whether an NVIDIA or AMD driver has found a GPU, even if torch cannot use it."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/sys/class/kfd/kfd").exists()
 
 

@@ -245,7 +245,7 @@ def fit_command(
 
 
 def _derived(fits: list[Fit], expressions: list[str]) -> list[list[Derived]]:
-    """For each fit the expressions whose names are its parameters. Raises AnalysisError for one that is none's."""
+    """Return, for each fit, the expressions over its parameters. Raises AnalysisError for one that fits no law."""
     from gsq.analysis.errors import AnalysisError
 
     found: list[list[Derived]] = [[] for _ in fits]

@@ -1,4 +1,4 @@
-"""What ``gsq plan`` prints, and what submission asks of a plan."""
+"""Print a plan for ``gsq plan``, and check a plan before submission."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``gsq fit`` is asked beside the fit: arms, a test against a simpler law, a roll-out over sizes."""
+"""Answer further questions of ``gsq fit``: arms, a test against a simpler law, a roll-out over sizes."""
 
 from __future__ import annotations
 

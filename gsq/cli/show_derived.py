@@ -1,4 +1,4 @@
-"""What ``gsq plan`` says of keys by formula."""
+"""Show keys by formula in ``gsq plan``."""
 
 from __future__ import annotations
 

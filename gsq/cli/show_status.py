@@ -109,7 +109,7 @@ def status_renderable(found: SweepStatus, limit: int | None = 60) -> Group:
 
 
 def _ends(found: SweepStatus) -> list[Text]:
-    """What failed and why, what was stopped, and the commands that help."""
+    """Show what failed and why, what was stopped, and the commands that help."""
     lines = []
     failures = {failure: count for failure, count in found.failures.items() if failure != CANCELLED}
     for failure, count in failures.items():

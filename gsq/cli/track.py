@@ -69,7 +69,7 @@ def track_command(
 
 
 def sentence(found: Tracked) -> str:
-    """What a call has sent, in words."""
+    """Say in words what a call has sent."""
     sent = [counted(count, *WORDS[kind]) for kind, count in found.points.items() if count]
     words = f"sent {', '.join(sent)}" if sent else "nothing new to send"
     return f"{words}; {counted(found.runs, 'run')} of project '{found.project}' in {found.to} at {found.at}"

@@ -46,7 +46,7 @@ class ProbeSize:
     weight_decay: float = 0.1
 
     def batch(self, positions: int) -> int:
-        """Images of a step's batch where an image has so many positions."""
+        """Return the number of images in a batch, given the positions of an image."""
         return max(1, self.positions // positions)
 
 

@@ -76,7 +76,7 @@ def wanted_bytes(files: Manifest) -> int:
 
 
 def disk_note(total: int, execution: ExecutionConfig) -> str:
-    """Where decoded images of ``total`` bytes are kept, for a plan; empty if they are few."""
+    """Say where decoded images of ``total`` bytes are kept, for a plan; "" if they are few."""
     if total < SMALL_BYTES:
         return ""
     limit, size = execution.image_cache_gb, f"{total / 1e9:.2g} GB"
@@ -106,7 +106,7 @@ def kept_on_disk(
     announce: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same data set, its images read from decoded ones on this machine's disk; they are decoded first if need be.
+    """Return the data set with images that are read, decoded, from this machine's disk; gsq decodes them if need be.
 
     They lie below execution.stage_data, or else $GSQ_CACHE. Where they cannot (limit, full disk, permission), announces
     why and returns ``files``. tick is called now and then, and can raise to stop. Raises UserError for an image that
@@ -307,7 +307,7 @@ def _open(path: Path) -> Mapped | None:
 
 
 def is_unused(path: Path, remove: bool = False) -> bool:
-    """Whether no process uses a file of the cache, as far as locks tell; removes it then if asked to."""
+    """Return whether no process holds the lock of a file in the cache; if so, remove the file if requested."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

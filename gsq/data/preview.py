@@ -47,7 +47,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would train on."""
+    """The images that a run would train on."""
 
     summary: Summary
     sizes: tuple[tuple[int, int], ...]
@@ -179,7 +179,7 @@ def _alike(
     small: npt.NDArray[np.float32],
     held: npt.NDArray[np.float32],
 ) -> tuple[Duplicate, ...]:
-    """For each validation image the training image that it is most like, where the two are alike."""
+    """Find the most similar training image of each validation image, if the two look alike."""
     # Of two sign vectors of n bits the product is n - 2 * (bits that differ).
     signs, others = (np.where(np.diff(one, axis=2) > 0, 1, -1).astype(np.float32) for one in (small, held))
     signs, others = signs.reshape(len(small), -1), others.reshape(len(held), -1)

@@ -36,7 +36,7 @@ def stage(
     announce: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),
     tick: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same data set with its images on the node's own disk below ``folder``, whose variables are expanded.
+    """Return the data set with its images on the node's own disk below ``folder``, whose variables are expanded.
 
     If that fails (unknown variable, no room, no permission), announces why and leaves the images where they are. tick
     is called now and then, and can raise to stop; nothing is left half-written. Raises UserError for an image that has

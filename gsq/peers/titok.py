@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """What encoder and decoder share: class token, positions of patches and of tokens, blocks between two norms."""
+    """Shared by encoder and decoder: class token, positions of patches and of tokens, blocks between two norms."""
 
     def __init__(self, size: str, grid: int, tokens: int) -> None:
         super().__init__()

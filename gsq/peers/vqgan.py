@@ -140,7 +140,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """What the tokenizers below share; codes are latents (B, latent_dim, h, w) here."""
+    """Base class of the tokenizers below; its codes are latents (B, latent_dim, h, w)."""
 
     quantizer: str
 
@@ -165,7 +165,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = conv(latent_dim, inner, 1)
 
     def latent(self, images: Tensor) -> Tensor:
-        """Of two moments the mean."""
+        """Return the mean of the two moments."""
         return self.quant_conv(self.encoder(images)).chunk(self.moments, 1)[0]
 
     encode = latent

@@ -1,1 +1,1 @@
-"""What the tokens are good for: a small generator of them, its exact code length and the quality of its samples."""
+"""Measure what the tokens are good for: train a small generator, take its exact code length and sample from it."""

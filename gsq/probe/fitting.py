@@ -32,7 +32,7 @@ class ProbeDiverged(NonFiniteReconstruction):
 
 @dataclass
 class Fitted:
-    """What the training of a probe left, besides the weights, which are those of ``kept``."""
+    """The record of a probe's training; the weights are those of ``kept``."""
 
     selection: list[float] = field(default_factory=list)
     """Bits a position of the training images that choose the step, at CURVE steps."""
@@ -44,13 +44,13 @@ class Fitted:
 
     @property
     def converged(self) -> bool:
-        """Whether the training has levelled off: its last quarter gained next to nothing."""
+        """Whether the training has levelled off, so that its last quarter gained next to nothing."""
         start = min(self.selection[: CURVE * 3 // 4])
         return start - min(self.selection) < max(LEVEL_SHARE * start, LEVEL_BITS)
 
     @property
     def overfits(self) -> bool:
-        """Whether held-out images got worse in the course of the training."""
+        """Whether held-out images got longer codes again during the training."""
         best = min(self.held_out)
         return self.held_out[-1] - best > max(LEVEL_SHARE * best, LEVEL_BITS)
 

@@ -204,7 +204,7 @@ class Plan:
         return tuple(shown(one.name) for data in self.data for one in data.left_out if one.kind == "broken")
 
     def cut(self, cells: int) -> Plan:
-        """Return a plan with the first ``cells`` cells only, or of a search with so many trials."""
+        """Return a plan with only the first ``cells`` cells, or that many trials of a search."""
         if self.search is not None and self.search.search is not None:
             shorter = replace(self.search.search, trials=min(cells, self.search.search.trials))
             return replace(self, search=replace(self.search, search=shorter))

@@ -51,7 +51,7 @@ class Result:
     state: CellStatus
     record: RunRecord
     advice: str | None
-    """What to do if it failed or ran out of memory, even if a smaller micro-batch helped."""
+    """Advice if it failed or ran out of memory, even if a smaller micro-batch helped."""
 
     @property
     def failed(self) -> bool:

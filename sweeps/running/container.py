@@ -64,7 +64,7 @@ def pyxis_options(
 
 
 def _binds(entry: journal.Entry, cluster: Cluster, variables: Mapping[str, str], images: Collection[str]) -> list[str]:
-    """What the image shows of the node: runs, images, weights and caches, and what the cluster file names."""
+    """Folders of the node that the image sees: runs, images, weights, caches, and those that the cluster file names."""
     assert cluster.container is not None
     # <runs>/sweeps/<name>/submissions/<number>
     runs = str(entry.path.parents[3])

@@ -34,7 +34,7 @@ POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class _Request:
-    """How to evaluate a run."""
+    """The settings of an evaluation of a run."""
 
     changes: dict[str, Any]
     """Fields of EvaluationConfig that replace those of the training."""

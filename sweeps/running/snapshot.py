@@ -37,7 +37,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def _files(folder: SweepFolder) -> dict[Path, Path]:
-    """What the copy holds, by path in it: gsq, and the parts of a user's own that cells of the sweep name."""
+    """Contents of the copy, by path in it: gsq, and the parts of a user's own that cells of the sweep name."""
     root = imported_source()
     found = {name: root / name for name in source_files(root)}
     for part in folder.parts():

@@ -1,4 +1,4 @@
-"""What a worker runs: one cell. Only this module of sweeps imports training and evaluation.
+"""Run one cell in a worker. Only this module of sweeps imports training and evaluation.
 
 ``ArrayJob`` goes to SLURM (pickled by submitit); ``python -m gsq.sweeps.running.worker`` is a worker of the local
 queue, and so is a process that gsq.sweeps.running.warm_parent has forked. All carry paths and no state: after a node

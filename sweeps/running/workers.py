@@ -33,7 +33,7 @@ PATIENCE = 3
 
 
 class Process(Protocol):
-    """What a driver needs of a worker, as in subprocess.Popen."""
+    """The methods of subprocess.Popen that a driver needs from a worker."""
 
     pid: int
     returncode: Any
@@ -119,7 +119,7 @@ class _Parent:
         return bool(self.usable) and self._process is not None and self._process.poll() is not None
 
     def settled(self, seconds: float | None = None) -> bool:
-        """Return whether its imports are over, after at most so many seconds; None: wait for their end."""
+        """Wait up to ``seconds``, or without a limit if None, and return whether its imports are done."""
         if self.usable is None and self._process is not None and self._process.stdout is not None:
             if not select.select([self._process.stdout], [], [], seconds)[0]:
                 return False

@@ -52,7 +52,7 @@ class Gathered:
     spent: Spent
     """Device time of each cell, including failed attempts."""
     comparisons: tuple[str, ...] = ()
-    """For repeats under other code, versions or devices: whether old and new can be pooled."""
+    """For repeats under other code, versions or devices, the test whether old and new rows can be pooled."""
 
 
 def gather(

@@ -1,4 +1,4 @@
-"""What is missing from a sweep's results, and whether that depends on an axis."""
+"""Find what is missing from a sweep's results, and test whether that depends on an axis."""
 
 from __future__ import annotations
 

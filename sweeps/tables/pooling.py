@@ -1,4 +1,4 @@
-"""Whether one fit can use runs made by different code, package versions or devices.
+"""Test whether one fit can use runs made by different code, package versions or devices.
 
 A few old cells are repeated under the present ones (``repeat: 1`` in the YAML makes another run of the same science;
 ``gsq plan --anchors`` proposes which), and the pairs are compared.
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def science(self) -> tuple[Any, ...]:
-        """What a repeat shares with its original."""
+        """Return the key that a repeat shares with its original."""
         return _science(self.cell.config)
 
 

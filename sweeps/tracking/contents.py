@@ -1,4 +1,4 @@
-"""What a tracker shows of a run, read from its folder: config, training curve, evaluations and pictures."""
+"""Read from a run's folder what a tracker shows: config, training curve, evaluations and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN, SAMPLES, EVALUATION = "train", "samples", "evaluation"
 
 @dataclass(frozen=True)
 class Point:
-    """What one step adds to a series."""
+    """The values that one step adds to a series."""
 
     series: str
     """train, samples, or evaluation/<protocol>-<features>."""
@@ -44,7 +44,7 @@ class Contents:
 
     signature: str
     title: str
-    """Its values of the axes, in words."""
+    """The run's values of the axes, in words."""
     state: str
     """running, done, failed or pruned."""
     attempt: int
@@ -114,7 +114,7 @@ def _features(result: Mapping[str, Any]) -> list[str]:
 
 
 def _newest(file: Path) -> bool:
-    """Whether no evaluation beside this one is of a later step."""
+    """Whether no other evaluation belongs to a later step."""
     return file.name.rpartition("-")[2] == max(one.name.rpartition("-")[2] for one in file.parent.glob("*-*.json"))
 
 

@@ -32,7 +32,7 @@ WATCH_SECONDS = 5.0
 
 @dataclass
 class Tracked:
-    """What a call of ``track`` has sent."""
+    """The result of a call of ``track``: what it has sent."""
 
     to: str
     at: str
@@ -150,7 +150,7 @@ def _size(attempt: Path) -> tuple[int, int]:
 
 
 def _ledger(folder: SweepFolder, to: str, at: str | None, project: str | None) -> dict[str, Any]:
-    """Where the sweep was sent before, as far as this is not given; empty if it is not clear."""
+    """Return where the sweep was sent before, for whatever the user did not give; empty if that is ambiguous."""
     known = [read_json(file) or {} for file in sorted((folder.path / FOLDER).glob(f"{to}-*.json"))]
     fitting = [one for one in known if at in (None, one.get("at")) and project in (None, one.get("project"))]
     if at is None and len(fitting) > 1:

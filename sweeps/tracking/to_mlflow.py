@@ -120,7 +120,7 @@ class _Named:
 
 
 def _artifacts(at: str, project: str) -> str | None:
-    """Where a database file has its artifacts: beside itself. A server decides for itself, and a folder holds them."""
+    """Return the artifact folder of a database file, which lies beside it. Servers and folders have their own place."""
     if not at.startswith("sqlite:///"):
         return None
     return (Path(at.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / project).as_uri()

@@ -1,4 +1,4 @@
-"""What gsq asks of an experiment tracker, and which there are."""
+"""The interface that gsq needs from an experiment tracker, and the list of trackers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Tracker(Protocol):
     """One place of one tracker. A run there is known by an id of the tracker's own, which never changes."""
 
     at: str
-    """Where: a folder or an address, as one gives it to ``--at``."""
+    """The place to send to: a folder or an address, as given to ``--at``."""
     project: str
     errors: tuple[type[Exception], ...]
-    """What its library raises where it cannot be reached or refuses something."""
+    """Exceptions that its library raises if the tracker cannot be reached or refuses something."""
 
     def begin(self, run: Contents) -> str:
         """Make a run with its config, unless there is one of this signature. Returns its id."""
