@@ -191,6 +191,12 @@ def _quantizer(config: RunConfig) -> Tests:
         require(torch.equal(first.indices, second.indices), "two evaluations of one latent give different indices")
 
     def cost() -> str | None:
+        sizes = config.index_sizes
+        require(
+            quantizer.index_sizes == sizes,
+            f"its index_sizes are {quantizer.index_sizes}, but plans and bits per pixel count {sizes}; beside the "
+            "class, declare KINDS = (Kind(..., index_sizes=lambda q: ...),) with Kind of gsq.config.kinds",
+        )
         real = sum(p.numel() for p in quantizer.parameters())
         stated = config.codebook_parameters
         return None if real == stated else f"it has {real:,} parameters, and KINDS says {stated:,}"

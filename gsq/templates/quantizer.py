@@ -32,7 +32,9 @@ class Mine(Quantizer):
     Options = Options
 
     def __init__(self, latent_dim: int, groups: int, codebook_size: int, temperature: float = 1.0) -> None:
-        # The last argument says how many values each index can take; bits per token follow from it.
+        # The last argument says how many values each index can take. Plans and bits per pixel take (V,) * G; if yours
+        # differ, declare them beside the class: KINDS = (Kind("mine", "Mine", (), index_sizes=lambda q: ...),) with
+        # Kind of gsq.config.kinds; q is the section quantizer of a config, with q.groups and q.options.
         super().__init__(latent_dim, groups, (codebook_size,) * groups)
         self.codebook = nn.Parameter(torch.randn(codebook_size, latent_dim // groups))
         self.temperature = temperature

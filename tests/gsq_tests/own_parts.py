@@ -51,6 +51,13 @@ class OtherDecoding(Mine):
         return super()._decode(indices) + 1e-3
 
 
+class Undeclared(Mine):
+    """Has more values for an index than the config counts."""
+
+    def __init__(self, latent_dim: int, groups: int, codebook_size: int, temperature: float = 1.0) -> None:
+        super().__init__(latent_dim, groups, 2 * codebook_size, temperature)
+
+
 class Drawing(Mine):
     """Draws from the global random numbers, in evaluation too."""
 

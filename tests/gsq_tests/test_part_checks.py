@@ -43,6 +43,7 @@ def test_a_quantizer_is_trained_with_in_parts_resumed_and_by_two_processes() -> 
         ("WrongType", "shapes, types", "float32"),
         ("NoGradient", "gradient", "no gradient"),
         ("OtherDecoding", "decode", "0.001"),
+        ("Undeclared", "plan counts", "index_sizes"),
         ("Drawing", "random state", "torch.Generator"),
         ("OfTheBatch", "each other", "differ"),
     ],
