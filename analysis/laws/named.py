@@ -56,10 +56,8 @@ def get_law(
             f"{law.name}: {len(outputs)} targets ({joined(outputs)}) need a parameter with a value for each, written "
             f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
         )
-    law = replace(law, outputs=outputs) if outputs else law
-    if bounds or starts:
-        _ = law.read  # refuses a bound or a start of what is no parameter
-    return law
+    _ = law.read  # raises AnalysisError for a formula or bounds that do not fit
+    return replace(law, outputs=outputs) if outputs else law
 
 
 def _outputs(target: str | Sequence[str] | None) -> tuple[str, ...]:
