@@ -56,6 +56,7 @@ def get_law(
             f"{law.name}: {len(outputs)} targets ({joined(outputs)}) need a parameter with a value for each, written "
             f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
         )
+    _ = law.read  # raises AnalysisError for a formula or bounds that do not fit
     return replace(law, outputs=outputs) if outputs else law
 
 

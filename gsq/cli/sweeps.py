@@ -10,7 +10,7 @@ import typer
 from gsq.cli.options import JsonOption, NameArgument, YesOption, ask, print_json
 from gsq.words import counted
 
-sweeps_app = typer.Typer(help="List sweeps with their state, age and size; rename or remove one.")
+sweeps_app = typer.Typer()
 
 
 @sweeps_app.callback(invoke_without_command=True)
@@ -19,7 +19,7 @@ def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
 
     The size is that of the sweep's folder and runs; a run that several sweeps share counts for each of them.
 
-    Example: gsq sweeps
+    Example: gsq sweeps rename groups groups-first-try
     """
     if context.invoked_subcommand is not None:
         return

@@ -91,7 +91,7 @@ def load(name: str, key: str) -> Any:
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(
             f"{key}: module {module_name} has no class or function '{attribute}'{nearest(attribute, names)}; needed is "
-            f"{TAKEN.get(key) or OTHERS[key]}"
+            f"{TAKEN.get(key) or OTHERS[key.rpartition(' ')[2]]}"
         )
     return found
 

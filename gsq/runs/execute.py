@@ -222,9 +222,9 @@ def _train_and_evaluate(
         if attempt is not None:
             results = [_write_evaluation(attempt, config, step, result) for result in results]
             progress.evaluated(time.monotonic() - begun, results[0]["rfid"])
+            by = prune(results[0]) if step < config.train.steps else None
         if step == config.train.steps and config.evaluation.probe != "none":
             _probe(trainer.ema, source, config, files, results, folder, group, progress)
-            by = prune(results[0]) if step < config.train.steps else None
         if by := group.from_first(by):
             raise Pruned(by)
 

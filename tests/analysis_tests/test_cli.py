@@ -77,7 +77,7 @@ def test_each_kind_of_figure_is_drawn_or_says_what_it_needs(gsq) -> None:
         ("--kind", "groups"): "groups takes one value",
         ("--kind", "steps"): "evaluation.every",
         ("--kind", "contours", "--law", "chinchilla"): "shows a fitted law, and there is none: none of the 6 cells",
-        ("--kind", "pie"): "kinds: scaling, contours, groups, usage, collapse, pareto, steps, card",
+        ("--kind", "pie"): "kinds: scaling, contours, groups, usage, collapse, pareto, tradeoff, steps, card",
         ("--kind", "pareto", "--reference"): "--reference belongs to --kind scaling, groups, usage; got --kind pareto",
         ("--kind", "usage", "--law", "inverse_bpp"): "--law belongs to --kind scaling, contours, groups, card",
         ("--kind", "pareto", "--x", "seconds"): "column 'seconds' is missing",

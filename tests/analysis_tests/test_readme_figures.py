@@ -25,7 +25,7 @@ def commands() -> list[list[str]]:
 
 def test_each_figure_of_the_readme_is_made() -> None:
     shown = set(re.findall(r"\]\((results/[^)]+\.(?:png|svg))\)", (REPOSITORY / "README.md").read_text()))
-    assert shown == {words[words.index("--output") + 1] for words in commands()}
+    assert shown <= {words[words.index("--output") + 1] for words in commands()}
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[1])

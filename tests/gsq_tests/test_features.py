@@ -182,8 +182,8 @@ def test_features_by_import_path() -> None:
     found = feature_extractor("counting_features:means", 32)
     assert (found.name, found.dim, found.resize) == ("counting_features:means", 6, "by the module")
     images = noise(32, 1)
-    features, logits = found(images)
-    assert logits is None and features[0, 1] == images[0, 1].mean() and not found.network.training
+    features, logits, spatial = found(images)
+    assert logits is None and spatial is None and features[0, 1] == images[0, 1].mean() and not found.network.training
     # Its weights stand in the protocol: equal ones alike, others not; or what it says of itself.
     assert len(found.sha256) == 64 and feature_extractor("counting_features:means", 16).sha256 == found.sha256
     assert feature_extractor("counting_features:twice", 32).sha256 != found.sha256
