@@ -183,6 +183,10 @@ def evaluate_command(
     if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
+    if cluster != "local":
+        from gsq.errors import UserError
+
+        raise UserError(f"--cluster: {cluster}, but a single run is evaluated on this machine; name its sweep")
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.probe.protocol import probe_protocol
     from gsq.runs.reevaluate import load_finished

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FILE_KEYS = ("models", "protocol", "data")
 MODEL_KEYS = ("model", "options", "name", "range", "output_range", "channels")
 RUN_KEYS = ("run", "name")
+MAPPINGS, TEXTS = ("options",), ("model", "run", "name", "protocol", "data")
 Rows = list[dict[str, Any]]
 
 
@@ -43,7 +44,7 @@ def evaluate_models(
     """Evaluate the model ``package.module:load``, or those of a YAML file, and add their rows to a table."""
     from gsq.config.parts import search_also
     from gsq.outputs import output_problem
-    from gsq.sweeps.tables.peers import add_rows
+    from gsq.sweeps.tables.peers import add_rows, check_table
 
     entries, table = [{"model": name, "options": dict(options), **convention}], "foreign"
     if name.endswith((".yaml", ".yml")):
@@ -55,6 +56,7 @@ def evaluate_models(
     output = output or Path("results") / f"{table}.parquet"
     if problem := output_problem(output):
         raise UserError(f"--output: {output} {problem}")
+    check_table(output)
     source, evaluation = _measure(protocol, Path(data) if data else None, changes)
     rows: Rows = []
     total = 0
@@ -104,6 +106,12 @@ def _read_models(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if kind not in entry or (unknown := [key for key in entry if key not in allowed]):
             wrong = f"'{unknown[0]}' is no key" if kind in entry else "neither model nor run"
             raise UserError(f"{file}: models: {dict(entry)}: {wrong}; there are {', '.join(allowed)}")
+    for part in (values, *entries):
+        for key, value in part.items():
+            if key in MAPPINGS and not isinstance(value, dict | None):
+                raise UserError(f"{file}: {key}: {value!r}: needed is a mapping, such as {{checkpoint: FILE}}")
+            if key in TEXTS and not (isinstance(value, str) and value):
+                raise UserError(f"{file}: {key}: {value!r}: needed is text, in quotes if it looks like a number")
     return entries, values
 
 
@@ -134,7 +142,9 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
     from gsq.config.overrides import config_key, load_config, read_yaml
     from gsq.config.presets import PRESETS
     from gsq.config.run import SECTIONS
-    from gsq.records.folder import RunFolder
+    from gsq.records.folder import RunFolder, runs_root
+    from gsq.sweeps.planning.folder import SweepFolder, sweep_names
+    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
     from gsq.sweeps.spec.sweep import load_spec
 
     path = Path(name)
@@ -144,6 +154,11 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
         config = load_config(values, where=str(path / "config.yaml"), finished=True)
         return config.data, config.evaluation
     sections = path.suffix in (".yaml", ".yml") and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
+    if name not in (*PRESETS, *shipped_files(configs_folder())) and name in sweep_names(runs_root()):
+        each = [cell.config for cell in SweepFolder(runs_root(), name).read_plan().cells]
+        if any((one.data, one.evaluation) != (each[0].data, each[0].evaluation) for one in each):
+            raise UserError(f"--protocol: the cells of sweep {name} have several; name a run folder of one cell")
+        return each[0].data, each[0].evaluation
     spec = load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
     if spec.program:
         raise UserError(f"--protocol: {name} trains a program, which evaluates itself")

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -115,10 +116,22 @@ app.add_typer(weights_app, name="weights")
 _reflow_help(app)
 
 
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of gsq's own without its place in the source, which is none of the user's."""
+    own = category.__module__.split(".")[0] == "gsq"
+    return f"warning: {message}\n" if own else _WITH_PLACE(message, category, filename, lineno, line)
+
+
+_WITH_PLACE = warnings.formatwarning
+
+
 def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with code 2, without a traceback."""
     # A user's own parts (my_vq:MyVQ) may be here; last, so that the folder hides nothing.
     sys.path.append(os.getcwd())
+    warnings.formatwarning = _warning_text
     try:
         app()
     except Exception as error:

@@ -92,6 +92,8 @@ class Summary:
     """Notes for the user: how the images were split, which are enlarged, why the fingerprint is new."""
     decoded_bytes: int = 0
     """Bytes of all images, decoded; 0 if the images' sizes are not known."""
+    in_both: tuple[str, ...] = ()
+    """Names of the held-out images that are training images, too."""
 
     def counts(self) -> dict[str, int]:
         """Number of files left out, for each of ``KINDS`` that occurs."""
@@ -215,7 +217,14 @@ class Manifest:
     def summary(self) -> Summary:
         """The manifest in numbers."""
         counts = len(self.train), len(self.validation)
-        return Summary(self.label, *counts, self.left_out, self.notes, self.total_bytes)
+        return Summary(self.label, *counts, self.left_out, self.notes, self.total_bytes, self.in_both)
+
+    @cached_property
+    def in_both(self) -> tuple[str, ...]:
+        """Names of the held-out images that are training images, too."""
+        held_out = {file.sha256 for file in self.validation}
+        both = {file.sha256 for file in self.train if file.sha256 in held_out}
+        return tuple(file.name for file in self.validation if file.sha256 in both)
 
     def decoded_bytes(self, workers: int = 0) -> int:
         """Largest memory [bytes] that decoded images take in a run which decodes them itself; 0 if the images' sizes

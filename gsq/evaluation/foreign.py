@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels, K indices of a position, N positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -67,7 +68,9 @@ class Foreign(nn.Module):
         # Says on which device the model is, even if no parameter does.
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
         one = getattr(model, "codebook_size", None)
-        sizes = tuple(getattr(model, "index_sizes", None) or ((one,) if one else ()))
+        # A model that only reconstructs returns no indices, whatever it declares.
+        self.has_codes = callable(getattr(model, "encode", None)) and callable(getattr(model, "decode", None))
+        sizes = tuple(getattr(model, "index_sizes", None) or ((one,) if one else ())) if self.has_codes else ()
         self.quantizer = SimpleNamespace(index_sizes=sizes, shared_codebook=len(sizes) == 1)
         self.codes_shape: tuple[int, ...] = ()
         """Shape of the indices of a batch, as the model returns them; empty if it returns none."""
@@ -90,7 +93,7 @@ class Foreign(nn.Module):
     def _called(self, images: Tensor) -> tuple[Any, Tensor]:
         none = torch.zeros((len(images), 0, 0), dtype=torch.int64)
         try:
-            if hasattr(self.model, "encode") and hasattr(self.model, "decode"):
+            if self.has_codes:
                 codes = self.model.encode(images)
                 found = self.model.indices(codes) if hasattr(self.model, "indices") else codes
                 indices = self._indices(found) if self.quantizer.index_sizes else none
@@ -145,7 +148,7 @@ def load_foreign(
             model = function(**(options or {}))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = str(error).strip().splitlines() or [""]
         raise UserError(
             f"{name}: failed with options {dict(options or {})}: {type(error).__name__}: {lines[0]}"
@@ -167,7 +170,7 @@ def read_convention(values: Mapping[str, Any], where: str) -> Convention:
         if (given := values.get(key)) is None:
             continue
         numbers = isinstance(given, list | tuple) and all(isinstance(v, int | float) for v in given)
-        if not numbers or len(given) != 2 or not given[0] < given[1]:
+        if not numbers or len(given) != 2 or not -math.inf < given[0] < given[1] < math.inf:
             raise UserError(f"{where}: {key} {given!r}: needed are the values of black and white, such as [0, 1]")
         read[key] = (float(given[0]), float(given[1]))
     if "channels" in values:

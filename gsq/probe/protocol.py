@@ -9,7 +9,7 @@ from functools import cached_property
 from gsq.config.probe import CURVE, FEWEST, MOST_SAMPLES, PACKED, SELECTION, SIZES, ProbeSize, probe_images
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
-from gsq.data.manifest import Manifest
+from gsq.data.manifest import Manifest, Summary
 from gsq.errors import UserError
 
 
@@ -62,23 +62,21 @@ def probe_protocol(
     """
     if evaluation.probe == "none":
         return None
-    files = files.below(evaluation.folder)
-    overlap = {file.sha256 for file in files.train} & {file.sha256 for file in files.validation}
-    if overlap:
-        both = next(file.name for file in files.validation if file.sha256 in overlap)
-        raise UserError(
-            f"evaluation.probe: {len(overlap)} of the {len(files.validation)} held-out images are training images, too "
-            f"(such as {both}); a code length over them would be too short. Remove them from one side of the split"
-        )
-    return probe_protocol_of(evaluation, data, files.label, len(files.train), len(files.validation), image_size)
+    return probe_protocol_of(evaluation, data, files.below(evaluation.folder).summary(), image_size)
 
 
 def probe_protocol_of(
-    evaluation: EvaluationConfig, data: DataConfig, label: str, train: int, held_out: int, image_size: int | None = None
+    evaluation: EvaluationConfig, data: DataConfig, images: Summary, image_size: int | None = None
 ) -> ProbeProtocol | None:
-    """Like ``probe_protocol``, but the data set is given by its label and numbers of images."""
+    """Like ``probe_protocol``, but the data set is given in numbers."""
     if evaluation.probe == "none":
         return None
+    train, held_out = images.train, images.validation
+    if both := images.in_both:
+        raise UserError(
+            f"evaluation.probe: {len(both)} of the {held_out} held-out images are training images, too (such as "
+            f"{both[0]}); a code length over them would be too short. Remove them from one side of the split"
+        )
     size, count = probe_size(evaluation), probe_images(evaluation.probe_images, data.kind == "photos", train)
     if count < FEWEST:
         raise UserError(
@@ -95,7 +93,7 @@ def probe_protocol_of(
         optimizer=f"AdamW {size.learning_rate:g}, betas 0.9 0.95, decay {size.weight_decay:g}, clip 1, warm-up "
         f"{size.warmup:g}, cosine to 0.1",
         seed=evaluation.probe_seed,
-        data=label,
+        data=images.label,
         image_size=image_size or data.image_size,
         train_images=count,
         held_out_images=compared,

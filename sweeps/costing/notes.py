@@ -15,25 +15,30 @@ from gsq.records.attempt import DONE
 from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import SweepFolder
+from gsq.sweeps.planning.protocols import compared_with
 from gsq.words import counted
 
 
 def check_images(plan: Plan, runs: Path | None = None) -> None:
-    """Raise UserError if a cell that is still to run has too few images for an rfid, or for its probe."""
+    """Raise UserError if a cell that is still to run has too few images for an rfid or its probe, or none apart from
+    the training images for its probe."""
     folder = SweepFolder(runs or runs_root(), plan.name)
     data = plan.images
-    few = {c.signature: why for c in plan.cells if (found := data.get(c.data_label)) and (why := _too_few(c, found))}
+    few = {
+        c.signature: why for c in plan.cells if (found := data.get(c.data_label)) and (why := _insufficient(c, found))
+    }
     for signature, record in folder.records(few).items():
         if record.state != DONE:
             raise UserError(f"sweep '{plan.name}': {few[signature]}")
 
 
-def _too_few(cell: Cell, images: Summary) -> str | None:
-    """Return why a cell's evaluation has too few images; None if it has enough or allows few."""
+def _insufficient(cell: Cell, images: Summary) -> str | None:
+    """Return why the images do not do for a cell's evaluation; None if they do, or if it allows few."""
     evaluation = cell.config.evaluation
     try:
+        images = compared_with(evaluation, cell.config.data, images)
         evaluation.check_images(evaluation.images(cell.config.data, images.validation))
-        probe_protocol_of(evaluation, cell.config.data, cell.data_label, images.train, images.validation)
+        probe_protocol_of(evaluation, cell.config.data, images)
     except UserError as error:
         return str(error)
     return None
@@ -57,7 +62,7 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
             text += f", which asks for {evaluation.num_images:,}"
         if note := disk_note(images.decoded_bytes, cell.config.execution):
             text += f"; {note}"
-        if reason := _too_few(cell, images):
+        if reason := _insufficient(cell, images):
             found[f"{text}; gsq run will refuse: {reason}"] = None
             continue
         dim = FEATURE_DIMS.get(evaluation.features)

@@ -7,9 +7,11 @@ final weights are then evaluated as the sweep file says now, also if another swe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from gsq.config.run import DataConfig, EvaluationConfig
+from gsq.data.manifest import Summary
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol_of
@@ -51,14 +53,19 @@ def asked(plan: Plan, cells: Iterable[Cell] | None = None) -> dict[str, tuple[As
     return found
 
 
+@lru_cache(8)
+def compared_with(evaluation: EvaluationConfig, data: DataConfig, images: Summary) -> Summary:
+    """``images``, the whole data set, or as many of them as evaluation.folder leaves. Raises UserError if it leaves
+    none."""
+    return manifest(data).below(evaluation.folder).summary() if evaluation.folder else images
+
+
 def _asked(evaluation: EvaluationConfig, data: DataConfig, label: str, plan: Plan) -> tuple[Asked, ...]:
-    train, held_out = plan.images[label].train, plan.images[label].validation
     sizes = evaluation.resolutions or (data.image_size,)
     try:
-        if evaluation.folder:
-            held_out = len(manifest(data).below(evaluation.folder).validation)
-        rules = [protocol_of(evaluation, data, label, held_out, image_size=size) for size in sizes]
-        probes = [probe_protocol_of(evaluation, data, label, train, held_out, size) for size in sizes]
+        images = compared_with(evaluation, data, plan.images[label])
+        rules = [protocol_of(evaluation, data, label, images.validation, image_size=size) for size in sizes]
+        probes = [probe_protocol_of(evaluation, data, images, size) for size in sizes]
     except UserError:
         return ()
     found = zip(sizes, rules, probes, strict=True)

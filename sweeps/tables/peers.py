@@ -29,6 +29,17 @@ def trained_columns(config: RunConfig, data_label: str, signature: str, title: s
     }
 
 
+def check_table(path: Path) -> None:
+    """Raise UserError if ``path`` is not named like a results table, or exists and is another file."""
+    if path.suffix != ".parquet":
+        raise UserError(f"--output: {path} must end in .parquet, as results tables do")
+    try:
+        if path.exists():
+            read_table(path)
+    except SchemaError as error:
+        raise UserError(f"--output: {error}; or name another file") from None
+
+
 def add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
     """Add rows to a results table, or begin one; a row of the same key is replaced. Returns the number of rows.
 
@@ -36,14 +47,11 @@ def add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
     """
     extra: dict[str, Column] = {}
     known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    check_table(path)
     if path.exists():
         import pyarrow.parquet as pq
 
-        try:
-            read_table(path)
-            extra = {column.name: column for column in describe(path) if column.name not in BY_NAME}
-        except SchemaError as error:
-            raise UserError(f"--output: {error}") from None
+        extra = {column.name: column for column in describe(path) if column.name not in BY_NAME}
         known = {tuple(row[name] for name in KEY): row for row in pq.read_table(path).to_pylist()}
     for row in rows:
         own = metric_columns(row.get("metrics"), extra)

@@ -64,9 +64,10 @@ def series_of(name: str) -> str:
 
 
 def read_contents(folder: RunFolder, cell: Cell) -> Contents | None:
-    """Return what a run folder has of a cell; None before its first attempt has said anything."""
+    """Return what a run folder has of a cell; None before its first attempt has written anything, and for ever where a
+    worker ended before that."""
     record = read_run(folder)
-    if record.state is None:
+    if record.state is None or not (folder.path / "config.yaml").exists():
         return None
     config = folder.read_config()
     points = tuple(one for one in (*_curve(folder, config), *_evaluations(folder)) if one.values or one.picture)
@@ -98,12 +99,17 @@ def _curve(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[Point]:
 
 
 def _evaluations(folder: RunFolder) -> Iterator[Point]:
-    """The evaluations, each with the picture that it made, if it has not been replaced since."""
-    for name, result in read_results(folder).evaluations.items():
+    """The evaluations, each with the picture that it made, if it has not been replaced since, and their probes, which
+    may come later and so are series of their own."""
+    results = read_results(folder)
+    for name, result in results.evaluations.items():
         file = folder.path / name
         protocol = re.sub(r"[^\w.-]", "_", "-".join([str(result["protocol"]), *_features(result)]))
         series, step, time = f"{EVALUATION}/{protocol}", int(result["step"]), _changed(file)
         yield Point(series, step, time, _numbers(series, {k: v for k, v in result.items() if k != "step"}))
+        for probe in results.probes.get((result["protocol"], step), ()):
+            found = f"{series}-{probe['probe']}-{probe['probe_protocol']}"
+            yield Point(found, step, time, _numbers(found, probe))
         picture = file.parents[1] / "samples.png"
         if "attempts" in file.parts and _newest(file) and 0 < _changed(picture) <= time:
             yield Point(SAMPLES, step, time, picture=picture)

@@ -109,6 +109,15 @@ def only_48() -> Any:
     return SimpleNamespace(reconstruct=lambda x: x, image_size=48)
 
 
+def reconstructs_alone() -> Any:
+    """Declares a codebook, but has no way to return indices."""
+    return SimpleNamespace(reconstruct=Coloured().reconstruct, codebook_size=64)
+
+
+def leaves() -> Any:
+    raise SystemExit("no weights")
+
+
 def fails() -> Any:
     def reconstruct(images: Tensor) -> Tensor:
         raise RuntimeError("a shape that does not fit")

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -102,6 +103,7 @@ def test_each_resolution_is_a_row() -> None:
         ("channels_last", "channels second"),
         ("half_size", r"\(4, 3, 16, 16\).*size that it is given"),
         ("only_48", "takes images of 48 pixels.*--resolution 48"),
+        ("leaves", "SystemExit: no weights"),
         ("fails", r"\[-1, 1\]: RuntimeError: a shape"),
         ("not_finite", "not finite"),
         ("too_few_rows", "codebook of 8 rows"),
@@ -148,11 +150,21 @@ def test_a_declared_order_of_channels_is_applied() -> None:
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"range": [1, 0]}, "black and white"), ({"range": "01"}, "range"), ({"channels": "grb"}, "bgr")],
+    [
+        ({"range": [1, 0]}, "black and white"),
+        ({"range": "01"}, "range"),
+        ({"range": [0, math.inf]}, "range"),
+        ({"channels": "grb"}, "bgr"),
+    ],
 )
 def test_a_convention_that_is_none_is_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_foreign(f"{MODELS}:blur", {}, values)
+
+
+def test_a_model_that_only_reconstructs_needs_no_indices_for_the_codebook_that_it_declares() -> None:
+    (row,) = rows_of("reconstructs_alone")
+    assert not {"usage", "tokens_per_image"} & {*row} and math.isfinite(row["rfid"])
 
 
 def test_every_image_of_a_folder_without_a_split_counts(pictures: Path) -> None:
@@ -239,6 +251,12 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--cluster", "slurm"), "--cluster: slurm"),
         (("models.yaml",), "'modle' is no key"),
         (("axes.yaml", "--protocol", "x.yaml"), "sweeps image_size"),
+        (("axes.yaml", "--protocol", "cpu-tiny", "--output", "table.csv"), r"table.csv must end in \.parquet"),
+        (("fails.yaml", "--protocol", "cpu-tiny", "--output", "other.parquet"), "schema version none.*another file"),
+        (("options.yaml",), "options.yaml: options: 3: needed is a mapping"),
+        (("number.yaml",), "number.yaml: model: 3: needed is text"),
+        (("protocol.yaml",), r"protocol.yaml: protocol: \['a'\]: needed is text"),
+        (("a-run", "--cluster", "slurm"), "--cluster: slurm"),
     ],
 )
 def test_a_wrong_command_is_one_error(
@@ -250,9 +268,33 @@ def test_a_wrong_command_is_one_error(
     Path("models.yaml").write_text(yaml.safe_dump({"models": [{"model": f"{MODELS}:blur", "modle": 1}]}))
     Path("axes.yaml").write_text(yaml.safe_dump({"models": [{"model": f"{MODELS}:blur"}]}))
     Path("x.yaml").write_text(yaml.safe_dump({"base": "cpu-tiny", "axes": {"image_size": [32, 64]}}))
+    blur = {"model": f"{MODELS}:blur"}
+    Path("fails.yaml").write_text(yaml.safe_dump({"models": [{"model": f"{MODELS}:fails"}]}))
+    Path("options.yaml").write_text(yaml.safe_dump({"models": [{**blur, "options": 3}]}))
+    Path("number.yaml").write_text(yaml.safe_dump({"models": [{"model": 3}]}))
+    Path("protocol.yaml").write_text(yaml.safe_dump({"models": [blur], "protocol": ["a"]}))
+    Path("a-run").mkdir()
+    pq.write_table(pa.table({"a": [1]}), "other.parquet")
     done = invoke(*words)
     assert done.exit_code != 0 and isinstance(done.exception, UserError) and re.search(fix, str(done.exception))
     assert not Path("results").exists()
+
+
+def test_a_started_sweep_names_its_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gsq.cli.foreign import _of_protocol
+    from gsq.sweeps import load_spec, plan
+    from gsq.sweeps.planning.folder import SweepFolder
+
+    def begun(name: str, axes: dict[str, Any]) -> None:
+        cells = plan(load_spec({"name": name, "base": "cpu-tiny", "axes": axes}))
+        SweepFolder(tmp_path, name).write_plan(cells)
+
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path))
+    begun("mine", {"groups": [1, 4]})
+    assert _of_protocol("mine")[0].image_size == 32
+    begun("sizes", {"image_size": [32, 64]})
+    with pytest.raises(UserError, match="--protocol: the cells of sweep sizes have several"):
+        _of_protocol("sizes")
 
 
 def test_the_committed_table_has_five_families_beside_a_run_by_one_protocol() -> None:

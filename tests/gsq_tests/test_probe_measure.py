@@ -12,7 +12,7 @@ from cheap_evaluation import setting
 from torch import Tensor
 
 from gsq.config.probe import FEWEST, SIZES, ProbeSize
-from gsq.data.manifest import Manifest
+from gsq.data.manifest import Manifest, Summary
 from gsq.errors import UserError
 from gsq.evaluation.evaluate import NonFiniteReconstruction, evaluate
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
@@ -92,8 +92,8 @@ def test_too_few_images_are_refused_with_the_number_that_is_needed() -> None:
     folder = dataclasses.replace(source.config, kind="image_folder", path="x")
     few = dataclasses.replace(evaluation, probe_images=0)
     with pytest.raises(UserError, match=rf"evaluation.probe: 60 training images.* at least {FEWEST}"):
-        probe_protocol_of(few, folder, "x", 60, 60)
-    assert probe_protocol_of(few, folder, "x", FEWEST, 60) is not None
+        probe_protocol_of(few, folder, Summary("x", 60, 60))
+    assert probe_protocol_of(few, folder, Summary("x", FEWEST, 60)) is not None
 
 
 def test_held_out_images_among_the_training_images_are_refused() -> None:

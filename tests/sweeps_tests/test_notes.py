@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_a_folder_says_what_its_held_out_images_allow(
         with pytest.raises(UserError, match=rf"num_images: 384 .* holds out {held_out}, .*at least 50.*allow_small"):
             act(found)
     # Nothing was begun.
+    assert not (folder / "runs").exists()
+
+
+def test_held_out_images_that_are_trained_on_are_refused_for_a_probe_before_anything_runs(
+    plan_of: PlanOf, folder: Path
+) -> None:
+    keys = images(folder, 120, 60)
+    photos = folder / "photos"
+    shutil.copy(photos / "train" / "100.png", photos / "val" / "copy.png")
+    found = plan_of(set={**keys, "evaluation.probe": "tiny"}, axes={"seed": [0]})
+    assert any("will refuse: evaluation.probe" in note for note in image_notes(found))
+    # The first 60 images of the two parts are the same.
+    for act in (check_images, submit):
+        with pytest.raises(UserError, match=r"evaluation.probe: 61 of the 61 held-out images are training images"):
+            act(found)
     assert not (folder / "runs").exists()
 
 

@@ -12,12 +12,13 @@ import pytest
 from extras import extra
 from trackers import EVALUATION, PROTOCOL, READERS, begin, evaluate, loss, train
 
+from gsq.config.signature import digest
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.tracking import tracker as tracker_module
-from gsq.sweeps.tracking.contents import series_of
+from gsq.sweeps.tracking.contents import read_contents, series_of
 from gsq.sweeps.tracking.mirror import Tracked, track
 
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
@@ -114,6 +115,34 @@ def test_a_run_that_trains_is_followed_through_a_second_attempt(sweep: Sweep) ->
     assert sweep.track().points == {"train": 0, "evaluations": 1, "samples": 0}
     (found,) = sweep.read().values()
     assert found["curve"].keys() == {10, 20, 30, 40} and found["rfid"] == {20: 180.0, 40: 150.0}
+
+
+def test_a_probe_that_comes_later_is_sent_beside_its_evaluation(plan_of: Callable[..., Plan], folder: Path) -> None:
+    extra("tensorboard")
+    sweep = Sweep(plan_of(axes={"width": [8]}), folder, "tensorboard")
+    cell = sweep.plan.cells[0]
+    train(attempt := begin(sweep.folder.runs, cell), 10, 40, "done")
+    evaluate(attempt, 40, 150.0)
+    sweep.track()
+    run = RunFolder.of(sweep.folder.runs, cell.signature)
+    for size in ("tiny", "small"):
+        run.write_probe(PROTOCOL, 40, {"probe": size, "probe_protocol": digest(size), "gfid": 70.0})
+        assert sweep.track().points["evaluations"] == 1
+    assert sum(sweep.track().points.values()) == 0
+    contents = read_contents(run, cell)
+    assert contents is not None
+    assert sum(point.values.get(f"{point.series}/gfid") == 70.0 for point in contents.points) == 2
+
+
+def test_a_run_that_ended_before_it_wrote_its_config_keeps_no_other_from_being_sent(
+    plan_of: Callable[..., Plan], folder: Path
+) -> None:
+    extra("tensorboard")
+    sweep = Sweep(plan_of(axes={"width": [8, 16]}), folder, "tensorboard")
+    first, second = sweep.plan.cells
+    RunFolder.of(sweep.folder.runs, first.signature).new_attempt().write_status("failed", 0, 40)
+    train(begin(sweep.folder.runs, second), 10, 40, "done")
+    assert sweep.track().runs == 1
 
 
 def test_without_its_memory_the_runs_that_are_there_are_found(sweep: Sweep) -> None:
