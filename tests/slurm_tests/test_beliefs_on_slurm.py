@@ -132,8 +132,9 @@ def test_gsq_waits_while_the_controller_is_away_and_says_why_cells_wait(
         assert all("will not start: PartitionDown" in c["reason"] for c in cells(sweep))
         assert "2 cells will not start: PartitionDown" in gsq("status", "beliefs", folder=sweep)
         jobs = list(slurm.squeue())
-        slurm.scontrol("update", "PartitionName=test", "State=UP")
+        # Held first, since an open partition starts a job at once.
         slurm.scontrol("hold", *jobs)
+        slurm.scontrol("update", "PartitionName=test", "State=UP")
         slurm.wait(lambda: all("JobHeld" in (c["reason"] or "") for c in cells(sweep)), 30, every=0.5)
 
         cluster.end("slurmctld")
