@@ -59,7 +59,9 @@ def find_outcomes(this: Round) -> None:
     for fault in this.faults:
         allowed = {*KINDS[fault.kind].outcomes, *struck}
         # A run that was done, or that another process did, before its fate (or SLURM's signal) reached it.
-        allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "walltime", "preempt") else set()
+        allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "walltime") else set()
+        # One that is preempted as it starts has time to stop.
+        allowed |= {"done"} if fault.kind == "preempt" and fault.moment != "start" else set()
         # Two processes of a cell may end each other's attempts, but not hide what SLURM did to the node.
         exempt = fault.signature in doubled and fault.kind != "node_failure"
         if not exempt and fault.outcome not in allowed:
