@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -224,7 +225,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
+    from gsq.runs.stop import handled
     from gsq.sweeps.running.reevaluate import evaluate_sweep
+    from gsq.sweeps.spec.cluster import load_cluster
+
+    target = load_cluster(cluster)
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
@@ -236,7 +241,17 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
                 f"{result['num_images']} images of {result['resolution']} pixels"
             )
 
-    done = evaluate_sweep(name, changes, cluster, on_result=show)
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        with handled([signal.SIGTERM], interrupt):
+            done = evaluate_sweep(name, changes, target, on_result=show)
+    except KeyboardInterrupt as stopped:
+        local = target.kind == "local"
+        kept = "finished evaluations and the progress of probes are kept" if local else "submitted jobs keep running"
+        typer.echo(f"stopped; {kept}. The same command resumes.", err=True)
+        raise typer.Exit(128 + (stopped.args or [signal.SIGINT])[0]) from None
     if as_json:
         print_json(vars(done) | {"logs": done.logs and str(done.logs)})
     else:

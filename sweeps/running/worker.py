@@ -121,6 +121,8 @@ def evaluate_requests() -> int:
     from gsq.errors import UserError
     from gsq.evaluation.tally import SmallEvaluationWarning
 
+    # No evaluation outlives the command that waits for it, and would run twice when the command is given again.
+    _die_with_parent()
     # The plan has already warned of it, and each row says so (rank_deficient).
     warnings.simplefilter("ignore", SmallEvaluationWarning)
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -207,8 +209,7 @@ def start_worker(
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the job's first process, or a warm parent, dies, so that no worker outlives its
-    job."""
+    """Ask Linux for SIGKILL when the parent dies: a job's first process, a warm parent, or gsq evaluate."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gsq.cli.main import app
 from gsq.config.probe import SIZES, ProbeSize
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, probed, runs_root
+from gsq.records.read import read_probes
 from gsq.runs.execute import execute
 from gsq.sweeps import gather, plan, read_table
 from gsq.sweeps.costing.cost import estimate, probe_seconds, speed
@@ -37,6 +39,14 @@ def test_probes_become_columns_of_the_evaluations_own_row(folder: Path, monkeypa
     assert frame["evaluated_by"].isna().all() and frame["probe_protocol"].nunique() == 1
     folder_of = SweepFolder(runs_root(), "small")
     records = folder_of.records([cell.signature for cell in cells.cells])
+    # Measured probes correct the estimates of others: two of equal cost, but for the noise of a clock.
+    costs = [one["cost"] for run in runs for one in read_probes(run)]
+    assert len(costs) == 2 and {one["device"] for one in costs} == {"cpu"}
+    rate = speed(cells.cells, records, "cpu", folder_of)
+    wanted = statistics.median(one["device_seconds"] / one["flops"] for one in costs)
+    assert rate.probe == pytest.approx(wanted)
+    assert probe_seconds(cells.cells[0], rate) == pytest.approx(wanted * costs[0]["flops"])
+    assert speed(cells.cells, records, "gpu", folder_of).probe is None
     assert not lacking(cells, folder_of, records, ()).cells
     # Lost, it is missing again, and the evaluation is not made a second time.
     (found,) = probed(runs[0])
