@@ -25,6 +25,10 @@ def clean_command(
             "--images", help="Also remove decoded images that no process uses now (execution.image_cache_gb)."
         ),
     ] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="Also remove the indices that probes of finished runs share (gsq evaluate)."),
+    ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +36,7 @@ def clean_command(
 
     Removes the checkpoints of finished runs (except with execution.keep_checkpoint), copies in earlier attempts, and
     half-written files of dead processes. Keeps weights, curves, evaluations, configs and samples, whatever an
-    unfinished run resumes or starts from, and every run that may be alive.
+    unfinished run or probe resumes or starts from, and every run that may be alive.
 
     Example: gsq clean --dry-run
     Example: gsq clean --images
@@ -42,7 +46,7 @@ def clean_command(
 
     if orphans and not dry_run and (lone := len(clean(sweep, orphans=True, dry_run=True).runs)):
         ask(f"Remove {counted(lone, 'whole run')} with all results?", yes)
-    done = clean(sweep, orphans=orphans, images=images, dry_run=dry_run)
+    done = clean(sweep, orphans=orphans, images=images, tokens=tokens, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())
         return
@@ -50,3 +54,6 @@ def clean_command(
     removed = "would be removed" if dry_run else "removed"
     for total, count, what in (*rows, (sum(done.bytes.values()), sum(map(len, done.files.values())), removed)):
         typer.echo(f"{size(total):>9}  {count:>6} {'file ' if count == 1 else 'files'}  {what}")
+    if done.kept_tokens[0]:
+        files, total = done.kept_tokens
+        typer.echo(f"{size(total):>9}  {files:>6} {'file ' if files == 1 else 'files'}  kept for probes: add --tokens")
