@@ -45,7 +45,7 @@ def clean_command(
     from gsq.sweeps.running.clean import KINDS, clean
 
     if orphans and not dry_run and (lone := len(clean(sweep, orphans=True, dry_run=True).runs)):
-        ask(f"Remove {counted(lone, 'whole run')} with all results?", yes)
+        ask(f"Remove {counted(lone, 'whole run')} with all results?", yes, final=True)
     done = clean(sweep, orphans=orphans, images=images, tokens=tokens, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())

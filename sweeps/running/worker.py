@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gsq.ending import end_without_threads
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.local import DRIVER_VARIABLE, recorded_worker
 
@@ -280,4 +281,9 @@ def work(folder: SweepFolder, source: str, signature: str, shared: bool = False,
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        end_without_threads(code)
+    sys.exit(code)
