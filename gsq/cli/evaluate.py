@@ -181,7 +181,7 @@ def evaluate_command(
         from gsq.errors import UserError
 
         raise UserError(f"{wrong}: is for models, package.module:load or a YAML file of models; got {run}")
-    if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
+    if run.endswith((".yaml", ".yml")) or _is_sweep(run):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     if cluster != "local":
@@ -213,6 +213,16 @@ def evaluate_command(
         for name in PRINTED:
             if result.get(name) is not None:
                 typer.echo(f"{name:<21}{result[name]}")
+
+
+def _is_sweep(name: str) -> bool:
+    """Whether this names a sweep, which a folder of the same name, such as one of images, does not hide."""
+    from gsq.records.folder import runs_root
+    from gsq.sweeps.planning.folder import sweep_names
+
+    if "/" in name or (Path(name) / "config.yaml").is_file():
+        return False
+    return not Path(name).exists() or name in sweep_names(runs_root())
 
 
 def _numbers(text: str) -> list[float]:

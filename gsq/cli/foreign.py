@@ -54,13 +54,14 @@ def evaluate_models(
         search_also(Path(name).parent)
         table, entries, values = Path(name).stem, *_read_models(Path(name))
         beside = partial(_beside, Path(name).parent)
-        protocol, data = protocol or beside(values.get("protocol")), data or beside(values.get("data"))
+        protocol, folder = protocol or beside(values.get("protocol")), beside(values.get("data"))
+        data = data or (Path(folder) if folder else None)
         entries = [{**entry, "run": beside(entry["run"])} if "run" in entry else entry for entry in entries]
     output = output or Path("results") / f"{table}.parquet"
     if problem := output_problem(output):
         raise UserError(f"--output: {output} {problem}")
     check_table(output)
-    source, evaluation = _measure(protocol, Path(data) if data else None, changes)
+    source, evaluation = _measure(protocol, data, changes)
     rows: Rows = []
     total = 0
     # Load every model before the first is measured, so that a wrong line costs nothing.

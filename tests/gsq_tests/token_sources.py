@@ -66,23 +66,25 @@ def markov(values: int, groups: int, positions: int, stay: float = 0.8) -> Sourc
 
 
 def blocks(values: int, groups: int, positions: int, on: float = 0.8) -> Source:
-    """Each group, on its own, is one of equally many values of a block, and blocks follow each other in a circle of 32:
-    with probability ``on`` the next one comes, else the same again.
+    """A hidden block a position, of which every group shows one of the values, drawn on its own. Blocks follow each
+    other in a circle of 32: with probability ``on`` the next one comes, else the same again.
 
     A Markov source whose table of transitions has rank 32. That of ``markov``, one likely value and all others equally
     likely, has full rank: a softmax over d numbers misses its entropy by about (1 - stay) ln(values)^2 / (2 d) nats.
     """
     count = min(32, values)
     within = values // count
+    maps = _maps(values, groups)
 
     def draw(number: int, random: torch.Generator) -> Tensor:
-        moved = (torch.rand(number, positions, groups, generator=random) < on).long()
-        moved[:, 0] = torch.randint(count, (number, groups), generator=random)
+        block = (torch.rand(number, positions, generator=random) < on).long()
+        block[:, 0] = torch.randint(count, (number,), generator=random)
         inside = torch.randint(within, (number, positions, groups), generator=random)
-        return moved.cumsum(1) % count * within + inside
+        shown = (block.cumsum(1) % count * within)[..., None] + inside
+        return maps[shown, torch.arange(groups)]
 
     step = -on * math.log2(on) - (1 - on) * math.log2(1 - on)
-    return Source(draw, groups * (math.log2(within) + (math.log2(count) + (positions - 1) * step) / positions))
+    return Source(draw, groups * math.log2(within) + (math.log2(count) + (positions - 1) * step) / positions)
 
 
 def repeated(values: int, groups: int, positions: int) -> Source:

@@ -16,13 +16,15 @@ from gsq.cli.main import app
 from gsq.config.probe import SIZES, ProbeSize
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, probed, runs_root
-from gsq.records.read import read_probes
+from gsq.records.read import read_probes, read_run
 from gsq.runs.execute import execute
-from gsq.sweeps import gather, plan, read_table
+from gsq.sweeps import gather, plan, read_table, submit
 from gsq.sweeps.costing.cost import estimate, probe_seconds, speed
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.planning.protocols import lacking
+from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.sweep import load_spec
+from gsq.sweeps.state.study import search_status
 
 
 @pytest.mark.filterwarnings("ignore:rfid over")
@@ -96,3 +98,26 @@ def test_a_search_for_gfid_needs_a_probe() -> None:
     with pytest.raises(UserError, match=r"objectives: gfid .*evaluation.probe is none"):
         load_spec(spec)
     assert load_spec({**spec, "set": {**TINY, "evaluation.probe": "tiny"}}).search is not None
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_search_probes_runs_that_another_sweep_trained(folder: Path, cpu: None) -> None:
+    """Under the protocol that its own config asks for, whatever probes they have."""
+    values = {**TINY, "evaluation.probe": "tiny", "evaluation.probe_images": 100, "evaluation.probe_steps": 8}
+    groups = {"groups": [1, 2]}
+    before = {"name": "before", "base": "cpu-tiny", "set": {**values, "evaluation.probe_steps": 9}, "axes": groups}
+    runs = [execute(cell.config, runs_root()) for cell in plan(load_spec(before)).cells]
+    others = {probe for run in runs for _, _, probe in probed(run)}
+    assert len(others) == 1
+    search = {"space": {"groups": {"choice": [1, 2]}}, "objectives": ["gfid"], "trials": 1}
+    found = plan(load_spec({"name": "found", "base": "cpu-tiny", "set": values, "search": search}))
+    submit(found, Cluster(workers=1))
+    status = search_status(SweepFolder(runs_root(), "found"))
+    assert status is not None
+    (trial,) = status.trials
+    run = RunFolder.of(runs_root(), trial.signature)
+    (new,) = {
+        one["probe_protocol"]: one["gfid"] for one in read_probes(run) if one["probe_protocol"] not in others
+    }.items()
+    assert trial.state == "complete" and trial.values == (new[1],)
+    assert read_run(run).attempts == 1
