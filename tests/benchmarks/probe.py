@@ -137,12 +137,13 @@ def source(name: str, steps: int, images: int = 65_536, positions: int = 16) -> 
     }
 
 
-def cell_seconds(sweep: str) -> list[dict[str, Any]]:
-    """Processor seconds of training, evaluation and probe of each cell of a sweep."""
+def cell_seconds(sweep: str, every: int) -> list[dict[str, Any]]:
+    """Processor seconds of training, evaluation and probe of a sweep's first cell and each ``every``-th after it."""
     from gsq.evaluation import evaluate
     from gsq.probe import measure
     from gsq.runs.execute import execute
     from gsq.sweeps import plan
+    from gsq.sweeps.spec.sweep import load_spec
 
     spent: dict[str, float] = {}
 
@@ -160,7 +161,7 @@ def cell_seconds(sweep: str) -> list[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as runs:
         patch.setattr(evaluate, "evaluate_all", timed("evaluation", evaluate.evaluate_all))
         patch.setattr(measure, "probe", timed("probe", measure.probe))
-        for cell in plan(sweep).cells:
+        for cell in plan(load_spec(sweep)).cells[::every]:
             evaluation = dataclasses.replace(cell.config.evaluation, probe="tiny")
             begun = time.process_time()
             execute(dataclasses.replace(cell.config, evaluation=evaluation), Path(runs))
@@ -212,6 +213,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="*", default=[], choices=list(SOURCES))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--cells", metavar="SWEEP", help="a sweep whose cells are trained and probed")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of the cells")
     options = parser.parse_args()
     torch.set_num_threads(1)
     saved = OUT / "probe_cpu.json"
@@ -224,7 +226,7 @@ def main() -> None:
         print(name, found["sources"][name], flush=True)
         saved.write_text(json.dumps(found, indent=1) + "\n")
     if options.cells:
-        found["cells"] = cell_seconds(options.cells)
+        found["cells"] = cell_seconds(options.cells, options.every)
     saved.write_text(json.dumps(found, indent=1) + "\n")
     saved.with_suffix(".md").write_text(table(found))
     print(table(found))

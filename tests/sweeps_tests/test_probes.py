@@ -22,6 +22,7 @@ from gsq.sweeps import gather, plan, read_table, submit
 from gsq.sweeps.costing.cost import estimate, probe_seconds, speed
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.planning.protocols import lacking
+from gsq.sweeps.running.reevaluate import _changed, _Request
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.sweep import load_spec
 from gsq.sweeps.state.study import search_status
@@ -82,6 +83,10 @@ def test_the_plan_names_the_cost_of_probes_and_refuses_too_few_images(folder: Pa
     assert added > 1 and probe_seconds(plain.cells[0], rate) == 0
     seconds = [estimate(one.cells[0], rate, "cpu").seconds for one in (plain, probes)]
     assert seconds[1] - seconds[0] == pytest.approx(added)
+    # As many images as the data set has, where the plan, which asked for no probe, does not know.
+    assert plain.cells[0].train_images == 0
+    asked = _changed(plain.cells[0], _Request({"probe": "small"}))
+    assert asked.train_images == probes.cells[0].train_images and probe_seconds(asked, rate) == pytest.approx(added)
     SweepFolder(runs_root(), "small").write_plan(probes)
     assert SweepFolder(runs_root(), "small").read_plan().cells[0].train_images == probes.cells[0].train_images > 0
     spec = tmp_path / "few.yaml"
