@@ -32,52 +32,20 @@ def allocate_command(
             help="A fit saved by gsq fit --output (.json), or a table or sweep as for gsq fit, with --law.",
         ),
     ],
-    budget: Annotated[float | None, typer.Option("--budget", metavar="FLOPS", help="In the unit of --cost.")] = None,
-    budgets: Annotated[
-        str | None, typer.Option("--budgets", metavar="LOW:HIGH", help="A curve over budgets, such as 1e19:1e22.")
-    ] = None,
-    reach: Annotated[
-        float | None,
-        typer.Option("--reach", metavar="VALUE", help="The cheapest budget that reaches this value instead."),
-    ] = None,
-    cost: Annotated[
-        str | None,
-        typer.Option(
-            "--cost",
-            metavar="EXPRESSION",
-            help='An expression over columns: "6*N*D". Default: that, for a law of parameters and tokens; what gsq\'s '
-            "runs cost, for one of parameters and images_seen.",
-        ),
-    ] = None,
-    at: Annotated[
-        list[str] | None,
-        typer.Option("--at", metavar="NAME=VALUE", help="Hold a column of the law or the cost at a value."),
-    ] = None,
-    within: Annotated[
-        list[str] | None,
-        typer.Option("--within", metavar="NAME=LOW:HIGH", help="Limits of a free column."),
-    ] = None,
-    isoflop: Annotated[
-        str | None,
-        typer.Option(
-            "--isoflop",
-            metavar="COLUMN",
-            help="A column whose values name the isoFLOP slices. Default: rows of about one cost.",
-        ),
-    ] = None,
-    law: Annotated[
-        str | None,
-        typer.Option("--law", metavar="LAW", help="A named law or a formula; for a saved file: which fit."),
-    ] = None,
+    budget: float | None = None,
+    budgets: str | None = None,
+    reach: float | None = None,
+    cost: str | None = None,
+    at: list[str] | None = None,
+    within: list[str] | None = None,
+    isoflop: str | None = None,
+    law: str | None = None,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     *,
     options: Options,
-    figure: Annotated[
-        Path | None,
-        typer.Option("--figure", metavar="FILE", help="Draw isoFLOP slices and the best points against the budget."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Save the result as JSON.")] = None,
+    figure: Path | None = None,
+    output: Path | None = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the best model size and length of training for a budget, by a fitted law, with intervals.
@@ -92,6 +60,19 @@ def allocate_command(
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --output fit.json
 
     Example: gsq allocate fit.json --budgets 1e19:1e22 --cost "6*N*D" --figure allocation.png
+
+    Options:
+        --budget FLOPS  In the unit of --cost.
+        --budgets LOW:HIGH  A curve over budgets, such as 1e19:1e22.
+        --reach VALUE  The cheapest budget that reaches this value instead.
+        --cost EXPRESSION  An expression over columns: "6*N*D". Default: that, for a law of parameters and tokens; what
+            gsq's runs cost, for one of parameters and images_seen.
+        --at NAME=VALUE  Hold a column of the law or the cost at a value.
+        --within NAME=LOW:HIGH  Limits of a free column.
+        --isoflop COLUMN  A column whose values name the isoFLOP slices. Default: rows of about one cost.
+        --law LAW  A named law or a formula; for a saved file: which fit.
+        --figure FILE  Draw isoFLOP slices and the best points against the budget.
+        --output FILE  Save the result as JSON.
     """
     from gsq.analysis.allocating.allocation import allocate
 

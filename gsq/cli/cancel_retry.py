@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
@@ -46,10 +45,7 @@ def cancel_command(
 def retry_command(
     sweep: NameArgument,
     selection: SelectionArgument = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", metavar="NAME", help="local, slurm or a cluster file; default: as last submitted."),
-    ] = None,
+    cluster: str | None = None,
 ) -> None:
     """Submit failed cells again, whatever their failure class, and nothing else.
 
@@ -57,6 +53,9 @@ def retry_command(
     and run missing cells too, use gsq submit --retry. Exit code 1: cells failed again.
 
     Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
+
+    Options:
+        --cluster NAME  local, slurm or a cluster file; default: as last submitted.
     """
     from gsq.cli.wording import still_stopping
     from gsq.sweeps.running.cancel_retry import failed_cells, last_cluster, stopping_cells

@@ -14,17 +14,9 @@ def clean_command(
     sweep: Annotated[
         str | None, typer.Argument(metavar="SWEEP", help="Only this sweep's runs; default: all below $GSQ_RUNS.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
-    orphans: Annotated[
-        bool,
-        typer.Option("--orphans", help="Also remove whole runs that no sweep mentions (gsq train)."),
-    ] = False,
-    images: Annotated[
-        bool,
-        typer.Option(
-            "--images", help="Also remove decoded images that no process uses now (execution.image_cache_gb)."
-        ),
-    ] = False,
+    dry_run: bool = False,
+    orphans: bool = False,
+    images: bool = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,6 +28,11 @@ def clean_command(
 
     Example: gsq clean --dry-run
     Example: gsq clean --images
+
+    Options:
+        --dry-run  List what would be removed, and remove nothing.
+        --orphans  Also remove whole runs that no sweep mentions (gsq train).
+        --images  Also remove decoded images that no process uses now (execution.image_cache_gb).
     """
     from gsq.cli.wording import size
     from gsq.sweeps.running.clean import KINDS, clean

@@ -18,13 +18,8 @@ def data_command(
     source: Annotated[
         str, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep YAML, or a folder of images or shards.")
     ],
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="For a folder: whose image size and crops to show.")
-    ] = "cpu-tiny",
-    sheet: Annotated[
-        Path | None,
-        typer.Option("--sheet", metavar="FILE", help="The contact sheet; default: results/NAME-data.png."),
-    ] = None,
+    preset: str = "cpu-tiny",
+    sheet: Path | None = None,
     most: Annotated[
         int,
         typer.Option("--most", metavar="N", min=2, help="Open and compare at most N images of a larger data set."),
@@ -40,6 +35,10 @@ def data_command(
     Example: gsq data ~/pictures
 
     Example: gsq data groups.yaml --sheet crops.png
+
+    Options:
+        --preset NAME  For a folder: whose image size and crops to show.
+        --sheet FILE  The contact sheet; default: results/NAME-data.png.
     """
     from gsq.cli.table_options import require_outputs
     from gsq.data.preview import contact_sheet, preview

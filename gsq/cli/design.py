@@ -29,94 +29,23 @@ def design_command(
             "cells are then the candidates too. Several are taken together.",
         ),
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            metavar="TARGET",
-            help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
-            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With --optimum: "
-            "the column that should be best (default rfid).",
-        ),
-    ] = None,
-    optimum: Annotated[
-        str | None,
-        typer.Option(
-            "--optimum",
-            metavar="COLUMN",
-            help="Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in place of "
-            "cells: where its best value is not bracketed yet, or known worst.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--by",
-            metavar="COLUMN",
-            help="With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its "
-            "own.",
-        ),
-    ] = None,
-    target_rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--target-rows",
-            metavar="FILE",
-            help="In place of --target: predict every row of this table, which has the columns that the law reads.",
-        ),
-    ] = None,
-    candidates: Annotated[
-        str | None,
-        typer.Option(
-            "--candidates",
-            metavar="SWEEP|TABLE",
-            help="Cells to choose from: a sweep by YAML file or name, which costs what gsq plan estimates, or a table "
-            "with a --cost column.",
-        ),
-    ] = None,
-    law: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--law",
-            metavar="LAW",
-            help="A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default: "
-            "power_law_bpp; for discriminate, every named law that the table can carry.",
-        ),
-    ] = None,
+    target: str | None = None,
+    optimum: str | None = None,
+    by: str | None = None,
+    target_rows: Path | None = None,
+    candidates: str | None = None,
+    law: list[str] | None = None,
     *,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--budget",
-            metavar="COST",
-            help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
-            "printed. With --optimum: how many runs.",
-        ),
-    ] = None,
+    budget: list[float] | None = None,
     options: DesignOptions,
     fitting: Options,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     cluster: ClusterOption = "local",
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
-    ] = None,
-    replay_budgets: Annotated[
-        bool,
-        typer.Option(
-            "--replay-budgets",
-            help="Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares of "
-            "its cost, and --target-rows, with outcomes, score the predictions at each.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
-    ] = None,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw what is expected against the cost.")
-    ] = None,
+    base: str | None = None,
+    replay_budgets: bool = False,
+    output: Path | None = None,
+    figure: Path | None = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose what to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
@@ -147,6 +76,28 @@ def design_command(
     --replay-budgets --budget 0.05 --budget 0.1
 
     Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
+
+    Options:
+        --target TARGET  parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction
+            there; predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With
+            --optimum: the column that should be best (default rfid).
+        --optimum COLUMN  Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in
+            place of cells: where its best value is not bracketed yet, or known worst.
+        --by COLUMN  With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its
+            own.
+        --target-rows FILE  In place of --target: predict every row of this table, which has the columns that the law
+            reads.
+        --candidates SWEEP|TABLE  Cells to choose from: a sweep by YAML file or name, which costs what gsq plan
+            estimates, or a table with a --cost column.
+        --law LAW  A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default:
+            power_law_bpp; for discriminate, every named law that the table can carry.
+        --budget COST  Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each
+            is printed. With --optimum: how many runs.
+        --base BASE  Preset or YAML file for --output, where candidates are a table.
+        --replay-budgets  Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares
+            of its cost, and --target-rows, with outcomes, score the predictions at each.
+        --output FILE  Write the runs as a sweep (.yaml) or a table (.csv, .parquet).
+        --figure FILE  Draw what is expected against the cost.
     """
     from gsq.analysis.checking.compare import compare_laws
     from gsq.analysis.designing.choice import design

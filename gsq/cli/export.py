@@ -12,48 +12,21 @@ from gsq.cli.table_options import ProtocolOption, TablesArgument, require_output
 
 def export_command(
     table: TablesArgument,
-    latex: Annotated[bool, typer.Option("--latex", help="Write LaTeX, with the rules of booktabs.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, in full precision.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown (the default).")] = False,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="COLUMN",
-            help="A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db, ssim, "
-            "lpips and usage, as far as measured. `gsq results describe` lists the columns.",
-        ),
-    ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--by",
-            metavar="COLUMN",
-            help="A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the "
-            "seed.",
-        ),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="CONDITION", help='Export these rows alone: "groups >= 4".')
-    ] = None,
+    latex: bool = False,
+    csv: bool = False,
+    markdown: bool = False,
+    column: list[str] | None = None,
+    by: list[str] | None = None,
+    where: str | None = None,
     protocol: ProtocolOption = None,
-    best: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--best",
-            metavar="COLUMN=min|max|none",
-            help="Which value of a column is the best; gsq knows it for its own metrics. Repeatable.",
-        ),
-    ] = None,
+    best: list[str] | None = None,
     digits: Annotated[
         int,
         typer.Option(
             "--digits", metavar="N", min=1, max=15, help="Significant digits of a mean; more if the seeds allow."
         ),
     ] = 4,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write this file; default: print the table.")
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Write a table for a paper: a row for each configuration, with mean and standard deviation over seeds.
 
@@ -63,6 +36,18 @@ def export_command(
     Example: gsq export groups --latex --column rfid --column psnr_db --output table.tex
 
     Example: gsq export runs.csv --csv --by model --column loss --best loss=min
+
+    Options:
+        --latex  Write LaTeX, with the rules of booktabs.
+        --csv  Write CSV, in full precision.
+        --markdown  Write Markdown (the default).
+        --column COLUMN  A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db,
+            ssim, lpips and usage, as far as measured. `gsq results describe` lists the columns.
+        --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the
+            seed.
+        --where CONDITION  Export these rows alone: "groups >= 4".
+        --best COLUMN=min|max|none  Which value of a column is the best; gsq knows it for its own metrics. Repeatable.
+        --output FILE  Write this file; default: print the table.
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.reporting.export import export_table

@@ -46,93 +46,27 @@ def _list_laws(wanted: bool) -> None:
 def fit_command(
     table: TablesArgument,
     law: LawOption = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar="COLUMN ...",
-            help="Predict this column instead of the law's own. Several columns share the parameters of the formula, "
-            "except those with the index \\[out], such as A\\[out].",
-        ),
-    ] = None,
+    target: list[str] | None = None,
     bound: BoundOption = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--start",
-            metavar="NAME=LOW:HIGH",
-            help="Range of a parameter's random starts; NAME=VALUE for one, and others near it.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
-    ] = None,
-    optimum: Annotated[
-        str | None,
-        typer.Option(
-            "--optimum",
-            metavar="COLUMN",
-            help="The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.",
-        ),
-    ] = None,
+    start: list[str] | None = None,
+    by: str | None = None,
+    optimum: str | None = None,
     protocol: ProtocolOption = None,
-    derive: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--derive",
-            metavar="EXPRESSION",
-            help='Something that follows from the parameters, with its interval, such as "b / (a + b)". Repeatable.',
-        ),
-    ] = None,
+    derive: list[str] | None = None,
     where: WhereOption = None,
     *,
     options: Options,
-    card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the first fit.")
-    ] = None,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare",
-            help="Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that "
-            "read step apart from the others (on every evaluation instead of each run's last).",
-        ),
-    ] = False,
-    collapse: Annotated[
-        bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others; fits nothing.")
-    ] = False,
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
-    ] = False,
-    arms: Annotated[
-        str | None,
-        typer.Option(
-            "--arms",
-            metavar="COLUMN[=LEVEL]",
-            help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
-            "column is worth. A parameter of the law has the column as its index: A\\[quantizer]. --figure draws it.",
-        ),
-    ] = None,
-    random: Annotated[
-        str | None,
-        typer.Option("--random", metavar="COLUMN", help="With --arms: rows of one study go together."),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            metavar="LAW",
-            help="Test the law against a simpler one on simulated tables, such as broken_power_law against "
-            "power_law_bpp.",
-        ),
-    ] = None,
-    rollout: Annotated[
-        str | None,
-        typer.Option("--rollout", metavar="COLUMN", help="Predict each size of this column from the smaller ones."),
-    ] = None,
+    card: bool = False,
+    figure: Path | None = None,
+    compare: bool = False,
+    collapse: bool = False,
+    extrapolate: bool = False,
+    arms: str | None = None,
+    random: str | None = None,
+    against: str | None = None,
+    rollout: str | None = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also save the fits as JSON.")] = None,
+    output: Path | None = None,
     laws: Annotated[
         bool, typer.Option("--laws", help="List the named laws.", callback=_list_laws, is_eager=True)
     ] = False,
@@ -153,6 +87,29 @@ def fit_command(
     Example: gsq fit groups --law "rfid = A\[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
 
     Example: gsq fit runs.csv --law "E\[out] + A\[out] / N^a" --target train_loss val_loss
+
+    Options:
+        --target COLUMN ...  Predict this column instead of the law's own. Several columns share the parameters of the
+            formula, except those with the index \[out], such as A\[out].
+        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE for one, and others near it.
+        --by COLUMN  A fit for each value of this column.
+        --optimum COLUMN  The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.
+        --derive EXPRESSION  Something that follows from the parameters, with its interval, such as "b / (a + b)".
+            Repeatable.
+        --card  Print the whole report card of each fit.
+        --figure FILE  Draw the report card of the first fit.
+        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that
+            read step apart from the others (on every evaluation instead of each run's last).
+        --collapse  Test whether one derived axis absorbs the others; fits nothing.
+        --extrapolate  Predict the second half of each learning curve from the first.
+        --arms COLUMN[=LEVEL]  How many times the bits, compute or images of LEVEL (default: the first) each other level
+            of a text column is worth. A parameter of the law has the column as its index: A\[quantizer]. --figure draws
+            it.
+        --random COLUMN  With --arms: rows of one study go together.
+        --against LAW  Test the law against a simpler one on simulated tables, such as broken_power_law against
+            power_law_bpp.
+        --rollout COLUMN  Predict each size of this column from the smaller ones.
+        --output FILE  Also save the fits as JSON.
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json

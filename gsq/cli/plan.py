@@ -36,32 +36,12 @@ def plan_command(
     gpu: GpuOption = None,
     micro_batch: MicroBatchOption = None,
     cells: CellsOption = None,
-    power: Annotated[
-        bool,
-        typer.Option("--power", help="Print how well these cells would determine a law instead."),
-    ] = False,
-    law: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--law",
-            metavar="LAW",
-            help="With --power: a named law or a formula; repeatable. Default: power_law_bpp and paper_eq14.",
-        ),
-    ] = None,
+    power: bool = False,
+    law: list[str] | None = None,
     noise: NoiseOption = None,
-    coefficient: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--coefficient",
-            metavar="NAME=NUMBER",
-            help="With --power: a parameter of the law, in place of the value from the paper; repeatable.",
-        ),
-    ] = None,
+    coefficient: list[str] | None = None,
     anchors: AnchorsOption = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option("--figure", metavar="FILE", help="Draw parameters against images, along lines of equal compute."),
-    ] = None,
+    figure: Path | None = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -81,6 +61,13 @@ def plan_command(
     Example: gsq plan isoflop.yaml --figure isoflop.png
     Example: gsq plan groups.yaml --power --law saturating --noise 0.03
     Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
+
+    Options:
+        --power  Print how well these cells would determine a law instead.
+        --law LAW  With --power: a named law or a formula; repeatable. Default: power_law_bpp and paper_eq14.
+        --coefficient NAME=NUMBER  With --power: a parameter of the law, in place of the value from the paper;
+            repeatable.
+        --figure FILE  Draw parameters against images, along lines of equal compute.
     """
     if figure is not None and (power or anchors is not None):
         from gsq.errors import UserError

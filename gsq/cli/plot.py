@@ -42,38 +42,11 @@ def plot_command(
     where: WhereOption = None,
     *,
     options: Options,
-    x: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--x",
-            metavar="COLUMN",
-            help="contours: horizontal axis; collapse: derived axis, repeatable; pareto: cost, repeatable.",
-        ),
-    ] = None,
-    y: Annotated[
-        list[str] | None,
-        typer.Option("--y", metavar="COLUMN", help="contours: vertical axis; steps: metric, repeatable."),
-    ] = None,
-    reference: Annotated[
-        bool,
-        typer.Option(
-            "--reference",
-            help="Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The "
-            "figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights "
-            "do not compare.",
-        ),
-    ] = False,
-    published: Annotated[
-        bool,
-        typer.Option(
-            "--published",
-            help="Like --reference, with the rFID that papers print for other tokenizers, each by its own protocol.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Save PNG and SVG, or a .pdf, here; default: beside the table."),
-    ] = None,
+    x: list[str] | None = None,
+    y: list[str] | None = None,
+    reference: bool = False,
+    published: bool = False,
+    output: Path | None = None,
 ) -> None:
     """Draw a results table: by default rFID against bits per pixel and each axis that varies, with the fitted laws.
 
@@ -101,6 +74,15 @@ def plot_command(
     Example: gsq plot quickstart --output results/figures/quickstart.png
 
     Example: gsq plot quickstart --kind contours --law power_law_bpp --x codebook_size --y groups --output contours.pdf
+
+    Options:
+        --x COLUMN  contours: horizontal axis; collapse: derived axis, repeatable; pareto: cost, repeatable.
+        --y COLUMN  contours: vertical axis; steps: metric, repeatable.
+        --reference  Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The
+            figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights do
+            not compare.
+        --published  Like --reference, with the rFID that papers print for other tokenizers, each by its own protocol.
+        --output FILE  Save PNG and SVG, or a .pdf, here; default: beside the table.
     """
     from gsq.analysis.errors import AnalysisError
     from gsq.analysis.figures.style import saved_files

@@ -13,12 +13,8 @@ from gsq.cli.options import JsonOption, NameArgument, print_json
 
 def gather_command(
     sweep: NameArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
-    ] = None,
-    curves: Annotated[
-        bool, typer.Option("--curves", help="Also write the training curves to SWEEP-curves.parquet beside the table.")
-    ] = False,
+    output: Path | None = None,
+    curves: bool = False,
     as_json: JsonOption = False,
 ) -> None:
     """Collect a sweep's runs into its results table, including failed and missing cells.
@@ -27,6 +23,10 @@ def gather_command(
     exact test, corrected for the number of axes), because a law fitted to the rest would be biased.
 
     Example: gsq gather quickstart
+
+    Options:
+        --output FILE  Parquet file; default results/SWEEP.parquet.
+        --curves  Also write the training curves to SWEEP-curves.parquet beside the table.
     """
     from gsq.sweeps.tables.gather import gathered
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from gsq.cli.options import (
     CanaryOption,
@@ -26,9 +23,7 @@ def run_command(
     over_budget: OverBudgetOption = False,
     canary: CanaryOption = False,
     micro_batch: MicroBatchOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Do the whole job: plan, submit, wait, gather, fit and plot.
 
@@ -36,6 +31,9 @@ def run_command(
     evaluated again without training. Exit code 1: cells failed.
 
     Example: gsq run sweeps/configs/quickstart.yaml
+
+    Options:
+        --output FILE  Parquet file; default results/SWEEP.parquet.
     """
     from gsq.cli.compose import run_command_line
 

@@ -11,9 +11,7 @@ import typer
 
 def schema_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sweep or cluster.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write this file; default: print the schema.")
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Print the JSON schema of sweep or cluster files, by which an editor completes, explains and checks their keys.
 
@@ -23,6 +21,9 @@ def schema_command(
     gsq init writes a sweep file with this line, and the schema.
 
     Example: gsq schema sweep --output sweep.schema.json
+
+    Options:
+        --output FILE  Write this file; default: print the schema.
     """
     from gsq.cli.table_options import require_outputs
     from gsq.errors import choose

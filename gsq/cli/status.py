@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
@@ -12,9 +11,7 @@ from gsq.cli.options import AllOption, JsonOption, MaybeNameArgument, print_json
 
 def status_command(
     sweep: MaybeNameArgument = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh every few seconds until all cells have ended.")
-    ] = False,
+    watch: bool = False,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -25,6 +22,9 @@ def status_command(
     submitted.
 
     Example: gsq status quickstart --watch
+
+    Options:
+        --watch  Refresh every few seconds until all cells have ended.
     """
     from gsq.errors import UserError
     from gsq.sweeps.state.status import status

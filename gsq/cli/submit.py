@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -137,9 +137,7 @@ def submit_command(
     over_budget: OverBudgetOption = False,
     canary: CanaryOption = False,
     micro_batch: MicroBatchOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
-    ] = False,
+    dry_run: bool = False,
 ) -> None:
     """Run the cells of a sweep that are missing, and nothing else.
 
@@ -150,6 +148,9 @@ def submit_command(
     records finished trials and submits new ones.
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
+
+    Options:
+        --dry-run  Print the job scripts, or the cells that would run here; submit nothing.
     """
     from gsq.sweeps.spec.cluster import load_cluster
 

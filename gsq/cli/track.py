@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,26 +15,11 @@ if TYPE_CHECKING:
 
 def track_command(
     sweep: NameArgument,
-    to: Annotated[str, typer.Option("--to", metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio.")],
-    at: Annotated[
-        str | None,
-        typer.Option(
-            "--at",
-            metavar="PLACE",
-            help="Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else "
-            "results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.",
-        ),
-    ] = None,
-    project: Annotated[
-        str | None,
-        typer.Option("--project", metavar="NAME", help="What the tracker calls the sweep; default: its name."),
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every few seconds until all cells have ended.")
-    ] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Send runs once more that were sent before and removed there.")
-    ] = False,
+    to: str,
+    at: str | None = None,
+    project: str | None = None,
+    watch: bool = False,
+    again: bool = False,
     as_json: JsonOption = False,
 ) -> None:
     """Mirror the runs of a sweep to an experiment tracker: training curves, evaluations, samples, configs.
@@ -49,6 +34,14 @@ def track_command(
     Example: gsq track groups --to tensorboard --watch
 
     Example: gsq track groups --to mlflow --at http://localhost:5000
+
+    Options:
+        --to TRACKER  tensorboard, wandb, mlflow or trackio.
+        --at PLACE  Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else
+            results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.
+        --project NAME  What the tracker calls the sweep; default: its name.
+        --watch  Look again every few seconds until all cells have ended.
+        --again  Send runs once more that were sent before and removed there.
     """
     from gsq.sweeps.tracking.mirror import track
 

@@ -22,13 +22,14 @@ def train_command(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, for instance -s groups=4; repeatable."),
     ] = None,
     micro_batch: MicroBatchOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
-    ] = False,
+    dry_run: bool = False,
 ) -> None:
     """Train and evaluate one run without a sweep. The same command resumes it.
 
     Example: gsq train cpu-tiny -s groups=4 -s steps=100
+
+    Options:
+        --dry-run  Print the whole config and the signature, and stop.
     """
     import yaml
 

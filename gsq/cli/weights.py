@@ -54,10 +54,7 @@ def weights_list_command(as_json: JsonOption = False) -> None:
 def weights_fetch_command(
     names: NamesArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Every file that can be downloaded.")] = False,
-    mirror: Annotated[
-        str,
-        typer.Option("--mirror", metavar="URL", help="Folder of the same files; default $GSQ_WEIGHTS_MIRROR."),
-    ] = "",
+    mirror: str = "",
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Copy this file (or out of this folder) instead.")
     ] = None,
@@ -70,6 +67,9 @@ def weights_fetch_command(
 
     Example: gsq weights fetch vgg16 resnet50
     Example: gsq weights fetch vgg16 --from ~/Downloads/vgg16-397923af.pth
+
+    Options:
+        --mirror URL  Folder of the same files; default $GSQ_WEIGHTS_MIRROR.
     """
     import dataclasses
 
