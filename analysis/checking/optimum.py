@@ -190,7 +190,6 @@ def _named(by: tuple[str, ...], key: object) -> dict[str, float | str]:
 
 
 def _quantile(confidence: float, free: float) -> float:
-
     share = (1 + confidence) / 2
     return float(ndtri(share) if np.isinf(free) else t_quantile(share, free) if free else np.nan)
 

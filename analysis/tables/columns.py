@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -55,8 +56,6 @@ def near_names(name: str, columns: Collection[object]) -> list[str]:
 
 def quoted(name: str) -> str:
     """``name`` as a formula has it: in backticks where it is not made of letters, digits, _ and dots alone."""
-    import keyword
-
     plain = _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
     return name if plain else f"`{name}`"
 

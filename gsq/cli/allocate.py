@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Options
-from gsq.cli.options import JsonOption
+from gsq.cli.options import JsonOption, named_numbers
 from gsq.cli.table_options import (
     BoundOption,
     ProtocolOption,
+    drawn,
+    load,
     require_outputs,
+    saved,
     table_path,
-    table_paths,
 )
 from gsq.cli.taking import takes
-
-if TYPE_CHECKING:
-    from gsq.analysis.fitting.result import Fit
 
 
 @takes(Options)
@@ -74,40 +75,31 @@ def allocate_command(
         --figure FILE  Draw isoFLOP slices and the best points against the budget.
         --output FILE  Save the result as JSON.
     """
-    from gsq.analysis.allocating.allocation import allocate
-
     require_outputs({"--output": output}, {"--figure": figure})
     ends = None if budgets is None else _pair(budgets, "--budgets")
-    held, limits = dict(_named(text, "--at") for text in at or []), dict(_limits(text) for text in within or [])
+    held, limits = named_numbers(at, "--at", "bits=12"), dict(_limits(text) for text in within or [])
     fitted = _read_fit(fit, law, bound, protocol, options)
-    found = allocate(fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop)
-    saved = []
+    found = analysis.allocate(
+        fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop
+    )
+    lines = [found.text()]
     if output is not None:
         found.save(output)
-        saved.append(f"Saved {output}.")
-    if figure is not None:
-        from gsq.analysis.figures.allocation import allocation_figure
-        from gsq.analysis.figures.style import saved_files
-
-        allocation_figure(found, figure)
-        saved.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
-        return
-    typer.echo("\n".join([found.text(), *saved]))
+        lines.append(saved(output))
+    lines += drawn(lambda path: analysis.allocation_figure(found, path), figure)
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(lines))
 
 
-def _read_fit(name: str, law: str | None, bounds: list[str] | None, protocol: str | None, options: Options) -> Fit:
-    from gsq.analysis.errors import AnalysisError
-
+def _read_fit(
+    name: str, law: str | None, bounds: list[str] | None, protocol: str | None, options: Options
+) -> analysis.Fit:
     if Path(name).suffix == ".json":
         from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
-        from gsq.analysis.tables.several import load_tables
 
         if bounds or options != Options():
             raise AnalysisError(f"{name} is a saved fit, which has its own options and bounds: fit its table again")
         table, fits = read_saved(name)
-        return fit_again(choose_saved(name, fits, law), load_tables(table_paths(table), protocol))
+        return fit_again(choose_saved(name, fits, law), load(table, protocol))
     if law is None:
         raise AnalysisError(
             f"{name} is a table: name the law to allocate by (--law), or give a fit saved by gsq fit --output"
@@ -120,19 +112,7 @@ def _read_fit(name: str, law: str | None, bounds: list[str] | None, protocol: st
     return fits_of_table[0]
 
 
-def _named(text: str, option: str) -> tuple[str, float]:
-    from gsq.analysis.errors import AnalysisError
-
-    name, _, value = text.rpartition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise AnalysisError(f"{option} {text!r} is not NAME=NUMBER, such as bits=12") from None
-
-
 def _pair(text: str, option: str) -> tuple[float, float]:
-    from gsq.analysis.errors import AnalysisError
-
     low, _, high = text.partition(":")
     try:
         return float(low), float(high)
@@ -141,8 +121,6 @@ def _pair(text: str, option: str) -> tuple[float, float]:
 
 
 def _limits(text: str) -> tuple[str, tuple[float, float]]:
-    from gsq.analysis.errors import AnalysisError
-
     name, equals, ends = text.rpartition("=")
     if not equals:
         raise AnalysisError(f"--within {text!r} is not NAME=LOW:HIGH, such as N=1e6:1e9")

@@ -6,7 +6,17 @@ from dataclasses import asdict
 
 import typer
 
-from gsq.cli.options import JsonOption, NameArgument, SelectionArgument, YesOption, ask, on_terminal, print_json
+from gsq import sweeps
+from gsq.cli.options import (
+    JsonOption,
+    NameArgument,
+    SelectionArgument,
+    Submitting,
+    YesOption,
+    ask,
+    on_terminal,
+    print_json,
+)
 from gsq.cli.submit import submit_plan
 from gsq.words import counted
 
@@ -24,12 +34,12 @@ def cancel_command(
 
     Example: gsq cancel quickstart running groups=4
     """
-    from gsq.sweeps.running.cancel_retry import cancel, cancellable
+    from gsq.sweeps.running.cancel_retry import cancellable
 
     # Without a terminal nobody can answer, so the cells need not be counted.
     if not yes and on_terminal() and (count := len(cancellable(sweep, selection or ()))) > 1:
         ask(f"Stop {counted(count, 'cell')}?", yes)
-    done = cancel(sweep, selection or ())
+    done = sweeps.cancel(sweep, selection or ())
     if as_json:
         print_json(asdict(done))
         return
@@ -67,6 +77,6 @@ def retry_command(
             raise typer.Exit(1)
         typer.echo(f"nothing to retry: none of these cells failed (gsq status {plan.name})")
         return
-    submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)
+    submission = submit_plan(plan, Submitting(cluster=cluster or last_cluster(sweep), retry=True))
     if any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, YesOption, ask, print_json
 from gsq.words import counted
 
@@ -35,11 +36,11 @@ def clean_command(
         --images  Also remove decoded images that no process uses now (execution.image_cache_gb).
     """
     from gsq.cli.wording import size
-    from gsq.sweeps.running.clean import KINDS, clean
+    from gsq.sweeps.running.clean import KINDS
 
-    if orphans and not dry_run and (lone := len(clean(sweep, orphans=True, dry_run=True).runs)):
+    if orphans and not dry_run and (lone := len(sweeps.clean(sweep, orphans=True, dry_run=True).runs)):
         ask(f"Remove {counted(lone, 'whole run')} with all results?", yes)
-    done = clean(sweep, orphans=orphans, images=images, dry_run=dry_run)
+    done = sweeps.clean(sweep, orphans=orphans, images=images, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())
         return

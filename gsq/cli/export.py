@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gsq.cli.table_options import ProtocolOption, TablesArgument, require_outputs, table_paths
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
+from gsq.cli.table_options import ProtocolOption, TablesArgument, load, require_outputs, save_or_print
 
 
 def export_command(
@@ -49,12 +51,7 @@ def export_command(
         --best COLUMN=min|max|none  Which value of a column is the best; gsq knows it for its own metrics. Repeatable.
         --output FILE  Write this file; default: print the table.
     """
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.reporting.export import export_table
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import unquoted
-    from gsq.files import write_text
 
     forms = [name for name, given in (("latex", latex), ("csv", csv), ("markdown", markdown)) if given]
     if len(forms) > 1:
@@ -65,16 +62,11 @@ def export_command(
         if not found or direction not in ("min", "max", "none"):
             raise AnalysisError(f"--best {one!r} is not COLUMN=min, COLUMN=max or COLUMN=none")
         directions[unquoted(name)] = direction
-    require_outputs({"--output": output}, {})
-    frame = select(load_tables(table_paths(table), protocol), where)
+    require_outputs({"--output": output})
+    frame = load(table, protocol, where)
     names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
-    exported = export_table(frame, names, keys, digits=digits, best=directions)
+    exported = analysis.export_table(frame, names, keys, digits=digits, best=directions)
     text = exported.text(forms[0] if forms else "markdown")  # type: ignore[arg-type]
     if exported.left_out:
         typer.echo(f"Warning: {exported.left_out}.", err=True)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, text)
-    typer.echo(f"Saved {output}.")
+    save_or_print(text, output)

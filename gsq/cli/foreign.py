@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import print_json
 from gsq.errors import UserError, nearest
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
 if TYPE_CHECKING:
     from gsq.config.run import DataConfig, EvaluationConfig
@@ -142,10 +145,7 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
     from gsq.config.overrides import config_key, load_config, read_yaml
     from gsq.config.presets import PRESETS
     from gsq.config.run import SECTIONS
-    from gsq.records.folder import RunFolder, runs_root
     from gsq.sweeps.planning.folder import SweepFolder, sweep_names
-    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
-    from gsq.sweeps.spec.sweep import load_spec
 
     path = Path(name)
     if path.is_dir():
@@ -159,7 +159,7 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
         if any((one.data, one.evaluation) != (each[0].data, each[0].evaluation) for one in each):
             raise UserError(f"--protocol: the cells of sweep {name} have several; name a run folder of one cell")
         return each[0].data, each[0].evaluation
-    spec = load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
+    spec = sweeps.load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
     if spec.program:
         raise UserError(f"--protocol: {name} trains a program, which evaluates itself")
     axes = {*spec.axes, *(n for z in spec.zipped for n in z), *(n for case in spec.cases for n in case)}
@@ -174,7 +174,6 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
 def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     """A model's title, and the call that measures it."""
     from gsq.evaluation.foreign import load_foreign
-    from gsq.records.folder import runs_root
     from gsq.runs.foreign import evaluate_foreign
 
     if "run" in entry:
@@ -187,7 +186,6 @@ def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: Evaluat
 
 def _trained(path: Path, title: str, source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     from gsq.evaluation.evaluate import evaluate_all
-    from gsq.records.folder import runs_root
     from gsq.runs.reevaluate import load_finished
     from gsq.sweeps.tables.peers import trained_columns
 

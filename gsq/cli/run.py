@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsq.cli.options import (
-    CanaryOption,
-    CellsOption,
-    ClusterOption,
-    MicroBatchOption,
-    OverBudgetOption,
-    RetryOption,
-    SweepArgument,
-)
+from gsq.cli.options import Submitting, SweepArgument
+from gsq.cli.taking import takes
 
 
-def run_command(
-    sweep: SweepArgument,
-    cluster: ClusterOption = "local",
-    cells: CellsOption = None,
-    retry: RetryOption = False,
-    over_budget: OverBudgetOption = False,
-    canary: CanaryOption = False,
-    micro_batch: MicroBatchOption = None,
-    output: Path | None = None,
-) -> None:
+@takes(Submitting)
+def run_command(sweep: SweepArgument, *, how: Submitting, output: Path | None = None) -> None:
     """Do the whole job: plan, submit, wait, gather, fit and plot.
 
     Ctrl-C stops cleanly, and the same command resumes. If the YAML's evaluation keys have changed, finished cells are
@@ -37,4 +22,4 @@ def run_command(
     """
     from gsq.cli.compose import run_command_line
 
-    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary, micro_batch)
+    run_command_line(sweep, how, output)

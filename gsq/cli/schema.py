@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.table_options import require_outputs, save_or_print
+from gsq.errors import choose
+
 
 def schema_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sweep or cluster.")],
@@ -25,17 +28,9 @@ def schema_command(
     Options:
         --output FILE  Write this file; default: print the schema.
     """
-    from gsq.cli.table_options import require_outputs
-    from gsq.errors import choose
-    from gsq.files import write_text
     from gsq.sweeps.spec.json_schema import SCHEMAS
 
     choose("KIND", kind, SCHEMAS)
-    require_outputs({"--output": output}, {})
-    text = json.dumps(SCHEMAS[kind](), indent=1) + "\n"
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, text)
-    typer.echo(f"Saved {output}. First line of a {kind} file: # yaml-language-server: $schema={output.name}")
+    require_outputs({"--output": output})
+    more = f" First line of a {kind} file: # yaml-language-server: $schema={output.name}" if output else ""
+    save_or_print(json.dumps(SCHEMAS[kind](), indent=1) + "\n", output, more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -56,8 +57,6 @@ def reconstruct_command(
     Options:
         --output DIR  Folder for the pictures; created if missing.
     """
-    import dataclasses
-
     from gsq.data.progress import Shown
     from gsq.tokenizer.reconstructions import Reconstruction, reconstruct_files
     from gsq.tokenizer.tokenizer import Tokenizer

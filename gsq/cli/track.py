@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, NameArgument, print_json
 from gsq.words import counted
-
-if TYPE_CHECKING:
-    from gsq.sweeps.tracking.mirror import Tracked
 
 
 def track_command(
@@ -43,17 +39,15 @@ def track_command(
         --watch  Look again every few seconds until all cells have ended.
         --again  Send runs once more that were sent before and removed there.
     """
-    from gsq.sweeps.tracking.mirror import track
-
     told = [""]
 
-    def tell(found: Tracked) -> None:
+    def tell(found: sweeps.Tracked) -> None:
         if not as_json and (text := sentence(found)) != told[-1]:
             told.append(text)
             typer.echo(text)
 
     try:
-        found = track(sweep, to, at=at, project=project, watch=watch, again=again, on_update=tell)
+        found = sweeps.track(sweep, to, at=at, project=project, watch=watch, again=again, on_update=tell)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command sends the rest", err=True)
         raise typer.Exit(130) from None
@@ -61,7 +55,7 @@ def track_command(
         print_json(found.to_dict())
 
 
-def sentence(found: Tracked) -> str:
+def sentence(found: sweeps.Tracked) -> str:
     """Say in words what a call has sent."""
     sent = [counted(count, *WORDS[kind]) for kind, count in found.points.items() if count]
     words = f"sent {', '.join(sent)}" if sent else "nothing new to send"

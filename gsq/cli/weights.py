@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gsq.cli.options import JsonOption, print_json
+from gsq.errors import UserError
 
 weights_app = typer.Typer(no_args_is_help=True)
 
@@ -71,12 +73,9 @@ def weights_fetch_command(
     Options:
         --mirror URL  Folder of the same files; default $GSQ_WEIGHTS_MIRROR.
     """
-    import dataclasses
-
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from gsq.errors import UserError
     from gsq.pretrained.fetching import fetch, known_names
     from gsq.pretrained.weights import REGISTRY, present
 
@@ -115,8 +114,6 @@ def weights_verify_command(names: NamesArgument = None, as_json: JsonOption = Fa
 
     Example: gsq weights verify
     """
-    import dataclasses
-
     from gsq.pretrained.fetching import check, known_names
 
     found = [check(name) for name in known_names(names or [])]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.errors import choose
 from gsq.peers.checkpoints import filled, nearest
 
 PATCH = 16
@@ -175,8 +176,6 @@ MODELS = {"l32": ("large", "large", 32), "b64": ("base", "base", 64), "s128": ("
 
 def titok(checkpoint: str = "", model: str = "l32", image_size: int = 256, channels: int = 128, seed: int = 0) -> TiTok:
     """TiTok-L-32, -B-64 or -S-128 (model l32, b64, s128), from model.safetensors of its Hugging Face repository."""
-    from gsq.errors import choose
-
     choose("model", model, MODELS)
     encoder, decoder, tokens = MODELS[model]
     return filled(TiTok((encoder, decoder), tokens, 4096, 12, image_size, channels), checkpoint, seed)
