@@ -124,7 +124,7 @@ def test_feature_extractors_are_not_mixed_either() -> None:
         (pd.DataFrame(), "the table has no rows"),
         (pd.DataFrame({"rfdi": [1.0]}), r"column 'rfid' is missing .* such as rfdi"),
         (pd.DataFrame({"rfid": [np.nan, -1.0]}), "none of the 2 cells has a value"),
-        (pd.DataFrame({"rfid": ["high"]}), "column 'rfid' holds something that is not a number"),
+        (pd.DataFrame({"rfid": ["high"]}), "column 'rfid' .*not a number"),
     ],
 )
 def test_unusable_tables(frame: pd.DataFrame, message: str) -> None:

@@ -230,7 +230,7 @@ train(from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
 @pytest.mark.parametrize(
     ("how", "failure", "words"),
     [
-        ("killed", "lost", "another process of the run was killed"),
+        ("killed", "lost", "another process"),
         ("OSError", "error", "process 1: OSError: image 7 is unreadable"),
         ("MemoryError", "out_of_memory", "process 1: MemoryError"),
     ],

@@ -175,7 +175,7 @@ def test_above_the_limit_of_a_qos_what_is_allowed_is_handed_over(
     monkeypatch.setenv("SLURM_CONF", limited)
     folder = Folder(tmp_path, "account: course\n", steps=2, groups="[1, 2, 4, 8]")
     printed = folder.submit(fails=True)
-    assert "refused 1 of 4 cells, and took 3" in printed and "gsq submit hands over the rest" in printed
+    assert "refused 1 of 4 cells, and took 3" in printed and "gsq submit" in printed
     assert len(slurm.squeue()) == 3
     slurm.wait(lambda: sum(c["state"] == "done" for c in folder.cells()) == 3, 180, every=1)
     slurm.wait(lambda: not slurm.squeue(), 30)
