@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +43,7 @@ def network() -> EfficientNetLite0:
     return EfficientNetLite0.pretrained()
 
 
-@pytest.fixture(autouse=True)
-def _forget_verified() -> Iterator[None]:
-    """Verified files are remembered for the process; what a test patched must not be."""
-    verified_weights.cache_clear()
-    yield
-    verified_weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("forget_verified")
 
 
 def test_logits_of_the_published_implementation(network: EfficientNetLite0) -> None:

@@ -21,6 +21,8 @@ sys.path.insert(0, str(HERE))
 
 from cluster import Cluster  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_inherited_job")
+
 SWEEP = """\
 name: strict
 base: cpu-tiny
@@ -31,12 +33,6 @@ set:
 axes:
   groups: {groups}
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
-        monkeypatch.delenv(name)
 
 
 class Folder:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.state.journal import Entry
 from gsq.sweeps.state.reconcile import Job
 from gsq.sweeps.state.slurm import (
     Known,
     states,
 )
-
-PlanOf = Callable[..., Plan]
-
-
-HandedOver = Callable[..., Entry]
 
 
 class FakeSlurm:

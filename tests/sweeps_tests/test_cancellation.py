@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from preamble import HandedOver, PlanOf, WriteRun
 from typer.testing import CliRunner
-from verbs_at_work import HandedOver, PlanOf, WriteRun, gsq
+from verbs_at_work import gsq
 
 from gsq import sweeps
 from gsq.cli.main import app

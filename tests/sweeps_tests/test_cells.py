@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from preamble import PlanOf
 from rich.console import Console
 
 from gsq.cli.show_plan import print_plan
@@ -24,8 +24,6 @@ from gsq.sweeps.costing.forecast import forecast
 from gsq.sweeps.planning.cells import Plan, axis_columns, derived, other_axes
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.schema.columns import COLUMNS
-
-PlanOf = Callable[..., Plan]
 
 
 def axes_of(plan: Plan) -> list[dict[str, object]]:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preamble import PlanOf, WriteRun
 
 from gsq.config.overrides import to_dict
 from gsq.errors import UserError
-from gsq.records.folder import RunFolder
 from gsq.records.read import RunRecord
 from gsq.sweeps.costing.cost import (
     ASSUMED_CPU_FLOPS,
@@ -39,13 +39,10 @@ from gsq.sweeps.costing.resource_class import (
     ResourceExpression,
     resource_class,
 )
-from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.cells import Cell
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.resources import RESOURCE_NAMES
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def record(cell: Cell, a_step: float, state: str = "done", **more: Any) -> RunRecord:

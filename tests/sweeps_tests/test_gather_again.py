@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gathering import PlanOf, WriteRun, evaluation, submitted, table
+from gathering import evaluation, submitted, table
+from preamble import PlanOf, WriteRun
 
 from gsq.errors import UserError
 from gsq.files import write_json

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from preamble import wait_for
 
 from gsq.records.attempt import TIMINGS, process_start
 from gsq.records.folder import RunFolder
@@ -71,13 +72,6 @@ def steps_of(run: RunFolder, attempt: int) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
 def has_checkpoint(run: RunFolder, attempt: int = 1) -> bool:
     return any((run.path / "attempts" / str(attempt)).glob("checkpoint-*.json"))
 
@@ -101,9 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     return runs, plan
 
 
-@pytest.fixture(autouse=True)
-def cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @pytest.fixture

@@ -8,20 +8,18 @@ from math import comb
 from typing import Any
 
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq import sweeps
 from gsq.cli.main import app
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.reconcile import CellState
 from gsq.sweeps.state.status import Survey
 from gsq.sweeps.tables.gather import gather
 from gsq.sweeps.tables.missing import Coverage, coverage_of
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def judged(plan: Plan, state_of: Callable[[dict[str, Any]], str]) -> Coverage:

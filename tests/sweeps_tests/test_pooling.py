@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from preamble import WriteRun
 from typer.testing import CliRunner
 
 from gsq.analysis import fit, load_results
@@ -22,7 +22,6 @@ from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.sweep import load_spec
 from gsq.sweeps.tables.gather import gathered
 
-WriteRun = Callable[..., RunFolder]
 SWEEP = {
     "name": "small",
     "base": "cpu-tiny",

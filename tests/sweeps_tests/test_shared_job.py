@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controllers import PlanOf
+from preamble import PlanOf
 
 from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from slurm_answers import FakeSlurm, HandedOver, PlanOf
+from preamble import HandedOver, PlanOf
+from slurm_answers import FakeSlurm
 
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root
