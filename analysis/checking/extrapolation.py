@@ -77,7 +77,7 @@ def extrapolate(
             if len(first) < len(law.parameters) + 2:
                 continue
             try:
-                fits.append(fit_determined(first, Excluded(len(first), len(first), {}), law, options))
+                fits.append(fit_determined(first, Excluded.none(first), law, options))
             except AnalysisError as error:
                 reason = str(error)
         if not fits or not len(later):

@@ -18,6 +18,7 @@ from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit, interval_text, or_none
+from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.table import Array, measured, numbers, quoted, require_columns, unquoted, varying
 from gsq.config.axes import CONFIGURATION
@@ -67,8 +68,7 @@ class SizeOptimum:
         """JSON-ready; open ends and unknown values become None."""
         low, high = self.interval
         return {
-            "size": self.size,
-            "rows": self.rows,
+            **picked(self, "size", "rows"),
             "optimum": or_none(self.value),
             "interval": [or_none(low) or None, or_none(high)],
             "log_error": or_none(self.log_error),
@@ -120,15 +120,10 @@ class Optimum:
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
-            "column": self.column,
-            "by": list(self.by),
-            "target": self.target,
-            "residuals": self.residuals,
-            "scatter": or_none(self.scatter),
+            **picked(self, "column", "by", "target", "residuals", "scatter"),
             "sizes": [one.to_dict() for one in self.sizes],
             "law": self.law.to_dict() if self.law is not None else None,
-            "no_law": self.no_law,
-            "warnings": list(self.warnings),
+            **picked(self, "no_law", "warnings"),
         }
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_determined
-from gsq.analysis.fitting.result import Fit, or_none
+from gsq.analysis.fitting.result import Fit
+from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import large_end, numbers, require_columns, unquoted, with_derived
 
@@ -58,13 +59,7 @@ class Rollout:
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         rows = [{name: one for name, one in row.items() if one == one} for row in self.table.to_dict("records")]
-        return {
-            "column": self.column,
-            "error": or_none(self.error),
-            "inside": or_none(self.inside),
-            "skipped": self.skipped,
-            "rows": rows,
-        }
+        return {**picked(self, "column", "error", "inside", "skipped"), "rows": rows}
 
 
 def rollout(fit: Fit, column: str) -> Rollout:
@@ -90,7 +85,7 @@ def rollout(fit: Fit, column: str) -> Rollout:
         smaller = rows[known & (size < low)].reset_index(drop=True)
         here = rows[known & (size >= low) & (size < high)].reset_index(drop=True)
         try:
-            found = fit_determined(smaller, Excluded(len(smaller), len(smaller), {}), unbound, options)
+            found = fit_determined(smaller, Excluded.none(smaller), unbound, options)
             middle, least, most = found.predict(here, single_run=True)
         except AnalysisError as error:
             skipped[f"{column} = {abs(low):.6g}"] = str(error)

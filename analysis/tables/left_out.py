@@ -33,6 +33,11 @@ class Excluded:
     warnings: tuple[str, ...] = ()
     """Where the failed cells sit at the large end of an axis."""
 
+    @classmethod
+    def none(cls, rows: pd.DataFrame) -> Excluded:
+        """All of ``rows`` are used."""
+        return cls(len(rows), len(rows), {})
+
     @property
     def text(self) -> str:
         """For instance "3 of 12 cells have no value: 2 failed (out_of_memory), 1 queued"; "" if none."""

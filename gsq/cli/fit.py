@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gsq import analysis
-from gsq.analysis.errors import AnalysisError
+from gsq.analysis.errors import AnalysisError, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def fit_command(
             paths, law, protocol, options=options, target=targets, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
-            raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+            raise together(reasons)
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
         derived = _derived(fits, derive or [])
         told = [_with_derived(*pair) for pair in zip(fits, derived, strict=True)]
