@@ -180,7 +180,7 @@ def _alike(
     held: npt.NDArray[np.float32],
 ) -> tuple[Duplicate, ...]:
     """Find the most similar training image of each validation image, if the two look alike."""
-    # Of two sign vectors of n bits the product is n - 2 * (bits that differ).
+    # The product of two sign vectors of n bits is n - 2 * (bits that differ).
     signs, others = (np.where(np.diff(one, axis=2) > 0, 1, -1).astype(np.float32) for one in (small, held))
     signs, others = signs.reshape(len(small), -1), others.reshape(len(held), -1)
     found = []
