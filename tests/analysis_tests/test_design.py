@@ -65,7 +65,7 @@ def matrix(cells: pd.DataFrame) -> np.ndarray:
 
 
 def scatter(rows: pd.DataFrame) -> float:
-    """Of configurations about the fitted plane, for one run or equally many of each."""
+    """Scatter of configurations about the fitted plane, for one run or equally many of each."""
     j, y = matrix(rows), np.log(rows["rfid"])
     left = y - j @ np.linalg.lstsq(j, y, rcond=None)[0]
     of = left.groupby([rows["x"], rows["y"]])

@@ -172,7 +172,7 @@ def test_frozen_weights_are_no_part_of_the_discriminator(projected: ProjectedDis
     frozen = {id(p) for p in projected.backbone.parameters()}
     assert frozen and not frozen & {id(p) for p in projected.parameters()}
     assert all(name.startswith("heads.") for name in projected.state_dict())
-    # As the trainer does around the generator's pass.
+    # The trainer does so around the generator's pass.
     projected.requires_grad_(False).requires_grad_(True).train()
     assert all(p.requires_grad for p in projected.parameters())
     assert not any(p.requires_grad for p in projected.backbone.parameters())

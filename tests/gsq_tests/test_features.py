@@ -140,7 +140,7 @@ def test_lpips(our_vgg: Path) -> None:
 
 
 def test_lpips_of_images_in_0_1(our_vgg: Path) -> None:
-    """As the GSQ authors' code feeds it: the same network, on half the contrast."""
+    """Images as the GSQ authors' code feeds them: the same network, on half the contrast."""
     signed, unit = (build_perceptual_loss("lpips_vgg", r) for r in ("signed", "unit"))
     assert signed is not None and unit is not None
     generator = torch.Generator().manual_seed(0)

@@ -179,7 +179,7 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     refused("huggingface", odd, r"a\.parquet: no column of images .* label \(int64\), text \(string\)")
     write_parquet(odd / "a.parquet", [None, None])
     refused("huggingface", odd, r"column image\.bytes holds no image, .*paths")
-    # As datasets caches a folder of images.
+    # The library datasets caches a folder of images so.
     write_arrow(tmp_path / "paths" / "a.arrow", [None, None])
     refused("huggingface", tmp_path / "paths", r"column image holds no image, .*paths")
     pq.write_table(table_of([b"x"]).slice(0, 0), odd / "a.parquet")

@@ -126,7 +126,7 @@ def test_tokenize_a_folder(run: RunFolder, tokenizer: Tokenizer, photos: Path, t
     assert shards(out) == [f"indices-0000{i}.parquet" for i in range(3)]
     assert (summary["images"], summary["shards"], summary["shards_before"]) == (7, 3, 0)
     assert [b["path"] for b in summary["broken"]] == ["3-cut.png", "text.jpg"] and summary["bits_per_token"] == 10
-    # As the help says.
+    # The help says so.
     table = pd.read_parquet(out)
     assert list(table["path"]) == [n for n in list_images(photos) if n not in ("3-cut.png", "text.jpg")]
     for _, row in table.iterrows():

@@ -118,7 +118,7 @@ def test_a_job_that_is_requeued_without_a_step_ends_as_a_time_out(slurm: Any, tm
         slurm.wait(lambda n=start: log.exists() and log.read_text().count("staging") == n + 1, 90)
         (cell,) = folder.cells()
         assert cell["state"] in ("queued", "running") and cell["restarts"] == start
-        # As SLURM does before the end of the wall time, to the steps of the job.
+        # SLURM does so before the end of the wall time, to the steps of the job.
         slurm.run("scancel", "--signal=USR2", cell["job"])
     (cell,) = slurm.wait(lambda: [c for c in folder.cells() if c["state"] == "failed"], 60)
     assert cell["failure"] == "timeout" and "minutes in the cluster file" in cell["message"]

@@ -21,7 +21,7 @@ class Controller:
         self.jobs = folder / "jobs"
         self.jobs.mkdir(parents=True)
         self.delay = folder / "delay"
-        # Of two at once each gets its own number, as of a controller.
+        # Two at once get a number each, as from a controller.
         self.write(
             folder / "sbatch",
             f"""\

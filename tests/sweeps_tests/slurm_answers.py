@@ -35,7 +35,7 @@ class FakeSlurm:
         return path.read_text().splitlines() if path.exists() else []
 
 
-# By number and name
+# Jobs by number and name
 
 
 OURS = Known("5_0", "gsq-small-1-0a1b2c3d")

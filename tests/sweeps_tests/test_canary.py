@@ -23,7 +23,7 @@ from gsq.sweeps.running.canary import STEPS, choose, run_canaries, shortened
 from gsq.sweeps.schema.columns import read_table
 from gsq.sweeps.spec.cluster import Cluster
 
-# Of three sizes that ask for different memory.
+# Three sizes that ask for different memory.
 WIDTHS = {"width": [16, 128, 512], "seed": [0, 1]}
 
 

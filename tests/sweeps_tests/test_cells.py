@@ -260,7 +260,7 @@ def test_a_plan_says_what_images_there_are_and_what_was_left_out(
         "train/drawing.svg",
         "train/._1.png",
     }
-    # Of absent images, and of a plan that was submitted before, nothing is said.
+    # Nothing is said of absent images, or of a plan that was submitted before.
     assert plan_of().data[0].label.startswith("photos:")
 
 

@@ -353,7 +353,7 @@ def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
     early = replace(live, heartbeat=now - 9999, pid=os.getpid(), pid_start=process_start(os.getpid()))
     assert local_jobs({"a": early})["a"].state == "running"
     assert local_jobs({"a": replace(early, heartbeat=now, pid_start=f"{early.pid_start}0")})["a"].state == "gone"
-    # Of an attempt here and a job on SLURM the live one counts.
+    # An attempt here and a job on SLURM: the live one counts.
     both = {"a": early, "b": replace(early, pid_start="gone")}
     merged = with_local_jobs({"a": Job("gone", name="7_0"), "b": Job("running", name="7_1")}, both)
     assert {name: job.state for name, job in merged.items()} == {"a": "running", "b": "running"}

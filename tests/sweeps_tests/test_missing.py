@@ -23,7 +23,7 @@ from gsq.sweeps.tables.missing import Coverage, coverage_of
 
 
 def judged(plan: Plan, state_of: Callable[[dict[str, Any]], str]) -> Coverage:
-    """Of a plan whose cells have the state that their axes are given; failures are out of memory."""
+    """Coverage of a plan whose cells have the state that their axes are given; failures are out of memory."""
     states = {}
     for cell in plan.cells:
         state = state_of(cell.axes)

@@ -110,7 +110,7 @@ def test_anchors_are_spread_over_the_axes_and_belong_to_the_sweep(folder: Path, 
     assert "no cell is done" in refused()
     train(plan, write_run, here, 0.01)
     assert "all 16 finished cells" in refused()
-    # As if that had been of an earlier gsq.
+    # This makes it one of an earlier gsq.
     for cell in plan.cells:
         path = RunFolder.of(runs_root(), cell.signature).path / "attempts" / "1" / "env.json"
         path.write_text(json.dumps({**here, "source": "before"}))

@@ -155,7 +155,7 @@ def test_a_worker_that_cannot_write_its_record_starts_alone(own: tuple[SweepFold
     starter = Workers(sweep, take(sweep))
     worker = starter.start(plan.cells[0].signature, {})
     assert facts(folder, 1)["parent"] == os.getpid() and isinstance(worker, subprocess.Popen)
-    # By its command line.
+    # It is known by its command line.
     assert workers(sweep.runs)[plan.cells[0].signature].pid == worker.pid
     worker.kill()
     worker.wait()
