@@ -19,6 +19,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.cli.options import Submitting, line
 from gsq.cli.table_options import require_outputs, table_path
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_metrics
 
@@ -283,7 +284,7 @@ def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
 
     root = runs_root()
     table = table_path(sweep)
-    yaml = sweep.endswith((".yaml", ".yml"))
+    yaml = is_yaml(sweep)
     if yaml or (not Path(sweep).is_file() and SweepFolder(root, sweep).exists):
         done = gathered(sweep_folder(sweep))
         return done.table, tuple(done.problems)

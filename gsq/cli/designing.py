@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gsq import analysis, sweeps
 from gsq.cli.table_options import table_path
 from gsq.errors import UserError
-from gsq.files import whole
+from gsq.files import is_yaml, whole
 from gsq.records.folder import runs_root
 from gsq.sweeps.spec.shipped import configs_folder, find_file, shipped_files
 from gsq.words import counted
@@ -47,7 +47,7 @@ def tables_and_sweep(tables: list[str], sweep: str | None = None) -> tuple[list[
     """The tables of what is measured, and a sweep: the one given, else the first one among ``tables``."""
     paths = []
     for table in tables:
-        if table.endswith((".yaml", ".yml")):
+        if is_yaml(table):
             sweep = sweep or table
             table = sweeps.load_spec(table).name
         elif sweep is None and table_path(table) != Path(table) and is_sweep(table):
@@ -68,14 +68,14 @@ def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]
 
 
 def _names_sweep(source: str) -> bool:
-    return source.endswith((".yaml", ".yml")) or not Path(source).suffix
+    return is_yaml(source) or not Path(source).suffix
 
 
 def require_kind(output: Path, source: str, base: str | None) -> None:
     """Raise UserError where the runs chosen from ``source`` cannot be written as a file like ``output``."""
     if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
         raise UserError(f"--output: {output} must end in .yaml (a sweep to run), .csv or .parquet (a table)")
-    if output.suffix in (".yaml", ".yml") and not _names_sweep(source) and base is None:
+    if is_yaml(output) and not _names_sweep(source) and base is None:
         raise UserError(
             f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
             "preset or YAML file, or write a .csv"
@@ -139,7 +139,7 @@ def write_runs(
     """Write the proposed runs as a sweep or a table; returns a line about it."""
     if not found.proposals:
         return f"Nothing to run, so {output} is not written."
-    if output.suffix in (".yaml", ".yml"):
+    if is_yaml(output):
         return write_cases(output, chosen, sweep, base, title)
     proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
     proposed["run"] = [one.runs_before + 1 for one in found.proposals]
@@ -151,7 +151,7 @@ def write_runs(
 def write_cases(output: Path, cases: list[dict[str, Any]], sweep: str | None, base: str | None, title: str) -> str:
     """Write runs by their columns, as a sweep over the config of ``sweep`` (or ``base``) or a table; returns a line
     about it."""
-    if output.suffix in (".yaml", ".yml"):
+    if is_yaml(output):
         count = _write_sweep(output, sweep, base, cases, title)
         return f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}"
     import pandas as pd
@@ -308,7 +308,7 @@ def _write_sweep(
             values, folder = read_yaml(path), path.parent
         document["base"] = values.get("base")
         document |= {key: values[key] for key in ("set", "derive", *PROGRAM_KEYS) if values.get(key)}
-    if isinstance(document["base"], str) and document["base"].endswith((".yaml", ".yml")):
+    if is_yaml(document["base"]):
         beside = folder / document["base"]
         beside = beside if beside.is_file() else Path(document["base"])
         document["base"] = os.path.relpath(beside, output.parent)

@@ -12,6 +12,7 @@ import typer
 from gsq import sweeps
 from gsq.cli.options import print_json
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
@@ -30,7 +31,7 @@ def is_models_file(name: str) -> bool:
     """Whether a YAML file lists models to evaluate."""
     from gsq.config.overrides import read_yaml
 
-    return name.endswith((".yaml", ".yml")) and Path(name).is_file() and "models" in read_yaml(Path(name))
+    return is_yaml(name) and Path(name).is_file() and "models" in read_yaml(Path(name))
 
 
 def evaluate_models(
@@ -50,7 +51,7 @@ def evaluate_models(
     from gsq.sweeps.tables.peers import add_rows, check_table
 
     entries, table = [{"model": name, "options": dict(options), **convention}], "foreign"
-    if name.endswith((".yaml", ".yml")):
+    if is_yaml(name):
         if options or convention:
             raise UserError(f"{name}: give options, range and channels of each model in the file")
         search_also(Path(name).parent)
@@ -153,7 +154,7 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
         values.pop("data_label", None)
         config = load_config(values, where=str(path / "config.yaml"), finished=True)
         return config.data, config.evaluation
-    sections = path.suffix in (".yaml", ".yml") and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
+    sections = is_yaml(path) and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
     if name not in (*PRESETS, *shipped_files(configs_folder())) and name in sweep_names(runs_root()):
         each = [cell.config for cell in SweepFolder(runs_root(), name).read_plan().cells]
         if any((one.data, one.evaluation) != (each[0].data, each[0].evaluation) for one in each):

@@ -11,7 +11,7 @@ import typer
 
 from gsq import analysis
 from gsq.analysis.errors import AnalysisError
-from gsq.files import write_text
+from gsq.files import is_yaml, write_text
 from gsq.outputs import output_problem
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def table_path(table: str) -> Path:
     """The file that TABLE means: itself where it names a file, else results/TABLE.parquet. A sweep's YAML file means
     the table of its sweep."""
     path, of_name = Path(table), RESULTS / f"{table}.parquet"
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if is_yaml(path) and path.is_file():
         import yaml
 
         try:
