@@ -16,6 +16,7 @@ from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import COMPARED, Law, get_law
 from gsq.analysis.tables.table import Array, Excluded, is_results
+from gsq.words import counted
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ class Comparison:
     def rows_text(self) -> str:
         """Say in words which rows the laws were fitted to."""
         one = self.fits[0]
-        which = (
-            "every evaluation" if one.law.of_steps else "the last row of each run" if is_results(one.rows) else "rows"
-        )
-        return f"{one.n_rows} rows of {one.n_configurations} configurations" + (f", {which}" if which != "rows" else "")
+        which = _which(one.law, one.rows)
+        rows = f"{counted(one.n_rows, 'row')} of {counted(one.n_configurations, 'configuration')}"
+        return f"{rows}, {which}" if which else rows
 
     def text(self) -> str:
         """Return the rows used, a table of laws, a table of held-out levels, and what was not fitted."""

@@ -22,6 +22,7 @@ from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.table import Array, measured, numbers, quoted, require_columns, unquoted, varying
 from gsq.config.axes import CONFIGURATION
+from gsq.words import counted
 
 LARGEST = ("psnr_db", "ssim", "inception_score", "usage", "perplexity", "effective_bits")
 """Targets for which larger is better."""
@@ -105,7 +106,7 @@ class Optimum:
             ends = f"  [{one.ends}]" if one.ends else ""
             said = f"{one.value:.4g}{ends}, {self.target} {one.best:.4g}" if not one.reason else f"{one.reason}{ends}"
             then = f"; try {one.further:.3g} next" if np.isfinite(one.further) else ""
-            lines.append(f"{head}{said} ({one.rows} rows){then}")
+            lines.append(f"{head}{said} ({counted(one.rows, 'row')}){then}")
         if np.isfinite(self.scatter):
             lines.append(f"  scatter about the quadratics {self.scatter:.3g}, taken to be the same at all sizes")
         else:
@@ -253,7 +254,7 @@ def _size(
     )
     reason, further = "", np.nan
     if len(grid) < 3:
-        reason = f"{len(grid)} values, of which a quadratic needs three"
+        reason = f"{counted(len(grid), 'value')}, of which a quadratic needs three"
     elif not least < vertex < most:
         step = float((grid[-1] / grid[0]) ** (1 / (len(grid) - 1)))
         rising = slope + bend * (least + most) > 0  # from one end to the other

@@ -14,6 +14,7 @@ from gsq.analysis.fitting.result import Fit
 from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import large_end, numbers, require_columns, unquoted, with_derived
+from gsq.words import counted
 
 _MOST = 24  # More sizes are pooled into this many groups of neighbours.
 
@@ -48,9 +49,9 @@ class Rollout:
         for size, rows in self.table.groupby(self.column, sort=False):
             first = rows.iloc[0]
             lines.append(
-                f"  {size:.6g}: {len(rows)} rows, {self.target} {rows[self.target].mean():.4g}, predicted "
+                f"  {size:.6g}: {counted(len(rows), 'row')}, {self.target} {rows[self.target].mean():.4g}, predicted "
                 f"{rows['predicted'].mean():.4g} [{rows['low'].mean():.4g}, {rows['high'].mean():.4g}] from "
-                f"{first['fitted']:.0f} rows"
+                f"{counted(int(first['fitted']), 'row')}"
             )
         lines += [f"  {size}: not predicted ({why})" for size, why in self.skipped.items()]
         lines.append(f"  missed by {self.error:.3g} in the logarithm; {self.inside:.0%} lie within their intervals")

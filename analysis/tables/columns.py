@@ -15,6 +15,7 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, modifiers, read_levels, roots
 from gsq.sweeps.schema import columns as schema
+from gsq.words import counted
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -86,7 +87,7 @@ def _missing(frame: pd.DataFrame, name: str) -> str:
             f"columns of the curves: {', '.join(columns)}"
         )
     near = near_names(name, columns)
-    text = f"column {name!r} is missing from the table; it has {len(columns)} columns, such as "
+    text = f"column {name!r} is missing from the table; it has {counted(len(columns), 'column')}, such as "
     text += ", ".join(near or columns[:8]) + (f". Did you mean {' or '.join(near)}?" if near else ".")
     if name in DERIVED:
         text += f" {name} follows from {', '.join(roots(name))}, of which it lacks {', '.join(axes)}."

@@ -11,6 +11,7 @@ import pandas as pd
 from gsq.analysis.tables.columns import numbers, varying
 from gsq.config.axes import AXES
 from gsq.sweeps.schema import failure_tests as association
+from gsq.words import counted
 
 # Runs die first at the end of an axis that costs more memory and time: the large one (for downsample, the small one).
 _DEARER = {axis.name: axis.dearer for axis in AXES if axis.dearer}
@@ -46,8 +47,8 @@ class Excluded:
         missing = self.cells - self.used
         parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
         if REPEATED in self.counts:
-            return f"{missing} of {self.cells} cells {'is' if missing == 1 else 'are'} left out: {parts}"
-        return f"{missing} of {self.cells} cells {'has' if missing == 1 else 'have'} no value: {parts}"
+            return f"{missing} of {counted(self.cells, 'cell')} {'is' if missing == 1 else 'are'} left out: {parts}"
+        return f"{missing} of {counted(self.cells, 'cell')} {'has' if missing == 1 else 'have'} no value: {parts}"
 
 
 def failure_warnings(

@@ -15,6 +15,7 @@ from gsq.errors import UserError, nearest
 from gsq.files import is_yaml
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.config.run import DataConfig, EvaluationConfig
@@ -75,7 +76,7 @@ def evaluate_models(
     if as_json:
         print_json([{k: v for k, v in row.items() if k != "protocol_fields"} for row in rows])
     else:
-        typer.echo(f"{output}: {total} rows; gsq plot and gsq report read it beside other tables")
+        typer.echo(f"{output}: {counted(total, 'row')}; gsq plot and gsq report read it beside other tables")
 
 
 def _show(title: str, row: Mapping[str, Any]) -> None:

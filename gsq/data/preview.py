@@ -22,7 +22,7 @@ from gsq.data.shards import read_checked
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.files import whole
-from gsq.words import counted
+from gsq.words import counted, span
 
 # Side of the grey miniature that images are compared by; its hash has SIDE^2 bits.
 SIDE = 16
@@ -68,7 +68,7 @@ class Preview:
         counts, *remarks = self.summary.lines()
         lines = [
             counts,
-            f"sizes: {_pixels(smallest)} to {_pixels(largest)}; the median shorter side has {np.median(short):.0f}, "
+            f"sizes: {span(_pixels(smallest), _pixels(largest))}; the median shorter side has {np.median(short):.0f}, "
             f"and fewer than a training image ({self.image_size}) in {below}",
             f"formats: {', '.join(f'{count:,} {name}' for name, count in self.formats.items())}",
             *remarks,

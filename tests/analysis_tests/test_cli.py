@@ -155,7 +155,7 @@ def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
     ]
     tables.write(Path("results/curve.parquet"), rows)
     result = gsq("fit", "curve", "--extrapolate")
-    assert result.exit_code == 0 and "1 curves" in result.output and "10 later values" in result.output
+    assert result.exit_code == 0 and "1 curve fitted" in result.output and "10 later values" in result.output
 
 
 @pytest.mark.parametrize(
