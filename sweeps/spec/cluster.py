@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from gsq.config.overrides import read_yaml
 from gsq.errors import UserError, choose, nearest, positive
-from gsq.surroundings import visible_gpus
+from gsq.surroundings import cores, visible_gpus
 from gsq.sweeps.spec.container import Container, Tracking, read_section
 from gsq.sweeps.spec.expressions import check_expression
 from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
@@ -267,5 +266,4 @@ def local_gpus() -> list[str]:
 
 def local_workers(cluster: Cluster) -> int:
     """Return how many runs this machine runs at a time: one per GPU, else one per core of this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cluster.workers or len(local_gpus()) or cores
+    return cluster.workers or len(local_gpus()) or cores()

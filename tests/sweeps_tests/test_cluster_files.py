@@ -72,7 +72,7 @@ def test_an_unknown_key_is_answered_with_every_key_and_its_default() -> None:
         ("minutes: null", ("minutes", "None", "int")),
         ("minutes: 3 * minute", ("minutes", "'minute'", "did you mean 'minutes'")),
         ("memory_gb: open('x')", ("memory_gb", "open")),
-        ("cells_per_job: 2\nnodes: 2", ("cells_per_job", "one process each, on one node")),
+        ("cells_per_job: 2\nnodes: 2", ("cells_per_job", "on one node")),
         ("kind: slurm\ncells_per_job: 2\ngpus: 3", ("cells_per_job", "3 GPUs")),
         ("kind: local\ncells_per_job: 2", ("cells_per_job", "torchrun")),
         ("kind: local\ncells_in_turn: 2", ("cells_in_turn", "torchrun")),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gathering import PlanOf, WriteRun, evaluation, submitted, table
+from gathering import evaluation, submitted, table
+from preamble import PlanOf, WriteRun
 
 from gsq.analysis import load_results
 from gsq.errors import UserError
