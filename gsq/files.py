@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 
+def is_yaml(name: object) -> bool:
+    """Whether a name or path is that of a YAML file."""
+    return str(name).endswith((".yaml", ".yml"))
+
+
 def temporary(path: Path) -> Path:
     """A name beside ``path`` that no other process, thread or host uses: ``.NAME.<12 hex digits>.partial``."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")

@@ -19,6 +19,7 @@ from gsq.analysis.fitting.derived import Derived, Quantity
 from gsq.analysis.fitting.intervals import percentile_interval
 from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
 from gsq.analysis.tables.table import Array, numbers, unquoted
+from gsq.words import span
 
 _CURVE = 13  # budgets of a curve
 _BEYOND = 1.05  # times what was measured counts as beyond it
@@ -86,7 +87,7 @@ class Allocation:
         lines = [f"{fit.law.name}: {fit.formula()}", f"cost: {self.constraint.text}{source}"]
         held = ", ".join(f"{name} = {value:g}" for name, value in self.constraint.search.fixed.items())
         lines += [f"held: {held}"] if held else []
-        lines.append(f"measured cells cost {low:.3g} to {high:.3g}")
+        lines.append(f"measured cells cost {span(f'{low:.3g}', f'{high:.3g}')}")
         if self.reach is not None:
             value, found = self.reach
             lines += ["", f"cheapest budget that brings {fit.target} to {value:g}: {found.value:.4g}  {found.ends()}"]

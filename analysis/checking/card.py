@@ -23,6 +23,7 @@ from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import Array, labels, numbers, varying
 from gsq.config.axes import TOKENIZER
 from gsq.html import html_table
+from gsq.words import counted
 
 _AXES = (*TOKENIZER, "depth", "group_dim", "bits_per_pixel", "bits_per_dimension")
 _OTHERS = ("image_size", "width", "learning_rate", "batch_size", "steps", "step", "seed")
@@ -86,8 +87,8 @@ class ReportCard:
         lines += [
             "",
             "Fit",
-            f"  {fit.n_rows} rows of {fit.n_configurations} configurations; {fit.options.loss}, {fit.residuals} "
-            "residuals",
+            f"  {counted(fit.n_rows, 'row')} of {counted(fit.n_configurations, 'configuration')}; {fit.options.loss}, "
+            f"{fit.residuals} residuals",
             f"  RMSE {fit.rmse:.4g}, log-RMSE {fit.log_rmse:.3g}, AICc {fit.aicc:.1f}",
             f"  condition number {raw:.2g} ({inner:.2g} as solved); {fit.converged_share:.0%} of "
             f"{fit.options.starts} starts reach the optimum",

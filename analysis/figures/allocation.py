@@ -16,6 +16,7 @@ from gsq.analysis.allocating.parabolas import Parabolas
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import COLOURS, DARK, GREY, caption, log_axis, raster_where_many, save, style
 from gsq.analysis.tables.table import Array, numbers
+from gsq.words import span
 
 _OTHER = COLOURS[1]
 
@@ -82,7 +83,7 @@ def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     axes.set_xlabel(LABELS.get(name, name))
     axes.set_ylabel(LABELS.get(fit.target, fit.target))
     low, high = slices.slices[0].cost, slices.slices[-1].cost
-    axes.set_title(f"isoFLOP slices, {min(low, high):.2g} to {max(low, high):.2g}", loc="left", fontsize=9)
+    axes.set_title(f"isoFLOP slices, {span(f'{min(low, high):.2g}', f'{max(low, high):.2g}')}", loc="left", fontsize=9)
 
 
 def _draw_best(allocation: Allocation, name: str, parabolas: Parabolas | None, axes: Axes) -> None:

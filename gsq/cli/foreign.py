@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import print_json
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.config.run import DataConfig, EvaluationConfig
@@ -28,7 +33,7 @@ def is_models_file(name: str) -> bool:
     """Whether a YAML file lists models to evaluate."""
     from gsq.config.overrides import read_yaml
 
-    return name.endswith((".yaml", ".yml")) and Path(name).is_file() and "models" in read_yaml(Path(name))
+    return is_yaml(name) and Path(name).is_file() and "models" in read_yaml(Path(name))
 
 
 def evaluate_models(
@@ -48,7 +53,7 @@ def evaluate_models(
     from gsq.sweeps.tables.peers import add_rows, check_table
 
     entries, table = [{"model": name, "options": dict(options), **convention}], "foreign"
-    if name.endswith((".yaml", ".yml")):
+    if is_yaml(name):
         if options or convention:
             raise UserError(f"{name}: give options, range and channels of each model in the file")
         search_also(Path(name).parent)
@@ -75,7 +80,7 @@ def evaluate_models(
     if as_json:
         print_json([{k: v for k, v in row.items() if k != "protocol_fields"} for row in rows])
     else:
-        typer.echo(f"{output}: {total} rows; gsq plot and gsq report read it beside other tables")
+        typer.echo(f"{output}: {counted(total, 'row')}; gsq plot and gsq report read it beside other tables")
 
 
 def _show(title: str, row: Mapping[str, Any]) -> None:
@@ -151,10 +156,7 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
     from gsq.config.overrides import config_key, load_config, read_yaml
     from gsq.config.presets import PRESETS
     from gsq.config.run import SECTIONS
-    from gsq.records.folder import RunFolder, runs_root
     from gsq.sweeps.planning.folder import SweepFolder, sweep_names
-    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
-    from gsq.sweeps.spec.sweep import load_spec
 
     path = Path(name)
     if path.is_dir():
@@ -162,13 +164,13 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
         values.pop("data_label", None)
         config = load_config(values, where=str(path / "config.yaml"), finished=True)
         return config.data, config.evaluation
-    sections = path.suffix in (".yaml", ".yml") and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
+    sections = is_yaml(path) and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
     if name not in (*PRESETS, *shipped_files(configs_folder())) and name in sweep_names(runs_root()):
         each = [cell.config for cell in SweepFolder(runs_root(), name).read_plan().cells]
         if any((one.data, one.evaluation) != (each[0].data, each[0].evaluation) for one in each):
             raise UserError(f"--protocol: the cells of sweep {name} have several; name a run folder of one cell")
         return each[0].data, each[0].evaluation
-    spec = load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
+    spec = sweeps.load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
     if spec.program:
         raise UserError(f"--protocol: {name} trains a program, which evaluates itself")
     axes = {*spec.axes, *(n for z in spec.zipped for n in z), *(n for case in spec.cases for n in case)}
@@ -183,7 +185,6 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
 def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     """A model's title, and the call that measures it."""
     from gsq.evaluation.foreign import load_foreign
-    from gsq.records.folder import runs_root
     from gsq.runs.foreign import evaluate_foreign
 
     if "run" in entry:
@@ -196,7 +197,6 @@ def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: Evaluat
 
 def _trained(path: Path, title: str, source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     from gsq.evaluation.evaluate import evaluate_all
-    from gsq.records.folder import runs_root
     from gsq.runs.reevaluate import load_finished
     from gsq.sweeps.tables.peers import trained_columns
 

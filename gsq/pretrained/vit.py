@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
 
 DINOV2: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "side": 37}
 CLIP: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "side": 24, "clip": True, "outputs": 768}
-# Of the published names of CLIP's image encoder.
+# Patterns of the published names of CLIP's image encoder, and the names here.
 _CLIP_NAMES = (
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),

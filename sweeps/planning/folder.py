@@ -214,7 +214,7 @@ def sweep_names(runs: Path) -> list[str]:
 
 def is_yaml(name: str) -> bool:
     """Return whether ``name`` is a YAML file or a shipped sweep in a folder (paper/fig4)."""
-    return name.endswith((".yaml", ".yml")) or "/" in name
+    return is_yaml(name) or "/" in name
 
 
 def sweep_folder(sweep: str | SweepFolder, runs: Path | None = None) -> SweepFolder:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verbs_at_work import PlanOf, WriteRun, gsq
+from preamble import PlanOf, WriteRun
+from verbs_at_work import gsq
 
 from gsq import sweeps
 from gsq.data.decoded import images_folder

@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
@@ -18,9 +18,6 @@ from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder, sweep_names
 from gsq.sweeps.state.sweeps import remove_sweep, rename_sweep, sweep_bytes
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 @pytest.fixture
