@@ -153,6 +153,7 @@ def evaluate_command(
         changes["allow_small"] = True
     from gsq.cli.foreign import evaluate_models, is_models_file
     from gsq.config.parts import is_path
+    from gsq.files import is_yaml
 
     of_models = {
         "--protocol": protocol, "--data": data, "--option": option, "--range": value_range, "--channels": channels,
@@ -181,7 +182,7 @@ def evaluate_command(
         from gsq.errors import UserError
 
         raise UserError(f"{wrong}: is for models, package.module:load or a YAML file of models; got {run}")
-    if run.endswith((".yaml", ".yml")) or _is_sweep(run):
+    if is_yaml(run) or _is_sweep(run):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     if cluster != "local":
