@@ -19,7 +19,10 @@ PROBE = ["evaluate", "verbs", "--probe", "tiny", "--probe-steps", "400"]
 
 def probes(folder: Path) -> dict[str, dict[str, Any]]:
     found = {path.parts[-3]: json.loads(path.read_text()) for path in folder.glob("runs/??/*/probes/*.json")}
-    return {signature: {k: v for k, v in one.items() if k != "probe_seconds"} for signature, one in found.items()}
+    return {
+        signature: {k: v for k, v in one.items() if k not in ("probe_seconds", "cost")}
+        for signature, one in found.items()
+    }
 
 
 def saved(folder: Path) -> set[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ WORDS = ["evaluate", "small", "--probe", "tiny", "--probe-steps", "640"]
 
 
 def probes(runs: Path) -> dict[str, dict[str, Any]]:
-    """What the probes found, by signature, less their time."""
+    """What the probes found, by signature, less their times."""
     found = {path.parts[-3]: json.loads(path.read_text()) for path in runs.glob("??/*/probes/*.json")}
-    return {signature: {k: v for k, v in one.items() if k != "probe_seconds"} for signature, one in found.items()}
+    return {
+        signature: {k: v for k, v in one.items() if k not in ("probe_seconds", "cost")}
+        for signature, one in found.items()
+    }
 
 
 def checkpoints() -> dict[str, tuple[Path, int]]:
@@ -57,7 +61,13 @@ def test_interrupted_probes_go_on_bit_for_bit(folder: Path, cpu: None, monkeypat
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         before = checkpoints()
         running = start(*WORDS)
-        wait_for(lambda seen=before: all(checkpoints().get(s, seen.get(s)) != seen.get(s) for s in signatures))
+
+        def saved(running: subprocess.Popen[str] = running, seen: dict[str, Any] = before) -> bool:
+            assert running.poll() is None, running.communicate()[0]
+            now = checkpoints()
+            return all(now.get(s, seen.get(s)) != seen.get(s) for s in signatures)
+
+        wait_for(saved, 200)
         running.send_signal(number)
         out, _ = running.communicate(timeout=60)
         assert running.returncode == code, out
@@ -71,13 +81,13 @@ def test_interrupted_probes_go_on_bit_for_bit(folder: Path, cpu: None, monkeypat
     state["result"]["held_out"][0] = 99.0
     torch.save(state, marked)
     resumed = start(*WORDS)
-    out, _ = resumed.communicate(timeout=120)
+    out, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0 and "2 new evaluations of 2" in out, out
     found = probes(runs_root())
     assert found[signatures[1]]["probe_curve"][0] == 99.0 and not checkpoints()
     monkeypatch.setenv("GSQ_RUNS", str(folder / "aside"))
     whole = start(*WORDS)
-    out, _ = whole.communicate(timeout=120)
+    out, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, out
     alone = probes(folder / "aside")
     found[signatures[1]]["probe_curve"][0] = alone[signatures[1]]["probe_curve"][0]
