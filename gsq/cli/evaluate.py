@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,6 +153,7 @@ def evaluate_command(
         changes["allow_small"] = True
     from gsq.cli.foreign import evaluate_models, is_models_file
     from gsq.config.parts import is_path
+    from gsq.files import is_yaml
 
     of_models = {
         "--protocol": protocol, "--data": data, "--option": option, "--range": value_range, "--channels": channels,
@@ -180,7 +182,7 @@ def evaluate_command(
         from gsq.errors import UserError
 
         raise UserError(f"{wrong}: is for models, package.module:load or a YAML file of models; got {run}")
-    if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
+    if is_yaml(run) or _is_sweep(run):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     if cluster != "local":
@@ -214,6 +216,16 @@ def evaluate_command(
                 typer.echo(f"{name:<21}{result[name]}")
 
 
+def _is_sweep(name: str) -> bool:
+    """Whether this names a sweep, which a folder of the same name, such as one of images, does not hide."""
+    from gsq.records.folder import runs_root
+    from gsq.sweeps.planning.folder import sweep_names
+
+    if "/" in name or (Path(name) / "config.yaml").is_file():
+        return False
+    return not Path(name).exists() or name in sweep_names(runs_root())
+
+
 def _numbers(text: str) -> list[float]:
     from gsq.errors import UserError
 
@@ -224,7 +236,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
+    from gsq.runs.stop import handled
     from gsq.sweeps.running.reevaluate import evaluate_sweep
+    from gsq.sweeps.spec.cluster import load_cluster
+
+    target = load_cluster(cluster)
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
@@ -236,7 +252,17 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
                 f"{result['num_images']} images of {result['resolution']} pixels"
             )
 
-    done = evaluate_sweep(name, changes, cluster, on_result=show)
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        with handled([signal.SIGTERM], interrupt):
+            done = evaluate_sweep(name, changes, target, on_result=show)
+    except KeyboardInterrupt as stopped:
+        local = target.kind == "local"
+        kept = "finished evaluations and the progress of probes are kept" if local else "submitted jobs keep running"
+        typer.echo(f"stopped; {kept}. The same command resumes.", err=True)
+        raise typer.Exit(128 + (stopped.args or [signal.SIGINT])[0]) from None
     if as_json:
         print_json(vars(done) | {"logs": done.logs and str(done.logs)})
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,15 @@ def evaluate_models(
             raise UserError(f"{name}: give options, range and channels of each model in the file")
         search_also(Path(name).parent)
         table, entries, values = Path(name).stem, *_read_models(Path(name))
-        protocol, data = protocol or values.get("protocol"), data or values.get("data")
+        beside = partial(_beside, Path(name).parent)
+        protocol, folder = protocol or beside(values.get("protocol")), beside(values.get("data"))
+        data = data or (Path(folder) if folder else None)
+        entries = [{**entry, "run": beside(entry["run"])} if "run" in entry else entry for entry in entries]
     output = output or Path("results") / f"{table}.parquet"
     if problem := output_problem(output):
         raise UserError(f"--output: {output} {problem}")
     check_table(output)
-    source, evaluation = _measure(protocol, Path(data) if data else None, changes)
+    source, evaluation = _measure(protocol, data, changes)
     rows: Rows = []
     total = 0
     # Load every model before the first is measured, so that a wrong line costs nothing.
@@ -118,6 +122,11 @@ def _read_models(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             if key in TEXTS and not (isinstance(value, str) and value):
                 raise UserError(f"{file}: {key}: {value!r}: needed is text, in quotes if it looks like a number")
     return entries, values
+
+
+def _beside(folder: Path, named: str | None) -> str | None:
+    """A path that a YAML file names, relative to the file's folder; anything else as it is."""
+    return str(folder / named) if named and (folder / named).exists() else named
 
 
 def _measure(

@@ -38,6 +38,7 @@ from gsq.cli.tokenizer import reconstruct_command, tokenize_command
 from gsq.cli.track import track_command
 from gsq.cli.train import train_command
 from gsq.cli.weights import weights_app
+from gsq.ending import end_without_threads
 
 app = typer.Typer(
     name="gsq",
@@ -130,8 +131,12 @@ def main() -> None:
     # A user's own parts (my_vq:MyVQ) may be here; last, so that the folder hides nothing.
     sys.path.append(os.getcwd())
     warnings.formatwarning = _warning_text
+    code: object = 1
     try:
         app()
+    except SystemExit as end:
+        code = end.code
+        raise
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
@@ -141,6 +146,8 @@ def main() -> None:
 
         line(Console(stderr=True, emoji=False), f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(code)
+    finally:
+        end_without_threads(code)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ SelectionArgument = Annotated[
         "KEY=VALUE (groups=4). Words of one kind are alternatives; different kinds must all match.",
     ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however many there are.")]
 
 
@@ -123,10 +123,17 @@ def on_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def ask(question: str, yes: bool) -> None:
-    """Exit with code 1 unless the user agrees. Without a terminal, do not ask."""
-    if not yes and on_terminal():
+def ask(question: str, yes: bool, final: bool = False) -> None:
+    """Exit with code 1 unless the user agrees. Without a terminal, do not ask, but raise UserError where what follows
+    is final."""
+    from gsq.errors import UserError
+
+    if yes:
+        return
+    if on_terminal():
         typer.confirm(question, abort=True)
+    elif final:
+        raise UserError(f"{question} There is no terminal to ask on, and nothing was removed; to agree, add --yes")
 
 
 def named_numbers(given: list[str] | None, option: str, example: str) -> dict[str, float]:

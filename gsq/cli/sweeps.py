@@ -81,7 +81,7 @@ def remove_command(sweep: NameArgument, yes: YesOption = False) -> None:
     from gsq.sweeps.state.sweeps import remove_sweep
 
     name = sweep_folder(sweep).name
-    ask(f"Remove the plan and the logs of sweep '{name}'?", yes)
+    ask(f"Remove the plan and the logs of sweep '{name}'?", yes, final=True)
     done = remove_sweep(name)
     typer.echo(f"removed sweep '{name}' ({size(done.bytes)}); its results table stays")
     if done.lone:

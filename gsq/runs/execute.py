@@ -249,7 +249,7 @@ def _probe(
     progress: Progress,
 ) -> None:
     """Probe the final weights under the protocol of each evaluation; what an earlier attempt has finished stays."""
-    from gsq.probe.measure import probe
+    from gsq.runs.probing import probe_run
 
     for i, size in enumerate(config.evaluation.resolutions or (config.data.image_size,)):
         rules = probe_protocol(config.evaluation, config.data, files, size)
@@ -257,10 +257,7 @@ def _probe(
         done = group.first and rules and (row["protocol"], config.train.steps, rules.hash) in probed(folder)
         if group.from_first(done):
             continue
-        options: dict[str, Any] = {"group": group, "tick": progress.evaluating}
-        found = probe(model, source, config.evaluation, row, runs=folder.runs, kept=folder.probes, **options)
-        if group.first:
-            folder.write_probe(row["protocol"], config.train.steps, found)
+        probe_run(folder, config, model, source, row, size, group, tick=progress.evaluating)
 
 
 def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,9 @@ def test_a_renamed_sweep_keeps_its_cells(sweep: SweepFolder) -> None:
 
 def test_a_removed_sweep_leaves_runs_and_other_sweeps(sweep: SweepFolder) -> None:
     shared, lone = sweep.signatures()
+    # Where nobody can be asked, what is final needs --yes.
+    refused = CliRunner().invoke(app, ["sweeps", "remove", "small"])
+    assert isinstance(refused.exception, UserError) and "--yes" in str(refused.exception) and sweep.exists
     assert remove_sweep("small").lone == 1
     assert sweep_names(sweep.runs) == ["other"] and not sweep.path.exists()
     assert all(RunFolder.of(sweep.runs, signature).path.is_dir() for signature in (shared, lone))
