@@ -158,7 +158,7 @@ REFUSED = [
     ({"budget": 1e19, "cost": "6*budget"}, ["none of the columns", "N, D", "--cost"]),
     ({"budget": 1e19, "cost": "6*N*D*budget"}, ["budget", "--at budget="]),
     ({"budget": 1e19, "cost": "6*N/D"}, ["does not rise with D"]),
-    ({"budget": 1e19, "cost": "6*N"}, ["--at D=", "6*N"]),
+    ({"budget": 1e19, "cost": "6*N"}, ["D is in the law", "--at D="]),
     ({"budget": 1e19, "at": {"width": 3}}, ["'width'", "N, D"]),
     ({"budget": 1e19, "within": {"N": (1e6, 1e7), "D": (1e6, 1e7)}}, ["no point costs 1e+19", "--within"]),
     ({"budget": 1e19, "within": {"N": (1e7, 1e6)}}, ["--within N", "the smaller first"]),
