@@ -37,6 +37,8 @@ AUTO = "auto"
 # Keys that may be an expression of the cell's estimate, and those that may be text.
 EXPRESSIONS = ("memory_gb", "minutes")
 WORDED = (*EXPRESSIONS, "cells_in_turn")
+# For each kind, the key that says how much runs at the same time in the other kind, and would be ignored.
+OF_THE_OTHER = {"local": "parallel", "slurm": "workers"}
 # Keys with keys of their own.
 SECTIONS: dict[str, type[Container] | type[Tracking]] = {"container": Container, "tracker": Tracking}
 
@@ -217,10 +219,14 @@ def load_cluster(name: str | Cluster) -> Cluster:
 
 def _build(values: dict[str, Any], written: dict[str, Any]) -> Cluster:
     valid = {f.name: f for f in fields(Cluster)}
+    kind = values.get("kind", "local")
     for key, value in values.items():
         if key not in valid:
             listed = ", ".join(f"{name} ({_default(f)!r})" for name, f in valid.items())
             raise UserError(f"unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
+        if key == OF_THE_OTHER.get(kind):
+            other = next(name for name in OF_THE_OTHER.values() if name != key)
+            raise UserError(f"{key}: {value!r}: kind: {kind} has {other}: for the number of runs at the same time")
         default, text = _default(valid[key]), written.get(key, value)
         if key in SECTIONS:
             values[key] = read_section(key, SECTIONS[key], value)
