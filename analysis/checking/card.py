@@ -20,7 +20,7 @@ from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.outputs import OUT
-from gsq.analysis.tables.table import Array, labels, numbers, varying
+from gsq.analysis.tables.table import labels, numbers, varying
 from gsq.config.axes import TOKENIZER
 from gsq.html import html_table
 from gsq.words import counted
@@ -155,7 +155,9 @@ def residual_trends(fit: Fit) -> tuple[Trend, ...]:
             if known.sum() < 3 or np.ptp(x[known]) == 0 or np.ptp(error[known]) == 0:
                 continue
             what = f"{name} ({output})" if output else name
-            found.append(Trend(what, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
+            found.append(
+                Trend(what, tuple(x[known].tolist()), tuple(error[known].tolist()), *spearman(x[known], error[known]))
+            )
     return tuple(found)
 
 
@@ -189,7 +191,3 @@ def _findings(fit: Fit, held: HeldOut, trends: tuple[Trend, ...]) -> list[str]:
                 "of it"
             )
     return found
-
-
-def _floats(values: Array) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -49,9 +49,7 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
             f"Band: {fit.confidence:.0%}, {kind}." if allocation.curve else "",
         ]
         caption(figure, parts, width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:

@@ -71,9 +71,10 @@ def plan_command(
     if figure is not None and (power or anchors is not None):
         raise UserError("--figure draws the cells of a plan; leave out --power or --anchors")
     if power:
+        from gsq.cli.planning import make
         from gsq.cli.power import expected_power
 
-        expected_power(sweep, how.cells, law, noise, coefficient, as_json)
+        expected_power(make(sweep, how.cells, lenient=True), law, noise, coefficient, as_json)
         return
     for name, value in (("--law", law), ("--noise", noise), ("--coefficient", coefficient)):
         if value:

@@ -22,18 +22,11 @@ if TYPE_CHECKING:
 
 
 def expected_power(
-    sweep: str,
-    cells: int | None,
-    laws: list[str] | None,
-    noise: float | None,
-    coefficients: list[str] | None,
-    as_json: bool,
+    plan: sweeps.Plan, laws: list[str] | None, noise: float | None, coefficients: list[str] | None, as_json: bool
 ) -> None:
     """Run ``gsq plan SWEEP --power``: print the interval to expect for each parameter."""
     from gsq.analysis.designing.power import SEED_NOISE
-    from gsq.cli.planning import make
 
-    plan = make(sweep, cells, lenient=True)
     frame = cells_frame(plan)
     given = named_numbers(coefficients, "--coefficient", "alpha=0.8")
     found, reasons = [], {}

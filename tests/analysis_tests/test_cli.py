@@ -7,26 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from gsq.analysis import AnalysisError
-from gsq.cli.fit import fit_command
-from gsq.cli.plot import plot_command
 
 
 @pytest.fixture
-def gsq(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def gsq(tables, command):
     """Runs ``gsq ARGS`` in a folder with results/small.parquet and results/fig4like.parquet."""
-    monkeypatch.chdir(tmp_path)
     lost = [tables.missing((4, 16, 8, 4096), "failed", "out_of_memory")]
     tables.write(Path("results/small.parquet"), tables.noisy(tables.QUICKSTART) + lost)
     grid = [(8, d, 1, v) for d in (8, 16) for v in (64, 256, 1024)]
     tables.write(Path("results/fig4like.parquet"), tables.noisy(grid))
-    app = typer.Typer()
-    app.command("fit")(fit_command)
-    app.command("plot")(plot_command)
-    return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
+    return command
 
 
 def test_fit_takes_a_name_and_says_why_a_law_is_left_out(gsq) -> None:
