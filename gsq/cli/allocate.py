@@ -51,7 +51,12 @@ def allocate_command(
     ] = None,
     at: Annotated[
         list[str] | None,
-        typer.Option("--at", metavar="NAME=VALUE", help="Hold a column of the law or the cost at a value."),
+        typer.Option(
+            "--at",
+            metavar="NAME=VALUE",
+            help="Hold a column of the law or the cost at a value, "
+            "or at one of the levels that have parameters of their own: bits=12, quantizer=simvq, out=loss.",
+        ),
     ] = None,
     within: Annotated[
         list[str] | None,
@@ -90,6 +95,8 @@ def allocate_command(
     Example: gsq allocate runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --budget 1e21
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --output fit.json
+
+    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq says which one it is for.
 
     Example: gsq allocate fit.json --budgets 1e19:1e22 --cost "6*N*D" --figure allocation.png
     """
@@ -139,14 +146,16 @@ def _read_fit(name: str, law: str | None, bounds: list[str] | None, protocol: st
     return fits_of_table[0]
 
 
-def _named(text: str, option: str) -> tuple[str, float]:
+def _named(text: str, option: str) -> tuple[str, float | str]:
     from gsq.analysis.errors import AnalysisError
 
-    name, _, value = text.rpartition("=")
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip() and value.strip()):
+        raise AnalysisError(f"{option} {text!r} is not NAME=VALUE, such as bits=12 or quantizer=simvq")
     try:
         return name.strip(), float(value)
     except ValueError:
-        raise AnalysisError(f"{option} {text!r} is not NAME=NUMBER, such as bits=12") from None
+        return name.strip(), value.strip()
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:
