@@ -96,19 +96,19 @@ def read_constraint(
     law = fit.law
     asked = {unquoted(name): value for name, value in at.items()}
     levels = _levels_of(fit, asked)
-    held = {name: _number(name, value) for name, value in asked.items() if name not in law.factors}
     here = np.all([labels(fit.rows, name) == level for name, level in levels.items()], axis=0)
     here = np.broadcast_to(here, len(fit.rows))
     rows = with_derived(fit.rows[here])
     within = {unquoted(name): pair for name, pair in within.items()}
     tree = read_expression(text, list(dict.fromkeys([*law.columns, *map(str, rows.columns)])), "the cost")
     priced = names_of(tree, text)
-    free = tuple(name for name in law.columns if name in priced and name not in held)
-    for name in {*held, *within} - {*law.columns, *priced}:
+    for name in {*asked, *within} - {*law.columns, *priced, *law.factors}:
         raise AnalysisError(
             f"{name!r} is in neither the law nor the cost; they read "
             f"{', '.join(dict.fromkeys([*law.columns, *priced]))}"
         )
+    held = {name: _number(name, value) for name, value in asked.items() if name not in law.factors}
+    free = tuple(name for name in law.columns if name in priced and name not in held)
     if not free:
         raise AnalysisError(
             f"the cost {text!r} depends on none of the columns that {law.name} reads ({', '.join(law.columns)})"
