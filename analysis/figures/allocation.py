@@ -40,7 +40,7 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
         for name, one in zip(columns, axes, strict=True):
             _draw_best(allocation, name, parabolas.get(name), one)
         figure.legend(handles=_handles(allocation), loc="outside upper center", ncols=6 if panels > 2 else 3)
-        held = ", ".join(f"{name} = {value:g}" for name, value in allocation.constraint.search.fixed.items())
+        held = allocation.constraint.held_text()
         fit = allocation.fit
         kind = "bootstrap" if len(fit.draws) else fit.interval_kind
         parts = [
@@ -55,7 +55,8 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
 def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     """Target against the column, a colour for each budget: measured, law, parabola, and the best of both."""
     fit, name = allocation.fit, slices.column
-    size, target = numbers(fit.rows, name), fit.problem.target
+    here = allocation.constraint.at_held(fit)
+    size, target = numbers(fit.rows, name)[here], fit.problem.target[here]
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(2, len(slices.slices))))
     found = dict(zip((cost for cost, _ in slices.vertices), slices.coefficients, strict=True))
     for one, shade in zip(slices.slices, shades, strict=False):
@@ -79,7 +80,7 @@ def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     axes.set_xscale("log")
     log_axis(axes.xaxis, axes.get_xlim())
     axes.set_xlabel(LABELS.get(name, name))
-    axes.set_ylabel(LABELS.get(fit.target, fit.target))
+    axes.set_ylabel(LABELS.get(allocation.target, allocation.target))
     low, high = slices.slices[0].cost, slices.slices[-1].cost
     axes.set_title(f"isoFLOP slices, {span(f'{min(low, high):.2g}', f'{max(low, high):.2g}')}", loc="left", fontsize=9)
 
@@ -91,7 +92,9 @@ def _draw_best(allocation: Allocation, name: str, parabolas: Parabolas | None, a
     low, high = allocation.measured_costs
     least, most = low, max(high, *asked)
     budgets, best = allocation.line(least, most)
-    axes.plot(constraint.costs, numbers(fit.rows, name), "o", color=GREY, alpha=0.45, markersize=3, zorder=1)
+    axes.plot(
+        constraint.costs, numbers(fit.rows, name)[constraint.here], "o", color=GREY, alpha=0.45, markersize=3, zorder=1
+    )
     raster_where_many(axes, len(constraint.costs))
     axes.plot(budgets, best[name], color=COLOURS[0], zorder=3)
     axes.set_xscale("log")

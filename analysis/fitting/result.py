@@ -15,6 +15,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
+from gsq.analysis.fitting.noise import LackOfFit
 from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.jsonable import jsonable, picked
@@ -28,31 +29,6 @@ from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.analysis.fitting.options import Intervals, Options, Residuals
-
-
-@dataclass(frozen=True)
-class LackOfFit:
-    """Whether a law misses the configurations by more than seeds scatter."""
-
-    noise: float | None
-    """Standard deviation between seeds (relative for log residuals): estimated, or as given; None without seeds."""
-    freedom: int | None
-    """Degrees of freedom of the estimate; None where it was given."""
-    p: float | None
-    """Probability of so large a misfit if the law were right; None without seeds."""
-    rejected_below: float
-    """A seed noise smaller than this would reject the law at 5 %."""
-
-    @property
-    def text(self) -> str:
-        if self.noise is None or self.p is None:
-            return (
-                f"no seeds to measure noise by; a seed noise below {self.rejected_below:.2g} would reject the law "
-                "at 5 %"
-            )
-        source = "as given" if self.freedom is None else f"{self.freedom} degrees of freedom"
-        verdict = "the law is rejected at 5 %" if self.p < 0.05 else "no lack of fit found"
-        return f"seed noise {self.noise:.2g} ({source}): p = {self.p:.2g}, {verdict}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import typer
 from gsq import analysis
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Options
-from gsq.cli.options import JsonOption, named_numbers
+from gsq.cli.options import JsonOption
 from gsq.cli.table_options import (
     BoundOption,
     ProtocolOption,
@@ -60,6 +60,8 @@ def allocate_command(
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --output fit.json
 
+    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq says which one it is for.
+
     Example: gsq allocate fit.json --budgets 1e19:1e22 --cost "6*N*D" --figure allocation.png
 
     Options:
@@ -68,7 +70,8 @@ def allocate_command(
         --reach VALUE  The cheapest budget that reaches this value instead.
         --cost EXPRESSION  An expression over columns: "6*N*D". Default: that, for a law of parameters and tokens; what
             gsq's runs cost, for one of parameters and images_seen.
-        --at NAME=VALUE  Hold a column of the law or the cost at a value.
+        --at NAME=VALUE  Hold a column of the law or the cost at a value, or at one of the levels that have parameters
+            of their own: bits=12, quantizer=simvq, out=loss.
         --within NAME=LOW:HIGH  Limits of a free column.
         --isoflop COLUMN  A column whose values name the isoFLOP slices. Default: rows of about one cost.
         --law LAW  A named law or a formula; for a saved file: which fit.
@@ -77,7 +80,7 @@ def allocate_command(
     """
     require_outputs({"--output": output}, {"--figure": figure})
     ends = None if budgets is None else _pair(budgets, "--budgets")
-    held, limits = named_numbers(at, "--at", "bits=12"), dict(_limits(text) for text in within or [])
+    held, limits = dict(_named(text, "--at") for text in at or []), dict(_limits(text) for text in within or [])
     fitted = _read_fit(fit, law, bound, protocol, options)
     found = analysis.allocate(
         fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop
@@ -110,6 +113,16 @@ def _read_fit(
     if not fits_of_table:
         raise AnalysisError("; ".join(reasons.values()))
     return fits_of_table[0]
+
+
+def _named(text: str, option: str) -> tuple[str, float | str]:
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip() and value.strip()):
+        raise AnalysisError(f"{option} {text!r} is not NAME=VALUE, such as bits=12 or quantizer=simvq")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        return name.strip(), value.strip()
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:

@@ -103,6 +103,29 @@ def test_extrapolation_is_warned_of_and_nothing_else(fit: analysis.Fit) -> None:
     assert "budget is 1e+03 times" in warnings and "N is " in warnings and "D is " in warnings
 
 
+def test_an_allocation_of_one_of_several_outputs_is_that_of_its_own_terms() -> None:
+    frame = (
+        runs(0.004).rename(columns={"loss": "one"}).assign(two=lambda f: 2 + 900 / f["N"] ** 0.4 + 90 / f["D"] ** 0.3)
+    )
+    fit = analysis.fit(frame, "E[out] + A[out] / N^a + B[out] / D^b", target=["one", "two"], **QUICK)
+    sizes = {}
+    for out in ("one", "two"):
+        found = allocate(fit, 1e20, at={"out": out})
+        p = {name: fit.parameters.get(f"{name}[{out}]", fit.parameters.get(name, 0.0)) for name in "ABab"}
+        (point,) = found.points
+        sizes[out] = point.columns["N"].value
+        assert sizes[out] == pytest.approx(best_size(p, 1e20), rel=1e-5)
+        assert found.to_dict()["target"] == out and found.to_dict()["held"] == {"out": out}
+        best = {"N": sizes[out], "D": 1e20 / 6 / sizes[out], "out": out}
+        assert point.predicted[0] == pytest.approx(fit.predict(best)[0][0], rel=1e-9)
+        low, high = point.columns["N"].profile
+        assert low < sizes[out] < high
+    assert sizes["one"] != pytest.approx(sizes["two"], rel=0.01)
+    for at in ({}, {"out": "three"}):
+        with pytest.raises(AnalysisError, match="out=one"):
+            allocate(fit, 1e20, at=at)
+
+
 def test_a_law_without_a_best_point_says_so() -> None:
     frame = runs(0.002).assign(loss=lambda f: 30 / f["N"] ** 0.1)
     fit = analysis.fit(frame, "loss = A / N^a * (1 + 0 * D)", **QUICK)
