@@ -22,8 +22,9 @@ DIFFERENCES, FEW = 1 << 12, 8
 # Codebook rows up to which a product is fastest for any number of queries, by d; the fewer queries, the more rows
 # (timed on Zen 4).
 ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
-# Pairs of a query and a row, of the queries that a product leaves several rows to, that are few.
-PAIRS = 256
+# Pairs of a query and a row up to which a product in float64 costs less than deciding among several rows, where d is
+# small; and the most pairs that a tile of the product may leave for that.
+WIDE, PAIRS = 1 << 15, 64
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -88,9 +89,12 @@ def _line(z: Array, rows: Array) -> Tensor | None:
     return torch.from_numpy(np.where((to_left < to_right) | ((to_left == to_right) & (left < right)), left, right))
 
 
-def _product(z: Array, rows: Array, normalise: bool, index: Array) -> list[tuple[int, int]] | None:
-    """Set ``index`` where a single row is left; (query, row) of the others. None where that does not work."""
+def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, list[int]] | None:
+    """Set ``index`` where a single row is left; the rows, ascending, of the others. None where that does not work."""
     (count, dim), size = z.shape, len(rows)
+    eps = EPS32
+    if dim <= 16 and count * size <= (8 * WIDE if dim == 2 else WIDE):
+        z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
     squares = np.einsum("ij,ij->i", rows, rows)
     width, reach = math.sqrt(_most(squares)), math.sqrt(_most(np.einsum("ij,ij->i", z, z)))
     if not (LOW < width < HIGH and LOW < reach < HIGH):
@@ -102,11 +106,11 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> list[tuple
         if _least(squares) < LOW**2:
             return None
         rows = rows / np.sqrt(squares)[:, None]
-        error = (1.5 * dim + 4) * EPS32 * reach
+        error = (1.5 * dim + 4) * eps * reach
     else:
-        error = (dim + 3) * EPS32 * width * (reach + width / 2) + (dim + 3) * EPS64 * (reach + width) ** 2
+        error = (dim + 3) * (eps * width * (reach + width / 2) + EPS64 * (reach + width) ** 2)
         squares *= -0.5
-    several: list[tuple[int, int]] = []
+    left: dict[int, list[int]] = {}
     # The longer side lies along memory.
     axis, wide = int(size > count), max(64, TILE // size)
     offset = squares if axis else squares[:, None]
@@ -126,27 +130,21 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> list[tuple
         index[query] = row
         if len(query) > len(part):
             shared = (np.bincount(query)[query] > 1).nonzero()[0]
-            several += zip(query[shared].tolist(), row[shared].tolist(), strict=True)
-            if len(several) > PAIRS:
+            if len(shared) > PAIRS:
                 return None
-    return several
+            for one, its in zip(query[shared].tolist(), row[shared].tolist(), strict=True):
+                left.setdefault(one, []).append(its)
+    return left
 
 
-def _decide(index: Array, pairs: list[tuple[int, int]], z: Array, rows: Array, normalise: bool) -> None:
-    """Set the index of queries that several rows are left to: the lowest row of least float64 distance."""
-    queries = sorted({query for query, _ in pairs})
-    places = {query: place for place, query in enumerate(queries, len(pairs))}
-    # At once, for all to be rounded alike.
-    vectors = np.concatenate([rows[[row for _, row in pairs]], z[queries]])
-    exact = vectors.astype(np.float64)
-    if normalise:
-        # As ``lookup_range.prepared`` does it.
-        norms = torch.linalg.vector_norm(torch.from_numpy(exact), dim=1, keepdim=True).numpy()
-        exact /= np.where(norms == 0, 1.0, norms)
-    gaps = exact[: len(pairs)] - exact[[places[query] for query, _ in pairs]]
-    gaps *= gaps
-    best: dict[int, tuple[float, int]] = {}
-    for (query, row), distance in zip(pairs, _sum(gaps, axis=1).tolist(), strict=True):
-        best[query] = min(best.get(query, (math.inf, 0)), (distance, row))
-    for query, (_, row) in best.items():
-        index[query] = row
+def _decide(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> None:
+    """Set the index of queries that several rows are left to: the first row of least float64 distance."""
+    for query, found in left.items():
+        vectors = np.concatenate([rows[found], z[query : query + 1]]).astype(np.float64)
+        if normalise:
+            # As ``lookup_range.prepared`` does it.
+            norms = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).numpy()
+            vectors /= np.where(norms == 0, 1.0, norms)
+        gaps = vectors[:-1] - vectors[-1]
+        gaps *= gaps
+        index[query] = found[_sum(gaps, axis=1).argmin()]
