@@ -1,8 +1,8 @@
 """Exact look-up where N x V is small, on the CPU: what a call costs counts here, not what a distance costs.
 
 The general methods prepare rows and queries one by one. Here the longest query and the longest row bound every
-rounding of a float32 product at once, and float64 differences decide among the few rows that are left. numpy does all
-of it: its calls cost half of torch's, and no setting of autocast or of product precision reaches it.
+rounding of a product at once, and float64 differences decide among the few rows that are left. Calls are numpy's, which
+cost half of torch's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from gsq.quantizers.full_precision import full_precision
 
 Array = np.ndarray[Any, Any]
 # Scores of one tile (1 MiB of float32).
@@ -25,9 +27,12 @@ ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
 # Pairs of a query and a row up to which a product in float64 costs less than deciding among several rows, where d is
 # small; and the most pairs that a tile of the product may leave for that.
 WIDE, PAIRS = 1 << 15, 64
+# Multiplications (N x V x d) up to which numpy's product stays on one thread; beyond, torch has the threads.
+ONE_THREAD = 1 << 18
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+CPU = torch.device("cpu")
 TYPES = {torch.float32, torch.bfloat16, torch.float16}
 _most, _least, _sum = np.maximum.reduce, np.minimum.reduce, np.add.reduce
 
@@ -116,7 +121,7 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
     offset = squares if axis else squares[:, None]
     for start in range(0, count, wide):
         part = z[start : start + wide]
-        scores = part @ rows.T if axis else rows @ part.T
+        scores = _matmul(part, rows.T) if axis else _matmul(rows, part.T)
         if not normalise:
             scores += offset
         limit = _most(scores, axis=axis, keepdims=True)
@@ -135,6 +140,13 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
             for one, its in zip(query[shared].tolist(), row[shared].tolist(), strict=True):
                 left.setdefault(one, []).append(its)
     return left
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    if a.size * b.shape[1] <= ONE_THREAD:
+        return np.asarray(a @ b)
+    with torch.autocast("cpu", enabled=False), full_precision(CPU):
+        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
 def _decide(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> None:
