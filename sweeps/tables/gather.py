@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gsq
+from gsq.config.flops import cost
 from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
@@ -230,7 +231,7 @@ def _cell_rows(
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
         "other_axes": own_keys(cell.config) or other_axes(cell.axes),
-        "parameters": cell.cost.parameters or None,
+        "parameters": cost(cell.config).parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,
