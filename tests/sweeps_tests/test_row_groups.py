@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gsq.sweeps.schema import columns
 from gsq.sweeps.schema.columns import Column, write_table
+from gsq.sweeps.schema.row_groups import array
 
 
 def test_columns_that_appear_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +51,48 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any(tmp_path.iterdir())
     write_table([], tmp_path / "none.parquet")
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
+
+
+VALUES: list[tuple[Any, list[Any]]] = [
+    (pa.string(), ["", "a", None, "grün", "a"]),
+    (pa.string(), [None, None]),
+    (pa.float64(), [1.5, None, float("nan"), float("inf"), 3]),
+    (pa.int64(), [1, None, -(2**62), 0]),
+    (pa.bool_(), [True, None, False] * 5),
+    (pa.list_(pa.float64()), [[1.0, 2.0], None, [], [None, 0.5]]),
+    (pa.string(), []),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), VALUES)
+def test_arrays_are_those_of_pyarrow(kind: Any, values: list[Any]) -> None:
+    found, wanted = array(values, kind), pa.array(values, kind)
+    found.validate(full=True)
+    assert found.type == wanted.type and repr(found.to_pylist()) == repr(wanted.to_pylist())
+    assert found.null_count == wanted.null_count
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.int64(), ["many"]),
+        (pa.string(), [3]),
+        (pa.float64(), ["1"]),
+        (pa.float64(), [2**53 + 1]),
+        (pa.bool_(), [2]),
+        (pa.list_(pa.float64()), [["a"]]),
+    ],
+)
+def test_other_values_are_refused(kind: Any, values: list[Any]) -> None:
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        array(values, kind)
+
+
+def test_a_table_is_written_without_pandas(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from gsq.sweeps.schema.columns import write_table; "
+        "write_table([{'sweep': 's', 'signature': 'a', 'step': 1, 'protocol': 'p', 'state': 'done', 'rfid': 1.5, "
+        "'usage_per_group': [0.5]}], Path('t.parquet')); assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert pq.read_table(tmp_path / "t.parquet")["usage_per_group"].to_pylist() == [[0.5]]
