@@ -24,9 +24,9 @@ DIFFERENCES, FEW = 1 << 12, 8
 # Codebook rows up to which a product is fastest for any number of queries, by d; the fewer queries, the more rows
 # (timed on Zen 4).
 ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
-# Pairs of a query and a row up to which a product in float64 costs less than deciding among several rows, where d is
-# small; and the most pairs that a tile of the product may leave for that.
-WIDE, PAIRS = 1 << 15, 64
+# Multiplications (N x V x d), and pairs of a query and a row, up to which a product in float64 costs less than deciding
+# among several rows (at d = 2, where more are left, four times the pairs); and pairs that a tile may leave for that.
+WIDE, WIDE_PAIRS, PAIRS = 1 << 20, 1 << 16, 64
 # Multiplications (N x V x d) up to which numpy's product stays on one thread; beyond, torch has the threads.
 ONE_THREAD = 1 << 18
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
@@ -98,7 +98,7 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
     """Set ``index`` where a single row is left; the rows, ascending, of the others. None where that does not work."""
     (count, dim), size = z.shape, len(rows)
     eps = EPS32
-    if dim <= 16 and count * size <= (8 * WIDE if dim == 2 else WIDE):
+    if count * size * dim <= WIDE and count * size <= (4 * WIDE_PAIRS if dim == 2 else WIDE_PAIRS):
         z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
     squares = np.einsum("ij,ij->i", rows, rows)
     width, reach = math.sqrt(_most(squares)), math.sqrt(_most(np.einsum("ij,ij->i", z, z)))
@@ -145,6 +145,8 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
 def _matmul(a: Array, b: Array) -> Array:
     if a.size * b.shape[1] <= ONE_THREAD:
         return np.asarray(a @ b)
+    if a.dtype == np.float64:  # which no setting touches
+        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
     with torch.autocast("cpu", enabled=False), full_precision(CPU):
         return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
