@@ -265,7 +265,7 @@ def describe(path: Path | None = None) -> tuple[Column, ...]:
 
 # Rows that are turned into columns at a time, which keeps the others out of memory; and how many times that are a group
 # of rows of the file.
-CHUNK, GROUP = 2_000, 5
+CHUNK, GROUP = 1_000, 10
 
 
 def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from gsq.words import counted
@@ -63,13 +64,14 @@ def goes_with(
     ordered = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if ordered and len(set(values)) > MANY_VALUES:
         middle = sorted(values)[len(values) // 2]
-        names = [f"{axis}{'>=' if value >= middle else '<'}{text(middle)}" for value in values]
+        below, above = (f"{axis}{sign}{text(middle)}" for sign in ("<", ">="))
+        names = [above if value >= middle else below for value in values]
         ordered = False
     else:
         if ordered:
             pairs = sorted(zip(values, failed, strict=True))
             values, failed = [value for value, _ in pairs], [has_failed for _, has_failed in pairs]
-        names = [f"{axis}={text(value)}" for value in values]
+        names = [intern(f"{axis}={text(value)}") for value in values]
     groups = list(dict.fromkeys(names))
     if len(groups) < 2:
         return []

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
     path = output or RESULTS / f"{folder.name}.parquet"
     if problem := output_problem(path):
         raise UserError(f"results table {path} {problem}")
-    found = survey(folder)
+    # Jobs, which take as much memory as records, have done their part once the states are known.
+    found = replace(survey(folder), jobs={})
     begun = time.time()
     inputs, last_change = _inputs(folder, found)
     note = folder.path / "gathered.json"

@@ -176,7 +176,14 @@ def table(result: dict[str, Any]) -> str:
 
         shares = [f"{row[name]:.3f}" if name in row else "-" for name in ("ours_exact", "peer_exact", "cdist_exact")]
         ratios = [times(name) for name in ("peer", "cdist", "product")]
-        cells = [str(row["N"]), str(row["d"]), str(row["V"]), f"{row['ours_ms']:.3g}", *ratios, *shares]
+        cells = [
+            str(row["N"]),
+            str(row["d"]),
+            str(row["V"]),
+            f"{row['ours_ms']:.{3 if row['ours_ms'] < 1 else 2}f}",
+            *ratios,
+            *shares,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Peak memory that one look-up adds, in a fresh process:", "", "| N | d | V | MiB | seconds |"]
     lines.append("|" + "---:|" * 5)
