@@ -39,9 +39,9 @@ from gsq.probe.model import Block, Prior
 
 OUT = Path(__file__).parent / "results"
 POSITIONS, GROUPS, VALUES, IMAGES = 64, 4, 1024, 8
-MARKOV = """Tiny did not learn `markov` in 3,000 steps. Four independent groups of 1,024 values have to pass through the 32
-numbers that it has for a code, and a softmax over 32 numbers cannot hold one likely value beside 1,023 equally likely
-ones (tests/gsq_tests/token_sources.py); how much of the gap is due to either, or to too few steps, was not measured.
+MARKOV = """Tiny did not learn `markov` in 3,000 steps. Four independent groups of 1,024 values have to pass through the
+32 numbers that it has for a code, and a softmax over 32 numbers cannot hold one likely value beside 1,023 equally
+likely ones (tests/gsq_tests/token_sources.py); what each of the two, or too few steps, costs was not measured.
 `blocks` and `repeated`, whose groups are coupled, were added after that as sources that tiny can learn."""
 
 
