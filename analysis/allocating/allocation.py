@@ -20,6 +20,7 @@ from gsq.analysis.fitting.intervals import percentile_interval
 from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
 from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import Array, numbers, unquoted
+from gsq.words import span
 
 _CURVE = 13  # budgets of a curve
 _BEYOND = 1.05  # times what was measured counts as beyond it
@@ -91,7 +92,7 @@ class Allocation:
         source = f" ({self.constraint.source})" if self.constraint.source else ""
         lines = [f"{fit.law.name}: {fit.formula()}", f"cost: {self.constraint.text}{source}"]
         lines += [f"held: {self.constraint.held_text()}"] if self.constraint.held else []
-        lines.append(f"measured cells cost {low:.3g} to {high:.3g}")
+        lines.append(f"measured cells cost {span(f'{low:.3g}', f'{high:.3g}')}")
         if self.reach is not None:
             value, found = self.reach
             lines += ["", f"cheapest budget that brings {self.target} to {value:g}: {found.value:.4g}  {found.ends()}"]

@@ -15,6 +15,7 @@ from gsq.analysis.laws.formula import read_expression
 from gsq.analysis.laws.syntax import names_of, numeric
 from gsq.analysis.tables.columns import labels
 from gsq.analysis.tables.table import Array, is_results, numbers, quoted, unquoted, with_derived
+from gsq.words import span
 
 _SIZES = ("N", "params", "parameters", "n_params", "num_params")
 _EXAMPLES = ("D", "tokens", "n_tokens", "num_tokens")
@@ -76,7 +77,8 @@ def default_cost(fit: Fit) -> tuple[str, str]:
             low, middle, high = np.quantile(each, [0, 0.5, 1])
             return (
                 f"{middle:.4g} * parameters * images_seen",
-                f"the median of train_flops over parameters * images_seen, which is {low:.3g} to {high:.3g}",
+                f"the median of train_flops over parameters * images_seen, which is "
+                f"{span(f'{low:.3g}', f'{high:.3g}')}",
             )
     raise AnalysisError(
         f"{fit.law.name} reads {', '.join(columns)}, for which there is no default cost: name one with --cost, such as "

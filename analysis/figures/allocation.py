@@ -16,6 +16,7 @@ from gsq.analysis.allocating.parabolas import Parabolas
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import COLOURS, DARK, GREY, caption, log_axis, raster_where_many, save, style
 from gsq.analysis.tables.table import Array, numbers
+from gsq.words import span
 
 _OTHER = COLOURS[1]
 
@@ -48,9 +49,7 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
             f"Band: {fit.confidence:.0%}, {kind}." if allocation.curve else "",
         ]
         caption(figure, parts, width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
@@ -83,7 +82,7 @@ def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     axes.set_xlabel(LABELS.get(name, name))
     axes.set_ylabel(LABELS.get(allocation.target, allocation.target))
     low, high = slices.slices[0].cost, slices.slices[-1].cost
-    axes.set_title(f"isoFLOP slices, {min(low, high):.2g} to {max(low, high):.2g}", loc="left", fontsize=9)
+    axes.set_title(f"isoFLOP slices, {span(f'{min(low, high):.2g}', f'{max(low, high):.2g}')}", loc="left", fontsize=9)
 
 
 def _draw_best(allocation: Allocation, name: str, parabolas: Parabolas | None, axes: Axes) -> None:

@@ -283,8 +283,8 @@ def rho(residual: Array, loss: Loss, delta: float, quantile: float = 0.5) -> tup
 
 
 def curvature(residual: Array, problem: Problem, factor: Array | None) -> Array | None:
-    """By what the squares of slopes count in the curvature of the loss (None: 1): its second derivative for huber, and
-    a little beyond delta, where it has none; else the reweighting ``factor``.
+    """Return the factor of the squared slopes in the curvature of the loss (None: 1): its second derivative for huber,
+    and a little beyond delta, where it has none; else the reweighting ``factor``.
 
     With reweighting alone, huber with a small delta takes hundreds of steps that each go a part of the way.
     """

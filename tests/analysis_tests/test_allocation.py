@@ -8,17 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from scipy.optimize import minimize
 from test_derived import POSITIVE, QUICK, runs
-from typer.testing import CliRunner
 
 from gsq import analysis
 from gsq.analysis import AnalysisError, allocate
 from gsq.analysis.allocating.constraint import read_constraint
 from gsq.analysis.allocating.parabolas import isoflop_slices, parabolas
-from gsq.cli.allocate import allocate_command
-from gsq.cli.fit import fit_command
 
 LAW = "loss = E + A / N^a + B / D^b"
 
@@ -181,7 +177,7 @@ REFUSED = [
     ({"budget": 1e19, "cost": "6*budget"}, ["none of the columns", "N, D", "--cost"]),
     ({"budget": 1e19, "cost": "6*N*D*budget"}, ["budget", "--at budget="]),
     ({"budget": 1e19, "cost": "6*N/D"}, ["does not rise with D"]),
-    ({"budget": 1e19, "cost": "6*N"}, ["D is in the law, but not in the cost", "--at D="]),
+    ({"budget": 1e19, "cost": "6*N"}, ["D is in the law", "--at D="]),
     ({"budget": 1e19, "at": {"width": 3}}, ["'width'", "N, D"]),
     ({"budget": 1e19, "within": {"N": (1e6, 1e7), "D": (1e6, 1e7)}}, ["no point costs 1e+19", "--within"]),
     ({"budget": 1e19, "within": {"N": (1e7, 1e6)}}, ["--within N", "the smaller first"]),
@@ -206,14 +202,10 @@ def test_a_law_of_other_columns_asks_for_a_cost() -> None:
 
 
 @pytest.fixture
-def gsq(fit: analysis.Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def gsq(fit: analysis.Fit, command):
     """Runs ``gsq ARGS`` in a folder with runs.csv."""
-    monkeypatch.chdir(tmp_path)
     fit.rows.to_csv("runs.csv", index=False)
-    app = typer.Typer()
-    app.command("fit")(fit_command)
-    app.command("allocate")(allocate_command)
-    return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
+    return command
 
 
 def test_a_saved_fit_and_its_table_give_the_same(gsq) -> None:

@@ -117,11 +117,11 @@ def test_rival_laws_are_averaged_by_weight() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budgets": ()}, "budgets are shares of the pool's cost, above 0 and up to 1 .*got none"),
+        ({"budgets": ()}, "budgets.* up to 1 .*got none"),
         ({"budgets": (5.0,)}, "got 5"),
-        ({"start": [99]}, "start must be row numbers of the pool, 0 to 29; got \\[99\\]"),
-        ({"start": []}, "start must be row numbers"),
-        ({"optima": 0}, "optima and starts must be at least 1"),
+        ({"start": [99]}, "start .*0 to 29; got \\[99\\]"),
+        ({"start": []}, "start .*0 to 29; got "),
+        ({"optima": 0}, "optima .*at least 1"),
         ({"residuals": "square"}, "residuals 'log' or 'linear'"),
         ({"by": "site"}, "the pool has no column 'site'"),
         ({"law": [LAW, "D = A * N^a"]}, "several of the same target"),
