@@ -54,8 +54,16 @@ def saved_files(path: str | Path) -> tuple[Path, ...]:
 def save(figure: Figure, path: str | Path | None) -> Figure:
     """Write :func:`saved_files` (PNG at 150 dpi), each whole, unless ``path`` is None; folders are made. The same
     figure gives the same SVG and PDF. Returns the figure."""
-    for file in saved_files(path) if path is not None else ():
-        _save(figure, file, file.suffix[1:], 150)
+    layout = figure.get_layout_engine()
+    try:
+        for file in saved_files(path) if path is not None else ():
+            _save(figure, file, file.suffix[1:], 150)
+            # Laid out once: the second file has the axes where the first has them.
+            if layout is not None:
+                figure.set_layout_engine("none")
+    finally:
+        if layout is not None:
+            figure.set_layout_engine(layout)
     return figure
 
 

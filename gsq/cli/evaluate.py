@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import ClusterOption, JsonOption, key_values, print_json
+from gsq.errors import UserError
+from gsq.files import is_yaml
+from gsq.records.folder import runs_root
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -94,8 +99,6 @@ def evaluate_command(
         --channels ORDER  For a model: rgb (default) or bgr.
         --output FILE  For a model: results table to add its row to; default results/foreign.parquet.
     """
-    import dataclasses
-
     given = {
         "num_images": num_images,
         "features": features,
@@ -111,7 +114,6 @@ def evaluate_command(
         changes["allow_small"] = True
     from gsq.cli.foreign import evaluate_models, is_models_file
     from gsq.config.parts import is_path
-    from gsq.files import is_yaml
 
     of_models = {
         "--protocol": protocol, "--data": data, "--option": option, "--range": value_range, "--channels": channels,
@@ -176,7 +178,6 @@ def evaluate_command(
 
 def _is_sweep(name: str) -> bool:
     """Whether this names a sweep, which a folder of the same name, such as one of images, does not hide."""
-    from gsq.records.folder import runs_root
     from gsq.sweeps.planning.folder import sweep_names
 
     if "/" in name or (Path(name) / "config.yaml").is_file():
@@ -185,8 +186,6 @@ def _is_sweep(name: str) -> bool:
 
 
 def _numbers(text: str) -> list[float]:
-    from gsq.errors import UserError
-
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -196,9 +195,8 @@ def _numbers(text: str) -> list[float]:
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
     from gsq.runs.stop import handled
     from gsq.sweeps.running.reevaluate import evaluate_sweep
-    from gsq.sweeps.spec.cluster import load_cluster
 
-    target = load_cluster(cluster)
+    target = sweeps.load_cluster(cluster)
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:

@@ -14,6 +14,7 @@ from gsq import sweeps
 from gsq.cli.options import print_json
 from gsq.errors import UserError, nearest
 from gsq.files import is_yaml
+from gsq.outputs import output_problem
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 from gsq.words import counted
@@ -49,7 +50,6 @@ def evaluate_models(
 ) -> None:
     """Evaluate the model ``package.module:load``, or those of a YAML file, and add their rows to a table."""
     from gsq.config.parts import search_also
-    from gsq.outputs import output_problem
     from gsq.sweeps.tables.peers import add_rows, check_table
 
     entries, table = [{"model": name, "options": dict(options), **convention}], "foreign"

@@ -126,8 +126,6 @@ def on_terminal() -> bool:
 def ask(question: str, yes: bool, final: bool = False) -> None:
     """Exit with code 1 unless the user agrees. Without a terminal, do not ask, but raise UserError where what follows
     is final."""
-    from gsq.errors import UserError
-
     if yes:
         return
     if on_terminal():

@@ -28,8 +28,8 @@ TileOption = Annotated[
     typer.Option(
         "--tile",
         metavar="N",
-        help="Encode images of more than N x N pixels in overlapping tiles of N x N, each alone. The result differs "
-        "from that of the whole image if layers see all of it.",
+        help="Encode images of more than N x N pixels in overlapping tiles of N x N, each alone; f must divide N. The "
+        "result differs from that of the whole image if layers see all of it.",
     ),
 ]
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gsq.quantizers import lookup_index, lookup_range
+from gsq.quantizers import lookup_index, lookup_range, lookup_small
 from gsq.quantizers.full_precision import full_precision
 from gsq.quantizers.lookup_index import Search
 
@@ -39,7 +39,6 @@ SAFE = (1e-10, 1e10)
 EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 
 
-@torch.no_grad()
 def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) -> Tensor:
     """Index of the nearest codebook row (Euclidean) for each query, ties to the lowest index.
 
@@ -50,13 +49,20 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
     """
     if queries.ndim != 2 or codebook.ndim != 2 or queries.shape[1] != codebook.shape[1] or not len(codebook):
         raise ValueError(f"queries (N, d) and codebook (V, d) expected, got {[*queries.shape]}, {[*codebook.shape]}")
+    found = lookup_small.nearest(queries, codebook, normalise)
+    return _searched(queries, codebook, normalise) if found is None else found
+
+
+@torch.no_grad()
+def _searched(queries: Tensor, codebook: Tensor, normalise: bool) -> Tensor:
+    """``nearest_rows`` by the methods that prepare rows and queries."""
     count, dim = queries.shape
     out = torch.zeros(count, dtype=torch.int64, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False), full_precision(queries.device):
         make = functools.partial(_method, count=count, normalise=normalise)
         # Only squares of float64 may over- or underflow; normalised vectors have length 1.
         wide = not normalise and torch.float64 in (queries.dtype, codebook.dtype)
-        rows = _prepared(codebook, normalise, "codebook")
+        rows = lookup_range.prepared(codebook, normalise, "codebook")
         search = lookup_range.guarded(rows, make) if wide else make(rows)
         step = max(256, _larger(QUERIES, queries.device) // max(1, dim))
         for start in range(0, count, step):
@@ -93,21 +99,6 @@ def _larger(elements: int, device: torch.device) -> int:
     return elements * CUDA if device.type == "cuda" else elements
 
 
-def _prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
-    """(n, d), any floating dtype -> float64, contiguous, checked to be finite."""
-    x = vectors.detach().to(torch.float64, memory_format=torch.contiguous_format)
-    # A sum is the quickest look at every value; that of finite ones may still overflow.
-    if not math.isfinite(vectors.detach().sum().item()) and not x.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite values, so no row is nearest")
-    if not normalise:
-        return x
-    if vectors.dtype == torch.float64:
-        # Scaling by a power of two is exact; the squares then neither overflow nor vanish.
-        x = lookup_range.times_power(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x.div_(torch.where(norms == 0, 1.0, norms))
-
-
 def _method(rows: Tensor, count: int, normalise: bool) -> Search:
     """A search that takes queries as they are given, among prepared rows."""
     size, dim = rows.shape
@@ -121,7 +112,7 @@ def _method(rows: Tensor, count: int, normalise: bool) -> Search:
 
 
 def _preparing(search: Search, normalise: bool) -> Search:
-    return lambda z: search(_prepared(z, normalise, "latent"))
+    return lambda z: search(lookup_range.prepared(z, normalise, "latent"))
 
 
 def _general(rows: Tensor, count: int, normalise: bool = False) -> Search:
@@ -289,7 +280,7 @@ def _tiles(rows: Tensor, dtype: torch.dtype, normalise: bool = False) -> Callabl
     flags = torch.empty(count * wide, dtype=torch.bool, device=blocks.device)
 
     def prepared(z: Tensor) -> Tensor:
-        return _prepared(z, normalise, "latent")
+        return lookup_range.prepared(z, normalise, "latent")
 
     def search(z: Tensor) -> tuple[Tensor, Tensor]:
         parts = [part(z[start : start + hold]) for start in range(0, len(z), hold)]

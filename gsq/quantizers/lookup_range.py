@@ -7,6 +7,7 @@ differences, each query with a factor of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,21 @@ SMALL, LARGE = 2.0**-400, 2.0**400
 HUGE = 2.0**1000
 # Differences of one channel that are held at a time.
 DIFFERENCES = 1 << 18
+
+
+def prepared(vectors: Tensor, normalise: bool, name: str) -> Tensor:
+    """(n, d), any floating dtype -> float64, contiguous, checked to be finite."""
+    x = vectors.detach().to(torch.float64, memory_format=torch.contiguous_format)
+    # A sum is the quickest look at every value; that of finite ones may still overflow.
+    if not math.isfinite(vectors.detach().sum().item()) and not x.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite values, so no row is nearest")
+    if not normalise:
+        return x
+    if vectors.dtype == torch.float64:
+        # Scaling by a power of two is exact; the squares then neither overflow nor vanish.
+        x = times_power(x, -torch.frexp(x.abs().amax(1, keepdim=True)).exponent)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x.div_(torch.where(norms == 0, 1.0, norms))
 
 
 def guarded(rows: Tensor, make: Callable[[Tensor], Search]) -> Search:

@@ -58,9 +58,17 @@ def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
 
 
 def require_tile(tokenizer: Tokenizer, tile: int | None) -> None:
-    """Raise UserError for a side of tiles that leaves no whole latent position."""
-    if tile is not None and tile < tokenizer.downsample:
-        raise UserError(f"--tile: {tile} is below f = {tokenizer.downsample}, a latent position; 512 is usual")
+    """Raise UserError for a side of tiles that is no whole number of latent positions."""
+    f = tokenizer.downsample
+    if tile is None:
+        return
+    if tile < f:
+        raise UserError(f"--tile: {tile} is below f = {f}, a latent position; 512 is usual")
+    if tile % f:
+        raise UserError(
+            f"--tile: {tile} is no multiple of f = {f}, so tiles would be smaller than asked; use {tile - tile % f} or "
+            f"{tile - tile % f + f}"
+        )
 
 
 def tiles_for(tokenizer: Tokenizer, data: bytes, size: int | None = None, tile: int | None = None) -> Tiles | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gsq.config.axes import AXES
 from gsq.files import whole
+from gsq.sweeps.schema.row_groups import RowGroups, array, compact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,7 +265,7 @@ def describe(path: Path | None = None) -> tuple[Column, ...]:
 
 # Rows that are turned into columns at a time, which keeps the others out of memory; and how many times that are a group
 # of rows of the file.
-CHUNK, GROUP = 2_000, 20
+CHUNK, GROUP = 1_000, 10
 
 
 def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping[str, Column] | None = None) -> None:
@@ -274,48 +276,30 @@ def write_table(rows: Iterable[Mapping[str, object]], path: Path, extra: Mapping
     Raises ValueError if two rows have the same key (sweep, signature, step, protocol) and probe.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     extra = {} if extra is None else extra
-    seen: set[tuple[object, ...]] = set()
-    remaining, tables = iter(rows), [arrow_schema().empty_table()]
-    while chunk := list(islice(remaining, CHUNK)):
-        for row in chunk:
-            if unknown := row.keys() - BY_NAME.keys() - extra.keys():
-                raise ValueError(f"columns {sorted(unknown)} are not in the schema")
-            key = tuple(row.get(name) for name in (*KEY, "probe_protocol"))
-            if key in seen:
-                raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=False))}")
-            seen.add(key)
-        columns = _with(extra.values())
-        schema = arrow_schema(extra.values())
-        tables.append(_compact(pa.table([[row.get(c.name) for row in chunk] for c in columns], schema=schema)))
+    # Hashes of 64 bits take a tenth of the memory of keys; two of a million keys share one once in 10^7 tables.
+    seen: set[int] = set()
+    remaining, tables = iter(rows), list[pa.Table]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    final = arrow_schema(extra.values())
-    # Decoded part by part: the whole table takes several times the memory.
-    with whole(path) as partial, pq.ParquetWriter(partial, final) as writer:
-        for start in range(0, len(tables), GROUP):
-            plain = [final.empty_table(), *map(_plain, tables[start : start + GROUP])]
-            writer.write_table(pa.concat_tables(plain, promote_options="default").cast(final))
-
-
-def _compact(table: pa.Table) -> pa.Table:
-    """Texts, which rows of a sweep mostly share, once each."""
-    import pyarrow as pa
-
-    texts = [i for i, field in enumerate(table.schema) if field.type == pa.string()]
-    for i in texts:
-        table = table.set_column(i, table.schema.field(i).name, table.column(i).dictionary_encode())
-    return table
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    import pyarrow as pa
-
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.name, table.column(i).cast(pa.string()))
-    return table
+    with whole(path) as partial, closing(RowGroups(partial)) as groups:
+        while chunk := list(islice(remaining, CHUNK)):
+            for row in chunk:
+                if unknown := row.keys() - BY_NAME.keys() - extra.keys():
+                    raise ValueError(f"columns {sorted(unknown)} are not in the schema")
+                key = tuple(row.get(name) for name in (*KEY, "probe_protocol"))
+                if hash(key) in seen:
+                    raise ValueError(f"two rows have the key {dict(zip(KEY, key, strict=False))}")
+                seen.add(hash(key))
+            columns = _with(extra.values())
+            schema = arrow_schema(extra.values())
+            cells = [array([row.get(c.name) for row in chunk], schema.field(c.name).type) for c in columns]
+            tables.append(compact(pa.table(cells, schema=schema)))
+            if len(tables) == GROUP:
+                groups.write(tables, schema)
+                tables = []
+        if tables or not seen:
+            groups.write(tables, arrow_schema(extra.values()))
 
 
 def replace_table(table: pa.Table, path: Path) -> None:

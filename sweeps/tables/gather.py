@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gsq
+from gsq.config.flops import cost
 from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
@@ -82,7 +83,8 @@ def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | 
     path = output or RESULTS / f"{folder.name}.parquet"
     if problem := output_problem(path):
         raise UserError(f"results table {path} {problem}")
-    found = survey(folder)
+    # Jobs, which take as much memory as records, have done their part once the states are known.
+    found = replace(survey(folder), jobs={})
     begun = time.time()
     inputs, last_change = _inputs(folder, found)
     note = folder.path / "gathered.json"
@@ -236,7 +238,7 @@ def _cell_rows(
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
         "other_axes": others,
-        "parameters": cell.cost.parameters or None,
+        "parameters": cost(cell.config).parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,
         "peak_memory_bytes": record.peak_memory_bytes,

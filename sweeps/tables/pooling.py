@@ -148,7 +148,7 @@ def seed_noise(runs: Iterable[Run]) -> tuple[float, int]:
 
 
 def _compared(old: Made, new: Made, logs: list[float], exact: bool, noise: float, freedom: int) -> Comparison:
-    from scipy import stats
+    from scipy.special import stdtrit
 
     said = (dict(zip(MADE_BY, old, strict=True)), dict(zip(MADE_BY, new, strict=True)))
     count, shift = len(logs), fmean(logs)
@@ -158,7 +158,7 @@ def _compared(old: Made, new: Made, logs: list[float], exact: bool, noise: float
     half, needed = math.inf, None
     if degrees:
         spread = math.sqrt(((count - 1) * (variance(logs) if count > 1 else 0.0) + 2 * noise * freedom) / degrees)
-        t = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+        t = float(stdtrit(degrees, (1 + LEVEL) / 2))
         half = t * spread / math.sqrt(count)
         room = MARGIN - abs(shift)
         needed = max(count + 1, math.ceil((t * spread / room) ** 2)) if room > 0 else None

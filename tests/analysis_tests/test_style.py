@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
 from gsq.analysis.figures.scaling import scaling_figure
-from gsq.analysis.figures.style import style, write
+from gsq.analysis.figures.style import save, style, write
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
@@ -25,3 +27,14 @@ def test_a_figure_is_drawn_once_and_is_that_of_savefig(tables, kind: str, monkey
         write(figure, found, kind, 150)
     assert found.getvalue() == wanted.getvalue() and len(draws) == 1
     assert (figure.canvas, figure.dpi) == (canvas, dpi)
+
+
+def test_two_files_of_a_figure_share_one_layout(tmp_path: Path) -> None:
+    figure, laid_out = Figure(layout="constrained"), []
+    figure.subplots().set_xlabel("x")
+    engine: Any = figure.get_layout_engine()
+    execute = engine.execute
+    engine.execute = lambda figure: (laid_out.append(1), execute(figure))[1]
+    assert save(figure, tmp_path / "a") is figure and len(laid_out) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.svg"}
+    assert figure.get_layout_engine() is engine

@@ -1,16 +1,17 @@
 """Look-up timings against vector-quantize-pytorch and ``torch.cdist(...).argmin(1)``, in one process and thread count.
 
-    python tests/benchmarks/lookup.py [--quick] [--threads 1] [--memory 20] [--seconds 6]
+    python tests/benchmarks/lookup.py [--quick] [--threads 1] [--memory 20] [--seconds 6] [--small --update]
 
-Prints a table and writes lookup_<device>.json and .md. The peer (pip install vector-quantize-pytorch) runs as its
-users run it, in eval mode without gradients; where it is absent its columns say so. On a GPU, cdist and the bare
-float32 product, in tiles, stand beside it.
+Prints a table and writes lookup_<device>.json and .md; with --update, rows of the file that are not timed stay. The
+peer (pip install vector-quantize-pytorch) runs as its users run it, in eval mode without gradients; where it is absent
+its columns say so. On a GPU, cdist and the bare float32 product, in tiles, stand beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -35,20 +36,21 @@ except ImportError:
 
 DIMS, SIZES = (1, 2, 4, 8, 16, 32, 64), tuple(1 << power for power in range(8, 20))
 TRAINING = [(8192, dim, size) for dim in (4, 8, 16) for size in (64, 256, 1024)]
+SMALL = [(count, dim, size) for size in (16, 64, 256, 512, 1024) for count in (64, 1024, 16384) for dim in DIMS]
 QUERIES = 16384
 # What the peer holds for each pair of a query and a row (measured); cdist holds 4.
 PEER_BYTES = 16
-RUNS = 7
+RUNS, LEAST = 7, 0.3
 
 
 def medians_ms(calls: dict[str, Callable[[], Any]], clock: Callable[[], float], seconds: float) -> dict[str, Any]:
-    """Medians of up to RUNS rounds, as many as fit in ``seconds``; the first is left out where there are more.
+    """Medians of up to RUNS rounds (more within LEAST seconds) that fit in ``seconds``, without the first of several.
 
     The calls take turns, so that another load on the machine meets all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds and len(times["ours"]) <= RUNS:
+    while (passed := time.perf_counter() - begun) < seconds and (len(times["ours"]) <= RUNS or passed < LEAST):
         for name, call in calls.items():
             start = clock()
             call()
@@ -149,10 +151,12 @@ def version(package: str) -> str:
 def table(result: dict[str, Any]) -> str:
     """Markdown: times, and the others' as multiples of ours."""
     machine, packages = result["machine"], result["packages"]
+    load = f", load average {machine['load']}" if "load" in machine else ""
     lines = [
         "# Look-up timings",
         "",
-        f"{machine['processor']}, device {machine['device']}, threads {machine['threads']}; "
+        *([result["note"], ""] if result.get("note") else []),
+        f"{machine['processor']}, device {machine['device']}, threads {machine['threads']}{load}; "
         + ", ".join(f"{name} {number}" for name, number in packages.items())
         + ". Medians, of processor time where one thread runs; `peer` is vector-quantize-pytorch, `exact` the share of "
         + "exact look-ups. GPU speed: "
@@ -165,11 +169,21 @@ def table(result: dict[str, Any]) -> str:
 
         def times(name: str, row: dict[str, Any] = row) -> str:
             absent = "not installed" if name == "peer" else "-"
-            return f"{row[name + '_ms'] / row['ours_ms']:.1f}" if name + "_ms" in row else absent
+            if name + "_ms" not in row:
+                return absent
+            ratio = row[name + "_ms"] / row["ours_ms"]
+            return f"{ratio:.{1 if ratio >= 2 else 2}f}"
 
         shares = [f"{row[name]:.3f}" if name in row else "-" for name in ("ours_exact", "peer_exact", "cdist_exact")]
         ratios = [times(name) for name in ("peer", "cdist", "product")]
-        cells = [str(row["N"]), str(row["d"]), str(row["V"]), f"{row['ours_ms']:.2f}", *ratios, *shares]
+        cells = [
+            str(row["N"]),
+            str(row["d"]),
+            str(row["V"]),
+            f"{row['ours_ms']:.{3 if row['ours_ms'] < 1 else 2}f}",
+            *ratios,
+            *shares,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Peak memory that one look-up adds, in a fresh process:", "", "| N | d | V | MiB | seconds |"]
     lines.append("|" + "---:|" * 5)
@@ -179,10 +193,24 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep(result: dict[str, Any], before: dict[str, Any]) -> None:
+    """Add the rows of an earlier file that were not timed again."""
+
+    def case(row: dict[str, Any]) -> tuple[int, int, int]:
+        return row["V"], row["N"], row["d"]
+
+    timed = {case(row): row for row in result["cells"]}
+    result["cells"] = sorted(({case(row): row for row in before["cells"]} | timed).values(), key=case)
+    result["memory"] = result["memory"] or before["memory"]
+    result["note"] = before.get("note", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every second codebook size and dimension")
     parser.add_argument("--training", action="store_true", help="only the sizes of training steps")
+    parser.add_argument("--small", action="store_true", help="only few rows and few queries")
+    parser.add_argument("--update", action="store_true", help="keep the rows of the file that are not timed")
     parser.add_argument("--sizes", help="codebook sizes instead of the grid's, by commas")
     parser.add_argument("--dims", help="dimensions instead of the grid's, by commas")
     parser.add_argument("--name", help="stem of the files, lookup_<device> if absent")
@@ -199,13 +227,14 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dims = list(map(int, args.dims.split(","))) if args.dims else DIMS[:: 1 + args.quick]
     sizes = list(map(int, args.sizes.split(","))) if args.sizes else SIZES[:: 1 + args.quick]
-    grid = [] if args.training else [(QUERIES, dim, size) for size in sizes for dim in dims]
+    grid = SMALL if args.small else [] if args.training else [(QUERIES, dim, size) for size in sizes for dim in dims]
     cases = ([] if args.sizes else TRAINING) + grid
     result: dict[str, Any] = {
         "machine": {
             "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
             "device": device,
             "threads": args.threads,
+            "load": round(os.getloadavg()[0], 1),
         },
         "packages": {name: version(name) for name in ("torch", "scipy", "numpy", "triton", "vector-quantize-pytorch")},
         "cells": [],
@@ -215,12 +244,14 @@ def main() -> None:
         row = cell(*case, device=device, memory=args.memory, seconds=args.seconds)
         result["cells"].append(row)
         print({name: round(value, 3) for name, value in row.items()}, flush=True)
-    if device == "cpu" and not (args.sizes or args.training):
+    if device == "cpu" and not (args.sizes or args.training or args.small):
         for dim, count in ((1, 524288), (2, 524288), (4, 524288), (8, 524288), (16, 1024)):
             result["memory"].append(memory(count, dim, 524288, args.threads))
             print(result["memory"][-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / (args.name or f"lookup_{device}")
+    if args.update:
+        keep(result, json.loads(stem.with_suffix(".json").read_text()))
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(result))
     print(table(result))

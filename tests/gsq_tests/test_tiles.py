@@ -180,3 +180,13 @@ def test_a_picture_whose_decoding_does_not_fit_is_refused_with_tiles_too(
         with pytest.raises(UserError, match="300 x 400 pixels need about"):
             reconstruct_files(local, [large], tmp_path / "out", tile=tile)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("tile", "fixes"), [(1, ["512"]), (9, ["8", "12"])])
+def test_tiles_of_parts_of_positions_are_refused(local: Tokenizer, tmp_path: Path, tile: int, fixes: list[str]) -> None:
+    large = draw(tmp_path / "large.png", 40, 30)
+    f = local.downsample
+    assert f == 4
+    with pytest.raises(UserError, match=f"--tile: {tile} .*f = {f}") as refused:
+        reconstruct_files(local, [large], tmp_path / "out", tile=tile)
+    assert all(fix in str(refused.value) for fix in fixes) and not (tmp_path / "out").exists()

@@ -45,7 +45,7 @@ def workers(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.readlink(process / "cwd") == str(folder) and b"gsq" in (process / "cmdline").read_bytes():
+            if os.readlink(process / "cwd") == str(folder) and b"gsq.sweeps" in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
 
@@ -72,7 +72,7 @@ def test_interrupted_probes_go_on_bit_for_bit(folder: Path, cpu: None, monkeypat
         out, _ = running.communicate(timeout=60)
         assert running.returncode == code, out
         assert "Traceback" not in out and (number == signal.SIGKILL or "resumes" in out), out
-        wait_for(lambda: not workers(folder), 10)
+        wait_for(lambda: not workers(folder), 60)
         assert not probes(runs_root())
     # It goes on from what is there: a mark in one of the checkpoints is found in the result.
     marked = checkpoints()[signatures[1]][0]

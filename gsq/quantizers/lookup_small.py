@@ -1,0 +1,164 @@
+"""Exact look-up where N x V is small, on the CPU: what a call costs counts here, not what a distance costs.
+
+The general methods prepare rows and queries one by one. Here the longest query and the longest row bound every
+rounding of a product at once, and float64 differences decide among the few rows that are left. Calls are numpy's, which
+cost half of torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsq.quantizers.full_precision import full_precision
+
+Array = np.ndarray[Any, Any]
+# Scores of one tile (1 MiB of float32).
+TILE = 1 << 18
+# Differences (N x V x d) that cost less than a product and what it needs, and queries (d = 1) that do not repay a sort.
+DIFFERENCES, FEW = 1 << 12, 8
+# Codebook rows up to which a product is fastest for any number of queries, by d; the fewer queries, the more rows
+# (timed on Zen 4).
+ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
+# Multiplications (N x V x d), and pairs of a query and a row, up to which a product in float64 costs less than deciding
+# among several rows (at d = 2, where more are left, four times the pairs); and pairs that a tile may leave for that.
+WIDE, WIDE_PAIRS, PAIRS = 1 << 20, 1 << 16, 64
+# Multiplications (N x V x d) up to which numpy's product stays on one thread; beyond, torch has the threads.
+ONE_THREAD = 1 << 18
+# Longest rows and queries between these neither overflow nor vanish in squares and products.
+LOW, HIGH = 1e-10, 1e10
+EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+CPU = torch.device("cpu")
+TYPES = {torch.float32, torch.bfloat16, torch.float16}
+_most, _least, _sum = np.maximum.reduce, np.minimum.reduce, np.add.reduce
+
+
+def nearest(queries: Tensor, codebook: Tensor, normalise: bool) -> Tensor | None:
+    """(N,) int64 nearest rows; None where another method is faster, or lengths might over- or underflow.
+
+    queries (N, d), codebook (V, d), floating point. Also None where a value is not finite, a normalised row is zero,
+    or float32 leaves several rows to many queries.
+    """
+    if not (queries.is_cpu and queries.dtype in TYPES and codebook.dtype in TYPES):
+        return None
+    z, rows = _array(queries), _array(codebook)
+    (count, dim), size = z.shape, len(rows)
+    if not count or not dim:
+        return None
+    if not normalise and (count * size * dim <= DIFFERENCES or (dim == 1 and count <= FEW)):
+        return _differences(z, rows)
+    if dim == 1:
+        return None if normalise else _line(z, rows)
+    limit = ROWS.get(dim, MORE_ROWS)
+    if size > limit and count * size > limit * QUERIES:
+        return None
+    index = np.empty(count, dtype=np.int64)
+    left = _product(z, rows, normalise, index)
+    if left is None:
+        return None
+    if left:
+        _decide(index, left, z, rows, normalise)
+    return torch.from_numpy(index)
+
+
+def _array(vectors: Tensor) -> Array:
+    vectors = vectors.detach()
+    return (vectors if vectors.dtype is torch.float32 else vectors.float()).numpy()
+
+
+def _differences(z: Array, rows: Array) -> Tensor | None:
+    """The definition."""
+    gaps = z[:, None].astype(np.float64) - rows
+    gaps *= gaps
+    distance = _sum(gaps, axis=2)
+    return torch.from_numpy(distance.argmin(1)) if math.isfinite(_most(distance, axis=None)) else None
+
+
+def _line(z: Array, rows: Array) -> Tensor | None:
+    """d = 1: the neighbours on either side among the sorted rows."""
+    values, line = z[:, 0], rows[:, 0]
+    if not (math.isfinite(_sum(line)) and math.isfinite(_sum(values))):
+        return None
+    order = line.argsort(kind="stable")
+    line = line[order]
+    right = np.minimum(line.searchsorted(values), len(line) - 1)
+    # The first of the rows that equal the neighbour on the left has the lowest index.
+    left = line.searchsorted(line[np.maximum(right - 1, 0)])
+    exact = values.astype(np.float64)
+    to_left, to_right = np.abs(exact - line[left]), np.abs(exact - line[right])
+    left, right = order[left], order[right]
+    return torch.from_numpy(np.where((to_left < to_right) | ((to_left == to_right) & (left < right)), left, right))
+
+
+def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, list[int]] | None:
+    """Set ``index`` where a single row is left; the rows, ascending, of the others. None where that does not work."""
+    (count, dim), size = z.shape, len(rows)
+    eps = EPS32
+    if count * size * dim <= WIDE and count * size <= (4 * WIDE_PAIRS if dim == 2 else WIDE_PAIRS):
+        z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
+    squares = np.einsum("ij,ij->i", rows, rows)
+    width, reach = math.sqrt(_most(squares)), math.sqrt(_most(np.einsum("ij,ij->i", z, z)))
+    if not (LOW < width < HIGH and LOW < reach < HIGH):
+        return None
+    # Twice the error of a score, u = eps / 2 (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5): d u
+    # |z||c| of a product, d u |c|^2 / 2 of its offset and u of their sum, or (d / 2 + 2) u |z| where rows are
+    # normalised; u of the limit; and what float64 differences may round away.
+    if normalise:
+        if _least(squares) < LOW**2:
+            return None
+        rows = rows / np.sqrt(squares)[:, None]
+        error = (1.5 * dim + 4) * eps * reach
+    else:
+        error = (dim + 3) * (eps * width * (reach + width / 2) + EPS64 * (reach + width) ** 2)
+        squares *= -0.5
+    left: dict[int, list[int]] = {}
+    # The longer side lies along memory.
+    axis, wide = int(size > count), max(64, TILE // size)
+    offset = squares if axis else squares[:, None]
+    for start in range(0, count, wide):
+        part = z[start : start + wide]
+        scores = _matmul(part, rows.T) if axis else _matmul(rows, part.T)
+        if not normalise:
+            scores += offset
+        limit = _most(scores, axis=axis, keepdims=True)
+        limit -= error
+        inner = (scores >= limit).ravel().nonzero()[0]
+        outer = inner // scores.shape[1]
+        inner -= outer * scores.shape[1]
+        query, row = (outer, inner) if axis else (inner, outer)
+        if start:
+            query += start
+        index[query] = row
+        if len(query) > len(part):
+            shared = (np.bincount(query)[query] > 1).nonzero()[0]
+            if len(shared) > PAIRS:
+                return None
+            for one, its in zip(query[shared].tolist(), row[shared].tolist(), strict=True):
+                left.setdefault(one, []).append(its)
+    return left
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    if a.size * b.shape[1] <= ONE_THREAD:
+        return np.asarray(a @ b)
+    if a.dtype == np.float64:  # which no setting touches
+        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    with torch.autocast("cpu", enabled=False), full_precision(CPU):
+        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+
+
+def _decide(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> None:
+    """Set the index of queries that several rows are left to: the first row of least float64 distance."""
+    for query, found in left.items():
+        vectors = np.concatenate([rows[found], z[query : query + 1]]).astype(np.float64)
+        if normalise:
+            # As ``lookup_range.prepared`` does it.
+            norms = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).numpy()
+            vectors /= np.where(norms == 0, 1.0, norms)
+        gaps = vectors[:-1] - vectors[-1]
+        gaps *= gaps
+        index[query] = found[_sum(gaps, axis=1).argmin()]
