@@ -70,8 +70,8 @@ def allocate_command(
         --reach VALUE  The cheapest budget that reaches this value instead.
         --cost EXPRESSION  An expression over columns: "6*N*D". Default: that, for a law of parameters and tokens; what
             gsq's runs cost, for one of parameters and images_seen.
-        --at NAME=VALUE  Hold a column of the law or the cost at a value, or at one of the levels that have parameters
-            of their own: bits=12, quantizer=simvq, out=loss.
+        --at NAME=VALUE  Hold a column of the law or the cost at a value (bits=12), or at one of the levels that have
+            parameters of their own (quantizer=simvq, out=loss).
         --within NAME=LOW:HIGH  Limits of a free column.
         --isoflop COLUMN  A column whose values name the isoFLOP slices. Default: rows of about one cost.
         --law LAW  A named law or a formula; for a saved file: which fit.
@@ -80,7 +80,7 @@ def allocate_command(
     """
     require_outputs({"--output": output}, {"--figure": figure})
     ends = None if budgets is None else _pair(budgets, "--budgets")
-    held, limits = dict(_named(text, "--at") for text in at or []), dict(_limits(text) for text in within or [])
+    held, limits = dict(_held(text) for text in at or []), dict(_limits(text) for text in within or [])
     fitted = _read_fit(fit, law, bound, protocol, options)
     found = analysis.allocate(
         fitted, budget, budgets=ends, reach=reach, cost=cost, at=held, within=limits, slices=isoflop
@@ -115,14 +115,14 @@ def _read_fit(
     return fits_of_table[0]
 
 
-def _named(text: str, option: str) -> tuple[str, float | str]:
-    name, equals, value = text.partition("=")
-    if not (equals and name.strip() and value.strip()):
-        raise AnalysisError(f"{option} {text!r} is not NAME=VALUE, such as bits=12 or quantizer=simvq")
+def _held(text: str) -> tuple[str, float | str]:
+    name, _, value = (part.strip() for part in text.rpartition("="))
+    if not (name and value):
+        raise AnalysisError(f"--at {text!r} is not NAME=VALUE, such as bits=12 or quantizer=simvq")
     try:
-        return name.strip(), float(value)
+        return name, float(value)
     except ValueError:
-        return name.strip(), value.strip()
+        return name, value
 
 
 def _pair(text: str, option: str) -> tuple[float, float]:

@@ -288,7 +288,7 @@ if __name__ == "__main__":
     for name, (section, task) in tasks.items():
         if options.names and name not in options.names:
             continue
-        document[section][name] = counts | task()  # type: ignore[index]
+        document[section][name] = ({} if section == "levels" else counts) | task()  # type: ignore[index]
         print(name, json.dumps(document[section][name]), flush=True)  # type: ignore[index]
         (out / "coverage_arms.json").write_text(json.dumps(document, indent=2) + "\n")
         (out / "coverage_arms.md").write_text(markdown(document))

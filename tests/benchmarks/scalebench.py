@@ -193,7 +193,8 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         document["machine"] + ".",
         "",
-        "Peers: 64 starts of L-BFGS-B and 64 of least_squares (trf), of each table the better one. Worse: laws whose "
+        "Peers: 64 starts (where the second table says so, fewer) of L-BFGS-B and of least_squares (trf), of each "
+        "table the better one; -1: no start of theirs ended at a finite value on some table. Worse: laws whose "
         "sum of squares is more than 1e-6 (relative) above the best peer's on any table; better: more than 1e-6 below "
         "on some table and never worse. Time: our processor seconds over those of both peers.",
         "",
@@ -223,7 +224,8 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     order = {f"{task} {i + 1}": None for task in LAWS for i in range(len(LAWS[task]))}
     for name, one in ((name, laws[name]) for name in order if name in laws):
-        change = one["excess"] if one["excess"] > 1e-9 else -one["gain"] / (1 + one["gain"])
+        gain = one["gain"]
+        change = one["excess"] if one["excess"] > 1e-9 else -gain / (1 + gain) if np.isfinite(gain) else -1.0
         lines.append(
             f"| {name} | {one['parameters']} | {one.get('starts', STARTS)} | {one['peer']['r2']:.4f} | "
             f"{one['gsq']['r2']:.4f} | {change:+.1e} | "
