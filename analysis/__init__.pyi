@@ -91,9 +91,9 @@ from .fitting.effects import RandomEffects as RandomEffects
 from .fitting.effects import random_effects as random_effects
 from .fitting.fit import fit as fit
 from .fitting.fit import fit_by as fit_by
+from .fitting.noise import LackOfFit as LackOfFit
 from .fitting.options import Options as Options
 from .fitting.result import Fit as Fit
-from .fitting.result import LackOfFit as LackOfFit
 from .laws.named import DEFAULT_LAWS as DEFAULT_LAWS
 from .laws.named import LAWS as LAWS
 from .laws.named import Law as Law

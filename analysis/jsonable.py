@@ -17,3 +17,8 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [jsonable(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def picked(value: Any, *names: str) -> dict[str, Any]:
+    """These attributes of ``value``, as JSON holds them."""
+    return {name: jsonable(getattr(value, name)) for name in names}

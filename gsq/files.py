@@ -6,6 +6,7 @@ it, and the last one to finish replaces the file. Files have the permissions of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -13,6 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def is_yaml(name: object) -> bool:
+    """Whether a name or path is that of a YAML file."""
+    return str(name).endswith((".yaml", ".yml"))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, 64 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary(path: Path) -> Path:

@@ -22,6 +22,11 @@ _GROUP_PREFIX = "TORCHELASTIC_"
 _DEVICE = re.compile(r"\d+|(?:GPU|MIG)-[\w/-]+")
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def alone(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without the variables that would make a process wait for peers."""
     return {k: v for k, v in environment.items() if k not in GROUP_VARIABLES and not k.startswith(_GROUP_PREFIX)}

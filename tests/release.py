@@ -41,7 +41,7 @@ DATA = (
         "gsq/analysis/*.html",
     ),
 )
-# Of the quickstart's cells the first six, with few steps and images.
+# The first six of the quickstart's cells, with few steps and images.
 CUT = "steps: 6, evaluation.num_images: 16, loss.discriminator_start: 3, execution.log_every: 2"
 
 
@@ -91,7 +91,7 @@ def build() -> None:
 
 
 def install() -> None:
-    """As a user would: a new environment, an empty folder, the commands of the README."""
+    """Do as a user would: a new environment, an empty folder, the commands of the README."""
     (wheel,) = DIST.glob("*.whl")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -18,7 +18,9 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity
 from gsq.analysis.fitting.intervals import percentile_interval
 from gsq.analysis.fitting.result import Fit, interval_text, or_none, write_json
+from gsq.analysis.tables.outputs import OUT
 from gsq.analysis.tables.table import Array, numbers, unquoted
+from gsq.words import span
 
 _CURVE = 13  # budgets of a curve
 _BEYOND = 1.05  # times what was measured counts as beyond it
@@ -64,6 +66,11 @@ class Allocation:
     """One for each of two free columns, if the table has isoFLOP slices."""
 
     @property
+    def target(self) -> str:
+        """The column that the points are best for."""
+        return self.constraint.search.levels.get(OUT, self.fit.target)
+
+    @property
     def measured_costs(self) -> tuple[float, float]:
         return float(self.constraint.costs.min()), float(self.constraint.costs.max())
 
@@ -84,12 +91,11 @@ class Allocation:
         fit, low, high = self.fit, *self.measured_costs
         source = f" ({self.constraint.source})" if self.constraint.source else ""
         lines = [f"{fit.law.name}: {fit.formula()}", f"cost: {self.constraint.text}{source}"]
-        held = ", ".join(f"{name} = {value:g}" for name, value in self.constraint.search.fixed.items())
-        lines += [f"held: {held}"] if held else []
-        lines.append(f"measured cells cost {low:.3g} to {high:.3g}")
+        lines += [f"held: {self.constraint.held_text()}"] if self.constraint.held else []
+        lines.append(f"measured cells cost {span(f'{low:.3g}', f'{high:.3g}')}")
         if self.reach is not None:
             value, found = self.reach
-            lines += ["", f"cheapest budget that brings {fit.target} to {value:g}: {found.value:.4g}  {found.ends()}"]
+            lines += ["", f"cheapest budget that brings {self.target} to {value:g}: {found.value:.4g}  {found.ends()}"]
         for point in self.points:
             lines += ["", f"budget {point.budget:.4g}"]
             for name, one in point.columns.items():
@@ -100,7 +106,7 @@ class Allocation:
                     lines.append(f"    {name} ~ budget^{power.value:.3f}  {power.ends()}")
             value, least, most = point.predicted
             band = "" if np.isnan(least) else f"  [{interval_text((least, most))}]"
-            lines.append(f"  {fit.target} = {value:.4g}{band}")
+            lines.append(f"  {self.target} = {value:.4g}{band}")
             lines += [f"  warning: {warning}" for warning in point.warnings]
         if self.parabolas:
             lines += ["", "parabolas through isoFLOP slices would say"]
@@ -110,13 +116,13 @@ class Allocation:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready; open ends become None."""
-        target = self.fit.target
+        target = self.target
         return {
             "law": self.fit.law.name,
             "formula": self.fit.law.formula,
             "target": target,
             "cost": self.constraint.text,
-            "held": dict(self.constraint.search.fixed),
+            "held": self.constraint.held,
             "measured": {
                 "cost": list(self.measured_costs),
                 **{name: list(pair) for name, pair in self.constraint.measured.items()},
@@ -141,7 +147,7 @@ def allocate(
     budgets: tuple[float, float] | None = None,
     reach: float | None = None,
     cost: str | None = None,
-    at: Mapping[str, float] | None = None,
+    at: Mapping[str, float | str] | None = None,
     within: Limits | None = None,
     slices: str | None = None,
 ) -> Allocation:
@@ -151,7 +157,8 @@ def allocate(
     cost: an expression over columns, such as "6*N*D", in the unit of the budget; by default that, for a law of
     parameters and tokens, and what gsq's own runs cost for one of parameters and images.
     budgets: (low, high), for a curve; with neither ``budget`` nor ``reach``, both ends are points as well.
-    at: values of other columns of the law or the cost (by default the one value that all rows have).
+    at: values of other columns of the law or the cost (by default the one value that all rows have), and the level of
+    each column that indexes parameters: {"out": "loss"} of several outputs, {"quantizer": "simvq"} of several arms.
     within: limits of free columns; by default they are searched up to 1,000 times beyond what was measured.
     slices: a column whose values name isoFLOP slices, for the parabolas; by default rows of about one cost.
 
@@ -231,7 +238,7 @@ def _point(fit: Fit, constraint: Constraint, budget: float, on_curve: bool = Fal
             for name in shown:
                 power = _exponent_of(constraint, budget, name, (ends[0], ends[1]))
                 exponents[name] = fit.derive(f"exponent of {name}", power)
-    value, low, high = (float(one[0]) for one in fit.predict({**search.fixed, **place}))
+    value, low, high = (float(one[0]) for one in fit.predict({**constraint.held, **place}))
     return BestPoint(
         budget,
         {name: columns[name] for name in shown},
@@ -286,18 +293,18 @@ def _logged(one: Derived) -> Derived:
 
 
 def _cheapest(fit: Fit, constraint: Constraint, reach: float) -> Derived:
-    search = constraint.search
+    search, target = constraint.search, constraint.search.levels.get(OUT, fit.target)
     least, most = (float(np.log(end)) for end in (constraint.costs.min(), constraint.costs.max()))
     found = float(search.cheapest(_natural(fit), reach, most)[0])
     if found >= OUTSIDE:
         far = search.best(_natural(fit), float(np.exp(most)) * 1e6)
         raise AnalysisError(
-            f"no budget brings {fit.target} down to {reach:g}: with a million times the largest measured cost, "
+            f"no budget brings {target} down to {reach:g}: with a million times the largest measured cost, "
             f"{fit.law.name} still gives {far.value[0]:.4g}; ask for more than that"
         )
     if found < least:
         raise AnalysisError(
-            f"{fit.target} = {reach:g} is reached below the cheapest measured cell, which costs {np.exp(least):.4g} by "
+            f"{target} = {reach:g} is reached below the cheapest measured cell, which costs {np.exp(least):.4g} by "
             f"{constraint.text!r}: the law says nothing about such small runs; ask for a value below "
             f"{search.best(_natural(fit), float(np.exp(least))).value[0]:.4g}"
         )
@@ -333,15 +340,13 @@ def _parabolas(fit: Fit, constraint: Constraint, slices: str | None) -> tuple[Pa
     label = None if slices is None else numbers(fit.rows, unquoted(slices))
     if len(constraint.free) != 2:
         return ()
-    held = np.ones(len(fit.rows), dtype=bool)
-    for name, value in constraint.search.fixed.items():
-        held &= numbers(fit.rows, name) == value if name in fit.rows else True
+    held = constraint.at_held(fit)
     target, law = fit.problem.target[held], fit.problem.predict(fit.theta[None])[0][held]
     found = [
         parabolas(
             name,
             numbers(fit.rows, name)[held],
-            constraint.costs[held],
+            constraint.costs[held[constraint.here]],
             target,
             law,
             None if label is None else label[held],

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from gsq.analysis.allocating.optimum import Search
+from gsq.analysis.allocating.optimum import Bools, Search
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.formula import read_expression
 from gsq.analysis.laws.syntax import names_of, numeric
+from gsq.analysis.tables.columns import labels
 from gsq.analysis.tables.table import Array, is_results, numbers, quoted, unquoted, with_derived
+from gsq.words import span
 
 _SIZES = ("N", "params", "parameters", "n_params", "num_params")
 _EXAMPLES = ("D", "tokens", "n_tokens", "num_tokens")
@@ -35,12 +37,29 @@ class Constraint:
     """Least and largest measured value of each free column."""
     given: frozenset[str]
     """Free columns whose limits the user gave."""
+    here: Bools
+    """The fitted rows at the levels of the search, (n,): all, unless levels have parameters of their own."""
     costs: Array
-    """Cost of each fitted row, (n,)."""
+    """Cost of each of these rows."""
 
     @property
     def free(self) -> tuple[str, ...]:
         return self.search.free
+
+    @property
+    def held(self) -> dict[str, float | str]:
+        """What is held, by column."""
+        return {**self.search.levels, **self.search.fixed}
+
+    def at_held(self, fit: Fit) -> Bools:
+        """Return which fitted rows lie at what is held, (n,)."""
+        found = self.here.copy()
+        for name, value in self.search.fixed.items():
+            found &= numbers(fit.rows, name) == value if name in fit.rows else True
+        return found
+
+    def held_text(self) -> str:
+        return ", ".join(f"{n} = {v if isinstance(v, str) else format(v, 'g')}" for n, v in self.held.items())
 
 
 def default_cost(fit: Fit) -> tuple[str, str]:
@@ -58,7 +77,8 @@ def default_cost(fit: Fit) -> tuple[str, str]:
             low, middle, high = np.quantile(each, [0, 0.5, 1])
             return (
                 f"{middle:.4g} * parameters * images_seen",
-                f"the median of train_flops over parameters * images_seen, which is {low:.3g} to {high:.3g}",
+                f"the median of train_flops over parameters * images_seen, which is "
+                f"{span(f'{low:.3g}', f'{high:.3g}')}",
             )
     raise AnalysisError(
         f"{fit.law.name} reads {', '.join(columns)}, for which there is no default cost: name one with --cost, such as "
@@ -67,7 +87,7 @@ def default_cost(fit: Fit) -> tuple[str, str]:
 
 
 def read_constraint(
-    fit: Fit, cost: str | None, at: Mapping[str, float], within: Limits, largest: float | None
+    fit: Fit, cost: str | None, at: Mapping[str, float | str], within: Limits, largest: float | None
 ) -> Constraint:
     """Read the constraint on the columns of ``fit``'s law; ``largest`` is the largest budget that will be asked for.
 
@@ -75,28 +95,34 @@ def read_constraint(
     rise with a free column, and for a column of the law or the cost that has no value.
     """
     text, source = (cost, "") if cost else default_cost(fit)
-    rows, law = with_derived(fit.rows), fit.law
-    at = {unquoted(name): float(value) for name, value in at.items()}
+    law = fit.law
+    asked = {unquoted(name): value for name, value in at.items()}
+    levels = _levels_of(fit, asked)
+    here = np.all([labels(fit.rows, name) == level for name, level in levels.items()], axis=0)
+    here = np.broadcast_to(here, len(fit.rows))
+    rows = with_derived(fit.rows[here])
     within = {unquoted(name): pair for name, pair in within.items()}
     tree = read_expression(text, list(dict.fromkeys([*law.columns, *map(str, rows.columns)])), "the cost")
     priced = names_of(tree, text)
-    free = tuple(name for name in law.columns if name in priced and name not in at)
-    for name in {*at, *within} - {*law.columns, *priced}:
+    for name in {*asked, *within} - {*law.columns, *priced, *law.factors}:
         raise AnalysisError(
             f"{name!r} is in neither the law nor the cost; they read "
             f"{', '.join(dict.fromkeys([*law.columns, *priced]))}"
         )
+    held = {name: _number(name, value) for name, value in asked.items() if name not in law.factors}
+    free = tuple(name for name in law.columns if name in priced and name not in held)
     if not free:
         raise AnalysisError(
             f"the cost {text!r} depends on none of the columns that {law.name} reads ({', '.join(law.columns)})"
-            + (" and that --at leaves free" if at else "")
+            + (" and that --at leaves free" if held else "")
             + ", so a budget would limit nothing; name a cost that depends on them (--cost)"
         )
     if len(free) > _MOST_FREE:
         raise AnalysisError(
             f"{len(free)} columns are free ({', '.join(free)}); at most {_MOST_FREE}: hold some with --at"
         )
-    fixed = {**at, **{n: _held(rows, n, law.columns) for n in [*law.columns, *priced] if n not in free and n not in at}}
+    others = [name for name in (*law.columns, *priced) if name not in free and name not in held]
+    fixed = {**held, **{name: _held(rows, name, law.columns) for name in others}}
     for name in set(within) - set(free):
         raise AnalysisError(f"--within {name}: {name} is held at {fixed[name]:g}; limits are for {', '.join(free)}")
     measured = {name: _range(rows, name) for name in free}
@@ -123,13 +149,38 @@ def read_constraint(
     # The cost gives the column that may vary the most; the others are searched.
     wide = sorted(range(len(free)), key=lambda i: ends[i][1] / ends[i][0])
     free, ends = tuple(free[i] for i in wide), [ends[i] for i in wide]
-    search = Search(law, evaluate, free, fixed, *(np.log([pair[side] for pair in ends]) for side in (0, 1)))
+    limits = np.log(ends)
+    search = Search(law, evaluate, free, fixed, limits[:, 0], limits[:, 1], levels)
     middle = np.array([[np.log(np.sqrt(low * high)) for low, high in (measured[name] for name in free)]])
     for i, name in enumerate(free):
         step = np.eye(len(free))[i] * 0.1
         if not search.cost_at(middle + step)[0] > search.cost_at(middle - step)[0]:
             raise AnalysisError(f"the cost {text!r} does not rise with {name}, so a budget does not limit {name}")
-    return Constraint(text, source, search, measured, frozenset(within), np.asarray(costs))
+    return Constraint(text, source, search, measured, frozenset(within), here, np.asarray(costs))
+
+
+def _levels_of(fit: Fit, at: Mapping[str, float | str]) -> dict[str, str]:
+    """Return the level of each column by which the law's parameters are indexed: the one in ``at``, or the only one."""
+    found = {}
+    for name in fit.law.factors:
+        known = fit.law.levels[name]
+        asked = at.get(name, known[0] if len(known) == 1 else None)
+        level = f"{asked:.15g}" if isinstance(asked, int | float) else asked
+        if level not in known:
+            got = "" if asked is None else f", got {level}"
+            raise AnalysisError(
+                f"{fit.law.name} has parameters for each {name} ({', '.join(known)}), and an allocation is for one of "
+                f"them{got}: hold it with --at {name}={known[0]}"
+            )
+        found[name] = level
+    return found
+
+
+def _number(name: str, value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise AnalysisError(f"--at {name}={value}: {name} is held at a number, such as {name}=12") from None
 
 
 def _held(rows: pd.DataFrame, name: str, columns: tuple[str, ...]) -> float:

@@ -8,7 +8,7 @@ is smooth enough for it. Shapes: m parameter vectors, d free columns, g points o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gsq.analysis.laws.named import Law
-from gsq.analysis.laws.syntax import numeric
+from gsq.analysis.laws.syntax import index_of, numeric
 from gsq.analysis.tables.table import Array
 
 _GRID = {1: 33, 2: 11, 3: 7}  # points of each searched column
@@ -52,6 +52,8 @@ class Search:
     low: Array
     high: Array
     """Limits of the free columns, in logarithms, (d,)."""
+    levels: Mapping[str, str] = field(default_factory=dict)
+    """The level at which each column is held whose levels have parameters of their own."""
 
     def cost_at(self, place: Array) -> Array:
         """Return ln cost at logarithms (..., d) of the free columns; NaN where the cost is not above 0."""
@@ -63,6 +65,11 @@ class Search:
         """Return the law (m, g) for natural parameters (m, k) at logarithms (m, g, d) of the free columns."""
         columns = {name: np.exp(place[..., i]) for i, name in enumerate(self.free)}
         theta = {name: natural[:, i, None] for i, name in enumerate(self.law.parameters)}
+        theta |= {
+            name: theta[f"{index[0]}[{self.levels[index[1]]}]"]
+            for name in self.law.read.parameters
+            if (index := index_of(name))
+        }
         found = numeric(self.law.read.tree)({**self.fixed, **columns, **theta})
         return np.broadcast_to(np.asarray(found, dtype=np.float64), place.shape[:-1])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gsq.analysis.jsonable import jsonable, picked
 from gsq.analysis.tables.table import Array
 
 _GAP = 0.1  # rows whose ln cost differs by less are runs of one budget
@@ -57,13 +58,8 @@ class Parabolas:
         )
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "column": self.column,
-            "slices": len(self.slices),
-            "vertices": [list(pair) for pair in self.vertices],
-            "exponent": self.exponent,
-            "exponent_of_the_law_by_parabolas": self.of_law if np.isfinite(self.of_law) else None,
-        }
+        law = {"exponent_of_the_law_by_parabolas": jsonable(self.of_law)}
+        return {**picked(self, "column", "vertices", "exponent"), "slices": len(self.slices), **law}
 
 
 def isoflop_slices(size: Array, cost: Array, label: Array | None = None) -> tuple[Slice, ...]:

@@ -17,6 +17,7 @@ from gsq.analysis.fitting.distributions import f_above
 from gsq.analysis.fitting.effects import RandomEffects, random_effects
 from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.result import Fit, confounded_text, interval_text, or_none
+from gsq.analysis.jsonable import picked
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import Array, numbers, unquoted
@@ -101,33 +102,12 @@ class Arms:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready; open ends become None."""
-
-        def ends(pair: tuple[float, float]) -> list[float | None]:
-            return [or_none(pair[0]), or_none(pair[1])]
-
+        shown = ("arm", "resource", "factor", "interval", "profile", "bootstrap", "at")
+        test = self.shared
         return {
-            "column": self.column,
-            "reference": self.reference,
-            "worths": [
-                {
-                    "arm": one.arm,
-                    "resource": one.resource,
-                    "factor": or_none(one.factor),
-                    "interval": ends(one.interval),
-                    "profile": ends(one.profile),
-                    "bootstrap": ends(one.bootstrap),
-                    "at": one.at,
-                }
-                for one in self.worths
-            ],
-            "shared_exponents": None
-            if self.shared is None
-            else {
-                "parameters": list(self.shared.parameters),
-                "f": or_none(self.shared.statistic),
-                "freedom": list(self.shared.freedom),
-                "p": or_none(self.shared.p),
-            },
+            **picked(self, "column", "reference"),
+            "worths": [picked(one, *shown) for one in self.worths],
+            "shared_exponents": test and {"f": or_none(test.statistic), **picked(test, "parameters", "freedom", "p")},
             "untested": self.untested,
             "spreads": self.effects.spreads if self.effects else {},
         }
@@ -267,7 +247,7 @@ def _shared(fit: Fit, column: str) -> tuple[SharedTest | None, str]:
     for text in (together, apart):
         rebuilt = replace(law, formula=f"{law.formula[: law.formula.index(right)]}{text}", levels={})
         try:
-            found = fit_rows(fit.rows, Excluded(fit.n_rows, fit.n_rows, {}), rebuilt, options)
+            found = fit_rows(fit.rows, Excluded.none(fit.rows), rebuilt, options)
         except AnalysisError as error:
             return None, f"not tested ({error})"
         costs.append(found.cost)

@@ -20,9 +20,10 @@ from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.result import Fit, interval_text, write_json
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.outputs import OUT
-from gsq.analysis.tables.table import Array, labels, numbers, varying
+from gsq.analysis.tables.table import labels, numbers, varying
 from gsq.config.axes import TOKENIZER
 from gsq.html import html_table
+from gsq.words import counted
 
 _AXES = (*TOKENIZER, "depth", "group_dim", "bits_per_pixel", "bits_per_dimension")
 _OTHERS = ("image_size", "width", "learning_rate", "batch_size", "steps", "step", "seed")
@@ -86,8 +87,8 @@ class ReportCard:
         lines += [
             "",
             "Fit",
-            f"  {fit.n_rows} rows of {fit.n_configurations} configurations; {fit.options.loss}, {fit.residuals} "
-            "residuals",
+            f"  {counted(fit.n_rows, 'row')} of {counted(fit.n_configurations, 'configuration')}; {fit.options.loss}, "
+            f"{fit.residuals} residuals",
             f"  RMSE {fit.rmse:.4g}, log-RMSE {fit.log_rmse:.3g}, AICc {fit.aicc:.1f}",
             f"  condition number {raw:.2g} ({inner:.2g} as solved); {fit.converged_share:.0%} of "
             f"{fit.options.starts} starts reach the optimum",
@@ -154,7 +155,9 @@ def residual_trends(fit: Fit) -> tuple[Trend, ...]:
             if known.sum() < 3 or np.ptp(x[known]) == 0 or np.ptp(error[known]) == 0:
                 continue
             what = f"{name} ({output})" if output else name
-            found.append(Trend(what, _floats(x[known]), _floats(error[known]), *spearman(x[known], error[known])))
+            found.append(
+                Trend(what, tuple(x[known].tolist()), tuple(error[known].tolist()), *spearman(x[known], error[known]))
+            )
     return tuple(found)
 
 
@@ -188,7 +191,3 @@ def _findings(fit: Fit, held: HeldOut, trends: tuple[Trend, ...]) -> list[str]:
                 "of it"
             )
     return found
-
-
-def _floats(values: Array) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

@@ -169,7 +169,6 @@ def _blocks(design: Array, goal: Array, blocks: list[tuple[Bools, Bools]]) -> fl
 
 
 def _exponents(design: Array, goal: Array, names: list[str]) -> dict[str, tuple[float, float]]:
-
     left = len(goal) - design.shape[1]
     if left < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         return {}

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.checking.held_out import HeldOut, held_out
-from gsq.analysis.errors import AnalysisError
+from gsq.analysis.errors import AnalysisError, together
 from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import COMPARED, Law, get_law
 from gsq.analysis.tables.table import Array, Excluded, is_results
+from gsq.words import counted
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ class Comparison:
     def rows_text(self) -> str:
         """Say in words which rows the laws were fitted to."""
         one = self.fits[0]
-        which = (
-            "every evaluation" if one.law.of_steps else "the last row of each run" if is_results(one.rows) else "rows"
-        )
-        return f"{one.n_rows} rows of {one.n_configurations} configurations" + (f", {which}" if which != "rows" else "")
+        which = _which(one.law, one.rows)
+        rows = f"{counted(one.n_rows, 'row')} of {counted(one.n_configurations, 'configuration')}"
+        return f"{rows}, {which}" if which else rows
 
     def text(self) -> str:
         """Return the rows used, a table of laws, a table of held-out levels, and what was not fitted."""
@@ -142,7 +142,7 @@ def compare_laws(
     kinds, reasons = _kinds(frame, laws)
     compared, apart = next(_compared(kinds, reasons, options or Options()), (None, []))
     if compared is None:
-        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+        raise together(reasons)
     for one in (one for kind in apart for one in kind):
         reasons[one.law.name] = f"{one.what}, and is compared with laws of its kind alone"
     return replace(compared, not_fitted={**reasons, **compared.not_fitted})
@@ -158,7 +158,7 @@ def comparisons(
     kinds, reasons = _kinds(frame, laws)
     found = [one for one, _ in _compared(kinds, reasons, options or Options())]
     if not found:
-        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+        raise together(reasons)
     return (replace(found[0], not_fitted={**reasons, **found[0].not_fitted}), *found[1:])
 
 
@@ -188,7 +188,7 @@ def _kinds(frame: pd.DataFrame, laws: Sequence[str | Law] | None) -> tuple[Kinds
         else:
             reasons[law.name] = reason
     if not possible:
-        raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+        raise together(reasons)
     if laws is not None:
         _refuse_other_rows(possible)
         return [possible], reasons
@@ -273,7 +273,7 @@ def _fitted(laws: Sequence[Candidate], reasons: Mapping[str, str], options: Opti
         except AnalysisError as error:
             not_fitted[one.law.name] = str(error)
     if not fits:
-        raise AnalysisError("; ".join(dict.fromkeys(not_fitted.values())))
+        raise together(not_fitted)
     fits.sort(key=lambda one: (np.isnan(one.aicc), one.aicc))
     return Comparison(tuple(fits), tuple(held_out(one) for one in fits), aicc_weights(fits), not_fitted)
 

@@ -13,6 +13,7 @@ from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.laws.named import Law, get_law
 from gsq.analysis.tables.table import Excluded, measured, numbers
+from gsq.words import counted
 
 CURVE_LAWS = ("step_approach", "step_power")
 
@@ -42,9 +43,10 @@ class Extrapolation:
     def text(self) -> str:
         runs = self.table["signature"].nunique()
         return (
-            f"{runs} curves fitted on the first {self.fraction:.0%} of their steps: {len(self.table)} later values of "
-            f"{self.target} missed by {self.error:.3g} in the logarithm; {self.inside:.0%} lie within their intervals"
-            + (f"; {len(self.skipped)} curves left out" if self.skipped else "")
+            f"{counted(runs, 'curve')} fitted on the first {self.fraction:.0%} of their steps: "
+            f"{counted(len(self.table), 'later value')} of {self.target} missed by {self.error:.3g} in the logarithm; "
+            f"{self.inside:.0%} lie within their intervals"
+            + (f"; {counted(len(self.skipped), 'curve')} left out" if self.skipped else "")
         )
 
 
@@ -72,12 +74,12 @@ def extrapolate(
         run = run.sort_values("step").reset_index(drop=True)
         early = numbers(run, "step") <= fraction * numbers(run, "step").max()
         first, later = run[early].reset_index(drop=True), run[~early].reset_index(drop=True)
-        fits, reason = [], f"{len(first)} evaluations in the first {fraction:.0%} of its steps"
+        fits, reason = [], f"{counted(len(first), 'evaluation')} in the first {fraction:.0%} of its steps"
         for law in chosen:
             if len(first) < len(law.parameters) + 2:
                 continue
             try:
-                fits.append(fit_determined(first, Excluded(len(first), len(first), {}), law, options))
+                fits.append(fit_determined(first, Excluded.none(first), law, options))
             except AnalysisError as error:
                 reason = str(error)
         if not fits or not len(later):

@@ -11,7 +11,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import is_results, measured, numbers, varying
 from gsq.config.axes import CONFIGURATION, SYMBOLS
-from gsq.words import counted
+from gsq.words import counted, span
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Generation:
         least = int(np.argmin(self.gfid))
         rate = self.prior_bits_per_pixel
         found = [
-            f"Probe {self.probe}: {min(rate):.3g} to {max(rate):.3g} prior bits per pixel over "
+            f"Probe {self.probe}: {span(f'{min(rate):.3g}', f'{max(rate):.3g}')} prior bits per pixel over "
             f"{counted(len(self.cells), 'cell')}; the least gFID is {self.gfid[least]:.4g}, at {self.cells[least]} "
             f"({rate[least]:.3g} prior bits per pixel, rFID {self.rfid[least]:.4g})",
             f"The orders by rFID and by gFID differ in {len(self.disagree)} of {counted(self.pairs, 'pair')} of cells "

@@ -16,6 +16,7 @@ from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.searching import refit
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.laws.named import LAWS, Law, get_law
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import Array
@@ -44,13 +45,7 @@ class NestedTest:
         )
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "law": self.law,
-            "simpler": self.simpler,
-            "ratio": self.ratio,
-            "p": self.p,
-            "simulations": self.simulations,
-        }
+        return dict(jsonable(self))
 
 
 @np.errstate(all="ignore")
@@ -71,9 +66,7 @@ def nested_test(fit: Fit, simpler: str | Law | None = None, simulations: int = 1
         tested = ", ".join(law.name for law in LAWS.values() if law.simpler)
         raise AnalysisError(f"{fit.law.name} names no simpler law; give one (named ones that do: {tested})")
     null = get_law(simpler, [str(name) for name in fit.rows.columns], target=fit.law.outputs or fit.target)
-    small = fit_rows(
-        fit.rows, Excluded(fit.n_rows, fit.n_rows, {}), null, replace(fit.options, bootstrap=0, intervals="bootstrap")
-    )
+    small = fit_rows(fit.rows, Excluded.none(fit.rows), null, replace(fit.options, bootstrap=0, intervals="bootstrap"))
     if small.rank >= fit.rank:
         raise AnalysisError(
             f"{null.name} has {small.rank} parameters and {fit.law.name} has {fit.rank}: a test needs a simpler law"

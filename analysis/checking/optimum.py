@@ -18,9 +18,11 @@ from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.fit import fit
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit, interval_text, or_none
+from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.table import Array, measured, numbers, quoted, require_columns, unquoted, varying
 from gsq.config.axes import CONFIGURATION
+from gsq.words import counted
 
 LARGEST = ("psnr_db", "ssim", "inception_score", "usage", "perplexity", "effective_bits")
 """Targets for which larger is better."""
@@ -67,8 +69,7 @@ class SizeOptimum:
         """JSON-ready; open ends and unknown values become None."""
         low, high = self.interval
         return {
-            "size": self.size,
-            "rows": self.rows,
+            **picked(self, "size", "rows"),
             "optimum": or_none(self.value),
             "interval": [or_none(low) or None, or_none(high)],
             "log_error": or_none(self.log_error),
@@ -105,7 +106,7 @@ class Optimum:
             ends = f"  [{one.ends}]" if one.ends else ""
             said = f"{one.value:.4g}{ends}, {self.target} {one.best:.4g}" if not one.reason else f"{one.reason}{ends}"
             then = f"; try {one.further:.3g} next" if np.isfinite(one.further) else ""
-            lines.append(f"{head}{said} ({one.rows} rows){then}")
+            lines.append(f"{head}{said} ({counted(one.rows, 'row')}){then}")
         if np.isfinite(self.scatter):
             lines.append(f"  scatter about the quadratics {self.scatter:.3g}, taken to be the same at all sizes")
         else:
@@ -120,15 +121,10 @@ class Optimum:
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         return {
-            "column": self.column,
-            "by": list(self.by),
-            "target": self.target,
-            "residuals": self.residuals,
-            "scatter": or_none(self.scatter),
+            **picked(self, "column", "by", "target", "residuals", "scatter"),
             "sizes": [one.to_dict() for one in self.sizes],
             "law": self.law.to_dict() if self.law is not None else None,
-            "no_law": self.no_law,
-            "warnings": list(self.warnings),
+            **picked(self, "no_law", "warnings"),
         }
 
 
@@ -190,7 +186,6 @@ def _named(by: tuple[str, ...], key: object) -> dict[str, float | str]:
 
 
 def _quantile(confidence: float, free: float) -> float:
-
     share = (1 + confidence) / 2
     return float(ndtri(share) if np.isinf(free) else t_quantile(share, free) if free else np.nan)
 
@@ -259,7 +254,7 @@ def _size(
     )
     reason, further = "", np.nan
     if len(grid) < 3:
-        reason = f"{len(grid)} values, of which a quadratic needs three"
+        reason = f"{counted(len(grid), 'value')}, of which a quadratic needs three"
     elif not least < vertex < most:
         step = float((grid[-1] / grid[0]) ** (1 / (len(grid) - 1)))
         rising = slope + bend * (least + most) > 0  # from one end to the other

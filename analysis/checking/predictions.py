@@ -47,7 +47,6 @@ def seed_noise(frame: pd.DataFrame, target: str = "rfid", confidence: float = 0.
 
     Raises AnalysisError where no configuration has two seeds, or a target is not positive.
     """
-
     rows, _ = measured(frame, target)
     value = numbers(rows, target)
     if not (value > 0).all():

@@ -10,9 +10,11 @@ import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.fit import fit_determined
-from gsq.analysis.fitting.result import Fit, or_none
+from gsq.analysis.fitting.result import Fit
+from gsq.analysis.jsonable import picked
 from gsq.analysis.tables.left_out import Excluded
 from gsq.analysis.tables.table import large_end, numbers, require_columns, unquoted, with_derived
+from gsq.words import counted
 
 _MOST = 24  # More sizes are pooled into this many groups of neighbours.
 
@@ -47,9 +49,9 @@ class Rollout:
         for size, rows in self.table.groupby(self.column, sort=False):
             first = rows.iloc[0]
             lines.append(
-                f"  {size:.6g}: {len(rows)} rows, {self.target} {rows[self.target].mean():.4g}, predicted "
+                f"  {size:.6g}: {counted(len(rows), 'row')}, {self.target} {rows[self.target].mean():.4g}, predicted "
                 f"{rows['predicted'].mean():.4g} [{rows['low'].mean():.4g}, {rows['high'].mean():.4g}] from "
-                f"{first['fitted']:.0f} rows"
+                f"{counted(int(first['fitted']), 'row')}"
             )
         lines += [f"  {size}: not predicted ({why})" for size, why in self.skipped.items()]
         lines.append(f"  missed by {self.error:.3g} in the logarithm; {self.inside:.0%} lie within their intervals")
@@ -58,13 +60,7 @@ class Rollout:
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
         rows = [{name: one for name, one in row.items() if one == one} for row in self.table.to_dict("records")]
-        return {
-            "column": self.column,
-            "error": or_none(self.error),
-            "inside": or_none(self.inside),
-            "skipped": self.skipped,
-            "rows": rows,
-        }
+        return {**picked(self, "column", "error", "inside", "skipped"), "rows": rows}
 
 
 def rollout(fit: Fit, column: str) -> Rollout:
@@ -90,7 +86,7 @@ def rollout(fit: Fit, column: str) -> Rollout:
         smaller = rows[known & (size < low)].reset_index(drop=True)
         here = rows[known & (size >= low) & (size < high)].reset_index(drop=True)
         try:
-            found = fit_determined(smaller, Excluded(len(smaller), len(smaller), {}), unbound, options)
+            found = fit_determined(smaller, Excluded.none(smaller), unbound, options)
             middle, least, most = found.predict(here, single_run=True)
         except AnalysisError as error:
             skipped[f"{column} = {abs(low):.6g}"] = str(error)

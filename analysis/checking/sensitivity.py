@@ -12,6 +12,7 @@ from gsq.analysis.fitting.distributions import ranks
 from gsq.analysis.fitting.result import Fit, or_none
 from gsq.analysis.fitting.searching import refit
 from gsq.analysis.fitting.solver import Problem
+from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, large_end, numbers
 
 _STARTS = 4  # of each refit: the fit to all rows, and three random ones
@@ -42,11 +43,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready; NaN becomes None."""
-        return {
-            "at": dict(self.at),
-            "prediction": or_none(self.value),
-            "instead": {name: or_none(value) for name, value in self.instead.items()},
-        }
+        return {"at": dict(self.at), "prediction": or_none(self.value), "instead": jsonable(self.instead)}
 
 
 def sensitivity(fit: Fit) -> Sensitivity:

@@ -280,12 +280,10 @@ class State:
         return bool(self.open()[np.argmax(self.halves())])
 
     def _t(self, freedom: Array) -> Array:
-
         return np.asarray(t_quantile((1 + self.confidence) / 2, np.maximum(freedom, 1)))
 
     def _noise_width(self, more: Array) -> Array:
         """Half of the interval of ln sigma with ``more`` degrees of freedom, infinite without any."""
-
         freedom = np.maximum(self.counts - 1, 0).sum() + more
         tail = (1 - self.confidence) / 2
         with np.errstate(all="ignore"):

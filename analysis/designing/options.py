@@ -14,76 +14,36 @@ CRITERIA: tuple[Criterion, ...] = ("widest", "average")
 
 @dataclass(frozen=True, kw_only=True)
 class DesignOptions:
-    """Options of a design: how it chooses the runs."""
+    """Options of a design: how it chooses the runs.
 
-    until: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "VALUE",
-            "help": "Stop at this value of the target: half an interval (0.1 of a parameter; 0.05 is 5 % of a "
-            "prediction or of the noise), or the weight of wrong laws.",
-        },
-    )
-    noise: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "SD",
-            "help": "Standard deviation between seeds (relative, unless residuals are linear). By default the seeds in "
-            "the table give it; without any, further seeds count for nothing.",
-        },
-    )
-    seeds: int = field(
-        default=3,
-        metadata={
-            "metavar": "N",
-            "min": 1,
-            "help": "Largest number of runs of a configuration, including measured ones; 1 for no further seeds. If "
-            "the candidates have more rows of a configuration, that number counts.",
-        },
-    )
-    cost: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "COLUMN",
-            "help": "Column of the candidates with the cost of a run, above 0 and in any unit.",
-        },
-    )
-    criterion: Criterion = field(
-        default="widest",
-        metadata={
-            "metavar": "KIND",
-            "help": "With predictions at several cells, narrow the widest interval or their average (root mean square, "
-            "V- or I-optimal). The average includes the disagreement between rival laws and optima.",
-        },
-    )
-    cost_exponent: float = field(
-        default=1.0,
-        metadata={
-            "metavar": "X",
-            "help": "A run is worth its gain over cost^X: 1 is gain for cost. Below 1, gsq chooses fewer and more "
-            "expensive runs, which suits predictions far beyond the measured cells (0.5).",
-        },
-    )
-    optima: int = field(
-        default=1,
-        metadata={
-            "metavar": "N",
-            "min": 1,
-            "help": "Count up to N local minima of each law's fit as rivals, weighted by fit. Few cells often leave "
-            "several minima.",
-        },
-    )
-    enough: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "SHARE",
-            "help": "Leave out the last runs if together they narrow the target by less than this share (0.05). By "
-            "default the whole budget is spent.",
-        },
-    )
-    unit: str | None = field(
-        default=None, metadata={"help": "Unit of the costs in what is printed; by default the column's name."}
-    )
+    Options:
+        --until VALUE  Stop at this value of the target: half an interval (0.1 of a parameter; 0.05 is 5 % of a
+            prediction or of the noise), or the weight of wrong laws.
+        --noise SD  Standard deviation between seeds (relative, unless residuals are linear). By default the seeds in
+            the table give it; without any, further seeds count for nothing.
+        --seeds N  Largest number of runs of a configuration, including measured ones; 1 for no further seeds. If the
+            candidates have more rows of a configuration, that number counts.
+        --cost COLUMN  Column of the candidates with the cost of a run, above 0 and in any unit.
+        --criterion KIND  With predictions at several cells, narrow the widest interval or their average (root mean
+            square, V- or I-optimal). The average includes the disagreement between rival laws and optima.
+        --cost-exponent X  A run is worth its gain over cost^X: 1 is gain for cost. Below 1, gsq chooses fewer and more
+            expensive runs, which suits predictions far beyond the measured cells (0.5).
+        --optima N  Count up to N local minima of each law's fit as rivals, weighted by fit. Few cells often leave
+            several minima.
+        --enough SHARE  Leave out the last runs if together they narrow the target by less than this share (0.05). By
+            default the whole budget is spent.
+        --unit  Unit of the costs in what is printed; by default the column's name.
+    """
+
+    until: float | None = None
+    noise: float | None = None
+    seeds: int = field(default=3, metadata={"min": 1})
+    cost: str | None = None
+    criterion: Criterion = "widest"
+    cost_exponent: float = 1.0
+    optima: int = field(default=1, metadata={"min": 1})
+    enough: float | None = None
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         if self.until is not None and not 0 < self.until < math.inf:

@@ -9,7 +9,7 @@ Outcomes of runs that are not bought, and those of held-out rows, are never look
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,13 @@ from gsq.analysis.designing.spread import spread, spread_after
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Residuals
 from gsq.analysis.fitting.searching import draw_starts
-from gsq.analysis.fitting.solver import Problem, solve
+from gsq.analysis.fitting.solver import Prior, Problem, solve
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.table import Array, Index, numbers
 
 _EARLY = 50  # steps of every start; the best go on
 _CARRIED = 8
+_FAINT = 0.01  # weight of the prior in a fit: it decides only what the rows leave open
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Part:
             even = np.ones(len(taken))
             got = solve(problem, np.concatenate([*(w[None] for w in warm), start]), even, steps=_EARLY)
             good = np.argsort(got.cost)[: max(_CARRIED, most) + len(warm)]
+            problem = replace(problem, prior=self._faint(problem, float(got.cost[good[0]])))
             got = solve(problem, got.theta[good], even, steps=steps)
             good = np.flatnonzero(np.isfinite(got.cost))
             if not len(good):
@@ -124,6 +126,21 @@ class Part:
             )
         self.rivals = found or self.rivals
         self._weigh(len(taken))
+
+    def _faint(self, problem: Problem, cost: float) -> Prior:
+        """The prior of :func:`_prior`, around the middle of each box, at a weight that only decides between parameters
+        which suit the rows equally well. Where there are fewer rows than parameters, everything depends on it."""
+        low, high, rows = problem.low, problem.high, len(problem.target)
+        goal = np.log(problem.target) if self.how.residuals == "log" else problem.target
+        least = 1e-4 * max(float(np.var(goal)), 1e-4 * float(np.mean(goal**2)))
+        square = (2 * least + cost) / (2 + max(rows - len(low), 0))
+        boxed = np.isfinite(low) & np.isfinite(high)
+        log = boxed & (low > 0)
+        with np.errstate(all="ignore"):
+            ends = [np.where(log, np.log(end), end) for end in (low, high)]
+            middle = np.where(boxed, (ends[0] + ends[1]) / 2, 0.0)
+            precision = np.where(boxed, _FAINT * square / ((ends[1] - ends[0]) / 4) ** 2, 0.0)
+        return Prior(middle, precision, log)
 
     def _weigh(self, rows: int) -> None:
         """Weights of minima within a law times those of the laws, by AICc where the rows allow it, else by fit."""

@@ -93,7 +93,6 @@ def power(
     The intervals assume that the law is right and the noise is all there is: where it is not, expect wider ones. Raises
     AnalysisError for a grid that cannot carry the law, or parameters without a coefficient.
     """
-
     chosen = get_law(law, [str(name) for name in cells.columns])
     given = dict(coefficients or {})
     unknown = [name for name in given if name not in chosen.parameters]

@@ -16,6 +16,7 @@ from gsq.analysis.allocating.parabolas import Parabolas
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import COLOURS, DARK, GREY, caption, log_axis, raster_where_many, save, style
 from gsq.analysis.tables.table import Array, numbers
+from gsq.words import span
 
 _OTHER = COLOURS[1]
 
@@ -39,7 +40,7 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
         for name, one in zip(columns, axes, strict=True):
             _draw_best(allocation, name, parabolas.get(name), one)
         figure.legend(handles=_handles(allocation), loc="outside upper center", ncols=6 if panels > 2 else 3)
-        held = ", ".join(f"{name} = {value:g}" for name, value in allocation.constraint.search.fixed.items())
+        held = allocation.constraint.held_text()
         fit = allocation.fit
         kind = "bootstrap" if len(fit.draws) else fit.interval_kind
         parts = [
@@ -48,15 +49,14 @@ def allocation_figure(allocation: Allocation, path: str | Path | None = None) ->
             f"Band: {fit.confidence:.0%}, {kind}." if allocation.curve else "",
         ]
         caption(figure, parts, width)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     """Target against the column, a colour for each budget: measured, law, parabola, and the best of both."""
     fit, name = allocation.fit, slices.column
-    size, target = numbers(fit.rows, name), fit.problem.target
+    here = allocation.constraint.at_held(fit)
+    size, target = numbers(fit.rows, name)[here], fit.problem.target[here]
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, max(2, len(slices.slices))))
     found = dict(zip((cost for cost, _ in slices.vertices), slices.coefficients, strict=True))
     for one, shade in zip(slices.slices, shades, strict=False):
@@ -80,9 +80,9 @@ def _draw_slices(allocation: Allocation, slices: Parabolas, axes: Axes) -> None:
     axes.set_xscale("log")
     log_axis(axes.xaxis, axes.get_xlim())
     axes.set_xlabel(LABELS.get(name, name))
-    axes.set_ylabel(LABELS.get(fit.target, fit.target))
+    axes.set_ylabel(LABELS.get(allocation.target, allocation.target))
     low, high = slices.slices[0].cost, slices.slices[-1].cost
-    axes.set_title(f"isoFLOP slices, {min(low, high):.2g} to {max(low, high):.2g}", loc="left", fontsize=9)
+    axes.set_title(f"isoFLOP slices, {span(f'{min(low, high):.2g}', f'{max(low, high):.2g}')}", loc="left", fontsize=9)
 
 
 def _draw_best(allocation: Allocation, name: str, parabolas: Parabolas | None, axes: Axes) -> None:
@@ -92,7 +92,9 @@ def _draw_best(allocation: Allocation, name: str, parabolas: Parabolas | None, a
     low, high = allocation.measured_costs
     least, most = low, max(high, *asked)
     budgets, best = allocation.line(least, most)
-    axes.plot(constraint.costs, numbers(fit.rows, name), "o", color=GREY, alpha=0.45, markersize=3, zorder=1)
+    axes.plot(
+        constraint.costs, numbers(fit.rows, name)[constraint.here], "o", color=GREY, alpha=0.45, markersize=3, zorder=1
+    )
     raster_where_many(axes, len(constraint.costs))
     axes.plot(budgets, best[name], color=COLOURS[0], zorder=3)
     axes.set_xscale("log")

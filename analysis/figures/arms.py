@@ -36,9 +36,7 @@ def arms_figure(found: Arms, path: str | Path | None = None) -> Figure:
         test = found.shared.text if found.shared else found.untested
         notes = [found.fit.formula() + "\n", f"Shared exponents: {test}."]
         caption(figure, notes, 9.5)
-        if path is not None:
-            save(figure, path)
-    return figure
+        return save(figure, path)
 
 
 def _draw_curves(found: Arms, axes: Axes, colour: dict[str, str]) -> None:

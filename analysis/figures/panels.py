@@ -44,7 +44,7 @@ LABELS = {
     "psnr_db": "PSNR (dB)",
 }
 MOST_WITH_CURVES = 100
-# Of published numbers, which are drawn together though each source has its own.
+# Stands for the protocols of published numbers, which are drawn together though each source has its own.
 SOURCE = "source_protocol"
 Floats = tuple[float, ...]
 
@@ -55,7 +55,7 @@ class Curve:
 
     law: str
     formula: str
-    """With the fitted numbers."""
+    """The law with its fitted numbers."""
     x: Floats
     central: Floats
     low: Floats

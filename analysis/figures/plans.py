@@ -16,6 +16,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.figures.panels import LABELS
 from gsq.analysis.figures.style import GREY, caption, log_axis, plain_number, raster_where_many, save, style
 from gsq.analysis.tables.table import Array, numbers, require_columns
+from gsq.words import counted
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,6 @@ def plan_figure(
         )
         off = f"; cells are at most {100 * plan.furthest:.2g} % off them." if plan.lines else "."
         by = f" ({plan.budget})" if plan.budget else ""
-        cells = "1 cell" if len(plan.images) == 1 else f"{len(plan.images)} cells"
+        cells = counted(len(plan.images), "cell")
         caption(figure, [f"{name}: {cells}.", f"{said}{by}{off}"], width)
     return save(figure, path)

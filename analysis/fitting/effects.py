@@ -48,7 +48,6 @@ class RandomEffects:
 
     def interval(self, quantity: Quantity, confidence: float) -> tuple[float, float, float]:
         """Return the value of ``quantity`` and its t interval, as (value, low, high)."""
-
         value, slope = float(quantity(self.theta[None])[0]), gradient(quantity, self.theta)
         variance = float(slope @ self.covariance @ slope)
         change = np.einsum("i,vij,j->v", slope, self._shares, slope)

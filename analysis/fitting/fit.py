@@ -121,6 +121,11 @@ def fit_by(
 def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
     """:func:`fit` on rows that :func:`analysis.measured` returned."""
     law = law.at_levels(rows)
+    if law.outputs and options.noise is not None:
+        raise AnalysisError(
+            f"noise {options.noise:g} (--noise) is the seed noise of one target, and {', '.join(law.outputs)} have one "
+            "each: leave it out, so that seeds in the table measure it, or fit the targets one by one"
+        )
     target, data = numbers(rows, law.target), law.values(rows)
     check_values(rows, law, target, data, options.residuals)
     configurations = configuration_ids(rows, [*law.columns, *law.factors])
@@ -221,7 +226,7 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
         converged=converged,
         converged_share=share,
         condition=condition(law, problem, theta),
-        lack_of_fit=lack_of_fit(cost, pure, cells - rank, options),
+        lack_of_fit=lack_of_fit(cost, pure, cells - rank, options, bool(law.outputs)),
         spearman=_spearman(rows, law.target),
         bootstrap_requested=draws.requested,
         bootstrap_failed=draws.failed,

@@ -33,86 +33,39 @@ def changed(options: T, changes: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a fit. A field's metadata hold its help and whatever else the command line needs."""
+    """Options of a fit.
 
-    residuals: Residuals = field(
-        default="log",
-        metadata={
-            "metavar": "KIND",
-            "help": "log weighs relative errors (rFID spans decades), linear absolute ones, as the paper does.",
-        },
-    )
-    loss: Loss = field(
-        default="least_squares",
-        metadata={"metavar": "LOSS", "help": "least_squares, huber, cauchy, quantile or asymmetric."},
-    )
-    delta: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "X",
-            "help": "Residual beyond which huber, cauchy and quantile are no longer quadratic. Default: 1e-3 for "
-            "huber and quantile (times the median target in linear residuals), as replications of Chinchilla use; for "
-            "cauchy 2.385 robust standard deviations of the least-squares residuals.",
-        },
-    )
-    weights: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "COLUMN",
-            "help": "A column of positive weights, for instance one over a variance.",
-        },
-    )
-    noise: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "SD",
-            "help": "Standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit "
-            "test; otherwise gsq estimates it from the seeds in the table.",
-        },
-    )
-    bootstrap: int = field(
-        default=1000,
-        metadata={
-            "metavar": "N",
-            "min": 0,
-            "help": "Resamples, by configuration, of the bootstrap intervals; 0 for none.",
-        },
-    )
-    starts: int = field(default=64, metadata={"metavar": "N", "min": 1, "help": "Random starts of the fit."})
-    bootstrap_starts: int = field(
-        default=8,
-        metadata={
-            "metavar": "N",
-            "min": 1,
-            "help": "Starts of each resample; a table of more than 500 rows uses fewer.",
-        },
-    )
-    seed: int = field(
-        default=0,
-        metadata={
-            "metavar": "N",
-            "min": 0,
-            "help": "Seed of the starts and of the resamples; the same seed gives the same result.",
-        },
-    )
-    confidence: float = field(
-        default=0.95, metadata={"metavar": "P", "help": "Confidence of the intervals, between 0 and 1."}
-    )
-    intervals: Intervals | None = field(
-        default=None,
-        metadata={
-            "metavar": "KIND",
-            "help": "Intervals to show: profile (default for least_squares), bootstrap, or none, which is fast.",
-        },
-    )
-    quantile: float | None = field(
-        default=None,
-        metadata={
-            "metavar": "SHARE",
-            "help": "Share of runs below the law, for the loss quantile; asymmetric weighs squares alike (expectiles). "
-            "Default: 0.1, because undertuned runs lie above the law alone.",
-        },
-    )
+    Options:
+        --residuals KIND  log weighs relative errors (rFID spans decades), linear absolute ones, as the paper does.
+        --loss LOSS  least_squares, huber, cauchy, quantile or asymmetric.
+        --delta X  Residual beyond which huber, cauchy and quantile are no longer quadratic. Default: 1e-3 for huber and
+            quantile (times the median target in linear residuals), as replications of Chinchilla use; for cauchy 2.385
+            robust standard deviations of the least-squares residuals.
+        --weights COLUMN  A column of positive weights, for instance one over a variance.
+        --noise SD  Standard deviation between seeds, if known (relative for log residuals), for the lack-of-fit test;
+            otherwise gsq estimates it from the seeds in the table.
+        --bootstrap N  Resamples, by configuration, of the bootstrap intervals; 0 for none.
+        --starts N  Random starts of the fit.
+        --bootstrap-starts N  Starts of each resample; a table of more than 500 rows uses fewer.
+        --seed N  Seed of the starts and of the resamples; the same seed gives the same result.
+        --confidence P  Confidence of the intervals, between 0 and 1.
+        --intervals KIND  Intervals to show: profile (default for least_squares), bootstrap, or none, which is fast.
+        --quantile SHARE  Share of runs below the law, for the loss quantile; asymmetric weighs squares alike
+            (expectiles). Default: 0.1, because undertuned runs lie above the law alone.
+    """
+
+    residuals: Residuals = "log"
+    loss: Loss = "least_squares"
+    delta: float | None = None
+    weights: str | None = None
+    noise: float | None = None
+    bootstrap: int = field(default=1000, metadata={"min": 0})
+    starts: int = field(default=64, metadata={"min": 1})
+    bootstrap_starts: int = field(default=8, metadata={"min": 1})
+    seed: int = field(default=0, metadata={"min": 0})
+    confidence: float = 0.95
+    intervals: Intervals | None = None
+    quantile: float | None = None
 
     def __post_init__(self) -> None:
         if self.residuals not in get_args(Residuals):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.identify import slopes, unit_columns
+from gsq.analysis.fitting.noise import pure_error
 from gsq.analysis.fitting.options import Intervals
 from gsq.analysis.fitting.solver import Problem, solve
 from gsq.analysis.laws.named import Law
@@ -34,11 +35,14 @@ class Output:
     best: float
     """Its prediction at :attr:`Fit.best`, with the interval."""
     interval: tuple[float, float]
+    noise: float
+    """Standard deviation between its seeds (relative for log residuals); NaN without seeds."""
 
     @property
     def text(self) -> str:
         relative = "" if np.isnan(self.log_rmse) else f" (log {self.log_rmse:.3g})"
-        return f"{counted(self.rows, 'row')}, RMSE {self.rmse:.4g}{relative}, scatter {self.scatter:.3g}"
+        noise = "" if np.isnan(self.noise) else f", seed noise {self.noise:.3g}"
+        return f"{counted(self.rows, 'row')}, RMSE {self.rmse:.4g}{relative}, scatter {self.scatter:.3g}{noise}"
 
 
 @np.errstate(all="ignore")
@@ -53,7 +57,11 @@ def by_output(fit: Any) -> dict[str, Output]:
         rmse, log_rmse = (float(np.sqrt(np.mean(one[here] ** 2))) for one in (error, log_error))
         scatter = fit.scatter * float(np.sqrt(np.mean(1 / fit.weights[here])))
         central, low, high = (float(one[0]) for one in fit.predict({**fit.best, OUT: name}))
-        found[name] = Output(int(np.sum(here)), rmse, log_rmse, scatter, central, (low, high))
+        own = fit.weights[here] / np.mean(fit.weights[here])
+        cells = np.unique(fit.configurations[here], return_inverse=True)[1]
+        pure, seeds = pure_error(replace(fit.problem, target=fit.problem.target[here]), own, cells)
+        noise = float(np.sqrt(pure / seeds)) if seeds else np.nan
+        found[name] = Output(int(np.sum(here)), rmse, log_rmse, scatter, central, (low, high), noise)
     return found
 
 

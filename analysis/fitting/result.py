@@ -15,9 +15,10 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.derived import Derived, Quantity, parameter_expression, region_ends
 from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.intervals import delta_band, percentile_interval
+from gsq.analysis.fitting.noise import LackOfFit
 from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.solver import Problem
-from gsq.analysis.jsonable import jsonable
+from gsq.analysis.jsonable import jsonable, picked
 from gsq.analysis.laws.formula import split_target, with_numbers
 from gsq.analysis.laws.named import Law
 from gsq.analysis.tables.outputs import OUT
@@ -28,31 +29,6 @@ from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.analysis.fitting.options import Intervals, Options, Residuals
-
-
-@dataclass(frozen=True)
-class LackOfFit:
-    """Whether a law misses the configurations by more than seeds scatter."""
-
-    noise: float | None
-    """Standard deviation between seeds (relative for log residuals): estimated, or as given; None without seeds."""
-    freedom: int | None
-    """Degrees of freedom of the estimate; None where it was given."""
-    p: float | None
-    """Probability of so large a misfit if the law were right; None without seeds."""
-    rejected_below: float
-    """A seed noise smaller than this would reject the law at 5 %."""
-
-    @property
-    def text(self) -> str:
-        if self.noise is None or self.p is None:
-            return (
-                f"no seeds to measure noise by; a seed noise below {self.rejected_below:.2g} would reject the law "
-                "at 5 %"
-            )
-        source = "as given" if self.freedom is None else f"{self.freedom} degrees of freedom"
-        verdict = "the law is rejected at 5 %" if self.p < 0.05 else "no lack of fit found"
-        return f"seed noise {self.noise:.2g} ({source}): p = {self.p:.2g}, {verdict}"
 
 
 @dataclass(frozen=True)
@@ -317,7 +293,6 @@ class Fit:
             for name, value in self.parameters.items()
         }
         central, low, high = (float(value[0]) for value in self.predict(self.best))
-        lack = self.lack_of_fit
         return {
             "law": self.law.name,
             "formula": self.law.formula,
@@ -333,30 +308,10 @@ class Fit:
             "residuals": self.residuals,
             "loss": self.options.loss,
             "intervals": self.interval_kind,
-            "confidence": self.confidence,
-            "cost": self.cost,
-            "rmse": or_none(self.rmse),
-            "log_rmse": or_none(self.log_rmse),
-            "aicc": or_none(self.aicc),
-            "n_rows": self.n_rows,
-            "n_configurations": self.n_configurations,
-            "converged": self.converged,
-            "converged_share": self.converged_share,
-            "confounded": [list(group) for group in self.confounded],
-            "condition": [or_none(value) for value in self.condition],
-            "lack_of_fit": None
-            if lack is None
-            else {"noise": lack.noise, "freedom": lack.freedom, "p": lack.p, "rejected_below": lack.rejected_below},
-            "spearman": self.spearman,
-            "bootstrap": {
-                "requested": self.bootstrap_requested,
-                "failed": self.bootstrap_failed,
-                "redrawn": self.bootstrap_redrawn,
-            },
-            "excluded": self.excluded,
-            "warnings": list(self.warnings),
-            "protocol": self.protocol,
-            "features": self.features,
+            **picked(self, "confidence", "cost", "rmse", "log_rmse", "aicc", "n_rows", "n_configurations", "converged"),
+            **picked(self, "converged_share", "confounded", "condition", "lack_of_fit", "spearman"),
+            "bootstrap": {kind: getattr(self, f"bootstrap_{kind}") for kind in ("requested", "failed", "redrawn")},
+            **picked(self, "excluded", "warnings", "protocol", "features"),
         }
 
     def save(self, path: str | Path) -> None:

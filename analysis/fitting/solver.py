@@ -30,6 +30,26 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What is known of the internal parameters before any row: the cost grows by precision * (parameter - middle)^2,
+    and where ``log`` by that of its logarithm."""
+
+    middle: Array
+    """(k,), of the logarithm where ``log``."""
+    precision: Array
+    """(k,), in units of the cost."""
+    log: Bools
+    """(k,)."""
+
+    def penalty(self, theta: Array) -> tuple[Array, Array, Array]:
+        """Cost (m,) of theta (m, k), half its gradient (m, k), and half its curvature (m, k)."""
+        with np.errstate(all="ignore"):
+            apart = np.where(self.log, np.log(theta), theta) - self.middle
+            slope = np.where(self.log, 1 / theta, 1.0)
+        return (self.precision * apart**2).sum(axis=1), self.precision * apart * slope, self.precision * slope**2
+
+
+@dataclass(frozen=True)
 class Problem:
     """A fitting problem: what all parameter vectors of a batch share."""
 
@@ -47,6 +67,7 @@ class Problem:
     """Residual beyond which Huber, Cauchy and quantile losses are no longer quadratic."""
     quantile: float = 0.5
     """For sided losses, the share of the weight of targets above the law."""
+    prior: Prior | None = None
 
     @property
     def centre(self) -> Array:
@@ -207,6 +228,10 @@ def _normal(problem: Problem, theta: Array, weights: Array, goal: Array) -> tupl
                 gradient[:, i] = np.einsum("mn,mn->m", slope[i], pulled)
                 for j in range(i + 1):
                     hessian[:, i, j] = hessian[:, j, i] = np.einsum("mn,mn->m", weighted[i], slope[j])
+        if problem.prior:
+            known, pull, bent = problem.prior.penalty(theta)
+            cost, gradient = cost + known, gradient + pull
+            np.einsum("mii->mi", hessian)[:] += bent
         broken = ~(np.isfinite(gradient).all(1) & np.isfinite(hessian).all((1, 2)))
     cost[broken | ~np.isfinite(cost)] = np.inf
     return cost, gradient, hessian
@@ -258,8 +283,8 @@ def rho(residual: Array, loss: Loss, delta: float, quantile: float = 0.5) -> tup
 
 
 def curvature(residual: Array, problem: Problem, factor: Array | None) -> Array | None:
-    """By what the squares of slopes count in the curvature of the loss (None: 1): its second derivative for huber, and
-    a little beyond delta, where it has none; else the reweighting ``factor``.
+    """Return the factor of the squared slopes in the curvature of the loss (None: 1): its second derivative for huber,
+    and a little beyond delta, where it has none; else the reweighting ``factor``.
 
     With reweighting alone, huber with a small delta takes hundreds of steps that each go a part of the way.
     """

@@ -69,8 +69,6 @@ class Form:
         """Indices of the parameters inside an exponential, which powers of columns are."""
         self.kinked = expression.has(sp.Min, sp.Max, sp.Abs)
         """Whether it holds min, max or abs, where its slopes jump."""
-        self.kinked = expression.has(sp.Min, sp.Max, sp.Abs)
-        """Whether it holds min, max or abs, where its slopes jump."""
         self.constants = tuple(i for i in self.amplitudes if expression.diff(theta[i]) in {1, *rival})
         """Indices of additive constants: floors."""
         self.levels = {i: symbols.index(one) for i in self.constants if (one := expression.diff(theta[i])) in rival}

@@ -78,8 +78,8 @@ class Law:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """In order of appearance. Of A[quantizer], one for each level: A[gsq], A[simvq]; before the levels are known,
-        A[quantizer] itself."""
+        """Names in order of appearance. A[quantizer] has one for each level: A[gsq], A[simvq]; before the levels are
+        known, it is A[quantizer] itself."""
         return self.read.expanded(self.levels) if self.levels else self.read.parameters
 
     @property

@@ -18,7 +18,7 @@ from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, measured, numbers, varying
 from gsq.config.axes import PANELS
-from gsq.words import counted
+from gsq.words import counted, span
 
 WEAK = 0.3  # a smaller rank correlation is no clear trend
 
@@ -161,8 +161,7 @@ def _lines(panel: Panel) -> str:
 
 
 def _between(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
-    return low if low == high else f"{low} to {high}"
+    return span(f"{min(values):.4g}", f"{max(values):.4g}")
 
 
 def _capital(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import pandas as pd
 from gsq.analysis.errors import AnalysisError
 from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, modifiers, read_levels, roots
 from gsq.sweeps.schema import columns as schema
+from gsq.words import counted
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -55,8 +57,6 @@ def near_names(name: str, columns: Collection[object]) -> list[str]:
 
 def quoted(name: str) -> str:
     """``name`` as a formula has it: in backticks where it is not made of letters, digits, _ and dots alone."""
-    import keyword
-
     plain = _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
     return name if plain else f"`{name}`"
 
@@ -87,7 +87,7 @@ def _missing(frame: pd.DataFrame, name: str) -> str:
             f"columns of the curves: {', '.join(columns)}"
         )
     near = near_names(name, columns)
-    text = f"column {name!r} is missing from the table; it has {len(columns)} columns, such as "
+    text = f"column {name!r} is missing from the table; it has {counted(len(columns), 'column')}, such as "
     text += ", ".join(near or columns[:8]) + (f". Did you mean {' or '.join(near)}?" if near else ".")
     if name in DERIVED:
         text += f" {name} follows from {', '.join(roots(name))}, of which it lacks {', '.join(axes)}."

@@ -11,6 +11,7 @@ import pandas as pd
 from gsq.analysis.tables.columns import numbers, varying
 from gsq.config.axes import AXES
 from gsq.sweeps.schema import failure_tests as association
+from gsq.words import counted
 
 # Runs die first at the end of an axis that costs more memory and time: the large one (for downsample, the small one).
 _DEARER = {axis.name: axis.dearer for axis in AXES if axis.dearer}
@@ -33,6 +34,11 @@ class Excluded:
     warnings: tuple[str, ...] = ()
     """Where the failed cells sit at the large end of an axis."""
 
+    @classmethod
+    def none(cls, rows: pd.DataFrame) -> Excluded:
+        """All of ``rows`` are used."""
+        return cls(len(rows), len(rows), {})
+
     @property
     def text(self) -> str:
         """For instance "3 of 12 cells have no value: 2 failed (out_of_memory), 1 queued"; "" if none."""
@@ -41,8 +47,8 @@ class Excluded:
         missing = self.cells - self.used
         parts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
         if REPEATED in self.counts:
-            return f"{missing} of {self.cells} cells {'is' if missing == 1 else 'are'} left out: {parts}"
-        return f"{missing} of {self.cells} cells {'has' if missing == 1 else 'have'} no value: {parts}"
+            return f"{missing} of {counted(self.cells, 'cell')} {'is' if missing == 1 else 'are'} left out: {parts}"
+        return f"{missing} of {counted(self.cells, 'cell')} {'has' if missing == 1 else 'have'} no value: {parts}"
 
 
 def failure_warnings(

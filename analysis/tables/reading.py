@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.words import counted
 
 _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -285,9 +286,9 @@ def _table(path: Path, separator: str, records: Records, lines: Sequence[str]) -
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             found = ", ".join(rows[number][:8])
             raise AnalysisError(
-                f"{path}: line {at} has {len(rows[number])} values where {len(names)} columns are named ({shown}): "
-                f"{found}. Values are taken to be separated by {SEPARATORS.get(separator, repr(separator))}; an empty "
-                "one keeps its separator"
+                f"{path}: line {at} has {counted(len(rows[number]), 'value')} where {len(names)} columns are named "
+                f"({shown}): {found}. Values are taken to be separated by "
+                f"{SEPARATORS.get(separator, repr(separator))}; an empty one keeps its separator"
             )
     empty = [not name and all(not row[i] for row in rows) for i, name in enumerate(names)]
     if any(empty):

@@ -26,7 +26,6 @@ def remembering() -> Iterator[None]:
 
 def remembered(function: Callable[P, R]) -> Callable[P, R]:
     """Look results up within ``remembering``; elsewhere, the function as it is. Errors are not kept."""
-
     parameters = inspect.signature(function)
 
     @functools.wraps(function)

@@ -36,6 +36,7 @@ from gsq.analysis.tables.left_out import REPEATED, Excluded, failure_warnings, l
 from gsq.analysis.tables.remembering import remembered
 from gsq.config.axes import CONFIGURATION
 from gsq.sweeps.schema import columns as schema
+from gsq.words import counted
 
 __all__ = [
     "REPEATED",
@@ -170,7 +171,7 @@ def select_protocol(frame: pd.DataFrame, protocol: str) -> pd.DataFrame:
     if protocol in matches:
         matches = [protocol]
     if len(matches) != 1:
-        listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items()) or "none"
+        listed = "; ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items()) or "none"
         what = "matches several protocols" if matches else "is not a protocol of this table"
         raise AnalysisError(f"protocol {protocol!r} {what}. Protocols and their rows: {listed}")
     chosen = frame["protocol"] == matches[0]
@@ -236,7 +237,7 @@ def measured(
     frame = as_asked(frame, target)
     counts = protocol_counts(frame, target)
     if len(counts) > 1:
-        listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items())
+        listed = "; ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
         raise AnalysisError(
             f"the table mixes {len(counts)} evaluation protocols, whose {target} values cannot be compared: {listed}. "
             f"Select one: protocol={next(iter(counts))!r} in load_results, or --protocol on the command line"
@@ -264,7 +265,7 @@ def _one_probe(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     found = frame.loc[frame[names].notna().all(axis=1), "probe_protocol"]
     counts = found.fillna("(none)").value_counts()
     if len(counts) > 1:
-        listed = "; ".join(f"{name} ({count} rows)" for name, count in counts.items())
+        listed = "; ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
         raise AnalysisError(
             f"the table mixes {len(counts)} probe protocols, whose {names[0]} values cannot be compared: {listed}. "
             f"Select one: --where \"probe_protocol == '{counts.index[0]}'\""

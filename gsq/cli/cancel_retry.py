@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
-from gsq.cli.options import JsonOption, NameArgument, SelectionArgument, YesOption, ask, on_terminal, print_json
+from gsq import sweeps
+from gsq.cli.options import (
+    JsonOption,
+    NameArgument,
+    SelectionArgument,
+    Submitting,
+    YesOption,
+    ask,
+    on_terminal,
+    print_json,
+)
 from gsq.cli.submit import submit_plan
 from gsq.words import counted
 
@@ -25,12 +34,12 @@ def cancel_command(
 
     Example: gsq cancel quickstart running groups=4
     """
-    from gsq.sweeps.running.cancel_retry import cancel, cancellable
+    from gsq.sweeps.running.cancel_retry import cancellable
 
     # Without a terminal nobody can answer, so the cells need not be counted.
     if not yes and on_terminal() and (count := len(cancellable(sweep, selection or ()))) > 1:
         ask(f"Stop {counted(count, 'cell')}?", yes)
-    done = cancel(sweep, selection or ())
+    done = sweeps.cancel(sweep, selection or ())
     if as_json:
         print_json(asdict(done))
         return
@@ -46,10 +55,7 @@ def cancel_command(
 def retry_command(
     sweep: NameArgument,
     selection: SelectionArgument = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option("--cluster", metavar="NAME", help="local, slurm or a cluster file; default: as last submitted."),
-    ] = None,
+    cluster: str | None = None,
 ) -> None:
     """Submit failed cells again, whatever their failure class, and nothing else.
 
@@ -57,6 +63,9 @@ def retry_command(
     and run missing cells too, use gsq submit --retry. Exit code 1: cells failed again.
 
     Example: gsq retry quickstart out_of_memory --cluster big-gpu.yaml
+
+    Options:
+        --cluster NAME  local, slurm or a cluster file; default: as last submitted.
     """
     from gsq.cli.wording import still_stopping
     from gsq.sweeps.running.cancel_retry import failed_cells, last_cluster, stopping_cells
@@ -68,6 +77,6 @@ def retry_command(
             raise typer.Exit(1)
         typer.echo(f"nothing to retry: none of these cells failed (gsq status {plan.name})")
         return
-    submission = submit_plan(plan, cluster or last_cluster(sweep), retry=True)
+    submission = submit_plan(plan, Submitting(cluster=cluster or last_cluster(sweep), retry=True))
     if any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)

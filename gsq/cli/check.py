@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gsq.cli.options import key_values
+from gsq.errors import choose
 
 KINDS = "quantizer, model, discriminator, loss, data, features, metric, program"
 
@@ -42,7 +43,6 @@ def check_command(
 
     Example: gsq check my_train:train --as program -o text=README.md -o width=4 -o steps=8 -o seed=0
     """
-    from gsq.errors import choose
     from gsq.runs.part_checks import ROLES, check_part
     from gsq.runs.program_checks import check_program
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from gsq.errors import UserError
 from gsq.records.folder import runs_root
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
 
 def complete_names(incomplete: str) -> Iterator[str]:
@@ -17,17 +20,12 @@ def complete_names(incomplete: str) -> Iterator[str]:
 
 def complete_sweeps(incomplete: str) -> Iterator[str]:
     """Sweep files here and those that ship, then names of submitted sweeps."""
-    from pathlib import Path
-
-    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
-
     files = [str(path) for path in sorted(Path().glob("*.y*ml"))]
     yield from (name for name in (*files, *shipped_files(configs_folder())) if name.startswith(incomplete))
 
 
 def complete_cells(ctx: Any, incomplete: str) -> Iterator[tuple[str, str]]:
     """Signatures of the cells of the sweep on the line with their axes, then states and failure classes."""
-    from gsq.errors import UserError
     from gsq.sweeps.planning.folder import sweep_folder
     from gsq.sweeps.spec.states import RESUME, STATES
 

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gsq.cli.options import line
+from gsq import analysis, sweeps
+from gsq.analysis.errors import AnalysisError
+from gsq.cli.options import Submitting, line
+from gsq.cli.table_options import require_outputs, table_path
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import newest_file, read_metrics
 
@@ -24,24 +28,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gsq.cli.live import LiveView
-    from gsq.sweeps.planning.cells import Plan
     from gsq.sweeps.planning.folder import SweepFolder
-    from gsq.sweeps.running.slurm_arrays import Submission
-    from gsq.sweeps.spec.cluster import Cluster
     from gsq.sweeps.spec.container import Tracking
 
 
-def run_sweep(
-    sweep: str,
-    cluster: str,
-    cells: int | None,
-    retry: bool,
-    output: Path | None,
-    command: str,
-    over_budget: bool = False,
-    canary: bool = False,
-    micro_batch: str | None = None,
-) -> int:
+def run_sweep(sweep: str, how: Submitting, output: Path | None, command: str) -> int:
     """Plan, submit, wait, gather, fit and plot. Returns the exit code: 0, 1 if cells failed, 130 on Ctrl-C.
 
     Raises UserError before anything is written if the sweep or the cluster is wrong or the budget is exceeded.
@@ -54,9 +45,7 @@ def run_sweep(
     from gsq.cli.wording import duration
     from gsq.data.manifest import KINDS
     from gsq.sweeps.running.search import submit_search
-    from gsq.sweeps.running.submit import submit
-    from gsq.sweeps.spec.cluster import load_cluster
-    from gsq.sweeps.tables.gather import RESULTS, gather
+    from gsq.sweeps.tables.gather import RESULTS
     from gsq.sweeps.tracking.tracker import require_package
 
     unevaluated: dict[str, str] = {}
@@ -64,11 +53,10 @@ def run_sweep(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     console = Console(emoji=False)
-    if output is not None:
-        require_output("--output", output)
-    target = load_cluster(cluster)
-    plan = make(sweep, cells, micro_batch=micro_batch, cluster=target)
-    require_output("results table", output or RESULTS / f"{plan.name}.parquet")
+    require_outputs({"--output": output})
+    target = sweeps.load_cluster(how.cluster)
+    plan = make(sweep, how.cells, micro_batch=how.micro_batch, cluster=target)
+    require_outputs({"results table": output or RESULTS / f"{plan.name}.parquet"})
     if target.tracker is not None:
         require_package(target.tracker.to)
     for data in plan.data:
@@ -76,13 +64,13 @@ def run_sweep(
             counts = ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in data.counts().items())
             line(console, f"[yellow]left out of the images: {counts} (gsq plan names them)[/yellow]")
     try:
-        plan = admitted(console, plan, target, retry, over_budget, canary)
+        plan = admitted(console, plan, target, how)
         with live_view(console, plan, target) as view:
-            options: dict[str, Any] = {"retry": retry, "over_budget": True, "on_update": view.update}
+            options: dict[str, Any] = {"retry": how.retry, "over_budget": True, "on_update": view.update}
             if plan.search is not None:
                 submission = submit_search(plan, target, wait=True, **options)
             else:
-                submission = submit(plan, target, on_evaluation=evaluation_printer(console), **options)
+                submission = sweeps.submit(plan, target, on_evaluation=evaluation_printer(console), **options)
                 if target.kind == "slurm":
                     unevaluated = _wait_for_slurm(console, plan, target, submission, view)
                 elif submission.evaluations:
@@ -93,7 +81,7 @@ def run_sweep(
         return 130
     for message in unevaluated.values():
         line(console, f"[yellow]warning:[/yellow] not evaluated: {escape(message)}")
-    table = gather(submission.folder, output)
+    table = sweeps.gather(submission.folder, output)
     if plan.search is None:
         failed = _report(console, table, submission.folder, plan) + len(unevaluated)
     else:
@@ -112,18 +100,18 @@ def _track(console: Console, folder: SweepFolder, tracker: Tracking) -> None:
     from rich.markup import escape
 
     from gsq.cli.track import sentence
-    from gsq.sweeps.tracking.mirror import track
 
     try:
         line(
-            console, escape(sentence(track(folder, tracker.to, at=tracker.at or None, project=tracker.project or None)))
+            console,
+            escape(sentence(sweeps.track(folder, tracker.to, at=tracker.at or None, project=tracker.project or None))),
         )
     except UserError as error:
         line(console, f"[yellow]warning:[/yellow] not sent: {escape(str(error))}")
 
 
 def _wait_for_slurm(
-    console: Console, plan: Plan, cluster: Cluster, submission: Submission, view: LiveView
+    console: Console, plan: sweeps.Plan, cluster: sweeps.Cluster, submission: sweeps.Submission, view: LiveView
 ) -> dict[str, str]:
     """Wait for the jobs of a plan. Returns why a cell was not evaluated, by signature."""
     from gsq.cli.wording import still_stopping
@@ -138,15 +126,7 @@ def _wait_for_slurm(
     return wait_for_evaluations(plan)
 
 
-def require_output(option: str, path: Path) -> None:
-    """Raise UserError, naming ``option``, if no file can be written at ``path``."""
-    from gsq.outputs import output_problem
-
-    if problem := output_problem(path):
-        raise UserError(f"{option}: {path} {problem}")
-
-
-def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> int:
+def _report(console: Console, table: Path, folder: SweepFolder, plan: sweeps.Plan) -> int:
     """Print the table, the laws and the files written. Returns how many cells of the plan have no result.
 
     The table may hold more cells than the plan, because it keeps those of earlier versions of the sweep.
@@ -154,20 +134,18 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     import pandas as pd
     from rich.markup import escape
 
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.figures.scaling import scaling_figure
     from gsq.analysis.figures.style import saved_files
-    from gsq.analysis.tables.table import as_asked, load_results, protocol_counts, results_table
+    from gsq.analysis.tables.table import as_asked, protocol_counts
     from gsq.cli.fit import load_and_fit
     from gsq.cli.show_fit import print_fit
     from gsq.cli.wording import failed_advice
     from gsq.sweeps.spec.states import CANCELLED
     from gsq.sweeps.state.reconcile import STOPPED, shown_state
 
-    everything = load_results(table)
+    everything = analysis.load_results(table)
     frame = as_asked(everything)
     metrics = _program_metrics(plan, table)
-    shown = results_table(frame) if metrics is None else _of_program(frame, plan, metrics)
+    shown = analysis.results_table(frame) if metrics is None else _of_program(frame, plan, metrics)
     _print_frame(console, shown, frame)
     if others := protocol_counts(everything).keys() - protocol_counts(frame).keys():
         console.print(f"the table also has rows of other protocols: {', '.join(sorted(others))}", style="dim")
@@ -195,7 +173,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
         for reason in reasons.values():
             console.print(f"Not fitted: {reason}.", style="dim", highlight=False)
         stem = table.with_name(f"{table.stem}-scaling")
-        scaling_figure(frame, fits, stem)
+        analysis.scaling_figure(frame, fits, stem)
         written.append(("scaling figure", saved_files(stem)[0]))
         if pictures := _best_and_worst(frame, folder, table):
             written.append(("originals above reconstructions", pictures))
@@ -207,7 +185,7 @@ def _report(console: Console, table: Path, folder: SweepFolder, plan: Plan) -> i
     return int(failed["signature"].nunique())
 
 
-def _program_metrics(plan: Plan, table: Path) -> list[str] | None:
+def _program_metrics(plan: sweeps.Plan, table: Path) -> list[str] | None:
     """Metrics of a program of a user's own in its table; None for gsq's own training."""
     from gsq.sweeps.schema.columns import BY_NAME, describe
 
@@ -216,7 +194,7 @@ def _program_metrics(plan: Plan, table: Path) -> list[str] | None:
     return [column.name for column in describe(table) if column.role == "metric" and column.name not in BY_NAME]
 
 
-def _of_program(frame: pd.DataFrame, plan: Plan, metrics: list[str]) -> pd.DataFrame:
+def _of_program(frame: pd.DataFrame, plan: sweeps.Plan, metrics: list[str]) -> pd.DataFrame:
     """The last row of each cell: axes of the sweep, metrics, time and state."""
     axes = dict.fromkeys(name for cell in plan.cells for name in cell.axes if name in frame)
     last = frame.sort_values("step", na_position="first", kind="stable").drop_duplicates("signature", keep="last")
@@ -245,10 +223,9 @@ def _cell_text(column: str, value: object) -> str:
 
 def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Path | None:
     """Draw originals above reconstructions of the cells with the lowest and highest rFID; None without pictures."""
-    from gsq.analysis.figures.reconstructions import reconstruction_figure
-    from gsq.analysis.tables.table import measured, varying
+    from gsq.analysis.tables.table import varying
 
-    rows = measured(frame)[0].sort_values("rfid")
+    rows = analysis.measured(frame)[0].sort_values("rfid")
     entries = []
     for word, (_, row) in zip(("best", "worst"), (*rows.head(1).iterrows(), *rows.tail(1).iterrows()), strict=False):
         picture = newest_file(RunFolder.of(folder.runs, row["signature"]), "samples.png")
@@ -258,7 +235,7 @@ def _best_and_worst(frame: pd.DataFrame, folder: SweepFolder, table: Path) -> Pa
     if not entries:
         return None
     path = table.with_name(f"{table.stem}-samples.png")
-    reconstruction_figure(entries, path)
+    analysis.reconstruction_figure(entries, path)
     return path
 
 
@@ -289,31 +266,25 @@ def write_report(
     page, by default NAME-report.html beside the (first) table. Raises UserError if there is neither a sweep nor a
     table, and AnalysisError if a table cannot be read, or tables do not go together.
     """
-    from gsq.analysis.reporting.page import write_page
-    from gsq.analysis.reporting.report import make_report
-    from gsq.analysis.tables.several import load_tables
-
-    if output is not None:
-        require_output("--output", output)
+    require_outputs({"--output": output})
     found = [_table_of(one) for one in (sweep, *also)]
     tables, notes = [table for table, _ in found], [note for _, several in found for note in several]
     name = "-".join(table.stem for table in tables)
     page = output or tables[0].with_name(f"{name}-report.html")
-    frame = load_tables(tables, protocol if also else None)
-    require_output("report", page)
-    report = make_report(frame, name, Runs(runs_root()), protocol=protocol, laws=laws, notes=notes)
-    return write_page(report, page), tables[0]
+    frame = analysis.load_tables(tables, protocol if also else None)
+    require_outputs({"report": page})
+    report = analysis.make_report(frame, name, Runs(runs_root()), protocol=protocol, laws=laws, notes=notes)
+    return analysis.write_page(report, page), tables[0]
 
 
 def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
     """The results table of a sweep, which is gathered, or a table as it is; and what gathering found wrong."""
-    from gsq.cli.table_options import table_path
     from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
     from gsq.sweeps.tables.gather import gathered
 
     root = runs_root()
     table = table_path(sweep)
-    yaml = sweep.endswith((".yaml", ".yml"))
+    yaml = is_yaml(sweep)
     if yaml or (not Path(sweep).is_file() and SweepFolder(root, sweep).exists):
         done = gathered(sweep_folder(sweep))
         return done.table, tuple(done.problems)
@@ -326,16 +297,7 @@ def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
     return table, ()
 
 
-def run_command_line(
-    sweep: str,
-    cluster: str,
-    cells: int | None,
-    retry: bool,
-    output: Path | None,
-    over_budget: bool,
-    canary: bool,
-    micro_batch: str | None = None,
-) -> None:
+def run_command_line(sweep: str, how: Submitting, output: Path | None) -> None:
     """Run ``gsq run`` and exit with its code."""
     # Repeat the command as typed, without the script's folder if that is on the PATH.
     if shutil.which("gsq") == sys.argv[0]:
@@ -344,7 +306,5 @@ def run_command_line(
         program = ["python", "-m", "gsq.cli"]
     else:
         program = [os.path.relpath(sys.argv[0])]
-    command = shlex.join([*program, *sys.argv[1:]])
-    code = run_sweep(sweep, cluster, cells, retry, output, command, over_budget, canary, micro_batch)
-    if code:
+    if code := run_sweep(sweep, how, output, shlex.join([*program, *sys.argv[1:]])):
         raise typer.Exit(code)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, print_json
+from gsq.cli.table_options import require_outputs
+from gsq.errors import UserError
 
 if TYPE_CHECKING:
     from gsq.config.run import DataConfig
@@ -18,13 +21,8 @@ def data_command(
     source: Annotated[
         str, typer.Argument(metavar="SWEEP|FOLDER", help="A sweep YAML, or a folder of images or shards.")
     ],
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="For a folder: whose image size and crops to show.")
-    ] = "cpu-tiny",
-    sheet: Annotated[
-        Path | None,
-        typer.Option("--sheet", metavar="FILE", help="The contact sheet; default: results/NAME-data.png."),
-    ] = None,
+    preset: str = "cpu-tiny",
+    sheet: Path | None = None,
     most: Annotated[
         int,
         typer.Option("--most", metavar="N", min=2, help="Open and compare at most N images of a larger data set."),
@@ -40,16 +38,18 @@ def data_command(
     Example: gsq data ~/pictures
 
     Example: gsq data groups.yaml --sheet crops.png
+
+    Options:
+        --preset NAME  For a folder: whose image size and crops to show.
+        --sheet FILE  The contact sheet; default: results/NAME-data.png.
     """
-    from gsq.cli.table_options import require_outputs
     from gsq.data.preview import contact_sheet, preview
-    from gsq.errors import UserError
 
     name, configs = _configs(source, preset)
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet: {sheet} must end in .png")
     first = sheet or Path("results") / f"{name}-data.png"
-    require_outputs({"--sheet": first}, {})
+    require_outputs({"--sheet": first})
     found = []
     for number, config in enumerate(configs, 1):
         seen = preview(config, most)
@@ -72,8 +72,7 @@ def _configs(source: str, preset: str) -> tuple[str, list[DataConfig]]:
         folder = Path(source).resolve()
         return folder.name, [replace(preset_named(preset).data, kind=folder_kind(folder), path=str(folder))]
     from gsq.config.overrides import config_key, override
-    from gsq.sweeps.spec.sweep import load_spec
 
-    spec = load_spec(source)
+    spec = sweeps.load_spec(source)
     cells = ({k: v for k, v in one.items() if config_key(k, source).startswith("data.")} for one in spec.candidates())
     return spec.name, list(dict.fromkeys(override(spec.base, cell).data for cell in cells))

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from gsq import analysis
 from gsq.analysis.designing.options import DesignOptions
 from gsq.analysis.fitting.options import Options
 from gsq.cli.options import ClusterOption, JsonOption
-from gsq.cli.table_options import BoundOption, ProtocolOption
+from gsq.cli.table_options import BoundOption, ProtocolOption, drawn, load, require_outputs
 from gsq.cli.taking import takes
 from gsq.cli.tuning import print_next_values, require_budget
 from gsq.errors import UserError
@@ -29,94 +30,23 @@ def design_command(
             "cells are then the candidates too. Several are taken together.",
         ),
     ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            metavar="TARGET",
-            help="parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction there; "
-            "predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With --optimum: "
-            "the column that should be best (default rfid).",
-        ),
-    ] = None,
-    optimum: Annotated[
-        str | None,
-        typer.Option(
-            "--optimum",
-            metavar="COLUMN",
-            help="Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in place of "
-            "cells: where its best value is not bracketed yet, or known worst.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--by",
-            metavar="COLUMN",
-            help="With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its "
-            "own.",
-        ),
-    ] = None,
-    target_rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--target-rows",
-            metavar="FILE",
-            help="In place of --target: predict every row of this table, which has the columns that the law reads.",
-        ),
-    ] = None,
-    candidates: Annotated[
-        str | None,
-        typer.Option(
-            "--candidates",
-            metavar="SWEEP|TABLE",
-            help="Cells to choose from: a sweep by YAML file or name, which costs what gsq plan estimates, or a table "
-            "with a --cost column.",
-        ),
-    ] = None,
-    law: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--law",
-            metavar="LAW",
-            help="A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default: "
-            "power_law_bpp; for discriminate, every named law that the table can carry.",
-        ),
-    ] = None,
+    target: str | None = None,
+    optimum: str | None = None,
+    by: str | None = None,
+    target_rows: Path | None = None,
+    candidates: str | None = None,
+    law: list[str] | None = None,
     *,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--budget",
-            metavar="COST",
-            help="Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each is "
-            "printed. With --optimum: how many runs.",
-        ),
-    ] = None,
+    budget: list[float] | None = None,
     options: DesignOptions,
     fitting: Options,
     bound: BoundOption = None,
     protocol: ProtocolOption = None,
     cluster: ClusterOption = "local",
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Preset or YAML file for --output, where candidates are a table."),
-    ] = None,
-    replay_budgets: Annotated[
-        bool,
-        typer.Option(
-            "--replay-budgets",
-            help="Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares of "
-            "its cost, and --target-rows, with outcomes, score the predictions at each.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Write the runs as a sweep (.yaml) or a table (.csv, .parquet)."),
-    ] = None,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw what is expected against the cost.")
-    ] = None,
+    base: str | None = None,
+    replay_budgets: bool = False,
+    output: Path | None = None,
+    figure: Path | None = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose what to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
@@ -147,31 +77,41 @@ def design_command(
     --replay-budgets --budget 0.05 --budget 0.1
 
     Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
+
+    Options:
+        --target TARGET  parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction
+            there; predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With
+            --optimum: the column that should be best (default rfid).
+        --optimum COLUMN  Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in
+            place of cells: where its best value is not bracketed yet, or known worst.
+        --by COLUMN  With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its
+            own.
+        --target-rows FILE  In place of --target: predict every row of this table, which has the columns that the law
+            reads.
+        --candidates SWEEP|TABLE  Cells to choose from: a sweep by YAML file or name, which costs what gsq plan
+            estimates, or a table with a --cost column.
+        --law LAW  A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default:
+            power_law_bpp; for discriminate, every named law that the table can carry.
+        --budget COST  Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each
+            is printed. With --optimum: how many runs.
+        --base BASE  Preset or YAML file for --output, where candidates are a table.
+        --replay-budgets  Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares
+            of its cost, and --target-rows, with outcomes, score the predictions at each.
+        --output FILE  Write the runs as a sweep (.yaml) or a table (.csv, .parquet).
+        --figure FILE  Draw what is expected against the cost.
     """
-    from gsq.analysis.checking.compare import compare_laws
-    from gsq.analysis.designing.choice import design
-    from gsq.analysis.designing.target import read_target
-    from gsq.analysis.designing.target import target_rows as target_of
-    from gsq.analysis.tables.several import load_tables
-    from gsq.analysis.tables.table import load_table
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
-    from gsq.cli.table_options import require_outputs, table_path
 
     require_outputs({"--output": output}, {"--figure": figure})
     if replay_budgets:
-        unused = {
-            "--target": target,
-            "--optimum": optimum,
-            "--candidates": candidates,
-            "--output": output,
-            "--figure": figure,
-        }
+        unused: dict[str, object] = {"--target": target, "--optimum": optimum, "--candidates": candidates}
+        unused |= {"--output": output, "--figure": figure}
         named = [option for option, value in unused.items() if value is not None]
         if named or target_rows is None or options.cost is None or not law:
             problem = f"leave out {' and '.join(named)}" if named else "it needs --law, --cost COLUMN and --target-rows"
             raise UserError(f"--replay-budgets: {problem}")
-        frame, far = load_tables([table_path(one) for one in tables], protocol), load_table(target_rows)
+        frame, far = load(tables, protocol), analysis.load_table(target_rows)
         pool_laws = named_laws(frame, law, (), bound, None) or []
         replayed = designing.replayed(frame, pool_laws, far, require_budget(budget), by, options, fitting.residuals)
         typer.echo(json.dumps(replayed.to_dict(), indent=1) if as_json else replayed.text())
@@ -195,33 +135,28 @@ def design_command(
         )
     budgets = require_budget(budget)
     if target is not None and target_rows is None:
-        wanted = read_target(target)
+        wanted = analysis.read_target(target)
     elif target_rows is not None and target is None:
-        wanted = target_of(load_table(target_rows))
+        wanted = analysis.target_rows(analysis.load_table(target_rows))
     else:
         raise UserError("name what to narrow with one of --target TARGET and --target-rows FILE")
     paths, source = designing.sources(tables, candidates)
     if output is not None:
         designing.require_kind(output, source, base)
-    frame = load_tables(paths, protocol)
+    frame = load(paths, protocol)
     cells, cases, frame, options = designing.candidate_cells(source, frame, options, cluster)
     rivals = named_laws(frame, law or (None if wanted.kind == "discriminate" else ["power_law_bpp"]), (), bound, None)
-    compared = compare_laws(frame, rivals, replace(fitting, bootstrap=0))
+    compared = analysis.compare_laws(frame, rivals, replace(fitting, bootstrap=0))
     for name, reason in compared.not_fitted.items() if law else ():
         typer.echo(f"Not fitted: {name}: {reason}.", err=True)
-    found = design(compared, cells, budgets, wanted, options=options)
+    found = analysis.design(compared, cells, budgets, wanted, options=options)
     chosen = designing.axes_of(found, cells, cases, frame)
     lines = [found.text()]
     if output is not None:
         title = f"What gsq design proposes for {found.target.text}, from {', '.join(path.name for path in paths)}."
         sweep = source if cases is not None else None
         lines.append(designing.write_runs(output, found, cells, chosen, sweep, base, title))
-    if figure is not None:
-        from gsq.analysis.figures.designs import design_figure
-        from gsq.analysis.figures.style import saved_files
-
-        design_figure(found, figure)
-        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    lines += drawn(lambda path: analysis.design_figure(found, path), figure)
     if as_json:
         document = {"tables": [str(path) for path in paths], "candidates": source, **found.to_dict()}
         typer.echo(json.dumps(document | ({"cases": chosen} if cases is not None else {}), indent=1))

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gsq import analysis, sweeps
+from gsq.cli.table_options import table_path
 from gsq.errors import UserError
-from gsq.files import whole
+from gsq.files import is_yaml, whole
 from gsq.records.folder import runs_root
+from gsq.sweeps.spec.shipped import configs_folder, find_file, shipped_files
 from gsq.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gsq.analysis.designing.budgets import BudgetReplay
-    from gsq.analysis.designing.options import DesignOptions
-    from gsq.analysis.designing.proposal import Design
     from gsq.analysis.fitting.options import Residuals
-    from gsq.analysis.laws.named import Law
     from gsq.config.run import RunConfig
-    from gsq.sweeps.planning.cells import Plan
 
     _Case = tuple[dict[str, Any], int]
     """Axes of a cell as its sweep writes them, and its seed."""
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 from gsq.cli.power import cells_frame, with_seed
 
 
-def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[str]]:
+def _seed_signatures(plan: sweeps.Plan, seeds: Sequence[int]) -> dict[RunConfig, list[str]]:
     """The signatures that each config of the plan, with seed 0, would have with each of the seeds."""
     from gsq.config.signature import Signer
     from gsq.data.sources import manifest
@@ -44,19 +43,22 @@ def _seed_signatures(plan: Plan, seeds: Sequence[int]) -> dict[RunConfig, list[s
     }
 
 
-def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]:
-    """The tables of what is measured, and what names the candidates: as given, else a sweep among ``tables``."""
-    from gsq.cli.table_options import table_path
-    from gsq.sweeps.spec.sweep import load_spec
-
+def tables_and_sweep(tables: list[str], sweep: str | None = None) -> tuple[list[Path], str | None]:
+    """The tables of what is measured, and a sweep: the one given, else the first one among ``tables``."""
     paths = []
     for table in tables:
-        if table.endswith((".yaml", ".yml")):
-            candidates = candidates or table
-            table = load_spec(table).name
-        elif candidates is None and table_path(table) != Path(table) and is_sweep(table):
-            candidates = table
+        if is_yaml(table):
+            sweep = sweep or table
+            table = sweeps.load_spec(table).name
+        elif sweep is None and table_path(table) != Path(table) and is_sweep(table):
+            sweep = table
         paths.append(table_path(table))
+    return paths, sweep
+
+
+def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]:
+    """``tables_and_sweep`` of the candidates. Raises UserError where nothing names them."""
+    paths, candidates = tables_and_sweep(tables, candidates)
     if candidates is None:
         raise UserError(
             "--candidates: name a sweep YAML, a submitted sweep, or a table with a cost column, whose cells may be run "
@@ -66,14 +68,14 @@ def sources(tables: list[str], candidates: str | None) -> tuple[list[Path], str]
 
 
 def _names_sweep(source: str) -> bool:
-    return source.endswith((".yaml", ".yml")) or not Path(source).suffix
+    return is_yaml(source) or not Path(source).suffix
 
 
 def require_kind(output: Path, source: str, base: str | None) -> None:
     """Raise UserError where the runs chosen from ``source`` cannot be written as a file like ``output``."""
     if output.suffix not in (".yaml", ".yml", ".csv", ".parquet"):
         raise UserError(f"--output: {output} must end in .yaml (a sweep to run), .csv or .parquet (a table)")
-    if output.suffix in (".yaml", ".yml") and not _names_sweep(source) and base is None:
+    if is_yaml(output) and not _names_sweep(source) and base is None:
         raise UserError(
             f"--output: a sweep needs a base config, which the table {source} does not name; add --base with a "
             "preset or YAML file, or write a .csv"
@@ -81,14 +83,12 @@ def require_kind(output: Path, source: str, base: str | None) -> None:
 
 
 def candidate_cells(
-    source: str, frame: pd.DataFrame, options: DesignOptions, cluster: str
-) -> tuple[pd.DataFrame, list[_Case] | None, pd.DataFrame, DesignOptions]:
+    source: str, frame: pd.DataFrame, options: analysis.DesignOptions, cluster: str
+) -> tuple[pd.DataFrame, list[_Case] | None, pd.DataFrame, analysis.DesignOptions]:
     """The cells that may be run, what a YAML has for each (None for a table), and ``frame`` and ``options`` with the
     configuration of each row and the column of costs."""
-    from gsq.analysis.tables.table import load_table
-
     if not _names_sweep(source):
-        cells = load_table(Path(source))
+        cells = analysis.load_table(Path(source))
         if options.cost is None:
             shown = ", ".join(map(str, cells.columns[:20]))
             raise UserError(f"--cost: name the column of {source} that says what a run costs; it has {shown}")
@@ -101,25 +101,26 @@ def candidate_cells(
 
 def replayed(
     pool: pd.DataFrame,
-    laws: Sequence[Law],
+    laws: Sequence[analysis.Law],
     held_out: pd.DataFrame,
     budgets: Sequence[float],
     by: str | None,
-    options: DesignOptions,
+    options: analysis.DesignOptions,
     residuals: Residuals,
-) -> BudgetReplay:
+) -> analysis.BudgetReplay:
     """:func:`analysis.replay_budgets` of a finished study, which begins with its cheapest runs."""
-    from gsq.analysis.designing.budgets import cheapest_runs, replay_budgets
     from gsq.analysis.tables.columns import require_columns
 
     cost = options.cost or ""
     require_columns(pool, cost, *([by] if by else []))
-    start = cheapest_runs(pool, laws[0], cost, by)
+    start = analysis.cheapest_runs(pool, laws[0], cost, by)
     how = {name: getattr(options, name) for name in ("cost_exponent", "optima")}
-    return replay_budgets(pool, laws, cost, held_out, budgets, start, by=by, residuals=residuals, **how)
+    return analysis.replay_budgets(pool, laws, cost, held_out, budgets, start, by=by, residuals=residuals, **how)
 
 
-def axes_of(found: Design, cells: pd.DataFrame, cases: list[_Case] | None, frame: pd.DataFrame) -> list[dict[str, Any]]:
+def axes_of(
+    found: analysis.Design, cells: pd.DataFrame, cases: list[_Case] | None, frame: pd.DataFrame
+) -> list[dict[str, Any]]:
     """The axes of each proposed run, as a sweep file has them."""
     if cases is not None:
         return _with_seeds(found, cells, cases, frame)
@@ -128,7 +129,7 @@ def axes_of(found: Design, cells: pd.DataFrame, cases: list[_Case] | None, frame
 
 def write_runs(
     output: Path,
-    found: Design,
+    found: analysis.Design,
     cells: pd.DataFrame,
     chosen: list[dict[str, Any]],
     sweep: str | None,
@@ -138,7 +139,7 @@ def write_runs(
     """Write the proposed runs as a sweep or a table; returns a line about it."""
     if not found.proposals:
         return f"Nothing to run, so {output} is not written."
-    if output.suffix in (".yaml", ".yml"):
+    if is_yaml(output):
         return write_cases(output, chosen, sweep, base, title)
     proposed = cells.iloc[[one.row for one in found.proposals]].reset_index(drop=True)
     proposed["run"] = [one.runs_before + 1 for one in found.proposals]
@@ -150,7 +151,7 @@ def write_runs(
 def write_cases(output: Path, cases: list[dict[str, Any]], sweep: str | None, base: str | None, title: str) -> str:
     """Write runs by their columns, as a sweep over the config of ``sweep`` (or ``base``) or a table; returns a line
     about it."""
-    if output.suffix in (".yaml", ".yml"):
+    if is_yaml(output):
         count = _write_sweep(output, sweep, base, cases, title)
         return f"Wrote {output}, a sweep of {counted(count, 'run')}: gsq plan {output}"
     import pandas as pd
@@ -164,16 +165,14 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
     that a YAML has for each; and ``frame`` with the ``configuration`` of each row.
     """
     from gsq.config.overrides import SHORT_NAMES
-    from gsq.sweeps.costing.forecast import forecast
-    from gsq.sweeps.planning.cells import Cell, CellMaker, make_plan
-    from gsq.sweeps.spec.sweep import load_spec
+    from gsq.sweeps.planning.cells import CellMaker, make_plan
 
-    spec = load_spec(_submitted(source) or source)
+    spec = sweeps.load_spec(_submitted(source) or source)
     plan = make_plan(spec)
     if plan.search is None and spec.program is None and "signature" in frame:
         # What a row says of its config, laid over the base, is the row's run only if it has the same signature.
         make, known = CellMaker(replace(spec, where=())), {cell.signature for cell in plan.cells}
-        extra: dict[str, Cell] = {}
+        extra: dict[str, sweeps.Cell] = {}
         rows = frame.drop_duplicates("signature")
         rows = rows[~(rows["repeat"] > 0).fillna(False)] if "repeat" in rows else rows
         for _, row in rows.iterrows():
@@ -185,10 +184,10 @@ def _cells_of_sweep(source: str, cluster: str, frame: pd.DataFrame) -> tuple[pd.
                 cell = make(axes)
             except UserError:
                 continue
-            if isinstance(cell, Cell) and cell.signature == row["signature"] and cell.signature not in known:
+            if isinstance(cell, sweeps.Cell) and cell.signature == row["signature"] and cell.signature not in known:
                 extra[cell.signature] = cell
         plan = replace(plan, cells=(*plan.cells, *extra.values()))
-    found = forecast(replace(plan, search=None), cluster)
+    found = sweeps.forecast(replace(plan, search=None), cluster)
     hours = {signature: one.seconds / 3600 for signature, one in found.estimates.items()}
     cells = cells_frame(plan, hours)
     cases = [(dict(cell.axes), _seed(cell.config)) for cell in plan.cells]
@@ -213,7 +212,6 @@ def _seed(config: RunConfig) -> int:
 def is_sweep(name: str) -> bool:
     """Whether ``name`` is a sweep that was submitted, or one that ships with gsq."""
     from gsq.sweeps.planning.folder import SweepFolder
-    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
     return SweepFolder(runs_root(), name).exists or name in shipped_files(configs_folder())
 
@@ -251,8 +249,6 @@ def _value(config: RunConfig, name: str) -> object:
 
 def _case(row: pd.Series[Any]) -> dict[str, Any]:
     """The axes of a row of a results table, as a sweep writes them."""
-    import json
-
     import pandas as pd
 
     from gsq.analysis.designing.target import plain
@@ -264,7 +260,9 @@ def _case(row: pd.Series[Any]) -> dict[str, Any]:
     return {**axes, **(json.loads(others) if isinstance(others, str) else {})}
 
 
-def _with_seeds(found: Design, cells: pd.DataFrame, cases: list[_Case], frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _with_seeds(
+    found: analysis.Design, cells: pd.DataFrame, cases: list[_Case], frame: pd.DataFrame
+) -> list[dict[str, Any]]:
     """The axes of each proposed run, with a seed that its configuration has not had."""
     used: dict[str, set[int]] = {}
     if "configuration" in frame and "seed" in frame:
@@ -298,8 +296,6 @@ def _write_sweep(
     from gsq.config.overrides import read_yaml
     from gsq.sweeps.planning.cells import make_plan
     from gsq.sweeps.spec.programs import PROGRAM_KEYS
-    from gsq.sweeps.spec.shipped import configs_folder, find_file
-    from gsq.sweeps.spec.sweep import load_spec
 
     document: dict[str, Any] = {"name": output.stem, "description": description, "base": base}
     folder = Path()
@@ -312,7 +308,7 @@ def _write_sweep(
             values, folder = read_yaml(path), path.parent
         document["base"] = values.get("base")
         document |= {key: values[key] for key in ("set", "derive", *PROGRAM_KEYS) if values.get(key)}
-    if isinstance(document["base"], str) and document["base"].endswith((".yaml", ".yml")):
+    if is_yaml(document["base"]):
         beside = folder / document["base"]
         beside = beside if beside.is_file() else Path(document["base"])
         document["base"] = os.path.relpath(beside, output.parent)
@@ -320,7 +316,7 @@ def _write_sweep(
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole(output) as partial:
         partial.write_text(yaml.safe_dump(document, sort_keys=False, width=120), encoding="utf-8")
-        plan = make_plan(load_spec(partial))
+        plan = make_plan(sweeps.load_spec(partial))
     return len(plan.cells)
 
 

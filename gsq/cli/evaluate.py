@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import ClusterOption, JsonOption, key_values, print_json
+from gsq.errors import UserError
+from gsq.files import is_yaml
+from gsq.records.folder import runs_root
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -36,86 +42,30 @@ def evaluate_command(
     num_images: Annotated[
         int | None, typer.Option("--num-images", metavar="N", min=2, help="Validation images; default: as in training.")
     ] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            "--features",
-            metavar="NAME",
-            help="efficientnet_lite0, inception (torch-fidelity's resize), inception_pytorch_fid, inception_clean_fid, "
-            "or package.module:function that returns a torch module.",
-        ),
-    ] = None,
-    resolution: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--resolution", metavar="N", help="Size of the images; repeatable, each is a protocol of its own."
-        ),
-    ] = None,
-    lpips: Annotated[
-        str | None, typer.Option("--lpips", metavar="NET", help="Measure LPIPS too: vgg, alex or none.")
-    ] = None,
-    allow_small: Annotated[
-        bool,
-        typer.Option("--allow-small", help="Allow an rfid over few images: under 2,049 (Inception) or 50."),
-    ] = False,
-    probe: Annotated[
-        str | None,
-        typer.Option(
-            "--probe",
-            metavar="SIZE",
-            help="Train a small generator on the indices, too (tiny, small, base): prior bits and gFID.",
-        ),
-    ] = None,
+    features: str | None = None,
+    resolution: list[int] | None = None,
+    lpips: str | None = None,
+    allow_small: bool = False,
+    probe: str | None = None,
     probe_steps: Annotated[
         int | None, typer.Option("--probe-steps", metavar="N", min=1, help="Steps of the probe; default: its size's.")
     ] = None,
-    distance: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--distance",
-            metavar="NAME",
-            help="Measure it beside rfid: fd_dinov2, sfid, cmmd or precision_recall; repeatable.",
-        ),
-    ] = None,
-    folder: Annotated[
-        str | None,
-        typer.Option("--folder", metavar="FOLDER", help="Only the held-out images below it, such as a class."),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            metavar="NAME",
-            help="Of a model: the sweep, run folder, preset or config file whose images and evaluation to use.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="FOLDER", help="Of a model: images to compare; its val, or all where it has no val."
-        ),
-    ] = None,
+    distance: list[str] | None = None,
+    folder: str | None = None,
+    protocol: str | None = None,
+    data: Path | None = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of a model: an argument of load(); repeatable."),
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="For a model: an argument of load(); repeatable."),
     ] = None,
     value_range: Annotated[
         str | None,
         typer.Option(
-            "--range", metavar="LOW,HIGH", help="Of a model: values of its images, such as 0,1; default -1,1."
+            "--range", metavar="LOW,HIGH", help="For a model: values of its images, such as 0,1; default -1,1."
         ),
     ] = None,
-    channels: Annotated[
-        str | None, typer.Option("--channels", metavar="ORDER", help="Of a model: rgb (default) or bgr.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            metavar="FILE",
-            help="Of a model: results table to add its row to; default results/foreign.parquet.",
-        ),
-    ] = None,
+    channels: str | None = None,
+    output: Path | None = None,
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
@@ -134,9 +84,21 @@ def evaluate_command(
     Example: gsq evaluate gsq.peers.vqgan:llamagen -o checkpoint=vq_ds16_c2i.pt --protocol quickstart --resolution 64
     Example: gsq evaluate groups --features inception --cluster my-cluster.yaml
     Example: gsq evaluate quickstart --probe tiny
-    """
-    import dataclasses
 
+    Options:
+        --features NAME  efficientnet_lite0, inception (torch-fidelity's resize), inception_pytorch_fid,
+            inception_clean_fid, or package.module:function that returns a torch module.
+        --resolution N  Size of the images; repeatable, each is a protocol of its own.
+        --lpips NET  Measure LPIPS too: vgg, alex or none.
+        --allow-small  Allow an rfid over few images: under 2,049 (Inception) or 50.
+        --probe SIZE  Train a small generator on the indices, too (tiny, small, base): prior bits and gFID.
+        --distance NAME  Measure it beside rfid: fd_dinov2, sfid, cmmd or precision_recall; repeatable.
+        --folder FOLDER  Only the held-out images below it, such as a class.
+        --protocol NAME  For a model: the sweep, run folder, preset or config file whose images and evaluation to use.
+        --data FOLDER  For a model: images to compare; its val, or all where it has no val.
+        --channels ORDER  For a model: rgb (default) or bgr.
+        --output FILE  For a model: results table to add its row to; default results/foreign.parquet.
+    """
     given = {
         "num_images": num_images,
         "features": features,
@@ -180,7 +142,7 @@ def evaluate_command(
         from gsq.errors import UserError
 
         raise UserError(f"{wrong}: is for models, package.module:load or a YAML file of models; got {run}")
-    if run.endswith((".yaml", ".yml")) or ("/" not in run and not Path(run).exists()):
+    if is_yaml(run) or _is_sweep(run):
         _evaluate_sweep(run, changes, cluster, as_json)
         return
     if cluster != "local":
@@ -214,9 +176,16 @@ def evaluate_command(
                 typer.echo(f"{name:<21}{result[name]}")
 
 
-def _numbers(text: str) -> list[float]:
-    from gsq.errors import UserError
+def _is_sweep(name: str) -> bool:
+    """Whether this names a sweep, which a folder of the same name, such as one of images, does not hide."""
+    from gsq.sweeps.planning.folder import sweep_names
 
+    if "/" in name or (Path(name) / "config.yaml").is_file():
+        return False
+    return not Path(name).exists() or name in sweep_names(runs_root())
+
+
+def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -224,7 +193,10 @@ def _numbers(text: str) -> list[float]:
 
 
 def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: bool) -> None:
+    from gsq.runs.stop import handled
     from gsq.sweeps.running.reevaluate import evaluate_sweep
+
+    target = sweeps.load_cluster(cluster)
 
     def show(over: int, result: dict[str, Any]) -> None:
         if not as_json:
@@ -236,7 +208,17 @@ def _evaluate_sweep(name: str, changes: dict[str, Any], cluster: str, as_json: b
                 f"{result['num_images']} images of {result['resolution']} pixels"
             )
 
-    done = evaluate_sweep(name, changes, cluster, on_result=show)
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        with handled([signal.SIGTERM], interrupt):
+            done = evaluate_sweep(name, changes, target, on_result=show)
+    except KeyboardInterrupt as stopped:
+        local = target.kind == "local"
+        kept = "finished evaluations and the progress of probes are kept" if local else "submitted jobs keep running"
+        typer.echo(f"stopped; {kept}. The same command resumes.", err=True)
+        raise typer.Exit(128 + (stopped.args or [signal.SIGINT])[0]) from None
     if as_json:
         print_json(vars(done) | {"logs": done.logs and str(done.logs)})
     else:

@@ -25,6 +25,7 @@ from gsq.data.sources import manifest
 from gsq.errors import Missing, UserError
 from gsq.pretrained.weights import REGISTRY, present, weights_folder
 from gsq.records.folder import runs_root
+from gsq.surroundings import cores
 from gsq.words import counted
 
 if TYPE_CHECKING:
@@ -129,10 +130,9 @@ def _packages() -> Iterator[Check]:
 
 def _torch() -> Iterator[Check]:
     area = "machine"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = f"{counted(cores, 'core')}, {_size(memory)} memory; {platform.machine()} {platform.system()}"
+    found = f"{counted(cores(), 'core')}, {_size(memory)} memory; {platform.machine()} {platform.system()}"
     yield Check(area, "cpu", "ok", found + (f"; OMP_NUM_THREADS={threads}" if threads else ""))
     try:
         import torch

@@ -7,53 +7,28 @@ from typing import Annotated
 
 import typer
 
-from gsq.cli.table_options import ProtocolOption, TablesArgument, require_outputs, table_paths
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
+from gsq.cli.table_options import ProtocolOption, TablesArgument, load, require_outputs, save_or_print
 
 
 def export_command(
     table: TablesArgument,
-    latex: Annotated[bool, typer.Option("--latex", help="Write LaTeX, with the rules of booktabs.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Write CSV, in full precision.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown (the default).")] = False,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="COLUMN",
-            help="A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db, ssim, "
-            "lpips and usage, as far as measured. `gsq results describe` lists the columns.",
-        ),
-    ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--by",
-            metavar="COLUMN",
-            help="A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the "
-            "seed.",
-        ),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option("--where", metavar="CONDITION", help='Export these rows alone: "groups >= 4".')
-    ] = None,
+    latex: bool = False,
+    csv: bool = False,
+    markdown: bool = False,
+    column: list[str] | None = None,
+    by: list[str] | None = None,
+    where: str | None = None,
     protocol: ProtocolOption = None,
-    best: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--best",
-            metavar="COLUMN=min|max|none",
-            help="Which value of a column is the best; gsq knows it for its own metrics. Repeatable.",
-        ),
-    ] = None,
+    best: list[str] | None = None,
     digits: Annotated[
         int,
         typer.Option(
             "--digits", metavar="N", min=1, max=15, help="Significant digits of a mean; more if the seeds allow."
         ),
     ] = 4,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write this file; default: print the table.")
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Write a table for a paper: a row for each configuration, with mean and standard deviation over seeds.
 
@@ -63,13 +38,20 @@ def export_command(
     Example: gsq export groups --latex --column rfid --column psnr_db --output table.tex
 
     Example: gsq export runs.csv --csv --by model --column loss --best loss=min
+
+    Options:
+        --latex  Write LaTeX, with the rules of booktabs.
+        --csv  Write CSV, in full precision.
+        --markdown  Write Markdown (the default).
+        --column COLUMN  A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db,
+            ssim, lpips and usage, as far as measured. `gsq results describe` lists the columns.
+        --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the
+            seed.
+        --where CONDITION  Export these rows alone: "groups >= 4".
+        --best COLUMN=min|max|none  Which value of a column is the best; gsq knows it for its own metrics. Repeatable.
+        --output FILE  Write this file; default: print the table.
     """
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.reporting.export import export_table
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import unquoted
-    from gsq.files import write_text
 
     forms = [name for name, given in (("latex", latex), ("csv", csv), ("markdown", markdown)) if given]
     if len(forms) > 1:
@@ -80,16 +62,11 @@ def export_command(
         if not found or direction not in ("min", "max", "none"):
             raise AnalysisError(f"--best {one!r} is not COLUMN=min, COLUMN=max or COLUMN=none")
         directions[unquoted(name)] = direction
-    require_outputs({"--output": output}, {})
-    frame = select(load_tables(table_paths(table), protocol), where)
+    require_outputs({"--output": output})
+    frame = load(table, protocol, where)
     names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
-    exported = export_table(frame, names, keys, digits=digits, best=directions)
+    exported = analysis.export_table(frame, names, keys, digits=digits, best=directions)
     text = exported.text(forms[0] if forms else "markdown")  # type: ignore[arg-type]
     if exported.left_out:
         typer.echo(f"Warning: {exported.left_out}.", err=True)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, text)
-    typer.echo(f"Saved {output}.")
+    save_or_print(text, output)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError, together
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from gsq.analysis.fitting.derived import Derived
-    from gsq.analysis.fitting.result import Fit
-    from gsq.analysis.laws.named import Bound, Law
+    from gsq.analysis.laws.named import Bound
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.optimum import print_optimum, words_of
@@ -26,7 +28,10 @@ from gsq.cli.table_options import (
     ProtocolOption,
     TablesArgument,
     WhereOption,
+    drawn,
+    load,
     require_outputs,
+    saved,
     table_paths,
 )
 from gsq.cli.taking import takes
@@ -34,10 +39,8 @@ from gsq.cli.taking import takes
 
 def _list_laws(wanted: bool) -> None:
     if wanted:
-        from gsq.analysis.laws.named import LAWS
-
-        width = max(map(len, LAWS))
-        for law in LAWS.values():
+        width = max(map(len, analysis.LAWS))
+        for law in analysis.LAWS.values():
             typer.echo(f"{law.name:<{width}}  {law.formula}  ({law.source})")
         raise typer.Exit
 
@@ -46,93 +49,27 @@ def _list_laws(wanted: bool) -> None:
 def fit_command(
     table: TablesArgument,
     law: LawOption = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar="COLUMN ...",
-            help="Predict this column instead of the law's own. Several columns share the parameters of the formula, "
-            "except those with the index \\[out], such as A\\[out].",
-        ),
-    ] = None,
+    target: list[str] | None = None,
     bound: BoundOption = None,
-    start: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--start",
-            metavar="NAME=LOW:HIGH",
-            help="Range of a parameter's random starts; NAME=VALUE for one, and others near it.",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="A fit for each value of this column.")
-    ] = None,
-    optimum: Annotated[
-        str | None,
-        typer.Option(
-            "--optimum",
-            metavar="COLUMN",
-            help="The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.",
-        ),
-    ] = None,
+    start: list[str] | None = None,
+    by: str | None = None,
+    optimum: str | None = None,
     protocol: ProtocolOption = None,
-    derive: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--derive",
-            metavar="EXPRESSION",
-            help='Something that follows from the parameters, with its interval, such as "b / (a + b)". Repeatable.',
-        ),
-    ] = None,
+    derive: list[str] | None = None,
     where: WhereOption = None,
     *,
     options: Options,
-    card: Annotated[bool, typer.Option("--card", help="Print the whole report card of each fit.")] = False,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw the report card of the first fit.")
-    ] = None,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare",
-            help="Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that "
-            "read step apart from the others (on every evaluation instead of each run's last).",
-        ),
-    ] = False,
-    collapse: Annotated[
-        bool, typer.Option("--collapse", help="Test whether one derived axis absorbs the others; fits nothing.")
-    ] = False,
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Predict the second half of each learning curve from the first.")
-    ] = False,
-    arms: Annotated[
-        str | None,
-        typer.Option(
-            "--arms",
-            metavar="COLUMN[=LEVEL]",
-            help="How many times the bits, compute or images of LEVEL (default: the first) each other level of a text "
-            "column is worth. A parameter of the law has the column as its index: A\\[quantizer]. --figure draws it.",
-        ),
-    ] = None,
-    random: Annotated[
-        str | None,
-        typer.Option("--random", metavar="COLUMN", help="With --arms: rows of one study go together."),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            metavar="LAW",
-            help="Test the law against a simpler one on simulated tables, such as broken_power_law against "
-            "power_law_bpp.",
-        ),
-    ] = None,
-    rollout: Annotated[
-        str | None,
-        typer.Option("--rollout", metavar="COLUMN", help="Predict each size of this column from the smaller ones."),
-    ] = None,
+    card: bool = False,
+    figure: Path | None = None,
+    compare: bool = False,
+    collapse: bool = False,
+    extrapolate: bool = False,
+    arms: str | None = None,
+    random: str | None = None,
+    against: str | None = None,
+    rollout: str | None = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of tables.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also save the fits as JSON.")] = None,
+    output: Path | None = None,
     laws: Annotated[
         bool, typer.Option("--laws", help="List the named laws.", callback=_list_laws, is_eager=True)
     ] = False,
@@ -153,11 +90,31 @@ def fit_command(
     Example: gsq fit groups --law "rfid = A\[quantizer] * bits_per_pixel^(-alpha)" --arms quantizer=vq
 
     Example: gsq fit runs.csv --law "E\[out] + A\[out] / N^a" --target train_loss val_loss
+
+    Options:
+        --target COLUMN ...  Predict this column instead of the law's own. Several columns share the parameters of the
+            formula, except those with the index \[out], such as A\[out].
+        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE for one, and others near it.
+        --by COLUMN  A fit for each value of this column.
+        --optimum COLUMN  The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.
+        --derive EXPRESSION  Something that follows from the parameters, with its interval, such as "b / (a + b)".
+            Repeatable.
+        --card  Print the whole report card of each fit.
+        --figure FILE  Draw the report card of the first fit.
+        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that
+            read step apart from the others (on every evaluation instead of each run's last).
+        --collapse  Test whether one derived axis absorbs the others; fits nothing.
+        --extrapolate  Predict the second half of each learning curve from the first.
+        --arms COLUMN[=LEVEL]  How many times the bits, compute or images of LEVEL (default: the first) each other level
+            of a text column is worth. A parameter of the law has the column as its index: A\[quantizer]. --figure draws
+            it.
+        --random COLUMN  With --arms: rows of one study go together.
+        --against LAW  Test the law against a simpler one on simulated tables, such as broken_power_law against
+            power_law_bpp.
+        --rollout COLUMN  Predict each size of this column from the smaller ones.
+        --output FILE  Also save the fits as JSON.
     """
-    from gsq.analysis.errors import AnalysisError
     from gsq.analysis.fitting.result import write_json
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
     from gsq.analysis.tables.table import unquoted
 
     table, words = words_of(table, by if optimum is not None else None, target or [])
@@ -181,18 +138,14 @@ def fit_command(
     document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
         raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
-    derived: list[list[Derived]] = []
+    derived: list[list[analysis.Derived]] = []
     if collapse or extrapolate:
-        lines = _collapse_or_extrapolate(
-            select(load_tables(paths, protocol), where), single or "rfid", collapse, document
-        )
-        fits: list[Fit] = []
+        lines = _collapse_or_extrapolate(load(paths, protocol, where), single or "rfid", collapse, document)
+        fits: list[analysis.Fit] = []
     elif compare:
-        from gsq.analysis.checking.compare import comparisons
-
-        frame = select(load_tables(paths, protocol), where)
+        frame = load(paths, protocol, where)
         chosen = named_laws(frame, law, targets, bound, start)
-        compared = comparisons(frame, chosen, options)
+        compared = analysis.comparisons(frame, chosen, options)
         fits = [one for found in compared for one in found.fits]
         lines = ["\n\n".join(found.text() for found in compared)]
         document["comparison"] = compared[0].to_dict()
@@ -203,34 +156,25 @@ def fit_command(
             paths, law, protocol, options=options, target=targets, bounds=bound, starts=start, by=by, where=where
         )
         if not fits:
-            raise AnalysisError("; ".join(dict.fromkeys(reasons.values())))
+            raise together(reasons)
         lines = [f"Not fitted: {reason}." for reason in reasons.values()]
         derived = _derived(fits, derive or [])
-        saved = [_with_derived(*pair) for pair in zip(fits, derived, strict=True)]
-        document |= {"fits": [one | ({"where": where} if where else {}) for one in saved], "not_fitted": reasons}
+        told = [_with_derived(*pair) for pair in zip(fits, derived, strict=True)]
+        document |= {"fits": [one | ({"where": where} if where else {}) for one in told], "not_fitted": reasons}
     questions = Questions(arms, random, against, rollout)
     drawing = questions.answer(fits, lines, document)
-    if figure is not None and drawing is not None:
-        from gsq.analysis.figures.style import saved_files
-
-        drawing(figure)
-        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    if drawing is not None:
+        lines += drawn(drawing, figure)
         figure = None
     cards = []
     if card or figure is not None:
-        from gsq.analysis.checking.card import report_card
-
-        cards = [report_card(one) for one in fits]
+        cards = [analysis.report_card(one) for one in fits]
         document["cards"] = [one.to_dict() for one in cards]
-    if figure is not None and cards:
-        from gsq.analysis.figures.card import card_figure
-        from gsq.analysis.figures.style import saved_files
-
-        card_figure(cards[0], figure)
-        lines.append("Saved " + " and ".join(str(file) for file in saved_files(figure)) + ".")
+    if cards:
+        lines += drawn(lambda path: analysis.card_figure(cards[0], path), figure)
     if output is not None:
         write_json(document, output)
-        lines.append(f"Saved {output}.")
+        lines.append(saved(output))
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
@@ -244,11 +188,9 @@ def fit_command(
         typer.echo(line)
 
 
-def _derived(fits: list[Fit], expressions: list[str]) -> list[list[Derived]]:
+def _derived(fits: list[analysis.Fit], expressions: list[str]) -> list[list[analysis.Derived]]:
     """Return, for each fit, the expressions over its parameters. Raises AnalysisError for one that fits no law."""
-    from gsq.analysis.errors import AnalysisError
-
-    found: list[list[Derived]] = [[] for _ in fits]
+    found: list[list[analysis.Derived]] = [[] for _ in fits]
     for text in expressions:
         problems = []
         for one, here in zip(fits, found, strict=True):
@@ -261,7 +203,7 @@ def _derived(fits: list[Fit], expressions: list[str]) -> list[list[Derived]]:
     return found
 
 
-def _with_derived(fit: Fit, derived: list[Derived]) -> dict[str, object]:
+def _with_derived(fit: analysis.Fit, derived: list[analysis.Derived]) -> dict[str, object]:
     more = {one.name: one.to_dict() for one in derived}
     return {**fit.to_dict(), **({"derived": more} if more else {})}
 
@@ -277,31 +219,24 @@ def load_and_fit(
     starts: list[str] | None = None,
     by: str | None = None,
     where: str | None = None,
-) -> tuple[pd.DataFrame, list[Fit], dict[str, str]]:
+) -> tuple[pd.DataFrame, list[analysis.Fit], dict[str, str]]:
     """Load tables, as one, and fit laws to it; also returns why a law (or group) was not fitted.
 
     ``laws``: names or formulas; None for the default ones that the table can carry.
     """
-    from dataclasses import replace
-
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.fitting.fit import fit_by, fit_determined, fit_rows
-    from gsq.analysis.laws.named import DEFAULT_LAWS
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
-    from gsq.analysis.tables.table import measured
+    from gsq.analysis.fitting.fit import fit_determined, fit_rows
 
     options = options or Options()
-    frame = select(load_tables(paths, protocol), where)
-    chosen = named_laws(frame, laws if laws else list(DEFAULT_LAWS), target, bounds, starts) or []
+    frame = load(paths, protocol, where)
+    chosen = named_laws(frame, laws if laws else list(analysis.DEFAULT_LAWS), target, bounds, starts) or []
     if laws is None:  # an unusable table is one error, not one a law
-        measured(frame, chosen[0].target)
-    fits: list[Fit] = []
+        analysis.measured(frame, chosen[0].target)
+    fits: list[analysis.Fit] = []
     reasons: dict[str, str] = {}
     for law in chosen:
         try:
             if by is not None:
-                found, why = fit_by(frame, by, law, options=options)
+                found, why = analysis.fit_by(frame, by, law, options=options)
                 fits += [replace(one, law=replace(law, name=f"{law.name} ({group})")) for group, one in found.items()]
                 reasons |= {f"{law.name} ({group})": reason for group, reason in why.items()}
                 continue
@@ -319,13 +254,8 @@ def named_laws(
     target: Sequence[str],
     bounds: list[str] | None,
     starts: list[str] | None,
-) -> list[Law] | None:
+) -> list[analysis.Law] | None:
     """Read the laws, each with the bounds and starts of its own parameters. Returns None where none are named."""
-    from dataclasses import replace
-
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.laws.named import LAWS, get_law
-
     if laws is None:
         return None
     limits = dict(_range(text, "--bound") for text in bounds or [])
@@ -335,13 +265,15 @@ def named_laws(
     for one in laws:
         # A name with bounds is a parameter even where it does not look like one.
         own = len(laws) == 1
-        law = LAWS.get(one) or get_law(one, names, limits if own else None, ranges if own else None, of)
+        law = analysis.LAWS.get(one) or analysis.get_law(
+            one, names, limits if own else None, ranges if own else None, of
+        )
         law = replace(
             law,
             bounds={**law.bounds, **{name: pair for name, pair in limits.items() if law.takes(name)}},
             starts={**law.starts, **{name: pair for name, pair in ranges.items() if law.takes(name)}},
         )
-        found.append(get_law(law, target=of))
+        found.append(analysis.get_law(law, target=of))
     known = {name for law in found for name in law.parameters}
     for name in {*limits, *ranges}:
         if any(law.takes(name) for law in found):
@@ -352,8 +284,6 @@ def named_laws(
 
 def _range(text: str, option: str) -> tuple[str, tuple[float, Bound]]:
     """ "E=0:" as ("E", (0, inf)); an empty end is open."""
-    from gsq.analysis.errors import AnalysisError
-
     try:
         name, ends = text.split("=")
         low, _, high = ends.partition(":")
@@ -379,14 +309,11 @@ def _collapse_or_extrapolate(
     frame: pd.DataFrame, target: str, collapse: bool, document: dict[str, object]
 ) -> list[str]:
     if collapse:
-        from gsq.analysis.checking.collapse import collapse as test
-
-        found = test(frame, target=target)
+        found = analysis.collapse(frame, target=target)
         document["collapse"] = [one.to_dict() for one in found]
         return [one.text for one in found]
-    from gsq.analysis.checking.extrapolation import extrapolate
 
-    curves = extrapolate(frame, target)
+    curves = analysis.extrapolate(frame, target)
     document["extrapolation"] = {
         "error": curves.error,
         "inside": curves.inside,

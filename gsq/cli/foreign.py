@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import print_json
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
+from gsq.outputs import output_problem
+from gsq.records.folder import RunFolder, runs_root
+from gsq.sweeps.spec.shipped import configs_folder, shipped_files
+from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.config.run import DataConfig, EvaluationConfig
@@ -27,7 +34,7 @@ def is_models_file(name: str) -> bool:
     """Whether a YAML file lists models to evaluate."""
     from gsq.config.overrides import read_yaml
 
-    return name.endswith((".yaml", ".yml")) and Path(name).is_file() and "models" in read_yaml(Path(name))
+    return is_yaml(name) and Path(name).is_file() and "models" in read_yaml(Path(name))
 
 
 def evaluate_models(
@@ -43,21 +50,23 @@ def evaluate_models(
 ) -> None:
     """Evaluate the model ``package.module:load``, or those of a YAML file, and add their rows to a table."""
     from gsq.config.parts import search_also
-    from gsq.outputs import output_problem
     from gsq.sweeps.tables.peers import add_rows, check_table
 
     entries, table = [{"model": name, "options": dict(options), **convention}], "foreign"
-    if name.endswith((".yaml", ".yml")):
+    if is_yaml(name):
         if options or convention:
             raise UserError(f"{name}: give options, range and channels of each model in the file")
         search_also(Path(name).parent)
         table, entries, values = Path(name).stem, *_read_models(Path(name))
-        protocol, data = protocol or values.get("protocol"), data or values.get("data")
+        beside = partial(_beside, Path(name).parent)
+        protocol, folder = protocol or beside(values.get("protocol")), beside(values.get("data"))
+        data = data or (Path(folder) if folder else None)
+        entries = [{**entry, "run": beside(entry["run"])} if "run" in entry else entry for entry in entries]
     output = output or Path("results") / f"{table}.parquet"
     if problem := output_problem(output):
         raise UserError(f"--output: {output} {problem}")
     check_table(output)
-    source, evaluation = _measure(protocol, Path(data) if data else None, changes)
+    source, evaluation = _measure(protocol, data, changes)
     rows: Rows = []
     total = 0
     # Load every model before the first is measured, so that a wrong line costs nothing.
@@ -71,7 +80,7 @@ def evaluate_models(
     if as_json:
         print_json([{k: v for k, v in row.items() if k != "protocol_fields"} for row in rows])
     else:
-        typer.echo(f"{output}: {total} rows; gsq plot and gsq report read it beside other tables")
+        typer.echo(f"{output}: {counted(total, 'row')}; gsq plot and gsq report read it beside other tables")
 
 
 def _show(title: str, row: Mapping[str, Any]) -> None:
@@ -115,6 +124,11 @@ def _read_models(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return entries, values
 
 
+def _beside(folder: Path, named: str | None) -> str | None:
+    """A path that a YAML file names, relative to the file's folder; anything else as it is."""
+    return str(folder / named) if named and (folder / named).exists() else named
+
+
 def _measure(
     protocol: str | None, folder: Path | None, changes: Mapping[str, Any]
 ) -> tuple[ImageSource, EvaluationConfig]:
@@ -142,10 +156,7 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
     from gsq.config.overrides import config_key, load_config, read_yaml
     from gsq.config.presets import PRESETS
     from gsq.config.run import SECTIONS
-    from gsq.records.folder import RunFolder, runs_root
     from gsq.sweeps.planning.folder import SweepFolder, sweep_names
-    from gsq.sweeps.spec.shipped import configs_folder, shipped_files
-    from gsq.sweeps.spec.sweep import load_spec
 
     path = Path(name)
     if path.is_dir():
@@ -153,13 +164,13 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
         values.pop("data_label", None)
         config = load_config(values, where=str(path / "config.yaml"), finished=True)
         return config.data, config.evaluation
-    sections = path.suffix in (".yaml", ".yml") and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
+    sections = is_yaml(path) and path.is_file() and {*read_yaml(path)} & {*SECTIONS}
     if name not in (*PRESETS, *shipped_files(configs_folder())) and name in sweep_names(runs_root()):
         each = [cell.config for cell in SweepFolder(runs_root(), name).read_plan().cells]
         if any((one.data, one.evaluation) != (each[0].data, each[0].evaluation) for one in each):
             raise UserError(f"--protocol: the cells of sweep {name} have several; name a run folder of one cell")
         return each[0].data, each[0].evaluation
-    spec = load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
+    spec = sweeps.load_spec({"name": "protocol", "base": name} if name in PRESETS or sections else name)
     if spec.program:
         raise UserError(f"--protocol: {name} trains a program, which evaluates itself")
     axes = {*spec.axes, *(n for z in spec.zipped for n in z), *(n for case in spec.cases for n in case)}
@@ -174,7 +185,6 @@ def _of_protocol(name: str) -> tuple[DataConfig, EvaluationConfig]:
 def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     """A model's title, and the call that measures it."""
     from gsq.evaluation.foreign import load_foreign
-    from gsq.records.folder import runs_root
     from gsq.runs.foreign import evaluate_foreign
 
     if "run" in entry:
@@ -187,7 +197,6 @@ def _prepared(entry: Mapping[str, Any], source: ImageSource, evaluation: Evaluat
 
 def _trained(path: Path, title: str, source: ImageSource, evaluation: EvaluationConfig) -> tuple[str, Any]:
     from gsq.evaluation.evaluate import evaluate_all
-    from gsq.records.folder import runs_root
     from gsq.runs.reevaluate import load_finished
     from gsq.sweeps.tables.peers import trained_columns
 

@@ -12,29 +12,9 @@ from gsq.cli.options import on_terminal
 
 def init_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Sweep file to write, such as groups.yaml.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Folder of images, or of .tar, .parquet or .arrow shards; default: the images of the preset.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", metavar="NAME", help="Where every cell starts: cpu-tiny (the default), cpu-small, paper-f8, ..."
-        ),
-    ] = None,
-    axis: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--axis",
-            metavar="KEY=VALUES",
-            help="Values to compare, such as groups=1,2,4 or 'codebook_size={log2: [6, 10]}'; repeatable, and "
-            "combined with each other. Default: these two.",
-        ),
-    ] = None,
+    data: str | None = None,
+    preset: str | None = None,
+    axis: list[str] | None = None,
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, help="Training steps; default: the preset's.")
     ] = None,
@@ -49,6 +29,12 @@ def init_command(
     asks for the folder and the preset if neither is given.
 
     Example: gsq init groups.yaml --data ~/pictures --axis groups=1,2,4,8 --axis codebook_size=64,1024
+
+    Options:
+        --data FOLDER  Folder of images, or of .tar, .parquet or .arrow shards; default: the images of the preset.
+        --preset NAME  Where every cell starts: cpu-tiny (the default), cpu-small, paper-f8, ...
+        --axis KEY=VALUES  Values to compare, such as groups=1,2,4 or 'codebook_size={log2: [6, 10]}'; repeatable, and
+            combined with each other. Default: these two.
     """
     from gsq.data.sources import folder_kind
     from gsq.sweeps.spec.starting import read_axes, sweep_text, write_sweep

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.completion import complete_cells
 from gsq.cli.options import JsonOption, MaybeNameArgument, print_json
 from gsq.cli.status import print_overview
+from gsq.errors import UserError
 
 
 def logs_command(
@@ -37,16 +39,14 @@ def logs_command(
 
     Example: gsq logs quickstart 3f9c -f
     """
-    from gsq.errors import UserError
     from gsq.sweeps.state.logs import follow as follow_log
-    from gsq.sweeps.state.logs import read_log
 
     if follow and (as_json or attempt is not None):
         raise UserError("--follow shows only new output: leave out --json and --attempt")
     if sweep is None:
         print_overview(as_json)
         return
-    log = read_log(sweep, cell or (), attempt)
+    log = sweeps.read_log(sweep, cell or (), attempt)
     tail = log.text.splitlines()[-lines:] if lines else []
     if as_json:
         own = {name: getattr(log, name) for name in ("attempt", "state", "failure", "message", "curve", "traceback")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import sys
@@ -34,10 +33,12 @@ from gsq.cli.schema import schema_command
 from gsq.cli.status import status_command
 from gsq.cli.submit import submit_command
 from gsq.cli.sweeps import sweeps_app
+from gsq.cli.taking import declare
 from gsq.cli.tokenizer import reconstruct_command, tokenize_command
 from gsq.cli.track import track_command
 from gsq.cli.train import train_command
 from gsq.cli.weights import weights_app
+from gsq.ending import end_without_threads
 
 app = typer.Typer(
     name="gsq",
@@ -68,18 +69,16 @@ def options(
     pass
 
 
-def _reflow(text: str) -> str:
-    """Join the lines of each paragraph of a docstring, because --help keeps line breaks; examples keep their lines."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(re.sub(r"\n(?!Example:)\s*", " ", paragraph) for paragraph in paragraphs)
-
-
-def _reflow_help(commands: typer.Typer) -> None:
+def _finish(commands: typer.Typer) -> None:
+    """Give each command the options of its docstring, and as help its text, with the lines of a paragraph joined,
+    because --help keeps line breaks; examples keep theirs."""
     for command in commands.registered_commands:
-        command.help = _reflow((command.callback and command.callback.__doc__) or "")
+        if command.callback is not None:
+            paragraphs = declare(command.callback).split("\n\n")
+            command.help = "\n\n".join(re.sub(r"\n(?!Example:)\s*", " ", paragraph) for paragraph in paragraphs)
     for group in commands.registered_groups:
         if group.typer_instance:
-            _reflow_help(group.typer_instance)
+            _finish(group.typer_instance)
 
 
 # In the order of --help.
@@ -113,7 +112,7 @@ app.command("schema")(schema_command)
 app.add_typer(sweeps_app, name="sweeps")
 app.add_typer(results_app, name="results")
 app.add_typer(weights_app, name="weights")
-_reflow_help(app)
+_finish(app)
 
 
 def _warning_text(
@@ -132,8 +131,12 @@ def main() -> None:
     # A user's own parts (my_vq:MyVQ) may be here; last, so that the folder hides nothing.
     sys.path.append(os.getcwd())
     warnings.formatwarning = _warning_text
+    code: object = 1
     try:
         app()
+    except SystemExit as end:
+        code = end.code
+        raise
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
@@ -143,6 +146,8 @@ def main() -> None:
 
         line(Console(stderr=True, emoji=False), f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(code)
+    finally:
+        end_without_threads(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import typer
 
+from gsq import analysis
 from gsq.analysis.fitting.options import Options
-from gsq.cli.table_options import table_path
+from gsq.cli.table_options import drawn, load, saved, table_path
 
 
 def words_of(tables: list[str], by: str | None, targets: Sequence[str] = ()) -> tuple[list[str], list[str]]:
@@ -41,25 +42,16 @@ def print_optimum(
     as_json: bool,
 ) -> None:
     """Print the optima of a table and their law, and save what is asked for. Raises AnalysisError."""
-    from gsq.analysis.checking.optimum import optimum
     from gsq.analysis.fitting.result import write_json
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
     from gsq.cli.show_fit import print_fit
 
-    frame = select(load_tables(paths, protocol), where)
-    found = optimum(frame, column, by, target=target or "rfid", options=options)
+    frame = load(paths, protocol, where)
+    found = analysis.optimum(frame, column, by, target=target or "rfid", options=options)
     document = {"table": " ".join(map(str, paths)), **({"where": where} if where else {}), "optimum": found.to_dict()}
-    saved = []
-    if figure is not None:
-        from gsq.analysis.figures.optima import optimum_figure
-        from gsq.analysis.figures.style import saved_files
-
-        optimum_figure(found, figure)
-        saved += [str(file) for file in saved_files(figure)]
+    lines = drawn(lambda path: analysis.optimum_figure(found, path), figure)
     if output is not None:
         write_json(document, output)
-        saved.append(str(output))
+        lines.append(saved(output))
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
@@ -67,5 +59,5 @@ def print_optimum(
     if found.law is not None:
         typer.echo()
         print_fit(found.law)
-    if saved:
-        typer.echo(f"Saved {' and '.join(saved)}.")
+    for line in lines:
+        typer.echo(line)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gsq.analysis.errors import AnalysisError
 from gsq.cli.completion import complete_cells, complete_names, complete_sweeps
+from gsq.errors import UserError
 from gsq.sweeps.spec.shipped import configs_folder, shipped_files
 
 if TYPE_CHECKING:
@@ -40,10 +43,6 @@ ClusterOption = Annotated[
     str,
     typer.Option("--cluster", metavar="NAME", help="local (this machine), slurm (cluster defaults) or a cluster file."),
 ]
-CellsOption = Annotated[
-    int | None,
-    typer.Option("--cells", metavar="N", min=1, help="Only the first N cells, or N trials of a search."),
-]
 PlanClusterOption = Annotated[
     str | None,
     typer.Option(
@@ -66,28 +65,6 @@ AnchorsOption = Annotated[
         "have changed; gsq gather then says whether old and new runs can be pooled.",
     ),
 ]
-RetryOption = Annotated[
-    bool, typer.Option("--retry", help="Retry cells that failed as out_of_memory, diverged or error.")
-]
-OverBudgetOption = Annotated[
-    bool, typer.Option("--over-budget", help="Submit even if the estimate exceeds the YAML's budget.")
-]
-CanaryOption = Annotated[
-    bool,
-    typer.Option(
-        "--canary",
-        help="First run the largest cell of each resource class for 50 steps, to measure its memory and time.",
-    ),
-]
-MicroBatchOption = Annotated[
-    str | None,
-    typer.Option(
-        "--micro-batch",
-        metavar="N|auto",
-        help="Images of one pass on one device, with the same result: a number, or auto for the largest that each "
-        "cell's GPU holds by the estimate.",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SelectionArgument = Annotated[
     list[str] | None,
@@ -98,8 +75,30 @@ SelectionArgument = Annotated[
         "KEY=VALUE (groups=4). Words of one kind are alternatives; different kinds must all match.",
     ),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Show every cell, however many there are.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitting:
+    """How the cells of a sweep are run.
+
+    Options:
+        --cluster NAME  local (this machine), slurm (cluster defaults) or a cluster file.
+        --cells N  Only the first N cells, or N trials of a search.
+        --retry  Retry cells that failed as out_of_memory, diverged or error.
+        --over-budget  Submit even if the estimate exceeds the YAML's budget.
+        --canary  First run the largest cell of each resource class for 50 steps, to measure its memory and time.
+        --micro-batch N|auto  Images of one pass on one device, with the same result: a number, or auto for the largest
+            that each cell's GPU holds by the estimate.
+    """
+
+    cluster: str = "local"
+    cells: int | None = field(default=None, metadata={"min": 1})
+    retry: bool = False
+    over_budget: bool = False
+    canary: bool = False
+    micro_batch: str | None = None
 
 
 def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -124,16 +123,32 @@ def on_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def ask(question: str, yes: bool) -> None:
-    """Exit with code 1 unless the user agrees. Without a terminal, do not ask."""
-    if not yes and on_terminal():
+def ask(question: str, yes: bool, final: bool = False) -> None:
+    """Exit with code 1 unless the user agrees. Without a terminal, do not ask, but raise UserError where what follows
+    is final."""
+    if yes:
+        return
+    if on_terminal():
         typer.confirm(question, abort=True)
+    elif final:
+        raise UserError(f"{question} There is no terminal to ask on, and nothing was removed; to agree, add --yes")
+
+
+def named_numbers(given: list[str] | None, option: str, example: str) -> dict[str, float]:
+    """Numbers by name of a repeatable option NAME=NUMBER. Raises AnalysisError, which names the option."""
+    values = {}
+    for one in given or []:
+        name, _, value = one.rpartition("=")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise AnalysisError(f"{option} {one!r} is not NAME=NUMBER, such as {example}") from None
+    return values
 
 
 def key_values(given: list[str] | None, option: str) -> dict[str, Any]:
     """Values by key of a repeatable option KEY=VALUE. Raises UserError, which names the option."""
     from gsq.config.overrides import read_value
-    from gsq.errors import UserError
 
     values = {}
     for one in given or []:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gsq.cli.options import (
     AllOption,
     AnchorsOption,
-    CellsOption,
     GpuOption,
     JsonOption,
-    MicroBatchOption,
     PlanClusterOption,
+    Submitting,
     SweepArgument,
 )
-
-if TYPE_CHECKING:
-    from gsq.sweeps.planning.cells import Plan
+from gsq.cli.table_options import require_outputs
+from gsq.cli.taking import takes
+from gsq.errors import UserError
 
 NoiseOption = Annotated[
     float | None,
@@ -30,38 +28,19 @@ NoiseOption = Annotated[
 ]
 
 
+@takes(Submitting, "cells", "micro_batch")
 def plan_command(
     sweep: SweepArgument,
     cluster: PlanClusterOption = None,
     gpu: GpuOption = None,
-    micro_batch: MicroBatchOption = None,
-    cells: CellsOption = None,
-    power: Annotated[
-        bool,
-        typer.Option("--power", help="Print how well these cells would determine a law instead."),
-    ] = False,
-    law: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--law",
-            metavar="LAW",
-            help="With --power: a named law or a formula; repeatable. Default: power_law_bpp and paper_eq14.",
-        ),
-    ] = None,
+    *,
+    how: Submitting,
+    power: bool = False,
+    law: list[str] | None = None,
     noise: NoiseOption = None,
-    coefficient: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--coefficient",
-            metavar="NAME=NUMBER",
-            help="With --power: a parameter of the law, in place of the value from the paper; repeatable.",
-        ),
-    ] = None,
+    coefficient: list[str] | None = None,
     anchors: AnchorsOption = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option("--figure", metavar="FILE", help="Draw parameters against images, along lines of equal compute."),
-    ] = None,
+    figure: Path | None = None,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -81,40 +60,29 @@ def plan_command(
     Example: gsq plan isoflop.yaml --figure isoflop.png
     Example: gsq plan groups.yaml --power --law saturating --noise 0.03
     Example: gsq plan groups.yaml --anchors groups-anchors.yaml && gsq run groups-anchors.yaml
+
+    Options:
+        --power  Print how well these cells would determine a law instead.
+        --law LAW  With --power: a named law or a formula; repeatable. Default: power_law_bpp and paper_eq14.
+        --coefficient NAME=NUMBER  With --power: a parameter of the law, in place of the value from the paper;
+            repeatable.
+        --figure FILE  Draw parameters against images, along lines of equal compute.
     """
     if figure is not None and (power or anchors is not None):
-        from gsq.errors import UserError
-
         raise UserError("--figure draws the cells of a plan; leave out --power or --anchors")
     if power:
+        from gsq.cli.planning import make
         from gsq.cli.power import expected_power
 
-        expected_power(sweep, cells, law, noise, coefficient, as_json)
+        expected_power(make(sweep, how.cells, lenient=True), law, noise, coefficient, as_json)
         return
     for name, value in (("--law", law), ("--noise", noise), ("--coefficient", coefficient)):
         if value:
-            from gsq.errors import UserError
-
             raise UserError(f"{name} works only with --power")
     from gsq.cli.planning import print_anchors, print_plan
 
     if anchors is not None:
-        print_anchors(sweep, cluster or "local", cells, anchors, as_json)
+        print_anchors(sweep, cluster or "local", how.cells, anchors, as_json)
         return
-    if figure is not None:
-        from gsq.cli.table_options import require_outputs
-
-        require_outputs({}, {"--figure": figure})
-    draw = None if figure is None else partial(_draw, path=figure)
-    print_plan(sweep, cluster, gpu, cells, as_json, show_all, draw, micro_batch)
-
-
-def _draw(plan: Plan, path: Path) -> str:
-    """Draw parameters against images of the cells; returns what was saved, in words."""
-    from gsq.analysis.figures.plans import plan_figure
-    from gsq.analysis.figures.style import saved_files
-    from gsq.cli.power import cells_frame
-    from gsq.cli.show_derived import budget_axis
-
-    plan_figure(cells_frame(plan), budget_axis(plan), path, plan.name)
-    return "Saved " + " and ".join(str(file) for file in saved_files(path)) + "."
+    require_outputs({}, {"--figure": figure})
+    print_plan(sweep, cluster, gpu, how, as_json, show_all, figure)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from gsq.sweeps.spec.shipped import configs_folder
+from gsq import analysis, sweeps
+from gsq.errors import UserError
+from gsq.files import write_text
+from gsq.sweeps.spec.shipped import configs_folder, find_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gsq.cli.live import LiveView
-    from gsq.sweeps.planning.cells import Plan
-    from gsq.sweeps.spec.cluster import Cluster
 
-from gsq.cli.options import line, print_json
+from gsq.cli.options import Submitting, line, print_json
+from gsq.cli.table_options import drawn, require_outputs
 from gsq.words import counted
 
 
@@ -28,13 +29,12 @@ def make(
     *,
     lenient: bool = False,
     micro_batch: str | None = None,
-    cluster: Cluster | None = None,
-) -> Plan:
+    cluster: sweeps.Cluster | None = None,
+) -> sweeps.Plan:
     """Return the plan of a sweep. micro_batch: of ``--micro-batch``, which may ask for the memory of ``cluster``."""
     from gsq.sweeps.planning.cells import make_plan
-    from gsq.sweeps.spec.sweep import load_spec
 
-    plan = make_plan(load_spec(source), lenient=lenient)
+    plan = make_plan(sweeps.load_spec(source), lenient=lenient)
     plan = plan if cells is None else plan.cut(cells)
     if micro_batch is None or cluster is None:
         return plan
@@ -43,7 +43,7 @@ def make(
     return with_micro_batch(plan, micro_batch, cluster)
 
 
-def live_view(console: Console, plan: Plan, target: Cluster) -> LiveView:
+def live_view(console: Console, plan: sweeps.Plan, target: sweeps.Cluster) -> LiveView:
     """Return the display of a submission to ``target``."""
     from gsq.cli.live import LiveView
     from gsq.sweeps.spec.cluster import local_workers
@@ -58,31 +58,27 @@ def print_plan(
     sweep: str,
     cluster: str | None,
     gpu: str | None,
-    cells: int | None,
+    how: Submitting,
     as_json: bool,
     show_all: bool,
-    draw: Callable[[Plan], str] | None = None,
-    micro_batch: str | None = None,
+    figure: Path | None = None,
 ) -> None:
-    """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here.
-
-    draw: draws the plan, and returns what it saved.
-    """
-    from gsq.cli.show_derived import derived_document
-    from gsq.sweeps.costing.forecast import by_class, forecast
+    """Run ``gsq plan``: print the cells of a sweep, those left out, what is still to run and what is missing here."""
+    from gsq.cli.power import cells_frame
+    from gsq.cli.show_derived import budget_axis, derived_document
+    from gsq.sweeps.costing.forecast import by_class
     from gsq.sweeps.planning.cells import derived
-    from gsq.sweeps.spec.cluster import load_cluster
 
-    plan = make(sweep, cells, lenient=True)
-    target = load_cluster(cluster or plan.cluster or "local")
+    plan = make(sweep, how.cells, lenient=True)
+    target = sweeps.load_cluster(cluster or plan.cluster or "local")
     if gpu is not None:
         target = replace(target, gpu=gpu, gpus=target.gpus or 1)
-    if micro_batch is not None:
+    if how.micro_batch is not None:
         from gsq.sweeps.costing.gpu_memory import with_micro_batch
 
-        plan = with_micro_batch(plan, micro_batch, target)
-    found = forecast(plan, target)
-    saved = draw(plan) if draw is not None else ""
+        plan = with_micro_batch(plan, how.micro_batch, target)
+    found = sweeps.forecast(plan, target)
+    drawing = drawn(lambda path: analysis.plan_figure(cells_frame(plan), budget_axis(plan), path, plan.name), figure)
     if as_json:
         classes = by_class(plan.cells, found.speed, target)
         resources = {cell.signature: asdict(r) for r, members in classes.items() for cell in members}
@@ -130,29 +126,24 @@ def print_plan(
     if plan.cluster and cluster is None:
         line(console, f"estimated for the cluster file {target.name}; --cluster names yours")
     display.print_missing(console, plan)
-    if saved:
+    for saved in drawing:
         line(console, saved)
 
 
 def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_json: bool) -> None:
     """Run ``gsq plan --anchors``: write a sweep file that repeats finished cells."""
     from gsq.cli.wording import brief, duration
-    from gsq.errors import UserError
-    from gsq.files import write_text
-    from gsq.outputs import output_problem
     from gsq.sweeps.planning.cells import title
     from gsq.sweeps.planning.folder import sweep_folder
-    from gsq.sweeps.spec.cluster import load_cluster, local_gpus
-    from gsq.sweeps.spec.shipped import find_file
+    from gsq.sweeps.spec.cluster import local_gpus
     from gsq.sweeps.tables.pooling import ANCHORS, anchors_yaml, propose
 
     source = find_file(sweep, configs_folder(), "sweep")
     if output.exists():
         raise UserError(f"--anchors: {output} already exists; name another file")
-    if problem := output_problem(output):
-        raise UserError(f"--anchors: {output} {problem}")
+    require_outputs({"--anchors": output})
     folder = sweep_folder(sweep)
-    target = load_cluster(cluster)
+    target = sweeps.load_cluster(cluster)
     device = "cpu" if target.kind == "local" and not local_gpus() else None
     chosen, others = propose(folder, device, cells or ANCHORS)
     repeat = 1 + max(cell.config.train.repeat for cell in folder.read_plan().cells)
@@ -179,40 +170,37 @@ def print_anchors(sweep: str, cluster: str, cells: int | None, output: Path, as_
     typer.echo(f"gsq run {output} trains them, and gsq gather {folder.name} compares old with new")
 
 
-def admitted(
-    console: Console, plan: Plan, target: Cluster, retry: bool, over_budget: bool = False, canary: bool = False
-) -> Plan:
+def admitted(console: Console, plan: sweeps.Plan, target: sweeps.Cluster, how: Submitting) -> sweeps.Plan:
     """Show what a submission will cost and run its canaries. Returns the plan with the estimates to record.
 
     Raises UserError if the plan exceeds its budget, and exits with code 1 if a canary failed.
     """
     from gsq.cli.show_plan import print_canaries, print_forecast
-    from gsq.errors import UserError
-    from gsq.sweeps.costing.forecast import TIMELESS, check_budget, forecast, with_estimates
+    from gsq.sweeps.costing.forecast import TIMELESS, check_budget, with_estimates
     from gsq.sweeps.costing.notes import check_images
-    from gsq.sweeps.running.canary import canary_plan, choose, run_canaries
+    from gsq.sweeps.running.canary import canary_plan, choose
 
-    if canary and plan.search is not None:
+    if how.canary and plan.search is not None:
         raise UserError(
             "--canary measures the largest cells of a grid; leave it out, a search measures its first trials"
         )
     check_images(plan)
-    found = forecast(plan, target, retry=retry)
-    if not over_budget:
+    found = sweeps.forecast(plan, target, retry=how.retry)
+    if not how.over_budget:
         # Check the limits that no measurement can change before running a canary.
-        check_budget(plan.name, found, TIMELESS if canary else None)
+        check_budget(plan.name, found, TIMELESS if how.canary else None)
     print_forecast(console, found)
-    chosen = choose(plan, target, retry=retry) if canary else []
+    chosen = choose(plan, target, retry=how.retry) if how.canary else []
     if chosen:
         line(console, f"canaries first: {len(chosen)} of {counted(len(found.left), 'cell')} to run")
         with live_view(console, canary_plan(plan, chosen), target) as view:
-            results = run_canaries(plan, target, retry=retry, chosen=chosen, on_update=view.update)
-        found = forecast(plan, target, retry=retry)
+            results = sweeps.run_canaries(plan, target, retry=how.retry, chosen=chosen, on_update=view.update)
+        found = sweeps.forecast(plan, target, retry=how.retry)
         print_canaries(console, results, found)
         if any(result.failed for result in results):
             line(console, "nothing else was submitted; leave out --canary to submit the sweep anyway")
             raise typer.Exit(1)
         print_forecast(console, found)
-    if not over_budget:
+    if not how.over_budget:
         check_budget(plan.name, found)
     return with_estimates(plan, found)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from gsq.analysis.fitting.result import Fit
 
 from gsq.analysis.fitting.options import Options
 from gsq.cli.fit import load_and_fit
@@ -21,6 +23,8 @@ from gsq.cli.table_options import (
     ProtocolOption,
     TablesArgument,
     WhereOption,
+    drawn,
+    load,
     require_outputs,
     table_paths,
 )
@@ -42,38 +46,11 @@ def plot_command(
     where: WhereOption = None,
     *,
     options: Options,
-    x: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--x",
-            metavar="COLUMN",
-            help="contours: horizontal axis; collapse: derived axis, repeatable; pareto: cost, repeatable.",
-        ),
-    ] = None,
-    y: Annotated[
-        list[str] | None,
-        typer.Option("--y", metavar="COLUMN", help="contours: vertical axis; steps: metric, repeatable."),
-    ] = None,
-    reference: Annotated[
-        bool,
-        typer.Option(
-            "--reference",
-            help="Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The "
-            "figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights "
-            "do not compare.",
-        ),
-    ] = False,
-    published: Annotated[
-        bool,
-        typer.Option(
-            "--published",
-            help="Like --reference, with the rFID that papers print for other tokenizers, each by its own protocol.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="Save PNG and SVG, or a .pdf, here; default: beside the table."),
-    ] = None,
+    x: list[str] | None = None,
+    y: list[str] | None = None,
+    reference: bool = False,
+    published: bool = False,
+    output: Path | None = None,
 ) -> None:
     """Draw a results table: by default rFID against bits per pixel and each axis that varies, with the fitted laws.
 
@@ -101,14 +78,17 @@ def plot_command(
     Example: gsq plot quickstart --output results/figures/quickstart.png
 
     Example: gsq plot quickstart --kind contours --law power_law_bpp --x codebook_size --y groups --output contours.pdf
+
+    Options:
+        --x COLUMN  contours: horizontal axis; collapse: derived axis, repeatable; pareto: cost, repeatable.
+        --y COLUMN  contours: vertical axis; steps: metric, repeatable.
+        --reference  Draw the paper's points beside your own (scaling, groups, usage), in grey and never fitted. The
+            figure names both protocols; where they differ, the paper's rFID has a scale of its own, since heights do
+            not compare.
+        --published  Like --reference, with the rFID that papers print for other tokenizers, each by its own protocol.
+        --output FILE  Save PNG and SVG, or a .pdf, here; default: beside the table.
     """
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.figures.style import saved_files
     from gsq.analysis.tables.left_out import protocol_warnings
-    from gsq.analysis.tables.published import load_published
-    from gsq.analysis.tables.selecting import select
-    from gsq.analysis.tables.several import load_tables
-    from gsq.analysis.tables.table import load_reference
 
     if reference and published:
         raise AnalysisError("--reference and --published: choose one; their protocols differ")
@@ -126,17 +106,16 @@ def plot_command(
     paths = table_paths(table)
     stem = "-".join(path.stem for path in paths)
     default = paths[0].with_name(stem if kind == "scaling" else f"{stem}-{kind}")
-    saved = output if output is not None else default
     # Beside the table there may be a folder of its name.
-    require_outputs({}, {"--output": saved if output is not None else saved.with_name(f"{saved.name}.png")})
-    fits: list[Fit] = []
+    require_outputs({}, {"--output": output or default.with_name(f"{default.name}.png")})
+    fits: list[analysis.Fit] = []
     reasons: dict[str, str] = {}
     if kind in WITH_LAWS:
         frame, fits, reasons = load_and_fit(paths, law, protocol, options=options, bounds=bound, where=where)
     else:
-        frame = select(load_tables(paths, protocol), where)
-    theirs = load_published() if published else load_reference() if reference else None
-    draw(kind, frame, fits, reasons, saved, x or [], y or [], theirs)
+        frame = load(paths, protocol, where)
+    theirs = analysis.load_published() if published else analysis.load_reference() if reference else None
+    files = drawn(lambda path: draw(kind, frame, fits, reasons, path, x, y, theirs), output or default)
     for warning in protocol_warnings(theirs) if theirs is not None else ():
         typer.echo(f"Warning: {warning}.")
     for one in fits:
@@ -145,13 +124,13 @@ def plot_command(
             typer.echo(f"Warning: {warning}.")
     for reason in reasons.values():
         typer.echo(f"Not fitted: {reason}.")
-    typer.echo("Saved " + " and ".join(str(file) for file in saved_files(saved)) + ".")
+    typer.echo("\n".join(files))
 
 
 def draw(
     kind: str,
     frame: pd.DataFrame,
-    fits: list[Fit],
+    fits: list[analysis.Fit],
     reasons: dict[str, str],
     path: Path | None = None,
     x: list[str] | None = None,
@@ -160,13 +139,6 @@ def draw(
 ) -> Figure:
     """Draw one figure of KINDS, and save it if ``path`` is given. Raises AnalysisError where the table lacks what it
     needs."""
-    from gsq.analysis.checking.card import report_card
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.figures import contours, scatter
-    from gsq.analysis.figures import scaling as figures
-    from gsq.analysis.figures.card import card_figure
-    from gsq.analysis.figures.curves import course_figure
-    from gsq.analysis.figures.tradeoff import tradeoff_figure
     from gsq.analysis.tables.table import unquoted
 
     if kind in ("contours", "card") and not fits:
@@ -176,14 +148,14 @@ def draw(
     if kind == "contours" and max(len(xs or ()), len(ys or ())) > 1:
         raise AnalysisError("--kind contours takes one --x and one --y")
     makers = {
-        "scaling": lambda: figures.scaling_figure(frame, fits, path, reference),
-        "contours": lambda: contours.contour_figure(fits[0], path, xs and xs[0], ys and ys[0]),
-        "groups": lambda: figures.group_figure(frame, fits, path, reference),
-        "usage": lambda: figures.usage_figure(frame, path, reference),
-        "collapse": lambda: scatter.collapse_figure(frame, xs, path),
-        "pareto": lambda: scatter.pareto_figure(frame, xs, path),
-        "tradeoff": lambda: tradeoff_figure(frame, path),
-        "steps": lambda: course_figure(frame, ys, path),
-        "card": lambda: card_figure(report_card(fits[0]), path),
+        "scaling": lambda: analysis.scaling_figure(frame, fits, path, reference),
+        "contours": lambda: analysis.contour_figure(fits[0], path, xs and xs[0], ys and ys[0]),
+        "groups": lambda: analysis.group_figure(frame, fits, path, reference),
+        "usage": lambda: analysis.usage_figure(frame, path, reference),
+        "collapse": lambda: analysis.collapse_figure(frame, xs, path),
+        "pareto": lambda: analysis.pareto_figure(frame, xs, path),
+        "tradeoff": lambda: analysis.tradeoff_figure(frame, path),
+        "steps": lambda: analysis.course_figure(frame, ys, path),
+        "card": lambda: analysis.card_figure(analysis.report_card(fits[0]), path),
     }
     return makers[kind]()

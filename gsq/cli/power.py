@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
+from gsq import analysis, sweeps
+from gsq.analysis.errors import AnalysisError
+from gsq.cli.options import named_numbers
 from gsq.errors import UserError
 from gsq.words import counted
 
@@ -14,36 +19,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gsq.config.run import RunConfig
-    from gsq.sweeps.planning.cells import Plan
 
 
 def expected_power(
-    sweep: str,
-    cells: int | None,
-    laws: list[str] | None,
-    noise: float | None,
-    coefficients: list[str] | None,
-    as_json: bool,
+    plan: sweeps.Plan, laws: list[str] | None, noise: float | None, coefficients: list[str] | None, as_json: bool
 ) -> None:
     """Run ``gsq plan SWEEP --power``: print the interval to expect for each parameter."""
-    import json
+    from gsq.analysis.designing.power import SEED_NOISE
 
-    from gsq.analysis.designing.power import SEED_NOISE, power
-    from gsq.analysis.errors import AnalysisError
-    from gsq.analysis.laws.named import DEFAULT_LAWS, get_law
-    from gsq.cli.planning import make
-
-    plan = make(sweep, cells, lenient=True)
     frame = cells_frame(plan)
-    given = {}
-    for text in coefficients or []:
-        name, _, value = text.partition("=")
-        try:
-            given[name.strip()] = float(value)
-        except ValueError:
-            raise UserError(f"--coefficient {text!r} is not NAME=NUMBER, such as alpha=0.8") from None
+    given = named_numbers(coefficients, "--coefficient", "alpha=0.8")
     found, reasons = [], {}
-    chosen = [get_law(law, [str(name) for name in frame]) for law in laws or DEFAULT_LAWS]
+    chosen = [analysis.get_law(law, [str(name) for name in frame]) for law in laws or analysis.DEFAULT_LAWS]
     for name in given:
         if not any(name in law.parameters for law in chosen):
             known = ", ".join(dict.fromkeys(p for law in chosen for p in law.parameters))
@@ -51,7 +38,7 @@ def expected_power(
     for law in chosen:
         own = {name: value for name, value in given.items() if name in law.parameters}
         try:
-            found.append(power(frame, law, coefficients=own, noise=SEED_NOISE if noise is None else noise))
+            found.append(analysis.power(frame, law, coefficients=own, noise=SEED_NOISE if noise is None else noise))
         except AnalysisError as error:
             reasons[law.name] = str(error)
     if not found:
@@ -71,7 +58,7 @@ def expected_power(
     typer.echo("This assumes that the law is right and seeds are the only noise; otherwise expect wider intervals.")
 
 
-def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
+def cells_frame(plan: sweeps.Plan, hours: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Return a row for each cell of a plan, with the columns of a results table that are known before a run.
 
     ``configuration`` is the same for cells that differ only in the seed; ``device_hours`` is the estimated cost.
@@ -107,8 +94,6 @@ def cells_frame(plan: Plan, hours: Mapping[str, float] | None = None) -> pd.Data
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
     """A config with another seed; a program's config takes it under the key ``seed``, if it has one."""
-    from dataclasses import replace
-
     from gsq.config.parts import Options
     from gsq.config.program import ProgramConfig
 

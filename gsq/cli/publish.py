@@ -17,23 +17,11 @@ def publish_command(
     repository: Annotated[
         str | None, typer.Argument(metavar="[OWNER/NAME]", help="Hugging Face model id; created if it does not exist.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", metavar="DIR", help="Write the same files into this folder instead, to look at first."
-        ),
-    ] = None,
-    license: Annotated[
-        str | None,
-        typer.Option(
-            "--license", metavar="ID", help="Licence of the weights: apache-2.0, mit, other, ... Default: unknown."
-        ),
-    ] = None,
-    license_link: Annotated[
-        str | None, typer.Option("--license-link", metavar="URL", help="Where the licence can be read.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create the repository for you alone.")] = False,
-    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Message of the commit.")] = None,
+    output: Path | None = None,
+    license: str | None = None,
+    license_link: str | None = None,
+    private: bool = False,
+    message: str | None = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a trained tokenizer on the Hugging Face hub, with a model card.
@@ -45,6 +33,13 @@ def publish_command(
     Example: gsq publish results/runs/ab/abcdef123456 --output tokenizer --license apache-2.0
 
     Example: gsq publish results/runs/ab/abcdef123456 ada/gsq-f8 --license apache-2.0 --private
+
+    Options:
+        --output DIR  Write the same files into this folder instead, to look at first.
+        --license ID  Licence of the weights: apache-2.0, mit, other, ... Default: unknown.
+        --license-link URL  Where the licence can be read.
+        --private  Create the repository for you alone.
+        --message TEXT  Message of the commit.
     """
     if (repository is None) == (output is None):
         raise UserError("name one place: a Hugging Face model id (owner/name), or --output DIR for a folder")

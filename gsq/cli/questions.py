@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gsq.analysis.fitting.result import Fit
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,13 @@ class Questions:
     against: str | None
     rollout: str | None
 
-    def answer(self, fits: list[Fit], lines: list[str], document: dict[str, object]) -> Callable[[Path], object] | None:
+    def answer(
+        self, fits: list[analysis.Fit], lines: list[str], document: dict[str, object]
+    ) -> Callable[[Path], object] | None:
         """Add what is found of each fit to ``lines`` and ``document``; returns what draws the arms of the first.
 
         Raises AnalysisError where a question cannot be answered.
         """
-        from gsq.analysis.errors import AnalysisError
-
         if self.random is not None and self.arms is None:
             raise AnalysisError("--random belongs to --arms COLUMN, which it gives the intervals of")
         if not fits and any((self.arms, self.against, self.rollout)):
@@ -37,24 +36,17 @@ class Questions:
         drawing = None
         for one in fits:
             if self.arms is not None:
-                from gsq.analysis.checking.arms import arms
-                from gsq.analysis.figures.arms import arms_figure
-
                 column, _, level = self.arms.partition("=")
-                found = arms(one, column, level or None, random=self.random)
+                found = analysis.arms(one, column, level or None, random=self.random)
                 _add(document, "arms", found.to_dict())
                 lines.append(found.text())
-                drawing = drawing or partial(arms_figure, found)
+                drawing = drawing or partial(analysis.arms_figure, found)
             if self.against is not None:
-                from gsq.analysis.checking.nested import nested_test
-
-                test = nested_test(one, self.against)
+                test = analysis.nested_test(one, self.against)
                 _add(document, "tests", test.to_dict())
                 lines.append(test.text)
             if self.rollout is not None:
-                from gsq.analysis.checking.rollout import rollout
-
-                rolled = rollout(one, self.rollout)
+                rolled = analysis.rollout(one, self.rollout)
                 _add(document, "rollouts", rolled.to_dict())
                 lines.append(rolled.text)
         return drawing

@@ -21,10 +21,7 @@ def report_command(
     ],
     law: LawOption = None,
     protocol: ProtocolOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="FILE", help="The page; default: SWEEP-report.html beside the results table."),
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Write one HTML page about a sweep, to read, send or print. It needs no network and no other file.
 
@@ -33,6 +30,9 @@ def report_command(
     protocols, code and devices. gsq gathers a submitted sweep first, finished or not.
 
     Example: gsq report quickstart --output quickstart.html
+
+    Options:
+        --output FILE  The page; default: SWEEP-report.html beside the results table.
     """
     from gsq.cli.compose import write_report
 

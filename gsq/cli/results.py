@@ -8,17 +8,15 @@ from typing import Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, NameArgument, print_json
+from gsq.errors import UserError
 
 
 def gather_command(
     sweep: NameArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
-    ] = None,
-    curves: Annotated[
-        bool, typer.Option("--curves", help="Also write the training curves to SWEEP-curves.parquet beside the table.")
-    ] = False,
+    output: Path | None = None,
+    curves: bool = False,
     as_json: JsonOption = False,
 ) -> None:
     """Collect a sweep's runs into its results table, including failed and missing cells.
@@ -27,15 +25,19 @@ def gather_command(
     exact test, corrected for the number of axes), because a law fitted to the rest would be biased.
 
     Example: gsq gather quickstart
+
+    Options:
+        --output FILE  Parquet file; default results/SWEEP.parquet.
+        --curves  Also write the training curves to SWEEP-curves.parquet beside the table.
     """
     from gsq.sweeps.tables.gather import gathered
 
     done = gathered(sweep, output)
     second = None
     if curves:
-        from gsq.sweeps.tables.curves import curves_path, gather_curves
+        from gsq.sweeps.tables.curves import curves_path
 
-        second = gather_curves(sweep, curves_path(done.table))
+        second = sweeps.gather_curves(sweep, curves_path(done.table))
     if as_json:
         files = {"table": str(done.table), **({"curves": str(second)} if second else {})}
         more = {"problems": done.problems, "spent": done.spent.to_dict(), "comparisons": done.comparisons}
@@ -74,12 +76,11 @@ def results_describe_command(
 
     Example: gsq results describe results/groups.parquet
     """
-    from gsq.errors import UserError
-    from gsq.sweeps.schema.columns import SCHEMA_VERSION, SchemaError, describe
+    from gsq.sweeps.schema.columns import SCHEMA_VERSION, describe
 
     try:
         columns = describe(file)
-    except SchemaError as error:
+    except sweeps.SchemaError as error:
         raise UserError(str(error)) from error
     if as_json:
         print_json({**({"version": SCHEMA_VERSION} if file is None else {}), "columns": [asdict(c) for c in columns]})

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from gsq.cli.options import (
-    CanaryOption,
-    CellsOption,
-    ClusterOption,
-    MicroBatchOption,
-    OverBudgetOption,
-    RetryOption,
-    SweepArgument,
-)
+from gsq.cli.options import Submitting, SweepArgument
+from gsq.cli.taking import takes
 
 
-def run_command(
-    sweep: SweepArgument,
-    cluster: ClusterOption = "local",
-    cells: CellsOption = None,
-    retry: RetryOption = False,
-    over_budget: OverBudgetOption = False,
-    canary: CanaryOption = False,
-    micro_batch: MicroBatchOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Parquet file; default results/SWEEP.parquet.")
-    ] = None,
-) -> None:
+@takes(Submitting)
+def run_command(sweep: SweepArgument, *, how: Submitting, output: Path | None = None) -> None:
     """Do the whole job: plan, submit, wait, gather, fit and plot.
 
     Ctrl-C stops cleanly, and the same command resumes. If the YAML's evaluation keys have changed, finished cells are
     evaluated again without training. Exit code 1: cells failed.
 
     Example: gsq run sweeps/configs/quickstart.yaml
+
+    Options:
+        --output FILE  Parquet file; default results/SWEEP.parquet.
     """
     from gsq.cli.compose import run_command_line
 
-    run_command_line(sweep, cluster, cells, retry, output, over_budget, canary, micro_batch)
+    run_command_line(sweep, how, output)

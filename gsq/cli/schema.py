@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from gsq.cli.table_options import require_outputs, save_or_print
+from gsq.errors import choose
+
 
 def schema_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sweep or cluster.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write this file; default: print the schema.")
-    ] = None,
+    output: Path | None = None,
 ) -> None:
     """Print the JSON schema of sweep or cluster files, by which an editor completes, explains and checks their keys.
 
@@ -23,18 +24,13 @@ def schema_command(
     gsq init writes a sweep file with this line, and the schema.
 
     Example: gsq schema sweep --output sweep.schema.json
+
+    Options:
+        --output FILE  Write this file; default: print the schema.
     """
-    from gsq.cli.table_options import require_outputs
-    from gsq.errors import choose
-    from gsq.files import write_text
     from gsq.sweeps.spec.json_schema import SCHEMAS
 
     choose("KIND", kind, SCHEMAS)
-    require_outputs({"--output": output}, {})
-    text = json.dumps(SCHEMAS[kind](), indent=1) + "\n"
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, text)
-    typer.echo(f"Saved {output}. First line of a {kind} file: # yaml-language-server: $schema={output.name}")
+    require_outputs({"--output": output})
+    more = f" First line of a {kind} file: # yaml-language-server: $schema={output.name}" if output else ""
+    save_or_print(json.dumps(SCHEMAS[kind](), indent=1) + "\n", output, more)

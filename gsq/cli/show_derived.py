@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsq.sweeps.planning.cells import Plan
+from gsq.words import span
 
 
 def budget_axis(plan: Plan) -> str | None:
@@ -23,7 +24,7 @@ def derived_words(plan: Plan) -> list[str]:
         rounded = f", rounded to {one.rounding}" if one.rounding else ""
         lines.append(f"derived: {one.text}{rounded}")
     if (axis := budget_axis(plan)) and (off := _off_budget(plan, axis)):
-        lines.append(f"train FLOPs of the cells are {min(off):+.2g} to {max(off):+.2g} % off {axis}")
+        lines.append(f"train FLOPs of the cells are {span(f'{min(off):+.2g}', f'{max(off):+.2g}')} % off {axis}")
     return lines
 
 

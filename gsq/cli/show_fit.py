@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gsq.analysis.fitting.derived import Derived
-    from gsq.analysis.fitting.result import Fit
+from gsq import analysis
 
 
-def print_fit(one: Fit, derived: Sequence[Derived] = ()) -> None:
+def print_fit(one: analysis.Fit, derived: Sequence[analysis.Derived] = ()) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

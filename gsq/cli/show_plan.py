@@ -12,7 +12,7 @@ from rich.markup import escape
 from gsq.config.presets import paper_parameters
 from gsq.sweeps.costing.forecast import Forecast
 from gsq.sweeps.planning.cells import Plan, derived, title
-from gsq.words import counted
+from gsq.words import counted, span
 
 if TYPE_CHECKING:
     from gsq.sweeps.running.canary import Result
@@ -163,7 +163,6 @@ def print_search(console: Console, plan: Plan, found: Forecast) -> None:
         line(console, f"repeated draws (about {share:.0%}), excluded by: [bold]{escape(constraint)}[/bold]")
     each = [found.estimates[cell.signature].seconds for cell in plan.cells]
     print_data(console, plan)
-    low, high = duration(min(each)), duration(max(each))
-    takes = low if low == high else f"{low} to {high}"
+    takes = span(duration(min(each)), duration(max(each)))
     line(console, f"a trial takes {takes}, in the middle of the space {duration(each[0])}; if none is pruned:")
     print_forecast(console, found)

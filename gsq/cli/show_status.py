@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from gsq import sweeps
 from gsq.sweeps.planning.cells import title
 from gsq.sweeps.spec.search_space import OBJECTIVES
 from gsq.sweeps.spec.states import CANCELLED
@@ -20,7 +21,6 @@ from gsq.words import counted
 
 if TYPE_CHECKING:
     from gsq.sweeps.state.status import SweepLine
-    from gsq.sweeps.state.study import SearchStatus
 
 from gsq.cli.tables import broken_head, head_of, plain_table
 from gsq.cli.wording import brief, counts_text, duration, failed_advice, shown_cells, spelled, waiting_text
@@ -36,7 +36,7 @@ STYLES = {
 }
 
 
-def trial_table(found: SearchStatus, limit: int = 20) -> Table:
+def trial_table(found: sweeps.SearchStatus, limit: int = 20) -> Table:
     """Return the trials of a search, the best first."""
     names = list(dict.fromkeys(name for trial in found.trials for name in trial.axes))
     table = plain_table(gap=1)

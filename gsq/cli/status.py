@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import AllOption, JsonOption, MaybeNameArgument, print_json
+from gsq.errors import UserError
+from gsq.records.folder import runs_root
 
 
 def status_command(
     sweep: MaybeNameArgument = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh every few seconds until all cells have ended.")
-    ] = False,
+    watch: bool = False,
     as_json: JsonOption = False,
     show_all: AllOption = False,
 ) -> None:
@@ -25,16 +25,16 @@ def status_command(
     submitted.
 
     Example: gsq status quickstart --watch
-    """
-    from gsq.errors import UserError
-    from gsq.sweeps.state.status import status
 
+    Options:
+        --watch  Refresh every few seconds until all cells have ended.
+    """
     if sweep is None:
         if watch or show_all:
             raise UserError("gsq status: --watch and --all need a sweep: gsq status SWEEP --watch")
         print_overview(as_json)
         return
-    found = status(sweep)
+    found = sweeps.status(sweep)
     if as_json:
         print_json(found.to_dict())
         return
@@ -51,7 +51,7 @@ def status_command(
         with Live(status_renderable(found, limit), refresh_per_second=2) as live:
             while not found.ended:
                 time.sleep(2 if found.local else 5)  # Other users share sacct.
-                found = status(sweep)
+                found = sweeps.status(sweep)
                 live.update(status_renderable(found, limit))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -59,10 +59,7 @@ def status_command(
 
 def print_overview(as_json: bool) -> None:
     """Print all sweeps and their running cells."""
-    from gsq.records.folder import runs_root
-    from gsq.sweeps.state.status import overview
-
-    found = overview()
+    found = sweeps.overview()
     if as_json:
         print_json({"sweeps": [line.to_dict() for line in found]})
     elif not found:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from gsq import sweeps
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gsq.sweeps.planning.cells import Plan
     from gsq.sweeps.planning.folder import SweepFolder
     from gsq.sweeps.running.evaluations import Evaluations
-    from gsq.sweeps.running.slurm_arrays import Submission
 
 from gsq.cli.options import (
-    CanaryOption,
-    CellsOption,
-    ClusterOption,
-    MicroBatchOption,
-    OverBudgetOption,
-    RetryOption,
+    Submitting,
     SweepArgument,
     line,
 )
 from gsq.cli.planning import admitted, live_view, make
+from gsq.cli.taking import takes
 from gsq.words import counted
 
 
@@ -59,26 +55,24 @@ def print_evaluations(console: Console, done: Evaluations | None) -> None:
         line(console, f"[yellow]warning:[/yellow] not evaluated: {escape(message)}")
 
 
-def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False, canary: bool = False) -> Submission:
+def submit_plan(plan: sweeps.Plan, how: Submitting) -> sweeps.Submission:
     """Submit, with a live view of a local run. On Ctrl-C say how to resume and exit with code 130."""
     from rich.console import Console
 
     from gsq.cli.wording import still_stopping
-    from gsq.sweeps.running.submit import submit
-    from gsq.sweeps.spec.cluster import load_cluster
 
-    target = load_cluster(cluster)
+    target = sweeps.load_cluster(how.cluster)
     console = Console(emoji=False)
     kept = "canaries keep running" if target.kind == "slurm" else "finished steps are kept"
     try:
-        plan = admitted(console, plan, target, retry, over_budget, canary)
+        plan = admitted(console, plan, target, how)
         kept = "finished steps are kept"
         if target.kind == "local":
             with live_view(console, plan, target) as view:
-                submission = submit(
+                submission = sweeps.submit(
                     plan,
                     target,
-                    retry=retry,
+                    retry=how.retry,
                     over_budget=True,
                     on_update=view.update,
                     on_evaluation=evaluation_printer(console),
@@ -87,7 +81,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
         line(console, f"stopped; {kept}. The same command resumes.")
         raise typer.Exit(130) from None
     if target.kind == "slurm":
-        submission = submit(plan, target, retry=retry, over_budget=True)
+        submission = sweeps.submit(plan, target, retry=how.retry, over_budget=True)
         for job_id, members in submission.arrays.items():
             in_turn = _in_turn(submission, job_id)
             line(console, f"submitted SLURM job {job_id}: {counted(len(members), 'cell')}{in_turn}")
@@ -107,7 +101,7 @@ def submit_plan(plan: Plan, cluster: str, retry: bool, over_budget: bool = False
     return submission
 
 
-def _in_turn(submission: Submission, job_id: str) -> str:
+def _in_turn(submission: sweeps.Submission, job_id: str) -> str:
     """Return how the cells of an array share its tasks, if they take turns there."""
     from gsq.sweeps.state import journal
 
@@ -129,18 +123,8 @@ def print_trials(console: Console, folder: SweepFolder) -> None:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def submit_command(
-    sweep: SweepArgument,
-    cluster: ClusterOption = "local",
-    cells: CellsOption = None,
-    retry: RetryOption = False,
-    over_budget: OverBudgetOption = False,
-    canary: CanaryOption = False,
-    micro_batch: MicroBatchOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the job scripts, or the cells that would run here; submit nothing.")
-    ] = False,
-) -> None:
+@takes(Submitting)
+def submit_command(sweep: SweepArgument, *, how: Submitting, dry_run: bool = False) -> None:
     """Run the cells of a sweep that are missing, and nothing else.
 
     On this machine the command blocks and shows progress; on SLURM it submits one job array for each resource class
@@ -150,25 +134,25 @@ def submit_command(
     records finished trials and submits new ones.
 
     Example: gsq submit sweeps/configs/quickstart.yaml --cluster slurm
-    """
-    from gsq.sweeps.spec.cluster import load_cluster
 
-    plan = make(sweep, cells, micro_batch=micro_batch, cluster=load_cluster(cluster))
+    Options:
+        --dry-run  Print the job scripts, or the cells that would run here; submit nothing.
+    """
+    target = sweeps.load_cluster(how.cluster)
+    plan = make(sweep, how.cells, micro_batch=how.micro_batch, cluster=target)
     if dry_run:
-        from gsq.sweeps.costing.forecast import forecast
         from gsq.sweeps.running.slurm_arrays import dry_run as preview
 
         if plan.search is not None:
             typer.echo("A search draws its cells when it runs. This is the job of a cell in the middle of its space:")
             plan = replace(plan, cells=plan.cells[:1], search=None)
-        target = load_cluster(cluster)
-        texts = preview(plan, target, retry=retry)
-        if count := len(forecast(plan, target, retry=retry).evaluations):
+        texts = preview(plan, target, retry=how.retry)
+        if count := len(sweeps.forecast(plan, target, retry=how.retry).evaluations):
             texts.append(f"{counted(count, 'finished cell')} to evaluate as the sweep file now says")
         for text in texts or ["nothing to submit"]:
             typer.echo(text)
         return
-    submission = submit_plan(plan, cluster, retry, over_budget, canary)
+    submission = submit_plan(plan, how)
     unevaluated = submission.evaluations is not None and submission.evaluations.failed
     if unevaluated or submission.stopping or any(action.kind == "leave" for action in submission.actions):
         raise typer.Exit(1)

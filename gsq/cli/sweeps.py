@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, NameArgument, YesOption, ask, print_json
+from gsq.records.folder import runs_root
 from gsq.words import counted
 
 sweeps_app = typer.Typer()
@@ -26,11 +28,9 @@ def list_command(context: typer.Context, as_json: JsonOption = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from gsq.cli.wording import counts_text, duration, size, spelled
-    from gsq.records.folder import runs_root
-    from gsq.sweeps.state.status import overview
     from gsq.sweeps.state.sweeps import sweep_bytes
 
-    found = overview()
+    found = sweeps.overview()
     sizes = {line.name: 0 if line.problem else sweep_bytes(line.name) for line in found}
     ages = {line.name: max(0.0, time.time() - line.submitted) for line in found}
     if as_json:
@@ -81,7 +81,7 @@ def remove_command(sweep: NameArgument, yes: YesOption = False) -> None:
     from gsq.sweeps.state.sweeps import remove_sweep
 
     name = sweep_folder(sweep).name
-    ask(f"Remove the plan and the logs of sweep '{name}'?", yes)
+    ask(f"Remove the plan and the logs of sweep '{name}'?", yes, final=True)
     done = remove_sweep(name)
     typer.echo(f"removed sweep '{name}' ({size(done.bytes)}); its results table stays")
     if done.lone:

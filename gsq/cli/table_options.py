@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq import analysis
+from gsq.analysis.errors import AnalysisError
+from gsq.files import is_yaml, write_text
+from gsq.outputs import output_problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 RESULTS = Path("results")
 
-TableArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="TABLE",
-        help="Any table (.parquet, .feather, .csv, .tsv, .txt, also .gz), or a sweep's name: results/NAME.parquet.",
-    ),
-]
 TablesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -55,15 +57,12 @@ BoundOption = Annotated[
 ]
 
 
-def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | None]) -> None:
+def require_outputs(files: Mapping[str, Path | None], figures: Mapping[str, Path | None] | None = None) -> None:
     """Raise AnalysisError naming the option of a file or a figure that cannot be written, before anything is computed.
 
     A figure is what :func:`gsq.analysis.figures.style.saved_files` makes of its path."""
-    from gsq.analysis.errors import AnalysisError
-    from gsq.outputs import output_problem
-
     wanted = [(option, path) for option, path in files.items() if path is not None]
-    for option, path in figures.items():
+    for option, path in (figures or {}).items():
         if path is not None:
             from gsq.analysis.figures.style import saved_files
 
@@ -73,11 +72,42 @@ def require_outputs(files: dict[str, Path | None], figures: dict[str, Path | Non
             raise AnalysisError(f"{option}: {path} {problem}")
 
 
+def saved(*files: Path) -> str:
+    return f"Saved {' and '.join(map(str, files))}."
+
+
+def drawn(draw: Callable[[Path], object], path: Path | None) -> list[str]:
+    """Draw a figure, if one is wanted. Returns a line that names its files."""
+    if path is None:
+        return []
+    from gsq.analysis.figures.style import saved_files
+
+    draw(path)
+    return [saved(*saved_files(path))]
+
+
+def save_or_print(text: str, output: Path | None, more: str = "") -> None:
+    """Write ``text`` to a file and say so, or print it if none is named. more: what to say besides."""
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, text)
+    typer.echo(f"Saved {output}.{more}")
+
+
+def load(tables: str | Sequence[str | Path], protocol: str | None = None, where: str | None = None) -> pd.DataFrame:
+    """The rows of some tables, by file or name, as one table: those of one protocol that meet the condition."""
+    from gsq.analysis.tables.selecting import select
+
+    return select(analysis.load_tables(table_paths(tables), protocol), where)
+
+
 def table_path(table: str) -> Path:
     """The file that TABLE means: itself where it names a file, else results/TABLE.parquet. A sweep's YAML file means
     the table of its sweep."""
     path, of_name = Path(table), RESULTS / f"{table}.parquet"
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if is_yaml(path) and path.is_file():
         import yaml
 
         try:
@@ -90,6 +120,8 @@ def table_path(table: str) -> Path:
     return of_name
 
 
-def table_paths(tables: str | list[str]) -> list[Path]:
+def table_paths(tables: str | Sequence[str | Path]) -> list[Path]:
     """``table_path`` of each."""
-    return [table_path(one) for one in ([tables] if isinstance(tables, str) else tables)]
+    return [
+        table_path(one) if isinstance(one, str) else one for one in ([tables] if isinstance(tables, str) else tables)
+    ]

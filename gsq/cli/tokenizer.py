@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -36,9 +37,7 @@ TileOption = Annotated[
 def reconstruct_command(
     run: TokenizerArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, of any size from f pixels.")],
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for the pictures; created if missing.")
-    ] = Path("reconstructions"),
+    output: Path = Path("reconstructions"),
     tile: TileOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -54,9 +53,10 @@ def reconstruct_command(
 
     Example: gsq reconstruct results/runs/ab/abcdef123456 photo.jpg --output /tmp/seen
     Example: gsq reconstruct results/runs/ab/abcdef123456 panorama.jpg --tile 1024
-    """
-    import dataclasses
 
+    Options:
+        --output DIR  Folder for the pictures; created if missing.
+    """
     from gsq.data.progress import Shown
     from gsq.tokenizer.reconstructions import Reconstruction, reconstruct_files
     from gsq.tokenizer.tokenizer import Tokenizer
@@ -80,18 +80,11 @@ def reconstruct_command(
 def tokenize_command(
     run: TokenizerArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the Parquet shards.")],
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size",
-            metavar="N",
-            help="Centre square of each image at N x N pixels; default: its own size, cropped to multiples of f.",
-        ),
-    ] = None,
+    output: Path,
+    size: int | None = None,
     tile: TileOption = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", metavar="N", help="Images of a shard.")] = 1000,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Images encoded at a time.")] = 8,
+    shard_size: int = 1000,
+    batch_size: int = 8,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -106,6 +99,12 @@ def tokenize_command(
 
     Read: row = pandas.read_parquet("tokens").iloc[0];
     row["indices"].reshape(row.latent_height, row.latent_width, row.indices_per_position)
+
+    Options:
+        --output DIR  Folder for the Parquet shards.
+        --size N  Centre square of each image at N x N pixels; default: its own size, cropped to multiples of f.
+        --shard-size N  Images of a shard.
+        --batch-size N  Images encoded at a time.
     """
     from gsq.data.listing import shown
     from gsq.data.manifest import described

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
-
 import typer
 
+from gsq import sweeps
 from gsq.cli.options import JsonOption, NameArgument, print_json
 from gsq.words import counted
-
-if TYPE_CHECKING:
-    from gsq.sweeps.tracking.mirror import Tracked
 
 
 def track_command(
     sweep: NameArgument,
-    to: Annotated[str, typer.Option("--to", metavar="TRACKER", help="tensorboard, wandb, mlflow or trackio.")],
-    at: Annotated[
-        str | None,
-        typer.Option(
-            "--at",
-            metavar="PLACE",
-            help="Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else "
-            "results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.",
-        ),
-    ] = None,
-    project: Annotated[
-        str | None,
-        typer.Option("--project", metavar="NAME", help="What the tracker calls the sweep; default: its name."),
-    ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every few seconds until all cells have ended.")
-    ] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Send runs once more that were sent before and removed there.")
-    ] = False,
+    to: str,
+    at: str | None = None,
+    project: str | None = None,
+    watch: bool = False,
+    again: bool = False,
     as_json: JsonOption = False,
 ) -> None:
     """Mirror the runs of a sweep to an experiment tracker: training curves, evaluations, samples, configs.
@@ -49,18 +30,24 @@ def track_command(
     Example: gsq track groups --to tensorboard --watch
 
     Example: gsq track groups --to mlflow --at http://localhost:5000
-    """
-    from gsq.sweeps.tracking.mirror import track
 
+    Options:
+        --to TRACKER  tensorboard, wandb, mlflow or trackio.
+        --at PLACE  Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else
+            results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.
+        --project NAME  What the tracker calls the sweep; default: its name.
+        --watch  Look again every few seconds until all cells have ended.
+        --again  Send runs once more that were sent before and removed there.
+    """
     told = [""]
 
-    def tell(found: Tracked) -> None:
+    def tell(found: sweeps.Tracked) -> None:
         if not as_json and (text := sentence(found)) != told[-1]:
             told.append(text)
             typer.echo(text)
 
     try:
-        found = track(sweep, to, at=at, project=project, watch=watch, again=again, on_update=tell)
+        found = sweeps.track(sweep, to, at=at, project=project, watch=watch, again=again, on_update=tell)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command sends the rest", err=True)
         raise typer.Exit(130) from None
@@ -68,7 +55,7 @@ def track_command(
         print_json(found.to_dict())
 
 
-def sentence(found: Tracked) -> str:
+def sentence(found: sweeps.Tracked) -> str:
     """Say in words what a call has sent."""
     sent = [counted(count, *WORDS[kind]) for kind, count in found.points.items() if count]
     words = f"sent {', '.join(sent)}" if sent else "nothing new to send"

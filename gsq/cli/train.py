@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gsq import sweeps
+from gsq.records.folder import runs_root
+
 if TYPE_CHECKING:
     from gsq.config.run import RunConfig
 
-from gsq.cli.options import MicroBatchOption, key_values, line
+from gsq.cli.options import key_values, line
 
 
 def train_command(
@@ -21,23 +26,25 @@ def train_command(
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, for instance -s groups=4; repeatable."),
     ] = None,
-    micro_batch: MicroBatchOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the whole config and the signature, and stop.")
-    ] = False,
+    micro_batch: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Train and evaluate one run without a sweep. The same command resumes it.
 
     Example: gsq train cpu-tiny -s groups=4 -s steps=100
+
+    Options:
+        --micro-batch N|auto  Images of one pass on one device, with the same result: a number, or auto for the largest
+            that this machine's GPU holds by the estimate.
+        --dry-run  Print the whole config and the signature, and stop.
     """
     import yaml
 
     from gsq.config.overrides import to_dict
     from gsq.sweeps.planning.cells import refuse_too_large
-    from gsq.sweeps.spec.sweep import load_spec
 
     values = key_values(settings, "--set")
-    config = load_spec({"name": "train", "base": base, "set": values}).base
+    config = sweeps.load_spec({"name": "train", "base": base, "set": values}).base
     if micro_batch is not None:
         config = _fitted(config, micro_batch)
     from gsq.pretrained.required import require_weights
@@ -55,22 +62,16 @@ def train_command(
 def _fitted(config: RunConfig, micro_batch: str) -> RunConfig:
     """The config with the micro-batch of ``--micro-batch``; auto fits the GPU of this machine."""
     from gsq.sweeps.costing.gpu_memory import with_micro_batch
-    from gsq.sweeps.planning.cells import Cell, Plan
-    from gsq.sweeps.spec.cluster import Cluster
 
-    plan = Plan("train", (Cell("", {}, config, ""),))
-    return with_micro_batch(plan, micro_batch, Cluster()).cells[0].config
+    plan = sweeps.Plan("train", (sweeps.Cell("", {}, config, ""),))
+    return with_micro_batch(plan, micro_batch, sweeps.Cluster()).cells[0].config
 
 
 def _train(config: object) -> int:
-    import os
-    import signal
-
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from gsq.config.run import RunConfig
-    from gsq.records.folder import runs_root
     from gsq.records.read import read_evaluations, read_run
     from gsq.runs.execute import execute
     from gsq.runs.stop import Stopped, StopRequest

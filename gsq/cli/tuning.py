@@ -8,30 +8,15 @@ from pathlib import Path
 
 import typer
 
+from gsq import analysis
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.fitting.options import Options
 from gsq.cli.optimum import words_of
-from gsq.cli.table_options import table_path
+from gsq.cli.table_options import load
 from gsq.errors import UserError
 
 # The budget of --optimum is a number of runs.
 OWN = "--by, --target COLUMN, --budget RUNS, --noise, --residuals, --protocol, --base, --output and --json"
-
-
-def tables_and_sweep(tables: list[str]) -> tuple[list[Path], str | None]:
-    """The tables, and the sweep among them whose base config the runs have."""
-    from gsq.cli.designing import is_sweep
-    from gsq.sweeps.spec.sweep import load_spec
-
-    paths, sweep = [], None
-    for table in tables:
-        if table.endswith((".yaml", ".yml")):
-            sweep = sweep or table
-            table = load_spec(table).name
-        elif table_path(table) != Path(table) and is_sweep(table):
-            sweep = sweep or table
-        paths.append(table_path(table))
-    return paths, sweep
 
 
 def print_next_values(
@@ -50,9 +35,6 @@ def print_next_values(
 ) -> None:
     """Print the values to try next, and write them as a sweep or a table. ``others``: options that do not go with
     --optimum. Raises AnalysisError and UserError."""
-    from gsq.analysis.checking.optimum import optimum
-    from gsq.analysis.designing.tuning import next_values
-    from gsq.analysis.tables.several import load_tables
     from gsq.cli import designing
 
     if given := [name for name, value in others.items() if value]:
@@ -61,11 +43,11 @@ def print_next_values(
         shown = " and ".join(f"{one:g}" for one in runs)
         raise AnalysisError(f"--budget: with --optimum it is one whole number of runs, 1 or more; got {shown}")
     tables, sizes = words_of(tables, by)
-    paths, sweep = tables_and_sweep(tables)
+    paths, sweep = designing.tables_and_sweep(tables)
     if output is not None:
         designing.require_kind(output, sweep or str(paths[0]), base)
-    found = optimum(load_tables(paths, protocol), column, sizes, target=target or "rfid", options=options)
-    proposed = next_values(found, int(runs[0]) if runs else None)
+    found = analysis.optimum(load(paths, protocol), column, sizes, target=target or "rfid", options=options)
+    proposed = analysis.next_values(found, int(runs[0]) if runs else None)
     cases = [dict(one) for one in proposed.cases()]
     lines = [proposed.text()]
     if output is not None:

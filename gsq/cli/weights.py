@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gsq.cli.options import JsonOption, print_json
+from gsq.errors import UserError
 
 weights_app = typer.Typer(no_args_is_help=True)
 
@@ -54,10 +56,7 @@ def weights_list_command(as_json: JsonOption = False) -> None:
 def weights_fetch_command(
     names: NamesArgument = None,
     everything: Annotated[bool, typer.Option("--all", help="Every file that can be downloaded.")] = False,
-    mirror: Annotated[
-        str,
-        typer.Option("--mirror", metavar="URL", help="Folder of the same files; default $GSQ_WEIGHTS_MIRROR."),
-    ] = "",
+    mirror: str = "",
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Copy this file (or out of this folder) instead.")
     ] = None,
@@ -70,13 +69,13 @@ def weights_fetch_command(
 
     Example: gsq weights fetch vgg16 resnet50
     Example: gsq weights fetch vgg16 --from ~/Downloads/vgg16-397923af.pth
-    """
-    import dataclasses
 
+    Options:
+        --mirror URL  Folder of the same files; default $GSQ_WEIGHTS_MIRROR.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from gsq.errors import UserError
     from gsq.pretrained.fetching import fetch, known_names
     from gsq.pretrained.weights import REGISTRY, present
 
@@ -115,8 +114,6 @@ def weights_verify_command(names: NamesArgument = None, as_json: JsonOption = Fa
 
     Example: gsq weights verify
     """
-    import dataclasses
-
     from gsq.pretrained.fetching import check, known_names
 
     found = [check(name) for name in known_names(names or [])]

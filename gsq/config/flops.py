@@ -230,7 +230,7 @@ def _vit_l(side: int) -> int:
     return side**2 * 3 * 14**2 * width + 24 * (12 * tokens * width**2 + 2 * tokens**2 * width)
 
 
-# Of evaluation.distances, at the sizes that they are defined for.
+# Multiply-adds of each of evaluation.distances, at the size that it is defined for.
 DISTANCE_MACS = {"fd_dinov2": _vit_l(224 // 14), "cmmd": _vit_l(336 // 14) + 1024 * 768, "precision_recall": 0}
 # Convolutions of AlexNet at 224 x 224.
 ALEXNET_MACS = 655_566_528

@@ -58,6 +58,11 @@ def load_config(
 
     base = base or RunConfig()
     sections: dict[str, Any] = {}
+    if {"name", "base"} <= {*values}:
+        raise UserError(
+            f"{where}: is a sweep file; what is needed here is a preset (cpu-tiny) or a file of config sections "
+            f"({', '.join(SECTIONS)})"
+        )
     for name, section_values in values.items():
         if name not in SECTIONS:
             raise UserError(

@@ -16,7 +16,9 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 from gsq.config.types import check_type
@@ -71,6 +73,12 @@ def search_also(folder: Path) -> None:
         sys.path.append(text)
 
 
+def imported(module: str) -> ModuleType:
+    """A user's own module; what it prints while it is imported goes to standard error, beside a verb's own output."""
+    with redirect_stdout(sys.stderr):
+        return importlib.import_module(module)
+
+
 def load(name: str, key: str) -> Any:
     """The part that a config key names.
 
@@ -78,7 +86,7 @@ def load(name: str, key: str) -> Any:
     """
     module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
@@ -208,7 +216,7 @@ def source_sha256(name: str) -> str:
 
     It stays with the imported module: a file that is edited later is another source when it is imported again.
     """
-    module = importlib.import_module(name.partition(":")[0])
+    module = imported(name.partition(":")[0])
     if (known := vars(module).get(_HASH)) is None:
         root, files = source(name)
         hashed = hashlib.sha256()

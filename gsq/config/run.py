@@ -76,7 +76,7 @@ FEATURE_DIMS = {
 DISTANCES = ("fd_dinov2", "sfid", "cmmd", "precision_recall")
 
 
-# Of precision and recall (gsq.metrics.manifold).
+# Neighbours that precision and recall look at (gsq.metrics.manifold).
 NEIGHBOURS = 3
 # Fewer held-out images say next to nothing about a model, whatever the metric.
 FEWEST_IMAGES = 50

@@ -6,7 +6,6 @@ Shapes: B images, S = image_size. Images are float32 in [-1, 1].
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -21,6 +20,7 @@ from gsq.data.decoded import load_image as load_image
 from gsq.data.kept import Kept
 from gsq.data.manifest import KEPT_BYTES, PIXEL_BYTES, ImageFile, Manifest
 from gsq.data.sources import manifest
+from gsq.surroundings import cores
 
 # Stream numbers of the counter-based generators.
 TRAIN_STREAM, VALIDATION_STREAM, FIXED_TRAIN_STREAM = 0, 1, 2
@@ -136,7 +136,7 @@ class Batches:
         self.source, self.seed, self.images = source, seed, images
         self.device = device or torch.device("cpu")
         if workers == 0 and self.device.type == "cuda":
-            workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+            workers = min(16, cores())
         self.workers = min(workers, len(images))
         self.pool = ThreadPoolExecutor(self.workers) if self.workers else None
         self.ready: dict[int, list[Future[Tensor]]] = {}

@@ -40,6 +40,7 @@ from gsq.data.shards import read_checked
 from gsq.data.staging import SPARE_BYTES, locked
 from gsq.errors import UserError
 from gsq.files import leftovers, whole
+from gsq.surroundings import cores
 
 # Decoded data sets below SMALL_BYTES are quickly decoded again, and small enough for each process to keep.
 SMALL_BYTES = 64 << 20
@@ -263,7 +264,7 @@ class Store:
     def _decoded(self, images: list[ImageFile]) -> Iterator[Image.Image]:
         """The images, of which as many are decoded at a time as BUILDING_BYTES and the processors allow."""
         at_once = BUILDING_BYTES // max(1, self.files.largest_bytes * 2)
-        at_once = max(1, min(at_once, 8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+        at_once = max(1, min(at_once, 8, cores()))
         if at_once == 1:
             yield from map(load_image, images)
             return

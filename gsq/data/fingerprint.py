@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from gsq.errors import Missing
+from gsq.files import sha256_of
 
 
 def fingerprint(path: str | Path) -> str:
@@ -32,5 +33,4 @@ def fingerprint(path: str | Path) -> str:
 @cache
 def _of_file(path: str, size: int, changed: int) -> str:
     """size and changed [ns]: so that a changed file is read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(Path(path))

@@ -24,6 +24,7 @@ from gsq.data.manifest import (
 )
 from gsq.data.progress import shown_after_a_second
 from gsq.errors import Missing, UserError
+from gsq.files import sha256_of
 
 
 class Look(NamedTuple):
@@ -149,17 +150,12 @@ def _look(path: Path, known: list[object] | None) -> Look:
                 require_large_enough(*size)
                 return Look(*stamp, str(known[2]), *size)
         size = measure(path)
-        return Look(*stamp, _hash_file(path), *size)
+        return Look(*stamp, sha256_of(path), *size)
     except BrokenImageError as error:
-        return Look(*stamp, _hash_file(path) if error.kind == "small" else "", -1, -1, error.kind, str(error))
+        return Look(*stamp, sha256_of(path) if error.kind == "small" else "", -1, -1, error.kind, str(error))
     except MemoryError:
         raise UserError(
             f"{shown(str(path))}: there is not enough memory to decode this image; make it smaller, or remove it"
         ) from None
     except OSError as error:
         return Look(-1, -1, "", -1, -1, "unreadable", f"cannot be read ({error.strerror or error})")
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from gsq.data.shards import read_checked
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.files import whole
-from gsq.words import counted
+from gsq.words import counted, span
 
 # Side of the grey miniature that images are compared by; its hash has SIDE^2 bits.
 SIDE = 16
@@ -68,7 +68,7 @@ class Preview:
         counts, *remarks = self.summary.lines()
         lines = [
             counts,
-            f"sizes: {_pixels(smallest)} to {_pixels(largest)}; the median shorter side has {np.median(short):.0f}, "
+            f"sizes: {span(_pixels(smallest), _pixels(largest))}; the median shorter side has {np.median(short):.0f}, "
             f"and fewer than a training image ({self.image_size}) in {below}",
             f"formats: {', '.join(f'{count:,} {name}' for name, count in self.formats.items())}",
             *remarks,
@@ -180,7 +180,7 @@ def _alike(
     held: npt.NDArray[np.float32],
 ) -> tuple[Duplicate, ...]:
     """Find the most similar training image of each validation image, if the two look alike."""
-    # Of two sign vectors of n bits the product is n - 2 * (bits that differ).
+    # The product of two sign vectors of n bits is n - 2 * (bits that differ).
     signs, others = (np.where(np.diff(one, axis=2) > 0, 1, -1).astype(np.float32) for one in (small, held))
     signs, others = signs.reshape(len(small), -1), others.reshape(len(held), -1)
     found = []

@@ -26,6 +26,7 @@ from gsq.data.progress import shown_after_a_second
 from gsq.data.shard_files import Shard, list_shards
 from gsq.data.tar_files import Member, tar_images
 from gsq.errors import UserError
+from gsq.surroundings import cores
 
 # Memory for decoded row groups [bytes].
 ROW_GROUP_BYTES = 256 << 20
@@ -46,7 +47,7 @@ def shard_manifest(config: DataConfig) -> Manifest:
     where = f"{base}\n{config.image_column}".encode(errors="surrogateescape")
     folder = cache_folder() / hashlib.sha256(where).hexdigest()[:16]
     scan = partial(_scan_or_cached, config.image_column, folder)
-    pool = ThreadPoolExecutor(_threads())
+    pool = ThreadPoolExecutor(min(8, cores()))
     try:
         what = f"looking at the shards of {shown(config.path)}"
         scanned = list(shown_after_a_second(pool.map(scan, shards), what, len(shards)))
@@ -85,10 +86,6 @@ def _half_a_split(config: DataConfig, shards: list[Shard]) -> list[str]:
         f"split: shards are marked {one}, and none {other}: data.validation_share {config.validation_share:g} of their "
         "images is held out, by a hash of the content"
     ]
-
-
-def _threads() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 # Reading through a shard.

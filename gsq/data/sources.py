@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -48,7 +50,9 @@ def manifest(config: DataConfig) -> Manifest:
     """The manifest of ``config``'s data set. Raises UserError if it is empty, damaged or too small, and Missing if the
     whole folder is missing."""
     if is_path(config.kind):
-        made = load(config.kind, "data.kind")(config, **options_of(config.kind, "data.kind", config.options))
+        make, options = load(config.kind, "data.kind"), options_of(config.kind, "data.kind", config.options)
+        with redirect_stdout(sys.stderr):
+            made = make(config, **options)
         if not isinstance(made, Manifest):
             raise UserError(
                 f"data.kind: '{config.kind}' returned a {type(made).__name__}; a gsq.data.manifest.Manifest is needed "

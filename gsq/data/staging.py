@@ -23,6 +23,7 @@ from pathlib import Path
 from gsq.data.manifest import ImageFile, Manifest
 from gsq.data.shards import read_checked
 from gsq.files import leftovers, whole
+from gsq.words import counted
 
 # Bytes left free on the disk.
 SPARE_BYTES = 256 << 20
@@ -62,7 +63,7 @@ def stage(
                         f"{(total + SPARE_BYTES) / 1e9:.1f} GB are needed"
                     )
                     return files
-                announce(f"staging {len(layout)} images ({total / 1e9:.2f} GB) to {target}")
+                announce(f"staging {counted(len(layout), 'image')} ({total / 1e9:.2f} GB) to {target}")
                 _write(layout, target, tick)
     except OSError as error:
         announce(f"data is not staged: {error.filename or target}: {error.strerror or error}")

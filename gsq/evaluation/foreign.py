@@ -29,7 +29,7 @@ class Convention:
     range: Range = (-1.0, 1.0)
     """Values of black and white in what it takes."""
     output_range: Range | None = None
-    """In what it returns; None: the same."""
+    """Values of black and white in what it returns; None: the same."""
     channels: str = "rgb"
     """rgb or bgr."""
 

@@ -32,7 +32,7 @@ class KeptMaps:
         with torch.no_grad():
             self.shapes = [one.shape[1:] for one in lpips.maps(torch.zeros(1, 3, size, size))]
         self.bytes = 4 * sum(map(math.prod, self.shapes))
-        """Of one image."""
+        """Bytes of the maps of one image."""
         self._file: BinaryIO | None = None
         self._partial: Path | None = None
 

@@ -32,7 +32,7 @@ def cmmd(originals: Features, reconstructions: Features) -> float:
 def _mean_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     total = 0.0
     for start in range(0, len(x), BLOCK):
-        # Of vectors of length 1, |x - y|^2 = 2 - 2 x.y.
+        # Vectors of length 1 have |x - y|^2 = 2 - 2 x.y.
         total += float(np.exp((x[start : start + BLOCK] @ y.T - 1) / SIGMA**2).sum())
     return total / (len(x) * len(y))
 

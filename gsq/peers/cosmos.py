@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gsq.errors import UserError
+from gsq.files import sha256_of
 
 # Levels of the discrete tokenizers' finite scalar quantizer.
 LEVELS = (8, 8, 8, 5, 5, 5)
@@ -34,7 +35,7 @@ class Cosmos:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise UserError(f"{path}: cannot be read as TorchScript ({reason})") from None
         self.encoder, self.decoder = read
-        hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (encoder, decoder)]
+        hashes = [sha256_of(path) for path in (encoder, decoder)]
         # Their programs count too.
         self.weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
         self.weights = f"file {encoder.parent.name}/{encoder.name}"

@@ -10,33 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gsq.peers.checkpoints import filled
-
-
-def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
-
-
-class _Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = _norm(inputs), _norm(outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        if inputs != outputs:
-            self.nin_shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class _Level(nn.Module):
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(*(_Residual(outputs if i else inputs, outputs) for i in range(blocks)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block(x)
+from gsq.peers.vqgan import Level, Residual, conv, norm
 
 
 class _Upsample(nn.Module):
@@ -44,7 +18,7 @@ class _Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        self.conv1 = conv(channels, 4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x).unflatten(1, (2, 2, -1))
@@ -56,7 +30,7 @@ class _Adaptive(nn.Module):
 
     def __init__(self, latent: int, channels: int) -> None:
         super().__init__()
-        self.gn = _norm(channels, affine=False)
+        self.gn = nn.GroupNorm(32, channels, eps=1e-6, affine=False)
         self.gamma, self.beta = nn.Linear(latent, channels), nn.Linear(latent, channels)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
@@ -68,12 +42,14 @@ class _Adaptive(nn.Module):
 class _Encoder(nn.Module):
     def __init__(self, widths: tuple[int, ...], blocks: int, latent: int) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(_Level(widths[max(i - 1, 0)], width, blocks) for i, width in enumerate(widths))
+        self.conv_in = conv(3, widths[0], bias=False)
+        self.down = nn.ModuleList(
+            Level(widths[max(i - 1, 0)], width, blocks, bias=False) for i, width in enumerate(widths)
+        )
         for level, width in zip(self.down[:-1], widths, strict=False):
             level.downsample = nn.Conv2d(width, width, 3, 2, padding=1)
-        self.mid_block = nn.Sequential(*(_Residual(widths[-1], widths[-1]) for _ in range(blocks)))
-        self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], latent, 1)
+        self.mid_block = nn.Sequential(*(Residual(widths[-1], widths[-1], bias=False) for _ in range(blocks)))
+        self.norm_out, self.conv_out = norm(widths[-1]), conv(widths[-1], latent, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -88,13 +64,15 @@ class _Decoder(nn.Module):
     def __init__(self, widths: tuple[int, ...], blocks: int, latent: int) -> None:
         super().__init__()
         above = (*widths[1:], widths[-1])
-        self.conv_in = nn.Conv2d(latent, widths[-1], 3, padding=1)
-        self.mid_block = nn.Sequential(*(_Residual(widths[-1], widths[-1]) for _ in range(blocks)))
-        self.up = nn.ModuleList(_Level(inputs, width, blocks) for inputs, width in zip(above, widths, strict=True))
+        self.conv_in = conv(latent, widths[-1])
+        self.mid_block = nn.Sequential(*(Residual(widths[-1], widths[-1], bias=False) for _ in range(blocks)))
+        self.up = nn.ModuleList(
+            Level(inputs, width, blocks, bias=False) for inputs, width in zip(above, widths, strict=True)
+        )
         for level, width in zip(self.up[1:], widths[1:], strict=True):
             level.upsample = _Upsample(width)
         self.adaptive = nn.ModuleList(_Adaptive(latent, inputs) for inputs in above)
-        self.norm_out, self.conv_out = _norm(widths[0]), nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.norm_out, self.conv_out = norm(widths[0]), conv(widths[0], 3)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latent))

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.errors import choose
 from gsq.peers.checkpoints import filled, nearest
+from gsq.peers.vqgan import Residual, conv, norm
 
 PATCH = 16
 # (width, layers, heads) of the published sizes.
@@ -87,18 +89,16 @@ class _Decoder(_Transformer):
         return self.ffn(self.ln_post(x).transpose(1, 2).unflatten(2, (self.grid, self.grid)))
 
 
-class _Residual(nn.Module):
+class _Residual(Residual):
+    """MaskGIT's, whose shortcut is a map of the block's own output."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(32, inputs, eps=1e-6), nn.GroupNorm(32, outputs, eps=1e-6)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        super().__init__(inputs, outputs, bias=False)
         if inputs != outputs:
-            self.nin_shortcut = nn.Conv2d(outputs, outputs, 1, bias=False)
+            self.nin_shortcut = conv(outputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        # MaskGIT's shortcut is a map of the block's own output.
+        y = self.added(x)
         return y + (self.nin_shortcut(y) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -107,7 +107,7 @@ class _Level(nn.Module):
         super().__init__()
         self.block = nn.Sequential(_Residual(inputs, outputs), _Residual(outputs, outputs))
         if grows:
-            self.upsample_conv = nn.Conv2d(outputs, outputs, 3, padding=1)
+            self.upsample_conv = conv(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block(x)
@@ -120,12 +120,11 @@ class _PixelDecoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         widths = tuple(channels * m for m in (1, 1, 2, 2, 4))
-        self.conv_in = nn.Conv2d(PIXEL_WIDTH, widths[-1], 3, padding=1)
+        self.conv_in = conv(PIXEL_WIDTH, widths[-1])
         self.mid = nn.Sequential(*(_Residual(widths[-1], widths[-1]) for _ in range(2)))
         above = (*widths[1:], widths[-1])
         self.up = nn.ModuleList(_Level(above[i], width, i > 0) for i, width in enumerate(widths))
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.norm_out, self.conv_out = norm(widths[0]), conv(widths[0], 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
@@ -175,8 +174,6 @@ MODELS = {"l32": ("large", "large", 32), "b64": ("base", "base", 64), "s128": ("
 
 def titok(checkpoint: str = "", model: str = "l32", image_size: int = 256, channels: int = 128, seed: int = 0) -> TiTok:
     """TiTok-L-32, -B-64 or -S-128 (model l32, b64, s128), from model.safetensors of its Hugging Face repository."""
-    from gsq.errors import choose
-
     choose("model", model, MODELS)
     encoder, decoder, tokens = MODELS[model]
     return filled(TiTok((encoder, decoder), tokens, 4096, 12, image_size, channels), checkpoint, seed)

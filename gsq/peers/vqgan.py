@@ -15,21 +15,23 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+def conv(inputs: int, outputs: int, kernel: int = 3, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
 
 
 class Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(inputs), conv(inputs, outputs)
-        self.norm2, self.conv2 = norm(outputs), conv(outputs, outputs)
+        self.norm1, self.conv1 = norm(inputs), conv(inputs, outputs, bias=bias)
+        self.norm2, self.conv2 = norm(outputs), conv(outputs, outputs, bias=bias)
         if inputs != outputs:
-            self.nin_shortcut = conv(inputs, outputs, 1)
+            self.nin_shortcut = conv(inputs, outputs, 1, bias)
+
+    def added(self, x: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return self.added(x) + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class Attention(nn.Module):
@@ -66,9 +68,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one width, with attention after each of them at the levels that have it."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool = False, bias: bool = True) -> None:
         super().__init__()
-        self.block = nn.ModuleList(Residual(outputs if i else inputs, outputs) for i in range(blocks))
+        self.block = nn.ModuleList(Residual(outputs if i else inputs, outputs, bias) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,19 +237,18 @@ def llamagen(
 
 def ibq(checkpoint: str = "", codebook_size: int = 16384, channels: int = 128, seed: int = 0) -> VQGAN:
     """IBQ's tokenizer (Shi et al., arXiv 2412.02692) of 1,024 to 262,144 codes, from its Lightning checkpoint."""
-    model = VQGAN(
-        (1, 1, 2, 2, 4), 4, codebook_size=codebook_size, latent_dim=256, inner=256, channels=channels, lookup="inner"
-    )
-    model.quantizer = "ibq"
-    return filled(model, checkpoint, seed)
+    return _of_16("ibq", 4, "inner", checkpoint, codebook_size, channels, seed)
 
 
 def vqgan(checkpoint: str = "", codebook_size: int = 16384, channels: int = 128, seed: int = 0) -> VQGAN:
     """VQGAN f = 16 of taming-transformers (vqgan_imagenet_f16_16384, or _1024)."""
-    model = VQGAN(
-        (1, 1, 2, 2, 4), 2, codebook_size=codebook_size, latent_dim=256, inner=256, channels=channels, lookup="nearest"
-    )
-    model.quantizer = "vq"
+    return _of_16("vq", 2, "nearest", checkpoint, codebook_size, channels, seed)
+
+
+def _of_16(kind: str, blocks: int, lookup: str, checkpoint: str, codebook_size: int, channels: int, seed: int) -> VQGAN:
+    widths = {"codebook_size": codebook_size, "latent_dim": 256, "inner": 256, "channels": channels}
+    model = VQGAN((1, 1, 2, 2, 4), blocks, **widths, lookup=lookup)
+    model.quantizer = kind
     return filled(model, checkpoint, seed)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gsq.pretrained.state import Frozen
 from gsq.pretrained.weights import verified_weights
 
 # (kernel, stride, expansion, output channels, repeats) of the stages of EfficientNet-B0; Lite0 drops
@@ -92,7 +93,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(torch.load(path, weights_only=True))
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Frozen):
     """EfficientNet-Lite0, frozen, in evaluation mode.
 
     Input: (B, 3, H, W) in [-1, 1], H and W at least 32. Checked against the reference implementation
@@ -123,10 +124,6 @@ class EfficientNetLite0(nn.Module):
         network = cls()
         network.load_state_dict(_read(verified_weights("efficientnet_lite0")))
         return network.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Keep evaluation mode, since batch-norm statistics are part of the features."""
-        return super().train(False)
 
     def stages(self, images: Tensor, last: int = len(STAGES)) -> list[Tensor]:
         """Feature maps at the end of the first ``last`` stages, (B, C_i, H_i, W_i)."""

@@ -21,9 +21,9 @@ class Extracted(NamedTuple):
     features: Tensor
     """(B, dim), float32."""
     logits: Tensor | None
-    """If the network has any."""
+    """(B, classes); None if the network has none."""
     spatial: Tensor | None
-    """Of Inception, if asked for: the features of sFID."""
+    """Inception's features for sFID, if asked for."""
 
 
 @dataclass(frozen=True)

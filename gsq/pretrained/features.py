@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gsq.errors import UserError
 from gsq.pretrained.efficientnet import ImageNetInput
+from gsq.pretrained.state import Frozen
 from gsq.pretrained.weights import REGISTRY, verified_weights
 
 
@@ -124,7 +125,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
-class ResNet50(nn.Module):
+class ResNet50(Frozen):
     """ResNet50 (stride in the 3 x 3 convolution), frozen: (B, 3, H, W) ImageNet-normalised -> logits (B, 1000).
 
     Reads the state dicts of torchvision and timm, whose names agree.
@@ -155,10 +156,6 @@ class ResNet50(nn.Module):
             raise UserError(f"resnet50 weights: {path} is another network's ({_first_mismatch(error)})") from None
         return network
 
-    def train(self, mode: bool = True) -> ResNet50:
-        """Keep evaluation mode."""
-        return super().train(False)
-
     def forward(self, images: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, 2, 1)
         for level in range(1, 5):
@@ -172,7 +169,7 @@ def _first_mismatch(error: Exception) -> str:
     return lines[min(1, len(lines) - 1)][:200] if lines else type(error).__name__
 
 
-class DINOv2(nn.Module):
+class DINOv2(Frozen):
     """DINOv2 with registers (Darcet et al. 2024), frozen, through the transformers library (extra ``dino``).
 
     Images (B, 3, H, W) in [-1, 1] are resized to the 518 pixels that it was trained at, as the GSQ authors do.
@@ -223,10 +220,6 @@ class DINOv2(nn.Module):
         self.prepare = ImageNetInput(self.SIZES["image_size"])
         # Newer versions of the library keep the file's dtype.
         self.float().eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> DINOv2:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     @property
     def token_channels(self) -> tuple[int, ...]:

@@ -193,7 +193,6 @@ class _Bar:
         self.progress(self.file.tell(), self.before + self.total if self.total else 0)
 
     def reset(self) -> None: ...
-
     def close(self) -> None: ...
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gsq.errors import UserError
+from gsq.pretrained.state import Frozen
 from gsq.pretrained.weights import verified_weights
 
 SIZE = 299
@@ -172,7 +173,7 @@ class Mixed(nn.Module):
         return torch.cat(branches, 1)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Frozen):
     """The classifier of TensorFlow's frozen graph of 2015-12-05 (Szegedy et al. 2016, 1,008 classes), frozen.
 
     Reads the weight file that pytorch-fid and torch-fidelity publish. Input: (B, 3, 299, 299), grey levels
@@ -213,10 +214,6 @@ class InceptionV3(nn.Module):
     def pretrained(cls) -> InceptionV3:
         """The network with the published weights. Raises UserError if the file is missing or another one."""
         return cls(torch.load(verified_weights("inception"), weights_only=True, map_location="cpu"))
-
-    def train(self, mode: bool = True) -> InceptionV3:
-        """Keep evaluation mode."""
-        return super().train(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pool features (B, 2048), and the logits without bias (B, 1008) that the inception score uses."""

@@ -1,12 +1,20 @@
-"""Loading exactly the tensors that a module has."""
+"""Frozen networks, and loading exactly the tensors that a module has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from torch import Tensor, nn
 
 from gsq.errors import UserError
+
+
+class Frozen(nn.Module):
+    """A network that stays in evaluation mode, since batch-norm statistics are part of what it computes."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
 
 
 def load_exactly(model: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gsq.pretrained.state import load_exactly
+from gsq.pretrained.state import Frozen, load_exactly
 from gsq.pretrained.weights import verified_weights
 
 
@@ -75,7 +75,7 @@ class _Patches(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Frozen):
     """Normalised images (B, 3, H, W) -> the class token after the last norm, (B, C), frozen.
 
     The state dict has the names of DINOv2's published one. Positions of another number of patches are interpolated as
@@ -100,10 +100,6 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(width, outputs, bias=False) if clip else nn.Identity()
         self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> VisionTransformer:
-        """Keep evaluation mode."""
-        return super().train(False)
-
     def positions(self, height: int, width: int) -> Tensor:
         """(1, 1 + N, C) for height x width patches."""
         if (height, width) == (self.side, self.side):
@@ -123,7 +119,7 @@ class VisionTransformer(nn.Module):
 
 DINOV2: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "side": 37}
 CLIP: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "side": 24, "clip": True, "outputs": 768}
-# Of the published names of CLIP's image encoder.
+# Patterns of the published names of CLIP's image encoder, and the names here.
 _CLIP_NAMES = (
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),

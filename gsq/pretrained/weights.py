@@ -6,7 +6,6 @@ Nothing is downloaded here: compute nodes have no internet. gsq looks for a file
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.errors import Missing, UserError
+from gsq.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,7 @@ def find_weights(name: str) -> Path:
 @cache
 def file_sha256(path: Path) -> str:
     """sha256 of a file, which is read once per process."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def weights_sha256(name: str) -> str:

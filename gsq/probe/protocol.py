@@ -79,9 +79,11 @@ def probe_protocol_of(
         )
     size, count = probe_size(evaluation), probe_images(evaluation.probe_images, data.kind == "photos", train)
     if count < FEWEST:
+        asked = 0 < evaluation.probe_images < FEWEST
+        fix = f"set evaluation.probe_images to {FEWEST} or more" if asked else "use a larger data set"
         raise UserError(
-            f"evaluation.probe: {count} training images are too few for a probe, which needs at least {FEWEST}; use a "
-            "larger data set or evaluation.probe_images, or probe: none"
+            f"evaluation.probe: {count} training images are too few for a probe, which needs at least {FEWEST}; {fix}, "
+            "or probe: none"
         )
     compared = evaluation.images(data, held_out)
     return ProbeProtocol(

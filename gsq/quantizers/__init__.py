@@ -32,7 +32,18 @@ __all__ = [
     "QuantizerOutput",
     "ResidualQuantizer",
     "build_quantizer",
+    "check_counted",
 ]
+
+
+def check_counted(quantizer: Quantizer, config: RunConfig) -> None:
+    """Raise UserError if a quantizer of a user's own has other sizes of indices than plans and bits per pixel count."""
+    if quantizer.index_sizes != config.index_sizes:
+        raise UserError(
+            f"quantizer.kind: index_sizes of {config.quantizer.kind} are {quantizer.index_sizes}, but plans and bits "
+            f"per pixel count {config.index_sizes}; beside the class, declare KINDS = (Kind(..., index_sizes=lambda q: "
+            "...),) with Kind of gsq.config.kinds"
+        )
 
 
 def build_quantizer(config: RunConfig) -> Quantizer:

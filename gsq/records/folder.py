@@ -10,6 +10,7 @@ whose files appear whole and are named after all that decides their content.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,22 @@ def probed(folder: RunFolder) -> frozenset[tuple[str, int, str]]:
         if name.endswith(".json") and name[0] != "." and len(parts) == 3 and parts[1].isdigit():
             found.add((parts[0], int(parts[1]), parts[2]))
     return frozenset(found)
+
+
+def probe_files(folder: RunFolder) -> tuple[list[Path], list[Path]]:
+    """Tokens that the probes of a run share, and checkpoints of unfinished probes."""
+    paths = [folder.probes / name for name in _names(folder.probes) if name.endswith(".pt") and name[0] != "."]
+    tokens = [path for path in paths if path.name.startswith("tokens-")]
+    return tokens, [path for path in paths if path not in tokens]
+
+
+def probe_progress(folder: RunFolder) -> int:
+    """A number that grows whenever a probe of the run saves its progress: the time of that [ns], or 0."""
+    times = [0]
+    for path in (path for paths in probe_files(folder) for path in paths):
+        with suppress(OSError):
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
 
 
 def _names(folder: Path) -> list[str]:

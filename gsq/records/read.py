@@ -257,6 +257,12 @@ def read_results(folder: RunFolder) -> RunResults:
     return RunResults(environment or {}, found, tuple(unreadable), probes)
 
 
+def read_probes(folder: RunFolder) -> list[dict[str, Any]]:
+    """The readable generation probes of a run."""
+    files = (f"{folder.probes}/{protocol}-{step:08d}-{probe}.json" for protocol, step, probe in sorted(probed(folder)))
+    return [value for file in files if (value := _read_object(file)) is not None]
+
+
 def results_changed(folder: RunFolder) -> tuple[int, ...]:
     """Times [ns] at which the inputs of ``read_results`` last changed (0: absent). Equal times mean equal inputs.
 

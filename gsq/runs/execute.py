@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.files import write_json, write_text
 from gsq.probe.protocol import probe_protocol
-from gsq.records.attempt import DONE, FAILED, PRUNED, RUNNING, Attempt
+from gsq.records.attempt import DONE, PRUNED, RUNNING, Attempt
 from gsq.records.claim import claim
 from gsq.records.folder import RunFolder, note_peer_error, probed, read_peer_error
 from gsq.records.read import read_run, smallest_micro_batch
 from gsq.runs import warm_start as lineage
-from gsq.runs.failures import classify, smaller_micro_batch, with_micro_batch
+from gsq.runs.failures import classify, described, record_failure, smaller_micro_batch, with_micro_batch
 from gsq.runs.identity import identity
 from gsq.runs.progress import Progress
 from gsq.runs.stop import Busy, PeerFailed, Pruned, Stopped, StopRequest
@@ -122,7 +122,8 @@ def execute(
                 raise
             (attempt.path / RESERVE).unlink(missing_ok=True)
             cause = _first_error(error, attempt.path)
-            _record_failure(cause, attempt, progress, config)
+            how = progress.write if progress else partial(attempt.write_status, step=0, steps=config.train.steps)
+            record_failure(cause, attempt, progress.step if progress else 0, how)
             if cause is not error:
                 raise cause from error
             raise
@@ -248,7 +249,7 @@ def _probe(
     progress: Progress,
 ) -> None:
     """Probe the final weights under the protocol of each evaluation; what an earlier attempt has finished stays."""
-    from gsq.probe.measure import probe
+    from gsq.runs.probing import probe_run
 
     for i, size in enumerate(config.evaluation.resolutions or (config.data.image_size,)):
         rules = probe_protocol(config.evaluation, config.data, files, size)
@@ -256,10 +257,7 @@ def _probe(
         done = group.first and rules and (row["protocol"], config.train.steps, rules.hash) in probed(folder)
         if group.from_first(done):
             continue
-        options: dict[str, Any] = {"group": group, "tick": progress.evaluating}
-        found = probe(model, source, config.evaluation, row, runs=folder.runs, kept=folder.probes, **options)
-        if group.first:
-            folder.write_probe(row["protocol"], config.train.steps, found)
+        probe_run(folder, config, model, source, row, size, group, tick=progress.evaluating)
 
 
 def _write_evaluation(attempt: Attempt, config: RunConfig, step: int, result: dict[str, Any]) -> dict[str, Any]:
@@ -299,30 +297,6 @@ def _first_error(error: BaseException, place: Path) -> BaseException:
     if told is not None:
         return PeerFailed(*told)
     return PeerFailed("lost", f"another process of the run was killed or is out of reach ({error})")
-
-
-def described(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    if isinstance(error, PeerFailed) and lines:
-        return lines[-1]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
-
-
-def _record_failure(error: BaseException, attempt: Attempt, progress: Progress | None, config: RunConfig) -> None:
-    failure = classify(error)
-    message = described(error)
-    if isinstance(error, Stopped):
-        message = f"stopped as asked after step {progress.step if progress else 0}"
-    try:
-        if not isinstance(error, Stopped | PeerFailed | UserError | KeyboardInterrupt):
-            (attempt.path / "traceback.txt").write_text(traceback.format_exc())
-        if progress is None:
-            attempt.write_status(FAILED, 0, config.train.steps, failure=failure, message=message)
-        else:
-            progress.write(FAILED, failure=failure, message=message)
-    except OSError as second:
-        # The disk is too full even for this; the stale heartbeat will show the failure.
-        print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)
 
 
 train = execute  # its public name

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import resource
+import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
+from gsq.files import write_text
+from gsq.records.attempt import FAILED, Attempt
 from gsq.runs.stop import PeerFailed, Stopped
 
 
@@ -31,6 +36,27 @@ def classify(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "cancelled"
     return "error"
+
+
+def described(error: BaseException) -> str:
+    """The last line of an exception's message, after its type unless another process named that."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, PeerFailed) and lines:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def record_failure(error: BaseException, attempt: Attempt, step: int, write: Callable[..., None]) -> None:
+    """Record why a run ended. write: writes its status, with the failure class and a message."""
+    failure = classify(error)
+    message = f"stopped as asked after step {step}" if isinstance(error, Stopped) else described(error)
+    try:
+        if not isinstance(error, Stopped | PeerFailed | UserError | KeyboardInterrupt):
+            write_text(attempt.path / "traceback.txt", traceback.format_exc())
+        write(FAILED, failure=failure, message=message)
+    except OSError as second:
+        # The disk is too full even for this; the stale heartbeat will show the failure.
+        print(f"could not record the failure ({failure}: {message}): {second}", file=sys.stderr)
 
 
 def peak_memory_bytes(device: str) -> int:

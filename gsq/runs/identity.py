@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
-from gsq.config.parts import load, source_sha256
+from gsq.config.parts import imported, load, source_sha256
 from gsq.config.program import ProgramConfig, plain
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest, signature
@@ -54,11 +55,12 @@ def declared_data(config: ProgramConfig) -> str:
     Raises UserError if the function fails or returns something else than a text.
     """
     load(config.program, "program")
-    declared = getattr(importlib.import_module(config.program.partition(":")[0]), "data", None)
+    declared = getattr(imported(config.program.partition(":")[0]), "data", None)
     if declared is None:
         return ""
     try:
-        found = declared(plain(config.keys))
+        with redirect_stdout(sys.stderr):
+            found = declared(plain(config.keys))
     except UserError as error:
         raise UserError(f"program: data() of {config.program}: {error}") from error
     except Exception as error:

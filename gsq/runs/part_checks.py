@@ -24,7 +24,7 @@ from gsq.evaluation.own_metrics import own_metrics
 from gsq.models.autoencoder import Autoencoder
 from gsq.models.discriminators import build_discriminator
 from gsq.pretrained.extractor import feature_extractor
-from gsq.quantizers import Quantizer, build_quantizer
+from gsq.quantizers import Quantizer, build_quantizer, check_counted
 from gsq.runs.part_training import BATCH, STEPS, TOLERANCE, Tests, require, training_checks
 from gsq.training.losses import build_perceptual_loss
 
@@ -191,12 +191,7 @@ def _quantizer(config: RunConfig) -> Tests:
         require(torch.equal(first.indices, second.indices), "two evaluations of one latent give different indices")
 
     def cost() -> str | None:
-        sizes = config.index_sizes
-        require(
-            quantizer.index_sizes == sizes,
-            f"its index_sizes are {quantizer.index_sizes}, but plans and bits per pixel count {sizes}; beside the "
-            "class, declare KINDS = (Kind(..., index_sizes=lambda q: ...),) with Kind of gsq.config.kinds",
-        )
+        check_counted(quantizer, config)
         real = sum(p.numel() for p in quantizer.parameters())
         stated = config.codebook_parameters
         return None if real == stated else f"it has {real:,} parameters, and KINDS says {stated:,}"

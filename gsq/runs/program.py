@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,8 +27,8 @@ from gsq.records.attempt import DONE, FAILED, RUNNING, Attempt
 from gsq.records.claim import claim
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_run
-from gsq.runs.execute import RESERVE, RESERVE_BYTES, described
-from gsq.runs.failures import classify, peak_memory_bytes
+from gsq.runs.execute import RESERVE, RESERVE_BYTES
+from gsq.runs.failures import peak_memory_bytes, record_failure
 from gsq.runs.provenance import environment
 from gsq.runs.stop import Busy, Stopped, StopRequest
 
@@ -282,7 +281,7 @@ def execute_program(
                 _call(config, run, attempt)
         except BaseException as error:
             reserve.unlink(missing_ok=True)
-            _record_failure(error, run, attempt)
+            record_failure(error, attempt, run.step, run.status)
             raise
         reserve.unlink(missing_ok=True)
         for warning in _warnings(run, config.program):
@@ -320,18 +319,6 @@ def _warnings(run: Run, program: str) -> Iterator[str]:
         yield f"{program} never called run.log: gsq status shows no steps, and a request to stop has to kill it"
     if not run.saved:
         yield f"{program} never called run.save: a run that is interrupted starts from its beginning"
-
-
-def _record_failure(error: BaseException, run: Run, attempt: Attempt) -> None:
-    stopped = isinstance(error, Stopped)
-    message = f"stopped as asked after step {run.step}" if stopped else described(error)
-    try:
-        if not isinstance(error, Stopped | UserError | KeyboardInterrupt):
-            (attempt.path / "traceback.txt").write_text(traceback.format_exc())
-        run.status(FAILED, failure=classify(error), message=message)
-    except OSError as second:
-        # The disk is too full even for this; the stale heartbeat will show the failure.
-        print(f"could not record the failure ({message}): {second}", file=sys.stderr)
 
 
 def _clean(folders: list[Path]) -> None:

@@ -145,13 +145,11 @@ def _with_probes(
     """The new evaluations with the probes that they lack, and earlier ones that get a probe now."""
     if not probes:
         return results
-    from gsq.probe.measure import probe
+    from gsq.runs.probing import probe_run
 
     folder, step = RunFolder(path), config.train.steps
     rows = {row["protocol"]: row for row in read_evaluations(folder) if row.get("step") == step}
     rows |= {row["protocol"]: row for row in results}
-    for rules in probes:
-        found = probe(model, source, config.evaluation, rows[rules], runs=folder.runs, kept=folder.probes)
-        folder.write_probe(rules, step, found)
-        rows[rules] = {**rows[rules], **found}
+    for rules, size in probes.items():
+        rows[rules] = {**rows[rules], **probe_run(folder, config, model, source, rows[rules], size)}
     return [rows[rules] for rules in dict.fromkeys([*(row["protocol"] for row in results), *probes])]

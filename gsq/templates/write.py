@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gsq.errors import UserError, choose
+from gsq.files import write_text
 
 KINDS = {
     "quantizer": ("Mine", "quantizer.kind"),
@@ -59,8 +60,8 @@ def write_part(kind: str, file: Path) -> tuple[list[Path], str, str]:
     part = f"{file.stem}:{name}"
     text = Path(__file__).with_name(f"{kind}.py").read_text().replace(f"gsq.templates.{kind}:{name}", part)
     try:
-        file.write_text(text)
-        test.write_text((PROGRAM_TEST if kind == "program" else TEST).format(part=part, kind=kind, module=file.stem))
+        write_text(file, text)
+        write_text(test, (PROGRAM_TEST if kind == "program" else TEST).format(part=part, kind=kind, module=file.stem))
     except OSError as error:
         raise UserError(f"{error.filename or file}: cannot be written: {error.strerror}") from None
     return [file, test], part, f'{key}: ["{part}"]' if kind == "metric" else f'{key}: "{part}"'

@@ -21,7 +21,7 @@ from torch import Tensor
 from gsq.config.overrides import load_config, to_dict
 from gsq.config.run import RunConfig
 from gsq.errors import UserError, choose
-from gsq.files import read_json, temporary
+from gsq.files import read_json, sha256_of, temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
 from gsq.pretrained.state import load_exactly
@@ -135,13 +135,13 @@ class Tokenizer:
                 "format": FORMAT,
                 "gsq_version": gsq.__version__,
                 "config": {name: plain[name] for name in ("model", "quantizer")},
-                "sha256": _sha256(partial / WEIGHTS_FILE),
+                "sha256": sha256_of(partial / WEIGHTS_FILE),
                 "source": Path(self.source).name,
                 **({"run": self.origin} if self.origin else {}),
             }
             parameters = sum(one.numel() for one in self.model.parameters())
             write_card(partial, self.config, parameters, self.origin, repository or folder.name, license, license_link)
-            value["card_sha256"] = _sha256(partial / CARD_FILE)
+            value["card_sha256"] = sha256_of(partial / CARD_FILE)
             (partial / CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n")
             if folder.exists():
                 # rename replaces an empty folder only.
@@ -236,7 +236,7 @@ def _require_ours(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: exists and is not a saved tokenizer; choose another folder")
     if CARD_FILE in names:
         value = read_json(folder / CONFIG_FILE)
-        if not isinstance(value, dict) or value.get("card_sha256") != _sha256(folder / CARD_FILE):
+        if not isinstance(value, dict) or value.get("card_sha256") != sha256_of(folder / CARD_FILE):
             raise UserError(
                 f"{path}: its {CARD_FILE} is not as gsq wrote it, and would be replaced; move it away, or choose "
                 "another folder"
@@ -310,13 +310,8 @@ def _read_saved(folder: Path, value: Mapping[str, Any]) -> _Read:
     if not isinstance(value.get("config"), Mapping):
         raise UserError(f"{where}: has no config")
     weights = folder / WEIGHTS_FILE
-    if value.get("sha256") not in (None, _sha256(weights)):
+    if value.get("sha256") not in (None, sha256_of(weights)):
         raise UserError(f"{weights}: damaged; its sha256 is not the one in {CONFIG_FILE}. Copy both files again")
     origin = value.get("run")
     config = load_config(value["config"], where=where, finished=True)
     return config, read_tensors(weights), origin if isinstance(origin, dict) else {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

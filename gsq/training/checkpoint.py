@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gsq.files import whole, write_json
+from gsq.files import sha256_of, whole, write_json
 
 PATTERN = re.compile(r"checkpoint-(\d{8})\.json")
 KEEP = 2
@@ -134,8 +134,7 @@ def newest(folders: list[Path]) -> Iterator[Path]:
 def _valid(path: Path) -> bool:
     try:
         expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        with path.open("rb") as file:
-            return bool(hashlib.file_digest(file, "sha256").hexdigest() == expected)
+        return bool(sha256_of(path) == expected)
     except (OSError, ValueError, KeyError):
         return False
 

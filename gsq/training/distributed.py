@@ -75,6 +75,7 @@ class Group:
         """Sum the gradients of the same parameters over the processes, in place."""
         if self.size == 1:
             return
+        parameters = list(parameters)
         bucket: list[Tensor] = []
         waiting = 0
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]

@@ -17,6 +17,7 @@ from gsq.config.parts import is_path, load, options_of
 from gsq.errors import UserError
 from gsq.pretrained.efficientnet import EfficientNetLite0, ImageNetInput, resized
 from gsq.pretrained.features import VGG16, AlexNetFeatures, DINOv2, ResNet50, VGG16Features
+from gsq.pretrained.state import Frozen
 from gsq.pretrained.weights import LPIPS_WEIGHTS, verified_weights
 
 
@@ -176,7 +177,7 @@ class LPIPS(nn.Module):
         return torch.stack([level.mean((1, 2, 3)) for level in self._apart(images, targets)]).sum(0)
 
 
-class LogitLoss(nn.Module):
+class LogitLoss(Frozen):
     """Mean squared difference of a frozen network's outputs (the logit losses of the paper's table 4).
 
     Like the GSQ authors' code, ``prepare`` resizes images by area to the network's size (224, DINOv2 518) and brings
@@ -193,10 +194,6 @@ class LogitLoss(nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         self.prepare, self.outputs = prepare, outputs or network
-
-    def train(self, mode: bool = True) -> LogitLoss:
-        """Keep evaluation mode."""
-        return super().train(False)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Scalar; no gradient to ``targets``."""

@@ -18,7 +18,7 @@ from gsq.config.run import RunConfig
 from gsq.data.batches import Batches, ImageSource
 from gsq.models.autoencoder import Autoencoder
 from gsq.models.discriminators import build_discriminator
-from gsq.quantizers import NonFiniteLatent
+from gsq.quantizers import NonFiniteLatent, check_counted
 from gsq.training import augment
 from gsq.training.distributed import Group, pick_device
 from gsq.training.losses import (
@@ -63,6 +63,7 @@ class Trainer:
             self.discriminator_batches = Batches(source, config.train.seed, following, workers, self.device)
         torch.manual_seed(config.train.seed)
         self.model = Autoencoder(config).to(self.device)
+        check_counted(self.model.quantizer, config)
         self.discriminator = build_discriminator(config.discriminator, config.data.image_size)
         if self.discriminator is not None:
             self.discriminator.to(self.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder
-from gsq.records.read import RunRecord, newest_file, read_run
+from gsq.records.read import RunRecord, newest_file, read_probes, read_run
 from gsq.sweeps.planning.cells import Cell
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
@@ -64,6 +64,8 @@ class Speed:
     """Measured runs behind the numbers, 0 if they are assumed."""
     device: str
     """cpu, gpu, or the name of an assumed GPU (A100)."""
+    probe: float | None = None
+    """Device seconds of a generation probe per FLOP; None for those of an evaluation."""
 
 
 class Measured(NamedTuple):
@@ -102,10 +104,12 @@ def speed(
         basis = f"assumed, not measured: {share}" if device == "gpu" else f"assumed for a {device}"
         memory = (float(FRAMEWORK_BYTES[device]), 1.0)
         basis += "; runs will correct it"
-        return Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], memory, basis, 0, name)
-    counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
-    basis = " and ".join(f"{counted(count, 'run')} of {whose}" for count, whose in counts if count)
-    return _fitted(own, others, device, f"measured on {basis}")
+        found = Speed((0.0, rate, rate), (0.0, rate), STARTUP_SECONDS[device], memory, basis, 0, name)
+    else:
+        counts = [(len(own), "this sweep"), (len(others), f"other sweeps on {name}")]
+        basis = " and ".join(f"{counted(count, 'run')} of {whose}" for count, whose in counts if count)
+        found = _fitted(own, others, device, f"measured on {basis}")
+    return found if folder is None else replace(found, probe=_probe_rate(cells, others, device, folder))
 
 
 def assumed_flops(device: str, gpu: str = DEFAULT_GPU) -> float:
@@ -225,7 +229,23 @@ def evaluation_flops(cell: Cell) -> float:
 
 def probe_seconds(cell: Cell, rate: Speed) -> float:
     """Estimate the device seconds of a cell's generation probe; 0 without one."""
-    return rate.evaluation[1] * probe_flops(cell.config, cell.train_images)
+    per_flop = rate.evaluation[1] if rate.probe is None else rate.probe
+    return per_flop * probe_flops(cell.config, cell.train_images)
+
+
+def _probe_rate(cells: Sequence[Cell], others: Sequence[Measured], device: str, folder: SweepFolder) -> float | None:
+    """Return the median device seconds per FLOP of measured probes, of the size that the cells ask for if there are."""
+    wanted = {cell.config.evaluation.probe for cell in cells if not cell.config.program} - {"none"}
+    same, every = [], []
+    for signature in [cell.signature for cell in cells] + [m.cell.signature for m in others] if wanted else ():
+        for one in read_probes(RunFolder.of(folder.runs, signature)):
+            cost = one.get("cost") or {}
+            if cost.get("device") == {"cpu": "cpu", "gpu": "cuda"}[device] and cost["flops"] > 0:
+                every.append(cost["device_seconds"] / cost["flops"])
+                same += every[-1:] if one["probe"] in wanted else []
+        if len(same) >= FITTED_RUNS:
+            break
+    return statistics.median(same or every) if every else None
 
 
 def evaluations(cell: Cell) -> int:

@@ -32,6 +32,7 @@ from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT
 from gsq.sweeps.spec.derive import Derivation
 from gsq.sweeps.spec.expressions import COST_NAMES
 from gsq.sweeps.spec.sweep import Budget, Spec
+from gsq.words import counted
 
 
 @contextmanager
@@ -191,7 +192,7 @@ class Plan:
             *([f"{len(self.dropped)} left out by where"] * bool(self.dropped)),
         )
         columns = ("signature", *axes, "parameters", "training FLOPs")
-        return html_table(f"{self.name}: {len(self.cells)} cells", columns, rows, notes)
+        return html_table(f"{self.name}: {counted(len(self.cells), 'cell')}", columns, rows, notes)
 
     @property
     def images(self) -> dict[str, Summary]:

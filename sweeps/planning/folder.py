@@ -21,7 +21,7 @@ from gsq.config.parts import named_parts, search_also, source_sha256
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
-from gsq.files import read_json, write_json, write_text
+from gsq.files import is_yaml, read_json, write_json, write_text
 from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord, read_runs
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused
@@ -212,16 +212,16 @@ def sweep_names(runs: Path) -> list[str]:
     return sorted({path.parent.name for path in found if _PLAN_FILE.fullmatch(path.name)})
 
 
-def is_yaml(name: str) -> bool:
-    """Return whether ``name`` is a YAML file or a shipped sweep in a folder (paper/fig4)."""
-    return name.endswith((".yaml", ".yml")) or "/" in name
+def names_file(sweep: str) -> bool:
+    """Return whether ``sweep`` is a YAML file or a shipped sweep in a folder (paper/fig4)."""
+    return is_yaml(sweep) or "/" in sweep
 
 
 def sweep_folder(sweep: str | SweepFolder, runs: Path | None = None) -> SweepFolder:
     """Return the folder of a sweep, given by its name, its YAML file, or its folder."""
     if isinstance(sweep, SweepFolder):
         return sweep
-    if is_yaml(sweep):
+    if names_file(sweep):
         from gsq.sweeps.spec.sweep import load_spec
 
         sweep = load_spec(sweep).name

@@ -101,7 +101,8 @@ class EvaluationJob:
     """Fields of DataConfig with the present place of the images, if they have moved since training."""
 
     def __call__(self) -> str:
-        """Evaluate the task's run. Returns what became of it; an interrupted evaluation starts over."""
+        """Evaluate the task's run. Returns what became of it; an interrupted evaluation starts over, and a generation
+        probe goes on."""
         from gsq.records.folder import RunFolder
         from gsq.surroundings import forget_group
 
@@ -114,15 +115,18 @@ class EvaluationJob:
         return say(problem or f"{signature}: {len(results)} new evaluations")
 
     def checkpoint(self) -> Any:
-        """Return the job for submitit to requeue, or None after enough restarts."""
+        """Return the job for submitit to requeue, or None after enough restarts without progress."""
         from submitit.helpers import DelayedSubmission
 
+        from gsq.records.folder import RunFolder, probe_progress
         from gsq.sweeps.state.journal import read_entry
         from gsq.sweeps.state.restarts import too_short, worthwhile
 
-        if worthwhile(Path(self.entry), 0):
+        entry = read_entry(Path(self.entry))
+        (signature,) = entry.members(int(os.environ["SLURM_ARRAY_TASK_ID"]))
+        if worthwhile(Path(self.entry), probe_progress(RunFolder.of(Path(self.runs), signature))):
             return DelayedSubmission(self)
-        return say(too_short(read_entry(Path(self.entry)).minutes, time.time() - STARTED)) and None
+        return say(too_short(entry.minutes, time.time() - STARTED)) and None
 
 
 def _share_run() -> bool:

@@ -17,7 +17,7 @@ from gsq.data.decoded import SUFFIX, images_folder, is_unused, remove_unused
 from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE, RUNNING
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import RunFolder, probe_files, probed, runs_root
 from gsq.records.read import newest_file, read_run
 from gsq.runs.warm_start import planned_start
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
@@ -30,6 +30,7 @@ KINDS = {
     "partial": "half-written files of processes that have died",
     "orphans": "runs that no sweep mentions",
     "images": "decoded images that no process uses now; they are made again when needed",
+    "tokens": "indices of finished runs that probes share; they are made again when needed",
 }
 CHECKPOINT = re.compile(r"checkpoint-(\d{8})\.(?:pt|json)")
 SIGNATURE = re.compile(r"[0-9a-f]{12}")
@@ -48,10 +49,14 @@ class Cleaning:
     runs: tuple[str, ...]
     """Signatures of whole runs among them."""
     removed: bool
+    kept_tokens: tuple[int, int] = (0, 0)
+    """Files and bytes of indices that further probes would read, and that ``tokens`` would remove."""
 
     def to_dict(self) -> dict[str, Any]:
         kinds = {kind: {"files": len(paths), "bytes": self.bytes[kind]} for kind, paths in self.files.items()}
-        return {"removed": self.removed, "bytes": sum(self.bytes.values()), "runs": self.runs, "kinds": kinds}
+        kept = {"tokens": dict(zip(("files", "bytes"), self.kept_tokens, strict=True))}
+        found = {"removed": self.removed, "bytes": sum(self.bytes.values()), "runs": self.runs, "kinds": kinds}
+        return {**found, "kept": kept}
 
 
 def clean(
@@ -59,6 +64,7 @@ def clean(
     *,
     orphans: bool = False,
     images: bool = False,
+    tokens: bool = False,
     dry_run: bool = False,
     runs: Path | None = None,
 ) -> Cleaning:
@@ -69,7 +75,8 @@ def clean(
     half-written files of dead processes. Weights, curves, evaluations,
     configs, samples and whatever an unfinished run resumes from are kept, and so is every run with an attempt that may
     be alive. orphans: also remove whole runs that no plan mentions (of gsq train, or of removed sweeps). images:
-    also remove decoded images that no process of this machine uses ($GSQ_CACHE/images, gsq.data.decoded). dry_run:
+    also remove decoded images that no process of this machine uses ($GSQ_CACHE/images, gsq.data.decoded). tokens: also
+    remove the indices that probes of finished runs share, except where an unfinished probe would read them. dry_run:
     remove nothing. Raises UserError for an unknown sweep, for a sweep with orphans or images, and for an unreadable
     plan.
     """
@@ -103,12 +110,12 @@ def clean(
         if _age(path) > PARTIAL_SECONDS:
             found["partial"].append(path)
     found["images"] = [path for path in images_folder().glob(f"*{SUFFIX}") if images and is_unused(path)]
-    wanted = {"orphans": orphans, "images": images}
+    wanted = {"orphans": orphans, "images": images, "tokens": tokens}
     files = {kind: sorted(set(found[kind])) for kind in KINDS if wanted.get(kind, True)}
     sizes = {kind: sum(_bytes(path) for path in paths) for kind, paths in files.items()}
     if not dry_run:
-        for kind in ("checkpoints", "leftovers", "partial"):
-            for path in files[kind]:
+        for kind in ("checkpoints", "leftovers", "partial", "tokens"):
+            for path in files.get(kind, ()):
                 path.unlink(missing_ok=True)
         for path in files.get("images", ()):
             remove_unused(path)
@@ -116,7 +123,8 @@ def clean(
             # The run may have started since.
             if not _may_be_alive(run := RunFolder.of(root, signature)):
                 shutil.rmtree(run.path, ignore_errors=True)
-    return Cleaning(files, sizes, tuple(sorted(lone)), not dry_run)
+    kept_tokens = [] if tokens else found["tokens"]
+    return Cleaning(files, sizes, tuple(sorted(lone)), not dry_run, (len(kept_tokens), sum(map(_bytes, kept_tokens))))
 
 
 def _run_folders(root: Path) -> Iterator[RunFolder]:
@@ -166,7 +174,7 @@ def _of_run(
     ended = [path for path in attempts if not _attempt_may_be_alive(path)]
     for path in (p for attempt in ended for p in attempt.rglob("*.partial")):
         yield "partial", path
-    for path in run.path.glob(".*.partial"):
+    for path in (p for where in ("", "evaluations/", "probes/") for p in run.path.glob(f"{where}.*.partial")):
         if _age(path) > PARTIAL_SECONDS:
             yield "partial", path
     record = read_run(run)
@@ -181,6 +189,12 @@ def _of_run(
             match = CHECKPOINT.fullmatch(path.name)
             if match and int(match[1]) not in keep:
                 yield "checkpoints", path
+    shared, unfinished = probe_files(run)
+    over = {(protocol, probe) for protocol, _, probe in probed(run)}
+    finished = [path for path in unfinished if tuple(path.name.split("-")[:2]) in over]
+    yield from (("leftovers", path) for path in finished)
+    if len(finished) == len(unfinished):
+        yield from (("tokens", path) for path in shared)
     newest = {name: newest_file(run, name) for name in ("model.safetensors", "samples.png", "index_histogram.npz")}
     for attempt in attempts:
         if (attempt / ".reserve").exists():

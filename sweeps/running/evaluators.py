@@ -21,6 +21,7 @@ from gsq.errors import UserError
 from gsq.sweeps.running.snapshot import environment, imported_source
 from gsq.sweeps.running.worker import EVALUATE
 from gsq.sweeps.spec.cluster import local_gpus
+from gsq.sweeps.state.local import DRIVER_VARIABLE
 
 
 class Request(NamedTuple):
@@ -43,6 +44,7 @@ class _Worker:
             **environment(imported_source(), os.pathsep.join(path for path in sys.path if path)),
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
+            DRIVER_VARIABLE: str(os.getpid()),
             **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
         }
         self.process = subprocess.Popen(
@@ -51,7 +53,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **variables},
-            # Ctrl-C reaches only the caller, which ends the workers.
+            # Ctrl-C reaches only the caller, which ends the workers; they end with it if it is killed.
             start_new_session=True,
         )
 

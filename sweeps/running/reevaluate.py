@@ -6,10 +6,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gsq.config.run import DataConfig
 from gsq.config.signature import digest
+from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.records.attempt import DONE, FAILED
 from gsq.records.folder import RunFolder, runs_root
@@ -159,10 +162,18 @@ def _request(cell: Cell) -> _Request:
     return _Request(asdict(cell.config.evaluation), asdict(absolute(cell.config).data))
 
 
+@lru_cache(8)
+def _train_images(data: DataConfig) -> int:
+    return len(manifest(data).train)
+
+
 def _changed(cell: Cell, request: _Request) -> Cell:
     """The cell as it is evaluated, whose probe has a cost of its own."""
     evaluation = replace(cell.config.evaluation, **request.changes)
-    return replace(cell, config=replace(cell.config, evaluation=evaluation))
+    images = cell.train_images
+    if evaluation.probe != "none" and not images:
+        images = _train_images(cell.config.data)
+    return replace(cell, config=replace(cell.config, evaluation=evaluation), train_images=images)
 
 
 def _by_request(cells: Iterable[Cell]) -> list[tuple[_Request, list[Cell]]]:

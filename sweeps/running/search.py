@@ -27,6 +27,7 @@ from gsq.sweeps.costing.forecast import admit
 from gsq.sweeps.planning.cells import DRAWS, Cell, CellMaker, Plan, derived
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.local_queue import LocalQueue
+from gsq.sweeps.running.search_probes import probe_finished, probe_of, study_probe
 from gsq.sweeps.running.snapshot import take
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.search_space import METRICS
@@ -74,7 +75,7 @@ def submit_search(
     check(plan, cluster, folder)
     if not over_budget:
         admit(plan, cluster, runs=folder.runs, retry=retry)
-    driver = Driver(folder, plan, parallel_trials(plan, cluster), retry)
+    driver = Driver(folder, plan, parallel_trials(plan, cluster), retry, cluster.kind == "local")
     with explained(driver.storage, "; the same command resumes"):
         if cluster.kind == "slurm":
             return _submit_to_slurm(driver, cluster, retry, on_update, wait)
@@ -169,11 +170,13 @@ def _submit_to_slurm(
 class Driver:
     """A pass over the study of a search; several drivers may make one at the same time."""
 
-    def __init__(self, folder: SweepFolder, plan: Plan, parallel: int, retry: bool = False) -> None:
-        """parallel: trials at the same time. retry: retry failed trials."""
+    def __init__(
+        self, folder: SweepFolder, plan: Plan, parallel: int, retry: bool = False, local: bool = False
+    ) -> None:
+        """parallel: trials at the same time. retry: retry failed trials. local: runs are trained on this machine."""
         assert plan.search is not None and plan.search.search is not None
         self.folder, self.spec, self.search = folder, plan.search, plan.search.search
-        self.parallel = parallel
+        self.parallel, self.local = parallel, local
         self.make = CellMaker(self.spec)
         self.storage = self.search.storage or str(folder.path / JOURNAL)
         try:
@@ -324,6 +327,9 @@ class Driver:
         state, why = TrialState.FAIL, f"{action.cell.failure}: {action.cell.message}"
         try:
             if action.cell.state in (DONE, PRUNED):
+                unprobed = ""
+                if action.cell.state == DONE and (wanted := study_probe(self.study, cell, self.make)):
+                    unprobed = probe_finished(self.folder, cell, self.search.objectives, wanted, self.local)
                 evaluations = self._evaluations(cell)
                 self._report(trial, evaluations[:-1] if action.cell.state == DONE else evaluations)
                 if action.cell.state == PRUNED:
@@ -331,7 +337,8 @@ class Driver:
                 else:
                     values = self._values(cell, record, evaluations)
                     state = TrialState.COMPLETE if values else TrialState.FAIL
-                    why = "" if values else "not measured at its last step under the study's protocol, or not finite"
+                    unknown = unprobed or "not measured at its last step under the study's protocol, or not finite"
+                    why = "" if values else unknown
                     self._look_at(trial).set_user_attr("measured", bool(values))
             elif action.cell.failure == "diverged" and len(self.search.objectives) == 1:
                 # Samplers learn nothing from a failed trial, but they should learn to avoid this one.
@@ -356,19 +363,9 @@ class Driver:
                 return []
             protocol = max(fitting, key=lambda e: (e["num_images"], e["step"]))["protocol"]
             self.study.set_user_attr("protocol", protocol)
-        found = [{**e, **self._probe(cell, results.probes)} for e in found if e["protocol"] == protocol]
+        probe = probe_of(cell, results.probes, protocol, study_probe(self.study, cell, self.make))
+        found = [{**e, **probe} for e in found if e["protocol"] == protocol]
         return sorted(found, key=lambda e: e["step"])
-
-    def _probe(self, cell: Cell, probes: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
-        """The probe of a run's last step under the study's probe protocol, which the first finished run sets."""
-        protocol, last = str(self.study.user_attrs.get("protocol")), cell.config.train.steps
-        wanted = self.study.user_attrs.get("probe_protocol")
-        asked = cell.config.evaluation.probe
-        found = [one for one in probes.get((protocol, last), []) if one["probe"] == asked]
-        found = [one for one in found if wanted in (None, one["probe_protocol"])]
-        if found and wanted is None:
-            self.study.set_user_attr("probe_protocol", found[0]["probe_protocol"])
-        return found[0] if found else {}
 
     def _report(self, trial: FrozenTrial, evaluations: list[dict[str, Any]]) -> None:
         """Report what the worker did not, because it was killed or belongs to another sweep."""

@@ -142,7 +142,7 @@ class SharedJob:
         """Record the end of a worker that could not do so itself: the job continues, so SLURM does not notice it."""
         from gsq.sweeps.state.deaths import note_worker_death
 
-        # Of several workers at a time, the one that is dead is the one that the kernel has killed.
+        # If the kernel has killed one of several workers, it is the one that is dead.
         kills, self.kills = self.kills, _memory_kills()
         if record.heartbeat == self.before[record.signature]:
             note_worker_death(self.folder, record.signature, worker.returncode)

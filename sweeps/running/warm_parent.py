@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gsq.ending import end_without_threads
+
 TOKENIZER, PROGRAM = "tokenizer", "program"
 # What a cell imports before it trains. The optimisers of torch import torch._dynamo, which takes as long as torch.
 # A program may do without torch, and imports its own packages in its own process.
@@ -108,6 +110,7 @@ def _exit_code(work: Callable[[], int]) -> int:
 
 def _leave(code: int) -> NoReturn:
     """End this process like Python, threads and exit functions included, but for the modules."""
+    end_without_threads(code)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

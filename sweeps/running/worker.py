@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gsq.ending import end_without_threads
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.local import DRIVER_VARIABLE, recorded_worker
 
@@ -121,6 +122,8 @@ def evaluate_requests() -> int:
     from gsq.errors import UserError
     from gsq.evaluation.tally import SmallEvaluationWarning
 
+    # No evaluation outlives the command that waits for it, and would run twice when the command is given again.
+    _die_with_parent()
     # The plan has already warned of it, and each row says so (rank_deficient).
     warnings.simplefilter("ignore", SmallEvaluationWarning)
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -207,8 +210,7 @@ def start_worker(
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGKILL when the job's first process, or a warm parent, dies, so that no worker outlives its
-    job."""
+    """Ask Linux for SIGKILL when the parent dies: a job's first process, a warm parent, or gsq evaluate."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
@@ -279,4 +281,9 @@ def work(folder: SweepFolder, source: str, signature: str, shared: bool = False,
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = 1
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        end_without_threads(code)
+    sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from gsq.config.overrides import read_yaml
 from gsq.errors import UserError, choose, nearest, positive
-from gsq.surroundings import visible_gpus
+from gsq.surroundings import cores, visible_gpus
 from gsq.sweeps.spec.container import Container, Tracking, read_section
 from gsq.sweeps.spec.expressions import check_expression
 from gsq.sweeps.spec.gpus import DEFAULT_GPU, GPU_PEAKS
@@ -38,6 +37,8 @@ AUTO = "auto"
 # Keys that may be an expression of the cell's estimate, and those that may be text.
 EXPRESSIONS = ("memory_gb", "minutes")
 WORDED = (*EXPRESSIONS, "cells_in_turn")
+# For each kind, the key that says how much runs at the same time in the other kind, and would be ignored.
+OF_THE_OTHER = {"local": "parallel", "slurm": "workers"}
 # Keys with keys of their own.
 SECTIONS: dict[str, type[Container] | type[Tracking]] = {"container": Container, "tracker": Tracking}
 
@@ -218,10 +219,14 @@ def load_cluster(name: str | Cluster) -> Cluster:
 
 def _build(values: dict[str, Any], written: dict[str, Any]) -> Cluster:
     valid = {f.name: f for f in fields(Cluster)}
+    kind = values.get("kind", "local")
     for key, value in values.items():
         if key not in valid:
             listed = ", ".join(f"{name} ({_default(f)!r})" for name, f in valid.items())
             raise UserError(f"unknown key '{key}'{nearest(key, valid)}; keys (and defaults) are {listed}")
+        if key == OF_THE_OTHER.get(kind):
+            other = next(name for name in OF_THE_OTHER.values() if name != key)
+            raise UserError(f"{key}: {value!r}: kind: {kind} has {other}: for the number of runs at the same time")
         default, text = _default(valid[key]), written.get(key, value)
         if key in SECTIONS:
             values[key] = read_section(key, SECTIONS[key], value)
@@ -261,5 +266,4 @@ def local_gpus() -> list[str]:
 
 def local_workers(cluster: Cluster) -> int:
     """Return how many runs this machine runs at a time: one per GPU, else one per core of this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cluster.workers or len(local_gpus()) or cores
+    return cluster.workers or len(local_gpus()) or cores()

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
 
 
 def configs_folder() -> Path:
@@ -34,7 +35,7 @@ def find_file(name: str, folder: Path, what: str) -> Path:
         return shipped[name]
     # Without a checkout, sweeps/configs/quickstart.yaml still means the shipped file.
     below = path.with_suffix("").as_posix().rpartition(f"{folder.name}/")[2]
-    if path.suffix in (".yaml", ".yml") and below in shipped and folder.name in path.parts:
+    if is_yaml(path) and below in shipped and folder.name in path.parts:
         return shipped[below]
     raise UserError(
         f"{name}: no such {what} file{nearest(name, shipped)}; give a path or the name of one that ships with gsq: "

@@ -11,7 +11,7 @@ import yaml
 
 from gsq.config.presets import PRESETS
 from gsq.errors import UserError, choose
-from gsq.files import write_text
+from gsq.files import is_yaml, write_text
 from gsq.sweeps.spec.json_schema import sweep_schema
 from gsq.sweeps.spec.sweep import KEYS, build_spec
 
@@ -84,7 +84,7 @@ def write_sweep(file: Path, text: str) -> Path:
     """Write a sweep file, and beside it the schema that its first line names; returns the schema's path.
 
     Raises UserError if ``file`` exists, does not end in .yaml, or cannot be written."""
-    if file.suffix not in (".yaml", ".yml"):
+    if not is_yaml(file):
         raise UserError(f"{file}: a sweep file ends in .yaml; write {file}.yaml")
     if file.exists():
         raise UserError(f"{file}: is there already; give another name, or remove it")

@@ -43,6 +43,7 @@ from gsq.config.program import ProgramConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import SECTIONS, RunConfig
 from gsq.errors import UserError, nearest
+from gsq.files import is_yaml
 from gsq.sweeps.spec.derive import Derivation, check_recorded, read_derive, recorded_names, refuse_shares_of_horizons
 from gsq.sweeps.spec.expressions import DERIVED_NAMES, HELPERS, Constraint
 from gsq.sweeps.spec.programs import PROGRAM_KEYS, Program, check_cells, check_name, read_program
@@ -285,7 +286,7 @@ def _base(value: Any, folder: Path, where: str) -> RunConfig:
         )
     if not isinstance(value, str):
         raise UserError(f"{where}: base: {value!r} is not the name of a preset or a file")
-    if value.endswith((".yaml", ".yml")):
+    if is_yaml(value):
         path = folder / value if (folder / value).is_file() else Path(value)
         return load_config(read_yaml(path), where=str(path))
     return preset(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from gsq.files import read_json, write_json
 from gsq.records.attempt import DONE, FAILED
-from gsq.records.folder import RunFolder
+from gsq.records.folder import RunFolder, probe_progress
 from gsq.records.read import read_run
 from gsq.sweeps.state.turns import read_turns
 
@@ -44,7 +44,7 @@ def note_start(entry: Path) -> None:
 
 
 def worthwhile(entry: Path, steps: int) -> bool:
-    """Return whether to start this job once more. steps: total steps of its runs."""
+    """Return whether to start this job once more. steps: of its runs, as ``steps_of`` counts them."""
     job, count = _this_job()
     known = {"steps": 0, "since": 0, **(read_json(_file(entry, job)) or {}), "restarts": count}
     if steps > known["steps"]:
@@ -94,5 +94,5 @@ def give_up(entry: Path, task: int, started: float) -> str:
 
 
 def steps_of(entry: Path, task: int) -> int:
-    """Return the total steps of a task's cells."""
-    return sum(read_run(folder).step for folder in _runs(entry, task))
+    """Return a number that grows with each step of a task's cells, and with what their probes save."""
+    return sum(read_run(folder).step + probe_progress(folder) for folder in _runs(entry, task))

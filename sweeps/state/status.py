@@ -15,7 +15,7 @@ from gsq.records.attempt import RUNNING
 from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused, make_plan
-from gsq.sweeps.planning.folder import SweepFolder, is_yaml, sweep_folder, sweep_names
+from gsq.sweeps.planning.folder import SweepFolder, names_file, sweep_folder, sweep_names
 from gsq.sweeps.spec.states import PLANNED, QUEUED, STATES
 from gsq.sweeps.spec.sweep import load_spec
 from gsq.sweeps.state import journal, restarts
@@ -217,7 +217,7 @@ def status(
         for s in [cell.signature]
     )
     result = SweepStatus(found.plan.name, rows, not journal.numbers(folder), search)
-    if not isinstance(sweep, str) or not is_yaml(sweep) or search is not None:
+    if not isinstance(sweep, str) or not names_file(sweep) or search is not None:
         return result
     return replace(result, source=sweep, not_submitted=_not_submitted(sweep, found.states))
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError
-from gsq.files import read_json, write_json
+from gsq.files import is_yaml, read_json, write_json
 from gsq.runs.identity import identity
 from gsq.sweeps.planning.cells import Plan, title
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder
@@ -95,7 +95,7 @@ def search(sweep: str | Path, *, runs: Path | None = None) -> optuna.Study:
     import optuna
 
     path = Path(sweep)
-    if path.is_file() and path.suffix not in (".yaml", ".yml"):
+    if path.is_file() and not is_yaml(path):
         with explained(str(path)):
             storage = open_journal(path)
             names = [study.study_name for study in storage.get_all_studies()]

@@ -22,12 +22,13 @@ from gsq.outputs import output_problem
 from gsq.records.attempt import DONE, PRUNED
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_results, results_changed
-from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused, other_axes
+from gsq.sweeps.planning.cells import Cell, axis_columns, collector_paused
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked, sweep_folder
 from gsq.sweeps.schema.columns import BY_NAME, SCHEMA_VERSION, Column, fits, write_table
 from gsq.sweeps.spec.programs import FREE, own_columns, own_keys
 from gsq.sweeps.spec.states import PLANNED
 from gsq.sweeps.state.status import Survey, survey
+from gsq.sweeps.tables.lookalikes import changed_text, hidden_keys, told_apart
 from gsq.sweeps.tables.missing import Coverage, coverage_of
 from gsq.sweeps.tables.pooling import Comparison, Made, Run, compare, made_by, mixture, versions_text
 from gsq.sweeps.tables.spending import Spent, failed_seconds, spent
@@ -172,8 +173,12 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """extra: is given the columns that these rows have beside those of every table."""
     asked = read_asked(folder)
+    hidden = hidden_keys(found.plan.cells) if len(folder.plan_files()) > 1 else ()
+    if hidden:
+        problem(changed_text(folder.name, found.plan.cells, hidden))
     for cell in found.plan.cells:
-        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()), extra)
+        others = own_keys(cell.config) or told_apart(cell, hidden)
+        yield from _cell_rows(folder, cell, found, problem, asked.get(cell.signature, ()), others, extra)
 
 
 def metric_columns(metrics: object, extra: dict[str, Column], config: RunConfig | None = None) -> dict[str, object]:
@@ -199,6 +204,7 @@ def _cell_rows(
     found: Survey,
     problem: Callable[[str], None],
     asked: tuple[tuple[str, str], ...],
+    others: str,
     extra: dict[str, Column],
 ) -> Iterator[dict[str, Any]]:
     run = RunFolder.of(folder.runs, cell.signature)
@@ -231,7 +237,7 @@ def _cell_rows(
         "sweep": folder.name,
         "signature": cell.signature,
         **axis_columns(cell.config, cell.data_label),
-        "other_axes": own_keys(cell.config) or other_axes(cell.axes),
+        "other_axes": others,
         "parameters": cost(cell.config).parameters or None,
         "device_seconds": record.seconds if record.attempts else None,
         "failed_seconds": failed_seconds(record, state) if record.attempts else None,

@@ -21,6 +21,7 @@ from gsq.config.program import ProgramConfig
 from gsq.config.run import RunConfig
 from gsq.config.signature import SCIENCE_SECTIONS
 from gsq.errors import UserError
+from gsq.files import is_yaml
 from gsq.records.attempt import DONE
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_results
@@ -293,7 +294,7 @@ def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, 
             f"{source}: base or set have changed since {', '.join(changed)} was trained, so its cells would not be "
             "repeats; name the file as it was"
         )
-    if str(base).endswith((".yaml", ".yml")) and (source.parent / base).is_file():
+    if is_yaml(str(base)) and (source.parent / base).is_file():
         values["base"] = os.path.relpath(source.parent / base, folder)
     head = f"# Repeats finished cells of sweep '{sweep}', to see whether old and new runs can be pooled.\n"
     return head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)

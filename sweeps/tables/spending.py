@@ -10,7 +10,7 @@ from typing import Any
 from gsq.records.attempt import FAILED
 from gsq.records.read import RunRecord
 from gsq.sweeps.state.reconcile import CellState
-from gsq.words import counted
+from gsq.words import counted, span
 
 HOUR = 3600.0
 UNITS = ((HOUR, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -34,7 +34,7 @@ class Spent:
         text = f"spent: {_device_time(sum(each))} on {counted(len(each), 'cell')}"
         if len(each) > 1:
             low, middle, high = (_time(value) for value in (min(each), statistics.median(each), max(each)))
-            text += f" ({low if low == high else f'{low} to {high}'} a cell, median {middle})"
+            text += f" ({span(low, high)} a cell, median {middle})"
         lost = sum(self.failed.values())
         return text + (f", {_device_time(lost)} of it in attempts that failed or were stopped" if lost else "")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from gsq.analysis.tables.table import load_results
+from gsq.cli.main import app
 from gsq.sweeps.schema.columns import write_table
 
 Cell = tuple[int, int, int, int]  # f, D, G, V
@@ -118,3 +121,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     from gsq.analysis.reporting.report import Picture
 
     monkeypatch.setattr("gsq.analysis.reporting.report._svg", lambda title, draw: Picture(title, "svg+xml", empty))
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``command("fit", "runs.csv")`` runs gsq in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(app, list(words), env={"COLUMNS": "140"})

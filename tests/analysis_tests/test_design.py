@@ -65,7 +65,7 @@ def matrix(cells: pd.DataFrame) -> np.ndarray:
 
 
 def scatter(rows: pd.DataFrame) -> float:
-    """Of configurations about the fitted plane, for one run or equally many of each."""
+    """Scatter of configurations about the fitted plane, for one run or equally many of each."""
     j, y = matrix(rows), np.log(rows["rfid"])
     left = y - j @ np.linalg.lstsq(j, y, rcond=None)[0]
     of = left.groupby([rows["x"], rows["y"]])
@@ -250,18 +250,18 @@ def test_the_tables_that_it_prints_and_writes(tmp_path: Path) -> None:
     [
         ("parameter=alpha", {}, {}, r"no law has a parameter 'alpha'; A \* x\^b \* y\^c has A, b, c"),
         ("parameter", {}, {}, "is none of: parameter=NAME; predict AXIS=NUMBER"),
-        ("predict x=2", {}, {}, "reads y, which is not given; add it \\(y=...\\)"),
+        ("predict x=2", {}, {}, "reads y, .*add it \\(y=...\\)"),
         ("predict x=2,z=3", {}, {}, "there is no axis 'z'"),
         ("predict x=two,y=1", {}, {}, "'x=two' is not AXIS=NUMBER"),
         ("parameter=b", {"drop": "y"}, {}, "the candidates lack y, which A .* reads; they have x, cost"),
-        ("parameter=b", {"drop": "cost"}, {}, "no column 'cost' for what a run costs; name it \\(--cost COLUMN\\)"),
+        ("parameter=b", {"drop": "cost"}, {}, "no column 'cost'.*--cost COLUMN"),
         ("parameter=b", {"cost": 0.0}, {}, "must be a number above 0 for every candidate; 15 of 15"),
         ("parameter=b", {"cost": np.nan}, {}, "must be a number above 0"),
         ("parameter=b", {"none": True}, {}, "there are no candidate cells"),
         ("parameter=b", {}, {"budget": 0.5}, "a budget of 0.5 affords none of 9 candidates; the cheapest costs 1"),
-        ("parameter=b", {}, {"budget": -1.0}, "budget must be a number above 0"),
-        ("parameter=b", {}, {"until": -1.0}, "until must be a number above 0"),
-        ("parameter=b", {}, {"noise": 0.0}, "noise is the standard deviation between seeds"),
+        ("parameter=b", {}, {"budget": -1.0}, "budget .*above 0, got -1"),
+        ("parameter=b", {}, {"until": -1.0}, "until .*above 0, got -1"),
+        ("parameter=b", {}, {"noise": 0.0}, "noise .*above 0; got 0"),
         ("parameter=b", {}, {"seeds": 0}, "must be at least 1; got 0"),
         ("discriminate", {}, {}, "needs two laws or more"),
     ],
@@ -314,7 +314,7 @@ def test_a_grid_that_leaves_a_parameter_open_says_so() -> None:
     )
     found = power(cells, "saturating")
     assert np.isinf(found.half["s"]) and np.isfinite(found.half["c"])
-    assert "s = 3.205  open: this grid does not determine it" in found.text()
+    assert "s = 3.205  open" in found.text()
     assert found.to_dict()["parameters"]["s"]["half"] is None  # type: ignore[index]
 
 

@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from gsq.analysis import AnalysisError, export_table, load_results
-from gsq.cli.export import export_command
 
 
 @pytest.fixture
@@ -96,15 +93,11 @@ def test_protocols_are_not_mixed(tables, tmp_path: Path) -> None:
         export_table(load_results(tables.write(tmp_path / "t.parquet", rows)))
 
 
-def test_the_command_writes_one_format_whole(frame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    app = typer.Typer()
-    app.command()(export_command)
-    run = CliRunner().invoke
-    done = run(app, ["t.parquet", "--latex", "--column", "rfid", "--output", "a/t.tex"])
+def test_the_command_writes_one_format_whole(frame, command) -> None:
+    done = command("export", "t.parquet", "--latex", "--column", "rfid", "--output", "a/t.tex")
     assert done.exit_code == 0, done.output
     assert Path("a/t.tex").read_text() == export_table(frame, ["rfid"]).text("latex")
     assert "out_of_memory" in done.output and "a/t.tex" in done.output
     for wrong in (["--latex", "--csv"], ["--best", "rfid"], ["--best", "rfid=up"], ["--where", "groups > 99"]):
-        refused = run(app, ["t.parquet", *wrong, "--output", "b.tex"])
+        refused = command("export", "t.parquet", *wrong, "--output", "b.tex")
         assert isinstance(refused.exception, AnalysisError) and not Path("b.tex").exists(), wrong

@@ -84,7 +84,7 @@ def test_packed_files_and_encodings(tmp_path: Path, suffix: str, pack, encoding:
         ("a.csv", "N,loss,D\n1,5,1\n2,4\n", ("line 3 has 2 values", "N, loss, D")),
         ("a.csv", 'N,loss\n"1\n",5\n\n2,4,3\n', ("line 5 has 3 values",)),
         ("a.csv", "N,loss\n1,5,9\n2,4,9\n", ("line 2 has 3 values where 2",)),
-        ("a.tsv", "N\tloss\n1 5\n", ("line 2 has 1 values", "tabs")),
+        ("a.tsv", "N\tloss\n1 5\n", ("line 2 has 1 value", "tabs")),
         ("a.tsv", "N loss\n1 5\n", ("'N loss'", "tabs")),
         ("a.csv", "N,loss,loss\n1,5,4\n", ("2 columns are called 'loss' (columns 2, 3)",)),
         ("a.csv", "N,N \n1,5\n", ("2 columns are called 'N'",)),

@@ -19,7 +19,7 @@ def images(random: int, size: int = 16) -> torch.Tensor:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> dict[str, Path]:
-    """As runs leave them: a and c of the same originals, b of others, d of the same in another size."""
+    """Pictures as runs leave them: a and c of the same originals, b of others, d of the same in another size."""
     found = {}
     for name, originals, made in (("a", 0, 1), ("b", 9, 2), ("c", 0, 3)):
         found[name] = tmp_path / f"{name}.png"

@@ -7,35 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from gsq.analysis import AnalysisError, load_results, load_tables, make_report, measured
 from gsq.analysis.fitting.saved import read_saved
-from gsq.cli.export import export_command
-from gsq.cli.fit import fit_command
-from gsq.cli.plot import plot_command
-from gsq.cli.report import report_command
 
 
 @pytest.fixture
-def gsq(tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def gsq(tables, command):
     """Runs ``gsq ARGS`` where results/ has the sweeps a and b, which share three runs; one failed in a alone."""
-    monkeypatch.chdir(tmp_path)
     rows = tables.noisy(tables.QUICKSTART)
     lost = tables.missing(tables.QUICKSTART[-1], "failed", "out_of_memory") | {"signature": rows[-1]["signature"]}
     tables.write(Path("results/a.parquet"), [{**one, "sweep": "a"} for one in [*rows[:8], lost]])
     tables.write(Path("results/b.parquet"), [{**one, "sweep": "b"} for one in rows[5:]])
     tables.write(Path("results/all.parquet"), rows)
-    app = typer.Typer()
-    for name, command in (
-        ("fit", fit_command),
-        ("plot", plot_command),
-        ("export", export_command),
-        ("report", report_command),
-    ):
-        app.command(name)(command)
-    return lambda *args: CliRunner().invoke(app, list(args), env={"COLUMNS": "140"})
+    return command
 
 
 def test_a_shared_run_counts_once_and_the_sweep_is_a_column(gsq) -> None:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gsq.analysis import AnalysisError, fit, report_card
+from gsq.analysis.fitting.outputs import by_output
 from gsq.analysis.fitting.saved import fit_again, read_saved
 from gsq.cli.main import app
 
@@ -49,6 +50,19 @@ def test_coefficients_and_scatter_of_each_output_are_found() -> None:
     assert outputs["loss"]["scatter"] == pytest.approx(0.002, rel=0.4)  # type: ignore[index]
     assert outputs["rfid"]["scatter"] == pytest.approx(0.05, rel=0.4)  # type: ignore[index]
     assert outputs["rfid"]["rows"] == 24  # type: ignore[index]
+
+
+def test_seeds_measure_the_noise_of_each_output() -> None:
+    frame = pd.concat([study(seed).assign(seed=seed) for seed in range(4)])
+    found = fit(frame, LAW, target=["loss", "rfid"], **QUICK)
+    outputs = found.to_dict()["outputs"]
+    for name, noise in (("loss", 0.002), ("rfid", 0.05)):
+        assert outputs[name]["noise"] == pytest.approx(noise, rel=0.2)  # type: ignore[index]
+        assert "seed noise" in by_output(found)[name].text
+    assert found.lack_of_fit is not None and found.lack_of_fit.freedom == 144 and found.lack_of_fit.pooled
+    assert fit(study(), LAW, target=["loss", "rfid"], **QUICK).to_dict()["outputs"]["loss"]["noise"] is None  # type: ignore[index]
+    with pytest.raises(AnalysisError, match="loss, rfid"):
+        fit(frame, LAW, target=["loss", "rfid"], noise=0.01, **QUICK)
 
 
 def test_a_precise_output_decides_what_both_share() -> None:

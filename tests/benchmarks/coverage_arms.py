@@ -199,8 +199,9 @@ def markdown(document: dict[str, object]) -> str:
     lines = [
         "# Coverage of 95 % intervals: arm factors, breaks and forms of their own",
         "",
-        f"{document['machine']}. {studies} simulated studies a design, {document['resamples']} resamples each; "
-        f"standard error of a coverage near 95 %: {error:.1f} points (three arms give two factors a study).",
+        f"{document['machine']}. {studies} simulated studies a design, {document['resamples']} resamples each, where a "
+        f"table says nothing else; standard error of a coverage near 95 %: {error:.1f} points (three arms give two "
+        "factors a study).",
         "",
         "## Arm factors",
         "",
@@ -231,11 +232,12 @@ def markdown(document: dict[str, object]) -> str:
         "",
         "## Parameters and predictions",
         "",
-        "| law | rows | noise | resamples | of | truth | profile, delta | bootstrap |",
+        "| law | rows | noise | studies | resamples | of | truth | profile, delta | bootstrap |",
     ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for name, one in document["forms"].items():  # type: ignore[attr-defined]
-        start = f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {one.get('resamples', document['resamples'])} |"
+        counts = f"{one.get('studies', studies)} | {one.get('resamples', document['resamples'])}"
+        start = f"| {name} | {one['rows']} | {100 * one['noise']:g} % | {counts} |"
         for parameter, row in one["parameters"].items():
             both = f"{percent(row['profile'])} | {percent(row['bootstrap'])}"
             lines.append(f"{start} {parameter} | {row['truth']:g} | {both} |")
@@ -262,7 +264,8 @@ if __name__ == "__main__":
     document: dict[str, object] = {part: {} for part in PARTS}
     if options.names:
         document |= json.loads((out / "coverage_arms.json").read_text())
-    document |= {"studies": options.studies, "resamples": options.resamples, "machine": machine}
+    counts = {"studies": options.studies, "resamples": options.resamples}
+    document |= {"machine": machine} | ({} if options.names else counts)
     tasks: dict[str, tuple[str, Callable[[], dict[str, object]]]] = {
         name: ("arms", lambda one=one: compare(one, options.studies, options.resamples))  # type: ignore[misc]
         for name, one in ARMS.items()
@@ -285,7 +288,7 @@ if __name__ == "__main__":
     for name, (section, task) in tasks.items():
         if options.names and name not in options.names:
             continue
-        document[section][name] = task()  # type: ignore[index]
+        document[section][name] = counts | task()  # type: ignore[index]
         print(name, json.dumps(document[section][name]), flush=True)  # type: ignore[index]
         (out / "coverage_arms.json").write_text(json.dumps(document, indent=2) + "\n")
         (out / "coverage_arms.md").write_text(markdown(document))

@@ -210,7 +210,7 @@ def frechet_times(runs: int, dim: int = 2048) -> list[dict[str, Any]]:
             _ = statistic.covariance
 
         def peer(a: FeatureStatistics = a, b: FeatureStatistics = b) -> float:
-            """As pytorch-fid computes it, from the means and covariances."""
+            """The distance as pytorch-fid computes it, from the means and covariances."""
             first, second, difference = a.covariance, b.covariance, a.mean - b.mean
             root = scipy.linalg.sqrtm(first @ second)
             return float(difference @ difference + np.trace(first) + np.trace(second) - 2 * np.trace(root).real)

@@ -46,7 +46,7 @@ class Row:
     name: str
     title: str
     measure: Callable[[bool], list[Line]]
-    """Of whether sizes are toy."""
+    """Sizes by whether they are toy ones."""
 
 
 def rows() -> list[Row]:

@@ -17,6 +17,7 @@ from tiny_run import tiny
 
 from gsq import RunFolder, Tokenizer, train
 from gsq.config.run import DataConfig
+from gsq.pretrained.weights import verified_weights
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +29,14 @@ def _one_thread() -> None:
 def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSQ_CACHE", str(tmp_path_factory.getbasetemp() / "gsq-cache" / uuid.uuid4().hex))
     monkeypatch.delenv("GSQ_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def forget_verified() -> Iterator[None]:
+    """Verified files are remembered for the process; what a test put in their place must not be."""
+    verified_weights.cache_clear()
+    yield
+    verified_weights.cache_clear()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def encoded(i: int, form: str = "JPEG") -> bytes:
 
 
 def table_of(images: list[bytes | None], **more: list[Any]) -> pa.Table:
-    """As Hugging Face datasets store images, with a label before them."""
+    """A table as Hugging Face datasets store images, with a label before them."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     column = pa.array([{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(images)], kind)
     return pa.table({"label": list(range(len(images))), "image": column, **more})

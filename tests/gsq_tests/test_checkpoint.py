@@ -53,7 +53,7 @@ def test_newest_over_attempts(tmp_path: Path) -> None:
     checkpoint.save(folders[1], 4, state(4))
     checkpoint.save(folders[1], 8, state(8))
     assert steps(*folders) == [8, 8, 4]
-    # Of two attempts at one step the later one speaks first.
+    # The later of two attempts at one step speaks first.
     assert next(checkpoint.newest(folders)).parent == folders[1]
     assert steps(tmp_path / "none") == []
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_is_held_outlives_its_attempt(tmp_path: Path, monkeypa
     newest, removed = checkpoint.newest, []
 
     def found_and_gone(folders: list[Path]) -> Iterator[Path]:
-        """As newest, but what it finds the first time is removed before it is used."""
+        """Like newest, but what it finds the first time is removed before it is used."""
         for path in newest(folders):
             if not removed:
                 removed.append(path)

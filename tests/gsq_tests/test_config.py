@@ -64,6 +64,7 @@ def test_unknown_preset_lists_the_presets() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"name": "groups", "base": "cpu-tiny"}, ["my.yaml", "sweep file", "preset", "optimizer"]),
         ({"modle": {}}, ["my.yaml", "unknown section 'modle'", "did you mean 'model'?", "optimizer"]),
         ({"model": {"latnet_dim": 8}}, ["my.yaml", "unknown key 'model.latnet_dim'", "did you mean 'latent_dim'?"]),
         ({"model": {3: 8}}, ["unknown key 'model.3'"]),

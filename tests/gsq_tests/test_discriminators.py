@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from gsq.config import flops
 from gsq.config.objective import DiscriminatorConfig
 from gsq.models.discriminators import Head, PatchDiscriminator, ProjectedDiscriminator, build_discriminator
 from gsq.pretrained.features import DINOv2
-from gsq.pretrained.weights import verified_weights
 from gsq.training.losses import gradient_penalty
 
 REFERENCE = Path(__file__).parent / "fixtures" / "discriminators.npz"
@@ -55,12 +53,7 @@ def build(config: DiscriminatorConfig, size: int) -> nn.Module:
     return module
 
 
-@pytest.fixture(autouse=True)
-def _forget_verified() -> Iterator[None]:
-    """Verified files are remembered for the process; what a test put in their place must not be."""
-    verified_weights.cache_clear()
-    yield
-    verified_weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("forget_verified")
 
 
 @pytest.fixture
@@ -179,7 +172,7 @@ def test_frozen_weights_are_no_part_of_the_discriminator(projected: ProjectedDis
     frozen = {id(p) for p in projected.backbone.parameters()}
     assert frozen and not frozen & {id(p) for p in projected.parameters()}
     assert all(name.startswith("heads.") for name in projected.state_dict())
-    # As the trainer does around the generator's pass.
+    # The trainer does so around the generator's pass.
     projected.requires_grad_(False).requires_grad_(True).train()
     assert all(p.requires_grad for p in projected.parameters())
     assert not any(p.requires_grad for p in projected.backbone.parameters())

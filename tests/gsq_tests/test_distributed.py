@@ -230,7 +230,7 @@ train(from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
 @pytest.mark.parametrize(
     ("how", "failure", "words"),
     [
-        ("killed", "lost", "another process of the run was killed"),
+        ("killed", "lost", "another process"),
         ("OSError", "error", "process 1: OSError: image 7 is unreadable"),
         ("MemoryError", "out_of_memory", "process 1: MemoryError"),
     ],
@@ -246,7 +246,7 @@ def test_the_first_error_of_several_processes_is_told(how: str, failure: str, wo
 
 
 def test_an_error_of_a_peer_is_known_where_the_first_process_was_killed_too(tmp_path: Path) -> None:
-    """As of NCCL, whose first process hangs until somebody kills it."""
+    """A group like that of NCCL, whose first process hangs until somebody kills it."""
     folder = RunFolder.of(tmp_path, "ab" * 6)
     attempt = folder.new_attempt()
     attempt.write_status("running", 3, 9)

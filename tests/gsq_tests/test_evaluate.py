@@ -38,7 +38,7 @@ def test_an_image_that_is_reconstructed_exactly_leaves_the_means_numbers() -> No
     config = tiny(evaluation__features=MEANS, evaluation__batch_size=2)
     source = ImageSource(config.data)
     result = evaluate(Same(config), source, config.evaluation)
-    # Of eight images every second is equal, and counts as one grey level off in one of its values.
+    # Every second of the eight images is equal, and counts as one grey level off in one of its values.
     truth = to_uint8(source.validation_batch(0, 8))
     others = [float(psnr_db(torch.zeros_like(image), image)) for image in truth[1::2, None]]
     assert result["psnr_db"] == pytest.approx((sum(others) + 4 * psnr_ceiling_db(3 * 32 * 32)) / 8, rel=1e-12)

@@ -221,7 +221,7 @@ def test_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 0.45
 
     train(tiny(discriminator__kind="none", loss__perceptual="none", steps=20), tmp_path, on_step=on_step)
-    # Of 20 steps that take 9 seconds, and as long as it takes to evaluate.
+    # It has 20 steps that take 9 seconds, and takes as long as it takes to evaluate.
     assert seen[0] == 0 and 6 <= len([step for step in seen if step < 20]) <= 10 and seen == sorted(seen)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +43,7 @@ def network() -> EfficientNetLite0:
     return EfficientNetLite0.pretrained()
 
 
-@pytest.fixture(autouse=True)
-def _forget_verified() -> Iterator[None]:
-    """Verified files are remembered for the process; what a test patched must not be."""
-    verified_weights.cache_clear()
-    yield
-    verified_weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("forget_verified")
 
 
 def test_logits_of_the_published_implementation(network: EfficientNetLite0) -> None:
@@ -146,7 +140,7 @@ def test_lpips(our_vgg: Path) -> None:
 
 
 def test_lpips_of_images_in_0_1(our_vgg: Path) -> None:
-    """As the GSQ authors' code feeds it: the same network, on half the contrast."""
+    """Images as the GSQ authors' code feeds them: the same network, on half the contrast."""
     signed, unit = (build_perceptual_loss("lpips_vgg", r) for r in ("signed", "unit"))
     assert signed is not None and unit is not None
     generator = torch.Generator().manual_seed(0)

@@ -157,7 +157,7 @@ def test_a_checkpoint_without_a_config_says_what_to_do(tmp_path: Path) -> None:
         ({"embedding_dim": 8}, "embed_dim 4 cannot be expressed here, only embedding_dim, 8"),
         ({"name": "kl_gan"}, "name 'kl_gan'"),
         ({"surprise": 1}, "unknown arguments surprise"),
-        ({"hidden_channels": "${width}"}, "not the arguments of a tokenizer"),
+        ({"hidden_channels": "${width}"}, "arguments of a tokenizer"),
         (
             {"quantizer_config": {"quantize_type": "fsq", "levels": [8, 8], "embed_dim": 4}},
             "'fsq'.*only gsq, gvq and vq",

@@ -46,7 +46,7 @@ def plain(tmp_path: Path) -> Path:
 def test_a_folder_of_which_nothing_was_lost_keeps_its_fingerprint(
     tmp_path: Path, folders: tuple[str, ...], fingerprint: str
 ) -> None:
-    """As earlier versions computed it."""
+    """The fingerprint as earlier versions computed it."""
     for i, folder in enumerate(folders):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for k in range(8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +222,13 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         {"model": f"{MODELS}:blur", "name": "blur"},
         {"model": f"{MODELS}:brighter", "options": {"by": 1.1}},
         {"model": f"{MODELS}:of_zero_to_one", "range": [0, 1]},
-        {"run": str(run.path), "name": "ours"},
+        # Relative to the file, not to the working folder.
+        {"run": os.path.relpath(run.path, "lists"), "name": "ours"},
     ]
-    Path("peers.yaml").write_text(yaml.safe_dump({"protocol": str(run.path), "models": models}))
-    done = invoke("peers.yaml", "--json")
+    Path("lists").mkdir()
+    text = yaml.safe_dump({"protocol": os.path.relpath(run.path, "lists"), "models": models})
+    Path("lists/peers.yaml").write_text(text)
+    done = invoke("lists/peers.yaml", "--json")
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.stdout)) == 4
     rows = pq.read_table("results/peers.parquet").to_pylist()

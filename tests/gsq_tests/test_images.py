@@ -98,7 +98,7 @@ def test_every_part_of_a_file_can_be_damaged(form: str) -> None:
                 then = ""
             except BrokenImageError as error:
                 then = str(error)
-            # Of a JPEG the first look reads an eighth of the size, and may see less of a damage than there is.
+            # The first look at a JPEG reads an eighth of the size, and may see less of a damage than there is.
             assert not (then and not first), (at, first, then)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +43,7 @@ def network(state: dict[str, Tensor]) -> InceptionV3:
     return InceptionV3(state)
 
 
-@pytest.fixture(autouse=True)
-def _forget_verified() -> Iterator[None]:
-    yield
-    verified_weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("forget_verified")
 
 
 def test_flops_counts_the_network(network: InceptionV3) -> None:

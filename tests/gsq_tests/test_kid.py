@@ -23,7 +23,7 @@ def test_kid_is_torchmetrics_without_the_pairs() -> None:
 
 
 def test_kid_is_unbiased_for_pairs() -> None:
-    """Of reconstructions with the originals' distribution the mean is zero, however much a pair has in common."""
+    """The mean is zero for reconstructions with the originals' distribution, however much a pair has in common."""
     found = []
     for seed in range(400):
         shared, own = random(seed).normal(size=(2, 20, 4))

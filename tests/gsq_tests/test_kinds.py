@@ -334,7 +334,7 @@ def test_an_added_kind_is_checked_as_the_others(with_toy: Path, settings: list[s
 def test_files_that_declare_wrongly(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text("import torch\n\nKINDS = 'gsq'\n")
-    with pytest.raises(TypeError, match=r"bad\.py: KINDS must be a tuple of Kind"):
+    with pytest.raises(TypeError, match=r"bad\.py: KINDS .*tuple of Kind"):
         declared(file)
     file.write_text("import torch\n")
     assert declared(file) == ()

@@ -148,7 +148,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("spread", [1.0, 1e-9])
 @pytest.mark.parametrize("dim", [1, 2, 4, 9])
 def test_memory_is_a_tile(monkeypatch: pytest.MonkeyPatch, dim: int, spread: float) -> None:
-    """Of rows in one spot too, where every row is as near."""
+    """This holds for rows in one spot too, where every row is as near."""
     monkeypatch.setattr(lookup, "TILE", 1 << 16)
     monkeypatch.setattr(lookup, "MAXIMA", 1 << 16)
     rows, queries = unit(1, dim, 27).double() + spread * unit(5000, dim, 16).double(), unit(2000, dim, 17)

@@ -17,7 +17,7 @@ SCALES = [5e-324, 1e-310, 1e-200, 1e-160, 1.0, 1e154, 1e200, 1e307, 1.7e308]
 
 
 def assert_nearest(found: Tensor, queries: Tensor, rows: Tensor) -> None:
-    """Of least distance by exact fractions, but for float64's rounding; the first of the rows equal to it."""
+    """The row of least distance by exact fractions, but for float64's rounding; the first of the rows equal to it."""
     exact = [[Fraction(value) for value in row] for row in rows.tolist()]
     first = first_equal(rows)
     for query, index in zip(queries.tolist(), found.tolist(), strict=True):

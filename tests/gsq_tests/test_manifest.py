@@ -28,8 +28,8 @@ def names(files: Manifest) -> tuple[set[str], set[str]]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose content is hashed from now on."""
     seen: list[str] = []
-    original: Callable[[Path], str] = gsq.data.folders._hash_file
-    monkeypatch.setattr(gsq.data.folders, "_hash_file", lambda path: seen.append(path.name) or original(path))
+    original: Callable[[Path], str] = gsq.data.folders.sha256_of
+    monkeypatch.setattr(gsq.data.folders, "sha256_of", lambda path: seen.append(path.name) or original(path))
     return seen
 
 
@@ -48,7 +48,7 @@ def test_photos_keep_scenes_apart() -> None:
 
 def test_photos_are_the_pinned_files() -> None:
     for file in manifest(SMALL).train + manifest(SMALL).validation:
-        assert gsq.data.folders._hash_file(file.path) == file.sha256
+        assert gsq.data.folders.sha256_of(file.path) == file.sha256
 
 
 def test_fingerprint_does_not_depend_on_the_crops() -> None:

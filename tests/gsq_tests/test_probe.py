@@ -86,7 +86,10 @@ def test_logits_of_a_large_codebook_are_never_held_at_once(monkeypatch: pytest.M
     real = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *a, **k: (shapes.append((out := real(*a, **k)).numel()), out)[1])
     prior = Prior(TINY, (1 << 18,), 64)
-    prior(torch.randint(1 << 18, (2, 64, 1))).backward()
+    codes = torch.randint(1 << 18, (2, 64, 1))
+    prior(codes).backward()
+    prior.bits(codes)
+    prior.sample(torch.rand(65, 1, 1, dtype=torch.float64))
     assert shapes and max(shapes) <= 1 << 23 < 2 * 64 * (1 << 18)
 
 

@@ -108,7 +108,7 @@ def test_state_of_a_trainer_is_whole(changes: dict[str, Any]) -> None:
     a, b = trainer(**changes), trainer(**changes)
     for _ in range(2):
         a.step()
-    # As through a file: what state() gives are the live tensors.
+    # This is as through a file: what state() gives are the live tensors.
     b.load_state(copy.deepcopy(a.state()))
     assert a.step() == b.step() and a.step() == b.step()
     for name, part in a._parts().items():

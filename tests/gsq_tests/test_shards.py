@@ -138,7 +138,7 @@ def test_which_column_holds_the_images(tmp_path: Path) -> None:
     assert asked[0] | asked[1] == {hashlib.sha256(d).hexdigest() for d in other}
     table = pq.read_table(tmp_path / "a.parquet").rename_columns(["label", "one", "two"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"data\.image_column: name one of one, two"):
+    with pytest.raises(UserError, match=r"data\.image_column: .* one, two"):
         manifest(config)
     features = {"info": {"features": {"two": {"_type": "Image"}, "one": {"_type": "Value"}}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "a.parquet")
@@ -157,7 +157,7 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     empty.mkdir()
     refused("webdataset", empty, r"empty holds no shards \(\.tar\), in no subfolder either$")
     (empty / "a.tar.gz").touch()
-    refused("webdataset", empty, r"a\.tar\.gz is compressed, and only a plain tar")
+    refused("webdataset", empty, r"a\.tar\.gz is compressed, .*plain tar")
     refused("huggingface", empty, r"holds no shards \(\.parquet, \.arrow\)")
     refused("huggingface", tmp_path / "nowhere", "is neither a folder of .* shards nor one of them")
     refused("webdataset", empty / "a.tar.gz", r"is no \.tar file, which data\.kind webdataset needs")
@@ -178,10 +178,10 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1], "text": ["x"]}), odd / "a.parquet")
     refused("huggingface", odd, r"a\.parquet: no column of images .* label \(int64\), text \(string\)")
     write_parquet(odd / "a.parquet", [None, None])
-    refused("huggingface", odd, r"column image\.bytes holds no image, perhaps only paths of images")
-    # As datasets caches a folder of images.
+    refused("huggingface", odd, r"column image\.bytes holds no image, .*paths")
+    # The library datasets caches a folder of images so.
     write_arrow(tmp_path / "paths" / "a.arrow", [None, None])
-    refused("huggingface", tmp_path / "paths", r"column image holds no image, perhaps only paths of images")
+    refused("huggingface", tmp_path / "paths", r"column image holds no image, .*paths")
     pq.write_table(table_of([b"x"]).slice(0, 0), odd / "a.parquet")
     refused("huggingface", odd, "holds no rows")
     # Among others it is passed over.
@@ -207,7 +207,7 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     (odd / "a.tar").write_bytes(b"")
     refused("webdataset", odd, r"a\.tar: is empty")
     (odd / "a.tar").write_bytes(b"nothing like a tar" * 100)
-    refused("webdataset", odd, r"a\.tar: is no tar file, or was cut short")
+    refused("webdataset", odd, r"a\.tar: .*cut short.*get it again")
     write_tar(odd / "a.tar", {f"{i}.jpg": encoded(i) for i in range(4)})
     whole = (odd / "a.tar").read_bytes()
     with tarfile.open(odd / "a.tar") as tar:
@@ -215,7 +215,7 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     # In an image, at the start of a member, and between two members.
     for length in (last.offset_data + 10, last.offset + 100, last.offset):
         (odd / "a.tar").write_bytes(whole[:length])
-        refused("webdataset", odd, r"a\.tar: is no tar file, or was cut short")
+        refused("webdataset", odd, r"a\.tar: .*cut short.*get it again")
 
 
 def test_a_shard_that_changes_later_is_found_out(shards: DataConfig) -> None:

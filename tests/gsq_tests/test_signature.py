@@ -145,7 +145,7 @@ def sign(config: RunConfig, fingerprint: str = "f00d", weights: dict[str, str] |
 
 
 def set_unchecked(config: RunConfig, key: str, value: Any) -> RunConfig:
-    """As override, past the validation: some fields have one valid value so far."""
+    """Like override, past the validation: some fields have one valid value so far."""
     section, name = key.split(".")
     part = dataclasses.replace(getattr(config, section))
     object.__setattr__(part, name, value)

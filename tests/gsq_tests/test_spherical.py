@@ -231,7 +231,7 @@ def test_built_from_the_config() -> None:
 
 @pytest.mark.parametrize("norm", ["l2", "none"])
 def test_the_entropy_loss_by_its_definition(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 30 positions and 2 groups; some rows at a time give the same loss and gradients as all at once."""
+    """The case has 30 positions and 2 groups; some rows at a time give the same loss and gradients as all at once."""
     z, found = latent(), []
     for values in (1 << 24, 16 * 7):
         monkeypatch.setattr("gsq.quantizers.spherical.ENTROPY_VALUES", values)

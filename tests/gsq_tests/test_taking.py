@@ -11,13 +11,21 @@ from typer.testing import CliRunner
 from gsq.analysis.designing.options import DesignOptions
 from gsq.analysis.fitting.options import Options
 from gsq.cli.main import app
-from gsq.cli.taking import takes
+from gsq.cli.taking import declare, takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    red: int = field(default=3, metadata={"metavar": "N", "min": 0, "help": "How red."})
-    dark_blue: str | None = field(default=None, metadata={"help": "How blue."})
+    """What to paint with.
+
+    Options:
+        --red N  How red.
+        --dark-blue NAME  How
+            blue.
+    """
+
+    red: int = field(default=3, metadata={"min": 0})
+    dark_blue: str | None = None
 
 
 def painting(*names: str) -> tuple[typer.Typer, list[object]]:
@@ -60,3 +68,37 @@ def test_a_command_may_take_some_of_the_fields() -> None:
 def test_verbs_have_the_defaults_of_their_dataclass(verb: str, kind: type, names: list[str]) -> None:
     shown = {one.name: one.default for one in get_command(app).commands[verb].params}  # type: ignore[attr-defined]
     assert {name: shown[name] for name in names} == {name: getattr(kind(), name) for name in names}
+
+
+def test_a_command_declares_options_in_its_docstring() -> None:
+    def paint(wall: str, coats: list[int] | None = None, is_dry: bool = False) -> None:
+        """Paint a wall.
+
+        Options:
+            --coats N=N ...  How many coats.
+            --is-dry  Do not
+                wait.
+        """
+        seen.append((wall, coats, is_dry))
+
+    seen: list[object] = []
+    assert declare(paint) == "Paint a wall."
+    made = typer.Typer()
+    made.command()(paint)
+    assert CliRunner().invoke(made, ["north", "--coats", "1", "--coats", "2", "--is-dry"]).exit_code == 0
+    assert CliRunner().invoke(made, ["north", "--no-is-dry"]).exit_code == 2
+    assert seen == [("north", [1, 2], True)]
+    options = {one.name: (one.metavar, one.help) for one in get_command(made).params}  # type: ignore[attr-defined]
+    assert options["coats"] == ("N=N ...", "How many coats.") and options["is_dry"] == (None, "Do not wait.")
+
+
+def test_an_option_without_a_parameter_is_refused() -> None:
+    def paint(wall: str) -> None:
+        """Paint.
+
+        Options:
+            --coats N  How many coats.
+        """
+
+    with pytest.raises(TypeError, match="coats"):
+        declare(paint)

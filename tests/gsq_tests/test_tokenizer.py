@@ -154,7 +154,7 @@ def break_saved(folder: Path, how: str) -> None:
         ("wrong type", r"model\.channels"),
         ("bad value", r"model\.downsample: 7 is not allowed"),
         ("other architecture", r"another architecture than the config: .* of another shape \(.* for .*, \.\.\.\)"),
-        ("not finite", r"weights that are not finite numbers: encoder\.0\.bias"),
+        ("not finite", r"not finite numbers: encoder\.0\.bias"),
     ],
 )
 def test_a_saved_tokenizer_that_cannot_be_read_says_why(tmp_path: Path, how: str, message: str) -> None:
@@ -223,7 +223,7 @@ def test_a_hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "pip install huggingface_hub"),
         (Hub(None, ConnectionError("no route\nto host")), r"hub cannot be reached \(no route\); download it where"),
-        (Hub(None, RepositoryNotFoundError("404")), "the hub has no model of this id|hub has no model of this id"),
+        (Hub(None, RepositoryNotFoundError("404")), "hub has no model"),
     ],
 )
 def test_a_hub_model_that_cannot_be_had(hub: Hub | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_any_size_that_f_divides(tokenizer: Tokenizer, size: tuple[int, int]) ->
         (pictures(1, 32, 32, 3), r"shape \(1, 32, 32, 3\)"),
         (pictures(1, 1, 32, 32), r"shape \(1, 1, 32, 32\)"),
         (torch.zeros(0, 3, 32, 32), "at least one image"),
-        (pictures(1, 3, 30, 33), "30 x 33 pixels, but both sides must be multiples of f = 4, such as 28 x 32"),
+        (pictures(1, 3, 30, 33), "30 x 33 pixels, .*multiples of f = 4, such as 28 x 32"),
         (pictures(1, 3, 2, 32), "such as 4 x 32"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "dtype torch.int64; floating point in"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.complex64), "dtype torch.complex64"),

@@ -233,10 +233,10 @@ def test_fetch_from_where_it_is_published_or_the_mirror_of_the_environment(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", r"the connection to http.* broke off again and again, the last time with \d+ bytes received"),
+        ("truncated", r"http.* broke off .* \d+ bytes received"),
         ("unannounced", r"has sha256 [0-9a-f]{64} \(1000 bytes\), expected [0-9a-f]{64}: it was cut short"),
         ("wrong", r"has sha256 [0-9a-f]{64} \(1200 bytes\), expected"),
-        ("page", "is a web page, perhaps of an error or a login"),
+        ("page", "is a web page"),
         ("absent", "answers 404 .*Not Found"),
         ("down", "answers 503"),
     ],
@@ -331,7 +331,7 @@ def test_a_killed_fetch_leaves_nothing_under_the_final_name(server: Server, fold
 def test_without_a_published_hash_that_of_first_use_counts(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for how, message in (("page", "is a web page"), ("wrong", "is not a whole safetensors file")):
+    for how, message in (("page", "is a web page"), ("wrong", "whole safetensors file")):
         with pytest.raises(UserError, match=message):
             fetch(UNPINNED, mirror=f"{server.url}/{how}")
     assert left(folder) == []
@@ -388,7 +388,7 @@ def test_the_weights_verbs(server: Server, folder: Path) -> None:
         (["fetch"], "--all"),
         (["fetch", "vgg16", "--all"], "not both"),
         (["fetch", "vgg"], r"'vgg' is not known \(did you mean 'vgg16'\?\)"),
-        (["fetch", "--all", "--from", server.url], "is one file, but several weights"),
+        (["fetch", "--all", "--from", server.url], "--from: .*is one file"),
         (["verify", "nothing"], "'nothing' is not known"),
     ):
         done = CliRunner().invoke(app, ["weights", *words])

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from gsq.cli.compose import run_command_line
 from gsq.cli.main import app
+from gsq.cli.options import Submitting
 from gsq.records.folder import RunFolder, runs_root
 from gsq.sweeps.planning.cells import make_plan
 from gsq.sweeps.planning.folder import SweepFolder
@@ -208,8 +209,8 @@ def test_the_command_that_resumes_is_the_one_that_was_typed(
 ) -> None:
     commands = []
     monkeypatch.setattr(sys, "argv", [program, "run", "a sweep.yaml"])
-    monkeypatch.setattr("gsq.cli.compose.run_sweep", lambda *words: commands.append(words[5]) or 0)
-    run_command_line("a sweep.yaml", "local", None, False, None, False, False)
+    monkeypatch.setattr("gsq.cli.compose.run_sweep", lambda *words: commands.append(words[3]) or 0)
+    run_command_line("a sweep.yaml", Submitting(), None)
     assert commands == [f"{told} run 'a sweep.yaml'"]
 
 

@@ -156,7 +156,7 @@ MISTAKES = [
     (["grid.yaml", "--target", "parameter=alpha", "--budget", "1e-6"], "affords none of"),
     (["grid.yaml", *TO_ALPHA, "--cost", "x"], "in device hours"),
     (["grid.yaml", *TO_ALPHA, "--output", "a.txt"], "must end in .yaml"),
-    (["grid.yaml", *TO_ALPHA, "--output", "grid.yaml"], "is the sweep of the candidates"),
+    (["grid.yaml", *TO_ALPHA, "--output", "grid.yaml"], "--output: grid.yaml"),
     (["none.parquet", *TO_NOISE, "grid.yaml"], "no such results table"),
     (["runs.csv", "--law", "loss = A * x^b", *TO_NOISE, "cells.csv"], "--cost: name the column of cells.csv"),
     (["runs.csv", *TO_NOISE, "cells.csv", "--cost", "x", "--output", "a.yaml"], "add --base"),
@@ -198,7 +198,7 @@ def test_power_of_a_grid_before_its_first_run(gsq: Gsq) -> None:
     for words, message in (
         (["--law", "saturating"], "--law works only with --power"),
         (["--power", "--coefficient", "alpha"], "'alpha' is not NAME=NUMBER"),
-        (["--power", "--coefficient", "tau=1"], "no law has a parameter of this name"),
+        (["--power", "--coefficient", "tau=1"], "--coefficient tau: "),
         (["--power", "--law", "paper_eq14"], "holds for groups = 1 only"),
     ):
         error = gsq("plan", "grid.yaml", *words).exception

@@ -100,6 +100,12 @@ def _why_not() -> str | None:
     return f"the cluster of SLURM_CONF={conf} does not answer" if conf else "SLURM_CONF is not set"
 
 
+@pytest.fixture
+def no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
     why = _why_not()

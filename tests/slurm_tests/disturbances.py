@@ -35,7 +35,7 @@ STRANGER = "a-stranger"
 
 
 class Disturbances:
-    """Of one round. ``folder``: what the jobs see as $GSQ_FAULTS."""
+    """The disturbances of one round. ``folder``: what the jobs see as $GSQ_FAULTS."""
 
     def __init__(self, folder: Path, cluster: Cluster, draw: random.Random) -> None:
         self.folder, self.cluster, self.draw = folder, cluster, draw

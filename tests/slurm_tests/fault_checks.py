@@ -131,7 +131,7 @@ def check(this: Round) -> None:
             this.problems.append(f"{signature}: the curve has steps {[line['step'] for line in curves[0]]}")
         if signature not in shrunk:
             try:
-                # As objects: a column that is null in a row of another cell has another type.
+                # They are objects, since a column that is null in a row of another cell has another type.
                 pd.testing.assert_frame_equal(
                     mine[columns].astype(object), theirs[columns].astype(object), check_exact=True
                 )

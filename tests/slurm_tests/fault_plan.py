@@ -66,11 +66,11 @@ KINDS = {
     "memory_error": Kind(0, ("step", "evaluation"), ("out_of_memory",)),
     "nan": Kind(0, STEP, ("diverged",)),
     "error": Kind(0, STEP, ("error",)),
-    # Of the driver.
+    # Faults of the driver.
     "two_drivers": Kind(0, (), ("one job each",)),
     "driver_killed": Kind(0, (), ("submitted by the next",)),
     "controller_away": Kind(0, (), ("submitted by the next",)),
-    # Of the cluster, and of jobs before Python begins.
+    # Faults of the cluster, and of jobs before Python begins.
     "ids_reused": Kind(0, (), ("ours alone",)),
     "dies_before_python": Kind(0, (), ("error",)),
 }

@@ -62,7 +62,7 @@ class Steps:
         if name in ("replace", "remove") and function.__module__ != "posix":
             return  # A string's or a list's.
         if name in ("close", "__exit__", "write", "flush"):
-            # Of files that are written; os.close closes pipes, too, and os.write is not used for files.
+            # Calls on files that are written; os.close closes pipes, too, and os.write is not used for files.
             mode = getattr(owner, "mode", "")
             if not (isinstance(mode, str) and any(c in mode for c in "wax+")):
                 return

@@ -18,6 +18,8 @@ from gsq.files import read_json
 from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 
+pytestmark = pytest.mark.usefixtures("no_inherited_job")
+
 CELLS = 6
 STEPS = 80
 CUT = """\
@@ -203,9 +205,3 @@ def test_a_cluster_file_reaches_sbatch(slurm: Any, tmp_path: Path) -> None:
         assert 'export MARK="here"' in slurm.scontrol("write", "batch_script", f"{job}_0", "-")
     finally:
         slurm.run("scancel", job)
-
-
-@pytest.fixture(autouse=True)
-def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
-        monkeypatch.delenv(name)

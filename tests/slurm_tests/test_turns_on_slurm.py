@@ -17,6 +17,8 @@ from gsq.files import read_json
 from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import SCIENCE_COLUMNS, read_table
 
+pytestmark = pytest.mark.usefixtures("no_inherited_job")
+
 STEPS = 60
 SWEEP = f"""\
 name: turns
@@ -31,12 +33,6 @@ set:
 axes: {{seed: {{range: [0, 5]}}}}
 """
 CLUSTER = "kind: slurm\npartition: test\nminutes: 10\nmemory_gb: 2\ncells_in_turn: 3\n"
-
-
-@pytest.fixture(autouse=True)
-def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
-        monkeypatch.delenv(name)
 
 
 def gsq(*words: str, folder: Path) -> str:

@@ -15,6 +15,8 @@ from gsq.files import read_json
 from gsq.records.folder import RunFolder
 from gsq.sweeps.schema.columns import read_table
 
+pytestmark = pytest.mark.usefixtures("no_inherited_job")
+
 STEPS = 150
 SWEEP = f"""\
 name: verbs
@@ -29,12 +31,6 @@ axes:
 """
 # One job at a time, so that the other one waits.
 CLUSTER = "kind: slurm\nparallel: 1\nminutes: 10\nmemory_gb: 2\n"
-
-
-@pytest.fixture(autouse=True)
-def _no_inherited_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("SLURM_") and n != "SLURM_CONF"]:
-        monkeypatch.delenv(name)
 
 
 def gsq(*words: str, folder: Path, patience: float = 120) -> str:

@@ -83,7 +83,7 @@ def write_run(folder: Path) -> Callable[..., RunFolder]:
         attempt = run.new_attempt()
         if heartbeat is not None:
             attempt = Attempt(attempt.path, attempt.number, clock=lambda: heartbeat, started=heartbeat - 1)
-            # By another process than this one, which is alive.
+            # It is by another process than this one, which is alive.
             more = {"pid_start": "", **more}
         if state is not None:
             attempt.write_status(state, step, cell.config.train.steps, **more)
@@ -221,5 +221,5 @@ def controller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def five(plan_of: Callable[..., Plan]) -> Plan:
-    """Of two classes of resources, so that there are two arrays, the first in two parts."""
+    """A plan of two classes of resources, so that there are two arrays, the first in two parts."""
     return plan_of(cases=[*({"seed": seed} for seed in range(4)), {"seed": 4, "steps": 100000}])

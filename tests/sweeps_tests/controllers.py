@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,6 @@ import pytest
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.running.array_job import ArrayJob
 from gsq.sweeps.spec.cluster import Cluster
-
-PlanOf = Callable[..., Plan]
-
 
 SLURM = Cluster(kind="slurm", name="c")
 
@@ -25,7 +21,7 @@ class Controller:
         self.jobs = folder / "jobs"
         self.jobs.mkdir(parents=True)
         self.delay = folder / "delay"
-        # Of two at once each gets its own number, as of a controller.
+        # Two at once get a number each, as from a controller.
         self.write(
             folder / "sbatch",
             f"""\

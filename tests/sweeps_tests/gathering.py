@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.schema.columns import read_table
 from gsq.sweeps.tables.gather import gather
-
-PlanOf = Callable[..., Plan]
-
-
-WriteRun = Callable[..., RunFolder]
 
 
 def evaluation(step: int, rfid: float, protocol: str = "p1", **more: Any) -> dict[str, Any]:

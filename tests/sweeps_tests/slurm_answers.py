@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.state.journal import Entry
 from gsq.sweeps.state.reconcile import Job
 from gsq.sweeps.state.slurm import (
     Known,
     states,
 )
-
-PlanOf = Callable[..., Plan]
-
-
-HandedOver = Callable[..., Entry]
 
 
 class FakeSlurm:
@@ -43,7 +35,7 @@ class FakeSlurm:
         return path.read_text().splitlines() if path.exists() else []
 
 
-# By number and name
+# Jobs by number and name
 
 
 OURS = Known("5_0", "gsq-small-1-0a1b2c3d")

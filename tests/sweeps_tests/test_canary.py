@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
@@ -22,15 +23,11 @@ from gsq.sweeps.running.canary import STEPS, choose, run_canaries, shortened
 from gsq.sweeps.schema.columns import read_table
 from gsq.sweeps.spec.cluster import Cluster
 
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
-# Of three sizes that ask for different memory.
+# Three sizes that ask for different memory.
 WIDTHS = {"width": [16, 128, 512], "seed": [0, 1]}
 
 
-@pytest.fixture(autouse=True)
-def cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preamble import HandedOver
 from typer.testing import CliRunner
 
 from gsq import sweeps
@@ -17,10 +18,7 @@ from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.submit import submit
 from gsq.sweeps.state.cancellation import marked
-from gsq.sweeps.state.journal import Entry
 from gsq.sweeps.state.status import status
-
-HandedOver = Callable[..., Entry]
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from preamble import HandedOver, PlanOf, WriteRun
 from typer.testing import CliRunner
-from verbs_at_work import HandedOver, PlanOf, WriteRun, gsq
+from verbs_at_work import gsq
 
 from gsq import sweeps
 from gsq.cli.main import app
@@ -150,7 +151,7 @@ def test_scancel_is_called_once_for_all(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_sacct_lists_what_waits_as_one_array(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SLURM 22.05 prints it, which has no option to expand it and refuses to be asked."""
+    """The list as SLURM 22.05 prints it, which has no option to expand it and refuses to be asked."""
     program = folder / "bin" / "sacct"
     program.parent.mkdir()
     program.write_text(

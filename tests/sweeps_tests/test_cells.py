@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from preamble import PlanOf
 from rich.console import Console
 
 from gsq.cli.show_plan import print_plan
@@ -24,8 +24,6 @@ from gsq.sweeps.costing.forecast import forecast
 from gsq.sweeps.planning.cells import Plan, axis_columns, derived, other_axes
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.schema.columns import COLUMNS
-
-PlanOf = Callable[..., Plan]
 
 
 def axes_of(plan: Plan) -> list[dict[str, object]]:
@@ -262,7 +260,7 @@ def test_a_plan_says_what_images_there_are_and_what_was_left_out(
         "train/drawing.svg",
         "train/._1.png",
     }
-    # Of absent images, and of a plan that was submitted before, nothing is said.
+    # Nothing is said of absent images, or of a plan that was submitted before.
     assert plan_of().data[0].label.startswith("photos:")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verbs_at_work import PlanOf, WriteRun, gsq
+from preamble import PlanOf, WriteRun
+from verbs_at_work import gsq
 
 from gsq import sweeps
 from gsq.data.decoded import images_folder
@@ -137,3 +138,26 @@ def test_runs_that_no_sweep_mentions_go_when_asked_for(
     plan_file.write_text(plan_file.read_text()[:-1].rsplit("\n", 1)[0] + "\nno cell\n")
     with pytest.raises(UserError, match=r"plan .*line 5: "):
         sweeps.clean(orphans=True)
+
+
+def test_indices_of_probes_go_when_asked_and_never_under_an_unfinished_probe(
+    four: Plan, folder: Path, write_run: WriteRun
+) -> None:
+    done, failed = four.cells[:2]
+    other = write_run(failed, DONE, 9)
+    run = RunFolder.of(folder / "runs", done.signature)
+    tokens, checkpoint = "probes/tokens-0123456789ab.pt", "probes/aaaaaaaaaaaa-bbbbbbbbbbbb-cccccccccccc.pt"
+    put(run.path, tokens, checkpoint, "probes/.tokens-0123456789ab.pt.1.partial")
+    os.utime(run.path / "probes/.tokens-0123456789ab.pt.1.partial", (0, 0))
+    put(other.path, tokens)
+    both = json.loads(gsq("clean", "--json").stdout)
+    assert both["kept"] == {"tokens": {"files": 1, "bytes": 5}} and both["kinds"]["partial"]["files"] == 1
+    assert (run.path / tokens).exists() and (other.path / tokens).exists()
+    assert "--tokens" in gsq("clean").stdout
+    # An unfinished probe goes on from its checkpoint and the indices.
+    assert json.loads(gsq("clean", "--tokens", "--json").stdout)["kinds"]["tokens"] == {"files": 1, "bytes": 5}
+    assert not (other.path / tokens).exists() and (run.path / tokens).exists() and (run.path / checkpoint).exists()
+    # What it finished is kept, its checkpoint is not.
+    put(run.path, "probes/aaaaaaaaaaaa-00000009-bbbbbbbbbbbb.json")
+    gsq("clean", "--tokens")
+    assert [path.name for path in run.probes.iterdir()] == ["aaaaaaaaaaaa-00000009-bbbbbbbbbbbb.json"]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preamble import PlanOf, WriteRun
 
 from gsq.config.overrides import to_dict
 from gsq.errors import UserError
-from gsq.records.folder import RunFolder
 from gsq.records.read import RunRecord
 from gsq.sweeps.costing.cost import (
     ASSUMED_CPU_FLOPS,
@@ -39,13 +39,10 @@ from gsq.sweeps.costing.resource_class import (
     ResourceExpression,
     resource_class,
 )
-from gsq.sweeps.planning.cells import Cell, Plan
+from gsq.sweeps.planning.cells import Cell
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.resources import RESOURCE_NAMES
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def record(cell: Cell, a_step: float, state: str = "done", **more: Any) -> RunRecord:
@@ -56,7 +53,7 @@ def record(cell: Cell, a_step: float, state: str = "done", **more: Any) -> RunRe
 
 
 def dense_flops(cell: Cell) -> float:
-    """Of a step, without the look-up."""
+    """Multiply-adds of a step, without the look-up."""
     return (cell.cost.train_flops - cell.cost.lookup_flops) / cell.config.train.steps
 
 
@@ -119,7 +116,7 @@ def test_a_line_is_fitted_where_small_models_are_slower_for_each_flop(plan_of: P
         return 0.05 + dense_flops(cell) / 2e10
 
     records = {c.signature: record(c, truth(c)) for c in known}
-    # Of which one was disturbed.
+    # One of them was disturbed.
     records[known[3].signature] = record(known[3], 10 * truth(known[3]))
     found = speed(plan.cells, records, "cpu")
     assert step_seconds(unknown, found) == pytest.approx(truth(unknown), rel=0.02)
@@ -175,7 +172,7 @@ def test_an_evaluation_costs_what_it_measures(plan_of: PlanOf) -> None:
 
 
 def test_an_evaluation_of_two_images_is_mostly_its_constant(plan_of: PlanOf) -> None:
-    """As a canary makes it: an evaluation of 400 images does not take 200 times as long."""
+    """A record as a canary makes it: an evaluation of 400 images does not take 200 times as long."""
     short, whole = plan_of(axes={"evaluation.num_images": [2]}), plan_of(axes={"evaluation.num_images": [400]})
     found = speed(short.cells, {c.signature: record(c, 0.1, evaluation_seconds=2.0) for c in short.cells}, "cpu")
     with_constant = [estimate(p.cells[0], found, "cpu").seconds for p in (short, whole)]
@@ -306,7 +303,7 @@ def test_cells_in_turn_make_jobs_longer_and_fewer(plan_of: PlanOf) -> None:
     # An expression is of the job's estimate, that of all its cells.
     asked = next(iter(by_class([short], rate, Cluster(kind="slurm", cells_in_turn=100, minutes="minutes"))))
     assert asked.minutes >= 100 * seconds / 60
-    # As many as the wall time holds: more of the short ones.
+    # There are as many as the wall time holds: more of the short ones.
     auto = by_class(plan.cells, rate, Cluster(kind="slurm", cells_in_turn="auto", minutes=60))
     turns = {cell.config.train.steps: one.cells_in_turn for one, cells in auto.items() for cell in cells}
     assert turns[100] > turns[6400] >= 1 and {one.minutes for one in auto} == {60}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
@@ -21,9 +21,6 @@ from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.schema.columns import describe, read_table
 from gsq.sweeps.tables import curves
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def attempt_of(run: RunFolder) -> Attempt:

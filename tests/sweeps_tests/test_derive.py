@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 import yaml
+from preamble import PlanOf
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
 from gsq.errors import UserError
 from gsq.sweeps.costing.cost import Estimate
 from gsq.sweeps.costing.resource_class import ResourceExpression
-from gsq.sweeps.planning.cells import CellMaker, Plan, make_plan, other_axes
+from gsq.sweeps.planning.cells import CellMaker, make_plan, other_axes
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.derive import Derivation
 from gsq.sweeps.spec.expressions import Constraint
 from gsq.sweeps.spec.sweep import load_spec
 
-PlanOf = Callable[..., Plan]
 RATE = "1e-3 * (batch_size / 8)^0.5 * (16 / width)^0.5"
 STEPS = "flops_budget / flops_per_step"
 

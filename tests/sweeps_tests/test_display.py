@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from io import StringIO
 
 import pytest
+from preamble import PlanOf
 from rich.console import Console
 
 from gsq.cli.live import LiveView
@@ -20,8 +20,6 @@ from gsq.sweeps.costing.forecast import forecast
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.state.reconcile import Action, CellState, Job, cell_state
 from gsq.sweeps.state.status import SweepLine, SweepStatus, row
-
-PlanOf = Callable[..., Plan]
 
 MESSAGES = ["expected one of [cpu, cuda]", "no file at [/data/x]", "IndexError: [Errno 2] x[i]", "[bold]loud[/bold]"]
 

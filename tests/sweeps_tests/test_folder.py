@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from preamble import PlanOf
 
 import gsq.sweeps.planning.folder
 from gsq.errors import UserError
@@ -16,8 +16,6 @@ from gsq.records.folder import runs_root
 from gsq.records.read import RunRecord
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder, sweep_names
-
-PlanOf = Callable[..., Plan]
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import namedtuple
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from preamble import PlanOf, WriteRun
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -19,16 +19,13 @@ from gsq.cli.main import app
 from gsq.cli.show_plan import print_forecast
 from gsq.errors import UserError
 from gsq.files import read_json
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import runs_root
 from gsq.sweeps.costing import forecast as forecasting
 from gsq.sweeps.costing.cost import estimate
 from gsq.sweeps.costing.forecast import admit, check_budget, checkpoint_bytes, forecast, wall_seconds, weight_bytes
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.spec.cluster import Cluster
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def shown(plan: Plan, **more: Any) -> str:
@@ -42,9 +39,7 @@ def gsq(*words: str) -> Any:
     return CliRunner().invoke(app, list(words))
 
 
-@pytest.fixture(autouse=True)
-def cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 def test_finished_cells_are_free_and_partly_done_ones_cost_what_is_left(plan_of: PlanOf, write_run: WriteRun) -> None:

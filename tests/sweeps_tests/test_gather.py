@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gathering import PlanOf, WriteRun, evaluation, submitted, table
+from gathering import evaluation, submitted, table
+from preamble import PlanOf, WriteRun
 
+from gsq.analysis import load_results
 from gsq.errors import UserError
 from gsq.files import write_json
 from gsq.sweeps.planning.cells import derived
@@ -143,6 +145,19 @@ def test_editing_the_sweep_never_removes_rows(plan_of: PlanOf, write_run: WriteR
     frame = table("edited")
     assert list(frame["groups"]) == [1, 2, 4, 8]
     assert dict(zip(frame["groups"], frame["state"], strict=True))[4] == "done"
+
+
+def test_fixed_keys_that_an_edit_changed_become_columns(plan_of: PlanOf, capsys: pytest.CaptureFixture[str]) -> None:
+    for norm_groups in (8, 4):
+        submitted(plan_of("edited", axes={"groups": [1, 2]}, set={"model.norm_groups": norm_groups}))
+    frame = load_results(gather("edited"))
+    assert frame.groupby("groups")["model.norm_groups"].apply(sorted).to_dict() == {1: [4, 8], 2: [4, 8]}
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("edited", "model.norm_groups", "4, 8", "--where"))
+    # An edit that adds values of an axis, or changes a fixed key together with an axis, hides nothing.
+    submitted(plan_of("added", axes={"groups": [1, 2]}))
+    submitted(plan_of("added", axes={"groups": [4]}, set={"model.norm_groups": 4}))
+    assert set(table("added")["other_axes"]) == {"{}"} and "model.norm_groups" not in capsys.readouterr().err
 
 
 def test_a_run_that_two_sweeps_share_is_in_both_tables(plan_of: PlanOf, write_run: WriteRun) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gathering import PlanOf, WriteRun, evaluation, submitted, table
+from gathering import evaluation, submitted, table
+from preamble import PlanOf, WriteRun
 
 from gsq.errors import UserError
 from gsq.files import write_json
@@ -36,7 +37,7 @@ def test_a_table_of_unchanged_runs_is_left_as_it_is(
         before = path.stat().st_mtime_ns
         found = read_table(gather(plan.name))
         changed = path.stat().st_mtime_ns != before
-        # As it is made without what an earlier one left.
+        # It is made as without what an earlier one left.
         (sweep.path / "gathered.json").unlink()
         pd.testing.assert_frame_equal(read_table(gather(plan.name)), found)
         return changed

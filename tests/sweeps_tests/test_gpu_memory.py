@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from preamble import PlanOf
 
 from gsq.config.flops import cost
 from gsq.config.presets import PRESETS, preset
@@ -19,7 +19,6 @@ from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.gpus import GPU_MEMORY_GB, GPU_PEAKS
 from gsq.sweeps.spec.sweep import load_spec
 
-PlanOf = Callable[..., Plan]
 H100 = Cluster(kind="slurm", gpus=1, gpu="h100", name="one")
 
 

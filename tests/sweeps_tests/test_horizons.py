@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from controllers import SLURM, Controller
+from preamble import WriteRun
 from test_local_queue import TINY, has_checkpoint, science, wait_for
 
 from gsq import override, train
@@ -32,7 +32,6 @@ from gsq.sweeps.running.submit import submit
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.sweep import load_spec
 
-WriteRun = Callable[..., RunFolder]
 WSD = {"optimizer.schedule": "wsd", "optimizer.decay_share": 0.2}
 
 

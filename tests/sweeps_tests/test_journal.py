@@ -23,7 +23,7 @@ def entry(plan_of: Callable[..., Plan], handed_over: Callable[..., journal.Entry
 
 def test_an_entry_is_read_as_it_was_written(entry: journal.Entry) -> None:
     assert journal.read_entry(entry.path) == entry and entry.job == "7" and entry.clusters == ""
-    # Of a gsq that knew no clusters.
+    # An entry of a gsq that knew no clusters.
     values = json.loads((entry.path / journal.ENTRY).read_text())
     del values["clusters"]
     (entry.path / journal.ENTRY).write_text(json.dumps(values))

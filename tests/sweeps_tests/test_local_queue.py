@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from preamble import wait_for
 
 from gsq.records.attempt import TIMINGS, process_start
 from gsq.records.folder import RunFolder
@@ -71,13 +72,6 @@ def steps_of(run: RunFolder, attempt: int) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
 def has_checkpoint(run: RunFolder, attempt: int = 1) -> bool:
     return any((run.path / "attempts" / str(attempt)).glob("checkpoint-*.json"))
 
@@ -101,9 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     return runs, plan
 
 
-@pytest.fixture(autouse=True)
-def cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 @pytest.fixture
@@ -361,7 +353,7 @@ def test_a_dead_worker_is_seen_at_once_and_a_live_one_is_left_alone() -> None:
     early = replace(live, heartbeat=now - 9999, pid=os.getpid(), pid_start=process_start(os.getpid()))
     assert local_jobs({"a": early})["a"].state == "running"
     assert local_jobs({"a": replace(early, heartbeat=now, pid_start=f"{early.pid_start}0")})["a"].state == "gone"
-    # Of an attempt here and a job on SLURM the live one counts.
+    # An attempt here and a job on SLURM: the live one counts.
     both = {"a": early, "b": replace(early, pid_start="gone")}
     merged = with_local_jobs({"a": Job("gone", name="7_0"), "b": Job("running", name="7_1")}, both)
     assert {name: job.state for name, job in merged.items()} == {"a": "running", "b": "running"}

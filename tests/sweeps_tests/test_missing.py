@@ -8,11 +8,12 @@ from math import comb
 from typing import Any
 
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq import sweeps
 from gsq.cli.main import app
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import runs_root
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.state.reconcile import CellState
@@ -20,12 +21,9 @@ from gsq.sweeps.state.status import Survey
 from gsq.sweeps.tables.gather import gather
 from gsq.sweeps.tables.missing import Coverage, coverage_of
 
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
-
 
 def judged(plan: Plan, state_of: Callable[[dict[str, Any]], str]) -> Coverage:
-    """Of a plan whose cells have the state that their axes are given; failures are out of memory."""
+    """Coverage of a plan whose cells have the state that their axes are given; failures are out of memory."""
     states = {}
     for cell in plan.cells:
         state = state_of(cell.axes)
@@ -63,13 +61,13 @@ def test_failures_of_one_value_are_said_to_bias_a_fit(plan_of: PlanOf) -> None:
     found = judged(plan, lambda axes: "failed" if axes["codebook_size"] == 1024 else "done")
     (sentence,) = found.biased
     assert sentence.startswith("of 6 failed cells 6 have codebook_size=1024 (p = ")
-    assert sentence.endswith("a law fitted to the rest says nothing about codebook_size=1024")
+    assert sentence.endswith("says nothing about codebook_size=1024")
     assert found.lines == ("24 cells planned: 18 done, 6 failed (6 out_of_memory)",)
     # Those above a limit, but for one.
     found = judged(plan, lambda axes: "failed" if axes["codebook_size"] + axes["seed"] > 256 else "done")
     (sentence,) = found.biased
     assert "of 11 failed cells 11 have codebook_size>=256" in sentence
-    assert sentence.endswith("a law fitted to the rest rests there on 1 of 12 cells")
+    assert sentence.endswith("on 1 of 12 cells")
 
 
 def test_failures_all_over_bias_nothing(plan_of: PlanOf) -> None:

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preamble import PlanOf
 
 from gsq.analysis import fit, load_results, report_card
 from gsq.html import MOST, html_table
 from gsq.records.folder import RunFolder
-from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.notebook import Progress, progress_for
 from gsq.sweeps.state.reconcile import no_update, reconcile
 from gsq.sweeps.state.status import status
-
-PlanOf = Callable[..., Plan]
 
 
 def test_tables_escape_what_users_write() -> None:

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from preamble import PlanOf
 
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder
 from gsq.sweeps import admit, forecast, plan, submit
 from gsq.sweeps.costing.notes import check_images, image_notes
-from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.spec.sweep import load_spec
-
-PlanOf = Callable[..., Plan]
 
 
 def images(folder: Path, train: int, held_out: int) -> dict[str, Any]:

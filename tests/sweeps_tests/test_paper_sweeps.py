@@ -171,7 +171,7 @@ def test_with_images_and_weights_the_job_scripts_are_those_of_the_cluster_file(
     (script,) = dry_run(plan, cluster)
     for option in ("--partition=gpu", "--gpus-per-node=1", "--array=0-4%5", "--cpus-per-task=8"):
         assert option in script
-    # Of so few images an Inception rFID is no result, but a canary is none.
+    # An Inception rFID of so few images is no result, but a canary is none.
     assert shortened(plan.cells[0]).config.evaluation.num_images == 2
     # Jobs start elsewhere, without this shell's variables.
     SweepFolder(tmp_path / "runs", plan.name).write_plan(plan)

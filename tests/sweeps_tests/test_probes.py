@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,16 @@ from gsq.cli.main import app
 from gsq.config.probe import SIZES, ProbeSize
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, probed, runs_root
+from gsq.records.read import read_probes, read_run
 from gsq.runs.execute import execute
-from gsq.sweeps import gather, plan, read_table
+from gsq.sweeps import gather, plan, read_table, submit
 from gsq.sweeps.costing.cost import estimate, probe_seconds, speed
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.planning.protocols import lacking
+from gsq.sweeps.running.reevaluate import _changed, _Request
+from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.spec.sweep import load_spec
+from gsq.sweeps.state.study import search_status
 
 
 @pytest.mark.filterwarnings("ignore:rfid over")
@@ -37,6 +42,14 @@ def test_probes_become_columns_of_the_evaluations_own_row(folder: Path, monkeypa
     assert frame["evaluated_by"].isna().all() and frame["probe_protocol"].nunique() == 1
     folder_of = SweepFolder(runs_root(), "small")
     records = folder_of.records([cell.signature for cell in cells.cells])
+    # Measured probes correct the estimates of others: two of equal cost, but for the noise of a clock.
+    costs = [one["cost"] for run in runs for one in read_probes(run)]
+    assert len(costs) == 2 and {one["device"] for one in costs} == {"cpu"}
+    rate = speed(cells.cells, records, "cpu", folder_of)
+    wanted = statistics.median(one["device_seconds"] / one["flops"] for one in costs)
+    assert rate.probe == pytest.approx(wanted)
+    assert probe_seconds(cells.cells[0], rate) == pytest.approx(wanted * costs[0]["flops"])
+    assert speed(cells.cells, records, "gpu", folder_of).probe is None
     assert not lacking(cells, folder_of, records, ()).cells
     # Lost, it is missing again, and the evaluation is not made a second time.
     (found,) = probed(runs[0])
@@ -70,6 +83,10 @@ def test_the_plan_names_the_cost_of_probes_and_refuses_too_few_images(folder: Pa
     assert added > 1 and probe_seconds(plain.cells[0], rate) == 0
     seconds = [estimate(one.cells[0], rate, "cpu").seconds for one in (plain, probes)]
     assert seconds[1] - seconds[0] == pytest.approx(added)
+    # As many images as the data set has, where the plan, which asked for no probe, does not know.
+    assert plain.cells[0].train_images == 0
+    asked = _changed(plain.cells[0], _Request({"probe": "small"}))
+    assert asked.train_images == probes.cells[0].train_images and probe_seconds(asked, rate) == pytest.approx(added)
     SweepFolder(runs_root(), "small").write_plan(probes)
     assert SweepFolder(runs_root(), "small").read_plan().cells[0].train_images == probes.cells[0].train_images > 0
     spec = tmp_path / "few.yaml"
@@ -86,3 +103,26 @@ def test_a_search_for_gfid_needs_a_probe() -> None:
     with pytest.raises(UserError, match=r"objectives: gfid .*evaluation.probe is none"):
         load_spec(spec)
     assert load_spec({**spec, "set": {**TINY, "evaluation.probe": "tiny"}}).search is not None
+
+
+@pytest.mark.filterwarnings("ignore:rfid over")
+def test_a_search_probes_runs_that_another_sweep_trained(folder: Path, cpu: None) -> None:
+    """Under the protocol that its own config asks for, whatever probes they have."""
+    values = {**TINY, "evaluation.probe": "tiny", "evaluation.probe_images": 100, "evaluation.probe_steps": 8}
+    groups = {"groups": [1, 2]}
+    before = {"name": "before", "base": "cpu-tiny", "set": {**values, "evaluation.probe_steps": 9}, "axes": groups}
+    runs = [execute(cell.config, runs_root()) for cell in plan(load_spec(before)).cells]
+    others = {probe for run in runs for _, _, probe in probed(run)}
+    assert len(others) == 1
+    search = {"space": {"groups": {"choice": [1, 2]}}, "objectives": ["gfid"], "trials": 1}
+    found = plan(load_spec({"name": "found", "base": "cpu-tiny", "set": values, "search": search}))
+    submit(found, Cluster(workers=1))
+    status = search_status(SweepFolder(runs_root(), "found"))
+    assert status is not None
+    (trial,) = status.trials
+    run = RunFolder.of(runs_root(), trial.signature)
+    (new,) = {
+        one["probe_protocol"]: one["gfid"] for one in read_probes(run) if one["probe_protocol"] not in others
+    }.items()
+    assert trial.state == "complete" and trial.values == (new[1],)
+    assert read_run(run).attempts == 1

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preamble import PlanOf, WriteRun
 
 from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.cells import Cell, Lacking, Plan
 from gsq.sweeps.planning.folder import ASKED_FILE, SweepFolder, read_asked
 from gsq.sweeps.planning.protocols import asked, lacking, note_asked
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def setting(plan_of: PlanOf, **evaluation: Any) -> Plan:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from verbs_at_work import HandedOver, WriteRun, gsq
+from preamble import HandedOver, WriteRun
+from verbs_at_work import gsq
 
 from gsq import sweeps
 from gsq.errors import UserError

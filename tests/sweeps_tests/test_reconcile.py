@@ -215,7 +215,7 @@ def test_a_job_that_slurm_started_again_and_that_failed_before_python_is_left_to
         action = act(own, failed, RESUMED_ON_SUBMIT)
         assert (action.kind, action.cell.failure) == ("leave", "error")
         assert all(word in str(action.cell.message) for word in ("12_3", "exit code 3", "no such module"))
-        # Of cells that share the job, one had come to an end of its own.
+        # One of the cells that share the job had come to an end of its own.
         diverged = replace(own, state="failed", failure="diverged")
         assert act(diverged, failed, RESUMED_ON_SUBMIT).cell.failure == "diverged"
         # Killed from outside it says nothing new; nor where Python began, or SLURM could not start it again.

@@ -52,7 +52,7 @@ def test_further_protocols_become_rows_and_are_made_once(folder: Path, monkeypat
     assert sorted(frame["num_images"].dropna()) == [8, 8, 12, 12] and len(frame) == 5
     assert list(frame["state"]) == ["done"] * 4 + ["planned"]
     new = frame[frame["num_images"] == 12]
-    # By whom it was trained is told apart from by whom it was evaluated.
+    # Rows tell who trained a run apart from who evaluated it.
     assert new["evaluated_by"].notna().all() and before["evaluated_by"].isna().all()
     assert set(json.loads(new["evaluated_by"].iloc[0])) == {"source", "versions", "device"}
     assert set(new["source"]) == set(before["source"].dropna())

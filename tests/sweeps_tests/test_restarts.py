@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_an_evaluation_that_never_ends_in_time_is_not_started_for_ever(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     assert job.checkpoint() is None
     assert "minutes in the cluster file" in capsys.readouterr().out
+
+
+def test_a_probe_that_saves_its_progress_goes_on(entry: journal.Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = RunFolder.of(runs_root(), entry.signatures[1]).probes / "a-b-c.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    evaluation = EvaluationJob(str(entry.path), str(runs_root()), {"probe": "base"})
+    for count in range(9):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+        os.utime(checkpoint, (count + 1, count + 1))
+        assert evaluation.checkpoint() is not None
+    # The same at the end of a training; from now on neither saves anything.
+    os.utime(checkpoint, (99, 99))
+    assert [restart(count, entry, monkeypatch) for count in range(9, 13)] == [True, True, True, False]
 
 
 def test_a_disk_that_is_full_does_not_hide_it(entry: journal.Entry, monkeypatch: pytest.MonkeyPatch) -> None:

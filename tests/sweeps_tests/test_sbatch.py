@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preamble import PlanOf
 
 from gsq.errors import UserError
 from gsq.records.folder import runs_root
-from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.sbatch import Refused, for_sbatch, job_script, said
 from gsq.sweeps.running.slurm_arrays import NotTaken
@@ -19,7 +18,6 @@ from gsq.sweeps.running.submit import submit
 from gsq.sweeps.spec.cluster import Cluster
 from gsq.sweeps.state import journal
 
-PlanOf = Callable[..., Plan]
 SLURM = Cluster(kind="slurm", name="c")
 
 

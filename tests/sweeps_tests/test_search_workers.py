@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
+from preamble import wait_for
 from searches import LEARNING_RATE, evaluation, plan_of
 
 from gsq import sweeps
@@ -48,13 +48,6 @@ TINY = {
 }
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 def test_worker_and_driver_are_killed_and_the_search_ends_as_it_would_have(folder: Path) -> None:
     search = {"trials": 3, "parallel": 1, "sampler": "random", "space": {**LEARNING_RATE, "groups": {"choice": [1, 2]}}}
     document = {"name": "killed", "base": "cpu-tiny", "set": TINY, "search": search}
@@ -78,11 +71,11 @@ def test_worker_and_driver_are_killed_and_the_search_ends_as_it_would_have(folde
 
     first = driver()
     try:
-        wait_for(running)
+        wait_for(running, 120)
         (killed,) = running()
         os.kill(killed.pid, signal.SIGKILL)
-        wait_for(lambda: read_run(RunFolder.of(runs.runs, killed.signature)).attempts == 2)
-        wait_for(lambda: [r for r in running() if r.attempts == 2])
+        wait_for(lambda: read_run(RunFolder.of(runs.runs, killed.signature)).attempts == 2, 120)
+        wait_for(lambda: [r for r in running() if r.attempts == 2], 120)
         first.kill()
         first.communicate()
         second = driver()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from verbs_at_work import PlanOf
+from preamble import PlanOf
 
 from gsq import sweeps
 from gsq.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controllers import PlanOf
+from preamble import PlanOf
 
 from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder
@@ -215,7 +215,7 @@ def test_a_cell_that_is_done_needs_no_process(stage: Stage) -> None:
 
 
 def test_a_job_that_died_before_it_began_a_cell_is_the_failure_of_all(stage: Stage) -> None:
-    """As of a setup that fails: the next job would fail in the same way."""
+    """The end is like that of a setup that fails: the next job would fail in the same way."""
     jobs = {name: Job("gone", None, "7_0", exit_code="3:0") for name in stage.names}
     actions = reconcile(stage.names, stage.folder.records(stage.names), jobs, 1e12)
     assert {(action.cell.failure, action.kind) for action in actions} == {("error", "leave")}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from slurm_answers import FakeSlurm, HandedOver, PlanOf
+from preamble import HandedOver, PlanOf
+from slurm_answers import FakeSlurm
 
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root
@@ -119,7 +120,7 @@ def test_status_asks_once_and_joins_both_sides(
     handed_over: HandedOver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As SLURM sets it for a job; without it a run counts as this machine's own.
+    # SLURM sets it for a job; without it a run counts as this machine's own.
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
     plan = plan_of(axes={"groups": [1, 2, 4, 8]})

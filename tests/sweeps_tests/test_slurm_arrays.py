@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controllers import SLURM, Controller, PlanOf, each_once
+from controllers import SLURM, Controller, each_once
+from preamble import PlanOf
 
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from slurm_answers import OURS, HandedOver, PlanOf, state_of
+from preamble import HandedOver, PlanOf
+from slurm_answers import OURS, state_of
 
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root

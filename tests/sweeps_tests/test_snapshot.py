@@ -6,22 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from preamble import PlanOf
 
 import gsq.sweeps.running.snapshot
 from gsq.errors import UserError
 from gsq.runs.provenance import commit
 from gsq.runs.stop import StopRequest
-from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.snapshot import environment, imported_source, take
 from gsq.sweeps.running.submit import submit
 from gsq.sweeps.running.worker import run_cell
-
-PlanOf = Callable[..., Plan]
 
 
 @pytest.fixture

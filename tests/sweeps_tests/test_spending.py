@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pandas as pd
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
-from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.schema.columns import read_table
 from gsq.sweeps.tables.gather import gathered
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 def submitted(plan: Plan) -> None:

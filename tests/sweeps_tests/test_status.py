@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from verbs_at_work import PlanOf, WriteRun, gsq
+from preamble import PlanOf, WriteRun
+from verbs_at_work import gsq
 
 from gsq.errors import UserError
 from gsq.records.attempt import RUNNING

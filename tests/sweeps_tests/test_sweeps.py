@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from preamble import PlanOf, WriteRun
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
@@ -18,9 +18,6 @@ from gsq.records.folder import RunFolder
 from gsq.sweeps.planning.cells import Plan
 from gsq.sweeps.planning.folder import SweepFolder, sweep_names
 from gsq.sweeps.state.sweeps import remove_sweep, rename_sweep, sweep_bytes
-
-PlanOf = Callable[..., Plan]
-WriteRun = Callable[..., RunFolder]
 
 
 @pytest.fixture
@@ -58,6 +55,9 @@ def test_a_renamed_sweep_keeps_its_cells(sweep: SweepFolder) -> None:
 
 def test_a_removed_sweep_leaves_runs_and_other_sweeps(sweep: SweepFolder) -> None:
     shared, lone = sweep.signatures()
+    # Where nobody can be asked, what is final needs --yes.
+    refused = CliRunner().invoke(app, ["sweeps", "remove", "small"])
+    assert isinstance(refused.exception, UserError) and "--yes" in str(refused.exception) and sweep.exists
     assert remove_sweep("small").lone == 1
     assert sweep_names(sweep.runs) == ["other"] and not sweep.path.exists()
     assert all(RunFolder.of(sweep.runs, signature).path.is_dir() for signature in (shared, lone))

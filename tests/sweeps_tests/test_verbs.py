@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from verbs_at_work import TINY, gsq, start, wait_for
+from preamble import wait_for
+from verbs_at_work import TINY, gsq, start
 
 from gsq import sweeps
 from gsq.records.attempt import DONE, RUNNING

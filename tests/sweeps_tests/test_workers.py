@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preamble import wait_for
 
 from gsq.records.folder import RunFolder
 from gsq.records.read import read_run
@@ -71,14 +71,6 @@ class Interrupted:
     def readline(self) -> bytes:
         self.stream.read(5)
         raise KeyboardInterrupt
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def facts(folder: Path, x: int) -> dict[str, Any]:
@@ -163,7 +155,7 @@ def test_a_worker_that_cannot_write_its_record_starts_alone(own: tuple[SweepFold
     starter = Workers(sweep, take(sweep))
     worker = starter.start(plan.cells[0].signature, {})
     assert facts(folder, 1)["parent"] == os.getpid() and isinstance(worker, subprocess.Popen)
-    # By its command line.
+    # It is known by its command line.
     assert workers(sweep.runs)[plan.cells[0].signature].pid == worker.pid
     worker.kill()
     worker.wait()

@@ -13,18 +13,6 @@ from typing import Any
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
-from gsq.records.folder import RunFolder
-from gsq.sweeps.planning.cells import Plan
-from gsq.sweeps.state.journal import Entry
-
-PlanOf = Callable[..., Plan]
-
-
-HandedOver = Callable[..., Entry]
-
-
-WriteRun = Callable[..., RunFolder]
-
 
 TINY = {
     "model.channels": 8,

@@ -1,0 +1,94 @@
+"""What the study's answers share: its rows, and how numbers and panels look."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.stats import t
+
+from gsq import analysis
+from gsq.analysis.figures.style import log_axis
+
+HERE = Path(__file__).parent
+SWEEPS = ("grid", "seeds", "lookup", "arms", "widths", "predictions")
+STEPS = (160, 320, 640, 1280)
+LONGEST, WIDTH = STEPS[-1], 8
+AXES = ("downsample", "latent_dim", "groups", "codebook_size", "width", "steps", "seed")
+BITS = "downsample^a * bits_per_token^(-b)"
+QUICK = analysis.Options(bootstrap=0)
+ARMS = {"rvq": "residual vq", "fsq": "fsq", "simvq": "simvq", "bsq": "bsq"}
+
+
+@cache
+def table() -> pd.DataFrame:
+    """All finished rows. ``lookup`` is exact or bfloat16."""
+    paths = [HERE / f"{name}.parquet" for name in SWEEPS]
+    frame = analysis.load_tables([path for path in paths if path.exists()])
+    precision = frame.get("quantizer.lookup_precision", pd.Series(index=frame.index, dtype=object))
+    frame = frame.assign(
+        lookup=precision.fillna("exact"),
+        effective_bits_per_pixel=frame["effective_bits"] / frame["downsample"] ** 2,
+    )
+    return frame[frame["state"] == "done"].reset_index(drop=True)
+
+
+def grid(frame: pd.DataFrame, steps: int | None = LONGEST, width: int | None = WIDTH) -> pd.DataFrame:
+    """The rows of gsq with the exact look-up, at one length of training and one width (None: at all)."""
+    chosen = (frame["quantizer"] == "gsq") & (frame["lookup"] == "exact")
+    chosen &= frame["steps"].isin(STEPS if steps is None else (steps,))
+    if width is not None:
+        chosen &= frame["width"] == width
+    rows = frame[chosen]
+    if "probe" in rows:  # rows of the evaluation itself; a probe's have a probe_protocol
+        rows = rows[~rows.duplicated("signature")]
+    return rows.reset_index(drop=True)
+
+
+def doubled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells that were trained for twice the longest, at every length."""
+    keys = ["downsample", "latent_dim", "groups", "codebook_size"]
+    rows = frame[(frame["quantizer"] == "gsq") & (frame["lookup"] == "exact") & (frame["width"] == WIDTH)]
+    twice = rows[rows["steps"] == 2 * LONGEST][keys].drop_duplicates()
+    return rows.merge(twice, on=keys)
+
+
+def span(value: float, ends: tuple[float, float], form: str = ".2f") -> str:
+    """``0.31 [0.28, 0.34]``."""
+    return f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"
+
+
+def parameter(fit: analysis.Fit, name: str, form: str = ".2f") -> str:
+    return span(fit.parameters[name], fit.profile_intervals[name], form)
+
+
+def mean_interval(values: np.ndarray) -> np.ndarray:
+    """Mean and the ends of its 95 % interval, by Student's t."""
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean() + np.array([0.0, -half, half])
+
+
+def name_axes(axis: Axes, x: str, y: str, log: str = "xy") -> None:
+    """Name the axes of a finished panel; the logarithmic ones get ticks at round numbers."""
+    axis.set(xlabel=x, ylabel=y)
+    for name, one in (("x", axis.xaxis), ("y", axis.yaxis)):
+        if name in log:
+            (axis.set_xscale if name == "x" else axis.set_yscale)("log")
+            log_axis(one, axis.get_xlim() if name == "x" else axis.get_ylim())
+
+
+def words(name: str) -> str:
+    return {"rfid": "rFID"}.get(name, name.replace("_", " "))
+
+
+def shades(count: int) -> list[tuple[float, ...]]:
+    return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, count))]
+
+
+def bars(axis: Axes, places: object, values: object, ends: np.ndarray) -> None:
+    centre = np.asarray(values, float)
+    axis.errorbar(np.asarray(places, float), centre, np.abs(ends - centre), fmt="o", capsize=3)
