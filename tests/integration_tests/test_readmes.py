@@ -29,6 +29,7 @@ from gsq.analysis.laws.named import get_law
 from gsq.analysis.tables.table import as_asked, load_results, results_table
 from gsq.cli.compose import _print_frame
 from gsq.cli.main import app
+from gsq.config.axes import CONFIGURATION
 from gsq.config.overrides import config_key
 from gsq.config.parts import is_path
 from gsq.config.run import SECTIONS
@@ -55,7 +56,7 @@ EXAMPLES = (
     *("train-00000-of-00010", "x-val-0001", "isoflop", "rates", "pictures", "peers"),
 )
 # Columns of the tables that laws of the READMEs are about.
-LAW_COLUMNS = ("loss", "val/loss", "N", "D", "quantizer")
+LAW_COLUMNS = (*CONFIGURATION, "bits_per_token", "images_seen", "loss", "val/loss", "N", "D")
 # Options of sbatch and keys of other people's programs, which no key of gsq's is compared with.
 FOREIGN = ("exclusive",)
 
