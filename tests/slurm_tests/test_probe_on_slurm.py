@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_verbs_on_slurm import CLUSTER, STEPS, SWEEP, _no_inherited_job, gsq
+from test_verbs_on_slurm import CLUSTER, STEPS, SWEEP, gsq
 
 from gsq.sweeps.schema.columns import read_table
 
-__all__ = ["_no_inherited_job"]
+pytestmark = pytest.mark.usefixtures("no_inherited_job")
 PROBE = ["evaluate", "verbs", "--probe", "tiny", "--probe-steps", "400"]
 
 
