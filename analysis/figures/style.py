@@ -61,10 +61,21 @@ def save(figure: Figure, path: str | Path | None) -> Figure:
             # Laid out once: the second file has the axes where the first has them.
             if layout is not None:
                 figure.set_layout_engine("none")
+                _settle(figure)
     finally:
         if layout is not None:
             figure.set_layout_engine(layout)
     return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Round where the axes are: the last digits of a layout differ between processes, and SVG names clip paths by
+    them."""
+    for axes in figure.axes:
+        took_part = axes.get_in_layout()
+        left, bottom, width, height = (round(float(value), 6) for value in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height), which="active")
+        axes.set_in_layout(took_part)  # which setting a position ends
 
 
 def save_picture(figure: Figure, path: str | Path | None) -> Figure:

@@ -84,7 +84,7 @@ def test_without_a_published_hash_the_files_counts(dino_file: Path, monkeypatch:
     wanted = hashlib.sha256(b"weights").hexdigest()
     assert weights_sha256(UNPINNED) == wanted and verified_weights(UNPINNED) == dino_file
     # Once in a process.
-    monkeypatch.setattr(gsq.pretrained.weights.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(gsq.pretrained.weights, "sha256_of", lambda *_: pytest.fail("read again"))
     assert weights_sha256(UNPINNED) == wanted
 
 
