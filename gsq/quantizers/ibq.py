@@ -38,6 +38,7 @@ class IndexBackpropagationQuantizer(GroupedSphericalQuantizer):
     latent three times: forward, again for the gradient, and the gradient.
     """
 
+    loss_of_output = True
     product = True
 
     def __init__(

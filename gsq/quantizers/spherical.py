@@ -61,6 +61,8 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
     with p = softmax(-|z - c|^2 / ENTROPY_TEMPERATURE) over the rows, in training mode only.
     """
 
+    loss_of_output = False
+    """Whether the loss compares what the decoder gets."""
     product = False
     """Whether vectors are compared with rows by their product instead of their distance."""
 
@@ -151,10 +153,14 @@ class GroupedSphericalQuantizer(CodebookQuantizer):
         target = self._chosen(indices, raw if self.loss_row == "raw" else rows)
         values = raw if self.decoder_input == "raw" else rows
         carrier = given if self.lookup_norm == "clip" else vectors
-        quantized = self._passed(self._chosen(indices, values), carrier, rows, values)
-        loss = self._loss(target, vectors, carrier, quantized)
+        received = self._chosen(indices, values)
+        # Autograd adds up gradients in the order of these lines, so that another order has other last digits.
+        if self.loss_of_output:
+            received = self._passed(received, carrier, rows, values)
+        loss = self._loss(target, vectors, carrier, received)
         if self.entropy_weight and self.training:
             loss = loss + self.entropy_weight * self._entropy(vectors, rows)
+        quantized = received if self.loss_of_output else self._passed(received, carrier, rows, values)
         return QuantizerOutput(self._join(quantized), indices.permute(0, 3, 1, 2).contiguous(), loss)
 
     def _passed(self, received: Tensor, carrier: Tensor, rows: Tensor, values: Tensor) -> Tensor:
