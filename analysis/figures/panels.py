@@ -47,6 +47,7 @@ MOST_WITH_CURVES = 100
 # Stands for the protocols of published numbers, which are drawn together though each source has its own.
 SOURCE = "source_protocol"
 Floats = tuple[float, ...]
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -361,7 +362,7 @@ def settings(values: Mapping[str, float | str], *, powers: bool = True) -> str:
 
 
 def setting(name: str, value: float | str, *, powers: bool = True) -> str:
-    """An axis and its value for a legend: "f=8", "V=$2^{10}$"; "V=1024" without ``powers``."""
+    """An axis and its value for a legend: "f=8", "V=2¹⁰"; "V=1024" without ``powers``."""
     if isinstance(value, str):
         if name == "other_axes":
             keys = json.loads(value) if value.startswith("{") else {}
@@ -384,6 +385,11 @@ def _short(value: object) -> str:
 
 
 def power_of_two(value: float) -> str:
-    """ "$2^{10}$" for 1024; plain digits where the value is no power of two."""
+    """ "2¹⁰" for 1024; plain digits where the value is no power of two."""
     exponent = np.log2(value)
-    return f"$2^{{{exponent:.0f}}}$" if exponent == round(exponent) else f"{value:g}"
+    return power_text(2, round(exponent)) if exponent == round(exponent) else f"{value:g}"
+
+
+def power_text(base: int, exponent: int) -> str:
+    """ "2¹⁰": in Unicode, which takes a hundredth of the time that mathtext does."""
+    return f"{base}{str(exponent).translate(_RAISED)}"

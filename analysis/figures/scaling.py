@@ -5,7 +5,6 @@ Iso-rFID contours are in ``contours``, the collapse and the Pareto front in ``sc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -231,7 +230,7 @@ def draw_panel(panel: Panel, axes: Axes, *, y_label: str | None = None, right_la
     axes.set_xlabel(panel.x_label)
     if handles:
         below = offset_copy(axes.transAxes, fig=axes.get_figure(root=True), y=-34, units="points")
-        shown = max(len(re.sub(r"[${}^]", "", str(handle.get_label()))) for handle in handles)
+        shown = max(len(str(handle.get_label())) for handle in handles)
         # About 0.06 inches a letter and 0.4 for the mark: a legend wider than a small panel would shrink it.
         columns = max(1, min(len(handles), int(2.7 / (0.06 * shown + 0.4))))
         axes.legend(

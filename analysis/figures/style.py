@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from gsq.analysis.figures.panels import power_of_two, setting
+from gsq.analysis.figures.panels import power_of_two, power_text, setting
 from gsq.analysis.tables.table import Array, varying
 from gsq.config.axes import POWERS, TOKENIZER
 from gsq.files import whole
@@ -136,11 +136,11 @@ def log_axis(axis: Axis, limits: tuple[float, float]) -> None:
 
 
 def plain_number(value: float) -> str:
-    """ "0.3", "10000", "$2.5\\cdot10^{12}$"."""
+    """ "0.3", "10000", "2.5·10¹²"."""
     if abs(value) >= 1e6:
         exponent = int(np.floor(np.log10(abs(value))))
         mantissa = f"{value / 10.0**exponent:.4g}"
-        return f"$10^{{{exponent}}}$" if mantissa == "1" else f"${mantissa}\\cdot10^{{{exponent}}}$"
+        return power_text(10, exponent) if mantissa == "1" else f"{mantissa}·{power_text(10, exponent)}"
     return f"{value:g}"
 
 
@@ -241,7 +241,7 @@ def legend_outside(
     """Put a legend above the axes (or below, ``where`` = lower), in as many columns as ``width`` inches hold."""
     if not handles:
         return
-    letters = max(len(str(handle.get_label()).replace("$", "").replace("{", "")) for handle in handles)
+    letters = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), int(width / (0.065 * letters + 0.45))))
     place: Literal["outside upper center", "outside lower center"]
     place = "outside upper center" if where == "upper" else "outside lower center"
