@@ -69,7 +69,7 @@ class Comparison:
         parts = [(fit, weight) for fit, weight in zip(self.fits, self.weights, strict=True) if weight > 1e-4]
         if not parts:
             raise AnalysisError(
-                "no law has an AICc, so there is nothing to average by: too few rows, or not least squares"
+                "no law has an AICc to weight an average by: there are too few rows, or the loss is not least_squares"
             )
 
         share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
@@ -247,7 +247,7 @@ def _refuse_other_rows(laws: Sequence[Candidate]) -> None:
         if not first.same_rows(other):
             kinds = first.law.of_steps != other.law.of_steps
             fix = (
-                "compare laws that read step with each other alone"
+                "compare laws that read step only with each other"
                 if kinds
                 else "leave one of them out, or drop the rows that lack a column"
             )

@@ -33,7 +33,7 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
     if len(set(own)) > 1:
         kinds = [f"{path} is {'a results table' if mine else 'not'}" for path, mine in zip(files, own, strict=True)]
         raise AnalysisError(
-            f"results tables of gsq's cannot be taken together with others: {', '.join(kinds)}. Give tables of one kind"
+            f"gsq's results tables cannot be combined with other tables: {', '.join(kinds)}. Name tables of one kind"
         )
     if not own[0]:
         for path, frame in zip(files[1:], frames[1:], strict=True):

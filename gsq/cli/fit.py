@@ -94,21 +94,21 @@ def fit_command(
     Options:
         --target COLUMN ...  Predict this column instead of the law's own. Several columns share the parameters of the
             formula, except those with the index \[out], such as A\[out].
-        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE for one, and others near it.
-        --by COLUMN  A fit for each value of this column.
-        --optimum COLUMN  The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.
-        --derive EXPRESSION  Something that follows from the parameters, with its interval, such as "b / (a + b)".
-            Repeatable.
+        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE starts there and near it.
+        --by COLUMN  Fit each value of this column separately.
+        --optimum COLUMN  Find the best value of a tuned column (learning_rate) at each size (--by COLUMN ...), and
+            its law.
+        --derive EXPRESSION  Print an expression of the parameters with its interval, such as "b / (a + b)". Repeatable.
         --card  Print the whole report card of each fit.
         --figure FILE  Draw the report card of the first fit.
-        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that
-            read step apart from the others (on every evaluation instead of each run's last).
+        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named laws. Laws that
+            read step are compared separately, on every evaluation instead of each run's last.
         --collapse  Test whether one derived axis absorbs the others; fits nothing.
         --extrapolate  Predict the second half of each learning curve from the first.
-        --arms COLUMN[=LEVEL]  How many times the bits, compute or images of LEVEL (default: the first) each other level
-            of a text column is worth. A parameter of the law has the column as its index: A\[quantizer]. --figure draws
-            it.
-        --random COLUMN  With --arms: rows of one study go together.
+        --arms COLUMN[=LEVEL]  Say how many times the bits, compute or images of LEVEL (default: the first) each other
+            level of a text column is worth. A parameter of the law must have the column as its index: A\[quantizer].
+            --figure draws the result.
+        --random COLUMN  With --arms: rows with one value of this column (a study) share a random effect.
         --against LAW  Test the law against a simpler one on simulated tables, such as broken_power_law against
             power_law_bpp.
         --rollout COLUMN  Predict each size of this column from the smaller ones.

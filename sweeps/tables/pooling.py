@@ -292,7 +292,7 @@ def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, 
     if changed:
         raise UserError(
             f"{source}: base or set have changed since {', '.join(changed)} was trained, so its cells would not be "
-            "repeats; name the file as it was"
+            "repeats; name the file as it was then"
         )
     if is_yaml(str(base)) and (source.parent / base).is_file():
         values["base"] = os.path.relpath(source.parent / base, folder)

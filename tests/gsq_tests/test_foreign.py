@@ -257,9 +257,9 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         (("axes.yaml", "--protocol", "x.yaml"), "sweeps image_size"),
         (("axes.yaml", "--protocol", "cpu-tiny", "--output", "table.csv"), r"table.csv must end in \.parquet"),
         (("fails.yaml", "--protocol", "cpu-tiny", "--output", "other.parquet"), "schema version none.*another file"),
-        (("options.yaml",), "options.yaml: options: 3: needed is a mapping"),
-        (("number.yaml",), "number.yaml: model: 3: needed is text"),
-        (("protocol.yaml",), r"protocol.yaml: protocol: \['a'\]: needed is text"),
+        (("options.yaml",), "options.yaml: options: 3: must be a mapping"),
+        (("number.yaml",), "number.yaml: model: 3: must be text"),
+        (("protocol.yaml",), r"protocol.yaml: protocol: \['a'\]: must be text"),
         (("a-run", "--cluster", "slurm"), "--cluster: slurm"),
     ],
 )
