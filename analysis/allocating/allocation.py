@@ -323,13 +323,13 @@ def _warnings(constraint: Constraint, budget: float, best: Optima, columns: dict
         if value > _BEYOND * high:
             found.append(f"extrapolates: {name} is {value / high:.3g} times the largest measured one ({high:.4g})")
         if value < low / _BEYOND:
-            found.append(f"extrapolates: {name} is {low / value:.3g} times below the least measured one ({low:.4g})")
+            found.append(f"extrapolates: {name} is {low / value:.3g} times below the smallest measured one ({low:.4g})")
         if limit and name in constraint.given:
-            found.append(f"{name} lies at the limit that was given for it: the law would go beyond")
+            found.append(f"{name} is at the limit that was given for it; by the law, the best value is beyond it")
         elif limit:
             found.append(
-                f"the law has no best {name} at this budget: it wants as {'little' if limit < 0 else 'much'} of it as "
-                "the search allows; limit it (--within), or use a law with a cost on both sides"
+                f"the law has no best {name} at this budget: the best is as {'little' if limit < 0 else 'much'} of it "
+                "as the search allows; limit it (--within), or use a law with a cost on both sides"
             )
         elif why := columns[name].why_not:
             found.append(f"the data do not determine the best {name}: {why}")

@@ -144,7 +144,7 @@ def compare_laws(
     if compared is None:
         raise together(reasons)
     for one in (one for kind in apart for one in kind):
-        reasons[one.law.name] = f"{one.what}, and is compared with laws of its kind alone"
+        reasons[one.law.name] = f"{one.what}, and is compared only with laws of its kind"
     return replace(compared, not_fitted={**reasons, **compared.not_fitted})
 
 

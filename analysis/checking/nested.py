@@ -38,7 +38,7 @@ class NestedTest:
 
     @property
     def text(self) -> str:
-        verdict = "the rows ask for the larger law" if self.p < 0.05 else "the rows do not ask for the larger law"
+        verdict = "the rows support the larger law" if self.p < 0.05 else "the rows do not support the larger law"
         return (
             f"{self.law} against {self.simpler}: sum of squares {self.ratio:.3g} times as large without it, p = "
             f"{self.p:.2g} ({self.simulations} simulated tables): {verdict}"

@@ -342,8 +342,8 @@ def _disagreement(state: State) -> list[str]:
     if apart < 1e-3 * (1 if log else float(np.abs(middle).max())):
         return []
     return [
-        f"the predictions of the laws differ by {shown} (root mean square by weight) at the most, which is not in "
-        "these intervals and which target discriminate narrows"
+        f"the predictions of the laws differ by up to {shown} (weighted root mean square); these intervals leave "
+        "that out, and the target discriminate narrows it"
     ]
 
 

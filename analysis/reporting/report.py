@@ -180,8 +180,8 @@ def _made(
         chosen = select_protocol(frame, first)
         listed = ", ".join(f"{key} ({counted(count, 'row')})" for key, count in counts.items())
         warnings.append(
-            f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
-            "(--protocol takes another)"
+            f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws use only {first} "
+            "(--protocol chooses another)"
         )
     fits, not_fitted, excluded = _fit(chosen, laws, options)
     warnings += [excluded] if excluded else []

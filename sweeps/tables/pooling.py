@@ -195,7 +195,11 @@ def mixture(sweep: str, made: Iterable[Made], comparisons: Sequence[Comparison] 
             parts.append(f"{len(counts)} {words} ({', '.join(named)} runs)")
     if not parts:
         return []
-    hint = "" if comparisons else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, which tells"
+    hint = (
+        ""
+        if comparisons
+        else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, to see whether rows can be pooled"
+    )
     columns = ", ".join(MADE_BY)
     return [f"sweep '{sweep}' mixes runs of {' and of '.join(parts)}; the columns {columns} tell them apart{hint}"]
 
