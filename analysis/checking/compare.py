@@ -130,12 +130,12 @@ class Comparison:
 def compare_laws(
     frame: pd.DataFrame, laws: Sequence[str | Law] | None = None, options: Options | None = None
 ) -> Comparison:
-    """Fit ``laws`` (default: every named one that the table can carry) to the same rows of ``frame``.
+    """Fit ``laws`` (default: every named law whose columns the table has) to the same rows of ``frame``.
 
-    The rows are those that each law has in a fit of its own (:meth:`Law.rows`). Laws of rate take the last row of each
-    run and laws of steps every evaluation, so the two cannot be compared: of the named ones the comparison has those of
-    rate, or those of steps where the table carries no other, and :func:`comparisons` has both. A named law whose
-    columns are empty in some rows is not fitted, either.
+    The rows are those that each law uses in a fit of its own (:meth:`Law.rows`). Laws of rate use the last row of each
+    run, and laws that read step use every evaluation, so the two cannot be compared. By default this compares the named
+    laws of rate, or those that read step if the table supports no others; :func:`comparisons` returns both. A named law
+    whose columns are empty in some rows is not fitted, either.
 
     Raises AnalysisError where no law can be carried, or where those asked for have different targets or rows.
     """

@@ -134,7 +134,7 @@ class Report:
     spent_by_cell: pd.DataFrame
     """The same for each cell that was tried, the most expensive first."""
     provenance: dict[str, dict[str, int]]
-    """What to value to number of runs: protocols, code, versions, devices, data."""
+    """For protocols, code, versions, devices and data: the number of runs by value."""
     totals: dict[str, float]
     """device_seconds, train_flops, images_seen: sums over runs, where known."""
 

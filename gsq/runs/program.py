@@ -92,7 +92,7 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """Append a line to the run's curve, and show ``step`` in gsq status.
 
-        step: at most ``config["steps"]`` where that key exists; it never falls. values: numbers.
+        step: at most ``config["steps"]`` where that key exists; it never decreases. values: numbers.
 
         Raises UserError for a text or a step that is too large or falls, and FloatingPointError, by which the run
         counts as diverged, for NaN or infinity.
