@@ -253,7 +253,7 @@ def test_a_table_of_models_beside_a_run(tmp_path: Path, monkeypatch: pytest.Monk
         ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--range", "low"), "--range: 'low'"),
         (("quickstart", "--channels", "bgr"), "--channels: is for models"),
         ((f"{MODELS}:blur", "--protocol", "cpu-tiny", "--cluster", "slurm"), "--cluster: slurm"),
-        (("models.yaml",), "'modle' is no key"),
+        (("models.yaml",), "'modle' is not a key"),
         (("axes.yaml", "--protocol", "x.yaml"), "sweeps image_size"),
         (("axes.yaml", "--protocol", "cpu-tiny", "--output", "table.csv"), r"table.csv must end in \.parquet"),
         (("fails.yaml", "--protocol", "cpu-tiny", "--output", "other.parquet"), "schema version none.*another file"),
