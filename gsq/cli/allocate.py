@@ -100,7 +100,9 @@ def _read_fit(
         from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
 
         if bounds or options != Options():
-            raise AnalysisError(f"{name} is a saved fit, which has its own options and bounds: fit its table again")
+            raise AnalysisError(
+                f"{name} is a saved fit, whose options and bounds are fixed; leave them out, or fit its table again"
+            )
         table, fits = read_saved(name)
         return fit_again(choose_saved(name, fits, law), load(table, protocol))
     if law is None:

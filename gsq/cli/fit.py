@@ -120,7 +120,9 @@ def fit_command(
     table, words = words_of(table, by if optimum is not None else None, target or [])
     targets = [unquoted(one) for one in [*(target or []), *([] if optimum is not None else words)]]
     if len(targets) > 1 and (optimum is not None or collapse or extrapolate):
-        raise AnalysisError(f"--target: one column at a time there, got {', '.join(targets)}")
+        raise AnalysisError(
+            f"--target: name one column with --optimum, --collapse or --extrapolate; got {', '.join(targets)}"
+        )
     single = targets[0] if targets else None
     paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure})
@@ -137,7 +139,7 @@ def fit_command(
         return
     document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
-        raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
+        raise AnalysisError("--derive needs a fit; leave out --compare, --collapse and --extrapolate")
     derived: list[list[analysis.Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(load(paths, protocol, where), single or "rfid", collapse, document)

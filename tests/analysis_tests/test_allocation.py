@@ -244,7 +244,7 @@ def test_the_text_and_the_files(gsq) -> None:
         (("runs.csv", "--law", LAW, "--budget", "1e19", "--at", "N"), "--at 'N'"),
         (("runs.csv", "--law", LAW, "--budget", "1e19", "--within", "N"), "--within 'N'"),
         (("none.json", "--budget", "1e19"), "none.json"),
-        (("fit.json", "--budget", "1e19", "--bound", "E=0:"), "has its own"),
+        (("fit.json", "--budget", "1e19", "--bound", "E=0:"), "are fixed"),
     ],
 )
 def test_what_the_command_line_refuses(gsq, args: tuple[str, ...], words: str) -> None:
