@@ -56,11 +56,11 @@ def allocate_command(
     value, the power of the budget with which it grows, and both kinds of interval. Says where that extrapolates beyond
     the measured cells, and what parabolas through isoFLOP slices (runs of equal cost) would give.
 
+    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq chooses one of them.
+
     Example: gsq allocate runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --budget 1e21
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --output fit.json
-
-    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq says which one it is for.
 
     Example: gsq allocate fit.json --budgets 1e19:1e22 --cost "6*N*D" --figure allocation.png
 
