@@ -111,8 +111,9 @@ def replay_budgets(
     each: a column, each value of which has parameters of its own though runs are bought together (several outputs).
     run: a column that says which rows one run gives, all at once; without it, each row is a run.
     cost_exponent, optima: as for :func:`analysis.design`. average: predict the median, by weight, of up to 16 minima
-    of each law instead of the best one. starts: random starts of a fit, twice as many at each budget. Parameters that
-    the runs bought so far do not determine are pulled weakly towards the middle of their bounds, if both are finite.
+    of each law instead of the best one, pulled towards the mean outcome of the runs bought where it is uncertain.
+    starts: random starts of a fit, twice as many at each budget. Parameters that the runs bought so far do not
+    determine are pulled weakly towards the middle of their bounds, if both are finite.
 
     Raises AnalysisError for columns, costs, outcomes or budgets that cannot be used, or a group without a start.
     """
@@ -210,8 +211,9 @@ class _Study:
         self.fit(_FIRST * self.how.starts, _LATE, _SCORED if self.average else 1)
         found = np.empty(self.size)
         for part, far in zip(self.parts, self.far, strict=True):
-            part.linearise(part.taken(self.bought))
-            found[far] = part.predictions(self.average)
+            taken = part.taken(self.bought)
+            part.linearise(taken)
+            found[far] = part.predictions(taken, self.average)
             part.keep(self.how.optima * len(part.laws))
         return found
 

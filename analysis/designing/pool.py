@@ -26,6 +26,7 @@ from gsq.analysis.tables.table import Array, Index, numbers
 _EARLY = 50  # steps of every start; the best go on
 _CARRIED = 8
 _FAINT = 0.01  # weight of the prior in a fit: it decides only what the rows leave open
+_WIDE = 4.0  # standard deviation of a prior of outcomes, in those of the outcomes seen
 
 
 @dataclass(frozen=True)
@@ -230,11 +231,19 @@ class Part:
         for rival in self.rivals:
             rival.weight /= total
 
-    def predictions(self, average: bool) -> Array:
+    def _variance(self, rival: Rival, rows: int) -> Array:
+        """Variance of the held-out predictions. The scatter about the law is what the rows fitted say, where more than
+        parameters, and not the wider one that runs are bought by."""
+        few = rows - len(rival.theta)
+        share = min(rival.cost / few / rival.square, 1.0) if few > 0 else 1.0
+        return share * np.einsum("tk,kl,tl->t", rival.wanted_slopes, rival.covariance, rival.wanted_slopes)
+
+    def predictions(self, taken: Index, average: bool) -> Array:
         """Predict the held-out rows, by the weighted median of the rivals or by the best one alone.
 
         Where rows leave a law undetermined, some of its minima predict values far from anything seen; they must not
-        decide.
+        decide. Where all of them do, the median is uncertain: it is drawn towards the mean of the outcomes ``taken``,
+        as by a normal prior of outcomes.
         """
         values = np.stack([rival.wanted for rival in self.rivals])
         weights = np.array([rival.weight for rival in self.rivals])
@@ -243,6 +252,11 @@ class Part:
             below = np.cumsum(weights[order], axis=0)
             at = np.argmax(below >= 0.5 * (1 - 1e-9), axis=0)
             middle = np.take_along_axis(values, np.take_along_axis(order, at[None], axis=0), axis=0)[0]
+            mean, before = float(np.mean(self.goal[taken])), _WIDE**2 * float(np.var(self.goal[taken]))
+            variance = sum(rival.weight * self._variance(rival, len(taken)) for rival in self.rivals)
+            if before > 0:
+                apart = np.where(np.isfinite(middle), middle - mean, 0)
+                middle = mean + apart * before / (before + variance)
         else:
             middle = values[int(np.argmax(weights))]
         return np.asarray(np.exp(middle) if self.how.residuals == "log" else middle)

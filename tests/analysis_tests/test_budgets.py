@@ -62,6 +62,20 @@ def test_what_the_rows_leave_open_is_decided_by_the_middle_of_the_box() -> None:
     assert found.predictions[0] == pytest.approx(4 + middle * (held_out["x"] - 1), rel=0.01)
 
 
+def test_predictions_that_the_rows_leave_open_stay_near_the_outcomes() -> None:
+    """Past x = a the law is 1e12, whatever its other parameters."""
+    x = np.arange(1.0, 11.0)
+    pool = pd.DataFrame({"x": x, "y": 2 + 1 / (11.3 - x), "cost": 1.0})
+    held_out = pd.DataFrame({"x": [10.5, 12.0], "y": [3.25, 3.0]})
+    law = Law("pole", "y = c + b / max(a - x, 1e-12)", bounds={"a": (5, 20), "b": (0, 5)}, known=("x", "y"))
+    options = {"starts": 16, "residuals": "linear"}
+    start = list(range(6))
+    found = replay_budgets(pool, law, "cost", held_out, [0.6], start, **options)  # type: ignore[arg-type]
+    alone = replay_budgets(pool, law, "cost", held_out, [0.6], start, average=False, **options)  # type: ignore[arg-type]
+    assert alone.predictions[0, 1] > 1e9 and 0 < found.predictions[0, 1] < 10
+    assert found.predictions[0, 0] == pytest.approx(3.25, rel=1e-3)
+
+
 def test_outcomes_that_are_not_bought_and_held_out_ones_are_not_looked_at() -> None:
     pool, held_out = study()
     found = replayed(pool, held_out)
