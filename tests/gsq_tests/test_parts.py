@@ -103,6 +103,44 @@ def test_what_is_refused(values: dict[str, Any], names: tuple[str, ...]) -> None
     assert all(name in str(refused.value) for name in names), refused.value
 
 
+BROKEN = """
+from gsq.data.manifest import build_manifest
+from gsq.templates.quantizer import Mine
+
+class NoQuantizer: pass
+class Unfinished(Mine):
+    def __init__(self, latent_dim): raise RuntimeError("no luck")
+def empty(config): return build_manifest("mine", [], [])
+def absent(config): return open("/no/such/list.txt")
+def ends(config): raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "names"),
+    [
+        ("quantizer.kind", "NoQuantizer", ("gsq.quantizers.Quantizer",)),
+        ("quantizer.kind", "Unfinished", ("no luck", "broken_parts.py, line 7")),
+        ("model.kind", "NoQuantizer", ("'encoder'",)),
+        ("data.kind", "empty", ("0 training", "at least 1 and 2")),
+        ("data.kind", "absent", ("/no/such/list.txt", "broken_parts.py, line 9")),
+        ("data.kind", "ends", ("SystemExit", "broken_parts.py, line 10")),
+    ],
+)
+def test_a_part_that_fails_is_named_with_its_line(key: str, name: str, names: tuple[str, ...], module: Module) -> None:
+    path = f"{module('broken_parts', BROKEN)}:{name}"
+    config = override(BASE, {key: path})
+    with pytest.raises(UserError) as refused:
+        manifest(config.data) if key == "data.kind" else cost(config)
+    assert all(one in str(refused.value) for one in (key, path, *names)), refused.value
+
+
+def test_a_module_that_ends_the_program_is_refused(module: Module) -> None:
+    path = f"{module('a_script', 'import sys; sys.exit(2)')}:Mine"
+    with pytest.raises(UserError, match=r"quantizer\.kind: 'a_script:Mine'.*__main__"):
+        override(BASE, {"quantizer.kind": path})
+
+
 def test_options_of_every_type_are_checked() -> None:
     part = ("own_parts:WithOptions", "model.kind")
     assert options_of(*part, {}) == {"width": 8, "rate": 0.5, "name": "plain", "sharp": False, "levels": (1, 2)}
