@@ -20,6 +20,7 @@ from gsq.config.signature import signature
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol
+from gsq.sweeps.spec.sweep import load_spec
 
 BASE = preset("cpu-tiny")
 QUANTIZER, MODEL, LOSS = (f"gsq.templates.{name}:Mine" for name in ("quantizer", "model", "loss"))
@@ -80,6 +81,13 @@ def test_options_are_keys_of_their_own_and_can_be_axes() -> None:
     assert sign(set_at_once) == sign(from_a_file)
     default = override(BASE, {"quantizer.kind": QUANTIZER})
     assert sign(override(default, {"quantizer.options.temperature": 1})) == sign(default) != sign(set_at_once)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_options_in_a_sweep_add_up_however_they_are_written(last: bool) -> None:
+    one, two = {"model.options.rate": 2}, {"model": {"kind": "own_parts:WithOptions", "options": {"width": 3}}}
+    given = two | one if last else one | two
+    assert load_spec({"name": "s", "base": "cpu-tiny", "set": given}).base.model.options == {"width": 3, "rate": 2}
 
 
 @pytest.mark.parametrize(
