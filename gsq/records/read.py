@@ -126,7 +126,7 @@ def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
             continue
         except (OSError, ValueError):
             status = None
-        if not _is_status(status):
+        if not is_status(status):
             unreadable.append(name)
             continue
         if status["state"] == RUNNING and os.path.exists(f"{path}/attempts/{number}/{KILLED}"):
@@ -148,7 +148,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _is_status(value: Any) -> bool:
+def is_status(value: Any) -> bool:
     """Whether the content of a status.json has the keys that every attempt writes."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), type_) for key, type_ in _TYPES.items()):
         return False

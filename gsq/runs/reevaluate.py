@@ -47,15 +47,17 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
 
     data: where the images lie now (default: the place recorded in the config). Raises UserError like ``read_finished``.
     """
-    import safetensors.torch
-
     from gsq.data.batches import ImageSource
     from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
+    from gsq.pretrained.state import load_exactly, read_tensors
 
     config, weights = read_finished(path)
     model = Autoencoder(config)
-    model.load_state_dict(safetensors.torch.load_file(weights))
+    try:
+        load_exactly(model, read_tensors(weights), str(weights))
+    except UserError as error:
+        raise DamagedRun(str(error)) from None
     where = data or config.data
     source = ImageSource(where, kept_on_disk(manifest(where), config.execution))
     return config, source, model.eval().requires_grad_(False)

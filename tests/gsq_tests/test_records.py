@@ -170,6 +170,14 @@ def test_config_is_written_once(folder: RunFolder) -> None:
         RunFolder(folder.path / "attempts").read_config()
 
 
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [\n", b"\xff\xfe\x00"])
+def test_a_damaged_config_is_named(folder: RunFolder, content: bytes) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml: holds no config"):
+        folder.read_config()
+
+
 def test_status_is_replaced_at_once(folder: RunFolder) -> None:
     """A reader beside a busy writer sees one whole status or another, never a part or nothing."""
     made = folder.new_attempt()
