@@ -20,6 +20,10 @@ from gsq.config.signature import signature
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol
+from gsq.files import write_json
+from gsq.records.folder import RunFolder
+from gsq.runs.provenance import environment
+from gsq.runs.reevaluate import DamagedRun, read_finished
 from gsq.sweeps.spec.sweep import load_spec
 
 BASE = preset("cpu-tiny")
@@ -180,6 +184,21 @@ def test_the_source_of_what_trains_is_signed_and_that_of_a_metric_is_not(module:
     after = identities()
     assert [one != other for one, other in zip(before, after, strict=True)] == [True, False, False, True]
     assert after[1] == sign(BASE)
+
+
+def test_weights_are_not_used_with_other_code_than_trained_them(module: Module, tmp_path: Path) -> None:
+    text = "from gsq.templates.quantizer import Mine\n"
+    path = f"{module('own_codes', text)}:Mine"
+    config, run = override(BASE, {"quantizer.kind": path}), RunFolder.of(tmp_path, "abcdef123456")
+    run.write_config(to_dict(config))
+    attempt = run.new_attempt().path
+    (attempt / "model.safetensors").touch()
+    write_json(attempt / "env.json", environment(config, "cpu"))
+    assert read_finished(run.path)[0] == config
+    before = source_sha256(path)[:12]
+    module("own_codes", text + "Mine.scale = 2\n")
+    with pytest.raises(DamagedRun, match=rf"quantizer\.kind: was trained with {path}@{before}.*{path}@.*PYTHONPATH"):
+        read_finished(run.path)
 
 
 def test_features_of_before_their_source_was_hashed_still_count(module: Module) -> None:
