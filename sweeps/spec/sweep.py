@@ -165,7 +165,7 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 check_recorded(key, part[key], f"{where}: axes")
     seen = {_axis_key(key, where, others) for part in (axes, *groups) for key in part}
     horizons = next((values for key, values in axes.items() if SHORT_NAMES.get(key, key) == "train.steps"), [])
-    if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
+    if base.optimizer.schedule == "wsd" and all(type(n) is int for n in horizons) and sorted(horizons) != horizons:
         raise UserError(
             f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
             f"{sorted(set(horizons))}"

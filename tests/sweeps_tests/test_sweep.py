@@ -206,6 +206,8 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("huge powers", "axes: {codebook_size: {log2: [1, 1000000]}}", ("codebook_size", "2^1000000", "62")),
     ("huge logspace", "axes: {learning_rate: {logspace: [1, 2, 1000000000]}}", ("learning_rate", "1,000,000")),
     ("huge grid", "axes: {seed: {range: [1, 9999]}, steps: {range: [1, 9999]}}", ("9999 x 9999", "99,980,001")),
+    ("huge number", f"axes: {{seed: [{'9' * 5000}]}}", ("sweep.yaml", "4300 digits")),
+    ("deep list", f"axes: {{seed: {'[' * 900}1{']' * 900}}}", ("sweep.yaml", "nested too deeply")),
     ("huge name", f"name: {'n' * 300}", ("name", "300 bytes", "200")),
     ("short helper", "axes: {codebook_size: {log2: [6]}}", ("codebook_size", "[6]", "{log2: [a, b]}")),
     ("helper backwards", "axes: {codebook_size: {log2: [10, 6]}}", ("codebook_size", "[10, 6]", "above")),
