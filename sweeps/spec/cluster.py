@@ -39,6 +39,8 @@ EXPRESSIONS = ("memory_gb", "minutes")
 WORDED = (*EXPRESSIONS, "cells_in_turn")
 # For each kind, the key that says how much runs at the same time in the other kind, and would be ignored.
 OF_THE_OTHER = {"local": "parallel", "slurm": "workers"}
+# Keys that only a scheduler reads.
+SCHEDULED = ("partition", "account", "qos", "constraint", "dependency", "setup", "sbatch")
 # Keys with keys of their own.
 SECTIONS: dict[str, type[Container] | type[Tracking]] = {"container": Container, "tracker": Tracking}
 
@@ -129,6 +131,11 @@ class Cluster:
             choose("resume", failure, RESUME)
             choose(f"resume: {failure}", who, WHO)
         self._check_sbatch()
+        if self.kind == "local" and (given := next((key for key in SCHEDULED if getattr(self, key)), None)):
+            raise UserError(
+                f"{given}: {getattr(self, given)!r}: is for SLURM, and the queue on this machine ignores it; write "
+                "kind: slurm, or leave it out"
+            )
         if self.kind == "local" and self.container:
             raise UserError(
                 "container: the queue on this machine runs no containers; start gsq inside the image instead, or write "
