@@ -327,13 +327,13 @@ def _set_pairs(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any
             yield from [(key, inner)] if options is None else ((f"{key}.{option}", v) for option, v in options.items())
 
 
-def _refuse_twice(names: Iterable[str], key_of: Callable[[str, str], str], where: str) -> None:
+def _refuse_twice(given: Iterable[str], key_of: Callable[[str, str], str], where: str) -> None:
     """Raise UserError where two names are one config key, of which one value would be lost."""
     seen: dict[str, str] = {}
-    for name in names:
+    for name in given:
         if (full := key_of(name, where)) in seen:
-            other = f"as '{seen[full]}' and '{name}'" if seen[full] != name else f"'{name}'"
-            raise UserError(f"{where}: {full} is given twice, {other}; leave one of them out")
+            names = " and ".join(f"'{one}'" for one in dict.fromkeys((seen[full], name)))
+            raise UserError(f"{where}: {full} is given twice, as {names}; leave one of them out")
         seen[full] = name
 
 
