@@ -169,6 +169,9 @@ class Cluster:
             )
 
     def _check_sbatch(self) -> None:
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise UserError(f"environment: {name!r} is not the name of a variable: letters, digits and '_'")
         for key in self.sbatch:
             if key in SBATCH_KEYS:
                 hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""

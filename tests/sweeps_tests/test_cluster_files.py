@@ -74,6 +74,7 @@ def test_an_unknown_key_is_answered_with_every_key_and_its_default() -> None:
         ("memory_gb: open('x')", ("memory_gb", "open")),
         ("cells_per_job: 2\nnodes: 2", ("cells_per_job", "on one node")),
         ("kind: slurm\ncells_per_job: 2\ngpus: 3", ("cells_per_job", "3 GPUs")),
+        ("environment: {'A B': 1}", ("environment", "'A B'", "letters")),
         ("partition: gpu", ("partition", "'gpu'", "kind: slurm")),
         ("kind: local\nsetup: module load cuda", ("setup", "module load cuda", "kind: slurm")),
         ("kind: local\ncells_per_job: 2", ("cells_per_job", "torchrun")),
