@@ -45,7 +45,7 @@ def run_sweep(sweep: str, how: Submitting, output: Path | None, command: str) ->
     from gsq.cli.wording import duration
     from gsq.data.manifest import KINDS
     from gsq.sweeps.running.search import submit_search
-    from gsq.sweeps.tables.gather import RESULTS
+    from gsq.sweeps.tables.gather import RESULTS, require_table
     from gsq.sweeps.tracking.tracker import require_package
 
     unevaluated: dict[str, str] = {}
@@ -56,7 +56,7 @@ def run_sweep(sweep: str, how: Submitting, output: Path | None, command: str) ->
     require_outputs({"--output": output})
     target = sweeps.load_cluster(how.cluster)
     plan = make(sweep, how.cells, micro_batch=how.micro_batch, cluster=target)
-    require_outputs({"results table": output or RESULTS / f"{plan.name}.parquet"})
+    require_table(output or RESULTS / f"{plan.name}.parquet")
     if target.tracker is not None:
         require_package(target.tracker.to)
     for data in plan.data:

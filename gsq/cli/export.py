@@ -42,7 +42,7 @@ def export_command(
     Options:
         --latex  Write LaTeX, with the rules of booktabs.
         --csv  Write CSV, in full precision.
-        --markdown  Write Markdown (the default).
+        --markdown  Write Markdown (the default, but for an --output that ends in .csv or .tex).
         --column COLUMN  A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db,
             ssim, lpips and usage, as far as measured. `gsq results describe` lists the columns.
         --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, except
@@ -67,7 +67,8 @@ def export_command(
     frame = load(table, protocol, where)
     names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
     exported = analysis.export_table(frame, names, keys, digits=digits, best=directions)
-    text = exported.text(forms[0] if forms else "markdown")  # type: ignore[arg-type]
+    named = {".csv": "csv", ".tex": "latex"}.get(output.suffix if output else "", "markdown")
+    text = exported.text(forms[0] if forms else named)  # type: ignore[arg-type]
     if exported.left_out:
         typer.echo(f"Warning: {exported.left_out}.", err=True)
     save_or_print(text, output)

@@ -259,7 +259,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{place}: YAML syntax error: {error.problem or error.context}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: lists or mappings in it are nested too deeply") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(container, dict):
         raise UserError(f"{path}: a mapping of keys to values is needed, found a {type(container).__name__}")

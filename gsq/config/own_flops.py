@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from gsq.config.parts import Options, options_of
+from gsq.config.parts import TAKEN, Options, blamed, options_of
 from gsq.errors import UserError
 
 
@@ -32,7 +32,9 @@ def measured(
     """
     import torch
 
-    build = getattr(part, function) if function else part
+    build = getattr(part, function, None) if function else part
+    if build is None:
+        raise UserError(f"{key}: '{name}' has no function '{function}'; needed is {TAKEN[key]}")
     chosen = options_of(name, key, options)
     error: Exception | None = None
     for device in ("meta", "cpu"):
@@ -75,7 +77,9 @@ def _run(build: Callable[[], Any], shapes: tuple[tuple[int, ...], ...], device: 
 def _quantizer_parameters(part: Any, model: Any, quantizer: Any, config: Held) -> int:
     import torch
 
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with blamed("quantizer.kind", quantizer.kind), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        if not (isinstance(part, type) and issubclass(part, torch.nn.Module) and hasattr(part, "build")):
+            raise UserError(f"quantizer.kind: '{quantizer.kind}' is not {TAKEN['quantizer.kind']}, which is needed")
         return sum(p.numel() for p in part.build(config.value).parameters())
 
 

@@ -15,8 +15,9 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
@@ -87,6 +88,11 @@ def load(name: str, key: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = imported(module_name)
+    except SystemExit as end:
+        raise UserError(
+            f"{key}: '{name}': its module ends the program while it is imported (exit code {end.code}); put what it "
+            "does as a script below if __name__ == '__main__'"
+        ) from end
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
@@ -102,6 +108,24 @@ def load(name: str, key: str) -> Any:
             f"{TAKEN.get(key) or OTHERS[key.rpartition(' ')[2]]}"
         )
     return found
+
+
+@contextmanager
+def blamed(key: str, name: str) -> Iterator[None]:
+    """Let a UserError name the part, and the line of its module, where calling it raises or ends the program."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (UserError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+        at = [frame for frame in frames if frame.filename == file] or frames
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{key}: '{name}' fails with {type(error).__name__}: {reason} ({at[-1].filename}, line {at[-1].lineno})"
+        ) from error
 
 
 def options_of(name: str, key: str, given: Mapping[str, Any]) -> dict[str, Any]:

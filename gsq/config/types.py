@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from gsq.errors import UserError
@@ -11,6 +12,8 @@ NEEDED = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def check_type(value: Any, wanted: type, where: str) -> None:
     """Raise UserError unless ``value`` has the type; a whole number can stand for a float, a list for a tuple."""
+    if wanted is float and type(value) is int and abs(value) > sys.float_info.max:
+        raise UserError(f"{where}: the whole number is larger than any float; write a smaller one")
     if type(value) is wanted or (wanted, type(value)) in ((float, int), (tuple, list)):
         return
     name = "list" if wanted is tuple else wanted.__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ def decode(data: bytes) -> Image.Image:
 
 
 def measure(image: Path | bytes) -> tuple[int, int]:
-    """Width and height of a usable image. Raises BrokenImageError like ``decode``, and SmallImageError.
+    """Width and height of a usable image. Raises BrokenImageError like ``decode``, SmallImageError, and OSError for a
+    file that the system does not let it read.
 
     Takes the steps of ``decode``, for a JPEG at an eighth of its size, which also reads the file to its end.
     """
@@ -121,7 +123,8 @@ def broken(image: Path | bytes) -> str:
 
 @contextmanager
 def _opened(image: Path | bytes) -> Iterator[Image.Image]:
-    """Open an image that is usable as far as its start tells. Errors of decoders become BrokenImageError."""
+    """Open an image that is usable as far as its start tells. Errors of decoders become BrokenImageError, but not those
+    of the file system, which say nothing of the image (permission, a server that is away)."""
     try:
         if not (image.stat().st_size if isinstance(image, Path) else len(image)):
             raise BrokenImageError("empty")
@@ -131,6 +134,9 @@ def _opened(image: Path | bytes) -> Iterator[Image.Image]:
     except (BrokenImageError, MemoryError):
         raise
     except Exception as error:
+        # EINVAL is a seek to where a damaged file points.
+        if isinstance(image, Path) and isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         # Decoders raise anything: struct.error, KeyError, zlib.error, RuntimeError.
         raise BrokenImageError(_reason(error)) from None
 

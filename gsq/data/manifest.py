@@ -298,11 +298,12 @@ def complete(
     if {one.split for one in used}.issuperset(SPLITS):
         left_out += [LeftOut(one.file.name, "split", one.split) for one in used if one.split not in SPLITS]
     train, validation = _split(used, config.validation_share)
-    broken = [one for one in left_out if one.kind == "broken"]
+    unusable = ("broken", "unreadable")
+    broken = [one for one in left_out if one.kind in unusable]
     readable = len(train) + len(validation)
     # One validation image has no covariance.
     if not train or len(validation) < 2:
-        lines = [*described(one for one in left_out if one.kind != "broken"), *notes]
+        lines = [*described(one for one in left_out if one.kind not in unusable), *notes]
         raise UserError(
             f"data.path: {where} gives {len(train)} training and {len(validation)} validation images of {readable} "
             f"readable ones ({len(broken)} broken{''.join(f'; {line}' for line in lines)}); add images, make train and "
@@ -312,8 +313,8 @@ def complete(
     if len(broken) > config.max_broken * (readable + len(broken)):
         raise UserError(
             f"data.path: {len(broken)} of the {readable + len(broken)} images of {where} are broken "
-            f"({some(one.name for one in broken)}), more than data.max_broken {config.max_broken:g} allows; mend or "
-            "remove them, or raise it"
+            f"or cannot be opened ({some(one.name for one in broken)}), more than data.max_broken "
+            f"{config.max_broken:g} allows; mend or remove them, or raise it"
         )
     made = build_manifest(config.kind, train, validation, tuple(left_out))
     more = [*notes, *_enlarged(config, made), *_renewed(config, candidates, made)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
-from gsq.config.parts import is_path, load, options_of
+from gsq.config.parts import blamed, is_path, load, options_of
 from gsq.config.run import DataConfig
 from gsq.data.manifest import ImageFile, Manifest, build_manifest
 from gsq.errors import UserError
@@ -51,12 +49,17 @@ def manifest(config: DataConfig) -> Manifest:
     whole folder is missing."""
     if is_path(config.kind):
         make, options = load(config.kind, "data.kind"), options_of(config.kind, "data.kind", config.options)
-        with redirect_stdout(sys.stderr):
+        with blamed("data.kind", config.kind):
             made = make(config, **options)
         if not isinstance(made, Manifest):
             raise UserError(
                 f"data.kind: '{config.kind}' returned a {type(made).__name__}; a gsq.data.manifest.Manifest is needed "
                 "(build_manifest makes one)"
+            )
+        if not made.train or len(made.validation) < 2:
+            raise UserError(
+                f"data.kind: '{config.kind}' gives {len(made.train)} training and {len(made.validation)} validation "
+                "images; at least 1 and 2 are needed"
             )
         return made
     if config.kind == "photos":

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gsq.errors import UserError
-from gsq.pretrained.state import load_exactly
-from gsq.tokenizer.flex_gen import read_tensors
+from gsq.pretrained.state import load_exactly, read_tensors
 
 Renames = Sequence[tuple[str, str]]
 Peer = TypeVar("Peer", bound=nn.Module)

@@ -1,10 +1,16 @@
-"""Frozen networks, and loading exactly the tensors that a module has."""
+"""Frozen networks, files of tensors, and loading exactly the tensors that a module has."""
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Mapping
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gsq.errors import UserError
@@ -40,3 +46,27 @@ def load_exactly(model: nn.Module, state: Mapping[str, Tensor], where: str, assi
     if broken:
         raise UserError(f"{where}: weights that are not finite numbers: {', '.join(broken[:3])}")
     model.load_state_dict(dict(state), assign=assign)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The content of a .safetensors or torch.save file of tensors and plain values. Raises UserError."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings():
+            # torch warns of pickle protocols in a damaged file.
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors and plain values, which gsq does not unpickle, because that could run "
+            "any code"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, a state dict is needed")
+    return found

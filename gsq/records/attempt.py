@@ -23,6 +23,8 @@ KILLED = "killed.txt"
 TIMINGS = ("images_per_second", "loader_wait_seconds")
 # Seconds without a heartbeat after which a running attempt that no scheduler knows counts as lost.
 STALE_SECONDS = 60.0
+# A heartbeat later than this from now is of a clock that was wrong, not of a process that is alive [s].
+AHEAD_SECONDS = 3600.0
 
 
 def slurm_job() -> str:

@@ -96,14 +96,18 @@ class RunFolder:
             write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.yaml. Raises UserError if this is not a run folder."""
+        """The content of config.yaml. Raises UserError if this is not a run folder, or the file is damaged."""
         import yaml
 
+        file = self.path / "config.yaml"
         try:
-            values = yaml.safe_load((self.path / "config.yaml").read_text())
+            values = yaml.safe_load(file.read_text())
         except OSError:
             raise UserError(f"{self.path}: not a run folder, it has no config.yaml") from None
-        assert isinstance(values, dict)
+        except (ValueError, yaml.YAMLError):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: holds no config, so it was damaged or is not gsq's; copy the run folder again")
         return values
 
 

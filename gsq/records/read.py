@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gsq.files import write_text
-from gsq.records.attempt import DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS
+from gsq.records.attempt import AHEAD_SECONDS, DONE, FAILED, KILLED, PRUNED, RUNNING, STALE_SECONDS
 from gsq.records.folder import RunFolder, attempt_numbers, device_seconds, probed, read_peer_error
 
 
@@ -63,8 +63,9 @@ class RunRecord:
     """Who pruned the run; to anyone else it is unfinished."""
 
     def stale(self, now: float) -> bool:
-        """True if the status says running, but the heartbeat is older than STALE_SECONDS."""
-        return self.state == RUNNING and now - self.heartbeat > STALE_SECONDS
+        """True if the status says running, but the heartbeat is older than STALE_SECONDS, or AHEAD_SECONDS in the
+        future: a folder of another machine, or of a clock that was set back."""
+        return self.state == RUNNING and not -AHEAD_SECONDS <= now - self.heartbeat <= STALE_SECONDS
 
 
 def read_run(folder: RunFolder) -> RunRecord:
@@ -126,7 +127,7 @@ def _statuses(path: str) -> tuple[int, list[dict[str, Any]], list[str]]:
             continue
         except (OSError, ValueError):
             status = None
-        if not _is_status(status):
+        if not is_status(status):
             unreadable.append(name)
             continue
         if status["state"] == RUNNING and os.path.exists(f"{path}/attempts/{number}/{KILLED}"):
@@ -148,7 +149,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _is_status(value: Any) -> bool:
+def is_status(value: Any) -> bool:
     """Whether the content of a status.json has the keys that every attempt writes."""
     if not isinstance(value, dict) or not all(isinstance(value.get(key), type_) for key, type_ in _TYPES.items()):
         return False

@@ -63,7 +63,7 @@ def declared_data(config: ProgramConfig) -> str:
             found = declared(plain(config.keys))
     except UserError as error:
         raise UserError(f"program: data() of {config.program}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"program: data() of {config.program} failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, str) or not found:
         raise UserError(

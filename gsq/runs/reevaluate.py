@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsq.config.overrides import load_config
+from gsq.config.parts import load, named_parts, source_sha256
 from gsq.config.run import DataConfig, RunConfig
 from gsq.data.sources import manifest
 from gsq.errors import UserError
+from gsq.files import read_json
 from gsq.records.folder import RunFolder, probed
 from gsq.records.read import newest_file, read_evaluations
 
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class DamagedRun(UserError):
-    """A run folder without config or weights."""
+    """A run folder without config or weights, or with weights of code that is no longer there."""
 
 
 def read_finished(path: Path) -> tuple[RunConfig, Path]:
     """Config of a finished run, and the file of its averaged weights.
 
-    Raises DamagedRun if this is no run folder, or the run is not finished.
+    Raises DamagedRun if this is no run folder, the run is not finished, or the source of a quantizer or model of a
+    user's own has changed since, because other code would make something else of the weights.
     """
     folder = RunFolder(path)
     try:
@@ -39,7 +42,23 @@ def read_finished(path: Path) -> tuple[RunConfig, Path]:
     weights = newest_file(folder, "model.safetensors")
     if weights is None:
         raise DamagedRun(f"{path}: has no model.safetensors; the run has not finished training")
-    return load_config(values, where=str(path / "config.yaml"), finished=True), weights
+    config = load_config(values, where=str(path / "config.yaml"), finished=True)
+    _require_source(config, path, read_json(weights.parent / "env.json"))
+    return config, weights
+
+
+def _require_source(config: RunConfig, path: Path, environment: Any) -> None:
+    trained = json.loads((environment or {}).get("parts") or "{}")
+    for key, names in named_parts(config).items():
+        if key in ("model.kind", "quantizer.kind") and key in trained:
+            load(names[0], key)
+            now = f"{names[0]}@{source_sha256(names[0])[:12]}"
+            if trained[key] != now:
+                raise DamagedRun(
+                    f"{path}: {key}: was trained with {trained[key]}, and the source here is {now}, which may compute "
+                    "something else from its weights; restore that source, or put the copy that the sweep's jobs ran "
+                    f"on PYTHONPATH ({RunFolder(path).runs / 'sweeps' / 'NAME' / 'source' / 'HASH'})"
+                )
 
 
 def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig, ImageSource, Autoencoder]:
@@ -47,15 +66,17 @@ def load_finished(path: Path, data: DataConfig | None = None) -> tuple[RunConfig
 
     data: where the images lie now (default: the place recorded in the config). Raises UserError like ``read_finished``.
     """
-    import safetensors.torch
-
     from gsq.data.batches import ImageSource
     from gsq.data.decoded import kept_on_disk
     from gsq.models.autoencoder import Autoencoder
+    from gsq.pretrained.state import load_exactly, read_tensors
 
     config, weights = read_finished(path)
     model = Autoencoder(config)
-    model.load_state_dict(safetensors.torch.load_file(weights))
+    try:
+        load_exactly(model, read_tensors(weights), str(weights))
+    except UserError as error:
+        raise DamagedRun(str(error)) from None
     where = data or config.data
     source = ImageSource(where, kept_on_disk(manifest(where), config.execution))
     return config, source, model.eval().requires_grad_(False)

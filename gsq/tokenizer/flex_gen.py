@@ -15,7 +15,6 @@ import json
 import math
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from gsq.config.model import DEFAULT_MULTIPLIERS, ModelConfig
 from gsq.config.quantizer import QuantizerConfig
 from gsq.config.run import RunConfig
 from gsq.errors import UserError
+from gsq.pretrained.state import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -258,34 +258,6 @@ def is_authors(state: Mapping[str, Any]) -> bool:
 def _strip(state: Mapping[str, Any]) -> dict[str, Any]:
     """Remove the prefixes that DistributedDataParallel and torch.compile add to each name."""
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(key)): value for key, value in state.items()}
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """The content of a .safetensors or torch.save file of tensors and plain values. Raises UserError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with warnings.catch_warnings():
-            # torch warns of pickle protocols in a damaged file.
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds more than tensors and plain values, which gsq does not unpickle, because that could run "
-            "any code"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds a {type(found).__name__}, a state dict is needed")
-    return found
 
 
 def _beside(path: Path) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from gsq.errors import UserError, choose
 from gsq.files import read_json, sha256_of, temporary
 from gsq.metrics.reconstruction import from_uint8
 from gsq.models.autoencoder import Autoencoder
-from gsq.pretrained.state import load_exactly
+from gsq.pretrained.state import load_exactly, read_tensors
 from gsq.records.folder import RunFolder, runs_root
 from gsq.runs.reevaluate import read_finished
 from gsq.tokenizer.card import CARD_FILE, origin_of_run, require_license, write_card
-from gsq.tokenizer.flex_gen import find_checkpoint, read_checkpoint, read_tensors
+from gsq.tokenizer.flex_gen import find_checkpoint, read_checkpoint
 from gsq.tokenizer.hub import download, is_repository, push, require_repository
 from gsq.training.checkpoint import save_tensors
 

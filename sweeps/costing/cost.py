@@ -156,7 +156,8 @@ def _other_runs(folder: SweepFolder, device: str, known: set[str], program: str)
     program: only its runs count; empty for those of gsq's own training.
     """
     found: dict[str, list[Measured]] = {}
-    paths = (path for prefix in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) for path in sorted(prefix.iterdir()))
+    prefixes = (path for path in sorted(folder.runs.glob("[0-9a-f][0-9a-f]")) if path.is_dir())
+    paths = (path for prefix in prefixes for path in sorted(prefix.iterdir()))
     for path in islice(paths, OPENED_RUNS):
         run = RunFolder(path)
         if path.name in known or not _timed(record := read_run(run), device):

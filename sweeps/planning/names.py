@@ -76,15 +76,25 @@ class CellNames:
         """Steps by the mean cost of a step, in which a discriminator that starts late counts for its part."""
         steps = int(value_of(self.override.base, one.key))
         for _ in range(TURNS):
-            given = {**self.axes, **self.keys, one.key: steps}
-            names, last = CellNames(self.override, given, self.derivations, self.recorded), steps
-            try:
-                steps = one.rounded(one.expression.value(names))
-            except UserError as error:
-                raise UserError(f"{error} (derive: {one.text} is {steps!r})") from None
+            steps, last = self._turned(one, steps), steps
             if abs(steps - last) <= 1:
-                break
-        return steps
+                return steps
+        # A discriminator that costs more than the rest makes the turns jump to and fro over what they look for.
+        low, high = sorted((steps, last))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._turned(one, middle) >= middle else (low, middle)
+        if abs((given := self._turned(one, low)) - low) > max(2, 0.05 * low):
+            raise UserError(f"{one.expression.where}: '{one.text}' has no solution near {low}, which gives {given}")
+        return low
+
+    def _turned(self, one: Derivation, steps: int) -> int:
+        """The steps by the cost of a step in a run of so many steps."""
+        names = CellNames(self.override, {**self.axes, **self.keys, one.key: steps}, self.derivations, self.recorded)
+        try:
+            return int(one.rounded(one.expression.value(names)))
+        except UserError as error:
+            raise UserError(f"{error} (derive: {one.text} is {steps!r})") from None
 
     def _cost(self, name: str) -> float:
         if name == "images":

@@ -18,7 +18,7 @@ from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE, RUNNING
 from gsq.records.folder import RunFolder, probe_files, probed, runs_root
-from gsq.records.read import newest_file, read_run
+from gsq.records.read import is_status, newest_file, read_run
 from gsq.runs.warm_start import planned_start
 from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
 from gsq.sweeps.state.local import alive
@@ -221,7 +221,7 @@ def _may_be_alive(run: RunFolder) -> bool:
 
 def _attempt_may_be_alive(attempt: Path) -> bool:
     status = read_json(attempt / "status.json")
-    if not isinstance(status, dict):
+    if not is_status(status):
         return _age(attempt) < DEAD_SECONDS
     if status["state"] != RUNNING:
         return False

@@ -39,6 +39,8 @@ EXPRESSIONS = ("memory_gb", "minutes")
 WORDED = (*EXPRESSIONS, "cells_in_turn")
 # For each kind, the key that says how much runs at the same time in the other kind, and would be ignored.
 OF_THE_OTHER = {"local": "parallel", "slurm": "workers"}
+# Keys that only a scheduler reads.
+SCHEDULED = ("partition", "account", "qos", "constraint", "dependency", "setup", "sbatch")
 # Keys with keys of their own.
 SECTIONS: dict[str, type[Container] | type[Tracking]] = {"container": Container, "tracker": Tracking}
 
@@ -129,6 +131,11 @@ class Cluster:
             choose("resume", failure, RESUME)
             choose(f"resume: {failure}", who, WHO)
         self._check_sbatch()
+        if self.kind == "local" and (given := next((key for key in SCHEDULED if getattr(self, key)), None)):
+            raise UserError(
+                f"{given}: {getattr(self, given)!r}: is for SLURM, and the queue on this machine ignores it; write "
+                "kind: slurm, or leave it out"
+            )
         if self.kind == "local" and self.container:
             raise UserError(
                 "container: the queue on this machine runs no containers; start gsq inside the image instead, or write "
@@ -162,6 +169,9 @@ class Cluster:
             )
 
     def _check_sbatch(self) -> None:
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise UserError(f"environment: {name!r} is not the name of a variable: letters, digits and '_'")
         for key in self.sbatch:
             if key in SBATCH_KEYS:
                 hint = f"; use the key {SBATCH_KEYS[key]}" if SBATCH_KEYS[key] else ""

@@ -11,8 +11,8 @@ starts late.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -92,10 +92,10 @@ class Derivation:
 
 
 def _fitting(value: Any, wanted: type) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
         if wanted is int:
             return round(value)
-        if wanted is float:
+        if wanted is float and abs(value) < sys.float_info.max:
             return float(f"{value:.{DIGITS}g}")
     return value
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from gsq.config.overrides import read_yaml
 from gsq.config.parts import PATH, is_path, load
 from gsq.config.program import ProgramConfig, column_value, plain
 from gsq.errors import UserError
-from gsq.sweeps.schema.columns import BY_NAME, Column, fits
-from gsq.sweeps.spec.expressions import check_expression
+from gsq.sweeps.schema.columns import BY_NAME, LARGEST_INT, Column, fits
+from gsq.sweeps.spec.expressions import FUNCTIONS, Expression, check_expression
 
 # Keys of a sweep YAML that only a sweep with ``program`` has.
 PROGRAM_KEYS = {
@@ -28,10 +30,6 @@ PROGRAM_KEYS = {
 FREE_ROLES = ("axis", "derived", "metric")
 FREE = (*(c.name for c in BY_NAME.values() if c.role in FREE_ROLES), "parameters", "images_seen")
 TAKEN_ANYWAY = ("data", "levels", "other_axes", "repeat")
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "min": min, "max": max, "ceil": math.ceil, "floor": math.floor, "round": round,
-    "sqrt": math.sqrt, "log": math.log, "log2": math.log2, "exp": math.exp,
-}  # fmt: skip
 
 
 def check_name(name: str, where: str) -> str:
@@ -52,6 +50,8 @@ def _check_value(name: str, value: Any, where: str) -> None:
             )
         if isinstance(one, float) and not math.isfinite(one):
             raise UserError(f"{where}: {name}: {one!r} is not a finite number")
+        if isinstance(one, int) and abs(one) > LARGEST_INT:
+            raise UserError(f"{where}: {name}: {one} does not fit the results table; at most {LARGEST_INT}, or a float")
 
 
 def kind_of(value: Any) -> str:
@@ -99,6 +99,7 @@ class Program:
         columns: dict[str, Any] = {}
         for name, text in self.formulas.items():
             columns[name] = self._typed(name, _number(text, {**keys, **columns}, f"columns: {name}"))
+            _check_value(name, columns[name], "columns")
         counts = {name: float(_number(text, {**keys, **columns}, name)) for name, text in self.estimates.items()}
         for name, value in {**keys, **columns}.items():
             stored = column_value(tuple(value) if isinstance(value, list) else value)
@@ -119,16 +120,17 @@ class Program:
         return float(value) if name in self.floats else value
 
 
-def _number(text: str, names: Mapping[str, Any], where: str) -> int | float:
-    """Evaluate a formula, by simpleeval, never by eval. Raises UserError if its value is no finite number."""
-    from simpleeval import InvalidExpression, SimpleEval
+@lru_cache(1024)
+def _expression(text: str, where: str, names: tuple[str, ...]) -> Expression:
+    return Expression(text, where, names, FUNCTIONS)
 
-    try:
-        found = SimpleEval(functions=FUNCTIONS, names=dict(names)).eval(text)
-    except (InvalidExpression, ArithmeticError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{where}: '{text}': {str(error) or type(error).__name__}") from None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise UserError(f"{where}: '{text}' is {found!r}, not a finite number")
+
+def _number(text: str, names: Mapping[str, Any], where: str) -> int | float:
+    """Evaluate a formula. Raises UserError if its value is no finite number."""
+    found = _expression(text, where, tuple(names)).value(names.__getitem__)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) <= sys.float_info.max:
+        shown = "larger than any float" if type(found) is int else f"{found!r}, not a finite number"
+        raise UserError(f"{where}: '{text}' is {shown}")
     return found
 
 

@@ -29,10 +29,11 @@ flops: 6 * width**2 * tokens       # expressions for the plan (seconds: too); wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ KEYS = {
     "plan_for": "The cluster file for the estimates of gsq plan without --cluster.",
     **PROGRAM_KEYS,
 }
+
+MOST_CELLS = 1_000_000
+"""Combinations that a sweep may have before ``where``; gsq plan takes minutes for so many."""
+LONGEST_NAME = 200
+"""Bytes of a sweep's name, which file systems limit to 255 with what gsq adds to it."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,8 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
         raise UserError(
             f"{where}: name: {name!r} must be letters, digits, '-', '_' and '.'; it names folders and files"
         )
+    if (length := len(name.encode())) > LONGEST_NAME:
+        raise UserError(f"{where}: name: '{name[:20]}...' takes {length} bytes; file systems allow {LONGEST_NAME}")
     if values.get("program") is not None:
         return _of_program(values, folder, where, name)
     if strange := [key for key in PROGRAM_KEYS if key in values]:
@@ -157,7 +165,7 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 check_recorded(key, part[key], f"{where}: axes")
     seen = {_axis_key(key, where, others) for part in (axes, *groups) for key in part}
     horizons = next((values for key, values in axes.items() if SHORT_NAMES.get(key, key) == "train.steps"), [])
-    if base.optimizer.schedule == "wsd" and all(isinstance(n, int) for n in horizons) and sorted(horizons) != horizons:
+    if base.optimizer.schedule == "wsd" and all(type(n) is int for n in horizons) and sorted(horizons) != horizons:
         raise UserError(
             f"{where}: axes: steps: {horizons} are the horizons of optimizer.schedule 'wsd', which must ascend; write "
             f"{sorted(set(horizons))}"
@@ -171,7 +179,7 @@ def build_spec(values: dict[str, Any], folder: Path, where: str) -> Spec:
                 "study; move the keys to search.space, or give each cell a sweep of its own (set)"
             )
         search = read_search(values["search"], base, f"{where}: search")
-    fixed = seen | set(_set_keys(values.get("set") or {}, where))
+    fixed = seen | {key for key, _ in _set_pairs(values.get("set") or {}, where)}
     fixed |= {config_key(name, where) for name in (search.space if search else ())}
     derived = read_derive(values.get("derive"), recorded, fixed, f"{where}: derive")
     if base.optimizer.schedule == "wsd" and len(set(horizons)) > 1:
@@ -235,21 +243,21 @@ def _grid(
     """Return axes, zip and cases. key_of: the full key of a name, or UserError for one that is no key."""
     axes = _axes(values.get("axes") or {}, f"{where}: axes", key_of)
     listed = _listed(values, "zip", Mapping, where, "mappings of axes")
-    groups = [_axes(group, f"{where}: zip", key_of) for group in listed]
+    groups = [_axes(group, f"{where}: zip", key_of) for group in listed if group]
     for group in groups:
         lengths = {name: len(v) for name, v in group.items()}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{where}: zip: axes that move together need equally many values, got {lengths}")
     cases = _listed(values, "cases", Mapping, where, "mappings such as {groups: 8, latent_dim: 16}")
     for case in cases:
-        for key in case:
-            key_of(str(key), f"{where}: cases")
-    seen: set[str] = set()
-    for part in (axes, *groups):
-        for key in part:
-            if (full := key_of(key, where)) in seen:
-                raise UserError(f"{where}: axis '{key}' is given twice, in axes and zip or under two names")
-            seen.add(full)
+        _refuse_twice(map(str, case), key_of, f"{where}: cases")
+    _refuse_twice((key for part in (axes, *groups) for key in part), key_of, f"{where}: axes and zip")
+    counts = [*(len(v) for v in axes.values()), *(len(next(iter(group.values()))) for group in groups)]
+    if (count := prod(counts)) > MOST_CELLS:
+        raise UserError(
+            f"{where}: axes and zip: {' x '.join(map(str, counts))} values are {count:,} combinations; a sweep takes "
+            f"at most {MOST_CELLS:,}, so take fewer values (step: n), or search: in place of axes"
+        )
     return axes, tuple(groups), tuple({str(k): v for k, v in case.items()} for case in cases)
 
 
@@ -296,24 +304,37 @@ def _overridden(base: RunConfig, values: Any, where: str, chosen: QuantizerConfi
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {values!r} is not a mapping of keys to values")
     nested: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if name in SECTIONS and isinstance(value, Mapping):
-            nested.setdefault(str(name), {}).update(value)
-        else:
-            section, key = config_key(str(name), where).split(".", 1)
-            if key.startswith("options."):
-                key, value = "options", {**nested.get(section, {}).get("options", {}), key.split(".")[1]: value}
-            nested.setdefault(section, {})[key] = value
+    given = list(_set_pairs(values, where))
+    _refuse_twice((key for key, _ in given), lambda key, _: key, where)
+    for key, value in given:
+        section, name = key.split(".", 1)
+        part = nested.setdefault(section, {})
+        if name.startswith("options."):
+            part, name = part.setdefault("options", {}), name.split(".", 1)[1]
+        part[name] = value
     return load_config(nested, base, where, preset=chosen)
 
 
-def _set_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
-    """The config keys that ``set`` gives."""
+def _set_pairs(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """The config keys that ``set`` gives, with their values; options one by one."""
     for name, value in values.items():
         if name in SECTIONS and isinstance(value, Mapping):
-            yield from (f"{name}.{key}" for key in value)
+            pairs = [(f"{name}.{key}", inner) for key, inner in value.items()]
         else:
-            yield config_key(str(name), where)
+            pairs = [(config_key(str(name), where), value)]
+        for key, inner in pairs:
+            options = inner if key.endswith(".options") and isinstance(inner, Mapping) else None
+            yield from [(key, inner)] if options is None else ((f"{key}.{option}", v) for option, v in options.items())
+
+
+def _refuse_twice(given: Iterable[str], key_of: Callable[[str, str], str], where: str) -> None:
+    """Raise UserError where two names are one config key, of which one value would be lost."""
+    seen: dict[str, str] = {}
+    for name in given:
+        if (full := key_of(name, where)) in seen:
+            names = " and ".join(f"'{one}'" for one in dict.fromkeys((seen[full], name)))
+            raise UserError(f"{where}: {full} is given twice, as {names}; leave one of them out")
+        seen[full] = name
 
 
 def _axis_key(name: str, where: str, others: Collection[str]) -> str:
@@ -358,11 +379,17 @@ def _expand(helper: Mapping[Any, Any], where: str) -> list[Any]:
         first, last, count = arguments
         if not (first > 0 and last > 0 and isinstance(count, int) and count >= 2):
             raise UserError(f"{where}: {dict(helper)}: logspace needs positive ends and at least 2 values")
+        if count > MOST_CELLS:
+            raise UserError(f"{where}: {dict(helper)}: a sweep takes at most {MOST_CELLS:,} values")
         return [float(first * (last / first) ** (i / (count - 1))) for i in range(count)]
     first, last = arguments
+    if kind == "log2" and last >= 63:
+        raise UserError(f"{where}: {dict(helper)}: 2^{last} does not fit the results table; the largest exponent is 62")
     if first > last or (kind == "log2" and first < 0):
         raise UserError(
             f"{where}: {dict(helper)}: the first number must not be above the second, nor an exponent negative"
         )
     values = range(first, last + 1, step)
+    if len(values) > MOST_CELLS:
+        raise UserError(f"{where}: {dict(helper)}: {len(values):,} values; a sweep takes at most {MOST_CELLS:,}")
     return [2**e for e in values] if kind == "log2" else list(values)

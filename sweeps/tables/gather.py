@@ -76,13 +76,27 @@ def gather(
     return done.table
 
 
+def require_table(path: Path) -> None:
+    """Raise UserError unless a results table can be written to ``path`` without replacing another file's content."""
+    if problem := output_problem(path):
+        raise UserError(f"results table {path} {problem}")
+    if path.suffix != ".parquet":
+        raise UserError(f"results table {path} must end in .parquet; gsq export writes CSV, Markdown and LaTeX")
+    if path.exists():
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with suppress(OSError, pa.ArrowInvalid):  # A damaged table may be replaced.
+            if b"gsq_schema_version" not in (pq.read_schema(path).metadata or {}):
+                raise UserError(f"results table {path} is there already, as another Parquet file; name another")
+
+
 @collector_paused()
 def gathered(sweep: str | SweepFolder, output: Path | None = None, runs: Path | None = None) -> Gathered:
     """Like ``gather``, but returns its findings instead of printing warnings."""
     folder = sweep_folder(sweep, runs)
     path = output or RESULTS / f"{folder.name}.parquet"
-    if problem := output_problem(path):
-        raise UserError(f"results table {path} {problem}")
+    require_table(path)
     # Jobs, which take as much memory as records, have done their part once the states are known.
     found = replace(survey(folder), jobs={})
     begun = time.time()

@@ -98,6 +98,10 @@ def test_the_command_writes_one_format_whole(frame, command) -> None:
     assert done.exit_code == 0, done.output
     assert Path("a/t.tex").read_text() == export_table(frame, ["rfid"]).text("latex")
     assert "out_of_memory" in done.output and "a/t.tex" in done.output
+    # Without a format, the name of the file decides.
+    for name, form in (("b.csv", "csv"), ("c.tex", "latex"), ("d.md", "markdown")):
+        assert command("export", "t.parquet", "--column", "rfid", "--output", name).exit_code == 0
+        assert Path(name).read_text() == export_table(frame, ["rfid"]).text(form)
     for wrong in (["--latex", "--csv"], ["--best", "rfid"], ["--best", "rfid=up"], ["--where", "groups > 99"]):
-        refused = command("export", "t.parquet", *wrong, "--output", "b.tex")
-        assert isinstance(refused.exception, AnalysisError) and not Path("b.tex").exists(), wrong
+        refused = command("export", "t.parquet", *wrong, "--output", "e.tex")
+        assert isinstance(refused.exception, AnalysisError) and not Path("e.tex").exists(), wrong

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from image_sets import SMALL, contents, folder_config
 from pictures import picture
+from PIL import Image
 
 import gsq.data.folders
 import gsq.data.sources
 from gsq import UserError
 from gsq.config.run import DataConfig
 from gsq.data.batches import ImageSource
-from gsq.data.manifest import Manifest
+from gsq.data.manifest import Manifest, cache_folder
 from gsq.data.sources import PHOTOS, manifest
 
 
@@ -231,3 +235,21 @@ def test_more_broken_images_than_allowed_are_refused(folder: Path) -> None:
         manifest(folder_config(folder, max_broken=0.1))
     with pytest.raises(UserError, match=r"data\.max_broken: 1\.5 must be between 0 and 1"):
         folder_config(folder, max_broken=1.5)
+
+
+def test_an_image_that_the_system_does_not_open_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, opened = manifest(folder_config(folder)).fingerprint, Image.open
+    shutil.rmtree(cache_folder())
+
+    def away(file: object, *arguments: Any) -> Any:
+        if str(file).endswith(("01.png", "05.png", "09.png")):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(file, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", away)
+        found = manifest(folder_config(folder, max_broken=0.5))
+        assert found.summary().counts() == {"unreadable": 3} and found.fingerprint != before
+        with pytest.raises(UserError, match=r"data\.path: 3 of the 24 .*cannot be opened .*data\.max_broken 0\.1"):
+            manifest(folder_config(folder))
+    assert manifest(folder_config(folder)).fingerprint == before

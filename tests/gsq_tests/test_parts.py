@@ -20,6 +20,11 @@ from gsq.config.signature import signature
 from gsq.data.sources import manifest
 from gsq.errors import UserError
 from gsq.evaluation.protocol import protocol
+from gsq.files import write_json
+from gsq.records.folder import RunFolder
+from gsq.runs.provenance import environment
+from gsq.runs.reevaluate import DamagedRun, read_finished
+from gsq.sweeps.spec.sweep import load_spec
 
 BASE = preset("cpu-tiny")
 QUANTIZER, MODEL, LOSS = (f"gsq.templates.{name}:Mine" for name in ("quantizer", "model", "loss"))
@@ -82,6 +87,13 @@ def test_options_are_keys_of_their_own_and_can_be_axes() -> None:
     assert sign(override(default, {"quantizer.options.temperature": 1})) == sign(default) != sign(set_at_once)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_options_in_a_sweep_add_up_however_they_are_written(last: bool) -> None:
+    one, two = {"model.options.rate": 2}, {"model": {"kind": "own_parts:WithOptions", "options": {"width": 3}}}
+    given = two | one if last else one | two
+    assert load_spec({"name": "s", "base": "cpu-tiny", "set": given}).base.model.options == {"width": 3, "rate": 2}
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
@@ -101,6 +113,44 @@ def test_what_is_refused(values: dict[str, Any], names: tuple[str, ...]) -> None
     with pytest.raises(UserError) as refused:
         override(BASE, values)
     assert all(name in str(refused.value) for name in names), refused.value
+
+
+BROKEN = """
+from gsq.data.manifest import build_manifest
+from gsq.templates.quantizer import Mine
+
+class NoQuantizer: pass
+class Unfinished(Mine):
+    def __init__(self, latent_dim): raise RuntimeError("no luck")
+def empty(config): return build_manifest("mine", [], [])
+def absent(config): return open("/no/such/list.txt")
+def ends(config): raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "names"),
+    [
+        ("quantizer.kind", "NoQuantizer", ("gsq.quantizers.Quantizer",)),
+        ("quantizer.kind", "Unfinished", ("no luck", "broken_parts.py, line 7")),
+        ("model.kind", "NoQuantizer", ("'encoder'",)),
+        ("data.kind", "empty", ("0 training", "at least 1 and 2")),
+        ("data.kind", "absent", ("/no/such/list.txt", "broken_parts.py, line 9")),
+        ("data.kind", "ends", ("SystemExit", "broken_parts.py, line 10")),
+    ],
+)
+def test_a_part_that_fails_is_named_with_its_line(key: str, name: str, names: tuple[str, ...], module: Module) -> None:
+    path = f"{module('broken_parts', BROKEN)}:{name}"
+    config = override(BASE, {key: path})
+    with pytest.raises(UserError) as refused:
+        manifest(config.data) if key == "data.kind" else cost(config)
+    assert all(one in str(refused.value) for one in (key, path, *names)), refused.value
+
+
+def test_a_module_that_ends_the_program_is_refused(module: Module) -> None:
+    path = f"{module('a_script', 'import sys; sys.exit(2)')}:Mine"
+    with pytest.raises(UserError, match=r"quantizer\.kind: 'a_script:Mine'.*__main__"):
+        override(BASE, {"quantizer.kind": path})
 
 
 def test_options_of_every_type_are_checked() -> None:
@@ -134,6 +184,21 @@ def test_the_source_of_what_trains_is_signed_and_that_of_a_metric_is_not(module:
     after = identities()
     assert [one != other for one, other in zip(before, after, strict=True)] == [True, False, False, True]
     assert after[1] == sign(BASE)
+
+
+def test_weights_are_not_used_with_other_code_than_trained_them(module: Module, tmp_path: Path) -> None:
+    text = "from gsq.templates.quantizer import Mine\n"
+    path = f"{module('own_codes', text)}:Mine"
+    config, run = override(BASE, {"quantizer.kind": path}), RunFolder.of(tmp_path, "abcdef123456")
+    run.write_config(to_dict(config))
+    attempt = run.new_attempt().path
+    (attempt / "model.safetensors").touch()
+    write_json(attempt / "env.json", environment(config, "cpu"))
+    assert read_finished(run.path)[0] == config
+    before = source_sha256(path)[:12]
+    module("own_codes", text + "Mine.scale = 2\n")
+    with pytest.raises(DamagedRun, match=rf"quantizer\.kind: was trained with {path}@{before}.*{path}@.*PYTHONPATH"):
+        read_finished(run.path)
 
 
 def test_features_of_before_their_source_was_hashed_still_count(module: Module) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from gsq import UserError
 from gsq.files import read_json, write_json
-from gsq.records.attempt import STALE_SECONDS, Attempt
+from gsq.records.attempt import AHEAD_SECONDS, STALE_SECONDS, Attempt
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import (
     RunResults,
@@ -97,6 +97,8 @@ def test_stale(folder: RunFolder) -> None:
     attempt(folder, "running", 1, started=0.0)
     record = read_run(folder)
     assert not record.stale(10 + STALE_SECONDS) and record.stale(11 + STALE_SECONDS)
+    # A clock that is ahead of this one, and one that was wrong.
+    assert not record.stale(10 - AHEAD_SECONDS) and record.stale(9 - AHEAD_SECONDS)
     attempt(folder, "failed", 1, failure="error")
     assert not read_run(folder).stale(1e9)
 
@@ -168,6 +170,14 @@ def test_config_is_written_once(folder: RunFolder) -> None:
     assert folder.read_config() == {"model": {"latent_dim": 8}, "list": [1, 2]}
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder(folder.path / "attempts").read_config()
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [\n", b"\xff\xfe\x00"])
+def test_a_damaged_config_is_named(folder: RunFolder, content: bytes) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml: holds no config"):
+        folder.read_config()
 
 
 def test_status_is_replaced_at_once(folder: RunFolder) -> None:

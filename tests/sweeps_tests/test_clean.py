@@ -80,6 +80,17 @@ def test_clean_takes_what_no_reader_needs(four: Plan, folder: Path, write_run: W
     assert not any(files_of(sweeps.clean(), runs).values())
 
 
+def test_clean_leaves_damaged_runs_alone(four: Plan, folder: Path, write_run: WriteRun) -> None:
+    done, _, other, _ = four.cells
+    steps = done.config.train.steps
+    first, second = write_run(done, DONE, steps), write_run(other, RUNNING, 3)
+    (first.path / "config.yaml").write_text("")
+    (second.attempt_folders()[0] / "status.json").write_text('{"state": "running"}')
+    put(first.attempt_folders()[0], f"checkpoint-{steps:08d}.pt")
+    put(second.attempt_folders()[0], "checkpoint-00000004.partial")
+    assert files_of(sweeps.clean(dry_run=True), folder / "runs") == {}
+
+
 def test_clean_removes_decoded_images_that_no_process_uses(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

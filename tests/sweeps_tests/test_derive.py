@@ -59,6 +59,13 @@ def test_an_axis_of_budgets_gives_an_isoflop_grid(plan_of: PlanOf, start: str | 
             assert cell.config.loss.discriminator_start == round(cell.config.train.steps / 2)
 
 
+@pytest.mark.parametrize("budget", [8e11, 1e12, 2e12, 3e12])
+def test_a_discriminator_that_costs_more_than_the_rest_keeps_the_budget(plan_of: PlanOf, budget: float) -> None:
+    late = {"width": 8, "discriminator.kind": "stylegan", "loss.discriminator_start": 1000}
+    (cell,) = plan_of(set=late, axes={"flops_budget": [budget]}, derive={"steps": STEPS}).cells
+    assert cell.config.train.steps > 1000 and cell.cost.train_flops == pytest.approx(budget, rel=0.01)
+
+
 def test_constraints_see_derived_keys_and_spare_formulas_of_cells_left_out(plan_of: PlanOf) -> None:
     axes = {"width": [8, 16, 32], "goal": [1]}
     derive = {"steps": "goal * 100 / (32 - width)"}
@@ -105,6 +112,9 @@ MISTAKES = {
     "unknown name": ({"steps": "batch_sze * 2"}, ("'batch_sze'", "'batch_size'")),
     "unknown key": ({"stepz": "2"}, ("'stepz'", "'steps'")),
     "refused value": ({"steps": "16 - width"}, ("cell width=16", "train.steps", "steps = 16 - width is 0")),
+    "too large a float": ({"learning_rate": "10^400"}, ("learning_rate", "larger than any float")),
+    "too large a count": ({"seed": "10^400"}, ("train.seed", "does not fit")),
+    "no solution": ({"steps": "5 if flops_per_step > 9e8 else 3000"}, ("steps", "no solution")),
     "no steps": ({"steps": "1e3 / flops_per_step"}, ("cell width=8", "train.steps", "is 0")),
     "division by 0": ({"steps": "1 / (16 - width)^2 * 99"}, ("cell width=16", "steps", "division by zero")),
     "root of a negative": ({"learning_rate": "1e-3 * (12 - width)^0.5"}, ("cell width=16", "learning_rate")),

@@ -141,7 +141,11 @@ def test_a_table_that_cannot_be_written_is_refused_before_the_runs_are_read(
     submitted(plan_of())
     (tmp_path / "folder.parquet").mkdir()
     (tmp_path / "file").write_text("mine")
+    pd.DataFrame({"image": [1]}).to_parquet(tmp_path / "mine.parquet")
     monkeypatch.setattr(gathering, "survey", lambda folder: pytest.fail("the runs were read"))
-    for path in (tmp_path / "folder.parquet", tmp_path / "file" / "t.parquet"):
+    for path in (
+        *(tmp_path / name for name in ("folder.parquet", "mine.parquet", "file")),
+        tmp_path / "file/t.parquet",
+    ):
         with pytest.raises(UserError, match=str(path)):
             gather("s", path)

@@ -177,6 +177,9 @@ def test_where_and_plans_know_keys_and_columns(folder: Path) -> None:
         ({"columns": {"tokens": "16 * stepps"}}, ["columns: tokens", "stepps", "steps"]),
         ({"columns": {"width": "steps"}}, ["columns", "width"]),
         ({"columns": {"ratio": "1 / seed"}}, ["columns: ratio", "division"]),
+        ({"columns": {"tokens": "10^19"}}, ["tokens", "does not fit"]),
+        ({"columns": {"tokens": "10^400"}}, ["columns: tokens", "larger than any float"]),
+        ({"set": {"seed": 10**20}}, ["seed", "does not fit"]),
         ({"flops": "-width"}, ["flops", "-width"]),
         ({"where": "widht > 4"}, ["widht", "width"]),
         ({"base": "cpu-tiny"}, ["cpu-tiny"]),
@@ -187,6 +190,13 @@ def test_a_wrong_sweep_of_a_program_is_one_error(more: dict[str, Any], words: li
     with pytest.raises(UserError) as error:
         make_plan(load_spec(sweep(**more)))
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_formulas_have_the_grammar_of_all_expressions() -> None:
+    formulas = {"parameters": "12 * width^2", "large": "1 if width in [8] else 0"}
+    plan = make_plan(load_spec(sweep(columns=formulas, flops="parameters * 2^10")))
+    found = [(cell.config.values["parameters"], cell.config.values["large"], cell.config.flops) for cell in plan.cells]
+    assert found == [(192, 0, 192 * 1024), (768, 1, 768 * 1024)]
 
 
 def test_keys_of_programs_are_refused_without_one() -> None:

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gsq.cli.main import app
+from gsq.config.overrides import to_dict
+from gsq.config.presets import preset
 from gsq.errors import UserError
 from gsq.records.folder import RunFolder, runs_root
 from gsq.records.read import read_run
@@ -147,6 +149,17 @@ def test_a_changed_sweep_file_is_evaluated_without_training(folder: Path, monkey
     assert list(rows["num_images"]) == [8, 8, 8] and rows["asked"].all() and excluded.counts == {}
     for signature in rows["signature"]:
         assert read_run(RunFolder.of(runs_root(), signature)).attempts == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678 cut short"])
+def test_damaged_weights_are_named(folder: Path, content: bytes) -> None:
+    from gsq.runs.reevaluate import DamagedRun, load_finished
+
+    run = RunFolder.of(folder / "runs", "abcdef123456")
+    run.write_config(to_dict(preset("cpu-tiny")))
+    (run.new_attempt().path / "model.safetensors").write_bytes(content)
+    with pytest.raises(DamagedRun, match=r"attempts/1/model\.safetensors: cannot be read"):
+        load_finished(run.path)
 
 
 @pytest.mark.filterwarnings("ignore:rfid over")

@@ -102,6 +102,10 @@ zip:
     ]
 
 
+def test_an_empty_zip_changes_nothing() -> None:
+    assert cells("axes: {groups: [1, 2]}\nzip: [{}]") == cells("axes: {groups: [1, 2]}")
+
+
 def test_cases_alone_and_beside_axes() -> None:
     text = "cases: [{groups: 8, latent_dim: 16}, {seed: 3}]"
     assert cells(text) == [{"groups": 8, "latent_dim": 16}, {"seed": 3}]
@@ -196,6 +200,15 @@ MISTAKES: list[tuple[str, str, tuple[str, ...]]] = [
     ("axis in two zips", "zip: [{seed: [2]}, {seed: [1]}]", ("'seed'", "twice")),
     ("axis under two names", "axes: {groups: [1], quantizer.groups: [2]}", ("'quantizer.groups'", "twice")),
     ("axis twice in one mapping", "axes: {groups: [1], groups: [2]}", ("groups", "duplicate", "line 2")),
+    ("key twice in a case", "cases: [{groups: 1, quantizer.groups: 2}]", ("cases", "'quantizer.groups'", "twice")),
+    ("key twice in set", "set: {steps: 3, train: {steps: 4}}", ("set", "train.steps", "twice")),
+    ("huge range", "axes: {seed: {range: [0, 1000000000]}}", ("seed", "1,000,000,001", "1,000,000")),
+    ("huge powers", "axes: {codebook_size: {log2: [1, 1000000]}}", ("codebook_size", "2^1000000", "62")),
+    ("huge logspace", "axes: {learning_rate: {logspace: [1, 2, 1000000000]}}", ("learning_rate", "1,000,000")),
+    ("huge grid", "axes: {seed: {range: [1, 9999]}, steps: {range: [1, 9999]}}", ("9999 x 9999", "99,980,001")),
+    ("huge number", f"axes: {{seed: [{'9' * 5000}]}}", ("sweep.yaml", "4300 digits")),
+    ("deep list", f"axes: {{seed: {'[' * 900}1{']' * 900}}}", ("sweep.yaml", "nested too deeply")),
+    ("huge name", f"name: {'n' * 300}", ("name", "300 bytes", "200")),
     ("short helper", "axes: {codebook_size: {log2: [6]}}", ("codebook_size", "[6]", "{log2: [a, b]}")),
     ("helper backwards", "axes: {codebook_size: {log2: [10, 6]}}", ("codebook_size", "[10, 6]", "above")),
     ("helper step 0", "axes: {codebook_size: {log2: [6, 10], step: 0}}", ("codebook_size", "'step': 0", "step: n")),
