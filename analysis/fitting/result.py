@@ -248,6 +248,11 @@ class Fit:
             )
         return "\n".join([*lines, *(f"{name}: {one.text}" for name, one in by_output(self).items())])
 
+    def errors_text(self, digits: int = 4) -> str:
+        """ "RMSE 0.0416, log-RMSE 0.00743", without the latter where a value has no logarithm."""
+        relative = "" if np.isnan(self.log_rmse) else f", log-RMSE {self.log_rmse:.3g}"
+        return f"RMSE {self.rmse:.{digits}g}{relative}"
+
     def summary(self) -> str:
         """The formula with its numbers, one parameter a line, fit quality, and what was left out."""
         width = max(len(name) for name in self.parameters)

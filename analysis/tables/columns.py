@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import keyword
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def near_names(name: str, columns: Collection[object]) -> list[str]:
 
 def quoted(name: str) -> str:
     """``name`` as a formula has it: in backticks where it is not made of letters, digits, _ and dots alone."""
-    plain = _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
+    # Python reads some letters as others, such as the micro sign as a Greek mu.
+    same = unicodedata.normalize("NFKC", name) == name
+    plain = same and _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
     return name if plain else f"`{name}`"
 
 
