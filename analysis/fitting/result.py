@@ -353,6 +353,10 @@ def write_json(document: object, path: Path) -> None:
 def as_frame(where: Mapping[str, object]) -> pd.DataFrame:
     """Columns or scalars as a frame."""
     columns = {name: np.atleast_1d(np.asarray(value)) for name, value in where.items()}
+    lengths = {name: len(one) for name, one in columns.items() if len(one) != 1}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise AnalysisError(f"the settings to predict have as many values in each column, or one; got {found}")
     return pd.DataFrame(dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)))
 
 

@@ -221,3 +221,10 @@ def test_a_law_does_not_predict_a_column_from_itself(formula: str) -> None:
         get_law(formula, ["N", "loss"])
     with pytest.raises(AnalysisError, match="predict 'N' from 'N' itself"):
         get_law("loss = E + A / N^a", ["N", "loss"], target="N")
+
+
+@pytest.mark.parametrize("pair", [(0, None), ("0", "1"), (0, 1, 2), 0, None])
+def test_bounds_and_starts_are_pairs_of_numbers(pair: object) -> None:
+    for what in ("bounds", "starts"):
+        with pytest.raises(AnalysisError, match=f"the {what} of E are two numbers.*got {re.escape(repr(pair))}"):
+            Law("mine", "rfid = E + A / N^a", known=("N",), **{what: {"E": pair}})
