@@ -61,7 +61,7 @@ class Law:
     def __post_init__(self) -> None:
         for what, given in (("bounds", self.bounds), ("starts", self.starts)):
             for name, pair in given.items():
-                if not _is_pair(pair, "min" if what == "bounds" else None):
+                if not _is_pair(pair, "min" if what == "bounds" else ""):
                     raise AnalysisError(
                         f"{self.name}: the {what} of {name} are two numbers, such as (0, 4); got {pair!r}. An open end "
                         "is infinite: (0, math.inf)"
@@ -289,11 +289,11 @@ class Law:
         return np.stack(list(self._columns(frame).values()))
 
 
-def _is_pair(pair: Any, word: str | None) -> bool:
-    """Whether this is a pair of numbers, of which the second may be ``word``."""
+def _is_pair(pair: Any, word: str) -> bool:
+    """Whether this is a pair of numbers, of which the second may be ``word`` ("" for none)."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         return False
-    return all(isinstance(end, NUMBER) for end in (pair[0], 0 if pair[1] == word else pair[1]))
+    return all(isinstance(end, NUMBER) for end in (pair[0], 0 if word and pair[1] == word else pair[1]))
 
 
 def _cells(values: Mapping[str, Array]) -> int:
