@@ -222,8 +222,8 @@ def _point(fit: Fit, constraint: Constraint, budget: float, on_curve: bool = Fal
             for name, low, high in zip(search.free, search.low, search.high, strict=True)
         )
         raise AnalysisError(
-            f"no point costs {budget:g} by {constraint.text!r} with {limits}, where {fit.law.name} has a value; change "
-            "the budget, the limits (--within) or what is held (--at)"
+            f"{fit.law.name} has no value at any point that costs {budget:g} by {constraint.text!r} with {limits}; "
+            "change the budget, the limits (--within) or the columns that are held (--at)"
         )
     place = {name: float(np.exp(value)) for name, value in zip(search.free, best.place[0], strict=True)}
     shown = [name for name in fit.law.columns if name in search.free]
@@ -325,13 +325,13 @@ def _warnings(constraint: Constraint, budget: float, best: Optima, columns: dict
         if value > _BEYOND * high:
             found.append(f"extrapolates: {name} is {value / high:.3g} times the largest measured one ({high:.4g})")
         if value < low / _BEYOND:
-            found.append(f"extrapolates: {name} is {low / value:.3g} times below the least measured one ({low:.4g})")
+            found.append(f"extrapolates: {name} is {low / value:.3g} times below the smallest measured one ({low:.4g})")
         if limit and name in constraint.given:
-            found.append(f"{name} lies at the limit that was given for it: the law would go beyond")
+            found.append(f"{name} is at the limit that was given for it; by the law, the best value is beyond it")
         elif limit:
             found.append(
-                f"the law has no best {name} at this budget: it wants as {'little' if limit < 0 else 'much'} of it as "
-                "the search allows; limit it (--within), or take a law with a cost on both sides"
+                f"the law has no best {name} at this budget: the best is as {'little' if limit < 0 else 'much'} of it "
+                "as the search allows; limit it (--within), or use a law with a cost on both sides"
             )
         elif why := columns[name].why_not:
             found.append(f"the data do not determine the best {name}: {why}")

@@ -72,7 +72,7 @@ class SharedTest:
     def text(self) -> str:
         names, one = " and ".join(self.parameters), len(self.parameters) == 1
         verdict = (
-            f"the arms differ in {names}, so that a factor holds at one setting alone"
+            f"the arms differ in {names}, so a factor holds at only one setting"
             if self.p < 0.05
             else f"nothing speaks against {'one' if one else 'the same'} {names} for all arms"
         )

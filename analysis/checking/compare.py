@@ -69,7 +69,7 @@ class Comparison:
         parts = [(fit, weight) for fit, weight in zip(self.fits, self.weights, strict=True) if weight > 1e-4]
         if not parts:
             raise AnalysisError(
-                "no law has an AICc, so there is nothing to average by: too few rows, or not least squares"
+                "no law has an AICc to weight an average by: there are too few rows, or the loss is not least_squares"
             )
 
         share = np.array([weight for _, weight in parts])[:, None] / sum(weight for _, weight in parts)
@@ -130,12 +130,12 @@ class Comparison:
 def compare_laws(
     frame: pd.DataFrame, laws: Sequence[str | Law] | None = None, options: Options | None = None
 ) -> Comparison:
-    """Fit ``laws`` (default: every named one that the table can carry) to the same rows of ``frame``.
+    """Fit ``laws`` (default: every named law whose columns the table has) to the same rows of ``frame``.
 
-    The rows are those that each law has in a fit of its own (:meth:`Law.rows`). Laws of rate take the last row of each
-    run and laws of steps every evaluation, so the two cannot be compared: of the named ones the comparison has those of
-    rate, or those of steps where the table carries no other, and :func:`comparisons` has both. A named law whose
-    columns are empty in some rows is not fitted, either.
+    The rows are those that each law uses in a fit of its own (:meth:`Law.rows`). Laws of rate use the last row of each
+    run, and laws that read step use every evaluation, so the two cannot be compared. By default this compares the named
+    laws of rate, or those that read step if the table supports no others; :func:`comparisons` returns both. A named law
+    whose columns are empty in some rows is not fitted, either.
 
     Raises AnalysisError where no law can be carried, or where those asked for have different targets or rows.
     """
@@ -144,7 +144,7 @@ def compare_laws(
     if compared is None:
         raise together(reasons)
     for one in (one for kind in apart for one in kind):
-        reasons[one.law.name] = f"{one.what}, and is compared with laws of its kind alone"
+        reasons[one.law.name] = f"{one.what}, and is compared only with laws of its kind"
     return replace(compared, not_fitted={**reasons, **compared.not_fitted})
 
 
@@ -247,7 +247,7 @@ def _refuse_other_rows(laws: Sequence[Candidate]) -> None:
         if not first.same_rows(other):
             kinds = first.law.of_steps != other.law.of_steps
             fix = (
-                "compare laws that read step with each other alone"
+                "compare laws that read step only with each other"
                 if kinds
                 else "leave one of them out, or drop the rows that lack a column"
             )

@@ -38,7 +38,7 @@ class NestedTest:
 
     @property
     def text(self) -> str:
-        verdict = "the rows ask for the larger law" if self.p < 0.05 else "the rows do not ask for the larger law"
+        verdict = "the rows support the larger law" if self.p < 0.05 else "the rows do not support the larger law"
         return (
             f"{self.law} against {self.simpler}: sum of squares {self.ratio:.3g} times as large without it, p = "
             f"{self.p:.2g} ({self.simulations} simulated tables): {verdict}"
@@ -52,10 +52,10 @@ class NestedTest:
 def nested_test(fit: Fit, simpler: str | Law | None = None, simulations: int = 199) -> NestedTest:
     """Test the law of ``fit`` against a ``simpler`` one, by default the one that the law names.
 
-    Tables are simulated from the simpler law with normal errors (of logarithms for log residuals): those between
-    configurations, and where there are replicates those between seeds beside them. The result depends on the seed of
-    the fit's options and nothing else. Raises AnalysisError for other losses than least squares, where no simpler law
-    is given or it cannot be fitted, and where it has as many parameters.
+    Tables are simulated from the simpler law with normal errors (of logarithms for log residuals) of configurations
+    and, if there are replicates, of seeds. The result depends only on the seed in the fit's options. Raises
+    AnalysisError for other losses than least squares, where no simpler law is given or it cannot be fitted, and where
+    it has as many parameters.
     """
     if fit.options.loss != "least_squares":
         raise AnalysisError(f"a test against a simpler law needs the loss least_squares, got {fit.options.loss}")

@@ -157,12 +157,12 @@ def optimum(
             f"{column} must be above 0 for its logarithm; {wrong.sum()} rows are not, such as {x[wrong][0]:g}"
         )
     if options.residuals == "log" and (y <= 0).any():
-        raise AnalysisError(f"{target} must be above 0 for its logarithm, or take --residuals linear")
+        raise AnalysisError(f"{target} must be above 0 for its logarithm; correct it, or use --residuals linear")
     groups = list(rows.groupby(list(by), sort=True).indices.items()) if by else [((), np.arange(len(rows)))]
     if by and len(groups) < 2:
         raise AnalysisError(
-            f"a law over sizes needs two sizes or more, and these rows have one of {', '.join(by)}: name another "
-            "column with --by, or leave --by out for the optimum alone"
+            f"a law over sizes needs two sizes or more, and these rows have only one {', '.join(by)}: name another "
+            "column with --by, or leave --by out to get only the optimum"
         )
     y = (-1 if target in LARGEST else 1) * (np.log(y) if options.residuals == "log" else y)
     parts = [_Part.of(x[index], y[index]) for _, index in groups]

@@ -112,7 +112,7 @@ def replay_budgets(
     run: a column that says which rows one run gives, all at once; without it, each row is a run.
     cost_exponent, optima: as for :func:`analysis.design`. average: predict the median, by weight, of up to 16 minima
     of each law instead of the best one. starts: random starts of a fit, twice as many at each budget. Parameters that
-    the runs bought so far leave open are drawn towards the middle of their bounds, faintly: bounds without an open end.
+    the runs bought so far do not determine are pulled weakly towards the middle of their bounds, if both are finite.
 
     Raises AnalysisError for columns, costs, outcomes or budgets that cannot be used, or a group without a start.
     """

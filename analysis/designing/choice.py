@@ -72,7 +72,7 @@ def design(
         raise AnalysisError(f"budget must be a number above 0, got {got}")
     if wanted.kind != "predict" and (options.criterion != "widest" or options.optima > 1):
         raise AnalysisError(
-            f"criterion and optima are for predictions, and the target is {wanted.text}; take the target 'predict ...' "
+            f"criterion and optima are for predictions, and the target is {wanted.text}; use the target 'predict ...' "
             "or leave them out"
         )
     goal = until
@@ -214,7 +214,7 @@ def _cells(fits: Sequence[Fit], candidates: pd.DataFrame, cost: str, seeds: int,
                 notes.append(f"{out.sum()} candidates are left out: {one.law.name} holds for {name} = {value:g} only")
                 keep &= ~out
     if not keep.any():
-        raise AnalysisError(f"no candidate is left: {'; '.join(notes)}; take another law, or other candidates")
+        raise AnalysisError(f"no candidate is left: {'; '.join(notes)}; use another law, or other candidates")
     names = ["configuration"]
     if not all("configuration" in frame for frame in (rows, wide)):
         names = [name for name in dict.fromkeys([*CONFIGURATION, *read]) if name in rows and name in wide]
@@ -342,8 +342,8 @@ def _disagreement(state: State) -> list[str]:
     if apart < 1e-3 * (1 if log else float(np.abs(middle).max())):
         return []
     return [
-        f"the predictions of the laws differ by {shown} (root mean square by weight) at the most, which is not in "
-        "these intervals and which target discriminate narrows"
+        f"the predictions of the laws differ by up to {shown} (weighted root mean square); these intervals leave "
+        "that out, and the target discriminate narrows it"
     ]
 
 

@@ -163,8 +163,8 @@ class State:
         self.noise_source = self.rivals[0].noise_source
         if not self.noise_source:
             notes.append(
-                "the table has no seeds and no noise is given, so that all scatter counts as that of configurations "
-                "about the law, which further seeds do not lower"
+                "the table has no seeds and no noise is given, so all scatter counts as scatter of configurations "
+                "about the law, which further seeds do not reduce"
             )
         self.confidence = fits[0].confidence
         self.counts = cells.counts.copy()

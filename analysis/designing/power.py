@@ -90,7 +90,7 @@ def power(
     cells: the law's columns (derived axes may follow from others), a row a run, seeds as rows of their own. noise:
     standard deviation between seeds, relative. coefficients: in place of the law's own (``Law.reference``).
 
-    The intervals assume that the law is right and the noise is all there is: where it is not, expect wider ones. Raises
+    The intervals assume that the law is right and that seeds are the only noise; otherwise, expect wider ones. Raises
     AnalysisError for a grid that cannot carry the law, or parameters without a coefficient.
     """
     chosen = get_law(law, [str(name) for name in cells.columns])

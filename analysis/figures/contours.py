@@ -79,7 +79,7 @@ def contour_panels(fit: Fit, x: str | None = None, y: str | None = None, size: i
     if not any(_plane(part, *axes) for _, part in groups) and not given:
         raise AnalysisError(
             f"no setting of the other axes has measured cells that spread both in {axes[0]} and in {axes[1]}, so there "
-            "is nothing to compare contours with; name two axes (--x, --y) to see them all the same"
+            "is nothing to compare contours with; name two axes (--x, --y) to draw them anyway"
         )
     # Settings differ in what the law does not know, too; those with the most cells come first, in order.
     most = sorted(range(len(groups)), key=lambda i: -len(groups[i][1][list(axes)].drop_duplicates()))[:_MOST_PANELS]
@@ -113,8 +113,8 @@ def _axes(fit: Fit, x: str | None, y: str | None) -> tuple[str, str]:
         pairs = [(a, b) for a, b in pairs if moving.index(a) < moving.index(b)]
     if not pairs:
         raise AnalysisError(
-            f"contours need two axes, and of what {fit.law.name} depends on only {', '.join(moving) or 'nothing'} "
-            "varies over the measured rows; take another --law, or add cells"
+            f"contours need two axes, but of those that {fit.law.name} depends on, only "
+            f"{', '.join(moving) or 'none'} varies over the measured rows; use another --law, or add cells"
         )
     return max(pairs, key=lambda pair: max(_plane(part, *pair) for _, part in _groups(rows, *pair)))
 

@@ -51,7 +51,7 @@ def course_figure(frame: pd.DataFrame, metrics: Sequence[str] | None = None, pat
     require_columns(frame, "signature", "step")
     if not frame.groupby("signature")["step"].nunique().max() > 1:
         raise AnalysisError(
-            "every run was evaluated at a single step, so there is no course to show; set evaluation.every"
+            "every run was evaluated at a single step, so there is no curve to draw; set evaluation.every"
         )
     axes = varying(frame)
     count = len(frame[axes].drop_duplicates()) if axes else 1

@@ -67,9 +67,9 @@ def fit(
     """Fit ``law``, a named one or a formula such as "rfid = E + A / latent_dim^a", to the measured rows of ``frame``.
 
     target: the column to predict, in place of the law's own (rfid, if its formula names none). Several columns share
-    the parameters of the formula, but for those with a value for each output: ``fit(frame, "A[out] * N^(-a)",
-    target=["loss", "rfid"])``. Each output is weighed by its own scatter about the law, taken to be independent of the
-    others'; resamples hold the outputs of a run together, so that bootstrap intervals need no independence.
+    the parameters of the formula, except those with a value for each output: ``fit(frame, "A[out] * N^(-a)",
+    target=["loss", "rfid"])``. Each output is weighted by its own scatter about the law, assumed to be independent of
+    the others'; resamples keep the outputs of a run together, so bootstrap intervals need no independence.
     bounds, start_ranges: of parameters, added to the law's own.
     options, changes: :class:`Options`, and values of its fields that differ: ``fit(frame, law, loss="huber")``.
 
@@ -95,7 +95,7 @@ def fit_by(
 ) -> tuple[dict[str, Fit], dict[str, str]]:
     """Fit each value of column ``by`` on its own: ({"groups = 4": fit, ...}, {"groups = 8": why not, ...}).
 
-    Each value has the rows of a table that held no others: ``by`` = step compares checkpoints, protocol protocols.
+    Each fit uses the rows of one value, as if the table had no others: ``by`` = step compares checkpoints.
     Raises AnalysisError where the column is missing or empty, or no group can be fitted.
     """
     chosen = get_law(law, [str(name) for name in frame.columns], target=target)

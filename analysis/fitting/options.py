@@ -50,7 +50,7 @@ class Options:
         --seed N  Seed of the starts and of the resamples; the same seed gives the same result.
         --confidence P  Confidence of the intervals, between 0 and 1.
         --intervals KIND  Intervals to show: profile (default for least_squares), bootstrap, or none, which is fast.
-        --quantile SHARE  Share of runs below the law, for the loss quantile; asymmetric weighs squares alike
+        --quantile SHARE  Share of runs below the law, for the loss quantile; asymmetric uses it for squares
             (expectiles). Default: 0.1, because undertuned runs lie above the law alone.
     """
 
@@ -104,7 +104,7 @@ class Options:
         if self.intervals not in (None, *get_args(Intervals)):
             raise AnalysisError(f"intervals must be 'profile', 'bootstrap' or 'none', got {self.intervals!r}")
         if self.intervals == "profile" and self.loss != "least_squares":
-            raise AnalysisError(f"profile intervals need least_squares; with {self.loss} take intervals='bootstrap'")
+            raise AnalysisError(f"profile intervals need least_squares; with {self.loss} use intervals='bootstrap'")
 
     @property
     def share(self) -> float:

@@ -102,7 +102,7 @@ def output_remarks(law: Law, rows: pd.DataFrame, runs: Index, error: Array, kind
         if abs(together) > _TOGETHER and size > t_quantile(1 - _SURE / 2, len(both) - 2):
             found.append(
                 f"the errors of {one} and {other} go together (correlation {together:+.2f}), so that profile "
-                "intervals of what they share are too narrow: take those of the bootstrap, which keeps the outputs of "
+                "intervals of what they share are too narrow: use those of the bootstrap, which keeps the outputs of "
                 "a run together (--intervals bootstrap)"
             )
     return found

@@ -52,7 +52,7 @@ def bound_remarks(at_bound: tuple[str, ...]) -> list[str]:
         return []
     return [
         f"{', '.join(at_bound)} ended at a bound, where {'an interval is' if len(at_bound) == 1 else 'intervals are'} "
-        "open: the data ask for less of the law, or for other bounds"
+        "open: use a simpler law, or other bounds"
     ]
 
 
@@ -90,7 +90,7 @@ def floor_remarks(
         elif above > value:
             found.append(
                 f"the data do not reach the floor {name} = {value:.3g}: the law is {above + value:.3g} at the nearest "
-                "row, so that the floor rests on its form"
+                "row, so that the floor follows from the law's form"
             )
     return found
 
@@ -101,7 +101,7 @@ def interval_remarks(requested: int, failed: int, kind: Intervals, cells: int, l
     if kind == "none":
         return found
     if left < 1:
-        found.append("no intervals: the law has as many parameters as there are rows to tell them by")
+        found.append("no intervals: the law has as many parameters as there are rows")
     elif kind == "bootstrap" and requested == 0:
         found.append("no intervals: bootstrap = 0")
     elif cells < FEW_CONFIGURATIONS:

@@ -284,7 +284,7 @@ def _symbolic(
         raise AnalysisError(f"formula {formula.text!r} divides by zero")
     lost = [name for name, symbol in parameters.items() if not expression.has(symbol)]
     if lost:
-        raise AnalysisError(f"formula {formula.text!r}: {lost[0]!r} cancels out; leave it away")
+        raise AnalysisError(f"formula {formula.text!r}: {lost[0]!r} cancels out; leave it out")
     kept = [(one, symbol) for one, symbol in data.values() if expression.has(symbol)]
     return expression, tuple(one for one, _ in kept), [symbol for _, symbol in kept]
 

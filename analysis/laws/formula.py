@@ -93,7 +93,7 @@ def read_formula(text: str, columns: Collection[str] = (), parameters: Collectio
     bases = {(index_of(name) or (name,))[0] for name in free}
     missing = [name for name in parameters if name not in free and (index_of(name) or (name,))[0] not in bases]
     if missing:
-        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is no parameter of {text!r}")
+        raise AnalysisError(f"{missing[0]!r} was given bounds or a start, but is not a parameter of {text!r}")
     if not free:
         raise AnalysisError(f"formula {text!r} has no parameter to fit; parameters are names such as A, alpha, b2")
     inside = list(dict.fromkeys(factors.values()))
@@ -161,13 +161,13 @@ def _factors(names: Sequence[str], text: str, columns: Collection[str], declared
     for name, (base, column) in found.items():
         if column not in columns:
             raise AnalysisError(
-                f"formula {text!r}: in {name} stands the name of a column whose values are the levels, and the table "
+                f"formula {text!r}: the index of {name} names a column, whose values are the levels, but the table "
                 f"has no column {column!r}{_near(column, columns)}{_OUTPUTS if column == OUT else ''}"
             )
         if base not in declared and (base in columns or not PARAMETER.fullmatch(base)):
             raise AnalysisError(
-                f"formula {text!r}: {base!r} in {name} is no parameter; only a parameter, such as A, alpha or b2, has "
-                "a value for each level of a column"
+                f"formula {text!r}: {base!r} in {name} is not a parameter; only a parameter, such as A, alpha or b2, "
+                "has a value for each level of a column"
             )
         others = [one for one in names if one != name and (index_of(one) or (one,))[0] == base]
         if others:
@@ -192,7 +192,7 @@ def split_target(text: str) -> tuple[str | None, str]:
     if not (in_quotes or re.fullmatch(r"[A-Za-z_][\w.]*", left)) or "=" in bare[at + 1 :]:
         hint = f"; a name with other letters needs backticks: `{left}`" if left and "=" not in bare[at + 1 :] else ""
         raise AnalysisError(
-            f"formula {text!r}: left of the one '=' must stand the name of a column, such as rfid{hint}"
+            f"formula {text!r} must have one '=', and the name of a column on its left, such as rfid{hint}"
         )
     return in_quotes[1] if in_quotes else left, right
 
@@ -287,7 +287,7 @@ def _unknown(name: str, text: str, columns: Collection[str]) -> str:
     near = near_names(name, columns)
     known = f"did you mean {' or '.join(map(quoted, near))}? " if near else ""
     return (
-        f"formula {text!r}: unknown name {name!r}; {known}It is no column of the table, and a parameter is a letter "
+        f"formula {text!r}: unknown name {name!r}; {known}It is not a column of the table, and a parameter is a letter "
         "or a "
         "Greek letter's name, with an index or without (A, alpha, b2), or a name with bounds or a start of its own"
         f"{to_quote(text, columns)}"

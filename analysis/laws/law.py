@@ -192,7 +192,7 @@ class Law:
         wrong = [one for one in found if one not in known]
         if wrong:
             raise AnalysisError(
-                f"{self.name} knows nothing of {name} = {wrong[0] or 'an empty cell'}: it was fitted to "
+                f"{self.name} cannot predict for {name} = {wrong[0] or 'an empty cell'}: it was fitted to "
                 f"{', '.join(known) or 'no rows yet'}; fit it to rows with that level as well"
             )
         return found
@@ -249,9 +249,9 @@ class Law:
             others = [n for n in TOKENIZER if n in frame]
             moving = [name for name in others if name not in values and len(np.unique(numbers(frame, name))) > 1]
             return (
-                f"{self.name} reads {' and '.join(values)} alone, constant in these rows "
+                f"{self.name} reads only {' and '.join(values)}, constant in these rows "
                 f"({', '.join(f'{name} = {one[0]:g}' for name, one in values.items())})"
-                + (f"; what varies is {', '.join(moving)}: take a law with a term for it" if moving else "; add cells")
+                + (f"; the rows vary in {', '.join(moving)}: use a law with a term for it" if moving else "; add cells")
             )
         return None
 

@@ -134,7 +134,7 @@ class Report:
     spent_by_cell: pd.DataFrame
     """The same for each cell that was tried, the most expensive first."""
     provenance: dict[str, dict[str, int]]
-    """What to value to number of runs: protocols, code, versions, devices, data."""
+    """For protocols, code, versions, devices and data: the number of runs by value."""
     totals: dict[str, float]
     """device_seconds, train_flops, images_seen: sums over runs, where known."""
 
@@ -180,8 +180,8 @@ def _made(
         chosen = select_protocol(frame, first)
         listed = ", ".join(f"{key} ({counted(count, 'row')})" for key, count in counts.items())
         warnings.append(
-            f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws are of {first} alone "
-            "(--protocol takes another)"
+            f"the table has {len(counts)} evaluation protocols, {listed}; figures and laws use only {first} "
+            "(--protocol chooses another)"
         )
     fits, not_fitted, excluded = _fit(chosen, laws, options)
     warnings += [excluded] if excluded else []

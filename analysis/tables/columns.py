@@ -260,8 +260,8 @@ def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str)
         values = list(dict.fromkeys(map(_modifier, [modifier] * len(alike), alike[modifier])))
         if len(values) > 1:
             raise AnalysisError(
-                f"{derived} follows from {modifier}, too, which a cell does not name and which is "
-                f"{', '.join(map(str, values[:6]))} in the measured rows like it; give its {modifier}, or {derived}"
+                f"{derived} depends on {modifier}, too, but a cell does not give its {modifier}, and similar measured "
+                f"rows have {', '.join(map(str, values[:6]))}; give the cell a {modifier}, or {derived} itself"
             )
         known[key] = values[0] if len(values) else DEFAULTS[modifier]
     return [known[key] for key in keys]

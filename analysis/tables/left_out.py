@@ -70,7 +70,7 @@ def protocol_warnings(frame: pd.DataFrame) -> tuple[str, ...]:
     if not (models := without_protocol(frame)):
         return ()
     more = f" and {len(models) - 4} more" if len(models) > 4 else ""
-    return (f"the source states no protocol for {', '.join(models[:4])}{more}: nobody can measure the same again",)
+    return (f"the source states no protocol for {', '.join(models[:4])}{more}, so nobody can repeat the measurement",)
 
 
 def _failures_by_axis(

@@ -42,7 +42,7 @@ EXTRA = {
 def load_published() -> pd.DataFrame:
     """The rFID that papers print for other tokenizers (results/reference/README.md), one row a number.
 
-    To be drawn beside one's own, and never fitted with it: nearly every source has a protocol of its own."""
+    Draw them beside your own numbers, but do not fit them together: nearly every source has its own protocol."""
     return load_results(Path(__file__).with_name("published.parquet"))
 
 

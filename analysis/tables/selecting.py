@@ -33,7 +33,7 @@ def select(frame: pd.DataFrame, where: str | None) -> pd.DataFrame:
             "groups in [4, 8] and step > 1000"
         ) from None
     if not (isinstance(kept, pd.Series) and kept.dropna().isin([True, False]).all()):
-        raise AnalysisError(f"--where {where!r} is no condition: compare columns, such as outlier == False")
+        raise AnalysisError(f"--where {where!r} is not a condition: compare columns, such as outlier == False")
     rows = frame[kept.fillna(False).astype(bool)]
     if rows.empty:
         raise AnalysisError(f"--where {where!r} leaves none of {len(frame)} rows")

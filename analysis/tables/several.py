@@ -14,10 +14,10 @@ from gsq.analysis.tables.table import as_asked, is_results, load_table, protocol
 def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.DataFrame:
     """The rows of all tables, read by :func:`~gsq.analysis.tables.table.load_table`.
 
-    Of gsq's own tables an evaluation (signature, step, protocol) that several hold counts once, for the first of them,
-    and a run that has evaluations in one of them has no row without one from another; the column ``sweep`` says whose
-    a row is. Rows of other tables all count, and the column ``table`` has the name of each one's file, unless there is
-    such a column. ``protocol``: keep its evaluations, in whichever tables have it.
+    An evaluation (signature, step, protocol) that several of gsq's own tables hold counts once, with the ``sweep`` of
+    the first one; a row without an evaluation is dropped if another table has an evaluation of that run. All rows of
+    other tables count, and the column ``table`` (unless there is one already) has the name of each row's file.
+    ``protocol``: keep only its evaluations, in the tables that have it.
 
     Raises AnalysisError where a file is given twice, gsq's own tables are mixed with others or measured by different
     protocols, or two other tables have no column in common.
@@ -33,7 +33,7 @@ def load_tables(paths: Sequence[str | Path], protocol: str | None = None) -> pd.
     if len(set(own)) > 1:
         kinds = [f"{path} is {'a results table' if mine else 'not'}" for path, mine in zip(files, own, strict=True)]
         raise AnalysisError(
-            f"results tables of gsq's cannot be taken together with others: {', '.join(kinds)}. Give tables of one kind"
+            f"gsq's results tables cannot be combined with other tables: {', '.join(kinds)}. Name tables of one kind"
         )
     if not own[0]:
         for path, frame in zip(files[1:], frames[1:], strict=True):

@@ -93,7 +93,7 @@ def load_results(path: str | Path, protocol: str | None = None) -> pd.DataFrame:
 def load_reference() -> pd.DataFrame:
     """The numbers that the GSQ paper prints (arXiv 2412.02632v2) as a results table, one row a trained model.
 
-    They ship with the package, to be compared with one's own or fitted; results/reference/README.md says more."""
+    They ship with the package, to fit them or to compare with your own; results/reference/README.md says more."""
     return load_results(Path(__file__).with_name("gsq_paper.parquet"))
 
 
@@ -225,12 +225,11 @@ def measured(
 ) -> tuple[pd.DataFrame, Excluded]:
     """Select the rows that a fit uses, and count what is left out.
 
-    A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty cell in ``columns``,
-    which hold numbers, nor in ``factors``, which may hold text; of gsq's own tables those of state done that repeat no
-    run under other code. Derived axes are added where they are
-    absent. Among several protocols, the one that the sweep's file asks for is used (``as_asked``). Raises AnalysisError
-    where the table is empty, lacks a column or has two of one name, mixes evaluation protocols, or has no row with a
-    value."""
+    A fit uses :func:`rows_taken` with a finite ``target`` (positive, if it is rfid) and no empty value in ``columns``,
+    which hold numbers, or in ``factors``, which may hold text. From gsq's own tables it uses only rows of state done
+    that do not repeat a run under other code. Absent derived axes are added. Among several protocols, it uses the one
+    that the sweep's file asks for (``as_asked``). Raises AnalysisError where the table is empty, lacks a
+    column or has two of one name, mixes evaluation protocols, or has no row with a value."""
     if frame.empty:
         raise AnalysisError("the table has no rows. Gather a sweep first: gsq gather SWEEP")
     reading.refuse_twins([*frame.columns], "the table")

@@ -30,7 +30,7 @@ def allocate_command(
         str,
         typer.Argument(
             metavar="FIT",
-            help="A fit saved by gsq fit --output (.json), or a table or sweep as for gsq fit, with --law.",
+            help="A fit saved by gsq fit --output (.json); or, with --law, a table or sweep as for gsq fit.",
         ),
     ],
     budget: float | None = None,
@@ -51,29 +51,29 @@ def allocate_command(
 ) -> None:
     """Find the best model size and length of training for a budget, by a fitted law, with intervals.
 
-    Over the columns that the law and the cost share (parameters or width, tokens, images or steps, bits), finds the
-    least value of the law at that cost; --reach finds the least cost at that value. Prints each column's best value,
-    the power of the budget that it goes with, and both kinds of interval; says where that extrapolates beyond what was
-    measured, and what parabolas through isoFLOP slices would have said.
+    Varies the columns that the law and the cost share (parameters or width, tokens, images or steps, bits) and finds
+    the least value of the law at that cost; --reach finds the least cost at that value. Prints each column's best
+    value, the power of the budget with which it grows, and both kinds of interval. Says where that extrapolates beyond
+    the measured cells, and what parabolas through isoFLOP slices (runs of equal cost) would give.
+
+    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq chooses one of them.
 
     Example: gsq allocate runs.csv --law "loss = E + A / N^a + B / D^b" --bound E=0: --budget 1e21
 
     Example: gsq fit runs.csv --law "loss = E + A / N^a + B / D^b" --output fit.json
 
-    Where parameters differ between outputs or arms, --at out=loss or --at quantizer=simvq says which one it is for.
-
     Example: gsq allocate fit.json --budgets 1e19:1e22 --cost "6*N*D" --figure allocation.png
 
     Options:
-        --budget FLOPS  In the unit of --cost.
-        --budgets LOW:HIGH  A curve over budgets, such as 1e19:1e22.
-        --reach VALUE  The cheapest budget that reaches this value instead.
+        --budget FLOPS  The budget, in the unit of --cost.
+        --budgets LOW:HIGH  Compute a curve over budgets, such as 1e19:1e22.
+        --reach VALUE  Find the least budget that reaches this value instead.
         --cost EXPRESSION  An expression over columns: "6*N*D". Default: that, for a law of parameters and tokens; what
             gsq's runs cost, for one of parameters and images_seen.
         --at NAME=VALUE  Hold a column of the law or the cost at a value (bits=12), or at one of the levels that have
             parameters of their own (quantizer=simvq, out=loss).
         --within NAME=LOW:HIGH  Limits of a free column.
-        --isoflop COLUMN  A column whose values name the isoFLOP slices. Default: rows of about one cost.
+        --isoflop COLUMN  A column whose values name the isoFLOP slices. Default: rows of about equal cost.
         --law LAW  A named law or a formula; for a saved file: which fit.
         --figure FILE  Draw isoFLOP slices and the best points against the budget.
         --output FILE  Save the result as JSON.
@@ -100,7 +100,9 @@ def _read_fit(
         from gsq.analysis.fitting.saved import choose_saved, fit_again, read_saved
 
         if bounds or options != Options():
-            raise AnalysisError(f"{name} is a saved fit, which has its own options and bounds: fit its table again")
+            raise AnalysisError(
+                f"{name} is a saved fit, whose options and bounds are fixed; leave them out, or fit its table again"
+            )
         table, fits = read_saved(name)
         return fit_again(choose_saved(name, fits, law), load(table, protocol))
     if law is None:

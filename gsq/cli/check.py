@@ -31,15 +31,15 @@ def check_command(
 ) -> None:
     """Check a part of your own (a quantizer, a loss, ...) as the built-in parts are checked, and say what is wrong.
 
-    Shapes and types, gradients, decoding, half precision, saving and loading, and a few steps of training: twice, in
-    micro-batches, resumed, and with two processes. Ends with exit code 1 where a check fails.
+    Tests shapes and types, gradients, decoding, half precision, saving and loading, and a few steps of training: twice,
+    in micro-batches, resumed, and with two processes. Exit code 1: a check failed.
 
     Example: gsq new quantizer my_vq.py && gsq check my_vq:Mine
 
     Example: gsq check my_metrics:Sharpness --as metric
 
-    A training program of your own (gsq new program) runs to its end with the keys that you give, again, and stopped
-    half-way and resumed:
+    A training program of your own (gsq new program) is run twice with the keys that you give, and once stopped half-way
+    and resumed:
 
     Example: gsq check my_train:train --as program -o text=README.md -o width=4 -o steps=8 -o seed=0
     """

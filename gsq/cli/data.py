@@ -29,7 +29,7 @@ def data_command(
     ] = 20_000,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the images before anything trains on them: counts, sizes, files left out, near-duplicates, a sheet of crops.
+    """Show the images before you train on them: counts, sizes, files left out, near-duplicates, a sheet of crops.
 
     Counts the images of each split, says which files are left out and why (formats that gsq does not read, broken or
     tiny images), and finds validation images that look like a training image. The contact sheet has four rows of
@@ -40,7 +40,7 @@ def data_command(
     Example: gsq data groups.yaml --sheet crops.png
 
     Options:
-        --preset NAME  For a folder: whose image size and crops to show.
+        --preset NAME  For a folder: the preset whose image size and crops to show.
         --sheet FILE  The contact sheet; default: results/NAME-data.png.
     """
     from gsq.data.preview import contact_sheet, preview

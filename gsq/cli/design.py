@@ -26,8 +26,8 @@ def design_command(
         list[str],
         typer.Argument(
             metavar="TABLE_OR_SWEEP...",
-            help="What is measured: a table (.parquet, .csv), or a sweep's name (results/NAME.parquet) or YAML, whose "
-            "cells are then the candidates too. Several are taken together.",
+            help="The measured rows: a table (.parquet, .csv), or a sweep's name (results/NAME.parquet) or YAML, whose "
+            "cells are then the candidates too. Several count as one table.",
         ),
     ],
     target: str | None = None,
@@ -51,16 +51,16 @@ def design_command(
 ) -> None:
     """Choose what to run next: the cells, or further seeds of cells, that tell the most about a target for their cost.
 
-    Fits the law to what is measured, takes it as linear around the fit, and adds one run after the other, each time the
-    one that narrows the target most for what it costs, until the budget is spent, the target is met (--until), or the
-    rest of the budget would hardly help (--enough). Prints the interval now and as expected after each run. Nothing is
+    Fits the law to the measured rows, linearises it at the fit, and adds one run after the other, each time the one
+    that narrows the target most for its cost, until the budget is spent, the target is met (--until), or the rest of
+    the budget would hardly help (--enough). Prints the interval now and as expected after each run. Nothing is
     run or submitted.
 
-    To extrapolate, put the cells that matter into a table and take its average variance (--target-rows --criterion
-    average), let dear runs count (--cost-exponent 0.5), and count rival minima of the fit (--optima 4).
+    To extrapolate, put the cells that matter into a table and narrow their average variance (--target-rows --criterion
+    average), prefer fewer and more expensive runs (--cost-exponent 0.5), and include rival minima (--optima 4).
 
-    Seeds count for what they are worth: they average out the noise between seeds (from the table, or --noise), not how
-    far a configuration lies off the law.
+    A further seed averages out the noise between seeds (from the table, or --noise), but not the deviation of its
+    configuration from the law.
 
     Example: gsq design groups --law saturating --candidates next.yaml --budget 40 --target parameter=s --until 0.2
 
@@ -79,11 +79,11 @@ def design_command(
     Example: gsq design rates.yaml --optimum learning_rate --by width batch_size --output more.yaml
 
     Options:
-        --target TARGET  parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the prediction
-            there; predict alone: everywhere. discriminate: which law is right. noise: that between seeds. With
-            --optimum: the column that should be best (default rfid).
-        --optimum COLUMN  Propose the next values of a tuned column (learning_rate) at the sizes --by COLUMN ..., in
-            place of cells: where its best value is not bracketed yet, or known worst.
+        --target TARGET  What to narrow. parameter=NAME: its interval. 'predict latent_dim=16,codebook_size=2**18': the
+            prediction there; only predict: the predictions everywhere. discriminate: which law is right. noise: the
+            noise between seeds. With --optimum: the column that should be best (default rfid).
+        --optimum COLUMN  Instead of cells, propose the next values of a tuned column (learning_rate) at the sizes --by
+            COLUMN ...: where its best value is not bracketed yet, or known worst.
         --by COLUMN  With --optimum: the columns that make a size. With --replay-budgets: each value is a study of its
             own.
         --target-rows FILE  In place of --target: predict every row of this table, which has the columns that the law
@@ -91,12 +91,12 @@ def design_command(
         --candidates SWEEP|TABLE  Cells to choose from: a sweep by YAML file or name, which costs what gsq plan
             estimates, or a table with a --cost column.
         --law LAW  A named law or a formula over columns; repeatable: rivals are weighted by AICc. Default:
-            power_law_bpp; for discriminate, every named law that the table can carry.
-        --budget COST  Device hours, or units of the --cost column. Repeated: checkpoints, and what is expected at each
-            is printed. With --optimum: how many runs.
+            power_law_bpp; for discriminate, every named law whose columns the table has.
+        --budget COST  Device hours, or units of the --cost column. If repeated, gsq prints what to expect at each. With
+            --optimum: how many runs.
         --base BASE  Preset or YAML file for --output, where candidates are a table.
-        --replay-budgets  Try the design on a finished study: TABLE has all runs and their outcomes, --budget are shares
-            of its cost, and --target-rows, with outcomes, score the predictions at each.
+        --replay-budgets  Test the design on a finished study: TABLE has all runs and their outcomes, --budget is a
+            share of its cost, and the outcomes of --target-rows score the predictions at each.
         --output FILE  Write the runs as a sweep (.yaml) or a table (.csv, .parquet).
         --figure FILE  Draw what is expected against the cost.
     """

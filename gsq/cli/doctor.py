@@ -11,7 +11,7 @@ from gsq.words import counted
 def doctor_command(as_json: JsonOption = False) -> None:
     """Check this machine and say what to fix: packages, GPUs, folders, SLURM, weights, data, tables.
 
-    Something missing that only some uses need is marked optional. Exit code 1: there is a problem.
+    If only some uses need a missing item, it is marked optional. Exit code 1: there is a problem.
 
     Example: gsq doctor
     """

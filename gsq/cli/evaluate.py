@@ -31,8 +31,8 @@ RunArgument = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Run folder (gsq status names signatures; RUNS/ab/SIGNATURE), or a sweep, by name or YAML file; or a "
-        "model that gsq did not train: package.module:load, or a YAML file of models.",
+        help="Run folder (results/runs/ab/SIGNATURE; gsq status shows signatures), or a sweep, by name or YAML file; "
+        "or a model that gsq did not train: package.module:load, or a YAML file of models.",
     ),
 ]
 
@@ -76,9 +76,10 @@ def evaluate_command(
     then has a row for each. It skips what the same protocol has measured before, so the same command resumes after an
     interruption. Exit code 1: some runs could not be evaluated.
 
-    Any model is an object that package.module:load returns, with encode and decode, or reconstruct. It gets every
-    metric by the protocol of a sweep, a run or a folder of images, and a row in a results table. A YAML file lists
-    several: models: [{model: package.module:load, options: {...}, range: [0, 1]}, {run: FOLDER}].
+    A model that gsq did not train is an object that package.module:load returns, with encode and decode, or
+    reconstruct. gsq measures every metric by the protocol of a sweep, a run or a folder of images, and adds a row to a
+    results table. A YAML file lists several models: models: [{model: package.module:load, options: {...},
+    range: [0, 1]}, {run: FOLDER}].
 
     Example: gsq evaluate results/runs/ab/abcdef123456 --features inception --resolution 128 --resolution 256
     Example: gsq evaluate gsq.peers.vqgan:llamagen -o checkpoint=vq_ds16_c2i.pt --protocol quickstart --resolution 64
@@ -88,14 +89,14 @@ def evaluate_command(
     Options:
         --features NAME  efficientnet_lite0, inception (torch-fidelity's resize), inception_pytorch_fid,
             inception_clean_fid, or package.module:function that returns a torch module.
-        --resolution N  Size of the images; repeatable, each is a protocol of its own.
+        --resolution N  Size of the images; repeatable; each size is a protocol of its own.
         --lpips NET  Measure LPIPS too: vgg, alex or none.
         --allow-small  Allow an rfid over few images: under 2,049 (Inception) or 50.
         --probe SIZE  Train a small generator on the indices, too (tiny, small, base): prior bits and gFID.
-        --distance NAME  Measure it beside rfid: fd_dinov2, sfid, cmmd or precision_recall; repeatable.
-        --folder FOLDER  Only the held-out images below it, such as a class.
+        --distance NAME  Measure this besides rfid: fd_dinov2, sfid, cmmd or precision_recall; repeatable.
+        --folder FOLDER  Compare only the held-out images below this folder, such as a class.
         --protocol NAME  For a model: the sweep, run folder, preset or config file whose images and evaluation to use.
-        --data FOLDER  For a model: images to compare; its val, or all where it has no val.
+        --data FOLDER  For a model: folder of images to compare; if it has a subfolder val, only those.
         --channels ORDER  For a model: rgb (default) or bgr.
         --output FILE  For a model: results table to add its row to; default results/foreign.parquet.
     """

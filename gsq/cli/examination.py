@@ -148,13 +148,13 @@ def _torch() -> Iterator[Check]:
             yield Check(area, f"gpu {index}", "ok", f"{properties.name}, {_size(properties.total_memory)}")
         return
     if not _gpus_installed():
-        yield Check(area, "gpu", "optional", "none; runs go to the CPU, one a core")
+        yield Check(area, "gpu", "optional", "none; runs use the CPU, one run per core")
     elif build == "CPU only":
         advice = "install a build for the GPU: pytorch.org/get-started"
-        yield Check(area, "gpu", "problem", "there, but this torch is for CPUs only", advice)
+        yield Check(area, "gpu", "problem", "found, but this torch is for CPUs only", advice)
     else:
         advice = "look at nvidia-smi (rocm-smi), the driver's version and CUDA_VISIBLE_DEVICES"
-        yield Check(area, "gpu", "problem", "there, but torch cannot use it", advice)
+        yield Check(area, "gpu", "problem", "found, but torch cannot use it", advice)
 
 
 def _gpus_installed() -> bool:

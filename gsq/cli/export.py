@@ -32,8 +32,8 @@ def export_command(
 ) -> None:
     """Write a table for a paper: a row for each configuration, with mean and standard deviation over seeds.
 
-    The best value of each metric is bold, heads have units, and a line says what was averaged and by which protocol it
-    was measured. Cells without a value are left out, and a message names how many.
+    The best value of each metric is bold, column heads have units, and a line says what was averaged and by which
+    protocol it was measured. Cells without a value are left out, and a message says how many.
 
     Example: gsq export groups --latex --column rfid --column psnr_db --output table.tex
 
@@ -45,10 +45,11 @@ def export_command(
         --markdown  Write Markdown (the default).
         --column COLUMN  A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db,
             ssim, lpips and usage, as far as measured. `gsq results describe` lists the columns.
-        --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, but for the
-            seed.
-        --where CONDITION  Export these rows alone: "groups >= 4".
-        --best COLUMN=min|max|none  Which value of a column is the best; gsq knows it for its own metrics. Repeatable.
+        --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, except
+            the seed.
+        --where CONDITION  Export only these rows: "groups >= 4".
+        --best COLUMN=min|max|none  Whether the least or the largest value of a column is the best; gsq knows it for its
+            metrics. Repeatable.
         --output FILE  Write this file; default: print the table.
     """
     from gsq.analysis.tables.table import unquoted

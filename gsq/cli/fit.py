@@ -94,21 +94,21 @@ def fit_command(
     Options:
         --target COLUMN ...  Predict this column instead of the law's own. Several columns share the parameters of the
             formula, except those with the index \[out], such as A\[out].
-        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE for one, and others near it.
-        --by COLUMN  A fit for each value of this column.
-        --optimum COLUMN  The best value of a tuned column (learning_rate) at each size, --by COLUMN ..., and its law.
-        --derive EXPRESSION  Something that follows from the parameters, with its interval, such as "b / (a + b)".
-            Repeatable.
+        --start NAME=LOW:HIGH  Range of a parameter's random starts; NAME=VALUE starts there and near it.
+        --by COLUMN  Fit each value of this column separately.
+        --optimum COLUMN  Find the best value of a tuned column (learning_rate) at each size (--by COLUMN ...), and
+            its law.
+        --derive EXPRESSION  Print an expression of the parameters with its interval, such as "b / (a + b)". Repeatable.
         --card  Print the whole report card of each fit.
         --figure FILE  Draw the report card of the first fit.
-        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named ones, and those that
-            read step apart from the others (on every evaluation instead of each run's last).
+        --compare  Compare the laws by AICc and held-out errors. Without --law, compare all named laws. Laws that
+            read step are compared separately, on every evaluation instead of each run's last.
         --collapse  Test whether one derived axis absorbs the others; fits nothing.
         --extrapolate  Predict the second half of each learning curve from the first.
-        --arms COLUMN[=LEVEL]  How many times the bits, compute or images of LEVEL (default: the first) each other level
-            of a text column is worth. A parameter of the law has the column as its index: A\[quantizer]. --figure draws
-            it.
-        --random COLUMN  With --arms: rows of one study go together.
+        --arms COLUMN[=LEVEL]  Say how many times the bits, compute or images of LEVEL (default: the first) each other
+            level of a text column is worth. A parameter of the law must have the column as its index: A\[quantizer].
+            --figure draws the result.
+        --random COLUMN  With --arms: rows with one value of this column (a study) share a random effect.
         --against LAW  Test the law against a simpler one on simulated tables, such as broken_power_law against
             power_law_bpp.
         --rollout COLUMN  Predict each size of this column from the smaller ones.
@@ -120,7 +120,9 @@ def fit_command(
     table, words = words_of(table, by if optimum is not None else None, target or [])
     targets = [unquoted(one) for one in [*(target or []), *([] if optimum is not None else words)]]
     if len(targets) > 1 and (optimum is not None or collapse or extrapolate):
-        raise AnalysisError(f"--target: one column at a time there, got {', '.join(targets)}")
+        raise AnalysisError(
+            f"--target: name one column with --optimum, --collapse or --extrapolate; got {', '.join(targets)}"
+        )
     single = targets[0] if targets else None
     paths = table_paths(table)
     require_outputs({"--output": output}, {"--figure": figure}, paths)
@@ -137,7 +139,7 @@ def fit_command(
         return
     document: dict[str, object] = {"table": table[0] if len(table) == 1 else table, **({"by": by} if by else {})}
     if derive and (compare or collapse or extrapolate):
-        raise AnalysisError("--derive is for fits alone, without --compare, --collapse and --extrapolate")
+        raise AnalysisError("--derive needs a fit; leave out --compare, --collapse and --extrapolate")
     derived: list[list[analysis.Derived]] = []
     if collapse or extrapolate:
         lines = _collapse_or_extrapolate(load(paths, protocol, where), single or "rfid", collapse, document)

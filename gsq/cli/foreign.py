@@ -105,22 +105,22 @@ def _read_models(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     values = read_yaml(file)
     for key in values:
         if key not in FILE_KEYS:
-            raise UserError(f"{file}: '{key}' is no key{nearest(key, FILE_KEYS)}; there are {', '.join(FILE_KEYS)}")
+            raise UserError(f"{file}: '{key}' is not a key{nearest(key, FILE_KEYS)}; keys are {', '.join(FILE_KEYS)}")
     entries = values["models"]
     if not isinstance(entries, list) or not entries or not all(isinstance(one, dict) for one in entries):
-        raise UserError(f"{file}: models: needed is a list such as - {{model: package.module:load}}")
+        raise UserError(f"{file}: models: must be a list such as - {{model: package.module:load}}")
     for entry in entries:
         kind = "model" if "model" in entry else "run"
         allowed = MODEL_KEYS if kind == "model" else RUN_KEYS
         if kind not in entry or (unknown := [key for key in entry if key not in allowed]):
-            wrong = f"'{unknown[0]}' is no key" if kind in entry else "neither model nor run"
+            wrong = f"'{unknown[0]}' is not a key" if kind in entry else "neither model nor run"
             raise UserError(f"{file}: models: {dict(entry)}: {wrong}; there are {', '.join(allowed)}")
     for part in (values, *entries):
         for key, value in part.items():
             if key in MAPPINGS and not isinstance(value, dict | None):
-                raise UserError(f"{file}: {key}: {value!r}: needed is a mapping, such as {{checkpoint: FILE}}")
+                raise UserError(f"{file}: {key}: {value!r}: must be a mapping, such as {{checkpoint: FILE}}")
             if key in TEXTS and not (isinstance(value, str) and value):
-                raise UserError(f"{file}: {key}: {value!r}: needed is text, in quotes if it looks like a number")
+                raise UserError(f"{file}: {key}: {value!r}: must be text, in quotes if it looks like a number")
     return entries, values
 
 

@@ -20,7 +20,7 @@ def init_command(
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", metavar="N", min=1, help="Runs of each configuration, to see how far they scatter."),
+        typer.Option("--seeds", metavar="N", min=1, help="Runs of each configuration, to measure their scatter."),
     ] = 2,
 ) -> None:
     """Write a commented sweep file to start from, and say what to run next.
@@ -33,8 +33,8 @@ def init_command(
     Options:
         --data FOLDER  Folder of images, or of .tar, .parquet or .arrow shards; default: the images of the preset.
         --preset NAME  Where every cell starts: cpu-tiny (the default), cpu-small, paper-f8, ...
-        --axis KEY=VALUES  Values to compare, such as groups=1,2,4 or 'codebook_size={log2: [6, 10]}'; repeatable, and
-            combined with each other. Default: these two.
+        --axis KEY=VALUES  Values to compare, such as groups=1,2,4 or 'codebook_size={log2: [6, 10]}'; repeatable;
+            all combinations are cells. Default: these two.
     """
     from gsq.data.sources import folder_kind
     from gsq.sweeps.spec.starting import read_axes, sweep_text, write_sweep
@@ -48,7 +48,7 @@ def init_command(
         images = folder_kind(folder), str(folder)
     text = sweep_text(file.stem, preset or "cpu-tiny", images, read_axes(axis or []), steps, seeds)
     schema = write_sweep(file, text)
-    typer.echo(f"wrote {file}, and {schema}, by which editors check it")
+    typer.echo(f"wrote {file}, and {schema}, with which editors check it")
     typer.echo(f"look at the images: gsq data {file}")
     typer.echo(f"see the cells and what they cost: gsq plan {file}")
     typer.echo(f"train, gather, fit and plot: gsq run {file}")

@@ -182,7 +182,7 @@ def admitted(console: Console, plan: sweeps.Plan, target: sweeps.Cluster, how: S
 
     if how.canary and plan.search is not None:
         raise UserError(
-            "--canary measures the largest cells of a grid; leave it out, a search measures its first trials"
+            "--canary measures the largest cells of a grid; leave it out for a search, which measures its first trials"
         )
     check_images(plan)
     found = sweeps.forecast(plan, target, retry=how.retry)

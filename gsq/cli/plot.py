@@ -58,16 +58,16 @@ def plot_command(
 
     scaling: rFID against bits per pixel, V, D, G and f, with laws and their intervals.
 
-    contours: lines of equal rFID over two axes, predicted by the (first) law; measured cells on top, and hatched where
-    the law is extrapolated. Needs a law that depends on two axes that vary.
+    contours: lines of equal rFID over two axes, predicted by the (first) law and hatched where it extrapolates, with
+    the measured cells. Needs a law that depends on two axes that vary.
 
-    groups: rFID against G and against d = D / G at fixed D. Needs cells that differ in groups alone.
+    groups: rFID against G and against d = D / G at fixed D. Needs cells that differ only in groups.
 
-    usage: codebook usage and perplexity against V and d. Needs cells that differ in one of them alone.
+    usage: codebook usage and perplexity against V and d. Needs cells that differ in only one of them.
 
-    collapse: rFID against bits per pixel (or --x) with one line through all cells, and what it misses. Needs two axes.
+    collapse: rFID against bits per pixel (or --x) with one line through all cells, and the residuals. Needs two axes.
 
-    pareto: the cells that none beats both in rFID and in bits, and in rFID and in training compute (or --x).
+    pareto: the cells that no other beats in both rFID and bits, or in both rFID and training compute (or --x).
 
     tradeoff: rFID and gFID against prior bits per pixel, with the front. Needs probes (gsq evaluate --probe).
 

@@ -28,11 +28,9 @@ class Questions:
         Raises AnalysisError where a question cannot be answered.
         """
         if self.random is not None and self.arms is None:
-            raise AnalysisError("--random belongs to --arms COLUMN, which it gives the intervals of")
+            raise AnalysisError("--random sets how the intervals of --arms are computed; add --arms COLUMN")
         if not fits and any((self.arms, self.against, self.rollout)):
-            raise AnalysisError(
-                "--arms, --against and --rollout ask something of a fit; leave out --collapse or --extrapolate"
-            )
+            raise AnalysisError("--arms, --against and --rollout need a fit; leave out --collapse or --extrapolate")
         drawing = None
         for one in fits:
             if self.arms is not None:

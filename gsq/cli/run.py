@@ -15,7 +15,9 @@ def run_command(sweep: SweepArgument, *, how: Submitting, output: Path | None = 
     Ctrl-C stops cleanly, and the same command resumes. If the YAML's evaluation keys have changed, finished cells are
     evaluated again without training. Exit code 1: cells failed.
 
-    Example: gsq run sweeps/configs/quickstart.yaml
+    Example: gsq run quickstart
+
+    Example: gsq run groups.yaml --cluster my-cluster.yaml
 
     Options:
         --output FILE  Parquet file; default results/SWEEP.parquet.

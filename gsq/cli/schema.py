@@ -16,7 +16,7 @@ def schema_command(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="sweep or cluster.")],
     output: Path | None = None,
 ) -> None:
-    """Print the JSON schema of sweep or cluster files, by which an editor completes, explains and checks their keys.
+    """Print the JSON schema of sweep or cluster files, with which an editor completes, explains and checks keys.
 
     Save it beside your files. An editor with the YAML language server then finds it by the first line of a file:
     # yaml-language-server: $schema=sweep.schema.json

@@ -65,7 +65,9 @@ def rename_command(
 
     name = sweep_folder(sweep).name
     rename_sweep(name, new)
-    typer.echo(f"{name} is now {new}. Write name: {new} in its YAML file, too; else gsq run begins {name} anew from it")
+    typer.echo(
+        f"{name} is now {new}. Write name: {new} in its YAML file, too; otherwise gsq run starts {name} again from it"
+    )
 
 
 @sweeps_app.command("remove")

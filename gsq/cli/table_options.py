@@ -34,7 +34,7 @@ LawOption = Annotated[
         metavar="LAW",
         help='A named law, or a formula over columns: "rfid = E + A / latent_dim^a". Put other names in backticks: '
         "'`val/loss` = E + A / N^a' (single quotes are for the shell). Repeatable. Default: power_law_bpp and "
-        "paper_eq14, where the table can carry them. `gsq fit --laws` lists the names.",
+        "paper_eq14, if the table has their columns. `gsq fit --laws` lists the names.",
     ),
 ]
 ProtocolOption = Annotated[
@@ -42,12 +42,12 @@ ProtocolOption = Annotated[
     typer.Option(
         "--protocol",
         metavar="HASH",
-        help="Evaluation protocol, where the table has several; a unique prefix is enough.",
+        help="Use the rows of this evaluation protocol, if the table has several; a unique prefix is enough.",
     ),
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="CONDITION", help='Take these rows alone: "outlier == False", "step > 1000".'),
+    typer.Option("--where", metavar="CONDITION", help='Use only these rows: "outlier == False", "step > 1000".'),
 ]
 BoundOption = Annotated[
     list[str] | None,

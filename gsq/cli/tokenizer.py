@@ -48,8 +48,8 @@ def reconstruct_command(
     the PSNR. Images are not resized; if f does not divide a side, both ends are cropped evenly.
 
     An image that does not fit into memory is encoded in overlapping tiles if the model gives the same result that way
-    (no layer sees the whole image), and refused before any memory is taken if not. The built-in autoencoder normalises
-    over the whole image; --tile encodes its large images in tiles nevertheless, with another result.
+    (no layer sees the whole image), and otherwise refused before memory is allocated. The built-in autoencoder
+    normalises over the whole image; --tile encodes its large images in tiles all the same, with another result.
 
     Example: gsq reconstruct results/runs/ab/abcdef123456 photo.jpg --output /tmp/seen
     Example: gsq reconstruct results/runs/ab/abcdef123456 panorama.jpg --tile 1024
@@ -90,10 +90,10 @@ def tokenize_command(
 ) -> None:
     """Turn a folder of images into codebook indices, to train a generative model on.
 
-    DIR gets indices-00000.parquet, ... (a row an image: path, sha256, height, width, latent_height, latent_width,
-    indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the current shard; the same command
-    resumes. Images that training could not use are listed and skipped. So are those that do not fit into memory, unless
-    the model gives the same indices in tiles (see gsq reconstruct --help), or with --tile.
+    DIR gets indices-00000.parquet, ... (one row per image: path, sha256, height, width, latent_height,
+    latent_width, indices_per_position, indices) and _manifest.json. Ctrl-C loses at most the current shard; the same
+    command resumes. Images that training could not use are listed and skipped. So are images that do not fit into
+    memory, unless the model gives the same indices in tiles (see gsq reconstruct --help), or --tile is given.
 
     Example: gsq tokenize results/runs/ab/abcdef123456 photos --output tokens --size 256
 
@@ -103,7 +103,7 @@ def tokenize_command(
     Options:
         --output DIR  Folder for the Parquet shards.
         --size N  Centre square of each image at N x N pixels; default: its own size, cropped to multiples of f.
-        --shard-size N  Images of a shard.
+        --shard-size N  Images per shard.
         --batch-size N  Images encoded at a time.
     """
     from gsq.data.listing import shown

@@ -21,9 +21,9 @@ def track_command(
     """Mirror the runs of a sweep to an experiment tracker: training curves, evaluations, samples, configs.
 
     Start it on a login node, while the sweep runs or later: it reads the run folders and changes nothing in them, so
-    that compute nodes need no network. A second call sends only what the tracker does not have. Each run is named by
-    its signature, numbers by train/ or by evaluation/ and their protocol. A cluster file with tracker: wandb does this
-    at the end of gsq run.
+    that compute nodes need no network. A second call sends only what the tracker does not have. Runs are named
+    by their signature. Training curves are called train/NAME, and metrics evaluation/PROTOCOL-FEATURES/NAME. With
+    tracker: wandb in the cluster file, gsq run does this at its end.
 
     Each tracker needs its package: pip install 'gsq\\[wandb]'. Weights & Biases without a network: WANDB_MODE=offline.
 
@@ -33,11 +33,11 @@ def track_command(
 
     Options:
         --to TRACKER  tensorboard, wandb, mlflow or trackio.
-        --at PLACE  Folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else
+        --at PLACE  A folder, or for mlflow also the address of a server. Default: where the sweep was sent before; else
             results/tensorboard, results/wandb, $MLFLOW_TRACKING_URI or results/mlflow.db, Trackio's own folder.
         --project NAME  What the tracker calls the sweep; default: its name.
         --watch  Look again every few seconds until all cells have ended.
-        --again  Send runs once more that were sent before and removed there.
+        --again  Send runs again that were sent before and were removed there.
     """
     told = [""]
 

@@ -38,7 +38,7 @@ def print_next_values(
     from gsq.cli import designing
 
     if given := [name for name, value in others.items() if value]:
-        raise AnalysisError(f"--optimum proposes values of {column}, without {' and '.join(given)}; it takes {OWN}")
+        raise AnalysisError(f"--optimum proposes values of {column}; leave out {' and '.join(given)}. It takes {OWN}")
     if runs and (len(runs) > 1 or runs[0] < 1 or runs[0] % 1):
         shown = " and ".join(f"{one:g}" for one in runs)
         raise AnalysisError(f"--budget: with --optimum it is one whole number of runs, 1 or more; got {shown}")

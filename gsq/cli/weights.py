@@ -58,7 +58,8 @@ def weights_fetch_command(
     everything: Annotated[bool, typer.Option("--all", help="Every file that can be downloaded.")] = False,
     mirror: str = "",
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Copy this file (or out of this folder) instead.")
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Copy this file, or the files of this folder; download nothing."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +72,7 @@ def weights_fetch_command(
     Example: gsq weights fetch vgg16 --from ~/Downloads/vgg16-397923af.pth
 
     Options:
-        --mirror URL  Folder of the same files; default $GSQ_WEIGHTS_MIRROR.
+        --mirror URL  Download from this URL, a folder with the same files; default $GSQ_WEIGHTS_MIRROR.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -82,7 +83,7 @@ def weights_fetch_command(
     if bool(names) == everything:
         raise UserError(f"gsq weights fetch: name what to fetch ({', '.join(REGISTRY)}), or use --all, not both")
     if source is not None and not source.is_dir() and len(names or REGISTRY) > 1:
-        raise UserError(f"--from: {source} is one file, but several weights are asked for; name one, or a folder")
+        raise UserError(f"--from: {source} is one file, but you asked for several weights; name one, or a folder")
     wanted = known_names(names or [])
     if everything:
         # A file that ships inside a package cannot be downloaded if that package is not installed.

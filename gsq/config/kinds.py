@@ -169,7 +169,7 @@ def _own_kind(name: str, cls: type) -> Kind:
     found = [kind for kind in stated if kind.cls == name.partition(":")[2]]
     if found and found[0].own:
         raise UserError(
-            f"quantizer.kind: '{name}': options of your own belong into the dataclass Options of the class, not into "
+            f"quantizer.kind: '{name}': options of your own belong in the dataclass Options of the class, not into "
             f"Kind.own ({', '.join(option.name for option in found[0].own)})"
         )
     return replace(found[0] if found else Kind(name, cls.__name__, ()), name=name, module=module.__name__)

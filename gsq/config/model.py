@@ -25,8 +25,8 @@ class ModelConfig:
     """Autoencoder (paper appendix B, fig. 6)."""
 
     kind: str = field(default="autoencoder", metadata={"legacy": "autoencoder"})
-    """autoencoder (the paper's), or a pair of encoder and decoder of your own, package.module:Name, of which
-    `downsample` and `latent_dim` are the keys, and what stands in `options` (``gsq new model``)."""
+    """autoencoder (the paper's), or a pair of encoder and decoder of your own, package.module:Name, whose
+    keys are `downsample`, `latent_dim` and those in `options` (``gsq new model``)."""
     downsample: int = 8
     """f, image height over latent height: 2, 4, 8, 16 or 32."""
     latent_dim: int = 16

@@ -60,8 +60,7 @@ def load_config(
     sections: dict[str, Any] = {}
     if {"name", "base"} <= {*values}:
         raise UserError(
-            f"{where}: is a sweep file; what is needed here is a preset (cpu-tiny) or a file of config sections "
-            f"({', '.join(SECTIONS)})"
+            f"{where}: is a sweep file; name a preset (cpu-tiny) or a file of config sections ({', '.join(SECTIONS)})"
         )
     for name, section_values in values.items():
         if name not in SECTIONS:

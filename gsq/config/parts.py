@@ -98,7 +98,7 @@ def load(name: str, key: str) -> Any:
     if not callable(found):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(
-            f"{key}: module {module_name} has no class or function '{attribute}'{nearest(attribute, names)}; needed is "
+            f"{key}: module {module_name} has no class or function '{attribute}'{nearest(attribute, names)}; name "
             f"{TAKEN.get(key) or OTHERS[key.rpartition(' ')[2]]}"
         )
     return found
@@ -259,7 +259,7 @@ def check_parts(config: Any) -> None:
         section = key.split(".")[0]
         for name in names:
             if inspect.ismodule(load(name, key)):
-                raise UserError(f"{key}: '{name}' is a module; needed is {TAKEN[key]}")
+                raise UserError(f"{key}: '{name}' is a module; name {TAKEN[key]}")
             if section != "evaluation":
                 options_of(name, key, getattr(config, section).options)
     for section in ("quantizer", "model", "discriminator", "loss", "data"):

@@ -65,7 +65,7 @@ class ProgramConfig(RunConfig):
         """A key or column. Raises UserError, naming the nearest, if there is none of this name."""
         if name not in self.values:
             raise UserError(
-                f"{where}: '{name}' is no key of {self.program}{nearest(name, self.values)}; keys and columns are "
+                f"{where}: '{name}' is not a key of {self.program}{nearest(name, self.values)}; keys and columns are "
                 f"{', '.join(self.values)}"
             )
         return self.values[name]

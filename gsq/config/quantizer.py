@@ -44,7 +44,7 @@ class QuantizerConfig:
     codebook_size: int = 8192
     """V, rows of the codebook (fsq: levels of each channel)."""
     depth: int = 1
-    """rvq: codebooks, each of V rows, of which each quantizes what the ones before it left over."""
+    """rvq: number of codebooks of V rows; each quantizes the residual of those before it."""
     levels: tuple[int, ...] = ()
     """fsq: levels of each latent channel, the largest of them codebook_size; empty takes codebook_size for all."""
     init: str = "auto"
@@ -54,7 +54,7 @@ class QuantizerConfig:
     """l2 or l1 (both sides normalised), clip (both clamped to [-1, 1]), none, or auto: l2 for gsq, but none at d = 1,
     where the sphere is two points, and none for the others."""
     lookup_precision: str = "exact"
-    """exact, or float32 or bfloat16: |z|^2 + |c|^2 - 2 z.c in that type, which returns wrong rows; to study that."""
+    """exact; or, to study its errors, float32 or bfloat16: |z|^2 + |c|^2 - 2 z.c in that type returns wrong rows."""
     decoder_input: str = "normalised"
     """gsq: what the decoder receives: the row as the look-up compared it (normalised), or raw (the authors' code)."""
     loss_row: str = "normalised"
@@ -64,7 +64,7 @@ class QuantizerConfig:
     codebook_update: str = "gradient"
     """gradient (through the quantizer loss) or ema (each row an average of the latents that chose it)."""
     codebook_decay: float = 0.99
-    """Decay of the moving averages of ema, and of the use of rows for restart_below."""
+    """Decay of the moving averages of ema, and of the usage of rows for restart_below."""
     entropy_weight: float = 0.0
     """gsq, vq, lfq, bsq, ibq: weight of (entropy of an index - entropy of the batch's mean), which spreads use of
     codes."""

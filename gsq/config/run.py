@@ -25,12 +25,12 @@ class DataConfig:
     """The images. A fingerprint of their content enters the signature; their place does not."""
 
     kind: str = "photos"
-    """photos (the colour photographs in scikit-image's wheel), image_folder, webdataset (.tar shards) or huggingface
+    """photos (colour photographs that come with scikit-image), image_folder, webdataset (.tar shards) or huggingface
     (.parquet or .arrow shards, such as a downloaded data set, what save_to_disk wrote, or a cache folder); or a source
     of your own, package.module:Name (``gsq new data``)."""
     path: str = field(default="", metadata={"signed": False})
-    """A folder of images or of shards. If the names of its subfolders (or shards) hold both `train` and `val`, they are
-    the split. `$NAME` and `${NAME}` are variables of the shell."""
+    """A folder of images or of shards. Subfolders `train` and `val` with images (or shards with both words in their
+    paths) are the split. `$NAME` and `${NAME}` are variables of the shell."""
     image_size: int = 256
     """Height and width of a training image, pixels."""
     min_crop: float = 1.0
@@ -100,7 +100,7 @@ class EvaluationConfig:
     (B, 3, H, W) in [-1, 1], and returns a value for each image; the mean is a column of the table (``gsq new
     metric``)."""
     distances: tuple[str, ...] = ()
-    """Measure these too, beside rfid: fd_dinov2, sfid, cmmd (weights to be provided; columns of the same names), and
+    """Measure these besides rfid: fd_dinov2, sfid, cmmd (weights to be provided; columns of the same names), and
     precision_recall (columns precision and recall, in `features`)."""
     folder: str = ""
     """Compare only the held-out images below this folder, such as a class: n01440764, or val/n01440764."""
@@ -148,8 +148,8 @@ class EvaluationConfig:
         self.check_images(self.num_images)
 
     def images(self, data: DataConfig, held_out: int) -> int:
-        """Number of images compared: num_images, but at most ``held_out`` unless the data are photos, which give any
-        number of crops."""
+        """Number of images compared: num_images, but at most ``held_out`` unless the data are photos, which give
+        any number of crops."""
         return self.num_images if data.kind == "photos" else min(self.num_images, held_out)
 
     def check_images(self, count: int) -> None:
@@ -199,7 +199,7 @@ class ExecutionConfig:
     """Folder on the node's own disk, such as $TMPDIR or $SLURM_TMPDIR (variables are those of the job), to which the
     images are copied once for all processes and jobs of the node; empty: none."""
     image_cache_gb: float = 8.0
-    """Most gigabytes of decoded images on a machine's disk, shared by all its processes; 0: none. They lie below
+    """Most gigabytes of decoded images on a machine's disk, shared by all its processes; 0: none. They are below
     stage_data, or else $GSQ_CACHE (default ~/.cache/gsq)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint of a finished run (with the schedule wsd, the one before the decay), so that a run with

@@ -111,9 +111,9 @@ def _half_a_split(config: DataConfig, candidates: list[Candidate]) -> list[str]:
     if not named:
         return []
     return [
-        f"split: only folders named train and val that both hold images decide it, and here are {', '.join(named)}; "
+        f"split: only folders named train and val, both with images, decide it; here are only {', '.join(named)}, so "
         f"data.validation_share {config.validation_share:g} of all images is held out, by a hash of the content, "
-        "whatever folder they lie in. Name the folders train and val if they are the split"
+        "whatever folder they are in. Name the folders train and val if they are the split"
     ]
 
 

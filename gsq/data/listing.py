@@ -104,7 +104,7 @@ def walk(root: Path) -> Iterator[Entry]:
                 continue
             identity = _identity(entry.path)
             if identity is None or (identity in above and (link or links)):
-                yield Entry(name, "link", "a link to a folder that it lies in")
+                yield Entry(name, "link", "a link to a folder that it is in")
             elif links + link > MAX_LINKS:
                 yield Entry(name, "link", f"a link below {MAX_LINKS} other links")
             else:

@@ -206,7 +206,7 @@ class Manifest:
             names = dict.fromkeys(f.name.rpartition("/")[0] for f in self.validation)
             there = ", ".join(f"'{name}'" for name in [*filter(None, names)][:4]) or "no folder"
             raise UserError(
-                f"evaluation.folder: '{folder}' holds none of the {len(self.validation)} validation images; they lie "
+                f"evaluation.folder: '{folder}' holds none of the {len(self.validation)} validation images; they are "
                 f"in {there}{', ...' if len(names) > 4 else ''}"
             )
         if len(places) > 1:

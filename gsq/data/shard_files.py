@@ -53,7 +53,7 @@ def list_shards(kind: str, root: Path) -> tuple[list[Shard], list[LeftOut]]:
     kinds = Counter(shard.path.suffix.lower() for shard in shards)
     if len(kinds) > 1:
         counts = " and ".join(f"{n} {suffix}" for suffix, n in kinds.items())
-        raise UserError(f"data.path: {root} holds {counts} files; name the folder of the ones that are meant")
+        raise UserError(f"data.path: {root} holds {counts} files; name the folder of those to use")
     _require_all(root, [shard.path for shard in shards])
     wanted = {shard.split for shard in shards} & {"train", "validation"}
     if not wanted:
@@ -121,8 +121,8 @@ def _require_all(root: Path, shards: list[Path]) -> None:
             listed = ", ".join(map(str, first)) + (", ..." if missing > 8 else "")
             where = (folder / f"{prefix}*").relative_to(root)
             raise UserError(
-                f"data.path: {root}: of the shards {where} {missing} of {len(expected)} are missing "
-                f"(number {listed}); fetch them, or rename the others if a part is what you want"
+                f"data.path: {root}: {missing} of the {len(expected)} shards {where} are missing "
+                f"(number {listed}); fetch them, or rename the others if you want only these"
             )
 
 

@@ -213,7 +213,8 @@ def _whole_shard(shard: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{shard}: is no {shard.suffix[1:]} file, or was cut short ({reason}); get it again") from None
+        kind = shard.suffix[1:]
+        raise UserError(f"{shard}: is not a {kind} file, or was cut short ({reason}); get it again") from None
 
 
 def _require_embedded(shard: Path, rows: int, empty: int, column: str) -> None:
@@ -245,8 +246,8 @@ def find_column(shard: Path, schema: Any, wanted: str) -> str:
     if wanted:
         if wanted not in found:
             raise UserError(
-                f"data.image_column: '{wanted}' is no column of images ({{bytes, path}}, or binary) in {shard}, which "
-                f"has {columns}"
+                f"data.image_column: '{wanted}' is not a column of images ({{bytes, path}}, or binary) in {shard}, "
+                f"which has {columns}"
             )
         return found[wanted]
     if not found:

@@ -61,7 +61,7 @@ def tar_images(shard: Path) -> Iterator[Member]:
                 raise tarfile.ReadError("no end mark")
             yield from _linked(file, files, links)
     except tarfile.TarError as error:
-        raise UserError(f"{shard}: is no tar file, or was cut short ({error}); get it again") from None
+        raise UserError(f"{shard}: is not a tar file, or was cut short ({error}); get it again") from None
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror or error})") from None
 
@@ -92,7 +92,7 @@ def _linked(file: BinaryIO, files: dict[str, tuple[int, int]], links: dict[str, 
         inside = f"{target}/" if target not in (None, ".") else ""
         below = [] if target is None else [name for name in images if name.startswith(inside)]
         if below and link.startswith(inside):
-            yield Member(link, -1, 0, -1, None, "link", "a link to a folder that it lies in", False)
+            yield Member(link, -1, 0, -1, None, "link", "a link to a folder that it is in", False)
             continue
         if not below and (not suffix_of(link) or suffix_of(link) in IMAGE_SUFFIXES):
             yield Member(

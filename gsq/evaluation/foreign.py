@@ -81,7 +81,7 @@ class Foreign(nn.Module):
         made, indices = self._called(self.convention.given(images))
         if not isinstance(made, Tensor):
             raise UserError(
-                f"{self.name}: returned a {type(made).__name__} for images; needed is a tensor (B, 3, H, W)"
+                f"{self.name}: returned a {type(made).__name__} for images; it must be a tensor (B, 3, H, W)"
             )
         if made.shape != images.shape:
             batch, _, height, width = images.shape
@@ -171,7 +171,7 @@ def read_convention(values: Mapping[str, Any], where: str) -> Convention:
             continue
         numbers = isinstance(given, list | tuple) and all(isinstance(v, int | float) for v in given)
         if not numbers or len(given) != 2 or not -math.inf < given[0] < given[1] < math.inf:
-            raise UserError(f"{where}: {key} {given!r}: needed are the values of black and white, such as [0, 1]")
+            raise UserError(f"{where}: {key} {given!r}: must be the values of black and white, such as [0, 1]")
         read[key] = (float(given[0]), float(given[1]))
     if "channels" in values:
         choose(f"{where}: channels", values["channels"], ("rgb", "bgr"))

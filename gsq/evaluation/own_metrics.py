@@ -32,7 +32,7 @@ class OwnMetric:
         if not isinstance(found, Tensor) or found.shape != (len(images),):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
-                f"evaluation.metrics: '{self.name}' returned {shape} for {len(images)} images; needed is a tensor "
+                f"evaluation.metrics: '{self.name}' returned {shape} for {len(images)} images; it must be a tensor "
                 f"({len(images)},), one value an image"
             )
         if not math.isfinite(float(found.double().sum())):
@@ -50,7 +50,7 @@ def own_metrics(names: Sequence[str], device: torch.device) -> tuple[OwnMetric, 
         function = load(name, "evaluation.metrics")()
         if not callable(function):
             raise UserError(
-                f"evaluation.metrics: '{name}' returned a {type(function).__name__}; needed is a callable "
+                f"evaluation.metrics: '{name}' returned a {type(function).__name__}; it must be a callable "
                 "(images, originals) -> (B,)"
             )
         if isinstance(function, torch.nn.Module):

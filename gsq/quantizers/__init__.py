@@ -53,8 +53,8 @@ def build_quantizer(config: RunConfig) -> Quantizer:
         own = load(config.quantizer.kind, "quantizer.kind")
         if not (isinstance(own, type) and issubclass(own, Quantizer)):
             raise UserError(
-                f"quantizer.kind: '{config.quantizer.kind}' is no subclass of gsq.quantizers.Quantizer, which defines "
-                "what a quantizer is (gsq new quantizer FILE writes one to start from)"
+                f"quantizer.kind: '{config.quantizer.kind}' is not a subclass of gsq.quantizers.Quantizer, which "
+                "defines what a quantizer is (gsq new quantizer FILE writes one to start from)"
             )
         built = own.build(config)
         built.own = config.quantizer.kind

@@ -107,16 +107,16 @@ class Quantizer(nn.Module):
             wrong = f"returned a {type(output).__name__}; a QuantizerOutput (latent, indices, loss) is needed"
         elif output.latent.shape != latent.shape or output.latent.dtype != torch.float32:
             found = f"{tuple(output.latent.shape)} {output.latent.dtype}"
-            wrong = f"returned a latent {found}; needed is {tuple(latent.shape)} torch.float32"
+            wrong = f"returned a latent {found}; it must be {tuple(latent.shape)} torch.float32"
         elif output.indices.shape != wanted or output.indices.dtype != torch.int64:
             found = f"{tuple(output.indices.shape)} {output.indices.dtype}"
-            wrong = f"returned indices {found}; needed is {wanted} torch.int64"
+            wrong = f"returned indices {found}; they must be {wanted} torch.int64"
         elif bool(((output.indices < 0) | (output.indices >= limits)).any()):
             wrong = f"returned indices out of range; index k must be in [0, {list(self.index_sizes)}[k])"
         elif not output.latent.isfinite().all():
             wrong = "returned NaN or infinity for a latent that has neither"
         elif output.loss.shape != ():
-            wrong = f"returned a loss of shape {tuple(output.loss.shape)}; needed is a scalar"
+            wrong = f"returned a loss of shape {tuple(output.loss.shape)}; it must be a scalar"
         if wrong:
             raise UserError(f"quantizer.kind: '{self.own}' {wrong}")
 

@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def runs(self) -> Path:
-        """The folder of runs that this one lies in."""
+        """The folder of runs that this one is in."""
         return self.path.absolute().parent.parent
 
     def attempt_folders(self) -> list[Path]:

@@ -240,7 +240,7 @@ def _twice(run: Callable[[], Tensor]) -> None:
 def _discriminator(config: RunConfig) -> Tests:
     def build() -> nn.Module:
         module = build_discriminator(config.discriminator, SIZE)
-        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
+        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; it must be a torch module")
         assert module is not None
         return module
 
@@ -257,7 +257,7 @@ def _discriminator(config: RunConfig) -> Tests:
 def _loss(config: RunConfig) -> Tests:
     def build() -> nn.Module:
         module = build_perceptual_loss(config.loss.perceptual, options=config.loss.options)
-        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; needed is a torch module")
+        require(isinstance(module, nn.Module), f"it returned a {type(module).__name__}; it must be a torch module")
         assert module is not None
         return module
 

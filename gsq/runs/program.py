@@ -92,7 +92,7 @@ class Run:
     def log(self, step: int, **values: float) -> None:
         """Append a line to the run's curve, and show ``step`` in gsq status.
 
-        step: at most ``config["steps"]`` where that key exists; it never falls. values: numbers.
+        step: at most ``config["steps"]`` where that key exists; it never decreases. values: numbers.
 
         Raises UserError for a text or a step that is too large or falls, and FloatingPointError, by which the run
         counts as diverged, for NaN or infinity.
@@ -156,7 +156,7 @@ class Run:
             if name in self._config.values:
                 raise UserError(f"{where}: '{name}' is a key or column of the sweep; give the metric another name")
             if not str(name).isidentifier():
-                raise UserError(f"{where}: {name!r} is no name for a column: letters, digits and '_'")
+                raise UserError(f"{where}: {name!r} is not a name for a column: letters, digits and '_'")
         protocol = digest({"program": self._config.program})
         file = self._attempt.path / "evaluations" / f"{protocol}-{step:08d}.json"
         before = json.loads(file.read_text())["metrics"] if file.exists() else {}
@@ -171,9 +171,9 @@ class Run:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise UserError(f"{where}: step {step!r} is not a whole number of at least 0")
         if step < self.step:
-            raise UserError(f"{where}: step {step} after step {self.step}; steps do not fall: count on from run.state")
+            raise UserError(f"{where}: step {step} after step {self.step}: steps never decrease; begin at run.state")
         if isinstance(steps, int) and step > steps:
-            raise UserError(f"{where}: step {step} of {steps}; the program does not end after its steps")
+            raise UserError(f"{where}: step {step} is beyond the key steps, which is {steps}; end the program there")
 
     def _time_step(self, step: int) -> None:
         now = time.monotonic()

@@ -199,7 +199,7 @@ def _claim(output: Path, manifest: dict[str, Any]) -> None:
     path = output / MANIFEST
     if not path.exists():
         if any(output.glob("indices-*.parquet")):
-            raise UserError(f"--output: {output} holds shards, but no {MANIFEST} to say of what; choose another folder")
+            raise UserError(f"--output: {output} holds shards without a {MANIFEST}; choose another folder")
         with mendable(str(output), ""):
             write_json(path, manifest)
         return

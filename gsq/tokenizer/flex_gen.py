@@ -298,8 +298,8 @@ def _beside(path: Path) -> dict[str, Any]:
             break
     else:
         raise UserError(
-            f"{path}: holds no config, and beside it {'are several' if files else 'is none'}; put the YAML that it was "
-            f"trained from beside it, as {path.with_suffix('.yaml').name}"
+            f"{path}: holds no config, and its folder has {'several' if files else 'none'}; put the YAML that it was "
+            f"trained from there, as {path.with_suffix('.yaml').name}"
         )
     if wanted[0].suffix != ".json":
         return read_yaml(wanted[0])

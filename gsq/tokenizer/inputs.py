@@ -66,8 +66,8 @@ def require_tile(tokenizer: Tokenizer, tile: int | None) -> None:
         raise UserError(f"--tile: {tile} is below f = {f}, a latent position; 512 is usual")
     if tile % f:
         raise UserError(
-            f"--tile: {tile} is no multiple of f = {f}, so tiles would be smaller than asked; use {tile - tile % f} or "
-            f"{tile - tile % f + f}"
+            f"--tile: {tile} is not a multiple of f = {f}, so tiles would be smaller than that; use "
+            f"{tile - tile % f} or {tile - tile % f + f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The eight questions of this study, each answered from its tables: a sentence and a figure.
+"""The questions of this study, each answered from its tables: a sentence and a figure.
 
     python results/tokenizer-laws/answers.py            # prints the answers and writes them into README.md
     python results/tokenizer-laws/answers.py --figures  # and draws the figures (make figures does)
@@ -9,11 +9,11 @@ The notebook 11_tokenizer_laws shows the same answers and figures, with the tabl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from beside import mistuning, predictions
 from matplotlib.figure import Figure
 from scipy.stats import norm
 from study import (
@@ -23,6 +23,7 @@ from study import (
     HERE,
     LONGEST,
     STEPS,
+    Answer,
     bars,
     grid,
     mean_interval,
@@ -36,16 +37,6 @@ from study import (
 
 from gsq import analysis
 from gsq.analysis.figures.style import save, style
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the study says of one question."""
-
-    question: str
-    text: str
-    """One sentence, with the numbers and their 95 % intervals."""
-    draw: Callable[[Figure], None]
 
 
 def training(frame: pd.DataFrame) -> Answer:
@@ -220,7 +211,7 @@ def budgets(frame: pd.DataFrame) -> Answer:
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         for width, colour in zip(sorted(same["width"].unique()), shades(3), strict=False):
-            part = same[same["width"] == width].sort_values("train_flops")
+            part = same[(same["width"] == width) & (same["seed"] == 0)].sort_values("train_flops")
             axis.plot(part["train_flops"], part["rfid"], "o-", color=colour, label=f"width {width:.0f}")
         curve = np.array([(one.budget, one.predicted[0]) for one in best.curve]).T
         axis.plot(*curve, "k--", lw=1, label="best by the law")
@@ -321,12 +312,14 @@ def conclusions(frame: pd.DataFrame) -> Mapping[str, np.ndarray]:
 
 
 QUESTIONS = (training, variables, quantizers, inexact, dimensions, budgets, learnability, seeds)
+BESIDE = (mistuning, predictions)
 
 
 def block() -> str:
     """The answers as README.md prints them."""
     lines = []
-    for number, answer in enumerate((question(table()) for question in QUESTIONS), 1):
+    for number, question in enumerate((*QUESTIONS, *BESIDE), 1):
+        answer = question(table())
         lines.append(f"{number}. **{answer.question}** {answer.text}")
     return "\n".join(lines)
 
@@ -342,7 +335,7 @@ def main() -> None:
     print(text)
     readme.write_text(f"{before}<!-- answers -->\n{text}\n<!-- end of answers -->{after}", encoding="utf-8")
     if arguments.figures:
-        for question in QUESTIONS:
+        for question in (*QUESTIONS, *BESIDE):
             with style():
                 figure = Figure(figsize=(7, 3.4), layout="constrained")
                 question(table()).draw(figure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.stats import t
 
 from gsq import analysis
@@ -22,6 +25,16 @@ AXES = ("downsample", "latent_dim", "groups", "codebook_size", "width", "steps",
 BITS = "downsample^a * bits_per_token^(-b)"
 QUICK = analysis.Options(bootstrap=0)
 ARMS = {"rvq": "residual vq", "fsq": "fsq", "simvq": "simvq", "bsq": "bsq"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the study says of one question."""
+
+    question: str
+    text: str
+    """One sentence, with the numbers and their 95 % intervals."""
+    draw: Callable[[Figure], None]
 
 
 @cache

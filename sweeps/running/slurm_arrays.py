@@ -315,7 +315,7 @@ class NotTaken(UserError):
         fix = "once jobs have ended" if self.limit else "once the cluster file, or the limit, has been changed"
         super().__init__(
             f"cluster '{cluster}': sbatch refused {cells - taken} of {counted(cells, 'cell')}, and took {taken}{jobs}. "
-            f"{refusals}. gsq submit hands over the rest {fix}"
+            f"{refusals}. gsq submit submits the rest {fix}"
         )
 
 

@@ -85,7 +85,7 @@ def _signature(plan: Plan, found: SweepStatus, word: str) -> str:
         raise UserError(f"selection: {len(fitting)} cells begin with '{word}', give more characters of one: {listed}")
     names = [*STATES, *FAILURES, *(cell.signature for cell in plan.cells)]
     raise UserError(
-        f"selection: '{word}' is no signature in sweep '{plan.name}', no state, failure class or KEY=VALUE"
+        f"selection: '{word}' is not a signature in sweep '{plan.name}', a state, a failure class or KEY=VALUE"
         f"{nearest(word, names)}; {_what_is_there(plan, found)}"
     )
 

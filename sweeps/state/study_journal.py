@@ -71,7 +71,7 @@ def _damage(path: Path, number: int, line: bytes) -> str:
         what, remedy = "has zeros in it, as a power loss leaves them", f"tr -d '\\000' < {file} > {whole}"
         after = "nothing is lost"
     else:
-        what = f"is no record of an Optuna journal ({line[:40]!r})"
+        what = f"is not a record of an Optuna journal ({line[:40]!r})"
         remedy = f"head -n {number - 1} {file} > {whole}"
         after = "trials from that line on are drawn again, and finished runs stay"
     return (

@@ -195,7 +195,11 @@ def mixture(sweep: str, made: Iterable[Made], comparisons: Sequence[Comparison] 
             parts.append(f"{len(counts)} {words} ({', '.join(named)} runs)")
     if not parts:
         return []
-    hint = "" if comparisons else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, which tells"
+    hint = (
+        ""
+        if comparisons
+        else f"; gsq plan {sweep}.yaml --anchors FILE proposes cells to repeat, to see whether rows can be pooled"
+    )
     columns = ", ".join(MADE_BY)
     return [f"sweep '{sweep}' mixes runs of {' and of '.join(parts)}; the columns {columns} tell them apart{hint}"]
 
@@ -292,7 +296,7 @@ def anchors_yaml(source: Path, sweep: str, anchors: Sequence[Run], repeat: int, 
     if changed:
         raise UserError(
             f"{source}: base or set have changed since {', '.join(changed)} was trained, so its cells would not be "
-            "repeats; name the file as it was"
+            "repeats; name the file as it was then"
         )
     if is_yaml(str(base)) and (source.parent / base).is_file():
         values["base"] = os.path.relpath(source.parent / base, folder)

@@ -83,7 +83,7 @@ def track(
                 time.sleep(WATCH_SECONDS)
         except tracker.errors as error:
             raise UserError(
-                f"--to {to}: {tracker.at}: {error}; run the command again, it sends what is missing"
+                f"--to {to}: {tracker.at}: {error}; run the command again to send what is missing"
             ) from None
         finally:
             tracker.close()

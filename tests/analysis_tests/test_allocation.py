@@ -179,7 +179,10 @@ REFUSED = [
     ({"budget": 1e19, "cost": "6*N/D"}, ["does not rise with D"]),
     ({"budget": 1e19, "cost": "6*N"}, ["D is in the law", "--at D="]),
     ({"budget": 1e19, "at": {"width": 3}}, ["'width'", "N, D"]),
-    ({"budget": 1e19, "within": {"N": (1e6, 1e7), "D": (1e6, 1e7)}}, ["no point costs 1e+19", "--within"]),
+    (
+        {"budget": 1e19, "within": {"N": (1e6, 1e7), "D": (1e6, 1e7)}},
+        ["no value at any point that costs 1e+19", "--within"],
+    ),
     ({"budget": 1e19, "within": {"N": (1e7, 1e6)}}, ["--within N", "the smaller first"]),
     ({"budget": 1e19, "at": {"N": 1e8}, "within": {"N": (1e6, 1e7)}}, ["held at 1e+08"]),
     ({"budget": 1e19, "cost": "6*N*D", "at": {"N": 1e8, "D": 1e9}}, ["--at leaves free"]),
@@ -246,7 +249,7 @@ def test_the_text_and_the_files(gsq) -> None:
         (("runs.csv", "--law", LAW, "--budget", "1e19", "--at", "N"), "--at 'N'"),
         (("runs.csv", "--law", LAW, "--budget", "1e19", "--within", "N"), "--within 'N'"),
         (("none.json", "--budget", "1e19"), "none.json"),
-        (("fit.json", "--budget", "1e19", "--bound", "E=0:"), "has its own"),
+        (("fit.json", "--budget", "1e19", "--bound", "E=0:"), "are fixed"),
     ],
 )
 def test_what_the_command_line_refuses(gsq, args: tuple[str, ...], words: str) -> None:

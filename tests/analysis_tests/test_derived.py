@@ -187,6 +187,6 @@ def test_the_command_line_prints_and_saves_what_is_derived(fit: analysis.Fit, tm
     assert printed.exit_code == 0 and "b / (a + b)" in printed.output
     (one,) = json.loads(gsq("--derive", "b / (a + b)", "--json").output)["fits"]
     assert one["derived"]["b / (a + b)"]["low"] < one["derived"]["b / (a + b)"]["value"]
-    for more, words in (("--derive=Q", "'Q'"), ("--compare", "--derive is for fits")):
+    for more, words in (("--derive=Q", "'Q'"), ("--compare", "--derive needs a fit")):
         result = gsq("--derive", "a", more)
         assert isinstance(result.exception, AnalysisError) and words in str(result.exception)

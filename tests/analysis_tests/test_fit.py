@@ -166,7 +166,10 @@ def test_a_floor_far_below_the_rows_is_called_extrapolated() -> None:
     frame = pd.DataFrame({"x": x, "y": 1 + 20 * x**-0.5})
     frame["y"] *= np.exp(np.random.default_rng(0).normal(0, 0.001, 20))
     result = fit(frame, "y = E + A * x^(-a)", bootstrap=0, bounds={"E": (0, np.inf)})
-    assert any("do not reach the floor E" in warning and "rests on its form" in warning for warning in result.warnings)
+    assert any(
+        "do not reach the floor E" in warning and "follows from the law's form" in warning
+        for warning in result.warnings
+    )
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 300.0, 1e9])

@@ -49,7 +49,7 @@ def test_a_declared_parameter_may_have_any_name_even_that_of_a_column() -> None:
         ("[A for A in latent_dim]", "is not allowed"),
         ("A * 'x'", "is not allowed"),
         ("A * True", "is not allowed"),
-        ("a = b = latent_dim", "left of the one '='"),
+        ("a = b = latent_dim", "must have one '='"),
         ("latent_dim ** 2", "no parameter to fit"),
         ("A - A + latent_dim * B", "'A' cancels out"),
         ("A * latent_dim ** (9**9**9**9)", "is not a finite number"),

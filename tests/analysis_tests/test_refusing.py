@@ -72,7 +72,7 @@ def test_bad_options(tables, options: dict, message: str) -> None:
 
 
 def test_constant_predictor_is_refused(tables) -> None:
-    with pytest.raises(AnalysisError, match=r"reads bits_per_pixel alone, constant .* what varies is latent_dim"):
+    with pytest.raises(AnalysisError, match=r"only bits_per_pixel, constant .*bits_per_pixel = .*vary in latent_dim"):
         fit(tables.load([tables.row((4, d, 1, 64)) for d in (8, 16, 32, 64)]))
 
 

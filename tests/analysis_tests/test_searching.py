@@ -154,10 +154,10 @@ def test_rows_are_selected_by_a_condition() -> None:
     assert select(table, None) is table
     for text, message in {
         "outlir == False": "did you mean outlier",
-        "outlier = False": "is no condition",
+        "outlier = False": "is not a condition",
         "x >": "cannot be read",
         "x > 9": "leaves none of 3 rows",
-        "x + 1": "is no condition",
+        "x + 1": "is not a condition",
     }.items():
         with pytest.raises(AnalysisError, match=message):
             select(table, text)

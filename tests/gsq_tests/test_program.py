@@ -146,7 +146,7 @@ def test_a_program_gives_signs_of_life_without_logging(tmp_path: Path, monkeypat
         ("text_log", "error", ["run.log", "phase", "'warm-up'"]),
         ("named_as_a_key", "error", ["'scale'", "another name"]),
         ("backwards", "error", ["step 2", "step 3"]),
-        ("endless", "error", ["step 7 of 6", "does not end"]),
+        ("endless", "error", ["step 7", "steps, which is 6"]),
         ("odd_state", "error", ["run.save", "tensors"]),
         ("diverges", "diverged", ["loss=nan", "step 1"]),
         ("memory", "out_of_memory", []),

@@ -33,7 +33,7 @@ axes:
 CLUSTER = "kind: slurm\nparallel: 1\nminutes: 10\nmemory_gb: 2\n"
 
 
-def gsq(*words: str, folder: Path, patience: float = 120) -> str:
+def gsq(*words: str, folder: Path, patience: float = 300) -> str:
     """What the command prints; fails the test where it fails, or takes longer than ``patience`` seconds."""
     environment = {**os.environ, "GSQ_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     command = [str(Path(sys.executable).with_name("gsq")), *words]

@@ -47,7 +47,10 @@ def test_a_selection_by_signature_state_failure_and_value(four: Plan) -> None:
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("zzz", ["'zzz'", "no signature", "states: ", "failed (2)", "out_of_memory (1)", "groups=1|2", "signatures: "]),
+        (
+            "zzz",
+            ["'zzz'", "not a signature", "states: ", "failed (2)", "out_of_memory (1)", "groups=1|2", "signatures:"],
+        ),
         ("faild", ["did you mean 'failed'"]),
         ("groups=3", ["groups=3", "groups is 1 (2 cells), 2 (2 cells)"]),
         ("grups=1", ["'grups' is not a config key", "did you mean 'groups'"]),

@@ -1,0 +1,70 @@
+"""Two answers beside the eight: what a wrong learning rate costs, and how the predictions came out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import predict
+from matplotlib.figure import Figure
+from study import HERE, Answer, grid, mean_interval, name_axes
+
+from gsq import analysis
+
+
+def mistuning(frame: pd.DataFrame) -> Answer:
+    """What half and twice the learning rate cost, in rFID and in the exponent of the same four cells."""
+    keys = ["downsample", "latent_dim", "groups", "codebook_size", "seed"]
+    tuned = grid(frame)
+    others = analysis.load_results(HERE / "mistuning.parquet")
+    pairs = others.merge(tuned[[*keys, "rfid", "learning_rate", "bits_per_pixel"]], on=keys, suffixes=("", "_tuned"))
+    pairs = pairs.assign(times=(pairs["learning_rate"] / pairs["learning_rate_tuned"]).round(2))
+    pairs = pairs.sort_values("bits_per_pixel")
+    cost, slopes = {}, {}
+    for times, part in pairs.groupby("times"):
+        cost[times] = np.expm1(mean_interval(np.log(part["rfid"].to_numpy(float) / part["rfid_tuned"].to_numpy(float))))
+        rate = np.log(part["bits_per_pixel"].to_numpy(float))
+        slopes[times] = -np.polyfit(rate, np.log(part["rfid"].to_numpy(float)), 1)[0]
+        slopes[1.0] = -np.polyfit(rate, np.log(part["rfid_tuned"].to_numpy(float)), 1)[0]
+    listed = " and ".join(
+        f"{times:g} times the rate changes rFID by {one[0]:+.0%} [{one[1]:+.0%}, {one[2]:+.0%}]"
+        for times, one in cost.items()
+    )
+    exponents = ", ".join(f"{slopes[times]:.2f} at {times:g}" for times in sorted(slopes))
+    count = pairs["times"].value_counts().max()
+    text = f"Over {count} cells {listed}; their exponent in bits per pixel is {exponents} times the rate."
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for times, part in pairs.groupby("times"):
+            axis.plot(part["bits_per_pixel"], part["rfid"], "o", label=f"{times:g} times the rate")
+        axis.plot(part["bits_per_pixel"], part["rfid_tuned"], "ks", label="the rate of the formula")
+        name_axes(axis, "bits per pixel", "rFID")
+        axis.legend(fontsize="x-small")
+
+    return Answer("What does a wrong learning rate cost?", text, draw)
+
+
+def predictions(frame: pd.DataFrame) -> Answer:
+    """How what predict.py wrote down came out."""
+    later = frame[frame["sweep"] == "tokenizer-predictions"]
+    scores = predict.scored(later)
+    names = {"law": "the laws", "naive": "the naive law of bits per pixel", "forest": "the random forest"}
+    listed = "; ".join(
+        f"{names[str(by)]}: {row['inside'] * row['cells']:.0f} of {row['cells']:.0f} within their 95 % intervals, "
+        f"log-RMSE {row['log_rmse']:.2f}, log score {row['log_score']:.2f}"
+        for by, row in scores.iterrows()
+    )
+    written = pd.read_csv(HERE / "predictions.csv")
+
+    def draw(figure: Figure) -> None:
+        for axis, (name, label) in zip(figure.subplots(1, 3, sharex=True, sharey=True), names.items(), strict=True):
+            one = written.rename(columns={name: "predicted", f"{name}_low": "low", f"{name}_high": "high"})
+            found = analysis.check_predictions(one, later, predict.COLUMNS).dropna(subset="measured")
+            for centre, low, high, measured in found[["predicted", "low", "high", "measured"]].itertuples(index=False):
+                axis.errorbar(measured, centre, [[centre - low], [high - centre]], fmt="o", ms=4, color="C0", capsize=2)
+            ends = [found["measured"].min() / 1.2, found["measured"].max() * 1.2]
+            axis.plot(ends, ends, color="0.6", lw=0.8)
+            name_axes(axis, "measured rFID", "predicted rFID" if axis.get_subplotspec().is_first_col() else "")
+            axis.set_title(label, fontsize="small")
+
+    return Answer("Did the predictions hold?", listed[:1].upper() + listed[1:] + ".", draw)
