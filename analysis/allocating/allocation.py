@@ -175,6 +175,11 @@ def allocate(
         raise AnalysisError(
             f"budgets {budgets[0]:g}:{budgets[1]:g} is not a range: give two numbers above 0, the smaller first"
         )
+    if reach is not None and not np.isfinite(reach):
+        raise AnalysisError(f"the value to reach must be a finite number, such as --reach 2.5; got {reach:g}")
+    wrong = [one for one in asked if not 0 < one < np.inf]
+    if wrong:
+        raise AnalysisError(f"a budget is a finite number above 0, in the unit of the cost; got {wrong[0]:g}")
     constraint = read_constraint(fit, cost, at or {}, within or {}, max(asked, default=None))
     for one in asked:
         _require_measured(constraint, one)
@@ -196,10 +201,6 @@ def allocate(
 
 
 def _require_measured(constraint: Constraint, budget: float) -> None:
-    if not 0 < budget < np.inf:
-        raise AnalysisError(
-            f"a budget is a number above 0, in the unit of the cost {constraint.text!r}; got {budget:g}"
-        )
     least = float(constraint.costs.min())
     if budget < least * (1 - 1e-9):
         raise AnalysisError(
@@ -296,17 +297,18 @@ def _cheapest(fit: Fit, constraint: Constraint, reach: float) -> Derived:
     search, target = constraint.search, constraint.search.levels.get(OUT, fit.target)
     least, most = (float(np.log(end)) for end in (constraint.costs.min(), constraint.costs.max()))
     found = float(search.cheapest(_natural(fit), reach, most)[0])
-    if found >= OUTSIDE:
+    first = float(search.best(_natural(fit), float(np.exp(least))).value[0])
+    if found >= OUTSIDE and not first < reach:
         far = search.best(_natural(fit), float(np.exp(most)) * 1e6)
         raise AnalysisError(
             f"no budget brings {target} down to {reach:g}: with a million times the largest measured cost, "
             f"{fit.law.name} still gives {far.value[0]:.4g}; ask for more than that"
         )
-    if found < least:
+    if found < least or first < reach:
         raise AnalysisError(
             f"{target} = {reach:g} is reached below the cheapest measured cell, which costs {np.exp(least):.4g} by "
             f"{constraint.text!r}: the law says nothing about such small runs; ask for a value below "
-            f"{search.best(_natural(fit), float(np.exp(least))).value[0]:.4g}"
+            f"{first:.4g}"
         )
     near = search.best(_natural(fit), float(np.exp(found))).place[0]
     return _logged(fit.derive("budget", lambda natural: search.cheapest(natural, reach, found, near)))

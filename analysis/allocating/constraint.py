@@ -152,6 +152,11 @@ def read_constraint(
     limits = np.log(ends)
     search = Search(law, evaluate, free, fixed, limits[:, 0], limits[:, 1], levels)
     middle = np.array([[np.log(np.sqrt(low * high)) for low, high in (measured[name] for name in free)]])
+    with np.errstate(all="ignore"):
+        inside = np.isfinite(search.cost_at(middle)).all()
+    if not inside:
+        what = ", ".join(f"{name}={value:g}" for name, value in fixed.items() if name in priced)
+        raise AnalysisError(f"the cost {text!r} is not a positive number with {what}; hold other values with --at")
     for i, name in enumerate(free):
         step = np.eye(len(free))[i] * 0.1
         if not search.cost_at(middle + step)[0] > search.cost_at(middle - step)[0]:
@@ -178,9 +183,12 @@ def _levels_of(fit: Fit, at: Mapping[str, float | str]) -> dict[str, str]:
 
 def _number(name: str, value: float | str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise AnalysisError(f"--at {name}={value}: {name} is held at a number, such as {name}=12") from None
+        number = np.nan
+    if not np.isfinite(number):
+        raise AnalysisError(f"--at {name}={value}: {name} is held at a finite number, such as {name}=12")
+    return number
 
 
 def _held(rows: pd.DataFrame, name: str, columns: tuple[str, ...]) -> float:

@@ -19,8 +19,9 @@ from gsq.analysis.fitting.fit import fit_rows
 from gsq.analysis.fitting.result import Fit, confounded_text, interval_text, or_none
 from gsq.analysis.jsonable import picked
 from gsq.analysis.laws.formula import split_target, with_numbers
+from gsq.analysis.laws.syntax import index_of
 from gsq.analysis.tables.left_out import Excluded
-from gsq.analysis.tables.table import Array, numbers, unquoted
+from gsq.analysis.tables.table import Array, numbers, quoted, unquoted
 
 _FAR = 60.0  # logarithm of the largest factor looked for
 _SAME = 1e-6  # relative difference of factors at different settings that counts as none
@@ -130,10 +131,10 @@ def arms(
     law = fit.law
     if column not in law.factors:
         known = f"it is indexed by {', '.join(law.factors)}" if law.factors else "it has none"
-        first = next((name for name in law.parameters if name not in law.columns), "A")
+        first = next((name for name in law.read.parameters if index_of(name) is None), "A")
         raise AnalysisError(
             f"{law.name} has no parameter with a value for each {column}; {known}. Write one into the formula, such as "
-            f"{first}[{column}]"
+            f"{first}[{quoted(column)}]"
         )
     levels = law.levels[column]
     reference = levels[0] if reference is None else reference
@@ -240,7 +241,7 @@ def _shared(fit: Fit, column: str) -> tuple[SharedTest | None, str]:
     if fit.options.loss != "least_squares":
         return None, f"the test needs the loss least_squares, not {fit.options.loss}"
     right = split_target(law.formula)[1]
-    apart = with_numbers(right, {name: f"{name}[{column}]" for name in common})
+    apart = with_numbers(right, {name: f"{name}[{quoted(column)}]" for name in common})
     together = with_numbers(right, {name: split[name] for name in own})
     options = replace(fit.options, bootstrap=0, intervals="bootstrap")
     costs, ranks, pure, cells = [], [], 0.0, fit.n_configurations

@@ -89,7 +89,7 @@ class ReportCard:
             "Fit",
             f"  {counted(fit.n_rows, 'row')} of {counted(fit.n_configurations, 'configuration')}; {fit.options.loss}, "
             f"{fit.residuals} residuals",
-            f"  RMSE {fit.rmse:.4g}, log-RMSE {fit.log_rmse:.3g}, AICc {fit.aicc:.1f}",
+            f"  {fit.errors_text()}, AICc {fit.aicc:.1f}",
             f"  condition number {raw:.2g} ({inner:.2g} as solved); {fit.converged_share:.0%} of "
             f"{fit.options.starts} starts reach the optimum",
         ]

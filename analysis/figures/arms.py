@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from gsq.analysis.checking.arms import Arms
 from gsq.analysis.errors import AnalysisError
 from gsq.analysis.figures.panels import LABELS
-from gsq.analysis.figures.style import COLOURS, GREY, caption, log_axis, raster_where_many, save, style
+from gsq.analysis.figures.style import COLOURS, GREY, brief, caption, log_axis, raster_where_many, save, style
 from gsq.analysis.tables.table import labels, numbers
 
 _REACH = 30.0  # an open interval is drawn to so many times its factor
+_LETTERS = 20  # of a name in a legend
 
 
 def arms_figure(found: Arms, path: str | Path | None = None) -> Figure:
@@ -34,7 +35,7 @@ def arms_figure(found: Arms, path: str | Path | None = None) -> Figure:
         _draw_curves(found, left, colour)
         _draw_factors(found, right, colour)
         test = found.shared.text if found.shared else found.untested
-        notes = [found.fit.formula() + "\n", f"Shared exponents: {test}."]
+        notes = [brief(found.fit.formula(), 400) + "\n", f"Shared exponents: {test}."]
         caption(figure, notes, 9.5)
         return save(figure, path)
 
@@ -50,7 +51,7 @@ def _draw_curves(found: Arms, axes: Axes, colour: dict[str, str]) -> None:
         axes.plot(x[own], fit.problem.target[own], "o", color=shade, alpha=0.7, markersize=4)
         where = pd.DataFrame({**middle, found.column: level, resource: grid})
         central, low, high = fit.predict(where)
-        axes.plot(grid, central, color=shade, label=level)
+        axes.plot(grid, central, color=shade, label=brief(level, _LETTERS))
         if np.isfinite(low).all() and np.isfinite(high).all():
             axes.fill_between(grid, low, high, color=shade, alpha=0.15, linewidth=0)
     raster_where_many(axes, len(x))
@@ -61,7 +62,8 @@ def _draw_curves(found: Arms, axes: Axes, colour: dict[str, str]) -> None:
         log_axis(axes.yaxis, axes.get_ylim())
     axes.set_xlabel(LABELS.get(resource, resource))
     axes.set_ylabel(LABELS.get(fit.target, fit.target))
-    axes.legend(title=found.column)
+    if len(colour) <= len(COLOURS):  # with more, colours come again, and the factors have the names
+        axes.legend(title=brief(found.column, _LETTERS))
     others = [f"{name} = {middle[name]:.3g}" for name in fit.law.columns if name != resource]
     axes.set_title(f"lines at {', '.join(others)}" if others else "", fontsize=8, loc="left")
 
@@ -77,7 +79,9 @@ def _draw_factors(found: Arms, axes: Axes, colour: dict[str, str]) -> None:
     axes.axvline(1, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xscale("log")
     log_axis(axes.xaxis, axes.get_xlim())
-    axes.set_yticks(range(len(found.worths)), [f"{one.arm}, {one.resource}" for one in found.worths])
+    axes.set_yticks(
+        range(len(found.worths)), [brief(f"{one.arm}, {one.resource}", 2 * _LETTERS) for one in found.worths]
+    )
     axes.set_ylim(len(found.worths) - 0.5, -0.5)
-    axes.set_xlabel(f"worth so many times that of {found.reference}")
+    axes.set_xlabel(f"worth so many times that of {brief(found.reference, _LETTERS)}")
     axes.set_title(f"factors with {found.fit.confidence:.0%} intervals", fontsize=8, loc="left")

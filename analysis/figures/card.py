@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from gsq.analysis.checking.card import ReportCard
 from gsq.analysis.figures.panels import LABELS
-from gsq.analysis.figures.style import COLOURS, GREY, log_axis, octave_axis, raster_where_many, save, style
+from gsq.analysis.figures.style import COLOURS, GREY, brief, log_axis, octave_axis, raster_where_many, save, style
 from gsq.analysis.figures.tradeoff import draw_generation
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.outputs import OUT
@@ -30,8 +30,11 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
     down = 1 + -(-(len(trends) + (card.generation is not None)) // across)
     findings = [line for one in card.findings for line in textwrap.wrap(f"• {one}", 150, subsequent_indent="   ")]
     with style():
-        figure = Figure(figsize=(11, 2.7 * down + 0.5 + 0.15 * len(findings)), layout="constrained")
-        grid = figure.add_gridspec(down, 2 * across)
+        # A parameter takes a fifth of an inch.
+        tall = max(2.7, 0.2 * len(fit.parameters))
+        size = (11, tall + 2.7 * (down - 1) + 0.5 + 0.15 * len(findings))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.add_gridspec(down, 2 * across, height_ratios=[tall, *[2.7] * (down - 1)])
         _draw_predicted(fit, figure.add_subplot(grid[0, :across]))
         _draw_intervals(fit, figure.add_subplot(grid[0, across:]))
         for number, trend in enumerate(trends):
@@ -51,7 +54,7 @@ def card_figure(card: ReportCard, path: str | Path | None = None) -> Figure:
         if card.generation is not None:
             place = 2 * (len(trends) % across)
             draw_generation(card.generation, figure.add_subplot(grid[1 + len(trends) // across, place : place + 2]))
-        figure.suptitle(fit.formula(), fontsize=10, x=0.01, ha="left")
+        figure.suptitle(brief(fit.formula(), 150), fontsize=10, x=0.01, ha="left")
         figure.supxlabel(
             "\n".join(findings or ["Nothing speaks against it."]), fontsize=7.5, x=0.01, ha="left", color="#333333"
         )
@@ -75,9 +78,7 @@ def _draw_predicted(fit: Fit, axes: Axes) -> None:
             log_axis(axis, limits)
     axes.set_xlabel(f"predicted {fit.target}")
     axes.set_ylabel(fit.target)
-    axes.set_title(
-        f"{counted(fit.n_rows, 'row')}; RMSE {fit.rmse:.3g}, log-RMSE {fit.log_rmse:.3g}", fontsize=8, loc="left"
-    )
+    axes.set_title(f"{counted(fit.n_rows, 'row')}; {fit.errors_text(3)}", fontsize=8, loc="left")
 
 
 def _draw_intervals(fit: Fit, axes: Axes) -> None:
@@ -98,7 +99,10 @@ def _draw_intervals(fit: Fit, axes: Axes) -> None:
                 if abs(end) > widest:
                     axes.plot(sign * widest, y, ">" if sign > 0 else "<", color=COLOURS[number])
         axes.plot(0, i, "|", color="black", markersize=9)
-    labels = [f"{name} = {fit.parameters[name]:.4g}" + (" (!)" if name in fit.undetermined else "") for name in names]
+    labels = [
+        f"{brief(name, 30)} = {fit.parameters[name]:.4g}" + (" (!)" if name in fit.undetermined else "")
+        for name in names
+    ]
     axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("(end of the interval - value) / |value|")

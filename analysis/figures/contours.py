@@ -17,6 +17,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from gsq.analysis.errors import AnalysisError
@@ -197,7 +198,7 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
     if high <= low * (1 + 1e-9):  # a target that is the same everywhere has one colour
         low, high = low - 0.05 * abs(low or 1), high + 0.05 * abs(high or 1)
     norm = LogNorm(low, high) if low > 0 else Normalize(low, high)
-    levels = round_ticks(low, high) if low > 0 else tuple(np.linspace(low, high, 8))
+    levels = round_ticks(low, high) if low > 0 else _inside(low, high)
     across = min(2, len(panels))
     down = -(-len(panels) // across)
     width = 1.4 + 4.2 * across
@@ -227,6 +228,11 @@ def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = Non
         for number, (panel, axes, lines) in enumerate(drawn):
             label_contours(panel, axes, lines, settled=number > 0)
         return save(figure, path)
+
+
+def _inside(low: float, high: float) -> Floats:
+    """Round numbers within [low, high], which may lie on both sides of 0."""
+    return tuple(float(f"{one:.6g}") for one in MaxNLocator(8).tick_values(low, high) if low <= one <= high)
 
 
 def draw_contours(panel: ContourPanel, axes: Axes, norm: Normalize, levels: Sequence[float]) -> QuadContourSet | None:

@@ -185,29 +185,32 @@ def _having(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 @remembered
-def rate_panel(frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None) -> Panel:
-    """rFID against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
-    axis that varies), and the curves of the laws in bits_per_pixel alone.
+def rate_panel(
+    frame: pd.DataFrame, fits: Sequence[Fit] = (), reference: pd.DataFrame | None = None, metric: str = "rfid"
+) -> Panel:
+    """``metric`` against bits_per_pixel: one series for each downsample (or, where that is constant, for the next
+    axis that varies), and the curves of the laws that predict it from bits_per_pixel alone.
 
     ``reference``: another table, whose :func:`reference_rows` become the overlay. Raises AnalysisError like
     :func:`measured`."""
-    rows = _having(measured(frame)[0], "bits_per_pixel")
+    rows = _having(measured(frame, metric)[0], "bits_per_pixel")
     by = next(iter(varying(rows, TOKENIZER)), None)
     series = []
     for value, part in rows.groupby(by, sort=True, dropna=False) if by else [("", rows)]:
         fixed = {by: plain(value)} if by else {}
-        series.append(_series(part, "bits_per_pixel", fixed, ()))
+        series.append(_series(part, "bits_per_pixel", fixed, (), metric))
     rate = numbers(rows, "bits_per_pixel")
     low, high = rate.min(), rate.max()
-    overlay = _overlay(rows, reference, rate_panel)
-    panel = Panel("bits_per_pixel", LABELS["bits_per_pixel"], y_label(rows), tuple(series), overlay=overlay)
+    overlay = _overlay(rows, reference, lambda theirs: rate_panel(theirs, metric=metric))
+    shown = y_label(rows, metric)
+    panel = Panel("bits_per_pixel", LABELS["bits_per_pixel"], shown, tuple(series), metric=metric, overlay=overlay)
     if low == high:
         return panel
     grid = np.geomspace(low / 1.1, high * 1.1, 120)
     curves = [
         replace(_curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid} | levels)), law=named)
         for fit in fits
-        if fit.law.columns == ("bits_per_pixel",)
+        if fit.target == metric and fit.law.columns == ("bits_per_pixel",)
         for levels, named in _level_curves(fit)
     ]
     return replace(panel, curves=tuple(curves))
@@ -254,9 +257,8 @@ def axis_panel(
             name: plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
         }
         series.append(_series(part, column, fixed, drawn, metric))
-    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
     overlay = _overlay(rows, reference, lambda theirs: axis_panel(theirs, column, metric=metric))
-    return Panel(column, LABELS[column], shown, _relabelled(series), metric=metric, overlay=overlay)
+    return Panel(column, LABELS[column], y_label(rows, metric), _relabelled(series), metric=metric, overlay=overlay)
 
 
 @dataclass(frozen=True)
@@ -304,12 +306,13 @@ def step_panel(frame: pd.DataFrame, metric: str, by: str | Sequence[str]) -> Ste
             for _, run in part.sort_values("step").groupby("signature")
         ]
         series.append(StepSeries(label, _floats(means.index.to_numpy()), _floats(means.to_numpy()), tuple(runs)))
-    shown = y_label(rows) if metric == "rfid" else LABELS.get(metric, metric)
-    return StepPanel(metric, shown, tuple(series))
+    return StepPanel(metric, y_label(rows, metric), tuple(series))
 
 
-def y_label(rows: pd.DataFrame) -> str:
-    """ "rFID (features, N images)", as far as the table names them."""
+def y_label(rows: pd.DataFrame, metric: str = "rfid") -> str:
+    """ "rFID (features, N images)", as far as the table names them; of another metric its name."""
+    if metric != "rfid":
+        return LABELS.get(metric, metric)
     features, images = single(rows, "features"), single(rows, "num_images")
     known = [features] if features is not None else []
     known += [f"{int(images):,} images"] if images is not None else []

@@ -40,7 +40,7 @@ from gsq.analysis.figures.style import (
 )
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import LAWS
-from gsq.analysis.tables.table import measured, require_columns, varying
+from gsq.analysis.tables.table import measured, require_columns, require_shown, varying, with_derived
 from gsq.config.axes import PANELS
 
 LEGEND_SERIES = 6  # with more joined series than this, colours name the values of one axis only
@@ -52,22 +52,25 @@ def scaling_figure(
     path: str | Path | None = None,
     reference: pd.DataFrame | None = None,
 ) -> Figure:
-    """rFID against bits_per_pixel (large) and against each tokenizer axis that varies (small).
+    """What the (first) law predicts, by default rFID, against bits_per_pixel (large) and against each tokenizer axis
+    that varies (small), with the laws that predict it.
 
     ``path``: where given, PNG (150 dpi) and SVG are saved beside each other under its stem, or a PDF where it ends in
     .pdf. ``reference``: another table, such as :func:`analysis.load_reference`'s, drawn beside one's own points and
     not fitted. Raises AnalysisError like :func:`analysis.measured`.
     """
     fits = [fits] if isinstance(fits, Fit) else list(fits)
-    rows, excluded = measured(frame)
+    metric = fits[0].target if fits and not fits[0].law.outputs else "rfid"
+    require_shown(with_derived(frame), metric, "bits_per_pixel")
+    rows, excluded = measured(frame, metric)
     columns = varying(rows, PANELS)
-    panels = [axis_panel(frame, column, fits, reference=reference) for column in columns]
+    panels = [axis_panel(frame, column, fits, metric, reference) for column in columns]
     across = 1 if len(panels) <= 2 else 2
     down = 1 if len(panels) <= 1 else 2
     width, height = (5.6 + 3.4 * across, 3.3 * down + 0.9) if panels else (6.4, 4.6)
     with style():
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-        rate = rate_panel(frame, fits, reference)
+        rate = rate_panel(frame, fits, reference, metric)
         if not panels:
             draw_panel(rate, figure.subplots(), right_label=True)
         else:
@@ -75,7 +78,7 @@ def scaling_figure(
             draw_panel(rate, left.subplots(), right_label=True)
             for number, axes in enumerate(right.subplots(down, across, squeeze=False).ravel()):
                 if number < len(panels):
-                    draw_panel(panels[number], axes, y_label="rFID" if number % across == 0 else "")
+                    draw_panel(panels[number], axes, y_label=LABELS.get(metric, metric) if number % across == 0 else "")
                 else:
                     axes.set_axis_off()
         caption(figure, _notes([rate, *panels], fits, excluded.text), width)
@@ -94,6 +97,7 @@ def group_figure(
     ``path`` and ``reference``: as for :func:`scaling_figure`. Raises AnalysisError where groups do not vary at any D.
     """
     fits = [fits] if isinstance(fits, Fit) else list(fits)
+    require_shown(frame, "rfid")
     rows, excluded = measured(frame)
     require_columns(rows, "groups", "latent_dim")
     first = axis_panel(frame, "groups", fits, reference=reference)

@@ -32,7 +32,15 @@ from gsq.analysis.figures.style import (
     style,
 )
 from gsq.analysis.tables.remembering import remembered
-from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, require_columns, varying
+from gsq.analysis.tables.table import (
+    Array,
+    configuration_ids,
+    measured,
+    numbers,
+    require_columns,
+    require_shown,
+    varying,
+)
 from gsq.config.axes import TOKENIZER
 from gsq.sweeps.schema import columns as schema
 
@@ -124,6 +132,7 @@ def collapse_figure(
     ``derived``: columns or derived axes, default bits_per_pixel; ``path``: as for :func:`analysis.scaling_figure`.
     Raises AnalysisError like :func:`analysis.collapse`.
     """
+    require_shown(frame, "rfid")
     panels = collapse_panels(frame, derived)
     rows, excluded = measured(frame)
     marks = Marks(rows)
@@ -234,6 +243,7 @@ def pareto_figure(frame: pd.DataFrame, costs: Sequence[str] | None = None, path:
 
     ``path``: as for :func:`analysis.scaling_figure`. Raises AnalysisError like :func:`pareto_panels`.
     """
+    require_shown(frame, "rfid")
     rows, excluded = measured(frame)
     panels = pareto_panels(frame, costs)
     missing = ""

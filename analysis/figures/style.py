@@ -117,6 +117,11 @@ def caption(figure: Figure, parts: Iterable[str], width: float) -> None:
     figure.supxlabel("\n".join(lines), fontsize=7.5, color=DARK)
 
 
+def brief(text: str, most: int) -> str:
+    """``text``, cut to ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
 def raster_where_many(axes: Axes, points: int) -> None:
     """Draw the inside of the axes as an image where it has more than 1,000 points, which would take megabytes in SVG
     and PDF. Text, ticks and legends stay vectors."""

@@ -19,7 +19,7 @@ from gsq.analysis.fitting.distributions import t_quantile
 from gsq.analysis.fitting.identify import slopes
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.fitting.solver import Bools
-from gsq.analysis.tables.table import Array, Index, labels, unquoted
+from gsq.analysis.tables.table import Array, Index, labels, quoted, unquoted
 
 Quantity = Callable[[Array], Array]
 """Internal parameters (m, k) to values (m,)."""
@@ -80,7 +80,7 @@ def random_effects(fit: Fit, column: str | None = None) -> RandomEffects:
         if count < 3 or count == fit.n_rows:
             raise AnalysisError(
                 f"a random effect of {column} needs three values or more, with several rows each; got {count} in "
-                f"{fit.n_rows} rows. With two, take it into the law: [{column}]"
+                f"{fit.n_rows} rows. With two, take it into the law: [{quoted(column)}]"
             )
         groups[column] = found
     if fit.n_configurations < fit.n_rows:

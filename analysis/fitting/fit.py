@@ -77,6 +77,9 @@ def fit(
     mixed protocols, or an option that is unknown or out of range.
     """
     options = changed(options or Options(), changes)
+    if not isinstance(frame, pd.DataFrame):
+        own = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
+        raise AnalysisError(f"the table must be a pandas DataFrame, got {own}; of polars or Arrow, take .to_pandas()")
     chosen = get_law(law, [str(name) for name in frame.columns], bounds, start_ranges, target)
     rows, excluded = chosen.rows(frame)
     return fit_rows(rows, excluded, chosen, options)
@@ -382,7 +385,8 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
         named = varying(rows, sorted(key for key in keys if key in rows and key not in read))
         others = [name for name in others if name != "other_axes"] + named
     if others:
-        warnings.append(f"{', '.join(others)} also vary in this table, and {law.name} has no term for them")
+        vary = "varies" if len(others) == 1 else "vary"
+        warnings.append(f"{', '.join(others)} also {vary} in this table, and {law.name} has no term for them")
     if law.target == "rfid" and "rank_deficient" in rows and rows["rank_deficient"].fillna(False).astype(bool).any():
         warnings.append("rfid from fewer images than features is biased upwards: compare its values, do not quote them")
     return tuple(warnings)

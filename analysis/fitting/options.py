@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
 from gsq.analysis.errors import AnalysisError
@@ -68,6 +68,13 @@ class Options:
     quantile: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("bootstrap", "starts", "bootstrap_starts"):
+            if isinstance(one := getattr(self, name), bool) or not isinstance(one, Integral):
+                raise AnalysisError(f"{name} must be a whole number, got {one!r}")
+        for name in ("confidence", "delta", "noise", "quantile"):
+            one = getattr(self, name)
+            if one is not None and not isinstance(one, Real):
+                raise AnalysisError(f"{name} must be a number, got {one!r}")
         if self.residuals not in get_args(Residuals):
             raise AnalysisError(f"residuals must be 'log' or 'linear', got {self.residuals!r}")
         if self.loss not in LOSSES:

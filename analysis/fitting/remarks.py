@@ -8,6 +8,7 @@ from gsq.analysis.fitting.options import Intervals
 from gsq.analysis.fitting.result import confounded_text, interval_text
 from gsq.analysis.fitting.solver import Problem
 from gsq.analysis.laws.named import Law
+from gsq.analysis.laws.syntax import index_of
 from gsq.analysis.tables.table import Array
 
 FEW_CONFIGURATIONS = 8  # below this a bootstrap by configuration has too few distinct resamples to be trusted
@@ -74,15 +75,16 @@ def floor_remarks(
         smallest, above = float(np.min(problem.target[here])), float(np.min(prediction[here])) - value
         if smallest <= 0 or above < 0:  # no floor, or a ceiling
             continue
-        shown = interval_text(intervals[name])
+        shown, index = interval_text(intervals[name]), index_of(name)
+        target = index[1] if law.outputs and index and index[1] in law.outputs else law.target
         if value < 0:
             found.append(
-                f"the floor {name} = {value:.3g} is below 0, where no {law.target} can be: no value to quote; bound it "
+                f"the floor {name} = {value:.3g} is below 0, where no {target} can be: no value to quote; bound it "
                 f"(--bound {name}=0:)"
             )
         elif name in open_:
             found.append(
-                f"the data do not reach the floor {name}: the smallest {law.target} is {smallest:.3g}, and "
+                f"the data do not reach the floor {name}: the smallest {target} is {smallest:.3g}, and "
                 + (f"a floor in [{shown}] fits as well" if shown else "other floors fit as well")
             )
         elif above > value:

@@ -248,6 +248,11 @@ class Fit:
             )
         return "\n".join([*lines, *(f"{name}: {one.text}" for name, one in by_output(self).items())])
 
+    def errors_text(self, digits: int = 4) -> str:
+        """ "RMSE 0.0416, log-RMSE 0.00743", without the latter where a value has no logarithm."""
+        relative = "" if np.isnan(self.log_rmse) else f", log-RMSE {self.log_rmse:.3g}"
+        return f"RMSE {self.rmse:.{digits}g}{relative}"
+
     def summary(self) -> str:
         """The formula with its numbers, one parameter a line, fit quality, and what was left out."""
         width = max(len(name) for name in self.parameters)
@@ -348,6 +353,10 @@ def write_json(document: object, path: Path) -> None:
 def as_frame(where: Mapping[str, object]) -> pd.DataFrame:
     """Columns or scalars as a frame."""
     columns = {name: np.atleast_1d(np.asarray(value)) for name, value in where.items()}
+    lengths = {name: len(one) for name, one in columns.items() if len(one) != 1}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise AnalysisError(f"the settings to predict have as many values in each column, or one; got {found}")
     return pd.DataFrame(dict(zip(columns, np.broadcast_arrays(*columns.values()), strict=True)))
 
 

@@ -113,8 +113,10 @@ def read_expression(text: str, names: Collection[str], what: str) -> ast.expr:
         _, tree, found, _ = _parsed(text, text, names)
     except AnalysisError as error:
         if isinstance(error.__cause__, SyntaxError):
-            raise AnalysisError(f"{what} {text!r} cannot be read; write * for products and ^ for powers") from None
-        raise AnalysisError(f"{what}: {error}") from None
+            raise AnalysisError(
+                f"{what} {text!r} cannot be read; write * for products and ^ for powers{to_quote(text, names)}"
+            ) from None
+        raise AnalysisError(f"{what}: {error}{to_quote(text, names)}") from None
     unknown = [name for name in found if name not in names]
     if unknown or not found:
         wrong = f"has no {unknown[0]!r}{_near(unknown[0], names)}" if unknown else "has no name in it"

@@ -15,6 +15,7 @@ from gsq.analysis.errors import AnalysisError
 from gsq.analysis.laws.form import Form, compile_form
 from gsq.analysis.laws.formula import Formula, read_formula
 from gsq.analysis.laws.syntax import index_of
+from gsq.analysis.tables.columns import NUMBER
 from gsq.analysis.tables.outputs import OUT, stacked
 from gsq.analysis.tables.table import Array, Excluded, labels, measured, numbers, with_derived
 from gsq.config.axes import DERIVED, TOKENIZER
@@ -58,6 +59,13 @@ class Law:
     indexed. ``target`` is then the column of all of them (:func:`gsq.analysis.tables.outputs.stacked`)."""
 
     def __post_init__(self) -> None:
+        for what, given in (("bounds", self.bounds), ("starts", self.starts)):
+            for name, pair in given.items():
+                if not _is_pair(pair, "min" if what == "bounds" else ""):
+                    raise AnalysisError(
+                        f"{self.name}: the {what} of {name} are two numbers, such as (0, 4); got {pair!r}. An open end "
+                        "is infinite: (0, math.inf)"
+                    )
         for name, pair in self.starts.items():
             if not (np.isfinite(pair[0]) and np.isfinite(pair[1]) and pair[0] <= pair[1]):
                 raise AnalysisError(
@@ -279,6 +287,13 @@ class Law:
     def settings(self, frame: pd.DataFrame) -> Array:
         """What the law reads of each row as numbers, (columns and factors, n)."""
         return np.stack(list(self._columns(frame).values()))
+
+
+def _is_pair(pair: Any, word: str) -> bool:
+    """Whether this is a pair of numbers, of which the second may be ``word`` ("" for none)."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        return False
+    return all(isinstance(end, NUMBER) for end in (pair[0], 0 if word and pair[1] == word else pair[1]))
 
 
 def _cells(values: Mapping[str, Array]) -> int:

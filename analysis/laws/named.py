@@ -56,7 +56,12 @@ def get_law(
             f"{law.name}: {len(outputs)} targets ({joined(outputs)}) need a parameter with a value for each, written "
             f"with the index [{OUT}], such as A[{OUT}]; without one the law says the same of all of them"
         )
-    _ = law.read  # raises AnalysisError for a formula or bounds that do not fit
+    itself = [one for one in law.reads if one in (outputs or (law.target,))]
+    if itself:
+        raise AnalysisError(
+            f"{law.name} would predict {itself[0]!r} from {itself[0]!r} itself; leave that column out of the formula, "
+            "or name another one to predict"
+        )
     return replace(law, outputs=outputs) if outputs else law
 
 

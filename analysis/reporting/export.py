@@ -78,7 +78,7 @@ class Export:
     note: str
     """How to read it: what is averaged, what is bold, and the evaluation protocol."""
     left_out: str
-    """Which cells have no value, in words; "" if none."""
+    """Which cells have no value, and which runs have none of a further column, in words; "" if none."""
 
     def text(self, form: Format) -> str:
         """The table as LaTeX (booktabs), CSV or Markdown, with a final line break. CSV has full precision, columns for
@@ -165,7 +165,10 @@ def export_table(
     found = [ExportColumn(name, _unit(name), tuple(labels(rows, name)[first])) for name in keys]
     found += [_averaged(rows, name, groups, digits, (best or {}).get(name)) for name in chosen]
     counts = tuple(int(one) for one in np.bincount(groups))
-    return Export(tuple(found), counts, _note(rows, found, counts), excluded.text)
+    holes = {name: int((~np.isfinite(numbers(rows, name))).sum()) for name in chosen}
+    missing = [f"no {name} in {count} of {counted(len(rows), 'run')}" for name, count in holes.items() if count]
+    left_out = "; ".join(filter(None, (excluded.text, *missing)))
+    return Export(tuple(found), counts, _note(rows, found, counts, missing), left_out)
 
 
 def _default_keys(rows: pd.DataFrame) -> list[str]:
@@ -270,15 +273,15 @@ def _math(text: str, bold: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), text)
+    special = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "|": "bar", "<": "less", ">": "greater"}
+    return re.sub(r"[\\~^|<>&%$#_{}]", lambda m: rf"\text{special[m[0]]}{{}}" if m[0] in special else "\\" + m[0], text)
 
 
 def _numeric(texts: Sequence[str]) -> bool:
     return all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", one) for one in texts if one)
 
 
-def _note(rows: pd.DataFrame, found: Sequence[ExportColumn], counts: Sequence[int]) -> str:
+def _note(rows: pd.DataFrame, found: Sequence[ExportColumn], counts: Sequence[int], missing: Sequence[str]) -> str:
     least, most = min(counts), max(counts)
     runs = counted(most, "run") if least == most else f"{least} to {most} runs"
     parts = [
@@ -286,6 +289,8 @@ def _note(rows: pd.DataFrame, found: Sequence[ExportColumn], counts: Sequence[in
         if most > 1
         else "One run of each configuration."
     ]
+    if missing:
+        parts.append(f"There is {', '.join(missing)}.")
     if any(one.best for one in found):
         parts.append("Bold: the best of a column, at the printed precision.")
     if any(one.name in ("rfid", "kid", "inception_score") for one in found) and "features" in rows:

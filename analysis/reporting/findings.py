@@ -105,9 +105,7 @@ def course(frame: pd.DataFrame, metrics: Sequence[str] = ("rfid", "usage")) -> s
 
 def card(card: ReportCard) -> str:
     fit = card.fit
-    return _sentences(
-        [fit.formula(), f"log-RMSE {fit.log_rmse:.3g}", *(card.findings or ("nothing speaks against it",))]
-    )
+    return _sentences([fit.formula(), fit.errors_text(3), *(card.findings or ("nothing speaks against it",))])
 
 
 def curves(curves: pd.DataFrame, quantities: Sequence[str]) -> str:

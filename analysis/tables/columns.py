@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import keyword
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def near_names(name: str, columns: Collection[object]) -> list[str]:
 
 def quoted(name: str) -> str:
     """``name`` as a formula has it: in backticks where it is not made of letters, digits, _ and dots alone."""
-    plain = _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
+    # Python reads some letters as others, such as the micro sign as a Greek mu.
+    same = unicodedata.normalize("NFKC", name) == name
+    plain = same and _PLAIN_NAME.fullmatch(name) and not any(keyword.iskeyword(part) for part in name.split("."))
     return name if plain else f"`{name}`"
 
 
@@ -71,6 +74,18 @@ def require_columns(frame: pd.DataFrame, *names: str) -> None:
     for name in names:
         if name not in frame.columns:
             raise AnalysisError(_missing(frame, name))
+
+
+def require_shown(frame: pd.DataFrame, *names: str) -> None:
+    """Raise AnalysisError where a figure of tokenizers lacks one of the columns that it shows (the first: what it is a
+    figure of), naming the figures that a law over any other table has."""
+    for name in names:
+        if name not in frame.columns:
+            raise AnalysisError(
+                f"this figure shows {names[0]} over the axes of tokenizers, and the table has no column {name!r}; for "
+                "a law over any other table there are its report card and its contours (gsq plot TABLE --law LAW "
+                "--kind card, or contours)"
+            )
 
 
 def _missing(frame: pd.DataFrame, name: str) -> str:
@@ -132,11 +147,15 @@ def labels(frame: pd.DataFrame, name: str) -> npt.NDArray[np.object_]:
     """Column ``name`` as text of shape (rows,), a number in its shortest form (4, not 4.0), null as "". Raises
     AnalysisError where the column is missing."""
     require_columns(frame, name)
-    texts = [
-        "" if pd.isna(one) else f"{one:.15g}" if isinstance(one, NUMBER) and not isinstance(one, bool) else str(one)
-        for one in frame[name]
-    ]
-    return np.array(texts, dtype=object)
+
+    def text(one: Any) -> str:
+        if pd.isna(one):
+            return ""
+        # A whole number has all its digits: an id of 17 digits is not the next one.
+        fraction = isinstance(one, NUMBER) and not isinstance(one, int | np.integer)
+        return f"{one:.15g}" if fraction else str(one)
+
+    return np.array([text(one) for one in frame[name]], dtype=object)
 
 
 def _not_a_number(column: pd.Series, name: str) -> str:

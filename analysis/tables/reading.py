@@ -136,10 +136,13 @@ def refuse_twins(names: Sequence[object], where: str) -> None:
 
 
 def plain_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with categories as their values, decimals as float64, and lists and dictionaries as JSON text.
+    """``frame`` with categories as their values, decimals as float64, lists and dictionaries as JSON text, and the
+    names of its columns as text, as formulas have them.
 
     Groups and counts need plain values: a category that no row has would count as a group.
     """
+    if not all(isinstance(name, str) for name in frame) or isinstance(frame.columns, pd.CategoricalIndex):
+        frame = frame.set_axis([str(name) for name in frame], axis=1)
     changed: dict[str, pd.Series] = {}
     for name in frame.columns:
         column = frame[name]
@@ -159,12 +162,17 @@ def plain_columns(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_json(value: object) -> object:
-    if isinstance(value, dict | list | tuple | set | np.ndarray):
-        plain = value.tolist() if isinstance(value, np.ndarray) else [*value] if isinstance(value, set) else value
-        return json.dumps(
-            plain, default=str, sort_keys=isinstance(plain, dict) and all(isinstance(k, str) for k in plain)
-        )
-    return value
+    if not isinstance(value, dict | list | tuple | set | np.ndarray):
+        return value
+    named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    return json.dumps(value, default=_listed, sort_keys=named)
+
+
+def _listed(value: object) -> object:
+    """What JSON has no form for: arrays and sets as lists, anything else as text."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return sorted(value, key=str) if isinstance(value, set) else str(value)
 
 
 def _decoded(path: Path) -> str:

@@ -27,6 +27,7 @@ from gsq.analysis.tables.columns import (
     numbers,
     quoted,
     require_columns,
+    require_shown,
     single,
     unquoted,
     varying,
@@ -57,6 +58,7 @@ __all__ = [
     "protocol_counts",
     "quoted",
     "require_columns",
+    "require_shown",
     "results_table",
     "rows_taken",
     "select_protocol",
@@ -354,7 +356,8 @@ def configuration_ids(frame: pd.DataFrame, columns: Sequence[str] = ()) -> Index
 
 def results_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A compact frame to show: the axes that vary, bits_per_pixel, rfid, psnr_db (dB), usage, perplexity,
-    device_seconds, state; one row a cell (its last step), sorted by bits_per_pixel. Failed cells stay in."""
+    device_seconds, state; one row a cell (its last step), sorted by bits_per_pixel. Failed cells stay in. A table that
+    has none of these columns is shown as it is."""
     cells = with_derived(_last_steps(as_asked(frame)))
     names = [*varying(cells), *varying(cells, ("seed", "protocol")), "bits_per_pixel", "rfid", "psnr_db"]
     names += ["usage", "perplexity", "device_seconds", "state"]
@@ -362,4 +365,4 @@ def results_table(frame: pd.DataFrame) -> pd.DataFrame:
         names.append("failure")
     order = [name for name in ("bits_per_pixel", *varying(cells)) if name in cells]
     shown = cells.sort_values(order, kind="stable") if order else cells
-    return shown[[name for name in names if name in shown]].reset_index(drop=True)
+    return shown[[name for name in names if name in shown] or [*shown]].reset_index(drop=True)

@@ -78,7 +78,7 @@ def allocate_command(
         --figure FILE  Draw isoFLOP slices and the best points against the budget.
         --output FILE  Save the result as JSON.
     """
-    require_outputs({"--output": output}, {"--figure": figure})
+    require_outputs({"--output": output}, {"--figure": figure}, [fit])
     ends = None if budgets is None else _pair(budgets, "--budgets")
     held, limits = dict(_held(text) for text in at or []), dict(_limits(text) for text in within or [])
     fitted = _read_fit(fit, law, bound, protocol, options)

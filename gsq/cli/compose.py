@@ -272,7 +272,7 @@ def write_report(
     name = "-".join(table.stem for table in tables)
     page = output or tables[0].with_name(f"{name}-report.html")
     frame = analysis.load_tables(tables, protocol if also else None)
-    require_outputs({"report": page})
+    require_outputs({"report": page}, reads=[*tables, sweep, *also])
     report = analysis.make_report(frame, name, Runs(runs_root()), protocol=protocol, laws=laws, notes=notes)
     return analysis.write_page(report, page), tables[0]
 

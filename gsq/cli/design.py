@@ -103,7 +103,8 @@ def design_command(
     from gsq.cli import designing
     from gsq.cli.fit import named_laws
 
-    require_outputs({"--output": output}, {"--figure": figure})
+    also = [one for one in (candidates, target_rows) if one is not None]
+    require_outputs({"--output": output}, {"--figure": figure}, [*tables, *also])
     if replay_budgets:
         unused: dict[str, object] = {"--target": target, "--optimum": optimum, "--candidates": candidates}
         unused |= {"--output": output, "--figure": figure}

@@ -40,9 +40,9 @@ def export_command(
     Example: gsq export runs.csv --csv --by model --column loss --best loss=min
 
     Options:
-        --latex  Write LaTeX, with the rules of booktabs.
-        --csv  Write CSV, in full precision.
-        --markdown  Write Markdown (the default, but for an --output that ends in .csv or .tex).
+        --latex  Write LaTeX, with the rules of booktabs (the default for --output FILE.tex).
+        --csv  Write CSV, in full precision (the default for --output FILE.csv).
+        --markdown  Write Markdown (the default).
         --column COLUMN  A column of values to average over seeds; repeatable, in this order. Default: rfid, psnr_db,
             ssim, lpips and usage, as far as measured. `gsq results describe` lists the columns.
         --by COLUMN  A column that tells the printed rows apart; repeatable. Default: the axes that vary, except
@@ -63,12 +63,16 @@ def export_command(
         if not found or direction not in ("min", "max", "none"):
             raise AnalysisError(f"--best {one!r} is not COLUMN=min, COLUMN=max or COLUMN=none")
         directions[unquoted(name)] = direction
-    require_outputs({"--output": output})
+    require_outputs({"--output": output}, reads=table)
     frame = load(table, protocol, where)
     names, keys = ([unquoted(name) for name in given or []] or None for given in (column, by))
     exported = analysis.export_table(frame, names, keys, digits=digits, best=directions)
-    named = {".csv": "csv", ".tex": "latex"}.get(output.suffix if output else "", "markdown")
-    text = exported.text(forms[0] if forms else named)  # type: ignore[arg-type]
+    text = exported.text(forms[0] if forms else _form_of(output))  # type: ignore[arg-type]
     if exported.left_out:
         typer.echo(f"Warning: {exported.left_out}.", err=True)
     save_or_print(text, output)
+
+
+def _form_of(output: Path | None) -> str:
+    """The format that a file's suffix asks for, Markdown where it asks for none."""
+    return {".tex": "latex", ".csv": "csv"}.get(output.suffix.lower() if output else "", "markdown")

@@ -125,7 +125,7 @@ def fit_command(
         )
     single = targets[0] if targets else None
     paths = table_paths(table)
-    require_outputs({"--output": output}, {"--figure": figure})
+    require_outputs({"--output": output}, {"--figure": figure}, paths)
     if optimum is not None:
         asked: dict[str, object] = {"--law": law, "--bound": bound, "--start": start, "--derive": derive}
         asked |= {"--arms": arms, "--compare": compare, "--collapse": collapse, "--extrapolate": extrapolate}

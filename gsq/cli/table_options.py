@@ -57,8 +57,13 @@ BoundOption = Annotated[
 ]
 
 
-def require_outputs(files: Mapping[str, Path | None], figures: Mapping[str, Path | None] | None = None) -> None:
-    """Raise AnalysisError naming the option of a file or a figure that cannot be written, before anything is computed.
+def require_outputs(
+    files: Mapping[str, Path | None],
+    figures: Mapping[str, Path | None] | None = None,
+    reads: Sequence[str | Path] = (),
+) -> None:
+    """Raise AnalysisError naming the option of a file or a figure that cannot be written, or that would replace one of
+    the files that the verb ``reads``, before anything is computed.
 
     A figure is what :func:`gsq.analysis.figures.style.saved_files` makes of its path."""
     wanted = [(option, path) for option, path in files.items() if path is not None]
@@ -67,7 +72,10 @@ def require_outputs(files: Mapping[str, Path | None], figures: Mapping[str, Path
             from gsq.analysis.figures.style import saved_files
 
             wanted += [(option, file) for file in ((path,) if os.path.isdir(path) else saved_files(path))]
+    inputs = {path.resolve() for one in reads for path in (Path(one), *table_paths([one])) if path.is_file()}
     for option, path in wanted:
+        if path.resolve() in inputs:
+            raise AnalysisError(f"{option}: {path} is what is read, and would be replaced; name another file")
         if problem := output_problem(path):
             raise AnalysisError(f"{option}: {path} {problem}")
 

@@ -188,6 +188,11 @@ REFUSED = [
     ({"budget": 1e19, "cost": "6*N*D", "at": {"N": 1e8, "D": 1e9}}, ["--at leaves free"]),
     ({"reach": 1.0}, ["no budget brings loss down to 1", "1.7"]),
     ({"reach": 9.0}, ["below the cheapest measured cell"]),
+    ({"reach": 1e4}, ["below the cheapest measured cell"]),
+    ({"reach": np.nan}, ["--reach", "finite", "nan"]),
+    ({"budget": np.inf}, ["a budget is a finite number", "inf"]),
+    ({"budget": 1e19, "at": {"N": -3.0}}, ["'6 * N * D'", "not a positive number", "N=-3", "--at"]),
+    ({"budget": 1e19, "at": {"N": np.nan}}, ["--at N=nan", "finite"]),
 ]
 
 

@@ -105,3 +105,23 @@ def test_the_command_writes_one_format_whole(frame, command) -> None:
     for wrong in (["--latex", "--csv"], ["--best", "rfid"], ["--best", "rfid=up"], ["--where", "groups > 99"]):
         refused = command("export", "t.parquet", *wrong, "--output", "e.tex")
         assert isinstance(refused.exception, AnalysisError) and not Path("e.tex").exists(), wrong
+
+
+def test_a_column_with_fewer_values_says_so() -> None:
+    frame = pd.DataFrame({"model": [*"aabb"], "loss": [4.0, 3, 2, 1], "accuracy": [0.5, np.nan, 0.7, np.inf]})
+    found = export_table(frame, ["loss", "accuracy"], ["model"])
+    assert "no accuracy in 2 of 4 runs" in found.left_out and "no accuracy in 2 of 4 runs" in found.note
+    assert not export_table(frame, ["loss"], ["model"]).left_out
+
+
+def test_the_suffix_of_a_file_says_its_format_and_no_table_is_replaced(command) -> None:
+    Path("runs.csv").write_text("model,loss\n<64|x,4\nb,3\n")
+    asked = ("export", "runs.csv", "--by", "model", "--column", "loss", "--output")
+    assert command(*asked, "t.tex").exit_code == 0 and command(*asked, "t.csv").exit_code == 0
+    assert r"\textless{}64\textbar{}x & $4$" in Path("t.tex").read_text()
+    assert Path("t.csv").read_text().startswith("model,loss,loss sd,runs")
+    before = Path("runs.csv").read_bytes()
+    for args in (asked, ("fit", "runs.csv", "--law", "loss = A", "--output")):
+        result = command(*args, "../" + Path.cwd().name + "/runs.csv")
+        assert isinstance(result.exception, AnalysisError) and "runs.csv is what is read" in str(result.exception)
+    assert Path("runs.csv").read_bytes() == before

@@ -130,7 +130,7 @@ def test_fit_over_survivors_warns(tables) -> None:
 def test_axes_that_no_law_sees_are_named(tables) -> None:
     rows = [tables.row(cell, width=32 + 32 * (i % 2)) for i, cell in enumerate(tables.QUICKSTART)]
     result = fit(tables.load(rows), bootstrap=0)
-    assert any(warning.startswith("width also vary") for warning in result.warnings)
+    assert any(warning.startswith("width also var") for warning in result.warnings)
 
 
 def test_a_floor_below_zero_is_pointed_out() -> None:

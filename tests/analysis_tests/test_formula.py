@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gsq.analysis import AnalysisError
 from gsq.analysis.laws.form import Form
-from gsq.analysis.laws.formula import read_formula
+from gsq.analysis.laws.formula import read_expression, read_formula
 
 COLUMNS = ("codebook_size", "latent_dim", "N", "D", "model.width")
 
@@ -188,3 +188,15 @@ def test_parameters_that_data_can_tell_apart_are_parameters(text: str) -> None:
 
 def test_a_parameter_with_bounds_is_taken_as_meant() -> None:
     assert read_formula("E + A / N^a + B / D^b", ("N",), ("D", "b")).parameters == ("E", "A", "a", "B", "D", "b")
+
+
+def test_a_name_that_python_reads_otherwise_needs_backticks() -> None:
+    with pytest.raises(AnalysisError, match=r"did you mean `\u00b5m`\?"):
+        read_formula("A * \u00b5m^a", ["\u00b5m"])
+    assert read_formula("A * `\u00b5m`^a", ["\u00b5m"]).columns == ("\u00b5m",)
+
+
+@pytest.mark.parametrize("text", ["A[a, b] / 2", "A[a b] / 2"])
+def test_a_level_without_backticks_is_told_to_have_them(text: str) -> None:
+    with pytest.raises(AnalysisError, match=r"Put backticks around a name such as `A\[a"):
+        read_expression(text, ["A[a, b]", "A[a b]"], "the derived quantity")

@@ -213,3 +213,18 @@ def test_nothing_non_positive_under_a_logarithm() -> None:
         LAWS["power_law_bpp"].values(FRAME.assign(downsample=0))
     with pytest.raises(AnalysisError, match=r"1 / x, .*finite number; 1 of 3 rows"):
         get_law("a + b * (1 / x)", ["x"]).values(pd.DataFrame({"x": [1.0, 0.0, 2.0]}))
+
+
+@pytest.mark.parametrize("formula", ["loss = E + A / N^a + loss", "loss = E[loss] + A / N^a"])
+def test_a_law_does_not_predict_a_column_from_itself(formula: str) -> None:
+    with pytest.raises(AnalysisError, match="predict 'loss' from 'loss' itself"):
+        get_law(formula, ["N", "loss"])
+    with pytest.raises(AnalysisError, match="predict 'N' from 'N' itself"):
+        get_law("loss = E + A / N^a", ["N", "loss"], target="N")
+
+
+@pytest.mark.parametrize("pair", [(0, None), ("0", "1"), (0, 1, 2), 0, None])
+def test_bounds_and_starts_are_pairs_of_numbers(pair: object) -> None:
+    for what in ("bounds", "starts"):
+        with pytest.raises(AnalysisError, match=f"the {what} of E are two numbers.*got {re.escape(repr(pair))}"):
+            Law("mine", "rfid = E + A / N^a", known=("N",), **{what: {"E": pair}})

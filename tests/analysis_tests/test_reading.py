@@ -9,12 +9,14 @@ import lzma
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gsq.analysis import AnalysisError, fit, load_table
+from gsq.analysis.tables.reading import plain_columns
 from gsq.analysis.tables.table import numbers
 
 ROWS = [(n, 1.7 + 400 / n**0.34) for n in (1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9)]
@@ -186,3 +188,28 @@ def test_training_curves_are_named_as_such(tmp_path: Path) -> None:
         fit(load_table(path))
     assert "training curves" in str(found.value) and str(tmp_path / "quick.parquet") in str(found.value)
     assert "step, loss" in str(found.value)
+
+
+@pytest.mark.parametrize("columns", [[0, 1], pd.MultiIndex.from_tuples([("x", "N"), ("y", "loss")])])
+def test_names_of_columns_that_are_no_text_become_text(tmp_path: Path, columns: object) -> None:
+    frame = pd.DataFrame([[10.0, 5.0], [20.0, 4.0], [40.0, 3.2], [80.0, 2.6]], columns=columns)
+    size, loss = map(str, frame.columns)
+    law = f"`{loss}` = A * `{size}`^a"
+    found = fit(frame, law, bootstrap=0, starts=4)
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert fit(load_table(tmp_path / "t.parquet"), law, bootstrap=0, starts=4).parameters == found.parameters
+    assert found.parameters["a"] == pytest.approx(-0.315, abs=0.001)
+
+
+def test_names_of_columns_may_be_categories() -> None:
+    frame = pd.DataFrame({"groups": [1, 2, 4, 8], "codebook_size": 64, "downsample": 4, "loss": [5.0, 4, 3.2, 2.6]})
+    frame.columns = pd.CategoricalIndex(frame.columns)
+    found = fit(frame, "loss = A * bits_per_pixel^a", bootstrap=0, starts=4)
+    assert found.parameters["a"] == pytest.approx(-0.315, abs=0.001)
+
+
+def test_long_arrays_within_values_stay_apart() -> None:
+    schedules = [np.arange(2000), np.arange(2000) + (np.arange(2000) == 1000)]
+    frame = pd.DataFrame({"config": [{"schedule": one, "tags": {"b", "a"}} for one in schedules]})
+    assert plain_columns(frame)["config"].nunique() == 2
+    assert plain_columns(frame)["config"][0].endswith('"tags": ["a", "b"]}')

@@ -207,3 +207,15 @@ def test_of_two_rows_of_one_step_the_measured_one_counts(tables) -> None:
         ]
     )
     assert measured(frame, "lpips")[0]["protocol"].tolist() == ["p1a2b3"]
+
+
+def test_levels_are_whole_numbers_of_any_length() -> None:
+    ids = [12345678901234567, 12345678901234568]
+    frame = pd.DataFrame({"run": ids, "half": [0.5, 3.0], "flag": [True, False]})
+    assert table.labels(frame, "run").tolist() == [str(one) for one in ids]
+    assert table.labels(frame, "half").tolist() == ["0.5", "3"]
+    assert table.labels(frame, "flag").tolist() == ["True", "False"]
+
+
+def test_a_table_of_other_columns_is_shown_as_it_is() -> None:
+    assert [*results_table(pd.DataFrame({"N": [1, 2], "loss": [3.0, 2.0]}))] == ["N", "loss"]

@@ -22,3 +22,18 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert any("power_law_bpp" in output.get("text", "") for output in outputs)
         # It trained its own small cut and left the committed results alone.
         assert list((tmp_path / "runs" / "sweeps").glob("*/plan-*.jsonl"))
+
+
+def test_your_sweep_runs_on_any_table(tmp_path: Path) -> None:
+    rows = [
+        f"{n},{2 + 400 / n**0.4 + 0.01 * (i % 3)},{'ab'[i % 2]}" for i, n in enumerate((10, 30, 100, 300, 1000, 3000))
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join(["N,loss,kind", *rows]))
+    notebook = nbformat.read(NOTEBOOKS / "04_your_sweep.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "table =" in first.source
+    law, path = "loss = E + A[kind] / N^a", tmp_path / "runs.csv"
+    first.source = f"table, law, protocol, save_as = {str(path)!r}, {law!r}, None, None"
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    texts = [output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("N = 6000: loss" in text for text in texts)
