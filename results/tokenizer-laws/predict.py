@@ -23,6 +23,7 @@ from gsq import analysis
 HERE = Path(__file__).parent
 COLUMNS = ("downsample", "latent_dim", "groups", "codebook_size", "width", "steps", "seed")
 BITS = "downsample^a * bits_per_token^(-b)"
+FALLING = "downsample^(a + t * log(images_seen / 20480)) * bits_per_token^(-b)"
 LAWS = (
     f"rfid = c * {BITS} * images_seen^(-g) * width^(-w)",
     f"rfid = c * {BITS} * images_seen^(-g) * width^(-w) * latent_dim^h",
@@ -30,6 +31,9 @@ LAWS = (
     f"rfid = c * {BITS} * width^(-w) + q * images_seen^(-g)",
     "rfid = c * downsample^a * bits_per_token^(-b - h * log(images_seen / 20480)) * images_seen^(-g) * width^(-w)",
     f"rfid = c * {BITS} * (1 + (s / images_seen)^g) * width^(-w)",
+    # Added when the grid was done, and before any of these cells ran: f counts for more after longer training.
+    f"rfid = c * {FALLING} * images_seen^(-g) * width^(-w) * latent_dim^h",
+    f"rfid = c * {FALLING} * images_seen^(-m - k * log(images_seen / 20480)) * width^(-w)",
 )
 POSITIVE = ("E", "q", "s", "b", "g", "w")
 NAIVE = "power_law_bpp"
