@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from beside import mistuning, predictions
+from beside import mistuning, predictions, smoothness
 from matplotlib.figure import Figure
 from scipy.stats import norm
 from study import (
@@ -312,7 +312,7 @@ def conclusions(frame: pd.DataFrame) -> Mapping[str, np.ndarray]:
 
 
 QUESTIONS = (training, variables, quantizers, inexact, dimensions, budgets, learnability, seeds)
-BESIDE = (mistuning, predictions)
+BESIDE = (smoothness, mistuning, predictions)
 
 
 def block() -> str:

@@ -1,14 +1,45 @@
-"""Two answers beside the eight: what a wrong learning rate costs, and how the predictions came out."""
+"""Answers beside the eight: how evenly rFID falls, what a wrong learning rate costs, how the predictions came out."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import predict
 from matplotlib.figure import Figure
-from study import HERE, Answer, grid, mean_interval, name_axes
+from study import AXES, HERE, LONGEST, STEPS, Answer, grid, mean_interval, name_axes, shades
 
 from gsq import analysis
+
+
+def smoothness(frame: pd.DataFrame) -> Answer:
+    """Whether the last doubling of the training changes rFID as those before it did."""
+    rows = grid(frame, None)
+    rows = rows[rows["seed"] == 0]
+    cells = [name for name in AXES if name != "steps"]
+    rfid, psnr = (rows.pivot_table(index=cells, columns="steps", values=name).dropna() for name in ("rfid", "psnr_db"))
+    ratios = [rfid[after] / rfid[before] for before, after in itertools.pairwise(STEPS)]
+    fell = ratios[-1] < 0.5
+    gain = psnr[LONGEST] - psnr[STEPS[-2]]
+    ends = [f"{part.min():.1f} to {part.max():.1f}" for part in (gain[fell], gain[~fell])]
+    earlier = sum((one < 0.5).sum() for one in ratios[:-1])
+    text = (
+        f"No: the last doubling of the training takes rFID to between {ratios[-1].min():.0%} and "
+        f"{ratios[-1].max():.0%}, and more than halves it in {fell.sum()} of {len(rfid)} cells (earlier doublings in "
+        f"{earlier}). PSNR gains {ends[0]} dB in those cells and {ends[1]} in the others."
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, 3, sharey=True)
+        for axis, f, colour in zip(axes, (2, 4, 8), shades(3), strict=True):
+            for cell, values in rfid.iterrows():
+                if cell[cells.index("downsample")] == f:  # type: ignore[index]
+                    axis.plot([32 * steps for steps in STEPS], values, ".-", lw=0.8, color=colour)
+            name_axes(axis, "training images", "rFID" if f == 2 else "")
+            axis.set_title(f"f = {f}", fontsize="small")
+
+    return Answer("Does rFID fall evenly with training?", text, draw)
 
 
 def mistuning(frame: pd.DataFrame) -> Answer:
