@@ -155,9 +155,10 @@ def _solve(
             break
         sc = np.maximum(sc, h[:, diagonal, diagonal])
         # A parameter at its bound that would leave it stays; so does one that nothing but rounding depends on.
-        size = t**2
-        most = _NO_EFFECT * (sc * size).max(axis=1)
-        idle = (sc <= 0) | (bends & (sc * np.maximum(size, 1) <= most[:, None]))
+        with np.errstate(all="ignore"):
+            size = t**2
+            most = _NO_EFFECT * (sc * size).max(axis=1)
+            idle = (sc <= 0) | (bends & (sc * np.maximum(size, 1) <= most[:, None]))
         held = f | ((t <= low) & (g > 0)) | ((t >= high) & (g < 0)) | idle
         step = _step(h, g, sc, damp, held)
         trial = np.clip(t + step, low, high)
