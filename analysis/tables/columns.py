@@ -261,7 +261,7 @@ def _as_in(cells: pd.DataFrame, rows: pd.DataFrame, modifier: str, derived: str)
         if len(values) > 1:
             raise AnalysisError(
                 f"{derived} depends on {modifier}, too, but a cell does not give its {modifier}, and similar measured "
-                f"rows have {', '.join(map(str, values[:6]))}; give the cell a {modifier}, or {derived} itself"
+                f"rows have {', '.join(map(str, values[:6]))}; give the cell its {modifier}, or {derived} itself"
             )
         known[key] = values[0] if len(values) else DEFAULTS[modifier]
     return [known[key] for key in keys]

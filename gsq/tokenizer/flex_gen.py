@@ -269,9 +269,10 @@ def _beside(path: Path) -> dict[str, Any]:
         if len(wanted) == 1:
             break
     else:
+        count = "several JSON or YAML files" if files else "no JSON or YAML file"
         raise UserError(
-            f"{path}: holds no config, and its folder has {'several' if files else 'none'}; put the YAML that it was "
-            f"trained from there, as {path.with_suffix('.yaml').name}"
+            f"{path}: holds no config, and its folder has {count}; put the YAML that it was trained from there, as "
+            f"{path.with_suffix('.yaml').name}"
         )
     if wanted[0].suffix != ".json":
         return read_yaml(wanted[0])

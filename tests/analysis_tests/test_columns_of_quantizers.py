@@ -100,7 +100,7 @@ def test_a_prediction_takes_the_depth_of_the_measured_rows(tables: SimpleNamespa
     assert law.predict(where)[0] == pytest.approx([9 * (40 / 16) ** -0.8])
     assert law.predict({**where, "depth": 2})[0] == pytest.approx([9 * (20 / 16) ** -0.8])
     both = law_of(table_of(tables, [*rvq, *({**cell, "depth": 2} for cell in rvq)]))
-    with pytest.raises(AnalysisError, match=r"follows from depth.* 4, 2 .*give its depth"):
+    with pytest.raises(AnalysisError, match=r"depends on depth.* 4, 2.*the cell its depth"):
         both.predict(where)
     assert both.predict({**where, "depth": 2})[0] == pytest.approx([9 * (20 / 16) ** -0.8])
     assert both.predict({"bits_per_pixel": 2.5})[0] == pytest.approx([9 * 2.5**-0.8])
@@ -127,7 +127,7 @@ def test_levels_that_are_all_alike_are_as_good_as_none(tables: SimpleNamespace) 
     where = {"groups": 8, "codebook_size": 8, "downsample": 4}
     assert law_of(table_of(tables, alike)).predict(where)[0] == pytest.approx([9 * (24 / 16) ** -0.8])
     mixed = law_of(table_of(tables, [*alike, KINDS["uneven fsq"]]))
-    with pytest.raises(AnalysisError, match="follows from levels"):
+    with pytest.raises(AnalysisError, match="depends on levels"):
         mixed.predict(where)
     assert mixed.predict({**where, "quantizer": "gsq"})[0] == pytest.approx([9 * (24 / 16) ** -0.8])
 
@@ -138,9 +138,9 @@ def test_a_design_knows_the_depth_of_its_target_and_candidates(tables: SimpleNam
     frame["rfid"] *= np.exp(0.02 * np.cos(np.arange(len(frame))))
     candidates = pd.DataFrame({"groups": 1, "codebook_size": [1024], "downsample": 4, "cost": 1.0, "depth": 4})
     target = "predict groups=1, codebook_size=1024, downsample=4"
-    with pytest.raises(AnalysisError, match="follows from depth"):
+    with pytest.raises(AnalysisError, match="depends on depth"):
         design(law_of(frame), candidates, 2.0, target)
-    with pytest.raises(AnalysisError, match="follows from depth"):
+    with pytest.raises(AnalysisError, match="depends on depth"):
         design(law_of(frame), candidates.drop(columns="depth"), 2.0, f"{target}, depth=4")
     (expected,) = design(law_of(frame), candidates, 2.0, f"{target}, depth=4", noise=0.02).expectations
     assert expected.central == pytest.approx(9 * (40 / 16) ** -0.8, rel=0.1)

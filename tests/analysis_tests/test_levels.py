@@ -105,7 +105,7 @@ def test_levels_may_be_numbers_or_need_backticks_and_bounds_name_one_level() -> 
         (LAW, {"quantizer": "vq"}, r"every row has quantizer = vq; leave out \[quantizer\]"),
         (LAW, {"quantizer": ["gsq"] + ["vq"] * 23}, "of quantizer = gsq there is one row.*add rows"),
         ("rfid = A[quantizer] * A / bits_per_pixel", {}, "has both"),
-        ("rfid = bits_per_pixel[quantizer] * A", {}, "is no parameter"),
+        ("rfid = bits_per_pixel[quantizer] * A", {}, "not a parameter"),
         ("rfid = A[0] * bits_per_pixel", {}, r"A\[0\]' is not allowed.*A\[quantizer\]"),
         ("rfid = A[quantizer] * bits_per_pixel^(-Z1[vq])", {}, "no column 'vq'"),
     ],

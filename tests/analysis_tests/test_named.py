@@ -145,7 +145,7 @@ def test_a_formula_is_a_law() -> None:
     assert (law.target, law.columns, law.parameters) == ("loss", ("N",), ("E", "A", "a"))
     assert get_law(law, target="error").target == "error"
     assert get_law("power_law_bpp", target="lpips").formula == "lpips = c * bits_per_pixel^(-alpha)"
-    with pytest.raises(AnalysisError, match=r"'Z' .*bounds or a start.*no parameter"):
+    with pytest.raises(AnalysisError, match=r"'Z' .*bounds or a start.*parameter of 'loss"):
         get_law("loss = E + A / N^a", ["N"], bounds={"Z": (0, 1)})
     with pytest.raises(AnalysisError, match=r"bounds of E .*: 2 to 1"):
         get_law("E + A / N^a", ["N"], bounds={"E": (2, 1)})
@@ -185,7 +185,7 @@ def test_a_law_must_use_the_axis_that_varies() -> None:
     law = Law("channels", "A * latent_dim^b")
     reason = law.reason_not(FRAME.assign(latent_dim=16))
     assert reason is not None
-    assert "(latent_dim = 16)" in reason and "varies is codebook_size" in reason
+    assert "(latent_dim = 16)" in reason and "vary in codebook_size" in reason
 
 
 def test_an_axis_that_is_constant_cannot_be_told_from_the_amplitude() -> None:

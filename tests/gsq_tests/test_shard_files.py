@@ -52,14 +52,14 @@ def test_numbers_that_are_no_numbering_are_read(tmp_path: Path, names: tuple[str
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("x-000000", "x-000003"), r"2 of 4 are missing \(number 1, 2\)"),
-        (("x-0", "x-1", "x-9"), r"7 of 10 are missing"),
-        (("x-100", "x-101", "x-103"), r"1 of 4 are missing \(number 102\)"),
-        (("coco2017-000000", "coco2017-000002"), r"1 of 3 are missing \(number 1\)"),
-        (("x-00000-of-00003", "x-00002-of-00003"), r"1 of 3 are missing \(number 1\)"),
+        (("x-000000", "x-000003"), r"2 of the 4 shards .* are missing \(number 1, 2\)"),
+        (("x-0", "x-1", "x-9"), r"7 of the 10 shards .* are missing"),
+        (("x-100", "x-101", "x-103"), r"1 of the 4 shards .* are missing \(number 102\)"),
+        (("coco2017-000000", "coco2017-000002"), r"1 of the 3 shards .* are missing \(number 1\)"),
+        (("x-00000-of-00003", "x-00002-of-00003"), r"1 of the 3 shards .* are missing \(number 1\)"),
         (
             ("x-00000-of-99999999999",),
-            r"99999999998 of 99999999999 are missing \(number 1, 2, 3, .*8, \.\.\.",
+            r"99999999998 of the 99999999999 shards .* are missing \(number 1, 2, 3, .*8, \.\.\.",
         ),
     ],
 )

@@ -170,8 +170,8 @@ def test_shards_that_cannot_be_used_are_one_clear_error(tmp_path: Path) -> None:
     for i in (0, 3):
         write_shard("parquet", gaps / f"train-{i:05d}-of-00005", range(4))
         write_shard("tar", gaps / f"x-{i:06d}", range(4))
-    refused("huggingface", gaps, r"shards train-\* 3 of 5 are missing \(number 1, 2, 4\)")
-    refused("webdataset", gaps, r"shards x-\* 2 of 4 are missing \(number 1, 2\)")
+    refused("huggingface", gaps, r"3 of the 5 shards train-\* are missing \(number 1, 2, 4\)")
+    refused("webdataset", gaps, r"2 of the 4 shards x-\* are missing \(number 1, 2\)")
     # Contents.
     odd = tmp_path / "odd"
     odd.mkdir()
