@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, object]] = {
     "designed": {},
     "v-optimal": {"optima": 1, "cost_exponent": 0.3, "average": False},
 }
-HEADS = ("task", "laws", "repeats", "R2", "standard error", "best of the paper", "reached", "seconds", "faint prior")
+HEADS = ("task", "laws", "repeats", "R2", "standard error", "best of the paper", "reached", "seconds")
 TASKS = ("moe", "data_constrained", "farseer", "vocab", "parallel", "sparsity", "domain_mixture", "lr_bsz")
 PAPER = {
     "Random": ((-0.47, 0.01, 0.26), (-0.74, -0.36, 0.12), (-0.77, 0.78, 0.79), (0.54, 0.53, 0.59), (-1.00, 0.27, 0.19),
@@ -117,7 +117,7 @@ def measure(folder: Path, task: str, number: int, method: str, seed: int) -> dic
     budgets = BUDGETS.get(task, USUAL)
     model = get_law(f"y = {law.formula}", list(pool.columns), law.box)
     begun = time.process_time()
-    out: dict[str, object] = {"task": task, "law": number + 1, "method": method, "seed": seed, "prior": True}
+    out: dict[str, object] = {"task": task, "law": number + 1, "method": method, "seed": seed}
     try:
         found = replay_budgets(
             pool, model, "cost", far, budgets, start.tolist(), by="group", each="output" if law.outputs else None,
@@ -140,14 +140,13 @@ def digits(values: Iterable[float]) -> str:
 
 def written(lines: list[dict], output: Path) -> str:
     """The table of every complete task, and what it was made with."""
-    frame = pd.DataFrame([{"prior": False} | line for line in lines])
+    frame = pd.DataFrame(lines)
     text = ["# ScaleBench: target-region R2 at three shares of the cost", ""]
     text.append(
         "R2 of the target rows, clipped to [-1, 1], mean over a task's laws; 1 / 5 / 10 % of the cost, of sparsity and "
         "domain_mixture 20 / 35 / 50 %. Ours: mean over the repeats with its standard error between repeats. The "
         "paper's rows are quoted from its table 2 (ten repeats). Our settings were chosen while looking at all of "
-        "these tasks but vocab, so they are not an independent test. Faint prior: whether the task was measured since "
-        "replays draw parameters that few runs leave open towards the middle of their bounds."
+        "these tasks but vocab, so they are not an independent test."
     )
     shown: dict[str, dict[str, object]] = {}
     for method in METHODS:
@@ -160,7 +159,7 @@ def written(lines: list[dict], output: Path) -> str:
             rows = rows[rows["seed"].isin(counts.index[counts == len(LAWS[task])])]
             if rows.empty:
                 done = f"{int(counts.max()) if len(counts) else 0} of {len(LAWS[task])}"
-                text.append(f"| {task} | {done} | 0 | not measured | - | {digits(best)} | - | - | - |")
+                text.append(f"| {task} | {done} | 0 | not measured | - | {digits(best)} | - | - |")
                 continue
             means = np.stack([np.mean(np.stack(part["r2"]), axis=0) for _, part in rows.groupby("seed")])
             r2, count = means.mean(axis=0), len(means)
@@ -170,7 +169,7 @@ def written(lines: list[dict], output: Path) -> str:
             won = " / ".join("yes" if one else "no" for one in better)
             text.append(
                 f"| {task} | {len(LAWS[task])} | {count} | {digits(r2)} | {digits(error)} | {digits(best)} | {won} | "
-                f"{rows['seconds'].mean():.0f} | {'yes' if rows['prior'].eq(True).all() else 'no'} |"
+                f"{rows['seconds'].mean():.0f} |"
             )
             shown.setdefault(method, {})[task] = {"r2": r2.tolist(), "error": digits(error), "repeats": count}
         text += [
