@@ -132,7 +132,7 @@ def main() -> None:
     # A user's own parts (my_vq:MyVQ) may be here; last, so that the folder hides nothing.
     sys.path.append(os.getcwd())
     # By default the collector walks everything that imports make, every 700 objects: a tenth of a short verb's time.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
     warnings.formatwarning = _warning_text
     code: object = 1
     try:

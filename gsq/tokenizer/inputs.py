@@ -57,6 +57,10 @@ def working_bytes(tokenizer: Tokenizer, pixels: int) -> int:
     return round(pixels * (4 * floats + 32))
 
 
+class NoRoomError(BrokenImageError):
+    """An image that is whole, and takes more memory than there is."""
+
+
 def require_tile(tokenizer: Tokenizer, tile: int | None) -> None:
     """Raise UserError for a side of tiles that is no whole number of latent positions."""
     f = tokenizer.downsample
@@ -76,7 +80,7 @@ def tiles_for(tokenizer: Tokenizer, data: bytes, size: int | None = None, tile: 
 
     size: side [pixels] of the square to encode; None for the whole image. tile: side [pixels] of the tiles of every
     larger image; without it, an image that does not fit into memory is cut where that gives the same result. Raises
-    BrokenImageError for an image that does not fit into memory, before taking any.
+    NoRoomError for an image that does not fit into memory, before taking any.
     """
     width, height = size_of(data)
     free, on_device = available_bytes(), available_bytes(tokenizer.device)
@@ -102,10 +106,10 @@ def images_at_once(tokenizer: Tokenizer, pixels: int) -> int:
 
 
 def _require(width: int, height: int, needed: int, there: int, hint: str = "") -> None:
-    """Raise BrokenImageError if ``needed`` bytes are not there."""
+    """Raise NoRoomError if ``needed`` bytes are not there."""
     if needed > there:
         most = math.isqrt(width * height * there // needed)
-        raise BrokenImageError(
+        raise NoRoomError(
             f"{height} x {width} pixels need about {needed / 1e9:.2g} GB of memory, and {there / 1e9:.2g} GB are "
             f"free; about {most} x {most} pixels fit{hint}"
         )

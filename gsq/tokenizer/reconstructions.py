@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsq.data.images import BrokenImageError, decode, require_large_enough
+from gsq.data.images import BrokenImageError, SmallImageError, decode, require_large_enough
 from gsq.data.listing import UNREAD_SUFFIXES, shown, suffix_of
 from gsq.errors import UserError
 from gsq.files import whole
 from gsq.metrics.reconstruction import psnr_db, psnr_db_by_rows, to_uint8
-from gsq.tokenizer.inputs import crop_to_multiple, pixels, require_tile, tiles_for, to_image
+from gsq.tokenizer.inputs import NoRoomError, crop_to_multiple, pixels, require_tile, tiles_for, to_image
 from gsq.tokenizer.memory import without_gaps
 from gsq.tokenizer.tiles import Tiles
 from gsq.tokenizer.tiles import decode as decode_tiles
@@ -84,6 +84,8 @@ def _read(path: Path, tokenizer: Tokenizer, tile: int | None) -> tuple[Image.Ima
         require_large_enough(*image.size)
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
+    except (NoRoomError, SmallImageError) as error:
+        raise UserError(f"{shown(str(path))}: {error}") from None
     except BrokenImageError as error:
         suffix = suffix_of(path.name)
         reason = f"{suffix[1:]} is not read; convert it to png" if suffix in UNREAD_SUFFIXES else str(error)

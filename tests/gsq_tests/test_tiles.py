@@ -119,7 +119,7 @@ def test_an_image_that_does_not_fit_is_cut_where_that_gives_the_same_result(
     assert (0, f"decoding large.png, tile 1 of {len(told)}") in heard
     # The rest of the process needs memory, too: without it the image is refused.
     limit(monkeypatch, WHOLE_BYTES * encoded)
-    with pytest.raises(UserError, match=r"300 x 401 pixels need about .*--tile N"):
+    with pytest.raises(UserError, match=r"large.png: 300 x 401 pixels need about .*--tile N"):
         reconstruct_files(local, [large], tmp_path / "three")
     assert not (tmp_path / "three").exists()
 
@@ -177,7 +177,7 @@ def test_a_picture_whose_decoding_does_not_fit_is_refused_with_tiles_too(
     limit(monkeypatch, 400 * 300)
     monkeypatch.setattr("gsq.tokenizer.reconstructions.decode", None)
     for tile in (None, 64):
-        with pytest.raises(UserError, match="300 x 400 pixels need about"):
+        with pytest.raises(UserError, match="large.png: 300 x 400 pixels need about"):
             reconstruct_files(local, [large], tmp_path / "out", tile=tile)
     assert not (tmp_path / "out").exists()
 
