@@ -62,6 +62,7 @@ figures: install  ## the README's figures, from the committed tables
 	$(BIN)/gsq plot quickstart --output results/quickstart-scaling.png
 	$(BIN)/gsq plot quickstart-generation --kind tradeoff --output results/quickstart-tradeoff.png
 	$(BIN)/python results/photos-scaling/figure.py
+	$(BIN)/python results/tokenizer-laws/answers.py --figures
 
 gpu: install  ## measure speed, memory and exactness on one GPU in ten minutes (tests/benchmarks/results/gpu.md)
 	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)

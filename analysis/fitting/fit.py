@@ -384,6 +384,8 @@ def _table_warnings(rows: pd.DataFrame, law: Law, excluded: Excluded) -> tuple[s
         keys = {key for text in rows["other_axes"].dropna().unique() if text for key in json.loads(text)}
         named = varying(rows, sorted(key for key in keys if key in rows and key not in read))
         others = [name for name in others if name != "other_axes"] + named
+    if "images_seen" in law.columns and "batch_size" not in others:
+        others = [name for name in others if name != "steps"]  # which the images of a batch make images_seen
     if others:
         vary = "varies" if len(others) == 1 else "vary"
         warnings.append(f"{', '.join(others)} also {vary} in this table, and {law.name} has no term for them")

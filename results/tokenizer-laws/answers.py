@@ -1,6 +1,6 @@
 """The questions of this study, each answered from its tables: a sentence and a figure.
 
-    python results/tokenizer-laws/answers.py            # prints the answers and writes them into README.md
+    python results/tokenizer-laws/answers.py            # prints the answers and writes them into the pages
     python results/tokenizer-laws/answers.py --figures  # and draws the figures (make figures does)
 
 The notebook 11_tokenizer_laws shows the same answers and figures, with the tables behind them.
@@ -9,27 +9,36 @@ The notebook 11_tokenizer_laws shows the same answers and figures, with the tabl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from beside import mistuning, predictions, smoothness
 from matplotlib.figure import Figure
-from scipy.stats import norm
+from scipy.stats import spearmanr
+from seeds import seeds
 from study import (
     ARMS,
-    AXES,
     BITS,
+    BPP,
+    CELL,
     HERE,
     LONGEST,
     STEPS,
+    WIDTH,
     Answer,
     bars,
+    equal_flops,
     grid,
     mean_interval,
     name_axes,
+    over_seeds,
     parameter,
+    resampled,
     shades,
+    slopes,
     span,
     table,
     words,
@@ -40,36 +49,50 @@ from gsq.analysis.figures.style import save, style
 
 
 def training(frame: pd.DataFrame) -> Answer:
-    """Question 1."""
-    fits = {steps: analysis.fit(grid(frame, steps), "power_law_bpp", bootstrap=0) for steps in STEPS}
+    """Question 1. All cells have all lengths, so slopes over ln(images) are also those of one law of everything."""
     rows = grid(frame, None)
-    grows = analysis.fit(
-        rows,
-        f"rfid = c * {BITS.replace('-b)', '-b - h * log(images_seen / 20480))')} * images_seen^(-g)",
-        bootstrap=0,
+    rows = rows[rows["seed"] == 0]
+    cells = (
+        rows.pivot_table(index=[*CELL, "bits_per_token", BPP], columns="steps", values="rfid").dropna().reset_index()
     )
-    doubling = np.log(2)
-    low, high = grows.profile_intervals["h"]
-    first, last = (parameter(fits[steps], "alpha") for steps in (STEPS[0], LONGEST))
+    images = np.array([32 * steps for steps in STEPS])
+    doublings = np.log2(images) - np.log2(images).mean()
+
+    def exponents(places: np.ndarray) -> np.ndarray:
+        """Of bits per pixel, and of f and bits in one law: by length, then the mean of a doubling and the last."""
+        part = cells.iloc[places]
+        of = np.vstack(
+            [
+                -slopes([part[BPP]], part[[*STEPS]]),
+                slopes([part["downsample"], part["bits_per_token"]], part[[*STEPS]]) * [[1], [-1]],
+            ]
+        )
+        return np.column_stack([of, of @ doublings / (doublings @ doublings), of[:, -1] - of[:, -2]])
+
+    value, ends = resampled(len(cells), exponents)
+    said = np.vectorize(lambda row, column: span(value[row, column], tuple(ends[:, row, column]), ".2f"))
+    doubling, last = len(STEPS), len(STEPS) + 1
+    settled = "settled" if ends[0, 0, last] <= 0 <= ends[1, 0, last] else "not settled"
+    by_f = {f: -slopes([part["bits_per_token"]], part[[*STEPS]])[0] for f, part in cells.groupby("downsample")}
     text = (
-        f"The exponent in bits per pixel goes from {first} after {32 * STEPS[0]:,} images to {last} after "
-        f"{32 * LONGEST:,}; each doubling of the training changes that of the bits of a token by "
-        f"{span(doubling * grows.parameters['h'], (doubling * low, doubling * high), '+.3f')}"
-        + (", so it has not settled." if low > 0 or high < 0 else ", so no change can be told.")
+        f"The exponent of rFID in bits per pixel grows from {said(0, 0)} after {images[0]:,} images to "
+        f"{said(0, doubling - 1)} after {images[-1]:,}; the last doubling added {said(0, last)}, so it has {settled}. "
+        f"In one law of f, the bits of a token and the training, a doubling adds {said(1, doubling)} to the exponent "
+        f"of f and {said(2, doubling)} to that of the bits, which goes from {by_f[2][0]:.2f} to {by_f[2][-1]:.2f} at "
+        f"f = 2 and from {by_f[8][0]:.2f} to {by_f[8][-1]:.2f} at f = 8."
     )
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        images = [32 * steps for steps in STEPS]
         for steps, colour in zip(STEPS, shades(len(STEPS)), strict=True):
-            part = grid(frame, steps)
-            left.plot(part["bits_per_pixel"], part["rfid"], "o", ms=3, color=colour, label=f"{32 * steps:,} images")
+            left.plot(cells[BPP], cells[steps], "o", ms=3, color=colour, label=f"{32 * steps:,} images")
         name_axes(left, "bits per pixel", "rFID")
         left.legend(fontsize="x-small")
-        value = [fits[steps].parameters["alpha"] for steps in STEPS]
-        ends = np.array([fits[steps].profile_intervals["alpha"] for steps in STEPS]).T
-        bars(right, images, value, ends)
-        name_axes(right, "training images", "exponent of bits per pixel", "x")
+        bars(right, images, value[0, :doubling], ends[:, 0, :doubling], label="bits per pixel", color="k")
+        for (f, one), colour in zip(by_f.items(), shades(3), strict=True):
+            right.plot(images, one, ".-", color=colour, label=f"bits of a token, f = {f}")
+        name_axes(right, "training images", "exponent", "x")
+        right.legend(fontsize="x-small")
 
     return Answer("Does the exponent in bits per pixel grow with training, and where does it settle?", text, draw)
 
@@ -78,64 +101,103 @@ def variables(frame: pd.DataFrame) -> Answer:
     """Question 2."""
     rows = frame[frame["signature"].isin(grid(frame)["signature"])]
     probed = rows[rows["probe"].eq("tiny")] if "probe" in rows else rows.iloc[:0]
-    names = ["bits_per_pixel", "effective_bits_per_pixel"] + (["prior_bits_per_pixel"] if len(probed) else [])
+    names = [BPP, "effective_bits_per_pixel"] + (["prior_bits_per_pixel"] if len(probed) else [])
     same = probed if len(probed) else grid(frame)
-    scatter = {name: analysis.fit(same, f"rfid = c * {name}^(-alpha)", bootstrap=0).log_rmse for name in names}
-    with_f = {
-        name: analysis.fit(same, f"rfid = c * downsample^a * {name}^(-alpha)", bootstrap=0).log_rmse for name in names
-    }
-    best = min(scatter, key=lambda name: scatter[name])
-    listed = ", ".join(f"{words(name)} {scatter[name]:.1%} ({with_f[name]:.1%} with f beside it)" for name in names)
+
+    logs = {name: np.log(same[name].to_numpy(float)) for name in (*names, "downsample", "rfid")}
+
+    def scatter(places: np.ndarray) -> np.ndarray:
+        """Standard deviation of ln rFID about a power law of each variable alone, and with f beside it."""
+        left = []
+        for columns in ([name, *more] for more in ([], ["downsample"]) for name in names):
+            design = np.column_stack([np.ones(len(places)), *(logs[name][places] for name in columns)])
+            about = logs["rfid"][places] - design @ np.linalg.lstsq(design, logs["rfid"][places], rcond=None)[0]
+            left.append(np.sqrt(about @ about / (len(places) - design.shape[1])))
+        return np.array(left)
+
+    value, ends = resampled(len(same), scatter)
+    count = len(names)
+    listed = ", ".join(f"{words(name)} {span(value[i], tuple(ends[:, i]), '.0%')}" for i, name in enumerate(names))
+    with_f = ", ".join(f"{value[count + i]:.0%}" for i in range(count))
     text = (
-        f"None absorbs the axes: over {len(same)} cells a power law of one variable alone leaves {listed}; "
-        f"{words(best)} does best."
+        f"None absorbs the axes: over {len(same)} cells a power law of one variable leaves a scatter of {listed}; "
+        f"with f beside it, {with_f}."
     )
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, len(names))
-        for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        axes = np.atleast_1d(figure.subplots(1, count, sharey=True))
+        for axis, name in zip(axes, names, strict=True):
             for f, colour in zip((2, 4, 8), shades(3), strict=True):
                 part = same[same["downsample"] == f]
                 axis.plot(part[name], part["rfid"], "o", ms=3, color=colour, label=f"f = {f}")
-            name_axes(axis, words(name), "rFID")
-        np.atleast_1d(axes)[0].legend(fontsize="x-small")
+            name_axes(axis, words(name), "rFID" if axis is axes[0] else "")
+        axes[0].legend(fontsize="x-small")
 
     return Answer("Which variable absorbs the axes?", text, draw)
 
 
 def quantizers(frame: pd.DataFrame) -> Answer:
     """Question 3."""
-    arms = frame[frame["quantizer"].isin(ARMS) & (frame["steps"] == LONGEST)]
-    rows = pd.concat([grid(frame), arms], ignore_index=True)
-    fit = analysis.fit(rows, f"rfid = A[quantizer] * {BITS}")
+    gsq, pairs = matched(frame)
+    fit = analysis.fit(pd.concat([gsq, pairs], ignore_index=True), f"rfid = A[quantizer] * {BITS}", bootstrap=0)
     found = analysis.arms(fit, "quantizer", "gsq", "bits_per_token")
     needs = {one.arm: (1 / one.factor, (1 / one.interval[1], 1 / one.interval[0])) for one in found.worths}
-    listed = ", ".join(f"{ARMS[arm]} needs {span(*needs[arm])}" for arm in ARMS if arm in needs)
     shared = found.shared
-    pooled = "" if shared is None else f" (shared exponents: p = {shared.p:.2g})"
-    text = f"For the same rFID, in times gsq's bits, {listed}{pooled}."
+    pooled = "" if shared is None else f", with shared exponents, whose test gives p = {shared.p:.2g}"
+    means = {
+        arm: np.exp(mean_interval(np.log(part["times"].to_numpy(float)))) for arm, part in pairs.groupby("quantizer")
+    }
+    same = {arm: (mean, (low, high)) for arm, (mean, low, high) in means.items()}
+
+    def times(values: Mapping[str, tuple[float, tuple[float, float]]]) -> str:
+        every = [
+            f"{span(*values[arm])}{' times that of gsq' * (arm == 'rvq')} for {name}" for arm, name in ARMS.items()
+        ]
+        return f"{', '.join(every[:-1])} and {every[-1]}"
+
+    text = (
+        f"At the same f and bits ({pairs['quantizer'].value_counts().min()} cells of each), rFID is {times(same)}. For "
+        f"the same rFID, the number of bits is {times(needs)}{pooled}."
+    )
 
     def draw(figure: Figure) -> None:
-        axis = figure.subplots()
-        names = [arm for arm in ARMS if arm in needs]
-        bars(axis, range(len(names)), [needs[arm][0] for arm in names], np.array([needs[arm][1] for arm in names]).T)
-        axis.axhline(1, color="0.6", lw=0.8)
-        axis.set_xticks(range(len(names)), [ARMS[arm] for arm in names])
-        axis.set(ylabel="bits needed, in gsq's", xlim=(-0.5, len(names) - 0.5))
+        left, right = figure.subplots(1, 2)
+        for place, arm in enumerate(ARMS):
+            for f, colour in zip((2, 4, 8), shades(3), strict=True):
+                part = pairs[(pairs["quantizer"] == arm) & (pairs["downsample"] == f)]
+                label = f"f = {f}" if place == 0 else None
+                left.plot([place] * len(part), part["times"], "o", ms=3, color=colour, label=label)
+            bars(left, [place + 0.25], [same[arm][0]], np.array([same[arm][1]]).T, color="k")
+            bars(right, [place], [needs[arm][0]], np.array([needs[arm][1]]).T, color="k")
+        for axis, label in ((left, "rFID at the same bits (gsq: 1)"), (right, "bits for the same rFID (gsq: 1)")):
+            axis.axhline(1, color="0.6", lw=0.8)
+            axis.set(xlim=(-0.5, len(ARMS) - 0.5))
+            name_axes(axis, "", label, "y")
+            axis.set_xticks(range(len(ARMS)), ARMS.values())
+        left.legend(fontsize="x-small")
 
     return Answer("What is each quantizer worth in bits?", text, draw)
 
 
+def matched(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """gsq's rows of D = 16 at an arm's f and bits; the arms' rows with ``times``, rFID over that of gsq's seeds."""
+    keys = ["downsample", "bits_per_token"]
+    arms = frame[frame["quantizer"].isin(ARMS) & (frame["steps"] == LONGEST)]
+    gsq = grid(frame).query("latent_dim == 16").merge(arms[keys].drop_duplicates(), on=keys)
+    pairs = arms.merge(over_seeds(gsq, keys), on=keys, suffixes=("", "_gsq"))
+    return gsq, pairs.assign(times=pairs["rfid"] / pairs["rfid_gsq"])
+
+
 def inexact(frame: pd.DataFrame) -> Answer:
     """Question 4."""
-    keys = list(AXES)
-    exact = grid(frame)[[*keys, "rfid", "usage"]]
+    keys = [*CELL, "width"]
+    exact = over_seeds(grid(frame), keys, "usage")
     rough = frame[(frame["lookup"] == "bfloat16") & (frame["steps"] == LONGEST)][[*keys, "rfid", "usage"]]
     pairs = exact.merge(rough, on=keys, suffixes=("", "_bf16"))
     ratio = np.log(pairs["rfid_bf16"].to_numpy(float) / pairs["rfid"].to_numpy(float))
     cost = np.expm1(mean_interval(ratio))
     text = (
-        f"Over {len(pairs)} pairs the bfloat16 look-up changes rFID by {cost[0]:+.1%} [{cost[1]:+.1%}, {cost[2]:+.1%}] "
+        f"Over {len(pairs)} cells the bfloat16 look-up changes rFID by {cost[0]:+.1%} [{cost[1]:+.1%}, {cost[2]:+.1%}] "
         f"and codebook usage from {pairs['usage'].mean():.0%} to {pairs['usage_bf16'].mean():.0%}."
     )
 
@@ -152,71 +214,89 @@ def inexact(frame: pd.DataFrame) -> Answer:
 
 def dimensions(frame: pd.DataFrame) -> Answer:
     """Question 5."""
-    law = f"rfid = c * {BITS} * latent_dim^h"
     rows = grid(frame)
-    fits = {1: analysis.fit(rows[rows["groups"] == 1], law, bootstrap=0)}
-    fits[4] = analysis.fit(rows[rows["groups"] == 4], law, bootstrap=0)
-    low, high = fits[1].profile_intervals["h"]
-    verdict = "hurts" if low > 0 else "helps" if high < 0 else "makes no difference that can be told"
-    usage = {groups: rows[(rows["groups"] == groups) & (rows["latent_dim"] == 64)]["usage"].mean() for groups in fits}
-    text = (
-        f"At G = 1 larger D {verdict}: its exponent is {parameter(fits[1], 'h', '+.3f')}, and "
-        f"{parameter(fits[4], 'h', '+.3f')} at G = 4; usage at D = 64 is {usage[1]:.0%} and {usage[4]:.0%}."
-    )
+    parts = {groups: rows[rows["groups"] == groups] for groups in (1, 8)}
+    fits = {
+        groups: analysis.fit(part, f"rfid = c * {BITS} * latent_dim^h", bootstrap=0) for groups, part in parts.items()
+    }
+    usage = {groups: part.groupby("latent_dim")["usage"].mean() for groups, part in parts.items()}
+    said = [
+        f"{verdict(*fit.profile_intervals['h'])} with G = {groups} (exponent of D {parameter(fit, 'h', '+.2f')}, over "
+        f"{len(parts[groups])} cells), whose mean usage is {usage[groups][8]:.0%} at D = 8 and "
+        f"{usage[groups][64]:.0%} at D = 64"
+        for groups, fit in fits.items()
+    ]
+    text = f"Larger D {said[0]}; it {said[1]}."
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, 2)
-        for axis, name in zip(axes, ("rfid", "usage"), strict=True):
-            for groups, marker in ((1, "o"), (4, "s")):
-                part = rows[(rows["groups"] == groups)]
-                value = part[name]
-                if name == "rfid":  # without what f and the bits of a token explain
-                    fit = fits[groups]
-                    value = value / part["downsample"] ** fit.parameters["a"]
-                    value = value * part["bits_per_token"] ** fit.parameters["b"]
-                axis.plot(part["latent_dim"], value, marker, ms=4, label=f"G = {groups}", alpha=0.7)
-            name_axes(axis, "D", "rFID, f and bits divided out" if name == "rfid" else "usage", "x")
+        left, right = figure.subplots(1, 2)
+        for (groups, part), marker, colour in zip(parts.items(), "os", shades(2), strict=True):
+            fit, place = fits[groups], part["latent_dim"] * (1.04 if groups == 8 else 0.96)
+            # rFID over what f and the bits of a token explain, over the law's value at D = 8
+            law = part["downsample"] ** fit.parameters["a"] * part["bits_per_token"] ** -fit.parameters["b"]
+            about = part["rfid"] / law / fit.parameters["c"] / 8 ** fit.parameters["h"]
+            left.plot(place, about, marker, ms=4, alpha=0.7, color=colour, label=f"G = {groups}")
+            ends = np.array([8.0, 64.0])
+            left.plot(ends, (ends / 8) ** fit.parameters["h"], lw=1, color=colour)
+            right.plot(place, part["usage"], marker, ms=4, alpha=0.7, color=colour)
+        name_axes(left, "D", "rFID over that of D = 8, by the law")
+        name_axes(right, "D", "codebook usage", "x")
+        for axis in (left, right):
             axis.set_xticks([8, 16, 32, 64], ["8", "16", "32", "64"])
-        axes[0].legend(fontsize="x-small")
+        left.legend(fontsize="x-small")
 
     return Answer("Does larger D hurt at G = 1, and do groups cure it?", text, draw)
+
+
+def verdict(low: float, high: float) -> str:
+    return "raises rFID" if low > 0 else "lowers rFID" if high < 0 else "makes no difference to rFID that can be told"
 
 
 def budgets(frame: pd.DataFrame) -> Answer:
     """Question 6."""
     rows = grid(frame, None, None)
-    rows = rows[rows["downsample"].isin([4, 8])].reset_index(drop=True)
+    rows = rows[rows["downsample"].isin([4, 8]) & (rows["seed"] == 0)].reset_index(drop=True)
     fit = analysis.fit(
         rows,
-        f"rfid = c * {BITS} + p * width^(-w) + q * images_seen^(-g)",
+        f"rfid = {BITS} * (p * width^(-w) + q * images_seen^(-g))",
         bounds=dict.fromkeys(("p", "q", "w", "g"), (0.0, np.inf)),
+        bootstrap=200,
     )
     # FLOPs of an image, by width, at f = 4: a constant (losses), and the networks' square.
     four = rows[(rows["downsample"] == 4) & (rows["latent_dim"] == 16)]
     k2, k0 = np.polyfit(four["width"] ** 2, four["train_flops"] / four["images_seen"], 1)
     cost = f"images_seen * ({k0:.4g} + {k2:.4g} * width^2)"
-    held = {"downsample": 4.0, "bits_per_token": 16.0}
-    most = float(four["train_flops"].max())
-    best = analysis.allocate(fit, budgets=(most / 8, most), cost=cost, at=held)
-    point = best.points[-1]
-    columns = {name: span(one.value, one.interval, ".3g") for name, one in point.columns.items()}
     same = four[four["bits_per_token"] == 16]
-    ran = same.iloc[int(np.argmin(same["rfid"]))]
+    ends = [same[(same["width"] == WIDTH) & (same["steps"] == steps)]["train_flops"].item() for steps in STEPS]
+    best = analysis.allocate(fit, budgets=ends[-2:], cost=cost, at={"downsample": 4.0, "bits_per_token": 16.0})
+    asked = [
+        f"at {point.budget:.2g} training FLOPs for width {span(width.value, width.interval, '.1f')} and "
+        f"{span(images.value, images.interval, ',.0f')} images"
+        for point in best.points
+        for width, images in [(point.columns["width"], point.columns["images_seen"])]
+    ]
+    pairs = equal_flops(grid(frame, None, None))
+    ratios = (pairs["rfid"] / pairs["rfid_half"]).to_numpy(float)
+    gain = np.exp(mean_interval(np.log(ratios)))
     text = (
-        f"Bits cost no FLOPs, so the rate is free; at {most:.2g} training FLOPs and f = 4 the law asks for width "
-        f"{columns['width']} and {columns['images_seen']} images, and the best cell of 16 bits a token that ran has "
-        f"width {ran['width']:.0f} and {ran['images_seen']:,.0f} images."
+        f"At equal FLOPs, width {WIDTH} with half the images has {gain[0]:.2f} [{gain[1]:.2f}, {gain[2]:.2f}] times "
+        f"the rFID of width {WIDTH // 2}, and is better in {(ratios < 1).sum()} of {len(ratios)} pairs. The law "
+        f"agrees: at f = 4 and 16 bits it asks {' and '.join(asked)}. Bits cost next to no FLOPs."
     )
 
     def draw(figure: Figure) -> None:
-        axis = figure.subplots()
+        left, right = figure.subplots(1, 2)
         for width, colour in zip(sorted(same["width"].unique()), shades(3), strict=False):
-            part = same[(same["width"] == width) & (same["seed"] == 0)].sort_values("train_flops")
-            axis.plot(part["train_flops"], part["rfid"], "o-", color=colour, label=f"width {width:.0f}")
+            part = same[same["width"] == width].sort_values("train_flops")
+            left.plot(part["train_flops"], part["rfid"], "o-", color=colour, label=f"width {width:.0f}")
         curve = np.array([(one.budget, one.predicted[0]) for one in best.curve]).T
-        axis.plot(*curve, "k--", lw=1, label="best by the law")
-        name_axes(axis, "training FLOPs", "rFID")
-        axis.legend(fontsize="x-small")
+        left.plot(*curve, "k--", lw=1, label="best by the law")
+        name_axes(left, "training FLOPs", "rFID at f = 4, 16 bits a token")
+        left.legend(fontsize="x-small")
+        right.plot(pairs["rfid_half"], pairs["rfid"], "o", ms=4)
+        ends = [pairs["rfid"].min() / 1.1, pairs["rfid_half"].max() * 1.1]
+        right.plot(ends, ends, color="0.6", lw=0.8)
+        name_axes(right, f"rFID of width {WIDTH // 2}, twice the images", f"rFID of width {WIDTH}")
 
     return Answer("At a fixed compute budget, how should FLOPs go to width, steps and rate?", text, draw)
 
@@ -224,121 +304,85 @@ def budgets(frame: pd.DataFrame) -> Answer:
 def learnability(frame: pd.DataFrame) -> Answer:
     """Question 7."""
     sizes = [size for size in ("tiny", "small") if "probe" in frame and frame["probe"].eq(size).any()]
-    parts = {size: frame[frame["probe"] == size] for size in sizes}
-    found = {size: analysis.generation(part) for size, part in parts.items()}
-    optima = {size: analysis.fit(part, "tradeoff", bootstrap=0) for size, part in parts.items()}
-    listed = []
-    for size in sizes:
-        fit, rate = optima[size], parts[size]["prior_bits_per_pixel"]
-        inside = "b" not in fit.undetermined and rate.min() < fit.parameters["b"] < rate.max()
-        best = f"its best at {parameter(fit, 'b')} prior bits per pixel"
-        where = best if inside else "no best within the rates measured"
-        listed.append(
-            f"the {size} probe's orders by rFID and gFID differ in {len(found[size].disagree)} of {found[size].pairs} "
-            f"pairs of cells, and gFID has {where}"
-        )
-    text = "; ".join(listed)
-    text = text[:1].upper() + text[1:] + "."
-
-    def draw(figure: Figure) -> None:
-        axis = figure.subplots()
-        for size, marker in zip(sizes, "os", strict=False):
-            part = parts[size].sort_values("prior_bits_per_pixel")
-            axis.plot(part["prior_bits_per_pixel"], part["gfid"], marker, ms=4, label=f"gFID, probe {size}")
-        axis.plot(part["prior_bits_per_pixel"], part["rfid"], "k.", label="rFID")
-        name_axes(axis, "prior bits per pixel", "rFID and gFID")
-        axis.legend(fontsize="x-small")
-
-    return Answer("Where do rFID and gFID disagree, and does gFID's optimum move with the probe's size?", text, draw)
-
-
-def seeds(frame: pd.DataFrame) -> Answer:
-    """Question 8."""
-    noise = analysis.seed_noise(grid(frame))
-    claims = conclusions(frame)
-    counts = np.array([1, 2, 3, 5])
-    log = np.log(frame["rfid"].to_numpy(float))
-    wrong = {}
-    for name, weights in claims.items():
-        spread = noise.log_sd * np.sqrt(np.sum(weights**2) / counts)
-        wrong[name] = norm.sf(abs(log @ weights) / spread)
-    fragile = [name for name in claims if wrong[name][0] > 0.05]
+    parts = {size: frame[frame["probe"] == size].sort_values("prior_bits_per_pixel") for size in sizes}
+    orders, best = [], {}
+    for size, part in parts.items():
+        found = analysis.generation(part)
+        values = part[["rfid", "gfid"]].to_numpy(float)
+        rank, ends = resampled(len(part), lambda places, of=values: spearmanr(of[places]).statistic)  # type: ignore[misc]
+        correlation = span(float(rank), (ends[0], ends[1]))
+        orders.append(f"{len(found.disagree)} of {found.pairs} with the {size} one (rank correlation {correlation})")
+        best[size] = float(part["prior_bits_per_pixel"].iloc[int(part["gfid"].argmin())])
+    low, high = (float(parts[sizes[0]][BPP].agg(one)) for one in ("min", "max"))
+    at = " and ".join(f"at {value:.2f} prior bits per pixel for the {size} probe" for size, value in best.items())
     text = (
-        f"Seeds scatter by {noise.log_sd:.1%} [{noise.low:.1%}, {noise.high:.1%}] against {np.expm1(noise.spread):.0%} "
-        f"between cells; other seeds would reverse {len(fragile)} of {len(claims)} conclusions in more than one study "
-        "of twenty" + (f" ({', '.join(fragile)})." if fragile else ".")
+        f"They disagree in most pairs of cells: {' and '.join(orders)}. From {low:.2g} to {high:.2g} bits per pixel, "
+        f"gFID is lowest {at}."
     )
 
     def draw(figure: Figure) -> None:
-        axis = figure.subplots()
-        for name, shares in wrong.items():
-            axis.plot(counts, shares, "o-", label=name)
-        axis.axhline(0.05, color="0.6", lw=0.8)
-        axis.set(xlabel="seeds of each cell", ylabel="share of studies that conclude the opposite", xticks=counts)
-        axis.legend(fontsize="x-small")
+        for axis, (size, part) in zip(
+            np.atleast_1d(figure.subplots(1, len(sizes), sharey=True)), parts.items(), strict=True
+        ):
+            axis.plot(part["prior_bits_per_pixel"], part["gfid"], "o", ms=4, label="gFID")
+            axis.plot(part["prior_bits_per_pixel"], part["rfid"], "ks", ms=3, label="rFID")
+            name_axes(axis, f"prior bits per pixel, {size} probe", "FID" if size == sizes[0] else "")
+            axis.legend(fontsize="x-small")
 
-    return Answer("How large is seed noise, and how many seeds would have changed a conclusion?", text, draw)
-
-
-def conclusions(frame: pd.DataFrame) -> Mapping[str, np.ndarray]:
-    """Weights of ln rfid, row by row, for each conclusion: it rests on the sign of the weighted sum."""
-    rows = frame.assign(place=range(len(frame)))
-    longest = grid(rows)
-
-    def weights(part: pd.DataFrame, values: np.ndarray) -> np.ndarray:
-        return np.bincount(part["place"], values, minlength=len(frame))
-
-    def slope(part: pd.DataFrame, *names: str) -> np.ndarray:
-        """The weights of the last column's exponent in a least-squares fit of ln rfid."""
-        design = np.column_stack([np.ones(len(part)), *(np.log(part[name].to_numpy(float)) for name in names)])
-        return weights(part, np.linalg.pinv(design)[-1])
-
-    one = longest[longest["groups"] == 1]
-    found = {
-        "the exponent changes with training": slope(longest, "bits_per_pixel")
-        - slope(grid(rows, STEPS[0]), "bits_per_pixel"),
-        "larger D matters at G = 1": slope(one, "downsample", "bits_per_token", "latent_dim"),
-    }
-    for arm, name in ARMS.items():
-        arms = rows[(rows["quantizer"] == arm) & (rows["steps"] == LONGEST)]
-        partners = longest[longest["latent_dim"] == 16].drop_duplicates(["downsample", "bits_per_token"])
-        pairs = arms.merge(partners, on=["downsample", "bits_per_token"], suffixes=("", "_gsq"))
-        if len(pairs):
-            share = np.full(len(pairs), 1 / len(pairs))
-            found[f"{name} against gsq"] = weights(pairs, share) - weights(
-                pairs.drop(columns="place").rename(columns={"place_gsq": "place"}), share
-            )
-    return found
+    return Answer("Where do rFID and gFID disagree, and does gFID's optimum move with the probe's size?", text, draw)
 
 
 QUESTIONS = (training, variables, quantizers, inexact, dimensions, budgets, learnability, seeds)
 BESIDE = (smoothness, mistuning, predictions)
 
 
+FINDINGS = (training, seeds, predictions)
+
+
+@cache
+def answered(question: Callable[[pd.DataFrame], Answer]) -> Answer:
+    return question(table())
+
+
+def listed(questions: Sequence[Callable[[pd.DataFrame], Answer]], folder: str = "") -> str:
+    """A numbered list of the answers, each with its figure: the first sentences alone for a page of another folder."""
+    parts = []
+    for number, question in enumerate(questions, 1):
+        answer = answered(question)
+        said = answer.finding if folder else f"**{answer.question}** {answer.text}"
+        parts.append(f"{number}. {said}\n\n   ![]({folder}{question.__name__}.png)\n")
+    return "\n".join(parts)
+
+
 def block() -> str:
-    """The answers as README.md prints them."""
-    lines = []
-    for number, question in enumerate((*QUESTIONS, *BESIDE), 1):
-        answer = question(table())
-        lines.append(f"{number}. **{answer.question}** {answer.text}")
-    return "\n".join(lines)
+    """The answers as this study's README.md prints them."""
+    return listed((*QUESTIONS, *BESIDE))
+
+
+def findings() -> str:
+    """The three findings as results/README.md prints them."""
+    return listed(FINDINGS, f"{HERE.name}/")
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between the page's comments ``<!-- name -->`` and ``<!-- end of name -->``."""
+    before, start, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    page.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", action="store_true", help="draw the figures, too")
     arguments = parser.parse_args()
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- answers -->\n")
-    _, _, after = rest.partition("<!-- end of answers -->")
-    text = block()
-    print(text)
-    readme.write_text(f"{before}<!-- answers -->\n{text}\n<!-- end of answers -->{after}", encoding="utf-8")
+    write(HERE / "README.md", "answers", block())
+    write(HERE.parent / "README.md", "findings", findings())
+    print(block())
     if arguments.figures:
         for question in (*QUESTIONS, *BESIDE):
             with style():
                 figure = Figure(figsize=(7, 3.4), layout="constrained")
-                question(table()).draw(figure)
+                answered(question).draw(figure)
                 save(figure, HERE / f"{question.__name__}.png")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import predict
 from matplotlib.figure import Figure
-from study import AXES, HERE, LONGEST, STEPS, Answer, grid, mean_interval, name_axes, shades
+from study import AXES, CELL, HERE, LONGEST, STEPS, Answer, grid, mean_interval, name_axes, over_seeds, shades
 
 from gsq import analysis
 
@@ -44,10 +44,10 @@ def smoothness(frame: pd.DataFrame) -> Answer:
 
 def mistuning(frame: pd.DataFrame) -> Answer:
     """What half and twice the learning rate cost, in rFID and in the exponent of the same four cells."""
-    keys = ["downsample", "latent_dim", "groups", "codebook_size", "seed"]
-    tuned = grid(frame)
+    keys = [*CELL, "learning_rate", "bits_per_pixel"]
+    tuned = over_seeds(grid(frame), keys)
     others = analysis.load_results(HERE / "mistuning.parquet")
-    pairs = others.merge(tuned[[*keys, "rfid", "learning_rate", "bits_per_pixel"]], on=keys, suffixes=("", "_tuned"))
+    pairs = others.merge(tuned, on=[*CELL, "bits_per_pixel"], suffixes=("", "_tuned"))
     pairs = pairs.assign(times=(pairs["learning_rate"] / pairs["learning_rate_tuned"]).round(2))
     pairs = pairs.sort_values("bits_per_pixel")
     cost, slopes = {}, {}
@@ -79,11 +79,15 @@ def predictions(frame: pd.DataFrame) -> Answer:
     """How what predict.py wrote down came out."""
     later = frame[frame["sweep"] == "tokenizer-predictions"]
     scores = predict.scored(later)
-    names = {"law": "the laws", "naive": "the naive law of bits per pixel", "forest": "the random forest"}
-    listed = "; ".join(
-        f"{names[str(by)]}: {row['inside'] * row['cells']:.0f} of {row['cells']:.0f} within their 95 % intervals, "
-        f"log-RMSE {row['log_rmse']:.2f}, log score {row['log_score']:.2f}"
-        for by, row in scores.iterrows()
+    names = {"law": "the laws", "naive": "a naive law of bits per pixel", "forest": "a random forest"}
+    inside = {str(by): round(row["inside"] * row["cells"]) for by, row in scores.iterrows()}
+    others = "; ".join(
+        f"{names[str(by)]} {row['log_rmse']:.2f} and {row['log_score']:.2f}" for by, row in scores.iterrows()
+    )
+    text = (
+        f"Of {scores['cells'].max():.0f} cells whose rFID was written down before they were trained, {inside['law']} "
+        f"lie within the 95 % intervals of the laws, {inside['naive']} within those of {names['naive']} and "
+        f"{inside['forest']} within those of {names['forest']}. Log-RMSE and log score: {others}."
     )
     written = pd.read_csv(HERE / "predictions.csv")
 
@@ -98,4 +102,4 @@ def predictions(frame: pd.DataFrame) -> Answer:
             name_axes(axis, "measured rFID", "predicted rFID" if axis.get_subplotspec().is_first_col() else "")
             axis.set_title(label, fontsize="small")
 
-    return Answer("Did the predictions hold?", listed[:1].upper() + listed[1:] + ".", draw)
+    return Answer("Did the predictions hold?", text, draw)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,10 +19,12 @@ from gsq import analysis
 from gsq.analysis.figures.style import log_axis
 
 HERE = Path(__file__).parent
-SWEEPS = ("grid", "seeds", "lookup", "arms", "widths", "predictions")
+SWEEPS = ("grid", "grid-more", "seeds", "lookup", "arms", "widths", "predictions")
 STEPS = (160, 320, 640, 1280)
 LONGEST, WIDTH = STEPS[-1], 8
-AXES = ("downsample", "latent_dim", "groups", "codebook_size", "width", "steps", "seed")
+CELL = ("downsample", "latent_dim", "groups", "codebook_size")
+AXES = (*CELL, "width", "steps", "seed")
+BPP = "bits_per_pixel"
 BITS = "downsample^a * bits_per_token^(-b)"
 QUICK = analysis.Options(bootstrap=0)
 ARMS = {"rvq": "residual vq", "fsq": "fsq", "simvq": "simvq", "bsq": "bsq"}
@@ -33,8 +36,12 @@ class Answer:
 
     question: str
     text: str
-    """One sentence, with the numbers and their 95 % intervals."""
+    """A sentence or two, with the numbers and their 95 % intervals; the first one stands alone."""
     draw: Callable[[Figure], None]
+
+    @property
+    def finding(self) -> str:
+        return self.text.partition(". ")[0].removesuffix(".") + "."
 
 
 @cache
@@ -42,9 +49,8 @@ def table() -> pd.DataFrame:
     """All finished rows. ``lookup`` is exact or bfloat16."""
     paths = [HERE / f"{name}.parquet" for name in SWEEPS]
     frame = analysis.load_tables([path for path in paths if path.exists()])
-    precision = frame.get("quantizer.lookup_precision", pd.Series(index=frame.index, dtype=object))
     frame = frame.assign(
-        lookup=precision.fillna("exact"),
+        lookup=np.where(frame["sweep"] == "tokenizer-lookup", "bfloat16", "exact"),
         effective_bits_per_pixel=frame["effective_bits"] / frame["downsample"] ** 2,
     )
     return frame[frame["state"] == "done"].reset_index(drop=True)
@@ -60,6 +66,19 @@ def grid(frame: pd.DataFrame, steps: int | None = LONGEST, width: int | None = W
     if "probe" in rows:  # rows of the evaluation itself; a probe's have a probe_protocol
         rows = rows[~rows.duplicated("signature")]
     return rows.reset_index(drop=True)
+
+
+def over_seeds(rows: pd.DataFrame, keys: Sequence[str], *others: str) -> pd.DataFrame:
+    """The geometric mean of rfid over the rows that share ``keys``, and the plain means of ``others``."""
+    groups = rows.assign(rfid=np.log(rows["rfid"].to_numpy(float))).groupby([*keys], as_index=False)
+    means = groups[["rfid", *others]].mean()
+    return means.assign(rfid=np.exp(means["rfid"].to_numpy(float)))
+
+
+def equal_flops(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the study's width beside those of half of it after twice the images, at about as many FLOPs."""
+    half = rows[rows["width"] == WIDTH // 2].assign(steps=lambda one: one["steps"] // 2)
+    return rows[rows["width"] == WIDTH].merge(half, on=[*CELL, "steps", "seed"], suffixes=("", "_half"))
 
 
 def doubled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -85,6 +104,23 @@ def mean_interval(values: np.ndarray) -> np.ndarray:
     return values.mean() + np.array([0.0, -half, half])
 
 
+def resampled(count: int, statistic: Callable[[np.ndarray], object]) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic of all cells' places, and the 95 % ends of it over resampled cells: shapes (...) and (2, ...).
+
+    Resampling cells and not rows is right for lengths of training, which share a trunk.
+    """
+    draw = np.random.default_rng(0)
+    values = [statistic(draw.integers(0, count, count)) for _ in range(1000)]
+    return np.asarray(statistic(np.arange(count))), np.percentile(np.array(values), [2.5, 97.5], axis=0)
+
+
+def slopes(columns: Sequence[object], target: object) -> np.ndarray:
+    """Shape (columns, targets): exponents of a least-squares power law of ``columns`` for each column of ``target``."""
+    design = [np.log(np.asarray(one, float)) for one in columns]
+    outcome = np.log(np.asarray(target, float))
+    return np.linalg.lstsq(np.column_stack([np.ones(len(outcome)), *design]), outcome, rcond=None)[0][1:]
+
+
 def name_axes(axis: Axes, x: str, y: str, log: str = "xy") -> None:
     """Name the axes of a finished panel; the logarithmic ones get ticks at round numbers."""
     axis.set(xlabel=x, ylabel=y)
@@ -102,6 +138,6 @@ def shades(count: int) -> list[tuple[float, ...]]:
     return [tuple(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, count))]
 
 
-def bars(axis: Axes, places: object, values: object, ends: np.ndarray) -> None:
+def bars(axis: Axes, places: object, values: object, ends: np.ndarray, **looks: Any) -> None:
     centre = np.asarray(values, float)
-    axis.errorbar(np.asarray(places, float), centre, np.abs(ends - centre), fmt="o", capsize=3)
+    axis.errorbar(np.asarray(places, float), centre, np.abs(ends - centre), fmt="o", capsize=3, **looks)

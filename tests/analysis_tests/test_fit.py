@@ -133,6 +133,16 @@ def test_axes_that_no_law_sees_are_named(tables) -> None:
     assert any(warning.startswith("width also var") for warning in result.warnings)
 
 
+@pytest.mark.parametrize(("batches", "named"), [((16, 16), False), ((16, 32), True)])
+def test_a_law_of_images_sees_steps_unless_batches_differ(tables, batches, named) -> None:
+    rows = [
+        tables.row(cell, steps=100 * (1 + i % 3), batch_size=batches[i % 2], images_seen=1600 * (1 + i % 3))
+        for i, cell in enumerate(tables.QUICKSTART)
+    ]
+    result = fit(tables.load(rows), "rfid = c * bits_per_pixel^(-a) * images_seen^(-b)", bootstrap=0)
+    assert any("steps" in warning and "no term" in warning for warning in result.warnings) == named
+
+
 def test_a_floor_below_zero_is_pointed_out() -> None:
     x = np.arange(1, 13.0)
     frame = pd.DataFrame({"x": x, "y": np.random.default_rng(3).normal(0, 0.05, 12) + 30 / x**0.2 - 12})
