@@ -196,9 +196,11 @@ def inexact(frame: pd.DataFrame) -> Answer:
     pairs = exact.merge(rough, on=keys, suffixes=("", "_bf16"))
     ratio = np.log(pairs["rfid_bf16"].to_numpy(float) / pairs["rfid"].to_numpy(float))
     cost = np.expm1(mean_interval(ratio))
+    verdict = "Neither" if cost[1] < 0 < cost[2] else "It changes rFID"
     text = (
-        f"Over {len(pairs)} cells the bfloat16 look-up changes rFID by {cost[0]:+.1%} [{cost[1]:+.1%}, {cost[2]:+.1%}] "
-        f"and codebook usage from {pairs['usage'].mean():.0%} to {pairs['usage_bf16'].mean():.0%}."
+        f"{verdict}, as far as {len(pairs)} cells can tell: the bfloat16 look-up changes rFID by {cost[0]:+.0%} "
+        f"[{cost[1]:+.0%}, {cost[2]:+.0%}], and mean usage is {pairs['usage_bf16'].mean():.0%} instead of "
+        f"{pairs['usage'].mean():.0%}."
     )
 
     def draw(figure: Figure) -> None:
@@ -221,8 +223,8 @@ def dimensions(frame: pd.DataFrame) -> Answer:
     }
     usage = {groups: part.groupby("latent_dim")["usage"].mean() for groups, part in parts.items()}
     said = [
-        f"{verdict(*fit.profile_intervals['h'])} with G = {groups} (exponent of D {parameter(fit, 'h', '+.2f')}, over "
-        f"{len(parts[groups])} cells), whose mean usage is {usage[groups][8]:.0%} at D = 8 and "
+        f"{what_d_does(*fit.profile_intervals['h'])} with G = {groups} (exponent of D {parameter(fit, 'h', '+.2f')}, "
+        f"{len(parts[groups])} runs), whose mean usage is {usage[groups][8]:.0%} at D = 8 and "
         f"{usage[groups][64]:.0%} at D = 64"
         for groups, fit in fits.items()
     ]
@@ -248,7 +250,7 @@ def dimensions(frame: pd.DataFrame) -> Answer:
     return Answer("Does larger D hurt at G = 1, and do groups cure it?", text, draw)
 
 
-def verdict(low: float, high: float) -> str:
+def what_d_does(low: float, high: float) -> str:
     return "raises rFID" if low > 0 else "lowers rFID" if high < 0 else "makes no difference to rFID that can be told"
 
 
@@ -270,7 +272,7 @@ def budgets(frame: pd.DataFrame) -> Answer:
     ends = [same[(same["width"] == WIDTH) & (same["steps"] == steps)]["train_flops"].item() for steps in STEPS]
     best = analysis.allocate(fit, budgets=ends[-2:], cost=cost, at={"downsample": 4.0, "bits_per_token": 16.0})
     asked = [
-        f"at {point.budget:.2g} training FLOPs for width {span(width.value, width.interval, '.1f')} and "
+        f"at {point.budget / 1e12:.1f} training TFLOPs for width {span(width.value, width.interval, '.1f')} and "
         f"{span(images.value, images.interval, ',.0f')} images"
         for point in best.points
         for width, images in [(point.columns["width"], point.columns["images_seen"])]
@@ -313,12 +315,11 @@ def learnability(frame: pd.DataFrame) -> Answer:
         correlation = span(float(rank), (ends[0], ends[1]))
         orders.append(f"{len(found.disagree)} of {found.pairs} with the {size} one (rank correlation {correlation})")
         best[size] = float(part["prior_bits_per_pixel"].iloc[int(part["gfid"].argmin())])
-    low, high = (float(parts[sizes[0]][BPP].agg(one)) for one in ("min", "max"))
+    rates = {size: part["prior_bits_per_pixel"].min() for size, part in parts.items()}
     at = " and ".join(f"at {value:.2f} prior bits per pixel for the {size} probe" for size, value in best.items())
-    text = (
-        f"They disagree in most pairs of cells: {' and '.join(orders)}. From {low:.2g} to {high:.2g} bits per pixel, "
-        f"gFID is lowest {at}."
-    )
+    if best == rates:
+        at += ", the lowest rates measured, so that no optimum shows"
+    text = f"They disagree in most pairs of cells: {' and '.join(orders)}. gFID is lowest {at}."
 
     def draw(figure: Figure) -> None:
         for axis, (size, part) in zip(
@@ -350,7 +351,7 @@ def listed(questions: Sequence[Callable[[pd.DataFrame], Answer]], folder: str = 
     for number, question in enumerate(questions, 1):
         answer = answered(question)
         said = answer.finding if folder else f"**{answer.question}** {answer.text}"
-        parts.append(f"{number}. {said}\n\n   ![]({folder}{question.__name__}.png)\n")
+        parts.append(f"{number}. {said}\n\n    ![{answer.question}]({folder}{question.__name__}.png)\n")
     return "\n".join(parts)
 
 

@@ -57,12 +57,14 @@ def mistuning(frame: pd.DataFrame) -> Answer:
         slopes[times] = -np.polyfit(rate, np.log(part["rfid"].to_numpy(float)), 1)[0]
         slopes[1.0] = -np.polyfit(rate, np.log(part["rfid_tuned"].to_numpy(float)), 1)[0]
     listed = " and ".join(
-        f"{times:g} times the rate changes rFID by {one[0]:+.0%} [{one[1]:+.0%}, {one[2]:+.0%}]"
+        f"{'half' if times < 1 else 'twice'} the rate changes rFID by {one[0]:+.0%} [{one[1]:+.0%}, {one[2]:+.0%}]"
         for times, one in cost.items()
     )
-    exponents = ", ".join(f"{slopes[times]:.2f} at {times:g}" for times in sorted(slopes))
     count = pairs["times"].value_counts().max()
-    text = f"Over {count} cells {listed}; their exponent in bits per pixel is {exponents} times the rate."
+    text = (
+        f"Over {count} cells {listed}, and the exponent in bits per pixel of these cells is {slopes[0.5]:.2f} and "
+        f"{slopes[2.0]:.2f} instead of {slopes[1.0]:.2f}."
+    )
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
