@@ -177,7 +177,7 @@ def test_a_picture_whose_decoding_does_not_fit_is_refused_with_tiles_too(
     limit(monkeypatch, 400 * 300)
     monkeypatch.setattr("gsq.tokenizer.reconstructions.decode", None)
     for tile in (None, 64):
-        with pytest.raises(UserError, match="large.png: 300 x 400 pixels need about"):
+        with pytest.raises(UserError, match=r"large\.png: 300 x 400 pixels need about"):
             reconstruct_files(local, [large], tmp_path / "out", tile=tile)
     assert not (tmp_path / "out").exists()
 
