@@ -26,7 +26,6 @@ CELL = ("downsample", "latent_dim", "groups", "codebook_size")
 AXES = (*CELL, "width", "steps", "seed")
 BPP = "bits_per_pixel"
 BITS = "downsample^a * bits_per_token^(-b)"
-QUICK = analysis.Options(bootstrap=0)
 ARMS = {"rvq": "residual vq", "fsq": "fsq", "simvq": "simvq", "bsq": "bsq"}
 
 
