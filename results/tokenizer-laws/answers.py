@@ -45,7 +45,7 @@ from study import (
 )
 
 from gsq import analysis
-from gsq.analysis.figures.style import save, style
+from gsq.analysis.figures.style import save_picture, style
 
 
 def training(frame: pd.DataFrame) -> Answer:
@@ -73,13 +73,17 @@ def training(frame: pd.DataFrame) -> Answer:
     said = np.vectorize(lambda row, column: span(value[row, column], tuple(ends[:, row, column]), ".2f"))
     doubling, last = len(STEPS), len(STEPS) + 1
     settled = "settled" if ends[0, 0, last] <= 0 <= ends[1, 0, last] else "not settled"
-    by_f = {f: -slopes([part["bits_per_token"]], part[[*STEPS]])[0] for f, part in cells.groupby("downsample")}
+    by_f, within = {}, {}
+    for f, part in cells.groupby("downsample"):
+        rates, rfid = part["bits_per_token"].to_numpy(float), part[[*STEPS]].to_numpy(float)
+        by_f[f], low_high = resampled(len(part), lambda places, x=rates, y=rfid: -slopes([x[places]], y[places])[0])  # type: ignore[misc]
+        within[f] = f"{by_f[f][0]:.2f} to {span(by_f[f][-1], tuple(low_high[:, -1]))} at f = {f}"
     text = (
         f"The exponent of rFID in bits per pixel grows from {said(0, 0)} after {images[0]:,} images to "
         f"{said(0, doubling - 1)} after {images[-1]:,}; the last doubling added {said(0, last)}, so it has {settled}. "
         f"In one law of f, the bits of a token and the training, a doubling adds {said(1, doubling)} to the exponent "
-        f"of f and {said(2, doubling)} to that of the bits, which goes from {by_f[2][0]:.2f} to {by_f[2][-1]:.2f} at "
-        f"f = 2 and from {by_f[8][0]:.2f} to {by_f[8][-1]:.2f} at f = 8."
+        f"of f and {said(2, doubling)} to that of the bits, which goes from {within[2]} and from "
+        f"{within[8]}."
     )
 
     def draw(figure: Figure) -> None:
@@ -100,9 +104,8 @@ def training(frame: pd.DataFrame) -> Answer:
 def variables(frame: pd.DataFrame) -> Answer:
     """Question 2."""
     rows = frame[frame["signature"].isin(grid(frame)["signature"])]
-    probed = rows[rows["probe"].eq("tiny")] if "probe" in rows else rows.iloc[:0]
-    names = [BPP, "effective_bits_per_pixel"] + (["prior_bits_per_pixel"] if len(probed) else [])
-    same = probed if len(probed) else grid(frame)
+    same = rows[rows["probe"].eq("tiny")]
+    names = [BPP, "effective_bits_per_pixel", "prior_bits_per_pixel"]
 
     logs = {name: np.log(same[name].to_numpy(float)) for name in (*names, "downsample", "rfid")}
 
@@ -117,7 +120,7 @@ def variables(frame: pd.DataFrame) -> Answer:
 
     value, ends = resampled(len(same), scatter)
     count = len(names)
-    listed = ", ".join(f"{words(name)} {span(value[i], tuple(ends[:, i]), '.0%')}" for i, name in enumerate(names))
+    listed = ", ".join(f"{span(value[i], tuple(ends[:, i]), '.0%')} ({words(name)})" for i, name in enumerate(names))
     with_f = ", ".join(f"{value[count + i]:.0%}" for i in range(count))
     text = (
         f"None absorbs the axes: over {len(same)} cells a power law of one variable leaves a scatter of {listed}; "
@@ -305,7 +308,7 @@ def budgets(frame: pd.DataFrame) -> Answer:
 
 def learnability(frame: pd.DataFrame) -> Answer:
     """Question 7."""
-    sizes = [size for size in ("tiny", "small") if "probe" in frame and frame["probe"].eq(size).any()]
+    sizes = ("tiny", "small")
     parts = {size: frame[frame["probe"] == size].sort_values("prior_bits_per_pixel") for size in sizes}
     orders, best = [], {}
     for size, part in parts.items():
@@ -313,7 +316,7 @@ def learnability(frame: pd.DataFrame) -> Answer:
         values = part[["rfid", "gfid"]].to_numpy(float)
         rank, ends = resampled(len(part), lambda places, of=values: spearmanr(of[places]).statistic)  # type: ignore[misc]
         correlation = span(float(rank), (ends[0], ends[1]))
-        orders.append(f"{len(found.disagree)} of {found.pairs} with the {size} one (rank correlation {correlation})")
+        orders.append(f"{len(found.disagree)} of {found.pairs} with the {size} probe (rank correlation {correlation})")
         best[size] = float(part["prior_bits_per_pixel"].iloc[int(part["gfid"].argmin())])
     rates = {size: part["prior_bits_per_pixel"].min() for size, part in parts.items()}
     at = " and ".join(f"at {value:.2f} prior bits per pixel for the {size} probe" for size, value in best.items())
@@ -384,7 +387,7 @@ def main() -> None:
             with style():
                 figure = Figure(figsize=(7, 3.4), layout="constrained")
                 answered(question).draw(figure)
-                save(figure, HERE / f"{question.__name__}.png")
+                save_picture(figure, HERE / f"{question.__name__}.png")
 
 
 if __name__ == "__main__":

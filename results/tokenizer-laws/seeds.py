@@ -57,7 +57,10 @@ def seeds(frame: pd.DataFrame) -> Answer:
 
 
 def conclusions(frame: pd.DataFrame) -> Mapping[str, np.ndarray]:
-    """Weights of ln rfid, row by row, for each conclusion: it rests on the sign of the weighted sum."""
+    """Weights of ln rfid, row by row, for each conclusion: it rests on the sign of the weighted sum.
+
+    The seeds' scatter is that of the longest training, for shorter ones, too.
+    """
     rows = frame.assign(place=range(len(frame)))
     longest = grid(rows)
 
@@ -85,9 +88,8 @@ def conclusions(frame: pd.DataFrame) -> Mapping[str, np.ndarray]:
     for arm, name in ARMS.items():
         arms = rows.loc[(rows["quantizer"] == arm) & (rows["steps"] == LONGEST), [*keys, "place"]]
         pairs = arms.merge(partners, on=keys, suffixes=("", "_gsq"))
-        if len(pairs):
-            share = (1 / pairs["place"].nunique() / pairs.groupby("place")["place"].transform("size")).to_numpy(float)
-            found[f"{name} against gsq"] = weights(pairs[["place"]], share) - weights(
-                pairs[["place_gsq"]].rename(columns={"place_gsq": "place"}), share
-            )
+        share = (1 / pairs["place"].nunique() / pairs.groupby("place")["place"].transform("size")).to_numpy(float)
+        found[f"{name} against gsq"] = weights(pairs[["place"]], share) - weights(
+            pairs[["place_gsq"]].rename(columns={"place_gsq": "place"}), share
+        )
     return found
