@@ -130,7 +130,8 @@ class SharedJob:
         record = read_run(RunFolder.of(self.folder.runs, signature))
         code = worker.returncode
         self.outcomes[signature] = f"exit code {code}"
-        if code == STOPPED and record.failure != CANCELLED:
+        written = record.heartbeat != self.before[signature]
+        if (code == STOPPED and record.failure != CANCELLED) or (written and record.failure == "preempted"):
             return  # It goes on when SLURM starts the job again.
         if code not in (0, STOPPED):
             with suppress(OSError):

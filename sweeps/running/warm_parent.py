@@ -76,6 +76,8 @@ def main(arguments: list[str]) -> int:
 
 def _serve() -> Callable[[], int] | None:
     """Answer the driver until it is gone. In a new worker, returns what the worker does."""
+    from gsq.sweeps.running.worker import OF_A_JOB
+
     for line in iter(sys.stdin.buffer.readline, b""):
         request = json.loads(line)
         if "reap" in request:
@@ -83,9 +85,13 @@ def _serve() -> Callable[[], int] | None:
             answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status)}
         else:
             parent, (answered, announce) = os.getpid(), os.pipe()
+            # The worker of a job takes these signals once it has handlers for them.
+            held = OF_A_JOB if request["shared"] else ()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
             if (pid := os.fork()) == 0:
                 os.close(answered)
                 return lambda: _work(request, announce, parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(announce)
             # The worker has written its record, or has ended.
             told = os.read(answered, 64)

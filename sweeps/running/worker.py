@@ -143,6 +143,20 @@ def say(text: str) -> str:
     return text
 
 
+# SLURM sends these to all processes of a job at once: to a worker that has no handlers yet or any more, too.
+OF_A_JOB = (signal.SIGTERM, signal.SIGUSR2)
+
+
+@contextmanager
+def signals_of_a_job(how: int) -> Iterator[None]:
+    """Hold back the signals of a job while the block runs (SIG_BLOCK), or let them through (SIG_UNBLOCK)."""
+    before = signal.pthread_sigmask(how, OF_A_JOB)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
 def cancellable(folder: SweepFolder, signature: str, stop: StopRequest) -> Iterator[None]:
     """Let SIGTERM stop a cancelled cell at the end of a step, with a checkpoint. Any other SIGTERM acts as before, such
@@ -197,7 +211,10 @@ def start_worker(
     folder: SweepFolder, source: str, signature: str, variables: Mapping[str, str], shared: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start a process that runs one cell and writes to its log, with the given environment variables."""
-    with open_log(folder, signature) as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(open_log(folder, signature))
+        if shared:
+            stack.enter_context(signals_of_a_job(signal.SIG_BLOCK))
         return subprocess.Popen(
             [sys.executable, "-m", "gsq.sweeps.running.worker", *worker_words(folder, source, signature, shared)],
             stdin=subprocess.DEVNULL,
@@ -267,10 +284,12 @@ def work(folder: SweepFolder, source: str, signature: str, shared: bool = False,
         with ExitStack() as stack:
             if shared:
                 del reasons[signal.SIGTERM]
-                # Ignore signals that are not meant for this cell.
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                # It was started with them held back. Once the cell has ended, none changes the exit code any more.
+                stack.enter_context(signals_of_a_job(signal.SIG_BLOCK))
                 stack.enter_context(cancellable(folder, signature, stop))
             stack.enter_context(stop.on_signals(reasons))
+            if shared:
+                stack.enter_context(signals_of_a_job(signal.SIG_UNBLOCK))
             run_cell(folder, folder.read_cell(signature), source, stop, started)
     except Stopped:
         return STOPPED

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gsq.records.read import read_run
 from gsq.sweeps.planning.cells import Plan, make_plan
 from gsq.sweeps.planning.folder import SweepFolder
 from gsq.sweeps.running.snapshot import take
+from gsq.sweeps.running.worker import STOPPED
 from gsq.sweeps.running.workers import UNKNOWN, Process, Workers
 from gsq.sweeps.spec.sweep import load_spec
 from gsq.sweeps.state.local import workers
@@ -188,3 +190,24 @@ def test_what_a_cell_needs_is_loaded_without_threads_or_a_gpu(folder: Path) -> N
         timeout=120,
     )
     assert done.stdout.strip() == READY, done.stdout + done.stderr
+
+
+def test_a_worker_of_a_job_takes_a_signal_whenever_it_comes(
+    own: tuple[SweepFolder, Plan], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM asks all processes of a job to stop, and the job asks its workers again: one that is told before it has
+    begun and until it is gone stops as one that is told once. Forked and alone."""
+    sweep, plan = own
+    source = take(sweep)
+    for cell, usable in zip(plan.cells, (True, True, False), strict=False):
+        if not usable:
+            monkeypatch.setattr("gsq.sweeps.running.workers.PATIENCE", 0)
+        starter = Workers(sweep, source, shared=True)
+        worker = starter.start(cell.signature, {})
+        while worker.poll() is None:
+            worker.send_signal(signal.SIGTERM)
+            worker.send_signal(signal.SIGUSR2)
+            time.sleep(0.001)
+        starter.close()
+        record = read_run(RunFolder.of(sweep.runs, cell.signature))
+        assert (worker.returncode, record.failure, record.attempts) == (STOPPED, "preempted", 1)
