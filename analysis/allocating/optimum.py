@@ -84,7 +84,7 @@ class Search:
         place, value = np.full((m, searched + 1), np.nan), np.full(m, np.inf)
         left = np.ones(m, dtype=bool)
         if near is not None and searched:
-            place, value = self._least(natural, np.tile(near[:searched], (m, 1, 1)), goal)
+            place, value = self._least(natural, np.tile(near[:searched], (m, 1, 1)), goal, near[-1:])
             place, value, settled = self._polished(natural, place, value, goal, 8, 0.5)
             left = ~settled | (self._limits(place) != 0).any(axis=1) | ~(value < _BEYOND)
         if left.any():
@@ -164,9 +164,9 @@ class Search:
                 break
         return np.where(lost | ~(np.abs(here - reach) <= 1e-6 * abs(reach)), OUTSIDE, at)
 
-    def _least(self, natural: Array, lead: Array, goal: Array) -> tuple[Array, Array]:
+    def _least(self, natural: Array, lead: Array, goal: Array, last: Array | None = None) -> tuple[Array, Array]:
         """Return the best point, as place (m, d) and value (m,), of those with first columns ``lead`` (m, g, d - 1)."""
-        place = self._completed(lead, goal)
+        place = self._completed(lead, goal, last)
         value = self.value_at(natural, place)
         last = place[..., -1]
         beyond = np.maximum(np.maximum(self.low[-1] - last, last - self.high[-1]), 0)
@@ -177,10 +177,14 @@ class Search:
         none = np.isinf(value[rows, at])[:, None]
         return np.where(none, np.nan, place[rows, at]), value[rows, at]
 
-    def _completed(self, lead: Array, goal: Array) -> Array:
-        """Append to ``lead`` (..., d - 1) the last column that meets the cost; NaN where none does."""
+    def _completed(self, lead: Array, goal: Array, near: Array | None = None) -> Array:
+        """Append to ``lead`` (m, g, d - 1) the last column that meets the cost; NaN where none does.
+
+        ``near``: where the search for it begins, (m,) or (1,).
+        """
         low, high = self.low[-1], self.high[-1]
-        last = np.full(lead.shape[:-1], (low + high) / 2)
+        middle = np.full(1, (low + high) / 2) if near is None else np.where(np.isfinite(near), near, (low + high) / 2)
+        last = np.tile(middle[:, None], (lead.shape[0] // len(middle), lead.shape[1]))
 
         def missing(at: Array) -> Array:
             return self.cost_at(np.concatenate([lead, at[..., None]], axis=-1)) - goal
@@ -203,7 +207,7 @@ class Search:
         searched = place.shape[1] - 1
         offsets = list(product((-1, 0, 1), repeat=searched))
         lead = place[:, None, :searched] + _FINE * np.array(offsets, dtype=np.float64)
-        around = self.value_at(natural, self._completed(lead, goal))
+        around = self.value_at(natural, self._completed(lead, goal, place[:, -1]))
         axes = range(searched)
 
         def at(*moves: tuple[int, int]) -> Array:
@@ -230,7 +234,7 @@ class Search:
         step[fit] = -np.linalg.solve(bend[fit], slope[fit][..., None])[..., 0]
         trial = place[:, :searched] + np.clip(_FINE * step, -reach, reach)
         trial = np.clip(trial, self.low[:searched], self.high[:searched])
-        new, least = self._least(natural, trial[:, None], goal)
+        new, least = self._least(natural, trial[:, None], goal, place[:, -1])
         # Near the minimum the value is flat to rounding, and the step is what tells the place.
         better = fit & (least <= value + 1e-12 * np.abs(value))
         return np.where(better[:, None], new, place), np.where(better, least, value), better

@@ -21,14 +21,18 @@ from gsq.analysis.fitting.solver import (
     solve,
 )
 from gsq.analysis.fitting.starts import draw, habits
+from gsq.analysis.fitting.trust_region import trust_region
 from gsq.analysis.tables.table import Array, Index
 
 _POLISH = 1e-16
 _EQUAL = 1e-9
 _STEPS_FIRST = 60  # after so many the worse half of the starts is left where it is
-CARRIED = 8  # of the best starts that are still on their way after the usual steps, how many go on
+CARRIED = 8  # starts that go on, at least
 _STEPS_CARRIED = 4000
-_FURTHER = ((CARRIED, 1000), (CARRIED // 2, _STEPS_CARRIED))
+_FURTHER = ((CARRIED, 1000), (CARRIED // 2, _STEPS_CARRIED))  # of the best that have not arrived, how many, and steps
+_FEW = 0.25  # share of the starts that end at the best place, below which a trust region looks at the ends again
+_AGAIN = 100  # its evaluations for each of them
+_TRUSTED = ((2 * CARRIED, 100), (CARRIED, 500), (CARRIED // 2, 2000))  # how many it carries on, and its evaluations
 _ROUNDS, _AROUND, _LOWER = 16, 32, 1e-8  # of the search past kinks: rounds, points in each, and a gain that counts
 _NEAR = 1.5  # standard deviation, in logarithms, of the starts beside one that is given by value
 _MEMORY = 8_000_000  # problems times rows that refits keep at once
@@ -47,21 +51,56 @@ def screened(problem: Problem, start: Array, weights: Array, count: int) -> Arra
 def search(problem: Problem, start: Array, weights: Array) -> Solution:
     """Minimise one problem from each of its ``start`` (m, k), and carry on the best few that have not arrived.
 
-    A start that is still falling after the usual steps is no failure: in nested laws it is often the best of all.
+    A start that is still falling after the usual steps is no failure: in nested laws it is often the best of all. Where
+    few starts agree on the best place, a trust region looks at all ends again.
     """
     found = solve(problem, start, weights, steps=_STEPS_FIRST)
-    for kept, steps in ((max(CARRIED, len(start) // 2), None), *_FURTHER):
-        order = np.argsort(found.cost)[:kept]
-        late = order[~found.converged[order] & np.isfinite(found.cost[order])]
-        found = _carry_on(problem, found, weights, late, steps)
+    found = _carry_on(problem, found, weights, _late(found, max(CARRIED, len(start) // 2)), None)
+    at_best = np.mean(reached(problem, found.cost, weights) & found.converged)
+    hard = problem.loss == "least_squares" and problem.prior is None and bool(at_best < _FEW)
+    if hard:
+        _trust(problem, found, weights, _distinct(found)[: len(start) // 2], _AGAIN)
+        for kept, evaluations in _TRUSTED:
+            _trust(problem, found, weights, _late(found, kept), evaluations)
+        found = _carry_on(problem, found, weights, _late(found, 1))
+    else:
+        for kept, steps in _FURTHER:
+            found = _carry_on(problem, found, weights, _late(found, kept), steps)
     best = leading(problem, found, weights)
     if problem.form.kinked and np.isfinite(found.cost[best]):
-        _pass_kinks(problem, found, weights, best)
+        _pass_kinks(problem, found, weights, best, hard)
     return _polished(problem, found, weights, best)
 
 
-def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int) -> None:
-    """Continue the problem ``best`` of ``found`` from points around it until none of them ends lower.
+def _late(found: Solution, kept: int) -> Index:
+    """Those of the ``kept`` best problems that have not arrived."""
+    order = np.argsort(found.cost)[:kept]
+    return np.asarray(order[~found.converged[order] & np.isfinite(found.cost[order])])
+
+
+def _distinct(found: Solution) -> Index:
+    """One problem for each cost that was found, the best first.
+
+    A term whose amplitude has gone to its bound no longer says what its exponents should be: most of these ends are
+    worse than what lies around them.
+    """
+    order = np.argsort(found.cost)
+    cost = found.cost[order]
+    new = np.append(True, cost[1:] > cost[:-1] * (1 + _EQUAL))
+    return np.asarray(order[new & np.isfinite(cost)])
+
+
+def _trust(problem: Problem, found: Solution, weights: Array, which: Index, evaluations: int) -> None:
+    """Continue the problems ``which`` of ``found``, whose loss is least squares, in a trust region."""
+    for one in which:
+        theta, cost, converged = trust_region(problem, found.theta[one], weights, evaluations)
+        if cost <= found.cost[one]:
+            found.theta[one], found.cost[one], found.converged[one] = theta, cost, converged
+
+
+def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int, hard: bool) -> None:
+    """Continue the problem ``best`` of ``found`` from points around it until none of them ends lower; where the search
+    is ``hard``, with the best of them in a trust region.
 
     Where slopes jump, as those of min and max do, a descent stops at an edge along which it could go on. The points lie
     where a quadratic cost would rise by a share of 1e-8 to 1e-2.
@@ -76,8 +115,11 @@ def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int) ->
         values, directions = np.linalg.svd(unit, full_matrices=False)[1:]
         drawn = rng.standard_normal((_AROUND, len(values))) / np.maximum(values, 1e-6 * values[0])
         size = np.sqrt(cost * 10 ** rng.uniform(-8, -2, _AROUND))
-        more = solve(problem, theta + drawn @ directions / length * size[:, None], weights)
+        start = theta + drawn @ directions / length * size[:, None]
+        more = solve(problem, start, weights, steps=_STEPS_FIRST if hard else STEPS)
         least = int(np.argmin(more.cost))
+        if hard and np.isfinite(more.cost[least]):
+            _trust(problem, more, weights, np.array([least]), _AGAIN)
         if more.cost[least] < cost:
             found.theta[best], found.cost[best] = more.theta[least], more.cost[least]
             found.converged[best] |= more.converged[least]

@@ -172,7 +172,8 @@ def _solve(
             ratio = gained / np.maximum(2 * promised, 1e-300)
             slope = np.abs(np.where(held, 0, g)) / np.sqrt(np.maximum(sc, 1e-300) * np.maximum(c, 1e-300)[:, None])
             still = np.sqrt((sc * moved**2).sum(1)) <= 1e-12 * np.sqrt((sc * t**2).sum(1))
-        flat = (2 * np.abs(promised) <= tolerance * c) & (gained <= tolerance * c)
+        # A step that is damped until it promises nothing is not the end of a valley.
+        flat = (2 * np.abs(promised) <= tolerance * c) & (gained <= tolerance * c) & (damp <= 1)
         end = flat | still | (slope.max(1) <= 1e-13) | (c <= nothing[active]) | held.all(1)
         stuck = damp > 1e16
         t[better], c[better] = trial[better], new_c[better]

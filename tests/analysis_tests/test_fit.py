@@ -278,6 +278,7 @@ def test_a_search_that_is_cut_short_keeps_its_best(monkeypatch: pytest.MonkeyPat
     carried = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
     assert carried.converged and carried.parameters["a"] == pytest.approx(0.5), "the best few go on"
     monkeypatch.setattr(searching, "_FURTHER", ())
+    monkeypatch.setattr(searching, "_FEW", 0)
     short = fit(frame, "y = E + A * x^(-a)", bootstrap=0)
     assert not short.converged and short.to_dict()["converged"] is False and "not converged" in short.summary()
     assert any("did not converge" in warning for warning in short.warnings)

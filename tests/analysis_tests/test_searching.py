@@ -211,3 +211,18 @@ def test_a_search_goes_on_where_slopes_jump(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("gsq.analysis.fitting.searching._pass_kinks", lambda *_: None)
     before = costs()
     assert (past <= before * (1 + 1e-12)).all() and (past < before * (1 - 1e-6)).any()
+
+
+def test_a_search_with_many_confounded_parameters_in_a_box_ends_where_one_from_the_truth_does() -> None:
+    """Two exponentials of quadratic forms, whose parameters are nearly confounded, and some of them at their bounds."""
+    u, p = (one.ravel() for one in np.meshgrid(np.linspace(-8, -4, 9), np.linspace(18, 21, 9)))
+    y = 1 + np.exp(1 + 0.2 * u - 0.1 * p + 0.02 * u * u) + np.exp(-3 - 0.3 * u + 0.01 * p * u)
+    table = pd.DataFrame({"u": u, "p": p, "y": y + 0.01 * np.random.default_rng(1).normal(size=len(u))})
+    parts = " + ".join(f"exp({c}0 + {c}1*u + {c}2*p + {c}3*u^2 + {c}4*p^2 + {c}5*(u*p))" for c in "ab")
+    box = {f"{c}{i}": ((-15, 15), (-0.35, 0.35), (-0.03, 0.03))[(i > 0) + (i > 2)] for c in "ab" for i in range(6)}
+    options = {"residuals": "linear", "bootstrap": 0, "intervals": "none", "bounds": {"E": (0, 2.5), **box}}
+    found = fit(table, f"y = E + {parts}", starts=16, **options)
+    truth = {"E": 1, "a0": 1, "a1": 0.2, "a2": -0.1, "a3": 0.02, "b0": -3, "b1": -0.3, "b5": 0.01}
+    first = {name: (truth.get(name, 0.0),) * 2 for name in found.parameters}
+    known = fit(table, f"y = E + {parts}", starts=1, start_ranges=first, **options)
+    assert found.converged and found.cost <= known.cost * (1 + 1e-9)
