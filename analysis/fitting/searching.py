@@ -31,7 +31,8 @@ CARRIED = 8  # starts that go on, at least
 _STEPS_CARRIED = 4000
 _FURTHER = ((CARRIED, 1000), (CARRIED // 2, _STEPS_CARRIED))  # of the best that have not arrived, how many, and steps
 _FEW = 0.25  # share of the starts that end at the best place, below which a trust region looks at the ends again
-_AGAIN = 100  # its evaluations for each of them
+_AGAIN = 100  # its evaluations for each of them, and fewer for large tables:
+_ENTRIES = 400_000_000  # rows times parameters of all evaluations, some ten seconds
 _TRUSTED = ((2 * CARRIED, 100), (CARRIED, 500), (CARRIED // 2, 2000))  # how many it carries on, and its evaluations
 _ROUNDS, _AROUND, _LOWER = 16, 32, 1e-8  # of the search past kinks: rounds, points in each, and a gain that counts
 _NEAR = 1.5  # standard deviation, in logarithms, of the starts beside one that is given by value
@@ -59,7 +60,9 @@ def search(problem: Problem, start: Array, weights: Array) -> Solution:
     at_best = np.mean(reached(problem, found.cost, weights) & found.converged)
     hard = problem.loss == "least_squares" and problem.prior is None and bool(at_best < _FEW)
     if hard:
-        _trust(problem, found, weights, _distinct(found)[: len(start) // 2], _AGAIN)
+        ends = _distinct(found)[: len(start) // 2]
+        share = _ENTRIES // max(1, len(weights) * problem.form.count * len(ends))
+        _trust(problem, found, weights, ends, min(_AGAIN, max(10, share)))
         for kept, evaluations in _TRUSTED:
             _trust(problem, found, weights, _late(found, kept), evaluations)
         found = _carry_on(problem, found, weights, _late(found, 1))
