@@ -65,7 +65,15 @@ def remove_sweep(name: str, runs: Path | None = None) -> Removal:
 def _idle(name: str, runs: Path | None) -> SweepFolder:
     """Return a sweep's folder. Raises UserError if a cell may be running or queued, or a queue is at work."""
     folder = SweepFolder(runs or runs_root(), name)
-    found = status(folder)
+    try:
+        found = status(folder)
+    except UserError as error:
+        if not folder.path.is_dir():
+            raise
+        raise UserError(
+            f"{error}; so nobody can tell whether its cells run: if none does (squeue says it, or ps), remove the "
+            f"folder {folder.path} yourself, which leaves all runs where they are"
+        ) from None
     alive = [
         cell for cell in found.cells if cell.state in ("running", QUEUED) and (cell.job or cell.state == "running")
     ]

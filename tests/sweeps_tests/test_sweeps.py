@@ -84,6 +84,16 @@ def test_a_sweep_whose_queue_is_at_work_is_refused(sweep: SweepFolder) -> None:
     assert sweep.exists
 
 
+def test_a_sweep_whose_plan_is_damaged_is_named_with_the_folder_to_remove(sweep: SweepFolder) -> None:
+    (plan,) = sweep.path.glob("plan-*.jsonl")
+    plan.write_text("{")
+    for act in (lambda: rename_sweep("small", "x"), lambda: remove_sweep("small")):
+        with pytest.raises(UserError) as refused:
+            act()
+        assert str(plan) in str(refused.value) and f"remove the folder {sweep.path} " in str(refused.value)
+    assert sweep.path.exists()
+
+
 def offered(words: str) -> list[str]:
     """What bash gets for the last word of a line."""
     variables = {**os.environ, "_GSQ_COMPLETE": "complete_bash", "COMP_WORDS": words}
