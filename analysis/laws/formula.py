@@ -130,13 +130,16 @@ def _parsed(text: str, right: str, columns: Collection[str]) -> tuple[str, ast.e
         raise AnalysisError(f"the formula has {len(text)} characters; at most {_LONGEST} are read")
     names_in_quotes = [found[1] for found in QUOTED.finditer(right)]
     # Python reads names alone: those in quotes have one of their own until the tree is made.
+    stand_in = "quoted_"
+    while stand_in in right:
+        stand_in += "_"
     held = iter(range(len(names_in_quotes)))
-    readable = QUOTED.sub(lambda _: f" quoted_{next(held)}_ ", right).replace("^", "**").strip()
+    readable = QUOTED.sub(lambda _: f" {stand_in}{next(held)} ", right).replace("^", "**").strip()
     right = QUOTED.sub(lambda found: found[0].replace("^", "\0"), right).replace("^", "**").replace("\0", "^")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a literal that Python would read otherwise one day
-            tree = _with_quotes(ast.parse(readable, mode="eval").body, names_in_quotes)
+            tree = _with_quotes(ast.parse(readable, mode="eval").body, stand_in, names_in_quotes)
         names = names_of(tree, right)
         _check_constants(tree, right)
     except AnalysisError:
@@ -216,11 +219,12 @@ def with_numbers(text: str, numbers: Mapping[str, str]) -> str:
     return text
 
 
-def _with_quotes(tree: ast.expr, names: Sequence[str]) -> ast.expr:
+def _with_quotes(tree: ast.expr, stand_in: str, names: Sequence[str]) -> ast.expr:
     """``tree`` with the names that stood in backticks, in them: so no expression has the same text."""
+    given = {f"{stand_in}{i}": f"`{name}`" for i, name in enumerate(names)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and (found := re.fullmatch(r"quoted_(\d+)_", node.id)):
-            node.id = f"`{names[int(found[1])]}`" if int(found[1]) < len(names) else node.id
+        if isinstance(node, ast.Name):
+            node.id = given.get(node.id, node.id)
     return tree
 
 

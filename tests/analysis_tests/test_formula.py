@@ -200,3 +200,9 @@ def test_a_name_that_python_reads_otherwise_needs_backticks() -> None:
 def test_a_level_without_backticks_is_told_to_have_them(text: str) -> None:
     with pytest.raises(AnalysisError, match=r"Put backticks around a name such as `A\[a"):
         read_expression(text, ["A[a, b]", "A[a b]"], "the derived quantity")
+
+
+def test_names_in_backticks_are_no_other_column() -> None:
+    columns = ("val/loss", "quoted_0", "quoted__0")
+    read = read_formula("A * `val/loss`^b + c * quoted_0 + d * quoted__0", columns)
+    assert read.columns == columns and read.parameters == ("A", "b", "c", "d")
