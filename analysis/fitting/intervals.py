@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri
 from gsq.analysis.fitting.distributions import ranks, t_quantile
 from gsq.analysis.fitting.identify import null_space, slopes, unit_columns
 from gsq.analysis.fitting.options import Loss
+from gsq.analysis.fitting.progress import advance, stage
 from gsq.analysis.fitting.searching import refit, with_amplitudes
 from gsq.analysis.fitting.solver import Problem, Solution, cholesky_solve, gradients, newton, solve
 from gsq.analysis.laws.named import Law
@@ -100,11 +101,12 @@ def bootstrap(
         return Draws(np.empty((0, len(theta))), count, count, redrawn)
     starts = max(1, min(starts, _ROWS // times.size))
     heavy = times * weights
-    parts = [refit(problem, theta, heavy[:_PROBED], ranges, scales, starts, [seed, 2])]
-    if len(heavy) > _PROBED:
-        alone = refit(problem, theta, heavy[:_PROBED], ranges, scales, 1, [seed, 2])
-        gains = bool((parts[0].cost < alone.cost * (1 - _GAIN)).any())
-        parts.append(refit(problem, theta, heavy[_PROBED:], ranges, scales, starts if gains else 1, [seed, 3]))
+    with stage(f"bootstrap of {len(heavy):,} resamples", len(heavy) + _PROBED * (len(heavy) > _PROBED)):
+        parts = [refit(problem, theta, heavy[:_PROBED], ranges, scales, starts, [seed, 2])]
+        if len(heavy) > _PROBED:
+            alone = refit(problem, theta, heavy[:_PROBED], ranges, scales, 1, [seed, 2])
+            gains = bool((parts[0].cost < alone.cost * (1 - _GAIN)).any())
+            parts.append(refit(problem, theta, heavy[_PROBED:], ranges, scales, starts if gains else 1, [seed, 3]))
     kept_theta, good = (np.concatenate([getattr(part, name) for part in parts]) for name in ("theta", "converged"))
     return Draws(kept_theta[good], count, count - int(good.sum()), redrawn)
 
@@ -161,15 +163,18 @@ def profiles(
     """:func:`profile` of several parameters of one fit: all that no amplitude is in one batch."""
     inner = [name for name in names if law.parameters.index(name) not in problem.form.amplitudes]
     ends: dict[str, tuple[float, float]] = {}
-    if inner:
-        index = np.array([law.parameters.index(name) for name in inner])
-        theta, cost = np.repeat(found.theta, len(inner), axis=0), np.repeat(found.cost, len(inner))
-        low, high = _profile(problem, theta, cost, weights, np.repeat(room, len(inner)), index)
-        ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(inner)}
-    for name in names:
-        if name not in ends:
-            pair = profile(law, problem, found, weights, room, name)
-            ends[name] = (float(pair[0][0]), float(pair[1][0]))
+    with stage("profile intervals", len(names)):
+        if inner:
+            index = np.array([law.parameters.index(name) for name in inner])
+            theta, cost = np.repeat(found.theta, len(inner), axis=0), np.repeat(found.cost, len(inner))
+            low, high = _profile(problem, theta, cost, weights, np.repeat(room, len(inner)), index)
+            ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(inner)}
+            advance(len(inner))
+        for name in names:
+            if name not in ends:
+                pair = profile(law, problem, found, weights, room, name)
+                ends[name] = (float(pair[0][0]), float(pair[1][0]))
+                advance()
     return ends
 
 

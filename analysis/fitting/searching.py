@@ -5,11 +5,13 @@ Shapes: m problems or starts, n rows, k parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
 
 from gsq.analysis.fitting.identify import slopes, unit_columns
+from gsq.analysis.fitting.progress import advance, stage
 from gsq.analysis.fitting.solver import (
     BATCH,
     STEPS,
@@ -62,16 +64,18 @@ def search(problem: Problem, start: Array, weights: Array) -> Solution:
     if hard:
         ends = _distinct(found)[: len(start) // 2]
         share = _ENTRIES // max(1, len(weights) * problem.form.count * len(ends))
-        _trust(problem, found, weights, ends, min(_AGAIN, max(10, share)))
-        for kept, evaluations in _TRUSTED:
-            _trust(problem, found, weights, _late(found, kept), evaluations)
+        with stage("search, again from where its starts ended", len(ends) + sum(kept for kept, _ in _TRUSTED)):
+            _trust(problem, found, weights, ends, min(_AGAIN, max(10, share)))
+            for kept, evaluations in _TRUSTED:
+                _trust(problem, found, weights, _late(found, kept), evaluations)
         found = _carry_on(problem, found, weights, _late(found, 1))
     else:
         for kept, steps in _FURTHER:
             found = _carry_on(problem, found, weights, _late(found, kept), steps)
     best = leading(problem, found, weights)
     if problem.form.kinked and np.isfinite(found.cost[best]):
-        _pass_kinks(problem, found, weights, best, hard)
+        with stage("search past kinks", _ROUNDS):
+            _pass_kinks(problem, found, weights, best, hard)
     return _polished(problem, found, weights, best)
 
 
@@ -99,6 +103,7 @@ def _trust(problem: Problem, found: Solution, weights: Array, which: Index, eval
         theta, cost, converged = trust_region(problem, found.theta[one], weights, evaluations)
         if cost <= found.cost[one]:
             found.theta[one], found.cost[one], found.converged[one] = theta, cost, converged
+        advance()
 
 
 def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int, hard: bool) -> None:
@@ -128,6 +133,7 @@ def _pass_kinks(problem: Problem, found: Solution, weights: Array, best: int, ha
             found.converged[best] |= more.converged[least]
         if not more.cost[least] < cost * (1 - _LOWER):
             return
+        advance()
 
 
 def reached(problem: Problem, cost: Array, weights: Array, share: float = 1e-6) -> Bools:
@@ -205,10 +211,23 @@ def refit(
     wide = problem
     if problem.target.ndim == 2:
         wide = replace(problem, target=np.repeat(problem.target, starts, axis=0))
-    found = solve(wide, start, np.repeat(weights, starts, axis=0), steps=_STEPS_FIRST if starts > 1 else None)
+    heavy = np.repeat(weights, starts, axis=0)
+    found = solve(wide, start, heavy, steps=_STEPS_FIRST if starts > 1 else None, tick=_counted(starts))
     pick = np.arange(m) * starts + np.argmin(found.cost.reshape(m, starts), axis=1)
     best = Solution(found.theta[pick], found.cost[pick], found.converged[pick])
     return _carry_on(problem, best, weights, np.flatnonzero(~best.converged & np.isfinite(best.cost)))
+
+
+def _counted(starts: int) -> Callable[[int], None]:
+    """Return what tells of the refits that are done, for a solver that tells of their starts, one after the other."""
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        advance((done + count) // starts - done // starts)
+        done += count
+
+    return tick
 
 
 def draw_starts(

@@ -9,6 +9,7 @@ Shapes: m problems, n rows, k parameters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,12 +97,14 @@ def solve(
     fixed: Bools | None = None,
     steps: int | None = None,
     tolerance: float = TOLERANCE,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> Solution:
     """Minimise each problem from its start.
 
     ``start``: internal theta (m, k). ``weights``: (n,) or (m, n), zero for rows left out. ``fixed``: (k,) or (m, k),
     parameters that stay where they start. ``steps``: at most so many, by default 200, or 1,000 for cauchy.
-    ``tolerance``: a problem is solved once a step gains less than this share of its cost.
+    ``tolerance``: a problem is solved once a step gains less than this share of its cost. ``tick`` is told how many
+    more are done.
     """
     steps = steps or (_STEPS_REWEIGHTED if problem.loss == "cauchy" else STEPS)
     m, k = start.shape
@@ -124,6 +127,7 @@ def solve(
                 tolerance,
             )
         )
+        tick(count)
     theta, cost, converged = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return Solution(theta, cost, converged.astype(bool))
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from gsq.analysis.fitting.progress import show_stages
 from gsq.cli.allocate import allocate_command
 from gsq.cli.cancel_retry import cancel_command, retry_command
 from gsq.cli.check import check_command, new_command
@@ -39,6 +40,7 @@ from gsq.cli.tokenizer import reconstruct_command, tokenize_command
 from gsq.cli.track import track_command
 from gsq.cli.train import train_command
 from gsq.cli.weights import weights_app
+from gsq.data.progress import Shown
 from gsq.ending import end_without_threads
 
 app = typer.Typer(
@@ -134,6 +136,8 @@ def main() -> None:
     # By default the collector walks everything that imports make, every 700 objects: a tenth of a short verb's time.
     gc.set_threshold(200_000, 20, 20)
     warnings.formatwarning = _warning_text
+    # A log needs no line of a fit that takes seconds.
+    show_stages(lambda what, total: Shown(f"fit: {what}", total, patience=1.0 if sys.stderr.isatty() else 10.0))
     code: object = 1
     try:
         app()

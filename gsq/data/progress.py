@@ -14,10 +14,11 @@ PATIENCE, REPEAT = 1.0, 60.0
 class Shown:
     """Progress of some work: after a second a bar on a terminal, or a line every minute in a log."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        """what: the work, such as "looking at the images of photos". total: None if it is not known."""
+    def __init__(self, what: str, total: int | None = None, patience: float = PATIENCE) -> None:
+        """what: the work, such as "looking at the images of photos". total: None if it is not known. patience: seconds
+        before anything is shown."""
         self.what, self.total, self.done = what, total, 0
-        self.begun, self.due = time.monotonic(), PATIENCE
+        self.begun, self.due = time.monotonic(), patience
         self.bar: Any = None
 
     def __call__(self, done: int, note: str = "") -> None:

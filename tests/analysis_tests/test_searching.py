@@ -12,6 +12,7 @@ import pytest
 
 from gsq.analysis import fit
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.fitting import progress
 from gsq.analysis.fitting.intervals import profile, profiles
 from gsq.analysis.fitting.solver import Solution, gradients, rho, solve
 from gsq.analysis.laws.formula import read_formula
@@ -226,3 +227,28 @@ def test_a_search_with_many_confounded_parameters_in_a_box_ends_where_one_from_t
     first = {name: (truth.get(name, 0.0),) * 2 for name in found.parameters}
     known = fit(table, f"y = E + {parts}", starts=1, start_ranges=first, **options)
     assert found.converged and found.cost <= known.cost * (1 + 1e-9)
+
+
+def test_a_fit_tells_whoever_listens_what_it_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: dict[str, list[int]] = {}
+
+    class Counted:
+        def __init__(self, what: str, total: int) -> None:
+            self.counts = stages.setdefault(what, [total, 0])
+
+        def __enter__(self) -> "Counted":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def advance(self, count: int) -> None:
+            self.counts[1] += count
+
+    monkeypatch.setattr(progress, "_show", [Counted])
+    fit(budgets(40), CHINCHILLA, bootstrap=100)
+    (resamples,) = [counts for what, counts in stages.items() if "100 resamples" in what]
+    assert resamples[0] == resamples[1] >= 100 and stages["profile intervals"] == [5, 5]
+    monkeypatch.setattr(progress, "_show", [])
+    before = dict(stages)
+    fit(budgets(40), CHINCHILLA, bootstrap=100)
+    assert stages == before
