@@ -53,7 +53,7 @@ class Originals:
 
     statistics: FeatureStatistics
     features: NDArray[np.float32]
-    """(N, k): features of the first N images, see gsq.metrics.kid.IMAGES."""
+    """(N, k): features of the first N images, see gsq.metrics.parts.IMAGES."""
     distances: Mapping[str, Collected] = field(default_factory=dict)
     """What each further distance keeps, by name."""
 

@@ -16,8 +16,7 @@ from gsq.config.parts import source_sha256
 from gsq.config.run import DataConfig, EvaluationConfig
 from gsq.config.signature import digest
 from gsq.data.manifest import Manifest
-from gsq.metrics import kid
-from gsq.metrics.parts import CMMD, FIRST_PARTS, PARTS, PRECISION_RECALL, SPLITS
+from gsq.metrics.parts import CMMD, FIRST_PARTS, KID, PARTS, PRECISION_RECALL, SPLITS
 from gsq.pretrained.built_in import FEATURE_RESIZES, BuiltIn
 from gsq.pretrained.required import evaluation_weights
 from gsq.pretrained.weights import (
@@ -61,7 +60,7 @@ class Protocol:
     feature_resize: str = _added("none")
     """How an image of image_size is resized for the feature extractor."""
     ssim: str = _added("Gaussian window of 11, sigma 1.5, borders mirrored and kept, mean over channels", SSIM)
-    kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", kid.KID)
+    kid: str = _added("cubic kernel, pairs left out, first 10000 images in parts of at most 1000", KID)
     inception_score: str = _added("none")
     lpips: str = _added("none")
     """Network, and the first digits of its weights' sha256."""

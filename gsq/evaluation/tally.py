@@ -17,12 +17,13 @@ from gsq.evaluation.foreign import Model
 from gsq.evaluation.originals import Collected, Originals, collected
 from gsq.evaluation.protocol import Protocol
 from gsq.files import whole
-from gsq.metrics import kid
 from gsq.metrics.cmmd import Rows, cmmd
 from gsq.metrics.codebook import IndexHistogram
 from gsq.metrics.frechet import FeatureStatistics, frechet_distance
 from gsq.metrics.inception_score import InceptionScore
+from gsq.metrics.kid import kid
 from gsq.metrics.manifold import precision_recall
+from gsq.metrics.parts import IMAGES
 from gsq.pretrained.distances import DIMS
 
 
@@ -86,8 +87,8 @@ class Tally:
     def add_features(self, kind: str, features: Tensor, first: int) -> None:
         """Features (B, k) of the images first, first + 1, ..."""
         self.statistics[kind].update(features)
-        if first < kid.IMAGES:
-            self.features[kind].append(features[: kid.IMAGES - first].cpu().numpy())
+        if first < IMAGES:
+            self.features[kind].append(features[: IMAGES - first].cpu().numpy())
 
     def add_distances(self, kind: str, features: Mapping[str, Tensor]) -> None:
         """Add the features (B, k) of each distance."""
@@ -159,7 +160,7 @@ def result_row(rules: Protocol, total: Tally, known: Originals) -> dict[str, Any
         "rank_deficient": found.rank_deficient,
         "lpips_network": None if rules.lpips == "none" else rules.lpips,
         "rfid": frechet_distance(known.statistics, found),
-        "kid": kid.kid(known.features, total.first_features("reconstructions")),
+        "kid": kid(known.features, total.first_features("reconstructions")),
         **_distances(total, known),
         "inception_score": total.score.result() if total.score else None,
         "lpips": means.get("lpips"),

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsq.metrics.kid import IMAGES, Features
-from gsq.metrics.parts import SCALE, SIGMA
+from gsq.metrics.kid import Features
+from gsq.metrics.parts import IMAGES, SCALE, SIGMA
 
 BLOCK = 512
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Features = NDArray[np.float32]
+from gsq.metrics.parts import SUBSET
 
-SUBSET = 1000
-"""Largest number of images in a subset."""
-IMAGES = 10 * SUBSET
-"""Largest number of images used, so that memory does not grow with the data set."""
-KID = f"cubic kernel, pairs left out, first {IMAGES} images in parts of at most {SUBSET}"
+Features = NDArray[np.float32]
 
 
 def kid(originals: Features, reconstructions: Features, subset: int = SUBSET) -> float:

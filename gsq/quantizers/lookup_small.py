@@ -19,16 +19,19 @@ from gsq.quantizers.full_precision import full_precision
 Array = np.ndarray[Any, Any]
 # Scores of one tile (1 MiB of float32).
 TILE = 1 << 18
-# Differences (N x V x d) that cost less than a product and what it needs, and queries (d = 1) that do not repay a sort.
-DIFFERENCES, FEW = 1 << 12, 8
+# Differences (N x V x d) that cost less than a product and what it needs, the same at d = 1 of a sort, and queries that
+# never repay one.
+DIFFERENCES, OF_A_LINE, FEW = 1 << 10, 1 << 12, 8
 # Codebook rows up to which a product is fastest for any number of queries, by d; the fewer queries, the more rows
 # (timed on Zen 4).
 ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
 # Multiplications (N x V x d), and pairs of a query and a row, up to which a product in float64 costs less than deciding
-# among several rows (at d = 2, where more are left, four times the pairs); and pairs that a tile may leave for that.
-WIDE, WIDE_PAIRS, PAIRS = 1 << 20, 1 << 16, 64
+# among several rows; pairs at d = 2, where more rows are left; and pairs that a tile may leave for that.
+WIDE, WIDE_PAIRS, WIDE_PLANE, PAIRS = 1 << 18, 1 << 16, 1 << 19, 64
 # Multiplications (N x V x d) up to which numpy's product stays on one thread; beyond, torch has the threads.
 ONE_THREAD = 1 << 18
+# Scores up to which the one row that is left is found fastest query by query.
+ONE_BY_ONE = 1 << 14
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -49,7 +52,8 @@ def nearest(queries: Tensor, codebook: Tensor, normalise: bool) -> Tensor | None
     (count, dim), size = z.shape, len(rows)
     if not count or not dim:
         return None
-    if not normalise and (count * size * dim <= DIFFERENCES or (dim == 1 and count <= FEW)):
+    few = DIFFERENCES if dim > 1 else OF_A_LINE if count > FEW else math.inf
+    if not normalise and count * size * dim <= few:
         return _differences(z, rows)
     if dim == 1:
         return None if normalise else _line(z, rows)
@@ -98,10 +102,12 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
     """Set ``index`` where a single row is left; the rows, ascending, of the others. None where that does not work."""
     (count, dim), size = z.shape, len(rows)
     eps = EPS32
-    if count * size * dim <= WIDE and count * size <= (4 * WIDE_PAIRS if dim == 2 else WIDE_PAIRS):
+    if count * size <= (WIDE_PLANE if dim == 2 else min(WIDE_PAIRS, WIDE // dim)):
         z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
     squares = np.einsum("ij,ij->i", rows, rows)
-    width, reach = math.sqrt(_most(squares)), math.sqrt(_most(np.einsum("ij,ij->i", z, z)))
+    # In float64 the bound is far below any gap, so that the length of all queries together does for the longest.
+    longest = np.vdot(z, z) if eps == EPS64 else _most(np.einsum("ij,ij->i", z, z))
+    width, reach = math.sqrt(_most(squares)), math.sqrt(longest)
     if not (LOW < width < HIGH and LOW < reach < HIGH):
         return None
     # Twice the error of a score, u = eps / 2 (Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5): d u
@@ -126,7 +132,11 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
             scores += offset
         limit = _most(scores, axis=axis, keepdims=True)
         limit -= error
-        inner = (scores >= limit).ravel().nonzero()[0]
+        near = scores >= limit
+        if scores.size <= ONE_BY_ONE and np.count_nonzero(near) == len(part):
+            near.argmax(axis, index[start : start + wide])
+            continue
+        inner = near.ravel().nonzero()[0]
         outer = inner // scores.shape[1]
         inner -= outer * scores.shape[1]
         query, row = (outer, inner) if axis else (inner, outer)

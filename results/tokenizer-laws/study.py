@@ -19,7 +19,7 @@ from gsq import analysis
 from gsq.analysis.figures.style import log_axis
 
 HERE = Path(__file__).parent
-SWEEPS = ("grid", "seeds", "lookup", "arms", "widths", "predictions")
+SWEEPS = ("grid", "grid-more", "seeds", "lookup", "arms", "widths", "predictions")
 STEPS = (160, 320, 640, 1280)
 LONGEST, WIDTH = STEPS[-1], 8
 CELL = ("downsample", "latent_dim", "groups", "codebook_size")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gsq.config.parts import named_parts, source_sha256
 from gsq.config.run import FEATURE_DIMS
-from gsq.data.decoded import disk_note
 from gsq.data.manifest import Summary
 from gsq.errors import UserError
 from gsq.probe.protocol import probe_protocol_of
@@ -60,8 +59,11 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
             text += f", which compares {count:,} {'crops of these' if data.kind == 'photos' else 'of them'}"
         elif count < evaluation.num_images:
             text += f", which asks for {evaluation.num_images:,}"
-        if note := disk_note(images.decoded_bytes, cell.config.execution):
-            text += f"; {note}"
+        if images.decoded_bytes:
+            from gsq.data.decoded import disk_note
+
+            note = disk_note(images.decoded_bytes, cell.config.execution)
+            text += f"; {note}" if note else ""
         if reason := _insufficient(cell, images):
             found[f"{text}; gsq run will refuse: {reason}"] = None
             continue

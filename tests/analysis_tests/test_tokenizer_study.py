@@ -52,7 +52,7 @@ def test_the_numbers_of_both_pages_are_those_of_the_tables(answers: ModuleType) 
             assert close(one, other), (one, other)
 
 
-@pytest.mark.parametrize("name", ["grid", "widths", "arms", "lookup", "seeds", "mistuning", "predictions"])
+@pytest.mark.parametrize("name", ["grid", "grid-more", "widths", "arms", "lookup", "seeds", "mistuning", "predictions"])
 def test_every_planned_cell_is_done(name: str) -> None:
     spec = load_spec(STUDY / f"{name}.yaml")
     frame = analysis.load_results(STUDY / f"{name}.parquet")
@@ -69,7 +69,9 @@ def test_every_planned_cell_is_done(name: str) -> None:
 def test_the_study_is_as_large_as_its_page_says() -> None:
     grid, arms = (analysis.load_results(STUDY / f"{name}.parquet") for name in ("grid", "arms"))
     longest = grid[grid["steps"] == 1280]
-    assert longest["signature"].nunique() == 40 and (longest["images_seen"] == 40_960).all()
+    more = analysis.load_results(STUDY / "grid-more.parquet").query("steps == 1280")
+    assert len({*longest["signature"], *more["signature"]}) == 61
+    assert (pd.concat([longest, more])["images_seen"] == 40_960).all()
     assert set(arms["quantizer"].value_counts()) == {8} and arms["quantizer"].nunique() == 4
     for size in ("tiny", "small"):
         assert longest[longest["probe"].eq(size)]["signature"].nunique() == 16

@@ -205,12 +205,13 @@ class Bench:
             (self.tools / "queue").write_text("")
 
         def check(printed: str) -> None:
-            arrays = [int(count) for count in re.findall(r"submitted SLURM job \d+: (\d+) cells", printed)]
+            found = re.findall(r"submitted SLURM job \d+: ([\d,]+) cells", printed)
+            arrays = [int(count.replace(",", "")) for count in found]
             asked = Counter((self.tools / "calls").read_text().split())
             self._equal((sum(arrays), len(arrays)), (self.cells, asked["sbatch"]))
 
         def waiting() -> None:
-            jobs = journal.newest_jobs(place).values()
+            jobs = [job for entry in journal.entries(place) for job in entry.jobs.values()]
             (self.tools / "queue").write_text("".join(f"{job}|PENDING\n" for job in jobs))
 
         def nothing(printed: str) -> None:
