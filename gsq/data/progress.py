@@ -14,11 +14,11 @@ PATIENCE, REPEAT = 1.0, 60.0
 class Shown:
     """Progress of some work: after a second a bar on a terminal, or a line every minute in a log."""
 
-    def __init__(self, what: str, total: int | None = None, patience: float = PATIENCE) -> None:
+    def __init__(self, what: str, total: int | None = None, patience: float | None = None) -> None:
         """what: the work, such as "looking at the images of photos". total: None if it is not known. patience: seconds
-        before anything is shown."""
+        before anything is shown, by default PATIENCE."""
         self.what, self.total, self.done = what, total, 0
-        self.begun, self.due = time.monotonic(), patience
+        self.begun, self.due = time.monotonic(), PATIENCE if patience is None else patience
         self.bar: Any = None
 
     def __call__(self, done: int, note: str = "") -> None:
