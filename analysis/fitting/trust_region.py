@@ -25,32 +25,27 @@ def trust_region(problem: Problem, start: Array, weights: Array, evaluations: in
     # It takes 0.3 s to import, and most laws do not come here.
     from scipy.optimize import least_squares
 
-    theta, free = start.copy(), np.flatnonzero(problem.low < problem.high)
-
     # It asks for the residuals of a point and, if it likes them, for their slopes.
     @lru_cache(maxsize=1)
     def both(point: bytes) -> tuple[Array, Array]:
-        theta[free] = np.frombuffer(point)
-        residual, slope = _residuals(problem, theta, weights)
-        return residual, slope[free].T
+        return _residuals(problem, np.frombuffer(point), weights)
 
     found = least_squares(
         lambda point: both(point.tobytes())[0],
-        theta[free],
+        start,
         lambda point: both(point.tobytes())[1],
-        (problem.low[free], problem.high[free]),
+        (problem.low, problem.high),
         x_scale="jac",
         ftol=_TOLERANCE,
         xtol=_TOLERANCE,
         gtol=_TOLERANCE,
         max_nfev=evaluations,
     )
-    theta[free] = found.x
-    return theta, 2 * float(found.cost), found.status > 0
+    return found.x, 2 * float(found.cost), found.status > 0
 
 
 def _residuals(problem: Problem, theta: Array, weights: Array) -> tuple[Array, Array]:
-    """Weighted residuals (n,) and their slopes (k, n)."""
+    """Weighted residuals (n,) and their slopes (n, k)."""
     value, slope = problem.form.both(theta[None], problem.data, problem.centre)
     value, slope, root = value[0], slope[:, 0], np.sqrt(weights)
     with np.errstate(all="ignore"):
@@ -61,5 +56,5 @@ def _residuals(problem: Problem, theta: Array, weights: Array) -> tuple[Array, A
         residual, slope = np.where(root > 0, root * value, 0), np.where(root > 0, root * slope, 0)
     return (
         np.nan_to_num(residual, nan=_FAR, posinf=_FAR, neginf=-_FAR),
-        np.nan_to_num(slope, nan=0, posinf=0, neginf=0),
+        np.nan_to_num(slope.T, nan=0, posinf=0, neginf=0),
     )
