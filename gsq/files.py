@@ -21,6 +21,11 @@ def is_yaml(name: object) -> bool:
     return str(name).endswith((".yaml", ".yml"))
 
 
+def cache_folder() -> Path:
+    """Folder of what only saves time: $GSQ_CACHE (default ~/.cache/gsq)."""
+    return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq")
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, 64 hex digits. Raises OSError."""
     with path.open("rb") as file:

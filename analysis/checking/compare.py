@@ -15,6 +15,7 @@ from gsq.analysis.fitting.fit import fit_determined
 from gsq.analysis.fitting.options import Options
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.laws.named import COMPARED, Law, get_law
+from gsq.analysis.tables.remembering import remembering
 from gsq.analysis.tables.table import Array, Excluded, is_results
 from gsq.words import counted
 
@@ -148,6 +149,7 @@ def compare_laws(
     return replace(compared, not_fitted={**reasons, **compared.not_fitted})
 
 
+@remembering()
 def comparisons(
     frame: pd.DataFrame, laws: Sequence[str | Law] | None = None, options: Options | None = None
 ) -> tuple[Comparison, ...]:

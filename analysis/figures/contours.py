@@ -19,9 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from matplotlib.tri import Triangulation
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import LABELS, Floats, plain, settings
+from gsq.analysis.figures.panels import LABELS, Floats
+from gsq.analysis.figures.settings import plain, settings
 from gsq.analysis.figures.style import (
     DARK,
     caption,
@@ -155,7 +157,8 @@ def _panel(
 ) -> ContourPanel:
     x, y = axes
     across, up = np.meshgrid(*grids)
-    where = moved(part.iloc[[0] * across.size], **{x: across.ravel(), y: up.ravel()})
+    first = np.zeros(across.size, int)
+    where = moved(part, first, fit.law.reads, **{x: across.ravel(), y: up.ravel()})
     value = fit.predict(where)[0].reshape(across.shape)
     means = part.groupby([x, y])[target].mean()
     points = tuple((float(a), float(b), float(mean)) for a, b, mean in means.reset_index().to_numpy(float))
@@ -178,13 +181,21 @@ def _panel(
 
 def _hull(cells: Array, grid: Array) -> npt.NDArray[np.bool_]:
     """Which points of the grid, (n, 2), lie in the convex hull of the cells; none where these are on one line."""
-    from scipy.spatial import Delaunay, QhullError
-
-    try:
-        found = Delaunay(cells).find_simplex(grid, tol=1e-9)
-    except (QhullError, ValueError):
+    low, span = cells.min(axis=0), np.ptp(cells, axis=0)
+    if not span.all():
         return np.zeros(len(grid), bool)
-    return np.asarray(found >= 0)
+    cells, grid = (cells - low) / span, (grid - low) / span
+    try:
+        # Not scipy.spatial's, which takes longer to import than to answer.
+        mesh = Triangulation(*cells.T)
+    except (RuntimeError, ValueError):
+        return np.zeros(len(grid), bool)
+    inside = np.ones(len(grid), bool)
+    for triangle, corner in np.argwhere(mesh.neighbors < 0):
+        # An edge of the hull, anticlockwise: inside is on its left.
+        a, b = cells[mesh.triangles[triangle, [corner, (corner + 1) % 3]]]
+        inside &= (b[0] - a[0]) * (grid[:, 1] - a[1]) - (b[1] - a[1]) * (grid[:, 0] - a[0]) >= -1e-9
+    return inside
 
 
 def contour_figure(fit: Fit, path: str | Path | None = None, x: str | None = None, y: str | None = None) -> Figure:

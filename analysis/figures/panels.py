@@ -6,14 +6,14 @@ Tests and notebooks look at these frozen descriptions.
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
+from gsq.analysis.figures.settings import plain, setting, settings
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.published import is_published
 from gsq.analysis.tables.remembering import remembered
@@ -28,7 +28,7 @@ from gsq.analysis.tables.table import (
     varying,
 )
 from gsq.config.axes import LABELS as AXIS_LABELS
-from gsq.config.axes import PANELS, POWERS, SYMBOLS, TOKENIZER
+from gsq.config.axes import PANELS, TOKENIZER
 
 LABELS = {
     **AXIS_LABELS,
@@ -47,7 +47,6 @@ MOST_WITH_CURVES = 100
 # Stands for the protocols of published numbers, which are drawn together though each source has its own.
 SOURCE = "source_protocol"
 Floats = tuple[float, ...]
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def rate_panel(
     series = []
     for value, part in rows.groupby(by, sort=True, dropna=False) if by else [("", rows)]:
         fixed = {by: plain(value)} if by else {}
-        series.append(_series(part, "bits_per_pixel", fixed, (), metric))
+        series.append(_series(part, "bits_per_pixel", fixed, metric))
     rate = numbers(rows, "bits_per_pixel")
     low, high = rate.min(), rate.max()
     overlay = _overlay(rows, reference, lambda theirs: rate_panel(theirs, metric=metric))
@@ -208,7 +207,7 @@ def rate_panel(
         return panel
     grid = np.geomspace(low / 1.1, high * 1.1, 120)
     curves = [
-        replace(_curve(fit, grid, pd.DataFrame({"bits_per_pixel": grid} | levels)), law=named)
+        replace(_curve(fit, grid, *fit.predict(pd.DataFrame({"bits_per_pixel": grid} | levels))), law=named)
         for fit in fits
         if fit.target == metric and fit.law.columns == ("bits_per_pixel",)
         for levels, named in _level_curves(fit)
@@ -249,14 +248,15 @@ def axis_panel(
     others = order + [name for name in others if name not in order]
     # Published numbers are joined where they are one model's, of one source.
     others += [name for name in ("model", SOURCE) if SOURCE in rows and name not in others]
-    groups = rows.groupby(others, dropna=False, sort=True) if others else [((), rows)]
+    groups = list(rows.groupby(others, dropna=False, sort=True)) if others else [((), rows)]
     series = []
-    drawn = [fit for fit in fits if fit.target == metric] if len(groups) <= MOST_WITH_CURVES else []
     for values, part in groups:
         fixed = {
             name: plain(value) for name, value in zip(others, np.atleast_1d(np.array(values, object)), strict=True)
         }
-        series.append(_series(part, column, fixed, drawn, metric))
+        series.append(_series(part, column, fixed, metric))
+    drawn = [fit for fit in fits if fit.target == metric] if len(groups) <= MOST_WITH_CURVES else []
+    series = _with_curves(series, rows, [part.index[0] for _, part in groups], column, drawn)
     overlay = _overlay(rows, reference, lambda theirs: axis_panel(theirs, column, metric=metric))
     return Panel(column, LABELS[column], y_label(rows, metric), _relabelled(series), metric=metric, overlay=overlay)
 
@@ -319,19 +319,32 @@ def y_label(rows: pd.DataFrame, metric: str = "rfid") -> str:
     return f"rFID ({', '.join(known)})" if known else "rFID"
 
 
-def _series(
-    part: pd.DataFrame, column: str, fixed: dict[str, float | str], fits: Sequence[Fit], metric: str = "rfid"
-) -> Series:
+def _series(part: pd.DataFrame, column: str, fixed: dict[str, float | str], metric: str) -> Series:
     x, y = numbers(part, column), numbers(part, metric)
     distinct = np.unique(x)
     means = [float(y[x == value].mean()) for value in distinct]
-    curves = []
-    if len(distinct) > 1 and fits:
-        grid = np.geomspace(distinct[0], distinct[-1], 60)
-        row = moved(part.iloc[[0] * len(grid)], **{column: grid})
-        curves = [_curve(fit, grid, row) for fit in fits if all(name in row for name in fit.law.columns)]
-    label = settings(fixed)
-    return Series(label, fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), tuple(curves))
+    return Series(settings(fixed), fixed, _floats(x), _floats(y), _floats(distinct), tuple(means), ())
+
+
+def _with_curves(
+    series: list[Series], rows: pd.DataFrame, firsts: Sequence[int], column: str, fits: Sequence[Fit], points: int = 60
+) -> list[Series]:
+    """The ``series`` with the curves of the laws over ``column``, all else as in the first row of each; predicted at
+    once, since a table takes longer to make than to fill."""
+    joined = [i for i, one in enumerate(series) if one.joined]
+    if not fits or not joined:
+        return series
+    grids = {i: np.geomspace(series[i].mean_x[0], series[i].mean_x[-1], points) for i in joined}
+    reads = [name for fit in fits for name in fit.law.reads]
+    every = {column: np.concatenate(list(grids.values()))}
+    where = moved(rows, np.repeat([firsts[i] for i in joined], points), reads, **every)
+    predicted = [(fit, fit.predict(where)) for fit in fits if all(name in where for name in fit.law.columns)]
+    found = list(series)
+    for start, i in zip(range(0, len(where), points), joined, strict=True):
+        here = slice(start, start + points)
+        curves = [_curve(fit, grids[i], *(part[here] for part in parts)) for fit, parts in predicted]
+        found[i] = replace(series[i], curves=tuple(curves))
+    return found
 
 
 def _relabelled(series: list[Series]) -> tuple[Series, ...]:
@@ -345,54 +358,9 @@ def _relabelled(series: list[Series]) -> tuple[Series, ...]:
     return tuple(out)
 
 
-def _curve(fit: Fit, grid: Array, where: pd.DataFrame) -> Curve:
-    central, low, high = fit.predict(where)
+def _curve(fit: Fit, grid: Array, central: Array, low: Array, high: Array) -> Curve:
     return Curve(fit.law.name, fit.formula(), _floats(grid), _floats(central), _floats(low), _floats(high))
 
 
 def _floats(values: Array) -> Floats:
     return tuple(float(value) for value in values)
-
-
-def plain(value: object) -> float | str:
-    return float(value) if isinstance(value, int | float | np.number) else str(value)
-
-
-def settings(values: Mapping[str, float | str], *, powers: bool = True) -> str:
-    """Several of :func:`setting`, with commas; those that are null are left out."""
-    known = {name: value for name, value in values.items() if value == value and value != "nan"}
-    return ", ".join(setting(name, value, powers=powers) for name, value in known.items())
-
-
-def setting(name: str, value: float | str, *, powers: bool = True) -> str:
-    """An axis and its value for a legend: "f=8", "V=2¹⁰"; "V=1024" without ``powers``."""
-    if isinstance(value, str):
-        if name == "other_axes":
-            keys = json.loads(value) if value.startswith("{") else {}
-            return ", ".join(f"{key.split('.')[-1]} {_short(one)}" for key, one in keys.items()) or "as in the base"
-        return f"{name} {value}"
-    shown = power_of_two(value) if name in POWERS and powers else _digits(value)
-    return f"{SYMBOLS[name]}={shown}" if name in SYMBOLS else f"{name.replace('_', ' ')} {shown}"
-
-
-def _digits(value: float) -> str:
-    """A whole number with all its digits, any other one with four."""
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
-
-
-def _short(value: object) -> str:
-    """A value of a config key to read."""
-    if isinstance(value, list):
-        return "[" + ", ".join(_short(one) for one in value) + "]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def power_of_two(value: float) -> str:
-    """ "2¹⁰" for 1024; plain digits where the value is no power of two."""
-    exponent = np.log2(value)
-    return power_text(2, round(exponent)) if exponent == round(exponent) else f"{value:g}"
-
-
-def power_text(base: int, exponent: int) -> str:
-    """ "2¹⁰": in Unicode, which takes a hundredth of the time that mathtext does."""
-    return f"{base}{str(exponent).translate(_RAISED)}"

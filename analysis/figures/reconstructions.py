@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import plain, settings
+from gsq.analysis.figures.settings import plain, settings
 from gsq.analysis.figures.style import save_picture, style
 from gsq.analysis.tables.table import measured, varying
 

@@ -17,15 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import (
-    LABELS,
-    Overlay,
-    Panel,
-    Series,
-    axis_panel,
-    rate_panel,
-    setting,
-)
+from gsq.analysis.figures.panels import LABELS, Overlay, Panel, Series, axis_panel, rate_panel
+from gsq.analysis.figures.settings import setting
 from gsq.analysis.figures.style import (
     COLOURS,
     DARK,

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from gsq.analysis.checking.collapse import ABSORBED, Collapse, collapse
 from gsq.analysis.errors import AnalysisError
-from gsq.analysis.figures.panels import LABELS, Floats, plain, settings, y_label
+from gsq.analysis.figures.panels import LABELS, Floats, y_label
+from gsq.analysis.figures.settings import plain, settings
 from gsq.analysis.figures.style import (
     DARK,
     GREY,

@@ -7,8 +7,9 @@ Figures do without pyplot, so that importing this room or saving a file changes 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
@@ -24,7 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from gsq.analysis.figures.panels import power_of_two, power_text, setting
+from gsq.analysis.figures.settings import power_of_two, power_text, setting
 from gsq.analysis.tables.table import Array, varying
 from gsq.config.axes import POWERS, TOKENIZER
 from gsq.files import whole
@@ -35,6 +36,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#888888"
 DARK = "#555555"
+# Figures whose labels were placed, so that nothing in them moves any more.
+_laid_out: weakref.WeakSet[Figure] = weakref.WeakSet()
 
 
 def style() -> AbstractContextManager[None]:
@@ -54,18 +57,30 @@ def saved_files(path: str | Path) -> tuple[Path, ...]:
 def save(figure: Figure, path: str | Path | None) -> Figure:
     """Write :func:`saved_files` (PNG at 150 dpi), each whole, unless ``path`` is None; folders are made. The same
     figure gives the same SVG and PDF. Returns the figure."""
-    layout = figure.get_layout_engine()
-    try:
-        for file in saved_files(path) if path is not None else ():
+    if path is None:
+        return figure
+    first, *others = saved_files(path)
+    _save(figure, first, first.suffix[1:], 150)
+    # Laid out once: the second file has the axes where the first has them.
+    with _as_it_is(figure):
+        for file in others:
             _save(figure, file, file.suffix[1:], 150)
-            # Laid out once: the second file has the axes where the first has them.
-            if layout is not None:
-                figure.set_layout_engine("none")
-                _settle(figure)
-    finally:
-        if layout is not None:
-            figure.set_layout_engine(layout)
     return figure
+
+
+@contextmanager
+def _as_it_is(figure: Figure) -> Iterator[None]:
+    """Inside, drawing leaves the axes of a figure where its layout has put them."""
+    layout = figure.get_layout_engine()
+    if layout is None:
+        yield
+        return
+    figure.set_layout_engine("none")
+    try:
+        _settle(figure)
+        yield
+    finally:
+        figure.set_layout_engine(layout)
 
 
 def _settle(figure: Figure) -> None:
@@ -93,7 +108,7 @@ def _save(figure: Figure, file: Path, kind: str, dpi: int) -> None:
 
 def write(figure: Figure, file: IO[bytes], kind: str, dpi: float | None = None) -> None:
     """Write svg, png or pdf; ``dpi``: the figure's own if absent. The file is that of ``savefig``, which draws a figure
-    twice: once to lay it out, although drawing does that."""
+    twice: once to lay it out, although drawing does that, and although it may be laid out already."""
     if kind == "pdf":
         figure.savefig(file, format=kind, dpi=dpi or "figure", metadata={"CreationDate": None})
         return
@@ -101,7 +116,8 @@ def write(figure: Figure, file: IO[bytes], kind: str, dpi: float | None = None) 
     try:
         figure.dpi = dpi or own
         if kind == "svg":
-            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
+            with _as_it_is(figure) if figure in _laid_out else nullcontext():
+                FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
         else:
             FigureCanvasAgg(figure).print_png(file)  # type: ignore[no-untyped-call]
     finally:
@@ -275,7 +291,11 @@ def place_labels(
         figure = figure.figure
     assert isinstance(figure, Figure)
     if not settled:
-        figure.draw_without_rendering()
+        # Lay it out without drawing it (draw_without_rendering does both).
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+            _laid_out.add(figure)
     marks = axes.transData.transform(np.array(others)) if len(others) else np.zeros((0, 2))
     taken: list[Bbox] = []
     for (x, y), label in zip(points, labels, strict=True):

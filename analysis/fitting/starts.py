@@ -10,15 +10,14 @@ Shapes: q data, n rows, m starts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from gsq.analysis.tables.table import Array
 
 if TYPE_CHECKING:
-    import sympy as sp
-
+    from gsq.analysis.laws.compiled import Term
     from gsq.analysis.laws.form import Form
 
 Kind = Literal["exponent", "rate", "size", "place"]
@@ -42,8 +41,8 @@ class Habit:
 def habits(form: Form, data: Array) -> dict[int, Habit]:
     """Return the habit of each parameter, by index, about which the formula and ``data`` (q, n) say something."""
     walk = _Walk(form, data)
-    for expression in form.one_level():
-        walk.visit(expression, None, 0)
+    for term in form.terms:
+        walk.visit(term, None, 0)
     return walk.found
 
 
@@ -70,118 +69,129 @@ def draw(habit: Habit | None, scales: Array, low: float, high: float, count: int
 
 
 class _Walk:
-    """Reads sizes of parameters from an expression; the first one found for each parameter counts."""
+    """Reads sizes of parameters from a formula; the first one found for each parameter counts."""
 
     def __init__(self, form: Form, data: Array) -> None:
         self.found: dict[int, Habit] = {}
-        self.index = {symbol: i for i, symbol in enumerate(form.theta) if i not in form.amplitudes}
-        self.theta = set(form.theta)
-        self.rows = dict(zip(form.symbols, data, strict=True))
-        self.powers = {symbol for symbol, datum in zip(form.symbols, form.data, strict=True) if datum.power}
+        self.amplitudes = set(form.amplitudes)
+        self.rows = data
+        self.powers = {i for i, datum in enumerate(form.data) if datum.power}
 
-    def note(self, symbol: sp.Symbol, kind: Kind, low: float, high: float = np.nan) -> None:
-        if symbol in self.index and np.isfinite(low) and (kind in ("exponent", "place") or low > 0):
-            self.found.setdefault(self.index[symbol], Habit(kind, low, high))
+    def note(self, parameter: int, kind: Kind, low: float, high: float = np.nan) -> None:
+        if parameter not in self.amplitudes and np.isfinite(low) and (kind in ("exponent", "place") or low > 0):
+            self.found.setdefault(parameter, Habit(kind, low, high))
 
-    def size(self, node: Any, spread: bool) -> float | None:
+    def size(self, node: Term, spread: bool) -> float | None:
         """About how large ``node`` is, or with ``spread`` how much it varies; None where parameters decide."""
-        if node in self.rows:
-            row = self.rows[node]
-            if spread:
-                return float(np.ptp(row)) or float(np.abs(row).max()) or 1.0
-            return float(np.median(np.abs(row))) or 1.0
-        if node.is_Number or not node.free_symbols:
-            return abs(float(node)) or 1.0
-        if node in self.theta:
-            return None
-        if node.is_Add:
-            known = [size for one in node.args if not one.is_Number and (size := self.size(one, spread)) is not None]
-            return max(known) if known else None
-        if node.is_Mul:
-            parts = [self.size(one, spread) for one in node.args]
-            return None if None in parts else float(np.prod([part for part in parts if part is not None]))
-        if node.is_Pow and node.exp.is_Number:
-            base = self.size(node.base, spread)
-            return None if base is None else float(base ** float(node.exp))
-        if node.is_Function and node.func.__name__ in ("Min", "Max", "Abs"):
-            return next((size for one in node.args if (size := self.size(one, spread)) is not None), None)
-        return 1.0 if node.is_Function else None
+        match node.kind:
+            case "datum":
+                row = self.rows[node.index]
+                if spread:
+                    return float(np.ptp(row)) or float(np.abs(row).max()) or 1.0
+                return float(np.median(np.abs(row))) or 1.0
+            case "number" | "constant":
+                return abs(node.value) or 1.0
+            case "parameter":
+                return None
+            case "Add":
+                terms = [one for one in node.args if one.kind != "number"]
+                known = [size for one in terms if (size := self.size(one, spread)) is not None]
+                return max(known) if known else None
+            case "Mul":
+                parts = [self.size(one, spread) for one in node.args]
+                return None if None in parts else float(np.prod([part for part in parts if part is not None]))
+            case "Pow":
+                if node.args[1].kind != "number":
+                    return None
+                base = self.size(node.args[0], spread)
+                return None if base is None else float(base ** node.args[1].value)
+            case "Min" | "Max" | "Abs":
+                return next((size for one in node.args if (size := self.size(one, spread)) is not None), None)
+            case _:
+                return 1.0
 
-    def visit(self, node: Any, goal: float | None, depth: int, positive: bool = False) -> None:
+    def visit(self, node: Term, goal: float | None, depth: int, positive: bool = False) -> None:
         """Note the parameters below ``node``, which is to be about ``goal`` large (None: as large as the target).
 
         ``depth``: how many exponentials hold it. ``positive``: it must be above 0 at every row.
         """
         inside = depth > 0
-        if node in self.theta:
-            if goal is not None:
-                self.note(node, "rate" if inside else "size", goal)
-        elif node.func.__name__ == "exp":
-            for term in node.args[0].as_ordered_terms() if node.args[0].is_Add else (node.args[0],):
-                self._exponent(term, depth)
-        elif node.is_Add:
-            self._sum(node, goal, depth, positive)
-        elif node.is_Mul:
-            self._product(node, goal, depth)
-        elif node.is_Pow:
-            if node.exp.is_Number:
-                self.visit(node.base, None if goal is None else goal ** (1 / float(node.exp)), depth)
-            else:
-                self.visit(node.base, 1.0, depth, positive=True)
-                for symbol in node.exp.free_symbols & self.theta:
-                    self.note(symbol, "exponent", *EXPONENTS)
-        else:
-            known = self.size(node, inside) if node.func.__name__ in ("Min", "Max") else 1.0
-            positive = node.func.__name__ == "log"
-            for one in node.args:
-                if one.free_symbols & self.theta:
-                    self.visit(one, known, depth, positive)
+        match node.kind:
+            case "parameter":
+                if goal is not None:
+                    self.note(node.index, "rate" if inside else "size", goal)
+            case "exp":
+                for term in node.args:
+                    self._exponent(term, depth)
+            case "Add":
+                self._sum(node, goal, depth, positive)
+            case "Mul":
+                self._product(node, goal, depth)
+            case "Pow":
+                base, exponent = node.args
+                if exponent.kind == "number":
+                    self.visit(base, None if goal is None else goal ** (1 / exponent.value), depth)
+                else:
+                    self.visit(base, 1.0, depth, positive=True)
+                    for parameter in exponent.parameters:
+                        self.note(parameter, "exponent", *EXPONENTS)
+            case _:
+                known = self.size(node, inside) if node.kind in ("Min", "Max") else 1.0
+                for one in node.args:
+                    if one.parameters:
+                        self.visit(one, known, depth, positive=node.kind == "log")
 
-    def _sum(self, node: Any, goal: float | None, depth: int, positive: bool) -> None:
-        inside = depth > 0
-        plain = [one for one in node.args if one.free_symbols and not one.free_symbols & self.theta]
-        known = self.size(node, inside)
-        if known is None and any(one.is_Number for one in node.args):
-            known = max(abs(float(one)) for one in node.args if one.is_Number)
+    def _sum(self, node: Term, goal: float | None, depth: int, positive: bool) -> None:
+        plain = [one for one in node.args if one.data and not one.parameters]
+        known = self.size(node, depth > 0)
+        if known is None and any(one.kind == "number" for one in node.args):
+            known = max(abs(one.value) for one in node.args if one.kind == "number")
         for one in node.args:
-            sign, symbol = one.as_coeff_Mul()
-            opposite = len(plain) == 1 and sign * plain[0].as_coeff_Mul()[0] < 0  # x - x0, not x + s
-            if symbol in self.theta and opposite and abs(sign) == 1 and not positive:
+            sign, factor = one.coefficient
+            opposite = len(plain) == 1 and sign * plain[0].coefficient[0] < 0  # x - x0, not x + s
+            parameter = factor is not None and factor.kind == "parameter"
+            if factor is not None and parameter and opposite and abs(sign) == 1 and not positive:
                 row = self._value(plain[0]) * (-1.0 if sign > 0 else 1.0)
-                self.note(symbol, "place", float(row.min()), float(row.max()))
-            elif one.free_symbols & self.theta:
+                self.note(factor.index, "place", float(row.min()), float(row.max()))
+            elif one.parameters:
                 self.visit(one, known if known is not None else goal, depth)
 
-    def _product(self, node: Any, goal: float | None, depth: int) -> None:
-        inside = depth > 0
-        sizes = {one: self.size(one, inside) for one in node.args}
-        unknown = [one for one, size in sizes.items() if size is None]
-        known = float(np.prod([size for size in sizes.values() if size is not None]))
-        for one, size in sizes.items():
-            if one.free_symbols & self.theta:
+    def _product(self, node: Term, goal: float | None, depth: int) -> None:
+        sizes = [(one, self.size(one, depth > 0)) for one in node.args]
+        unknown = [one for one, size in sizes if size is None]
+        known = float(np.prod([size for _, size in sizes if size is not None]))
+        for one, size in sizes:
+            if one.parameters:
                 share = None if goal is None else (goal / known) ** (1 / max(1, len(unknown)))
                 self.visit(one, share if size is None else size, depth)
 
-    def _exponent(self, term: Any, depth: int) -> None:
+    def _exponent(self, term: Term, depth: int) -> None:
         """One term of the argument of an exponential: a power of a column, or something about 1 large."""
-        free = term.free_symbols & self.theta
-        logarithms = term.free_symbols & self.powers
-        if len(free) == 1 and len(logarithms) == 1 and term.free_symbols == free | logarithms:
-            row = self.rows[next(iter(logarithms))]
+        if len(term.parameters) == 1 and len(term.data) == 1 and term.data <= self.powers:
+            row = self.rows[next(iter(term.data))]
             # A power within another exponential must stay small itself; elsewhere its amplitude takes up its size.
             reach = float(np.abs(row).max()) * 20 if depth else float(np.ptp(row))
             factor = min(1.0, _MOST / (EXPONENTS[1] * reach)) if reach > 0 else 1.0
-            self.note(next(iter(free)), "exponent", EXPONENTS[0] * factor, EXPONENTS[1] * factor)
-        elif term in self.theta:
-            self.note(term, "exponent", *EXPONENTS)
+            self.note(next(iter(term.parameters)), "exponent", EXPONENTS[0] * factor, EXPONENTS[1] * factor)
+        elif term.kind == "parameter":
+            self.note(term.index, "exponent", *EXPONENTS)
         else:
             self.visit(term, 1.0, depth + 1)
 
-    def _value(self, node: Any) -> Array:
-        """Evaluate a part that depends only on columns, (n,)."""
-        import sympy as sp
-
-        names = [symbol for symbol in self.rows if node.has(symbol)]
+    def _value(self, node: Term) -> Array:
+        """A part that depends on data alone, (n,); NaN where it is no product, sum or power of them."""
+        if node.kind == "datum":
+            return self.rows[node.index]
+        if node.kind in ("number", "constant"):
+            return np.full(self.rows.shape[1], node.value)
+        parts = [self._value(one) for one in node.args]
         with np.errstate(all="ignore"):
-            value = sp.lambdify(names, node, modules=["numpy"])(*(self.rows[name] for name in names))
-        return np.asarray(value, dtype=np.float64)
+            match node.kind:
+                case "Mul":
+                    return np.asarray(np.prod(parts, axis=0))
+                case "Add":
+                    return np.asarray(np.sum(parts, axis=0))
+                case "Pow":
+                    return np.asarray(parts[0] ** parts[1])
+                case _:
+                    return np.full(self.rows.shape[1], np.nan)

@@ -165,7 +165,7 @@ class Law:
     def values(self, frame: pd.DataFrame) -> Array:
         """The data of the formula, (q, n). Raises AnalysisError naming a column that is missing, holds no number, or is
         not positive under a logarithm."""
-        frame = with_derived(frame)
+        frame = with_derived(frame, names=self.reads)
         columns: dict[str, Any] = {name: numbers(frame, name) for name in self.columns}
         columns |= {f"[{name}]": self._at_known_levels(frame, name) for name in self.factors}
         form = self.form()

@@ -13,8 +13,9 @@ import pandas as pd
 from gsq.analysis.checking.card import ReportCard
 from gsq.analysis.checking.generation import generation
 from gsq.analysis.figures.contours import contour_panels
-from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, plain, rate_panel, settings, step_panel
+from gsq.analysis.figures.panels import LABELS, Panel, axis_panel, rate_panel, step_panel
 from gsq.analysis.figures.scatter import collapse_panels, pareto_panels
+from gsq.analysis.figures.settings import plain, settings
 from gsq.analysis.fitting.result import Fit
 from gsq.analysis.tables.table import Array, measured, numbers, varying
 from gsq.config.axes import PANELS

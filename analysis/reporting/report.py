@@ -29,7 +29,7 @@ from gsq.analysis.figures import scatter
 from gsq.analysis.figures.card import card_figure
 from gsq.analysis.figures.contours import contour_figure
 from gsq.analysis.figures.curves import course_figure, curve_figure
-from gsq.analysis.figures.panels import plain, settings
+from gsq.analysis.figures.settings import plain, settings
 from gsq.analysis.figures.style import style, write
 from gsq.analysis.figures.tradeoff import tradeoff_figure
 from gsq.analysis.fitting.fit import fit_determined

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gsq.analysis.errors import AnalysisError
-from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, modifiers, read_levels, roots
+from gsq.config.axes import CONFIGURATION, DEFAULTS, DERIVED, ancestry, modifiers, read_levels, roots
 from gsq.sweeps.schema import columns as schema
 from gsq.words import counted
 
@@ -175,16 +175,22 @@ def _not_a_number(column: pd.Series, name: str) -> str:
     return f"column {name!r} holds something that is not a number"
 
 
-def with_derived(frame: pd.DataFrame, *, fresh: bool = False) -> pd.DataFrame:
+def with_derived(frame: pd.DataFrame, *, fresh: bool = False, names: Collection[str] = tuple(DERIVED)) -> pd.DataFrame:
     """``frame`` with the derived axes that follow from its columns, where they are absent; ``fresh``: computed anew.
+    ``names``: those of them that are wanted, and what they follow from.
 
     The formulas are those of :mod:`gsq.config.axes`, right for every quantizer where the columns depth and levels are
     there. Of a table that is not gsq's own, axes that are no positive numbers are columns of that name, of which
     nothing follows. Raises AnalysisError where an axis of gsq's own table is zero or negative.
     """
     new: dict[str, Array] = {}
+    wanted = {one for name in names for one in ancestry(name)}
     for name, axis in DERIVED.items():
-        if (name in frame and not fresh) or any(need not in frame and need not in new for need in axis.needs):
+        if (
+            name not in wanted
+            or (name in frame and not fresh)
+            or any(need not in frame and need not in new for need in axis.needs)
+        ):
             continue
         given = [one for one in axis.inputs if one in frame and one not in new]
         wrong = {one: text for one in given if (text := _unusable(frame, one))}
@@ -218,16 +224,19 @@ def _levels(frame: pd.DataFrame) -> list[tuple[int, ...] | None]:
     return [levels if levels and (len(levels), max(levels)) == (g, v) else None for levels, g, v in cells]
 
 
-def moved(rows: pd.DataFrame, **axes: Array) -> pd.DataFrame:
-    """``rows`` with other values of some axes, and anew everything that follows from these: the derived axes, the
-    groups of another group_dim. Levels are of one codebook size and number of groups: where either moves, all indices
-    are taken to be of the same size."""
+def moved(rows: pd.DataFrame, at: npt.NDArray[np.intp], names: Collection[str], **axes: Array) -> pd.DataFrame:
+    """The ``rows`` at these places, (n,), with other values of some axes, (n,) each; of them the columns ``names`` and
+    those that these follow from. What follows from the axes is computed anew: derived axes, the groups of another
+    group_dim. Levels are of one codebook size and number of groups: where either moves, all indices are taken to be of
+    the same size."""
+    kept = {*schema.KEY, "quantizer", "latent_dim", *(one for name in names for one in ancestry(name))}
+    rows = rows.loc[:, rows.columns.isin(kept)].iloc[at]
     if "group_dim" in axes:
         axes = {**axes, "groups": numbers(rows, "latent_dim") / axes["group_dim"]}
     changed = rows.assign(**axes)
     if "levels" in rows and axes.keys() & set(roots("bits_per_token")):
         changed = changed.assign(levels=None)
-    return with_derived(changed, fresh=True)
+    return with_derived(changed, fresh=True, names=names)
 
 
 def completed(cells: pd.DataFrame, rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

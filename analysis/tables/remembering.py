@@ -16,8 +16,9 @@ _kept: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("_kept", defau
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Inside, ``remembered`` functions return what they returned for the same tables and values. Change neither."""
-    token = _kept.set({})
+    """Inside, ``remembered`` functions return what they returned for the same tables and values. Change neither. May
+    be nested, and decorate a function."""
+    token = _kept.set(_kept.get() or {})
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from gsq.cli.options import Submitting, line
 from gsq.cli.table_options import require_outputs, table_path
 from gsq.errors import UserError, nearest
 from gsq.files import is_yaml
-from gsq.records.folder import RunFolder, runs_root
+from gsq.records.folder import RunFolder, runs_root, sweep_path
 from gsq.records.read import newest_file, read_metrics
 
 if TYPE_CHECKING:
@@ -279,12 +279,14 @@ def write_report(
 
 def _table_of(sweep: str) -> tuple[Path, tuple[str, ...]]:
     """The results table of a sweep, which is gathered, or a table as it is; and what gathering found wrong."""
-    from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
-    from gsq.sweeps.tables.gather import gathered
-
     root = runs_root()
     table = table_path(sweep)
     yaml = is_yaml(sweep)
+    if not yaml and table.is_file() and not sweep_path(root, sweep).is_dir():
+        return table, ()
+    from gsq.sweeps.planning.folder import SweepFolder, sweep_folder, sweep_names
+    from gsq.sweeps.tables.gather import gathered
+
     if yaml or (not Path(sweep).is_file() and SweepFolder(root, sweep).exists):
         done = gathered(sweep_folder(sweep))
         return done.table, tuple(done.problems)

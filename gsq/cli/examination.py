@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gsq
 from gsq.config.presets import preset
-from gsq.data.manifest import cache_folder, data_root
+from gsq.data.manifest import data_root
 from gsq.data.sources import manifest
 from gsq.errors import Missing, UserError
+from gsq.files import cache_folder
 from gsq.pretrained.weights import REGISTRY, present, weights_folder
 from gsq.records.folder import runs_root
 from gsq.surroundings import cores
@@ -167,7 +168,7 @@ def _folders() -> Iterator[Check]:
     runs = runs_root()
     for name, folder, variable in (
         ("runs", runs, "GSQ_RUNS"),
-        ("cache", cache_folder().parent, "GSQ_CACHE"),
+        ("cache", cache_folder(), "GSQ_CACHE"),
         ("weights", weights_folder(), "GSQ_WEIGHTS"),
     ):
         there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))

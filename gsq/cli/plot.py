@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 from gsq.analysis.fitting.options import Options
+from gsq.analysis.tables.remembering import remembering
 from gsq.cli.fit import load_and_fit
 from gsq.cli.table_options import (
     BoundOption,
@@ -35,6 +36,7 @@ WITH_LAWS = ("scaling", "contours", "groups", "card")
 
 
 @takes(Options, "residuals", "bootstrap", "seed")
+@remembering()
 def plot_command(
     table: TablesArgument,
     kind: Annotated[

@@ -175,6 +175,12 @@ def roots(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def ancestry(name: str) -> tuple[str, ...]:
+    """An axis and all those that it follows from, derived ones and modifiers among them."""
+    inputs = DERIVED[name].inputs if name in DERIVED else ()
+    return tuple(dict.fromkeys([name, *(one for need in inputs for one in ancestry(need))]))
+
+
 def modifiers(name: str, known: Container[object] = ()) -> tuple[str, ...]:
     """The modifiers that a column follows from, directly or through derived axes that are not ``known``."""
     if name not in DERIVED or name in known:

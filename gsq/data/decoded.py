@@ -34,12 +34,12 @@ from gsq.config.run import ExecutionConfig
 from gsq.config.signature import digest
 from gsq.data.images import BrokenImageError, decode
 from gsq.data.listing import shown
-from gsq.data.manifest import PIXEL_BYTES, ImageFile, Manifest, cache_folder
+from gsq.data.manifest import PIXEL_BYTES, ImageFile, Manifest
 from gsq.data.progress import shown_after_a_second
 from gsq.data.shards import read_checked
 from gsq.data.staging import SPARE_BYTES, locked
 from gsq.errors import UserError
-from gsq.files import leftovers, whole
+from gsq.files import cache_folder, leftovers, whole
 from gsq.surroundings import cores
 
 # Decoded data sets below SMALL_BYTES are quickly decoded again, and small enough for each process to keep.
@@ -59,7 +59,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 def images_folder() -> Path:
     """Folder of decoded images, below $GSQ_CACHE (default ~/.cache/gsq)."""
-    return cache_folder().with_name("images")
+    return cache_folder() / "images"
 
 
 def load_image(file: ImageFile) -> Image.Image:

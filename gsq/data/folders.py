@@ -16,10 +16,10 @@ from gsq.data.manifest import (
     ImageFile,
     LeftOut,
     Manifest,
-    cache_folder,
     complete,
     data_root,
     described,
+    manifests_folder,
     write_cache,
 )
 from gsq.data.progress import shown_after_a_second
@@ -118,7 +118,9 @@ def _half_a_split(config: DataConfig, candidates: list[Candidate]) -> list[str]:
 
 
 def _looked_at(root: Path, shown_as: str, entries: list[Entry]) -> list[tuple[Entry, Look | None]]:
-    cache_file = cache_folder() / f"{hashlib.sha256(str(root).encode(errors='surrogateescape')).hexdigest()[:16]}.json"
+    cache_file = (
+        manifests_folder() / f"{hashlib.sha256(str(root).encode(errors='surrogateescape')).hexdigest()[:16]}.json"
+    )
     try:
         known: dict[str, list[object]] = dict(json.loads(cache_file.read_text()))
     except (OSError, ValueError, TypeError):

@@ -22,7 +22,7 @@ from gsq.config.run import DataConfig
 from gsq.config.signature import digest
 from gsq.data.listing import FORMER_SUFFIXES, counted, shown, some, suffix_of
 from gsq.errors import Missing, UserError
-from gsq.files import write_text
+from gsq.files import cache_folder, write_text
 
 # A process keeps the decoded images of a data set in memory if all of them take no more than KEPT_BYTES. Pillow holds
 # PIXEL_BYTES a pixel.
@@ -253,9 +253,9 @@ def build_manifest(
     return Manifest(name, digest(content), tuple(train), tuple(validation), left_out)
 
 
-def cache_folder() -> Path:
-    """Folder of cached manifests, below $GSQ_CACHE (default ~/.cache/gsq)."""
-    return Path(os.environ.get("GSQ_CACHE") or Path.home() / ".cache" / "gsq") / "manifests"
+def manifests_folder() -> Path:
+    """Folder of cached manifests."""
+    return cache_folder() / "manifests"
 
 
 def held_out(files: list[ImageFile], share: float) -> tuple[list[ImageFile], list[ImageFile]]:

@@ -21,7 +21,16 @@ from gsq.config.run import DataConfig
 from gsq.data.images import BrokenImageError, measure
 from gsq.data.kept import Kept
 from gsq.data.listing import IMAGE_SUFFIXES, shown
-from gsq.data.manifest import Candidate, ImageFile, LeftOut, Manifest, cache_folder, complete, data_root, write_cache
+from gsq.data.manifest import (
+    Candidate,
+    ImageFile,
+    LeftOut,
+    Manifest,
+    complete,
+    data_root,
+    manifests_folder,
+    write_cache,
+)
 from gsq.data.progress import shown_after_a_second
 from gsq.data.shard_files import Shard, list_shards
 from gsq.data.tar_files import Member, tar_images
@@ -45,7 +54,7 @@ def shard_manifest(config: DataConfig) -> Manifest:
     shards, left_out = list_shards(config.kind, root)
     base = root if root.is_dir() else root.parent
     where = f"{base}\n{config.image_column}".encode(errors="surrogateescape")
-    folder = cache_folder() / hashlib.sha256(where).hexdigest()[:16]
+    folder = manifests_folder() / hashlib.sha256(where).hexdigest()[:16]
     scan = partial(_scan_or_cached, config.image_column, folder)
     pool = ThreadPoolExecutor(min(8, cores()))
     try:

@@ -27,6 +27,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("GSQ_RUNS") or "results/runs").absolute()
 
 
+def sweep_path(runs: Path, name: str) -> Path:
+    """The folder of a sweep, ``<runs>/sweeps/<name>``."""
+    return runs / "sweeps" / name
+
+
 def attempt_numbers(run: str) -> list[int]:
     """Numbers of the attempts of a run folder, sorted; empty if there is no such folder."""
     try:

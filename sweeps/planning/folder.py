@@ -22,7 +22,7 @@ from gsq.config.run import RunConfig
 from gsq.config.signature import digest
 from gsq.errors import UserError, nearest
 from gsq.files import is_yaml, read_json, write_json, write_text
-from gsq.records.folder import runs_root
+from gsq.records.folder import runs_root, sweep_path
 from gsq.records.read import RunRecord, read_runs
 from gsq.sweeps.planning.cells import Cell, Plan, collector_paused
 
@@ -42,7 +42,7 @@ class SweepFolder:
 
     @property
     def path(self) -> Path:
-        return self.runs / "sweeps" / self.name
+        return sweep_path(self.runs, self.name)
 
     @property
     def exists(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,14 @@ QUICKSTART: tuple[Cell, ...] = (
     (8, 16, 4, 256),
     (8, 8, 2, 1024),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled laws go to a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GSQ_CACHE", str(tmp_path_factory.getbasetemp() / "gsq-cache"))
+        yield
 
 
 def row(cell: Cell, seed: int = 0, **more: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from gsq.analysis.figures.scaling import scaling_figure
-from gsq.analysis.figures.style import save, style, write
+from gsq.analysis.figures.style import place_labels, save, style, write
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
@@ -38,3 +38,19 @@ def test_two_files_of_a_figure_share_one_layout(tmp_path: Path) -> None:
     assert save(figure, tmp_path / "a") is figure and len(laid_out) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.svg"}
     assert figure.get_layout_engine() is engine
+
+
+def test_labels_and_page_share_one_layout() -> None:
+    figure, laid_out = Figure(layout="constrained"), []
+    axes = figure.subplots()
+    axes.plot([1, 2, 3], [1, 2, 3])
+    axes.set_ylabel("a label that takes room")
+    engine: Any = figure.get_layout_engine()
+    execute = engine.execute
+    engine.execute = lambda figure: (laid_out.append(1), execute(figure))[1]
+    taken = place_labels(axes, [(2, 2)], ["two"], [(1, 1), (2, 2), (3, 3)])
+    placed = axes.get_position().bounds
+    with style():
+        write(figure, io.BytesIO(), "svg")
+    assert len(taken) == len(laid_out) == 1 and figure.get_layout_engine() is engine
+    assert axes.get_position().bounds == pytest.approx(placed, abs=1e-6) and placed[0] > 0.05

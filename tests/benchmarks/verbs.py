@@ -1,9 +1,11 @@
 """Processor time of short commands, start-up included, beside an earlier commit's.
 
-    python tests/benchmarks/verbs.py [--before COMMIT] [--rounds 3]
+    python tests/benchmarks/verbs.py [--before COMMIT] [--rounds 3] [--count]
 
-Whole processes with one thread, user and system time, which do not count what else runs on the machine. The two trees
-take turns, on the same table; medians. Prints a table and writes verbs_cpu.json and .md.
+Whole processes with one thread, user and system time. The two trees take turns, on the same table, with Python's
+bytecode and gsq's caches filled as after a first call; medians. A machine that shares its processor is faster at one
+hour than at another: --count has valgrind (Debian's package) count instructions as well, which are the same at any
+hour, and takes minutes. Prints a table and writes verbs_cpu.json and .md.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,14 +35,26 @@ COMMANDS: dict[str, tuple[list[str], float | None]] = {
 }
 
 
-def seconds(arguments: list[str], tree: Path, out: Path) -> float:
+def seconds(arguments: list[str], tree: Path, folder: Path) -> float:
     """Processor seconds of a Python process that imports gsq from a tree."""
-    command = [sys.executable, *(one.format(out=out) for one in arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
     before = os.times()
-    subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True)
+    run([], arguments, tree, folder)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def instructions(arguments: list[str], tree: Path, folder: Path) -> int:
+    """Instructions of such a process, counted by valgrind."""
+    done = run(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"], arguments, tree, folder)
+    return int(re.findall(r"Collected : (\d+)", done.stderr)[-1])
+
+
+def run(before: list[str], arguments: list[str], tree: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, *(one.format(out=folder / "output") for one in arguments)]
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
+    own |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    own |= {"GSQ_CACHE": str(folder / "cache")}
+    return subprocess.run(command, cwd=tree, env={**os.environ, **own}, check=True, capture_output=True, text=True)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -50,17 +65,24 @@ def table(result: dict[str, Any]) -> str:
         f"{result['processor']}, one thread; "
         + ", ".join(f"{name} {number}" for name, number in result["packages"].items())
         + f". Processor seconds of whole processes, medians of {result['rounds']}, in turns with commit "
-        f"`{result['before']}`.",
+        f"`{result['before']}`, and billions of instructions, which do not depend on how fast the machine is at that "
+        "hour.",
         "",
-        "| command | seconds | asked for | commit before | before / now |",
-        "|---|---:|---:|---:|---:|",
+        "| command | seconds | asked for | before | before / now | instructions | before | before / now |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["commands"].items():
         wanted = row["wanted"]
         if name.endswith("Tokenizer"):
             wanted = f"{result['commands']['import torch']['now'] + wanted:.2f}"
         now, before = row["now"], row["before"]
-        lines.append(f"| `{name}` | {now:.2f} | {wanted or '-'} | {before:.2f} | {before / now:.2f} |")
+        cells = [f"`{name}`", f"{now:.2f}", f"{wanted or '-'}", f"{before:.2f}", f"{before / now:.2f}"]
+        if row["instructions"]:
+            now, before = (row["instructions"][which] / 1e9 for which in ("now", "before"))
+            cells += [f"{now:.1f}", f"{before:.1f}", f"{before / now:.2f}"]
+        else:
+            cells += ["not counted", "not counted", "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -68,12 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="HEAD", help="the commit to compare with")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", action="store_true", help="count instructions, too (valgrind)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", args.before], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.strip()
     times: dict[str, dict[str, list[float]]] = {name: {"now": [], "before": []} for name in COMMANDS}
+    counts: dict[str, dict[str, int]] = {name: {} for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "before"
         tree.mkdir()
@@ -83,19 +107,27 @@ def main() -> None:
         for number in range(args.rounds + 1):
             for name, (arguments, _) in COMMANDS.items():
                 for which, where in (("now", ROOT), ("before", tree)):
-                    found = seconds(arguments, where, Path(folder) / "output")
+                    found = seconds(arguments, where, Path(folder))
                     if number:
                         times[name][which].append(found)
                 print(
                     name, {which: round(values[-1], 2) for which, values in times[name].items() if values}, flush=True
                 )
+        for name, (arguments, _) in COMMANDS.items() if args.count else ():
+            for which, where in (("now", ROOT), ("before", tree)):
+                counts[name][which] = instructions(arguments, where, Path(folder))
+            print(name, counts[name], flush=True)
     result = {
         "processor": processor(),
         "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib", "sympy")},
         "before": commit,
         "rounds": args.rounds,
         "commands": {
-            name: {"wanted": wanted, **{which: statistics.median(values) for which, values in times[name].items()}}
+            name: {
+                "wanted": wanted,
+                **{which: statistics.median(values) for which, values in times[name].items()},
+                "instructions": counts[name],
+            }
             for name, (_, wanted) in COMMANDS.items()
         },
     }

@@ -20,7 +20,7 @@ import gsq.data.sources
 from gsq import UserError
 from gsq.config.run import DataConfig
 from gsq.data.batches import ImageSource
-from gsq.data.manifest import Manifest, cache_folder
+from gsq.data.manifest import Manifest, manifests_folder
 from gsq.data.sources import PHOTOS, manifest
 
 
@@ -239,7 +239,7 @@ def test_more_broken_images_than_allowed_are_refused(folder: Path) -> None:
 
 def test_an_image_that_the_system_does_not_open_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, opened = manifest(folder_config(folder)).fingerprint, Image.open
-    shutil.rmtree(cache_folder())
+    shutil.rmtree(manifests_folder())
 
     def away(file: object, *arguments: Any) -> Any:
         if str(file).endswith(("01.png", "05.png", "09.png")):
