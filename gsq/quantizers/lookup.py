@@ -47,7 +47,8 @@ def nearest_rows(queries: Tensor, codebook: Tensor, *, normalise: bool = False) 
     there is, also where squares of float64 vectors overflow or vanish; neither the tiles nor anything else grows as
     N x V. Speed on CUDA: not measured.
     """
-    if queries.ndim != 2 or codebook.ndim != 2 or queries.shape[1] != codebook.shape[1] or not len(codebook):
+    shape, rows = queries.shape, codebook.shape
+    if len(shape) != 2 or len(rows) != 2 or shape[1] != rows[1] or not rows[0]:
         raise ValueError(f"queries (N, d) and codebook (V, d) expected, got {[*queries.shape]}, {[*codebook.shape]}")
     found = lookup_small.nearest(queries, codebook, normalise)
     return _searched(queries, codebook, normalise) if found is None else found

@@ -27,11 +27,12 @@ DIFFERENCES, OF_A_LINE, FEW = 1 << 10, 1 << 12, 8
 ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
 # Multiplications (N x V x d), and pairs of a query and a row, up to which a product in float64 costs less than deciding
 # among several rows; pairs at d = 2, where more rows are left; and pairs that a tile may leave for that.
-WIDE, WIDE_PAIRS, WIDE_PLANE, PAIRS = 1 << 18, 1 << 16, 1 << 19, 64
-# Multiplications (N x V x d) up to which numpy's product stays on one thread; beyond, torch has the threads.
-ONE_THREAD = 1 << 18
-# Scores up to which the one row that is left is found fastest query by query.
-ONE_BY_ONE = 1 << 14
+WIDE, WIDE_PAIRS, WIDE_PLANE, PAIRS = 1 << 17, 1 << 16, 1 << 19, 64
+# Multiplications (N x V x d) up to which numpy's product stays on one thread; parts of a product that cost less than
+# what torch needs beside it, whose number of threads holds beyond.
+ONE_THREAD, PARTS = 1 << 18, 8
+# Scores up to which the one row that is left is found fastest query by query: where rows, or queries, lie along memory.
+ONE_BY_ONE = {True: 1 << 16, False: 1 << 14}
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -57,20 +58,19 @@ def nearest(queries: Tensor, codebook: Tensor, normalise: bool) -> Tensor | None
         return _differences(z, rows)
     if dim == 1:
         return None if normalise else _line(z, rows)
+    if normalise and count * size <= ONE_BY_ONE[size > count]:
+        return _directions(z, rows)
     limit = ROWS.get(dim, MORE_ROWS)
     if size > limit and count * size > limit * QUERIES:
         return None
     index = np.empty(count, dtype=np.int64)
     left = _product(z, rows, normalise, index)
-    if left is None:
-        return None
-    if left:
-        _decide(index, left, z, rows, normalise)
-    return torch.from_numpy(index)
+    return None if left is None else _decided(index, left, z, rows, normalise)
 
 
 def _array(vectors: Tensor) -> Array:
-    vectors = vectors.detach()
+    if vectors.requires_grad:
+        vectors = vectors.detach()
     return (vectors if vectors.dtype is torch.float32 else vectors.float()).numpy()
 
 
@@ -96,6 +96,32 @@ def _line(z: Array, rows: Array) -> Tensor | None:
     to_left, to_right = np.abs(exact - line[left]), np.abs(exact - line[right])
     left, right = order[left], order[right]
     return torch.from_numpy(np.where((to_left < to_right) | ((to_left == to_right) & (left < right)), left, right))
+
+
+def _directions(z: Array, rows: Array) -> Tensor | None:
+    """What ``_product`` finds of normalised vectors in one tile, with no call that it can do without: each costs as
+    much as the distances of 64 queries."""
+    (count, dim), size = z.shape, len(rows)
+    if count * size * dim <= WIDE:
+        queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
+        longest = np.vdot(queries, queries)
+    else:
+        queries, units, eps = z, rows, EPS32
+        longest = _most(np.einsum("ij,ij->i", z, z))
+    squares = np.einsum("ij,ij->i", units, units)
+    if _least(squares) < LOW**2 or _most(squares) > HIGH**2 or not LOW**2 < longest < HIGH**2:
+        return None
+    units = units / np.sqrt(squares)[:, None]
+    axis = int(size > count)
+    scores = _matmul(queries, units.T) if axis else _matmul(units, queries.T)
+    limit = _most(scores, axis, keepdims=True)
+    limit -= (1.5 * dim + 4) * eps * math.sqrt(longest)
+    near = scores >= limit
+    if np.count_nonzero(near) == count:
+        return torch.from_numpy(near.argmax(axis))
+    index = np.empty(count, dtype=np.int64)
+    left: dict[int, list[int]] = {}
+    return _decided(index, left, z, rows, True) if _sorted(near, axis, 0, index, left) else None
 
 
 def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, list[int]] | None:
@@ -126,43 +152,63 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
     axis, wide = int(size > count), max(64, TILE // size)
     offset = squares if axis else squares[:, None]
     for start in range(0, count, wide):
-        part = z[start : start + wide]
+        part = z[start : start + wide] if count > wide else z
         scores = _matmul(part, rows.T) if axis else _matmul(rows, part.T)
         if not normalise:
             scores += offset
         limit = _most(scores, axis=axis, keepdims=True)
         limit -= error
         near = scores >= limit
-        if scores.size <= ONE_BY_ONE and np.count_nonzero(near) == len(part):
-            near.argmax(axis, index[start : start + wide])
+        if scores.size <= ONE_BY_ONE[size > count] and np.count_nonzero(near) == len(part):
+            near.argmax(axis, index[start : start + wide] if count > wide else index)
             continue
-        inner = near.ravel().nonzero()[0]
-        outer = inner // scores.shape[1]
-        inner -= outer * scores.shape[1]
-        query, row = (outer, inner) if axis else (inner, outer)
-        if start:
-            query += start
-        index[query] = row
-        if len(query) > len(part):
-            shared = (np.bincount(query)[query] > 1).nonzero()[0]
-            if len(shared) > PAIRS:
-                return None
-            for one, its in zip(query[shared].tolist(), row[shared].tolist(), strict=True):
-                left.setdefault(one, []).append(its)
+        if not _sorted(near, axis, start, index, left):
+            return None
     return left
 
 
+def _sorted(near: Array, axis: int, start: int, index: Array, left: dict[int, list[int]]) -> bool:
+    """Set ``index`` of a tile's queries, from ``start``, and the rows in ``left`` of those that several are ``near``;
+    whether there are few of these. ``axis``: along which its rows lie."""
+    inner = near.ravel().nonzero()[0]
+    outer = inner // near.shape[1]
+    inner -= outer * near.shape[1]
+    query, row = (outer, inner) if axis else (inner, outer)
+    if start:
+        query += start
+    index[query] = row
+    if len(query) > near.shape[1 - axis]:
+        shared = (np.bincount(query)[query] > 1).nonzero()[0]
+        if len(shared) > PAIRS:
+            return False
+        for one, its in zip(query[shared].tolist(), row[shared].tolist(), strict=True):
+            left.setdefault(one, []).append(its)
+    return True
+
+
 def _matmul(a: Array, b: Array) -> Array:
-    if a.size * b.shape[1] <= ONE_THREAD:
-        return np.asarray(a @ b)
+    cost = a.size * b.shape[1]
+    if cost <= ONE_THREAD:
+        return np.matmul(a, b)
+    if cost <= PARTS * ONE_THREAD:
+        product = np.empty((len(a), b.shape[1]), a.dtype)
+        if len(a) > b.shape[1]:
+            step = max(1, ONE_THREAD // b.size)
+            for start in range(0, len(a), step):
+                np.matmul(a[start : start + step], b, product[start : start + step])
+        else:
+            step = max(1, ONE_THREAD // a.size)
+            for start in range(0, b.shape[1], step):
+                product[:, start : start + step] = a @ b[:, start : start + step]
+        return product
     if a.dtype == np.float64:  # which no setting touches
         return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
     with torch.autocast("cpu", enabled=False), full_precision(CPU):
         return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
-def _decide(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> None:
-    """Set the index of queries that several rows are left to: the first row of least float64 distance."""
+def _decided(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> Tensor:
+    """``index`` with that of queries that several rows are left to: the first row of least float64 distance."""
     for query, found in left.items():
         vectors = np.concatenate([rows[found], z[query : query + 1]]).astype(np.float64)
         if normalise:
@@ -172,3 +218,4 @@ def _decide(index: Array, left: dict[int, list[int]], z: Array, rows: Array, nor
         gaps = vectors[:-1] - vectors[-1]
         gaps *= gaps
         index[query] = found[_sum(gaps, axis=1).argmin()]
+    return torch.from_numpy(index)
