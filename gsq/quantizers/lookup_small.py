@@ -216,6 +216,7 @@ def _decided(index: Array, left: dict[int, list[int]], z: Array, rows: Array, no
             norms = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).numpy()
             vectors /= np.where(norms == 0, 1.0, norms)
         gaps = vectors[:-1] - vectors[-1]
-        gaps *= gaps
-        index[query] = found[_sum(gaps, axis=1).argmin()]
+        # Torch's sum, which the other methods take: numpy's may break a tie in another way.
+        distance = torch.from_numpy(gaps).square_().sum(1).numpy()
+        index[query] = found[distance.argmin()]
     return torch.from_numpy(index)

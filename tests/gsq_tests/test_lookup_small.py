@@ -86,3 +86,14 @@ def test_many_ties_and_other_kinds_are_left_to_others() -> None:
         spoiled[7, 3] = bad
         assert lookup_small.nearest(spoiled, rows, False) is None
         assert lookup_small.nearest(rows, spoiled, False) is None
+
+
+@pytest.mark.parametrize(("count", "size", "dim"), [(1024, 3, 8), (200, 16, 8), (700, 17, 16), (64, 60, 3)])
+def test_ties_of_directions_go_to_the_same_row_by_every_method(count: int, size: int, dim: int) -> None:
+    """Small whole numbers have many equal angles, which roundings of unlike sums would tell apart."""
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        rows = (torch.randn(size, dim, generator=generator) * 4).round()
+        queries = (torch.randn(count, dim, generator=generator) * 2).round()
+        found = nearest_rows(queries, rows, normalise=True)
+        assert torch.equal(found, lookup._searched(queries, rows, True))
