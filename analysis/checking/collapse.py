@@ -14,6 +14,7 @@ from gsq.analysis.fitting.solver import Bools
 from gsq.analysis.jsonable import jsonable
 from gsq.analysis.tables.table import Array, configuration_ids, measured, numbers, varying
 from gsq.config.axes import DERIVED
+from gsq.words import counted
 
 # Learned rates, of one probe protocol.
 PRIORS = ("prior_bits_per_token", "prior_bits_per_pixel")
@@ -149,6 +150,11 @@ def collapse(
 
 def _positive(rows: pd.DataFrame, name: str) -> Array:
     values = numbers(rows, name)
+    if np.isnan(values).any():
+        raise AnalysisError(
+            f"column {name!r} has no value in {counted(int(np.isnan(values).sum()), 'row')} of {len(rows)}; leave them "
+            f'out: --where "{name} > 0"'
+        )
     if not (values > 0).all():
         raise AnalysisError(
             f"column {name!r} must be positive (it is log-transformed); the smallest value is {np.nanmin(values):g}"

@@ -77,6 +77,7 @@ def contour_panels(fit: Fit, x: str | None = None, y: str | None = None, size: i
     given = x is not None and y is not None
     rows, target = fit.rows, fit.target
     axes = _axes(fit, x, y)
+    rows = rows[np.all([np.isfinite(numbers(rows, name)) for name in axes], axis=0)]
     groups = _groups(rows, *axes)
     if not any(_plane(part, *axes) for _, part in groups) and not given:
         raise AnalysisError(
@@ -133,9 +134,10 @@ def _groups(rows: pd.DataFrame, x: str, y: str) -> list[tuple[dict[str, float | 
 
 
 def _plane(part: pd.DataFrame, x: str, y: str) -> int:
-    """Count the cells that differ in x and y; 0 where all lie on one line."""
+    """Count the cells that differ in x and y; 0 where all lie on one line. Cells without one of them do not count."""
     cells = np.unique(np.stack([numbers(part, x), numbers(part, y)], 1), axis=0)
-    return len(cells) if np.linalg.matrix_rank(cells - cells[0]) == 2 else 0
+    cells = cells[np.isfinite(cells).all(axis=1)]
+    return len(cells) if len(cells) and np.linalg.matrix_rank(cells - cells[0]) == 2 else 0
 
 
 def _grid(name: str, values: Array, log: bool, size: int) -> Array:

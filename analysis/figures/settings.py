@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from gsq.config.axes import POWERS, SYMBOLS
 
@@ -13,7 +14,10 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def plain(value: object) -> float | str:
-    return float(value) if isinstance(value, int | float | np.number) else str(value)
+    """A number, or text; "nan" for one that is missing."""
+    if isinstance(value, int | float | np.number):
+        return float(value)
+    return "nan" if value is None or value is pd.NA else str(value)
 
 
 def settings(values: Mapping[str, float | str], *, powers: bool = True) -> str:

@@ -231,6 +231,7 @@ class Marks:
         names = [name for name in dict.fromkeys([*TOKENIZER, *varying(rows)]) if name in varying(rows)]
         self.axes = [name for name in names if rows[name].nunique() <= len(COLOURS)][:2]
         self._levels = [list(np.sort(rows[name].dropna().unique())) for name in self.axes]
+        self._unknown = bool(self.axes) and bool(rows[self.axes[0]].isna().any())
 
     @property
     def colours(self) -> int:
@@ -238,12 +239,13 @@ class Marks:
         return len(self._levels[0]) if self._levels else 0
 
     def of(self, row: pd.Series) -> tuple[str, str]:
-        """Colour and marker of a row."""
+        """Colour and marker of a row; grey where it has no value of the first axis."""
         at = [
-            levels.index(row[name]) if row[name] in levels else 0
+            levels.index(row[name]) if not pd.isna(row[name]) and row[name] in levels else None
             for name, levels in zip(self.axes, self._levels, strict=True)
         ]
-        return COLOURS[at[0] if at else 0], MARKERS[at[1] if len(at) > 1 else 0]
+        colour = COLOURS[0] if not at else GREY if at[0] is None else COLOURS[at[0]]
+        return colour, MARKERS[(at[1] or 0) if len(at) > 1 else 0]
 
     def handles(self) -> list[Line2D]:
         """Handles for a legend."""
@@ -253,6 +255,8 @@ class Marks:
                 shown = setting(name, level if isinstance(level, str) else float(level))
                 colour, marker = (COLOURS[i], "o") if number == 0 else (DARK, MARKERS[i])
                 handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=shown))
+        if self._unknown:
+            handles.append(Line2D([], [], color=GREY, marker="o", linestyle="none", label=f"no {self.axes[0]}"))
         return handles
 
 

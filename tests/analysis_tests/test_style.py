@@ -6,11 +6,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from gsq.analysis.figures.scaling import scaling_figure
-from gsq.analysis.figures.style import place_labels, save, style, write
+from gsq.analysis import AnalysisError, collapse, contour_panels, fit, make_report, pareto_figure, scaling_figure
+from gsq.analysis.figures.style import COLOURS, GREY, place_labels, save, style, write
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
@@ -54,3 +55,22 @@ def test_labels_and_page_share_one_layout() -> None:
         write(figure, io.BytesIO(), "svg")
     assert len(taken) == len(laid_out) == 1 and figure.get_layout_engine() is engine
     assert axes.get_position().bounds == pytest.approx(placed, abs=1e-6) and placed[0] > 0.05
+
+
+def test_rows_without_an_axis_are_drawn_in_grey_and_named(tables) -> None:
+    """A tokenizer trained elsewhere may have no f or D that anybody knows."""
+    frame = tables.load(tables.noisy([(f, 16, g, v) for f in (4, 8) for g in (1, 2) for v in (64, 1024)]))
+    axes = ["downsample", "groups", "latent_dim"]
+    frame = frame.assign(**{name: frame[name].astype("Int64") for name in axes})
+    frame.loc[0, axes] = pd.NA
+    figure = pareto_figure(frame)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-1] == "no downsample"
+    assert {line.get_color() for line in figure.axes[0].lines} >= {COLOURS[0], COLOURS[1], GREY}
+    assert not any("NA" in text.get_text() or "nan" in text.get_text() for one in figure.axes for text in one.texts)
+    panels = contour_panels(fit(frame, "power_law_bpp", bootstrap=0), "codebook_size", "groups", size=5)
+    assert sum(len(panel.points) for panel in panels) == 7
+    with pytest.raises(AnalysisError, match=r"'downsample' has no value in 1 row of 8; .*--where \"downsample > 0\""):
+        collapse(frame)
+    report = make_report(frame, "elsewhere")
+    assert "Pareto front" not in report.not_drawn and "Collapse on bits per pixel" in report.not_drawn
