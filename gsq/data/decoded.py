@@ -32,6 +32,7 @@ from PIL import Image, features
 
 from gsq.config.run import ExecutionConfig
 from gsq.config.signature import digest
+from gsq.data.decoded_sizes import MAPPED_BYTES, images_folder, limit_bytes, wanted_bytes
 from gsq.data.images import BrokenImageError, decode
 from gsq.data.listing import shown
 from gsq.data.manifest import PIXEL_BYTES, ImageFile, Manifest
@@ -39,15 +40,11 @@ from gsq.data.progress import shown_after_a_second
 from gsq.data.shards import read_checked
 from gsq.data.staging import SPARE_BYTES, locked
 from gsq.errors import UserError
-from gsq.files import cache_folder, leftovers, whole
+from gsq.files import leftovers, whole
 from gsq.surroundings import cores
 
-# Decoded data sets below SMALL_BYTES are quickly decoded again, and small enough for each process to keep.
-SMALL_BYTES = 64 << 20
 # Largest memory [bytes] of images being decoded at a time while a cache is built.
 BUILDING_BYTES = 256 << 20
-# Mapped bytes that a process looks at before it lets go of them; they stay in the system's page cache.
-MAPPED_BYTES = 64 << 20
 # Images of a block of resized ones, blocks that a process keeps open, and rows that are written at a time.
 BLOCK, OPEN, ROWS = 64, 8, 256
 # Only images that have at least so many times the pixels of the resized ones are kept resized.
@@ -57,48 +54,12 @@ SUFFIX = ".pixels"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def images_folder() -> Path:
-    """Folder of decoded images, below $GSQ_CACHE (default ~/.cache/gsq)."""
-    return cache_folder() / "images"
-
-
 def load_image(file: ImageFile) -> Image.Image:
     """RGB, see ``gsq.data.images.decode``. Raises UserError for an image that changed since its manifest was taken."""
     try:
         return decode(read_checked(file))
     except BrokenImageError as error:
         raise UserError(f"{shown(str(file.path))}: {shown(file.name)} cannot be read ({error})") from None
-
-
-def wanted_bytes(files: Manifest) -> int:
-    """Bytes that a data set's decoded images take on disk; 0 if they are not to be kept there."""
-    total = files.total_bytes
-    return total if total >= SMALL_BYTES and files.load is None else 0
-
-
-def disk_note(total: int, execution: ExecutionConfig) -> str:
-    """Say where decoded images of ``total`` bytes are kept, for a plan; "" if they are few."""
-    if total < SMALL_BYTES:
-        return ""
-    limit, size = execution.image_cache_gb, f"{total / 1e9:.2g} GB"
-    if total > limit_bytes(execution):
-        return f"decoded they take {size}, but execution.image_cache_gb allows {limit:g}, so processes decode them anew"
-    return (
-        f"decoded they take {size} below {execution.stage_data or images_folder()}, once for all processes "
-        f"of a machine (execution.image_cache_gb allows {limit:g})"
-    )
-
-
-def limit_bytes(execution: ExecutionConfig) -> int:
-    """execution.image_cache_gb in bytes."""
-    return round(execution.image_cache_gb * 1e9)
-
-
-def memory_bytes(files: Manifest, execution: ExecutionConfig) -> int:
-    """Largest memory [bytes] that decoded images take in a run; 0 if the images' sizes are not known."""
-    if 0 < wanted_bytes(files) <= limit_bytes(execution):
-        return min(files.total_bytes, MAPPED_BYTES)
-    return files.decoded_bytes(execution.data_workers)
 
 
 def kept_on_disk(

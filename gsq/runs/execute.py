@@ -171,7 +171,8 @@ def _train_and_evaluate(
     import torch
 
     from gsq.data.batches import ImageSource
-    from gsq.data.decoded import kept_on_disk, wanted_bytes
+    from gsq.data.decoded import kept_on_disk
+    from gsq.data.decoded_sizes import wanted_bytes
     from gsq.data.staging import stage
     from gsq.evaluation.evaluate import evaluate_all
     from gsq.evaluation.protocol import check

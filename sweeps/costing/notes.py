@@ -60,7 +60,7 @@ def image_notes(plan: Plan) -> tuple[str, ...]:
         elif count < evaluation.num_images:
             text += f", which asks for {evaluation.num_images:,}"
         if images.decoded_bytes:
-            from gsq.data.decoded import disk_note
+            from gsq.data.decoded_sizes import disk_note
 
             note = disk_note(images.decoded_bytes, cell.config.execution)
             text += f"; {note}" if note else ""

@@ -277,7 +277,7 @@ class CellMaker:
 
     def _decoded_bytes(self, config: RunConfig, files: Manifest) -> int:
         """Cell.image_bytes."""
-        from gsq.data.decoded import memory_bytes
+        from gsq.data.decoded_sizes import memory_bytes
 
         key = config.data, config.execution.data_workers, config.execution.image_cache_gb
         if key not in self._decoded:

@@ -13,7 +13,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gsq.data.decoded import SUFFIX, images_folder, is_unused, remove_unused
+from gsq.data.decoded import SUFFIX, is_unused, remove_unused
+from gsq.data.decoded_sizes import images_folder
 from gsq.errors import UserError
 from gsq.files import read_json
 from gsq.records.attempt import DONE, RUNNING

@@ -19,8 +19,8 @@ from image_sets import folder_config
 from pictures import picture
 from PIL import Image
 
-import gsq.data.decoded as decoded
 from gsq.config.run import DataConfig, ExecutionConfig
+from gsq.data import decoded, decoded_sizes
 from gsq.data.batches import ImageSource
 from gsq.data.manifest import Manifest
 from gsq.data.sources import manifest
@@ -31,7 +31,7 @@ ON = ExecutionConfig()
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "SMALL_BYTES", 1)
+    monkeypatch.setattr(decoded_sizes, "SMALL_BYTES", 1)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def images(tmp_path: Path) -> DataConfig:
 
 
 def pixels_files() -> list[str]:
-    return sorted(path.name for path in decoded.images_folder().glob("*.pixels"))
+    return sorted(path.name for path in decoded_sizes.images_folder().glob("*.pixels"))
 
 
 def kept(config: DataConfig, execution: ExecutionConfig = ON) -> tuple[Manifest, list[str]]:
@@ -128,9 +128,9 @@ def test_a_run_with_the_cache_has_the_same_numbers(images: DataConfig, tmp_path:
 
 def test_a_process_that_is_killed_leaves_nothing_or_everything(images: DataConfig) -> None:
     code = (
-        "import sys, time; import gsq.data.decoded as decoded\n"
+        "import sys, time; from gsq.data import decoded, decoded_sizes\n"
         "from gsq.config.run import DataConfig, ExecutionConfig; from gsq.data.sources import manifest\n"
-        "decoded.SMALL_BYTES = 1\n"
+        "decoded_sizes.SMALL_BYTES = 1\n"
         "def tick(): print('one', flush=True); time.sleep(0.2)\n"
         "decoded.kept_on_disk(manifest(DataConfig('image_folder', sys.argv[1], 16, validation_share=0.3)),"
         " ExecutionConfig(), tick=tick)"
@@ -139,7 +139,7 @@ def test_a_process_that_is_killed_leaves_nothing_or_everything(images: DataConfi
     assert process.stdout is not None and process.stdout.readline() == "one\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    folder = decoded.images_folder()
+    folder = decoded_sizes.images_folder()
     assert not pixels_files() and len(list(folder.glob(".*.partial"))) == 1
     files, said = kept(images)
     assert not said and files.store is not None and not list(folder.glob(".*.partial"))
@@ -185,7 +185,7 @@ def test_without_locks_they_are_kept_all_the_same(images: DataConfig, monkeypatc
 def test_a_file_that_is_damaged_is_made_again(images: DataConfig) -> None:
     first, _ = kept(images)
     wanted = ImageSource(images, first).train_batch(0, 0, range(4))
-    (path,) = decoded.images_folder().glob("*.pixels")
+    (path,) = decoded_sizes.images_folder().glob("*.pixels")
     for content in (b"", b"short", path.read_bytes()[:-20]):
         path.unlink()
         path.write_bytes(content)
@@ -194,7 +194,7 @@ def test_a_file_that_is_damaged_is_made_again(images: DataConfig) -> None:
 
 
 def test_room_is_made_by_removing_what_no_process_uses(images: DataConfig, tmp_path: Path) -> None:
-    folder = decoded.images_folder()
+    folder = decoded_sizes.images_folder()
     first, _ = kept(images)
     total = first.total_bytes
     other = tmp_path / "other"
@@ -232,6 +232,6 @@ def test_bytes_bound_what_a_process_keeps(images: DataConfig, monkeypatch: pytes
             files.load(file)
             assert mapped.seen <= decoded.MAPPED_BYTES
     plain = manifest(images)
-    assert decoded.memory_bytes(plain, ON) == min(plain.total_bytes, 3 * plain.largest_bytes)
+    assert decoded_sizes.memory_bytes(plain, ON) == min(plain.total_bytes, 3 * plain.largest_bytes)
     off = dataclasses.replace(ON, image_cache_gb=0.0, data_workers=2)
-    assert decoded.memory_bytes(plain, off) == plain.total_bytes + 4 * plain.largest_bytes
+    assert decoded_sizes.memory_bytes(plain, off) == plain.total_bytes + 4 * plain.largest_bytes

@@ -13,7 +13,7 @@ from preamble import PlanOf, WriteRun
 from verbs_at_work import gsq
 
 from gsq import sweeps
-from gsq.data.decoded import images_folder
+from gsq.data.decoded_sizes import images_folder
 from gsq.errors import UserError
 from gsq.records.attempt import DONE, FAILED, RUNNING
 from gsq.records.folder import RunFolder

@@ -144,7 +144,7 @@ def test_only_the_steps_that_remain_are_counted_where_a_shorter_run_is_gone_on_f
 def test_a_plan_says_how_much_decoded_images_take(
     plan_of: PlanOf, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsq.data.decoded.SMALL_BYTES", 1)
+    monkeypatch.setattr("gsq.data.decoded_sizes.SMALL_BYTES", 1)
     keys = {**images(folder, 4, 60), "evaluation.num_images": 55}
     # 4 bytes a pixel; the training images are copies of others.
     (note,) = image_notes(found := plan_of(set=keys, axes={"seed": [0]}))
