@@ -208,13 +208,14 @@ def test_metrics_are_those_of_all_images_at_once() -> None:
     found = evaluate(model, source, evaluation)
     images = source.validation_batch(0, 8)
     with torch.no_grad():
-        output = model(images)
-    x, y = (to_uint8(v).double() / 127.5 - 1 for v in (images, output.images))
+        # In the same batches: some processors round a convolution of eight images unlike one of three.
+        outputs = [model(part) for part in images.split(3)]
+    x, y = (to_uint8(v).double() / 127.5 - 1 for v in (images, torch.cat([one.images for one in outputs])))
     assert found["mse"] == pytest.approx(float((x - y).square().mean()), rel=1e-6)
     features = [np.concatenate([v.flatten(2).mean(2).numpy(), v.flatten(2).std(2).numpy()], 1) for v in (x, y)]
     gap = (features[0].mean(0) - features[1].mean(0)) ** 2
     assert found["rfid"] > gap.sum() * (1 - 1e-5)
-    counts = torch.bincount(output.indices.flatten(), minlength=32)
+    counts = torch.bincount(torch.cat([one.indices.flatten() for one in outputs]), minlength=32)
     assert found["usage"] == float((counts > 0).double().mean()) and found["tokens"] == int(counts.sum())
 
 

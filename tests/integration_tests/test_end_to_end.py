@@ -72,8 +72,9 @@ def test_one_command_makes_table_law_and_figures(first: tuple[Path, subprocess.C
     assert "<svg" in (results / "four-scaling.svg").read_text()
     with Image.open(results / "four-samples.png") as picture:
         assert min(picture.size) > 100
-    # Nothing else appeared beside what was asked for.
-    assert {p.name for p in folder.iterdir()} == {"four.yaml", "results", "runs"}
+    # Nothing else appeared beside what was asked for and the cache.
+    assert {p.name for p in folder.iterdir()} == {"four.yaml", "results", "runs", "cache"}
+    assert {p.name for p in (folder / "cache").iterdir()} == {"laws"}
 
 
 def test_it_says_what_it_measured_fitted_and_wrote(first: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
