@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,13 @@ def seconds(arguments: list[str], tree: Path, folder: Path) -> float:
 
 def instructions(arguments: list[str], tree: Path, folder: Path) -> int:
     """Instructions of such a process, counted by valgrind."""
+    run([], arguments, tree, folder)  # fills caches
     done = run(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"], arguments, tree, folder)
     return int(re.findall(r"Collected : (\d+)", done.stderr)[-1])
 
 
 def run(before: list[str], arguments: list[str], tree: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
     command = [*before, sys.executable, *(one.format(out=folder / "output") for one in arguments)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     own |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
@@ -114,9 +117,14 @@ def main() -> None:
                     name, {which: round(values[-1], 2) for which, values in times[name].items() if values}, flush=True
                 )
         for name, (arguments, _) in COMMANDS.items() if args.count else ():
-            for which, where in (("now", ROOT), ("before", tree)):
-                counts[name][which] = instructions(arguments, where, Path(folder))
-            print(name, counts[name], flush=True)
+            if arguments[:2] == GSQ:
+                with ThreadPoolExecutor() as pool:
+                    jobs = {
+                        which: pool.submit(instructions, arguments, where, Path(folder) / which)
+                        for which, where in (("now", ROOT), ("before", tree))
+                    }
+                counts[name] = {which: job.result() for which, job in jobs.items()}
+                print(name, counts[name], flush=True)
     result = {
         "processor": processor(),
         "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib", "sympy")},
