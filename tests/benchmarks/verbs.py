@@ -65,7 +65,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Short commands",
         "",
-        f"{result['processor']}, one thread; "
+        f"{result['processor']}, one thread, load average {result['load']}; "
         + ", ".join(f"{name} {number}" for name, number in result["packages"].items())
         + f". Processor seconds of whole processes, medians of {result['rounds']}, in turns with commit "
         f"`{result['before']}`, and billions of instructions, which do not depend on how fast the machine is at that "
@@ -99,6 +99,7 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", args.before], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.strip()
+    load = os.getloadavg()[0]
     times: dict[str, dict[str, list[float]]] = {name: {"now": [], "before": []} for name in COMMANDS}
     counts: dict[str, dict[str, int]] = {name: {} for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
@@ -130,6 +131,7 @@ def main() -> None:
         "packages": {name: version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib", "sympy")},
         "before": commit,
         "rounds": args.rounds,
+        "load": round(load, 1),
         "commands": {
             name: {
                 "wanted": wanted,
