@@ -117,11 +117,14 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
     limit = _most(scores, axis, keepdims=True)
     limit -= (1.5 * dim + 4) * eps * math.sqrt(longest)
     near = scores >= limit
+    index = near.argmax(axis)
     if np.count_nonzero(near) == count:
-        return torch.from_numpy(near.argmax(axis))
-    index = np.empty(count, dtype=np.int64)
-    left: dict[int, list[int]] = {}
-    return _decided(index, left, z, rows, True) if _sorted(near, axis, 0, index, left) else None
+        return torch.from_numpy(index)
+    several = (np.add.reduce(near, axis, np.uint32) > 1).nonzero()[0].tolist()
+    if len(several) > PAIRS:
+        return None
+    left = {one: (near[one] if axis else near[:, one]).nonzero()[0].tolist() for one in several}
+    return _decided(index, left, z, rows, True)
 
 
 def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, list[int]] | None:
