@@ -18,7 +18,8 @@ _kept: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("_kept", defau
 def remembering() -> Iterator[None]:
     """Inside, ``remembered`` functions return what they returned for the same tables and values. Change neither. May
     be nested, and decorate a function."""
-    token = _kept.set(_kept.get() or {})
+    kept = _kept.get()
+    token = _kept.set({} if kept is None else kept)
     try:
         yield
     finally:

@@ -34,3 +34,19 @@ def test_once_within_a_report_and_always_outside() -> None:
                 total([1], -1)
         assert len(CALLS) == 9
     assert total([1, 2]) == 3 and len(CALLS) == 10
+
+
+def test_nested_parts_share_what_is_remembered() -> None:
+    calls = []
+
+    @remembered
+    def once(value: int) -> int:
+        calls.append(value)
+        return value
+
+    with remembering():
+        with remembering():
+            once(1)
+        once(1)
+    once(1)
+    assert calls == [1, 1]
