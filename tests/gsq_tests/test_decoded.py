@@ -226,7 +226,8 @@ def test_bytes_bound_what_a_process_keeps(images: DataConfig, monkeypatch: pytes
     files, _ = kept(images)
     assert isinstance(files.load, decoded.Originals)
     mapped = files.load.mapped
-    monkeypatch.setattr(decoded, "MAPPED_BYTES", 3 * files.largest_bytes)
+    for module in (decoded, decoded_sizes):
+        monkeypatch.setattr(module, "MAPPED_BYTES", 3 * files.largest_bytes)
     for _ in range(5):
         for file in files.train:
             files.load(file)
