@@ -121,8 +121,8 @@ def fit_by(
 
 
 @np.errstate(all="ignore")  # what cannot be computed is refused or marked in words
-def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options) -> Fit:
-    """:func:`fit` on rows that :func:`analysis.measured` returned."""
+def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options, determined: bool = False) -> Fit:
+    """:func:`fit` on rows that :func:`analysis.measured` returned; ``determined``: see :func:`fit_determined`."""
     law = law.at_levels(rows)
     if law.outputs and options.noise is not None:
         raise AnalysisError(
@@ -156,6 +156,8 @@ def fit_rows(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Options)
                 f"unit of {' or '.join(law.columns)}; divide that column by a typical value of it and fit again"
             )
     groups = tuple(tuple(law.parameters[i] for i in group) for group in free.groups)
+    if determined and groups:
+        raise AnalysisError(f"{law.name}: {confounded_text(groups)}")
     rank = len(theta) - free.count
     # Rows of one configuration move together, unless the law needs all of them to leave a degree of freedom.
     units = configurations if cells > rank else np.arange(len(rows))
@@ -282,10 +284,7 @@ def fit_determined(rows: pd.DataFrame, excluded: Excluded, law: Law, options: Op
     reason = law.reason_not(rows)
     if reason is not None:
         raise AnalysisError(reason)
-    found = fit_rows(rows, excluded, law, options)
-    if found.confounded:
-        raise AnalysisError(f"{law.name}: {confounded_text(found.confounded)}")
-    return found
+    return fit_rows(rows, excluded, law, options, determined=True)
 
 
 def interval_room(cost: Array, pure: float | Array, cells: int, parameters: int, confidence: float) -> Array:
