@@ -14,25 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsq.quantizers.full_precision import full_precision
+from gsq.quantizers.full_precision import full_precision, is_full
 
 Array = np.ndarray[Any, Any]
-# Scores of one tile (1 MiB of float32).
-TILE = 1 << 18
+# Scores of one tile, by the bytes of each (1 and 0.5 MiB).
+TILE = {4: 1 << 18, 8: 1 << 16}
 # Differences (N x V x d) that cost less than a product and what it needs, the same at d = 1 of a sort, and queries that
 # never repay one.
 DIFFERENCES, OF_A_LINE, FEW = 1 << 10, 1 << 12, 8
 # Codebook rows up to which a product is fastest for any number of queries, by d; the fewer queries, the more rows
 # (timed on Zen 4).
 ROWS, MORE_ROWS, QUERIES = {2: 128}, 256, 1 << 13
-# Multiplications (N x V x d), and pairs of a query and a row, up to which a product in float64 costs less than deciding
-# among several rows; pairs at d = 2, where more rows are left; and pairs that a tile may leave for that.
-WIDE, WIDE_PAIRS, WIDE_PLANE, PAIRS = 1 << 17, 1 << 16, 1 << 19, 64
-# Multiplications (N x V x d) up to which numpy's product stays on one thread; parts of a product that cost less than
-# what torch needs beside it, whose number of threads holds beyond.
-ONE_THREAD, PARTS = 1 << 18, 8
-# Scores up to which the one row that is left is found fastest query by query: where rows, or queries, lie along memory.
-ONE_BY_ONE = {True: 1 << 16, False: 1 << 14}
+# Multiplications (N x V x d) up to which a product in float64 costs less than deciding among several rows; pairs of a
+# query and a row at d = 2, where more rows are left; and pairs that a tile may leave for that.
+WIDE, WIDE_PLANE, PAIRS = 1 << 15, 1 << 19, 64
+# Multiplications (N x V x d) up to which numpy's product stays on one thread, and parts of such a size that cost less
+# than what torch needs beside its product, whose number of threads a user sets.
+ONE_THREAD, PARTS = 1 << 18, 4
+# Scores up to which normalised queries take one tile.
+DIRECTIONS = 1 << 17
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -58,7 +58,7 @@ def nearest(queries: Tensor, codebook: Tensor, normalise: bool) -> Tensor | None
         return _differences(z, rows)
     if dim == 1:
         return None if normalise else _line(z, rows)
-    if normalise and count * size <= ONE_BY_ONE[size > count]:
+    if normalise and count * size <= DIRECTIONS:
         return _directions(z, rows)
     limit = ROWS.get(dim, MORE_ROWS)
     if size > limit and count * size > limit * QUERIES:
@@ -102,38 +102,34 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
     """What ``_product`` finds of normalised vectors in one tile, with no call that it can do without: each costs as
     much as the distances of 64 queries."""
     (count, dim), size = z.shape, len(rows)
-    if count * size * dim <= WIDE:
+    queries, units, eps, axis = z, rows, EPS32, int(size > count)
+    if dim == 2 or count * size * dim <= WIDE:
         queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
         longest = np.vdot(queries, queries)
     else:
-        queries, units, eps = z, rows, EPS32
-        longest = _most(np.einsum("ij,ij->i", z, z))
-    squares = np.einsum("ij,ij->i", units, units)
+        longest = _most(np.vecdot(z, z))
+        # The norms of few rows are cheap in float64, and spare the bound their error.
+        units = rows.astype(np.float64) if 8 * size <= count else rows
+    squares = np.vecdot(units, units)
     if _least(squares) < LOW**2 or _most(squares) > HIGH**2 or not LOW**2 < longest < HIGH**2:
         return None
-    units = units / np.sqrt(squares)[:, None]
-    axis = int(size > count)
+    error = ((1.5 if units.dtype == queries.dtype else 1.0) * dim + 4) * eps * math.sqrt(longest)
+    units = (units / np.sqrt(squares)[:, None]).astype(queries.dtype, copy=False)
     scores = _matmul(queries, units.T) if axis else _matmul(units, queries.T)
     limit = _most(scores, axis, keepdims=True)
-    limit -= (1.5 * dim + 4) * eps * math.sqrt(longest)
-    near = scores >= limit
-    index = near.argmax(axis)
-    if np.count_nonzero(near) == count:
-        return torch.from_numpy(index)
-    several = (np.add.reduce(near, axis, np.uint32) > 1).nonzero()[0].tolist()
-    if len(several) > PAIRS:
-        return None
-    left = {one: (near[one] if axis else near[:, one]).nonzero()[0].tolist() for one in several}
-    return _decided(index, left, z, rows, True)
+    limit -= error
+    index = np.empty(count, dtype=np.int64)
+    left: dict[int, list[int]] = {}
+    return _decided(index, left, z, rows, True) if _sorted(scores >= limit, axis, 0, index, left) else None
 
 
 def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, list[int]] | None:
     """Set ``index`` where a single row is left; the rows, ascending, of the others. None where that does not work."""
     (count, dim), size = z.shape, len(rows)
     eps = EPS32
-    if count * size <= (WIDE_PLANE if dim == 2 else min(WIDE_PAIRS, WIDE // dim)):
+    if count * size <= (WIDE_PLANE if dim == 2 else WIDE // dim):
         z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
-    squares = np.einsum("ij,ij->i", rows, rows)
+    squares = np.vecdot(rows, rows)
     # In float64 the bound is far below any gap, so that the length of all queries together does for the longest.
     longest = np.vdot(z, z) if eps == EPS64 else _most(np.einsum("ij,ij->i", z, z))
     width, reach = math.sqrt(_most(squares)), math.sqrt(longest)
@@ -152,7 +148,7 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
         squares *= -0.5
     left: dict[int, list[int]] = {}
     # The longer side lies along memory.
-    axis, wide = int(size > count), max(64, TILE // size)
+    axis, wide = int(size > count), max(64, TILE[z.itemsize] // size)
     offset = squares if axis else squares[:, None]
     for start in range(0, count, wide):
         part = z[start : start + wide] if count > wide else z
@@ -161,11 +157,7 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
             scores += offset
         limit = _most(scores, axis=axis, keepdims=True)
         limit -= error
-        near = scores >= limit
-        if scores.size <= ONE_BY_ONE[size > count] and np.count_nonzero(near) == len(part):
-            near.argmax(axis, index[start : start + wide] if count > wide else index)
-            continue
-        if not _sorted(near, axis, start, index, left):
+        if not _sorted(scores >= limit, axis, start, index, left):
             return None
     return left
 
@@ -190,36 +182,49 @@ def _sorted(near: Array, axis: int, start: int, index: Array, left: dict[int, li
 
 
 def _matmul(a: Array, b: Array) -> Array:
+    """Of a (m, d) and b (d, n), mostly m <= n."""
     cost = a.size * b.shape[1]
     if cost <= ONE_THREAD:
-        return np.matmul(a, b)
+        return np.dot(a, b)
     if cost <= PARTS * ONE_THREAD:
-        product = np.empty((len(a), b.shape[1]), a.dtype)
-        if len(a) > b.shape[1]:
-            step = max(1, ONE_THREAD // b.size)
-            for start in range(0, len(a), step):
-                np.matmul(a[start : start + step], b, product[start : start + step])
-        else:
-            step = max(1, ONE_THREAD // a.size)
-            for start in range(0, b.shape[1], step):
-                product[:, start : start + step] = a @ b[:, start : start + step]
+        product, step = np.empty((len(a), b.shape[1]), a.dtype), max(1, ONE_THREAD // a.size)
+        for start in range(0, b.shape[1], step):
+            product[:, start : start + step] = np.dot(a, b[:, start : start + step])
         return product
-    if a.dtype == np.float64:  # which no setting touches
-        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    if a.dtype == np.float64 or is_full(CPU):
+        return torch.mm(left, right).numpy()
     with torch.autocast("cpu", enabled=False), full_precision(CPU):
-        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+        return torch.mm(left, right).numpy()
 
 
 def _decided(index: Array, left: dict[int, list[int]], z: Array, rows: Array, normalise: bool) -> Tensor:
     """``index`` with that of queries that several rows are left to: the first row of least float64 distance."""
     for query, found in left.items():
-        vectors = np.concatenate([rows[found], z[query : query + 1]]).astype(np.float64)
+        near, one = rows[found].astype(np.float64), z[query].astype(np.float64)
+        # Mostly a float64 score tells them apart; what it leaves is a tie, or as good as one.
+        scores, squares = near @ one, np.vecdot(near, near)
+        reach = math.sqrt(one @ one)
         if normalise:
-            # As ``lookup_range.prepared`` does it.
-            norms = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).numpy()
-            vectors /= np.where(norms == 0, 1.0, norms)
-        gaps = vectors[:-1] - vectors[-1]
-        # Torch's sum, which the other methods take: numpy's may break a tie in another way.
-        distance = torch.from_numpy(gaps).square_().sum(1).numpy()
-        index[query] = found[distance.argmin()]
+            scores /= np.sqrt(squares)
+            error = (1.5 * len(one) + 4) * EPS64 * reach
+        else:
+            scores -= 0.5 * squares
+            error = (len(one) + 3) * EPS64 * (reach + math.sqrt(_most(squares))) ** 2 * 2
+        least = scores.argmax()
+        if np.count_nonzero(scores >= scores[least] - error) > 1:
+            least = _equal(near, one, normalise)
+        index[query] = found[least]
     return torch.from_numpy(index)
+
+
+def _equal(near: Array, one: Array, normalise: bool) -> int:
+    """The place in ``near`` (n, d) of the first row of least distance to ``one`` (d,), float64, as the other methods
+    round it."""
+    vectors = np.concatenate([near, one[None]])
+    if normalise:
+        # As ``lookup_range.prepared`` does it.
+        norms = torch.linalg.vector_norm(torch.from_numpy(vectors), dim=1, keepdim=True).numpy()
+        vectors /= np.where(norms == 0, 1.0, norms)
+    # Torch's sum, which the other methods take: numpy's may break a tie in another way.
+    return int(torch.from_numpy(vectors[:-1] - vectors[-1]).square_().sum(1).argmin())
