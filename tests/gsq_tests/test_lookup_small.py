@@ -10,6 +10,7 @@ from test_lookup import KINDS, assert_nearest, brute_force, first_equal, unit
 from torch import Tensor
 
 from gsq.quantizers import lookup, lookup_small
+from gsq.quantizers.full_precision import full_precision, is_full
 from gsq.quantizers.lookup import nearest_rows
 
 
@@ -63,6 +64,26 @@ def test_one_dimension(alone: None, size: int, count: int) -> None:
 def test_half_precision_counts_as_it_is(alone: None, dtype: torch.dtype) -> None:
     rows, queries = unit(64, 8, 10).to(dtype), unit(200, 8, 11).to(dtype)
     assert torch.equal(nearest_rows(queries, rows), brute_force(queries, rows))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch before 2.9")
+def test_products_have_full_precision_whatever_is_set(alone: None) -> None:
+    """Settings that are left alone are those that change nothing."""
+    products: Any = torch.backends.mkldnn.matmul
+    before, cpu, rows, queries = products.fp32_precision, torch.device("cpu"), unit(64, 64, 20), unit(1024, 64, 21)
+    expected = nearest_rows(queries, rows, normalise=True)
+    assert is_full(cpu)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_full(cpu)
+        assert torch.equal(nearest_rows(queries, rows, normalise=True), expected)
+    try:
+        products.fp32_precision = "bf16"
+        assert not is_full(cpu)
+        assert torch.equal(nearest_rows(queries, rows, normalise=True), expected)
+        with full_precision(cpu):
+            assert is_full(cpu)
+    finally:
+        products.fp32_precision = before
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-10, 1e12, 1e30])
