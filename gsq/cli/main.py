@@ -7,52 +7,85 @@ import os
 import re
 import sys
 import warnings
+from functools import lru_cache
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from gsq.analysis.fitting.progress import show_stages
-from gsq.cli.allocate import allocate_command
-from gsq.cli.cancel_retry import cancel_command, retry_command
-from gsq.cli.check import check_command, new_command
-from gsq.cli.clean import clean_command
-from gsq.cli.data import data_command
-from gsq.cli.design import design_command
-from gsq.cli.doctor import doctor_command
-from gsq.cli.evaluate import evaluate_command
-from gsq.cli.export import export_command
-from gsq.cli.fit import fit_command
-from gsq.cli.init import init_command
-from gsq.cli.logs import logs_command
 from gsq.cli.options import line
-from gsq.cli.plan import plan_command
-from gsq.cli.plot import plot_command
-from gsq.cli.publish import publish_command
-from gsq.cli.report import report_command
-from gsq.cli.results import gather_command, results_app
-from gsq.cli.run import run_command
-from gsq.cli.schema import schema_command
-from gsq.cli.status import status_command
-from gsq.cli.submit import submit_command
-from gsq.cli.sweeps import sweeps_app
 from gsq.cli.taking import declare
-from gsq.cli.tokenizer import reconstruct_command, tokenize_command
-from gsq.cli.track import track_command
-from gsq.cli.train import train_command
-from gsq.cli.weights import weights_app
 from gsq.data.progress import Shown
 from gsq.ending import end_without_threads
 
-app = typer.Typer(
-    name="gsq",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Scaling-law experiments for discrete image tokenizers.\n\n"
-    "From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use into "
-    "Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then write a YAML of your own.",
-)
+# In the order of --help: where each verb is. The others are not imported for one of them.
+COMMANDS = {
+    "init": "init:init_command",
+    "run": "run:run_command",
+    "data": "data:data_command",
+    "plan": "plan:plan_command",
+    "submit": "submit:submit_command",
+    "status": "status:status_command",
+    "logs": "logs:logs_command",
+    "cancel": "cancel_retry:cancel_command",
+    "retry": "cancel_retry:retry_command",
+    "gather": "results:gather_command",
+    "track": "track:track_command",
+    "clean": "clean:clean_command",
+    "fit": "fit:fit_command",
+    "allocate": "allocate:allocate_command",
+    "plot": "plot:plot_command",
+    "report": "report:report_command",
+    "export": "export:export_command",
+    "design": "design:design_command",
+    "train": "train:train_command",
+    "evaluate": "evaluate:evaluate_command",
+    "reconstruct": "tokenizer:reconstruct_command",
+    "tokenize": "tokenizer:tokenize_command",
+    "publish": "publish:publish_command",
+    "new": "check:new_command",
+    "check": "check:check_command",
+    "doctor": "doctor:doctor_command",
+    "schema": "schema:schema_command",
+    "sweeps": "sweeps:sweeps_app",
+    "results": "results:results_app",
+    "weights": "weights:weights_app",
+}
+app: typer.Typer
+"""Every command, made when it is asked for."""
+
+
+def __getattr__(name: str) -> typer.Typer:
+    if name == "app":
+        return application(tuple(COMMANDS))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@lru_cache(maxsize=1)
+def application(verbs: tuple[str, ...]) -> typer.Typer:
+    """The ``gsq`` command with these verbs."""
+    made = typer.Typer(
+        name="gsq",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Scaling-law experiments for discrete image tokenizers.\n\n"
+        "From one sweep YAML: plan the cells, train and evaluate them here or on SLURM, gather rFID and codebook use "
+        "into Parquet, fit a scaling law, draw it. Start with [bold]gsq run quickstart[/bold], then write a YAML of "
+        "your own.",
+    )
+    made.callback()(options)
+    for verb in verbs:
+        module, _, name = COMMANDS[verb].partition(":")
+        found = getattr(import_module(f"gsq.cli.{module}"), name)
+        if isinstance(found, typer.Typer):
+            made.add_typer(found, name=verb)
+        else:
+            made.command(verb)(found)
+    _finish(made)
+    return made
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,7 +96,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -82,40 +114,6 @@ def _finish(commands: typer.Typer) -> None:
     for group in commands.registered_groups:
         if group.typer_instance:
             _finish(group.typer_instance)
-
-
-# In the order of --help.
-app.command("init")(init_command)
-app.command("run")(run_command)
-app.command("data")(data_command)
-app.command("plan")(plan_command)
-app.command("submit")(submit_command)
-app.command("status")(status_command)
-app.command("logs")(logs_command)
-app.command("cancel")(cancel_command)
-app.command("retry")(retry_command)
-app.command("gather")(gather_command)
-app.command("track")(track_command)
-app.command("clean")(clean_command)
-app.command("fit")(fit_command)
-app.command("allocate")(allocate_command)
-app.command("plot")(plot_command)
-app.command("report")(report_command)
-app.command("export")(export_command)
-app.command("design")(design_command)
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("reconstruct")(reconstruct_command)
-app.command("tokenize")(tokenize_command)
-app.command("publish")(publish_command)
-app.command("new")(new_command)
-app.command("check")(check_command)
-app.command("doctor")(doctor_command)
-app.command("schema")(schema_command)
-app.add_typer(sweeps_app, name="sweeps")
-app.add_typer(results_app, name="results")
-app.add_typer(weights_app, name="weights")
-_finish(app)
 
 
 def _warning_text(
@@ -140,7 +138,8 @@ def main() -> None:
     show_stages(lambda what, total: Shown(f"fit: {what}", total, patience=1.0 if sys.stderr.isatty() else 10.0))
     code: object = 1
     try:
-        app()
+        verb = next((one for one in sys.argv[1:] if not one.startswith("-")), "")
+        application((verb,) if verb in COMMANDS else tuple(COMMANDS))()
     except SystemExit as end:
         code = end.code
         raise

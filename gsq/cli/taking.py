@@ -34,6 +34,7 @@ def _option(name: str, kind: Any, how: Mapping[str, Any]) -> Any:
     return Annotated[kind, typer.Option(f"--{name.replace('_', '-')}", **how)]
 
 
+@functools.cache  # the options of a command are declared once
 def declare(command: Command) -> str:
     """Give the parameters of ``command`` the options of its docstring; returns the rest of the docstring.
 

@@ -31,3 +31,11 @@ def test_fits_and_figures_do_without_torch_and_scipy_stats(verb: str, tmp_path: 
     assert "gsq.analysis.fitting.fit" in found
     assert not found & {"torch", "scipy.stats", "scipy.spatial", "matplotlib.pyplot"}
     assert ("matplotlib" in found) == (verb == "plot")
+
+
+def test_a_verb_does_without_the_others() -> None:
+    found = loaded("from gsq.cli.main import main; main()", "--version", "schema", "cell")
+    assert {one for one in found if one.startswith("gsq.cli.")} >= {"gsq.cli.main", "gsq.cli.schema"}
+    assert not found & {"gsq.cli.train", "gsq.cli.sweeps"}
+    # What a word that is none of them may mean takes all.
+    assert loaded("from gsq.cli.main import main; main()", "schem") > {"gsq.cli.train", "gsq.cli.sweeps"}
