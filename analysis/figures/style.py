@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -294,6 +295,8 @@ def place_labels(
     while figure is not None and figure.figure is not figure:  # get_figure(root=True) of matplotlib 3.10
         figure = figure.figure
     assert isinstance(figure, Figure)
+    if type(figure.canvas) is FigureCanvasBase:
+        FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]  # keeps a renderer, else made anew for each text
     if not settled:
         # Lay it out without drawing it (draw_without_rendering does both).
         layout = figure.get_layout_engine()
