@@ -162,7 +162,7 @@ class Manifest:
     store: Any = None
     """The place on disk of decoded and resized images (gsq.data.decoded.Store)."""
 
-    @property
+    @cached_property
     def label(self) -> str:
         return f"{self.name}:{self.fingerprint}"
 
