@@ -103,14 +103,15 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
     much as the distances of 64 queries."""
     (count, dim), size = z.shape, len(rows)
     queries, units, eps, axis = z, rows, EPS32, int(size > count)
-    if dim == 2 or count * size * dim <= WIDE:
-        queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
-        longest = np.vdot(queries, queries)
-    else:
-        longest = _most(np.vecdot(z, z))
-        # The norms of few rows are cheap in float64, and spare the bound their error.
-        units = rows.astype(np.float64) if 8 * size <= count else rows
-    squares = np.vecdot(units, units)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dim == 2 or count * size * dim <= WIDE:
+            queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
+            longest = np.vdot(queries, queries)
+        else:
+            longest = _most(np.vecdot(z, z))
+            # The norms of few rows are cheap in float64, and spare the bound their error.
+            units = rows.astype(np.float64) if 8 * size <= count else rows
+        squares = np.vecdot(units, units)
     if _least(squares) < LOW**2 or _most(squares) > HIGH**2 or not LOW**2 < longest < HIGH**2:
         return None
     error = ((1.5 if units.dtype == queries.dtype else 1.0) * dim + 4) * eps * math.sqrt(longest)
@@ -129,7 +130,7 @@ def _product(z: Array, rows: Array, normalise: bool, index: Array) -> dict[int, 
     eps = EPS32
     if count * size <= (WIDE_PLANE if dim == 2 else WIDE // dim):
         z, rows, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
-    squares = np.vecdot(rows, rows)
+    squares = np.einsum("ij,ij->i", rows, rows)
     # In float64 the bound is far below any gap, so that the length of all queries together does for the longest.
     longest = np.vdot(z, z) if eps == EPS64 else _most(np.einsum("ij,ij->i", z, z))
     width, reach = math.sqrt(_most(squares)), math.sqrt(longest)
