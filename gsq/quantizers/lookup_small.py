@@ -103,15 +103,15 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
     much as the distances of 64 queries."""
     (count, dim), size = z.shape, len(rows)
     queries, units, eps, axis = z, rows, EPS32, int(size > count)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dim == 2 or count * size * dim <= WIDE:
-            queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
-            longest = np.vdot(queries, queries)
-        else:
+    if dim == 2 or count * size * dim <= WIDE:
+        queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
+        longest, squares = np.vdot(queries, queries), np.vecdot(units, units)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
             longest = _most(np.vecdot(z, z))
             # The norms of few rows are cheap in float64, and spare the bound their error.
             units = rows.astype(np.float64) if 8 * size <= count else rows
-        squares = np.vecdot(units, units)
+            squares = np.vecdot(units, units)
     if _least(squares) < LOW**2 or _most(squares) > HIGH**2 or not LOW**2 < longest < HIGH**2:
         return None
     error = ((1.5 if units.dtype == queries.dtype else 1.0) * dim + 4) * eps * math.sqrt(longest)
