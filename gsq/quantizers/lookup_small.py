@@ -112,7 +112,8 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
             # The norms of few rows are cheap in float64, and spare the bound their error.
             units = rows.astype(np.float64) if 8 * size <= count else rows
             squares = np.vecdot(units, units)
-    if _least(squares) < LOW**2 or _most(squares) > HIGH**2 or not LOW**2 < longest < HIGH**2:
+    # NaN is within no limits.
+    if not (_least(squares) >= LOW**2 and _most(squares) <= HIGH**2 and LOW**2 < longest < HIGH**2):
         return None
     error = ((1.5 if units.dtype == queries.dtype else 1.0) * dim + 4) * eps * math.sqrt(longest)
     units = (units / np.sqrt(squares)[:, None]).astype(queries.dtype, copy=False)

@@ -109,7 +109,10 @@ def test_many_ties_and_other_kinds_are_left_to_others() -> None:
         spoiled[7, 3] = bad
         assert lookup_small.nearest(spoiled, rows, False) is None
         assert lookup_small.nearest(rows, spoiled, False) is None
-        assert lookup_small.nearest(spoiled, rows, True) is None
+        for count in (8, 300):
+            assert lookup_small.nearest(spoiled[:count], rows, True) is None
+            with pytest.raises(ValueError, match="codebook"):
+                nearest_rows(rows[:count], spoiled[:count], normalise=True)
 
 
 @pytest.mark.parametrize(("count", "size", "dim"), [(1024, 3, 8), (200, 16, 8), (700, 17, 16), (64, 60, 3)])
