@@ -22,7 +22,7 @@ quickstart: install  ## train, measure and fit a scaling curve in a few minutes
 	$(BIN)/gsq run sweeps/configs/quickstart.yaml
 
 test: install  ## run the tests (SLURM's are skipped, with the reason, where there is none)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
 	@# Those on SLURM share one small cluster, so one after the other. Exit code 5: ARGS selected none.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm $(ARGS) || [ $$? -eq 5 ]
 
@@ -36,7 +36,7 @@ trackio: install  ## test gsq track with Trackio, beside .venv, since it needs a
 
 lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versions that pyproject.toml allows
 	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LOWEST_TESTS))
 
 # Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
 # and figures that name matplotlib's version.
@@ -75,7 +75,7 @@ installed: dist  ## install the wheel into an empty environment and work from th
 
 coverage: install  ## run the tests but SLURM's, and list the lines that none of them runs
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m "not slurm" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

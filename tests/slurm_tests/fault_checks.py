@@ -24,6 +24,8 @@ ENDS = {
     "PREEMPTED": "preempted",
     "OUT_OF_MEMORY": "out_of_memory",
 }
+# SLURM may take the end of a requeued job's last start for that of its next, whose step then trains on without a job.
+OUTLIVED = "outlived its job"
 # What SLURM itself does to a job, whatever the attempt comes to in its last seconds.
 REQUEUING = ("requeue", "node_failure")
 
@@ -57,7 +59,7 @@ def find_outcomes(this: Round) -> None:
     struck = {outcome for f in this.faults for outcome in COLLATERAL.get(f.kind, ())}
     doubled = {f.signature for f in this.faults if f.kind in OVERLAPPING}
     for fault in this.faults:
-        allowed = {*KINDS[fault.kind].outcomes, *struck}
+        allowed = {*KINDS[fault.kind].outcomes, *struck, OUTLIVED}
         # A run that was done, or that another process did, before its fate (or SLURM's signal) reached it.
         allowed |= {"done"} if fault.moment == "done" or fault.kind in ("scancel", "walltime") else set()
         # One that is preempted as it starts has time to stop.
@@ -85,7 +87,10 @@ def _end_of_start(starts: list[tuple[float, str]], when: float) -> str:
     Whether its next start left a word of its own does not matter: a fault may have killed it as it began.
     """
     # Accounting counts in seconds.
-    state, *later = [state for ended, state in starts if ended >= int(when)]
+    states = [state for ended, state in starts if ended >= int(when)]
+    if starts and not states:
+        return OUTLIVED
+    state, *later = states
     return "requeued" if later or state == "REQUEUED" else ENDS.get(state, "lost")
 
 
