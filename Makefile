@@ -3,8 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 PYTHON ?= python3
+# Processes that test at a time.
+WORKERS ?= 2
 
-.PHONY: help install quickstart test trackio lowest faults figures gpu dist installed coverage lint types format clean
+.PHONY: help install quickstart test unit slurm trackio lowest faults figures gpu dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,9 +23,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: install  ## train, measure and fit a scaling curve in a few minutes
 	$(BIN)/gsq run sweeps/configs/quickstart.yaml
 
-test: install  ## run the tests (SLURM's are skipped, with the reason, where there is none)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
-	@# Those on SLURM share one small cluster, so one after the other. Exit code 5: ARGS selected none.
+test: unit slurm  ## run the tests (SLURM's are skipped, with the reason, where there is none)
+
+# Exit code 5: ARGS selected none.
+unit: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
+
+# They share one small cluster, so one after the other.
+slurm: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm $(ARGS) || [ $$? -eq 5 ]
 
 trackio: install  ## test gsq track with Trackio, beside .venv, since it needs an older Pillow (about a minute)
@@ -36,7 +43,7 @@ trackio: install  ## test gsq track with Trackio, beside .venv, since it needs a
 
 lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versions that pyproject.toml allows
 	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LOWEST_TESTS))
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LOWEST_TESTS))
 
 # Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
 # and figures that name matplotlib's version.
@@ -45,7 +52,7 @@ LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_dis
 	tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	sweeps_tests/test_own_parts sweeps_tests/test_programs sweeps_tests/test_horizons sweeps_tests/test_json_schema \
-	sweeps_tests/test_starting sweeps_tests/test_tracking sweeps_tests/test_containers \
+	sweeps_tests/test_starting sweeps_tests/test_tracking sweeps_tests/test_containers sweeps_tests/test_probe_interrupted \
 	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 
 $(LOWEST)/.installed: pyproject.toml .ci/constraints-lowest.txt
@@ -75,7 +82,7 @@ installed: dist  ## install the wheel into an empty environment and work from th
 
 coverage: install  ## run the tests but SLURM's, and list the lines that none of them runs
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

@@ -31,8 +31,9 @@ WIDE, WIDE_PLANE, PAIRS = 1 << 15, 1 << 19, 64
 # Multiplications (N x V x d) up to which numpy's product stays on one thread, and parts of such a size that cost less
 # than what torch needs beside its product, whose number of threads a user sets.
 ONE_THREAD, PARTS = 1 << 18, 4
-# Scores up to which normalised queries take one tile, and queries whose joint length bounds a rounding well enough.
-DIRECTIONS, TOGETHER = 1 << 17, 64
+# Scores up to which normalised queries take one tile, and values (N x d) of queries whose joint length bounds a rounding
+# well enough.
+DIRECTIONS, TOGETHER = 1 << 17, 1 << 11
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -107,8 +108,8 @@ def _directions(z: Array, rows: Array) -> Tensor | None:
         queries, units, eps = z.astype(np.float64), rows.astype(np.float64), EPS64
         longest, squares = np.vdot(queries, queries), np.vecdot(units, units)
     else:
-        # All queries together do for the longest of few. Neither call warns of an overflow, as vecdot would in float32.
-        longest = np.vdot(z, z) if count <= TOGETHER else _most(np.einsum("ij,ij->i", z, z))
+        # Few queries together do for the longest. Neither call warns of an overflow, as vecdot would in float32.
+        longest = np.vdot(z, z) if z.size <= TOGETHER else _most(np.einsum("ij,ij->i", z, z))
         # The norms of few rows are cheap in float64, and spare the bound their error.
         units = rows.astype(np.float64) if 8 * size <= count else rows
         squares = np.einsum("ij,ij->i", units, units)

@@ -9,12 +9,18 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+# What a notebook repeats for its statistics, and how often is enough to see that it runs.
+CUTS = {"03_design": {"orders=200": "orders=20", "orders=40": "orders=4", "range(10)": "range(2)"}}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
-    notebook = nbformat.read(path, as_version=4)
+    text = path.read_text()
+    for whole, cut in CUTS.get(path.stem, {}).items():
+        assert whole in text
+        text = text.replace(whole, cut)
+    notebook = nbformat.reads(text, as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
