@@ -31,8 +31,8 @@ WIDE, WIDE_PLANE, PAIRS = 1 << 15, 1 << 19, 64
 # Multiplications (N x V x d) up to which numpy's product stays on one thread, and parts of such a size that cost less
 # than what torch needs beside its product, whose number of threads a user sets.
 ONE_THREAD, PARTS = 1 << 18, 4
-# Scores up to which normalised queries take one tile, and values (N x d) of queries whose joint length bounds a rounding
-# well enough.
+# Scores up to which normalised queries take one tile, and values (N x d) of queries whose joint length bounds a
+# rounding well enough.
 DIRECTIONS, TOGETHER = 1 << 17, 1 << 11
 # Longest rows and queries between these neither overflow nor vanish in squares and products.
 LOW, HIGH = 1e-10, 1e10
