@@ -27,7 +27,7 @@ test: unit slurm  ## run the tests (SLURM's are skipped, with the reason, where 
 
 # Exit code 5: ARGS selected none.
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
 
 # They share one small cluster, so one after the other.
 slurm: install
@@ -43,7 +43,7 @@ trackio: install  ## test gsq track with Trackio, beside .venv, since it needs a
 
 lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versions that pyproject.toml allows
 	@echo "lowest versions: $$($(LOWEST)/bin/python -m pip list --format=freeze --disable-pip-version-check | tr '\n' ' ')"
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LOWEST_TESTS))
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(or $(ARGS),$(LOWEST_TESTS))
 
 # Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
 # and figures that name matplotlib's version.
@@ -82,7 +82,7 @@ installed: dist  ## install the wheel into an empty environment and work from th
 
 coverage: install  ## run the tests but SLURM's, and list the lines that none of them runs
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slurm" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile -m "not slurm" $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

@@ -169,10 +169,6 @@ def _sorted(near: Array, axis: int, start: int, index: Array, left: dict[int, li
     """Set ``index`` of a tile's queries, from ``start``, and the rows in ``left`` of those that several are ``near``;
     whether there are few of these. ``axis``: along which its rows lie."""
     inner = near.ravel().nonzero()[0]
-    if axis and len(inner) == len(near):
-        # Every query has its largest score, so that each has one row.
-        index[start : start + len(near)] = inner % near.shape[1]
-        return True
     outer = inner // near.shape[1]
     inner -= outer * near.shape[1]
     query, row = (outer, inner) if axis else (inner, outer)

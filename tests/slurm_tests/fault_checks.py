@@ -88,7 +88,7 @@ def _end_of_start(starts: list[tuple[float, str]], when: float) -> str:
     """
     # Accounting counts in seconds.
     states = [state for ended, state in starts if ended >= int(when)]
-    if starts and not states:
+    if len(starts) > 1 and not states:
         return OUTLIVED
     state, *later = states
     return "requeued" if later or state == "REQUEUED" else ENDS.get(state, "lost")
