@@ -48,11 +48,12 @@ lowest: $(LOWEST)/.installed  ## test sweeps and analysis with the lowest versio
 # Left out: what takes long and trains rather than calls libraries, what reads schemas with a library of the tests alone,
 # and figures that name matplotlib's version.
 LOWEST_TESTS := tests/sweeps_tests tests/analysis_tests tests/gsq_tests/test_discriminators.py \
-	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_tokenize.py tests/gsq_tests/test_publishing.py \
+	tests/gsq_tests/test_tokenizer.py tests/gsq_tests/test_publishing.py \
 	tests/integration_tests/test_versions.py \
 	$(foreach name,sweeps_tests/test_local_queue sweeps_tests/test_canary sweeps_tests/test_snapshot \
 	sweeps_tests/test_own_parts sweeps_tests/test_programs sweeps_tests/test_horizons sweeps_tests/test_json_schema \
 	sweeps_tests/test_starting sweeps_tests/test_tracking sweeps_tests/test_containers sweeps_tests/test_probe_interrupted \
+	sweeps_tests/test_probes sweeps_tests/test_reevaluate sweeps_tests/test_workers sweeps_tests/test_own_edges \
 	analysis_tests/test_readme_figures,--ignore tests/$(name).py) -k "not killed and not goes_on"
 
 $(LOWEST)/.installed: pyproject.toml .ci/constraints-lowest.txt

@@ -17,6 +17,7 @@ from gsq.evaluation.evaluate import NonFiniteReconstruction
 from gsq.files import whole
 from gsq.probe.model import Prior
 from gsq.training.distributed import Group
+from gsq.training.optim import AdamW
 
 # Images of one forward pass without gradients, and of the held-out and training images behind the curves.
 PASS, WATCHED = 32, 32
@@ -65,11 +66,11 @@ def bits_a_position(prior: Prior, codes: Tensor) -> float:
     return float(bits_each(prior, codes).mean()) / codes.shape[1]
 
 
-def optimiser(prior: nn.Module, size: ProbeSize) -> torch.optim.AdamW:
+def optimiser(prior: nn.Module, size: ProbeSize) -> AdamW:
     matrices = [p for n, p in prior.named_parameters() if "blocks" in n and p.ndim == 2]
     others = [p for n, p in prior.named_parameters() if not ("blocks" in n and p.ndim == 2)]
     groups = [{"params": matrices, "weight_decay": size.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=size.learning_rate, betas=(0.9, 0.95), fused=True)
+    return AdamW(groups, lr=size.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def rate(size: ProbeSize, step: int) -> float:

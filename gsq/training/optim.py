@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,9 +14,21 @@ from gsq.config.schedule import OptimizerConfig
 from gsq.quantizers.base import Quantizer
 
 
-def build_optimizer(
-    modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False
-) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch.optim.AdamW for eager mode, in which the first call does not import torch._dynamo.
+
+    torch decorates these methods for optimizers inside compiled functions; importing what the decorators need takes as
+    long as importing torch, in every process that trains. Steps are those of torch.optim.AdamW, bit for bit.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def build_optimizer(modules: Iterable[nn.Module], config: OptimizerConfig, *, discriminator: bool = False) -> AdamW:
     """AdamW without weight decay for norms, biases and what a quantizer names (``Quantizer.undecayed``, its codebook),
     unless ``config.decay_everything`` is set."""
     decayed: list[Tensor] = []
@@ -32,7 +45,7 @@ def build_optimizer(
             matrix = parameter.ndim >= 2 and parameter not in undecayed
             (decayed if matrix or config.decay_everything else kept).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
+    return AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.discriminator_betas if discriminator else ()) or config.betas,  # type: ignore[arg-type]

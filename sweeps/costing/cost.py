@@ -30,9 +30,9 @@ from gsq.words import counted
 ASSUMED_CPU_FLOPS = 4.0e10
 ASSUMED_UTILISATION = 0.33
 # Assumed start-up time (imports, weights, images, the first step).
-STARTUP_SECONDS = {"cpu": 4.0, "gpu": 30.0}
-# Memory of the interpreter with torch and the feature network, besides the model's own (CPU: 460 to 490 MiB measured).
-FRAMEWORK_BYTES = {"cpu": 480 << 20, "gpu": 1 << 30}
+STARTUP_SECONDS = {"cpu": 3.0, "gpu": 30.0}
+# Memory of the interpreter with torch and the feature network, besides the model's own (CPU: 345 to 460 MiB measured).
+FRAMEWORK_BYTES = {"cpu": 420 << 20, "gpu": 1 << 30}
 # Steps and seconds after the first step that a run needs before its speed counts.
 TIMED_STEPS, TIMED_SECONDS = 10, 1.0
 # A sweep with fewer measured runs also uses those of other sweeps. Fitting a line needs as many.

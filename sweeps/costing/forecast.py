@@ -36,7 +36,7 @@ from gsq.words import counted
 # Checkpoints of a running cell: the last two and the one being written.
 CHECKPOINTS = 3
 # Memory of the parent from which the cells of a shared job are forked.
-WARM_BYTES = 400 << 20
+WARM_BYTES = 260 << 20
 # Budget limits that do not depend on a measured speed.
 TIMELESS = ("disk_gb", "cells")
 

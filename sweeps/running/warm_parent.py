@@ -25,11 +25,10 @@ from typing import Any, NoReturn
 from gsq.ending import end_without_threads
 
 TOKENIZER, PROGRAM = "tokenizer", "program"
-# What a cell imports before it trains. The optimisers of torch import torch._dynamo, which takes as long as torch.
-# A program may do without torch, and imports its own packages in its own process.
+# What a cell imports before it trains. A program may do without torch, and imports its own packages in its own process.
 PRELOADED = {
     TOKENIZER: (
-        *("torch", "torch._dynamo", "yaml", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "scipy.linalg"),
+        *("torch", "yaml", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "scipy.linalg"),
         *("gsq.config.flops", "gsq.data.staging", "gsq.evaluation.evaluate", "gsq.evaluation.protocol"),
         *("gsq.pretrained.efficientnet", "gsq.runs.execute", "gsq.runs.identity", "gsq.runs.provenance"),
         *("gsq.training.loop", "gsq.training.losses", "gsq.training.trainer", "gsq.sweeps.running.worker"),

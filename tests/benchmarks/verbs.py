@@ -26,6 +26,7 @@ from lookup import processor, version
 
 ROOT = Path(__file__).resolve().parents[2]
 GSQ = ["-c", "from gsq.cli.main import main; main()"]
+TRAIN = ["train", "cpu-tiny", "-s", "steps=2", "-s", "evaluation.num_images=64"]
 # Arguments of Python, and the seconds asked for; of the tokenizer, those beyond torch.
 COMMANDS: dict[str, tuple[list[str], float | None]] = {
     "import torch": (["-c", "import torch"], None),
@@ -33,6 +34,7 @@ COMMANDS: dict[str, tuple[list[str], float | None]] = {
     "gsq report quickstart": ([*GSQ, "report", "quickstart", "--output", "{out}.html"], 4.0),
     "gsq fit quickstart --compare": ([*GSQ, "fit", "quickstart", "--compare"], 2.5),
     "gsq plot quickstart": ([*GSQ, "plot", "quickstart", "--output", "{out}.png"], 2.0),
+    "gsq train cpu-tiny, 2 steps": ([*GSQ, *TRAIN], None),
 }
 
 
@@ -56,7 +58,7 @@ def run(before: list[str], arguments: list[str], tree: Path, folder: Path) -> su
     command = [*before, sys.executable, *(one.format(out=folder / "output") for one in arguments)]
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     own |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-    own |= {"GSQ_CACHE": str(folder / "cache")}
+    own |= {"GSQ_CACHE": str(folder / "cache"), "GSQ_RUNS": tempfile.mkdtemp(dir=folder)}
     return subprocess.run(command, cwd=tree, env={**os.environ, **own}, check=True, capture_output=True, text=True)
 
 

@@ -8,7 +8,7 @@ from tiny_trainer import equal, parameters, trainer
 from torch import nn
 
 from gsq.config.schedule import OptimizerConfig
-from gsq.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate, update_ema
+from gsq.training.optim import AdamW, build_optimizer, clip_gradients, learning_rate, set_learning_rate, update_ema
 
 
 def test_weight_decay_spares_codebook_norms_and_biases() -> None:
@@ -31,6 +31,35 @@ def test_decay_everything_is_the_papers() -> None:
     run = trainer(optimizer__decay_everything=True)
     (group,) = run.optimizer.param_groups
     assert group["weight_decay"] == 0.05 and len(group["params"]) == len(list(run.model.parameters()))
+
+
+def test_steps_are_those_of_torch_bit_for_bit() -> None:
+    """Also from a state of one in the other, with groups that differ, hooks, and gradients that are not set."""
+    states: list[list[torch.Tensor]] = []
+    for one, other in ((AdamW, torch.optim.AdamW), (torch.optim.AdamW, AdamW), (torch.optim.AdamW, torch.optim.AdamW)):
+        torch.manual_seed(0)
+        model, called = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(3, 3)), []
+
+        def made(kind: type[torch.optim.AdamW], model: nn.Sequential = model) -> torch.optim.AdamW:
+            made = kind(model[0].parameters(), lr=1e-2, betas=(0.5, 0.9), fused=True)
+            made.add_param_group({"params": list(model[1:].parameters()), "weight_decay": 0.1})
+            return made
+
+        optimizer = made(one)
+        for step in range(6):
+            if step == 3:
+                state = optimizer.state_dict()
+                optimizer = made(other)
+                optimizer.load_state_dict(state)
+                optimizer.register_step_post_hook(lambda *_, called=called: called.append(1))
+            loss = model[:2](torch.randn(5, 4)).square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        assert len(called) == 3 and torch.is_grad_enabled()
+        states.append([*model.parameters(), *(v["exp_avg_sq"] for v in optimizer.state.values())])
+    for found in states[:2]:
+        assert len(found) == len(states[2]) and all(torch.equal(a, b) for a, b in zip(found, states[2], strict=True))
 
 
 def test_optimizer_settings() -> None:

@@ -10,7 +10,10 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 # What a notebook repeats for its statistics, and how often is enough to see that it runs.
-CUTS = {"03_design": {"orders=200": "orders=20", "orders=40": "orders=4", "range(10)": "range(2)"}}
+CUTS = {
+    "03_design": {"orders=200": "orders=20", "orders=40": "orders=4", "range(10)": "range(2)"},
+    "06_studies": {"queries=2000": "queries=200", "bootstrap=100": "bootstrap=10"},
+}
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -33,6 +33,19 @@ def test_fits_and_figures_do_without_torch_and_scipy_stats(verb: str, tmp_path: 
     assert ("matplotlib" in found) == (verb == "plot")
 
 
+def test_a_run_trains_without_what_compiles_and_what_reads_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSQ_RUNS", str(tmp_path / "runs"))
+    settings = ("steps=2", "batch_size=2", "loss.discriminator_start=0", "evaluation.num_images=4")
+    words = [word for setting in settings for word in ("--set", setting)]
+    found = loaded("from gsq.cli.main import main; main()", "train", "cpu-tiny", *words)
+    assert list((tmp_path / "runs").glob("*/*/attempts/*/metrics*")), found
+    assert {"gsq.training.trainer", "gsq.evaluation.evaluate"} <= found
+    # The first of these takes as long to import as torch, and torch's own optimizers import it.
+    assert not found & {"torch._dynamo", "sympy", "pandas", "pyarrow", "matplotlib", "scipy.stats"}
+
+
 def test_a_verb_does_without_the_others() -> None:
     found = loaded("from gsq.cli.main import main; main()", "--version", "schema", "cell")
     assert {one for one in found if one.startswith("gsq.cli.")} >= {"gsq.cli.main", "gsq.cli.schema"}
