@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Processes that test at a time.
 WORKERS ?= 2
 
-.PHONY: help install quickstart test unit slurm trackio lowest faults figures gpu dist installed coverage lint types format clean
+.PHONY: help install quickstart test unit analysis slurm trackio lowest faults figures gpu dist installed coverage lint types format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,10 @@ test: unit slurm  ## run the tests (SLURM's are skipped, with the reason, where 
 # Exit code 5: ARGS selected none.
 unit: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slurm" $(ARGS) || [ $$? -eq 5 ]
+
+# A part of unit that CI runs beside slurm: it starts few processes and trains nothing.
+analysis: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/analysis_tests
 
 # They share one small cluster, so one after the other.
 slurm: install
